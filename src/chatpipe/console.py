@@ -1,0 +1,127 @@
+"""The only place that prints: for people on stderr, data on stdout.
+
+Nothing here decides what is said, only where and how. Progress bars appear on a terminal alone; in a log file or a CI
+run stderr stays quiet but for notes, warnings and tables.
+"""
+
+import json
+import os
+import sys
+import traceback
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any, Protocol
+
+from chatpipe.errors import ChatpipeError
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+MAX_ERROR_LINES = 8
+
+_console: "Console | None" = None
+
+
+def stderr_console() -> "Console":
+    """The rich console on stderr, made on first use since importing rich takes time that `--help` does not have."""
+    global _console
+    if _console is None:
+        from rich.console import Console
+
+        # A log file has no width of its own: wide enough that a table's rows stay on one line.
+        width = None if sys.stderr.isatty() else 160
+        _console = Console(stderr=True, highlight=False, soft_wrap=True, width=width)
+    return _console
+
+
+def data(text: str) -> None:
+    """Writes data for programs and pipes to stdout."""
+    sys.stdout.write(text + "\n")
+    sys.stdout.flush()
+
+
+def json_object(value: dict[str, Any]) -> None:
+    """Writes one JSON object to stdout; NaN and infinity, which JSON lacks, become null."""
+    data(json.dumps(_finite(value), ensure_ascii=False))
+
+
+def note(text: str) -> None:
+    """Says something to the person at the terminal."""
+    stderr_console().print(text, markup=False)
+
+
+def warn(text: str) -> None:
+    """Says something that the person should not overlook."""
+    stderr_console().print(f"warning: {text}", style="yellow", markup=False)
+
+
+def error(problem: ChatpipeError) -> None:
+    """Shows what went wrong and what to do, in at most eight lines; `CHATPIPE_DEBUG=1` adds the traceback."""
+    lines = [*f"error: {problem.message}".splitlines(), *problem.hint.splitlines()]
+    for i, line in enumerate(lines[:MAX_ERROR_LINES]):
+        stderr_console().print(line, style="bold red" if i == 0 else None, markup=False)
+    if os.environ.get("CHATPIPE_DEBUG"):
+        traceback.print_exception(problem, file=sys.stderr)
+
+
+def table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]], styles: Sequence[str] = ()) -> None:
+    """Shows a table on stderr; `styles` gives a rich style for each row, by default none."""
+    from rich.table import Table
+    from rich.text import Text
+
+    shown = Table(title=title, title_justify="left", title_style="bold")
+    for column in columns:
+        shown.add_column(column, overflow="fold")
+    for i, row in enumerate(rows):
+        shown.add_row(*(Text(cell) for cell in row), style=styles[i] if styles else None)
+    stderr_console().print(shown)
+
+
+class ProgressBar(Protocol):
+    """What a running task reports to: how far it is, and a few words such as the loss and the speed."""
+
+    def update(self, completed: float, words: str = "") -> None: ...
+
+
+class _Quiet:
+    """A progress bar for when nobody watches."""
+
+    def update(self, completed: float, words: str = "") -> None:
+        pass
+
+
+class _Bar:
+    def __init__(self, progress: Any, task: Any) -> None:
+        self._progress, self._task = progress, task
+
+    def update(self, completed: float, words: str = "") -> None:
+        self._progress.update(self._task, completed=completed, words=words)
+
+
+@contextmanager
+def progress(title: str, total: float) -> Iterator[ProgressBar]:
+    """A progress bar on stderr with step, words and time left; nothing where stderr is not a terminal."""
+    if not stderr_console().is_terminal:
+        yield _Quiet()
+        return
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    columns = (
+        TextColumn("{task.description:<10}"),
+        BarColumn(bar_width=24),
+        MofNCompleteColumn(),
+        TextColumn("{task.fields[words]}"),
+        TimeRemainingColumn(compact=True),
+    )
+    with Progress(*columns, console=stderr_console(), transient=True) as shown:
+        yield _Bar(shown, shown.add_task(title, total=total, words=""))
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _finite(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(item) for item in value]
+    if isinstance(value, float) and (value != value or value in (float("inf"), float("-inf"))):
+        return None
+    return value

@@ -1,0 +1,44 @@
+"""What can go wrong for a user, and the exit code each kind of trouble has.
+
+Every error a user can cause is a `ChatpipeError`. Its message says what is wrong, where, and what to do, in at most
+eight lines; `chatpipe.cli` prints it and exits with `exit_code`. Anything else that is raised is a bug of ours.
+"""
+
+from enum import IntEnum
+
+
+class ExitCode(IntEnum):
+    """Exit codes of the `chatpipe` command, as promised in the contract."""
+
+    DONE = 0
+    FAILED = 1
+    USAGE = 2
+    WAITING_FOR_RANKINGS = 3
+    INTERRUPTED = 130
+
+
+class ChatpipeError(Exception):
+    """Base of all errors that are shown to a user: `message` says what is wrong and where, `hint` what to do."""
+
+    exit_code = ExitCode.FAILED
+
+    def __init__(self, message: str, hint: str = "") -> None:
+        super().__init__(message)
+        self.message = message
+        self.hint = hint
+
+
+class UsageError(ChatpipeError):
+    """The command, the recipe, the data or the model folder is wrong (exit 2). Nothing has been written."""
+
+    exit_code = ExitCode.USAGE
+
+
+class TrainingError(ChatpipeError):
+    """A stage could not go on: non-finite losses, no disk space, a failed rank (exit 1)."""
+
+
+class Interrupted(ChatpipeError):
+    """The user interrupted a stage; its resume point is saved (exit 130)."""
+
+    exit_code = ExitCode.INTERRUPTED

@@ -1,0 +1,69 @@
+"""What a model folder holds, read from its config.json alone, so that a wrong one is answered without torch."""
+
+import json
+from pathlib import Path
+from typing import Literal
+
+from chatpipe.errors import UsageError
+
+Kind = Literal["causal", "reward", "masked"]
+
+_KIND_OF_SUFFIX: tuple[tuple[str, Kind], ...] = (
+    ("ForSequenceClassification", "reward"),
+    ("ForMaskedLM", "masked"),
+    ("LMHeadModel", "causal"),
+    ("ForCausalLM", "causal"),
+    ("ForConditionalGeneration", "causal"),
+)
+_NAME_OF_KIND = {"causal": "causal language model", "reward": "reward model", "masked": "masked language model"}
+
+
+def looks_like_path(name: str) -> bool:
+    """Whether `name` means a folder rather than a hub id such as `gpt2` or `Qwen/Qwen3-0.6B`."""
+    return Path(name).exists() or name.startswith((".", "/", "~")) or name.count("/") > 1
+
+
+def check_model(name: str, wanted: Kind, key: str) -> None:
+    """Raises `UsageError` naming `key` unless `name` is a folder with a `wanted` model, or a hub id.
+
+    A hub id is taken on trust here; loading it answers for it.
+    """
+    if not looks_like_path(name):
+        return
+    kind = model_kind(name, key)
+    if kind != wanted:
+        raise UsageError(
+            f"{key} = {name} is a {_NAME_OF_KIND[kind]}, but a {_NAME_OF_KIND[wanted]} is needed there.",
+            _remedy(wanted),
+        )
+
+
+def model_kind(folder: str, key: str) -> Kind:
+    """What kind of model `folder` holds; raises `UsageError` naming `key` if it holds none that we know."""
+    path = Path(folder).expanduser()
+    if not path.is_dir():
+        raise UsageError(f"{key} = {folder}: there is no such folder.", "Give a model folder or a hub id.")
+    config_file = path / "config.json"
+    try:
+        config = json.loads(config_file.read_text(encoding="utf-8"))
+    except FileNotFoundError as problem:
+        raise UsageError(
+            f"{key} = {folder} is not a model folder: it has no config.json.",
+            "Give a folder that save_pretrained or a chatpipe stage wrote.",
+        ) from problem
+    except ValueError as problem:
+        raise UsageError(f"{config_file} is not JSON ({problem}).", "The folder is damaged; make it anew.") from problem
+    architectures = config.get("architectures") or ["none"] if isinstance(config, dict) else ["none"]
+    for suffix, kind in _KIND_OF_SUFFIX:
+        if architectures[0].endswith(suffix):
+            return kind
+    raise UsageError(
+        f"{key} = {folder} holds a {architectures[0]}, which chatpipe cannot use.",
+        "It reads causal language models, reward models (sequence classification) and masked language models.",
+    )
+
+
+def _remedy(wanted: Kind) -> str:
+    if wanted == "reward":
+        return "Give what `chatpipe rm` wrote, or any sequence classification model with one label."
+    return "Give what `chatpipe pretrain` or `chatpipe sft` wrote, or any causal language model."

@@ -1,0 +1,207 @@
+"""From a recipe's name, file and overrides to checked values, each with its origin.
+
+Nothing here imports torch: a wrong recipe is answered within a fraction of a second.
+"""
+
+import difflib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from importlib import resources
+from pathlib import Path
+from typing import Any, get_args
+
+import yaml
+from pydantic import BaseModel, ValidationError
+
+from chatpipe.errors import UsageError
+from chatpipe.recipe.schema import DataBlock, Recipe
+
+MAX_PROBLEMS = 6
+
+
+@dataclass(frozen=True)
+class Resolved:
+    """A checked recipe; `origins` says for each dotted key whether it is a default, a recipe's line or an override."""
+
+    recipe: Recipe
+    origins: dict[str, str]
+    path: Path | None
+
+    def rows(self) -> list[tuple[str, str, str]]:
+        """(dotted key, value, origin) of every value, in the order of the schema."""
+        return [
+            (key, str(value), self._origin_of(key)) for key, value in flatten(self.recipe.model_dump(mode="json")).items()
+        ]
+
+    def _origin_of(self, key: str) -> str:
+        return _nearest(self.origins, key) or "default"
+
+
+def load_recipe(name: str | None, overrides: Sequence[str] = (), flags: Mapping[str, Any] | None = None) -> Resolved:
+    """Reads the recipe `name` (a path or a packaged name; None = all defaults), then `KEY=VALUE`s, then `flags`.
+
+    `flags` maps dotted keys to values that command-line options such as `--model` stand for.
+    Raises `UsageError` that names every wrong key with its line and the nearest right one.
+    """
+    path = find_recipe(name) if name is not None else None
+    values: dict[str, Any] = {}
+    origins: dict[str, str] = {}
+    if path is not None:
+        values, origins = _read_yaml(path)
+        values.setdefault("out", f"runs/{path.stem}")
+        origins.setdefault("out", "the recipe's name")
+    for override in overrides:
+        key, _, text = override.partition("=")
+        _set(values, key, _parse_value(override, text))
+        origins[key] = "command line"
+    for key, value in (flags or {}).items():
+        _set(values, key, value)
+        origins[key] = "command line"
+    return Resolved(_validate(values, origins), origins, path)
+
+
+def find_recipe(name: str) -> Path:
+    """The file of a recipe given by path or by the name of a packaged one; raises `UsageError` if there is none."""
+    path = Path(name)
+    if path.suffix in {".yaml", ".yml"} or "/" in name:
+        if path.is_file():
+            return path
+        raise UsageError(f"There is no recipe file {name}.", "`chatpipe recipes ls` lists the packaged ones.")
+    packaged = packaged_recipes()
+    if name in packaged:
+        return packaged[name]
+    near = difflib.get_close_matches(name, packaged, n=1)
+    known = f"Did you mean {near[0]}?" if near else f"Packaged recipes: {', '.join(sorted(packaged))}."
+    raise UsageError(f"There is no recipe called {name}.", f"{known} A file of your own is given with its .yaml.")
+
+
+def packaged_recipes() -> dict[str, Path]:
+    """Name -> file of the recipes that come with chatpipe (beside `src/` in an editable install)."""
+    folder = Path(str(resources.files("chatpipe"))) / "recipes"
+    if not folder.is_dir():
+        folder = Path(__file__).resolve().parents[3] / "recipes"
+    return {path.stem: path for path in sorted(folder.glob("*.yaml"))}
+
+
+def flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested sections as dotted keys; lists stay values."""
+    flat: dict[str, Any] = {}
+    for key, value in values.items():
+        if isinstance(value, Mapping):
+            flat.update(flatten(value, f"{prefix}{key}."))
+        else:
+            flat[prefix + key] = value
+    return flat
+
+
+def _read_yaml(path: Path) -> tuple[dict[str, Any], dict[str, str]]:
+    try:
+        root = yaml.compose(path.read_text(encoding="utf-8"), yaml.SafeLoader)
+    except UnicodeDecodeError as problem:
+        raise UsageError(f"{path} is not a text file.", "Recipes are YAML in UTF-8.") from problem
+    except yaml.YAMLError as problem:
+        mark = getattr(problem, "problem_mark", None)
+        where = f"{path}:{mark.line + 1}" if mark else str(path)
+        what = getattr(problem, "problem", None) or "unreadable"
+        raise UsageError(f"{where}: this is not YAML: {what}.", "See `chatpipe recipes show pocket`.") from problem
+    if root is None:
+        raise UsageError(f"The recipe {path} is empty.", "Start from a packaged one: `chatpipe recipes copy pocket`.")
+    if not isinstance(root, yaml.MappingNode):
+        raise UsageError(f"{path}:1: a recipe consists of `key: value` lines.", "See `chatpipe recipes show pocket`.")
+    origins: dict[str, str] = {}
+    _check_keys(root, path, "", origins)
+    return yaml.safe_load(path.read_text(encoding="utf-8")), origins
+
+
+def _check_keys(node: yaml.MappingNode, path: Path, prefix: str, origins: dict[str, str]) -> None:
+    """Notes the line of each key, and refuses a key that stands twice (YAML would silently take the last)."""
+    for key_node, value_node in node.value:
+        key = f"{prefix}{key_node.value}"
+        where = f"{path}:{key_node.start_mark.line + 1}"
+        if key in origins:
+            raise UsageError(f"{where}: {key} stands here twice; first at {origins[key]}.", "Remove one of them.")
+        origins[key] = where
+        if isinstance(value_node, yaml.MappingNode):
+            _check_keys(value_node, path, f"{key}.", origins)
+
+
+def _parse_value(override: str, text: str) -> Any:
+    try:
+        return yaml.safe_load(text) if text else None
+    except yaml.YAMLError as problem:
+        raise UsageError(f"The value of {override!r} cannot be read.", "Put values with special signs in quotes.") from (
+            problem
+        )
+
+
+def _set(values: dict[str, Any], dotted: str, value: Any) -> None:
+    *parents, last = dotted.split(".")
+    for parent in parents:
+        below = values.get(parent)
+        if not isinstance(below, dict):
+            # `pretrain:` without content is None in YAML; anything else is reported by the schema.
+            below = values[parent] = {}
+        values = below
+    values[last] = value
+
+
+def _validate(values: dict[str, Any], origins: dict[str, str]) -> Recipe:
+    # A section without content (`sft:`) means its defaults.
+    given = {key: value for key, value in values.items() if value is not None}
+    try:
+        return Recipe.model_validate(given)
+    except ValidationError as problem:
+        lines = [_describe(details, origins) for details in problem.errors()]
+    shown = lines[:MAX_PROBLEMS]
+    if len(lines) > MAX_PROBLEMS:
+        shown.append(f"... and {len(lines) - MAX_PROBLEMS} more.")
+    raise UsageError("\n".join(shown), "`chatpipe schema` lists every key.")
+
+
+def _describe(details: Any, origins: dict[str, str]) -> str:
+    """One line for one problem: where, which key, what is wrong, what is right."""
+    keys = [str(part) for part in details["loc"] if not str(part).startswith("function-")]
+    dotted = ".".join(keys)
+    origin = _nearest(origins, dotted)
+    where = f"{origin}: " if origin and origin != "command line" else ""
+    if details["type"] == "extra_forbidden":
+        *parents, last = keys
+        near = _nearest_keys(parents, last)
+        remedy = f"did you mean {near[0]}?" if near else f"known there: {', '.join(_known_keys(parents))}."
+        return f"{where}there is no key {dotted}; {remedy}"
+    given = repr(details["input"])
+    return f"{where}{dotted} = {given[:60]}: {details['msg'][:1].lower()}{details['msg'][1:]}."
+
+
+def _nearest_keys(parents: Sequence[str], last: str) -> list[str]:
+    """Dotted keys that look like `last`: first in the same section, then anywhere in the recipe."""
+    here = difflib.get_close_matches(last, _known_keys(parents), n=1)
+    if here:
+        return [".".join([*parents, here[0]])]
+    anywhere = {key.rsplit(".", 1)[-1]: key for key in flatten(Recipe().model_dump())}
+    return [anywhere[key] for key in difflib.get_close_matches(last, anywhere, n=1, cutoff=0.8)]
+
+
+def _known_keys(parents: Sequence[str]) -> list[str]:
+    section: type[BaseModel] = Recipe
+    for parent in parents:
+        if parent.isdigit():  # the only lists of sections are lists of data blocks
+            section = DataBlock
+            continue
+        below = section.model_fields.get(parent)
+        candidates = [below.annotation, *get_args(below.annotation)] if below else []
+        models = [kind for kind in candidates if isinstance(kind, type) and issubclass(kind, BaseModel)]
+        if not models:
+            return []
+        section = models[0]
+    return list(section.model_fields)
+
+
+def _nearest(origins: Mapping[str, str], dotted: str) -> str | None:
+    """The origin of a key or of the closest section above it that was given whole."""
+    parts = dotted.split(".")
+    for end in range(len(parts), 0, -1):
+        origin = origins.get(".".join(parts[:end]))
+        if origin is not None:
+            return origin
+    return None

@@ -1,0 +1,186 @@
+"""What may stand in a recipe: every section and key, its type, its default and what it means.
+
+Where `transformers.TrainingArguments` or TRL has a name for a thing, that is its name here. Unknown keys are errors.
+The JSON Schema that `chatpipe schema` prints is made from these classes.
+"""
+
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
+
+STAGES = ("pretrain", "sft", "rm", "ppo")
+POCKETWORLD = "pocketworld"
+
+DataFormat = Literal["auto", "text", "messages", "alpaca", "pairs", "rankings", "prompts"]
+
+
+class Section(BaseModel):
+    """Base of all sections: unknown keys are refused, and defaults are checked like given values."""
+
+    model_config = ConfigDict(extra="forbid", validate_default=True, protected_namespaces=())
+
+
+class DataBlock(Section):
+    """One source of rows."""
+
+    source: str = Field(description="A file (txt, json, jsonl), or `pocketworld`, the built-in world.")
+    format: DataFormat = Field("auto", description="What the rows are; `auto` recognises it from the first row.")
+    limit: int | None = Field(None, ge=1, description="Use this many rows at most.")
+
+
+def _as_blocks(value: Any) -> Any:
+    """A path, a comma-separated list of paths, or a list of paths and blocks: always a list of blocks."""
+    if isinstance(value, str):
+        value = [part.strip() for part in value.split(",") if part.strip()]
+    if isinstance(value, list):
+        return [{"source": item} if isinstance(item, str) else item for item in value]
+    return value
+
+
+Data = Annotated[list[DataBlock], BeforeValidator(_as_blocks, json_schema_input_type=str | list[str | DataBlock])]
+
+
+class Pocketworld(Section):
+    """The built-in world, and how much of it there is to read."""
+
+    seed: int = Field(0, description="Another seed is another world: other people, other facts.")
+    people: int = Field(100, ge=8, description="How many people live in it.")
+    documents: int = Field(15000, ge=100, description="Paragraphs of running text for pretraining.")
+    conversations: int = Field(3000, ge=20, description="Fine-tuning conversations, of mixed quality.")
+
+
+class TrainingSection(Section):
+    """What every stage tells its trainer."""
+
+    data: Data | None = Field(None, description="Path, comma-separated paths, or a list of blocks.")
+    learning_rate: float = Field(1e-4, gt=0)
+    lr_scheduler_type: Literal["cosine", "linear", "constant", "constant_with_warmup"] = "cosine"
+    warmup_steps: int = Field(0, ge=0)
+    weight_decay: float = Field(0.0, ge=0, description="On matrices only, never on biases and norms.")
+    adam_beta1: float = Field(0.9, ge=0, lt=1)
+    adam_beta2: float = Field(0.95, ge=0, lt=1)
+    adam_epsilon: float = Field(1e-8, gt=0)
+    max_grad_norm: float = Field(1.0, gt=0)
+    batch_size: int = Field(32, ge=1, description="Sequences (rm: rankings) per optimizer step, over all processes.")
+    per_device_train_batch_size: int | None = Field(
+        None, ge=1, description="The micro-batch; accumulation follows. Default: batch_size / processes."
+    )
+    bf16: bool = Field(False, description="Compute in bfloat16; weights stay in float32.")
+    gradient_checkpointing: bool = False
+    logging_steps: int = Field(10, ge=1)
+    save_steps: int = Field(200, ge=1, description="Optimizer steps between resume points.")
+    max_nonfinite_steps: int = Field(3, ge=1, description="Stop after so many NaN or infinite steps in a row.")
+
+
+class Architecture(Section):
+    """A GPT-2 of any size: pre-LN, final LN, residual init 0.02/sqrt(2N), tied embeddings."""
+
+    n_layer: int = Field(4, ge=1)
+    n_head: int = Field(4, ge=1)
+    n_embd: int = Field(128, ge=8)
+    n_positions: int = Field(128, ge=16, description="The longest sequence the model can read, in tokens.")
+    dropout: float = Field(0.0, ge=0, lt=1)
+
+
+class Tokenizer(Section):
+    """The byte-level BPE tokenizer that pretrain trains on its data."""
+
+    vocab_size: int = Field(1024, ge=272, description="With the 256 bytes and the special tokens.")
+
+
+class Pretrain(TrainingSection):
+    """A base model from raw text."""
+
+    model: str | None = Field(None, description="Go on from this causal model instead of a new one.")
+    architecture: Architecture = Field(default_factory=Architecture)
+    tokenizer: Tokenizer = Field(default_factory=Tokenizer)
+    learning_rate: float = Field(6e-4, gt=0)
+    block_size: int = Field(128, ge=16, description="Tokens per training sequence.")
+    max_steps: int = Field(2000, ge=1)
+
+
+class Sft(TrainingSection):
+    """Fine-tuning on conversations; loss on what the assistant says and on its end-of-turn token."""
+
+    model: str | None = Field(None, description="A causal model; default: what pretrain made.")
+    learning_rate: float = Field(2e-5, gt=0)
+    num_train_epochs: float = Field(1.0, gt=0)
+    max_steps: int = Field(-1, ge=-1, description="Overrides num_train_epochs where it is positive.")
+    max_length: int = Field(128, ge=16, description="Longer conversations lose their oldest turns.")
+    pretrain_mix: float = Field(
+        0.0, ge=0, lt=1, description="Share of rows that are raw text from pretrain.data, so that it is not forgotten."
+    )
+
+
+class Sample(Section):
+    """What is sampled for people to rank."""
+
+    data: Data | None = Field(None, description="Where the prompts come from.")
+    prompts: int = Field(500, ge=2, description="How many prompts.")
+    k: int = Field(4, ge=2, le=9, description="Completions per prompt.")
+    temperature: float = Field(1.0, gt=0)
+    max_new_tokens: int = Field(48, ge=1)
+
+
+class Rank(Section):
+    """Who ranks, when rankings are made in the run."""
+
+    rater: Literal["pocketworld"] = Field(
+        "pocketworld", description="Simulated annotators: Bradley-Terry noise around the gold score."
+    )
+    temperature: float = Field(0.5, gt=0, description="Noise of the annotators, in units of the gold score.")
+
+
+class Rm(TrainingSection):
+    """The reward model: K-wise ranking loss over all C(K,2) pairs of a prompt."""
+
+    model: str | None = Field(None, description="The body; default: what sft made.")
+    learning_rate: float = Field(9e-6, gt=0)
+    num_train_epochs: float = Field(1.0, gt=0)
+    max_length: int = Field(128, ge=16, description="Longer prompts lose their beginning; answers are never cut.")
+
+
+class Ppo(TrainingSection):
+    """PPO against the reward model. Names and defaults as in TRL's PPOConfig where it has them."""
+
+    model: str | None = Field(None, description="The policy to start from, also the reference; default: what sft made.")
+    reward_model: str | None = Field(None, description="Default: what rm made. The critic starts from it too.")
+    learning_rate: float = Field(3e-6, gt=0)
+    total_episodes: int = Field(4096, ge=1, description="Completions sampled in all.")
+    num_ppo_epochs: int = Field(4, ge=1)
+    num_mini_batches: int = Field(1, ge=1, description="Optimizer steps per epoch; a rollout has batch_size times this.")
+    kl_coef: float = Field(0.05, ge=0)
+    cliprange: float = Field(0.2, gt=0)
+    cliprange_value: float = Field(0.2, gt=0)
+    vf_coef: float = Field(0.1, ge=0)
+    gamma: float = Field(1.0, gt=0, le=1)
+    lam: float = Field(0.95, ge=0, le=1)
+    temperature: float = Field(1.0, gt=0)
+    response_length: int = Field(48, ge=1, description="The longest completion, in tokens.")
+    missing_eos_penalty: float | None = Field(1.0, description="Subtracted from the score of a completion without EOS.")
+
+
+class Evaluation(Section):
+    """How the verdicts of sft and ppo are measured on held-out prompts."""
+
+    prompts: int = Field(200, ge=10, description="Held-out prompts answered by the model.")
+    temperature: float = Field(1.0, ge=0)
+    max_new_tokens: int = Field(48, ge=1)
+
+
+class Recipe(Section):
+    """One YAML file that says what every stage does."""
+
+    out: str = Field("runs/chatpipe", description="The run's folder.")
+    seed: int = 0
+    processes: int | None = Field(None, ge=1, description="Default: as many as visible GPUs, one on a CPU.")
+    launch: str | None = Field(None, description="An accelerate config file.")
+    report_to: list[str] | str = Field("none", description="Experiment trackers, as in TrainingArguments.")
+    pocketworld: Pocketworld = Field(default_factory=Pocketworld)
+    pretrain: Pretrain = Field(default_factory=Pretrain)
+    sft: Sft = Field(default_factory=Sft)
+    sample: Sample = Field(default_factory=Sample)
+    rank: Rank = Field(default_factory=Rank)
+    rm: Rm = Field(default_factory=Rm)
+    ppo: Ppo = Field(default_factory=Ppo)
+    evaluation: Evaluation = Field(default_factory=Evaluation)
