@@ -4,11 +4,12 @@ Training and serving see the same ids because nothing else in chatpipe renders c
 """
 
 from collections.abc import Sequence
-from typing import TypedDict
-
-from transformers import PreTrainedTokenizerBase
+from typing import TYPE_CHECKING, TypedDict
 
 from chatpipe.errors import UsageError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 SYSTEM_TOKEN, USER_TOKEN, ASSISTANT_TOKEN = "<|system|>", "<|user|>", "<|assistant|>"
 ROLE_TOKENS = [SYSTEM_TOKEN, USER_TOKEN, ASSISTANT_TOKEN]
@@ -31,13 +32,13 @@ class Message(TypedDict):
     content: str
 
 
-def encode_prompt(tokenizer: PreTrainedTokenizerBase, messages: Sequence[Message]) -> list[int]:
+def encode_prompt(tokenizer: "PreTrainedTokenizerBase", messages: Sequence[Message]) -> list[int]:
     """Token ids of `messages` up to and including the mark that makes the assistant speak next."""
     return _apply(tokenizer, messages, add_generation_prompt=True)
 
 
 def encode_conversation(
-    tokenizer: PreTrainedTokenizerBase, messages: Sequence[Message], only_last: bool = False
+    tokenizer: "PreTrainedTokenizerBase", messages: Sequence[Message], only_last: bool = False
 ) -> tuple[list[int], list[int]]:
     """Token ids of a whole conversation, and a mask of the same length that is 1 on what the assistant says.
 
@@ -57,14 +58,14 @@ def encode_conversation(
 
 
 def encode_completion(
-    tokenizer: PreTrainedTokenizerBase, prompt: Sequence[Message], completion: str
+    tokenizer: "PreTrainedTokenizerBase", prompt: Sequence[Message], completion: str
 ) -> tuple[list[int], int]:
     """Token ids of `prompt` answered by `completion` with its end-of-turn token, and the number of prompt tokens."""
     ids = _apply(tokenizer, [*prompt, {"role": "assistant", "content": completion}], add_generation_prompt=False)
     return ids, len(encode_prompt(tokenizer, prompt))
 
 
-def add_chat_template(tokenizer: PreTrainedTokenizerBase) -> int:
+def add_chat_template(tokenizer: "PreTrainedTokenizerBase") -> int:
     """Gives a tokenizer without chat template ours, with role tokens and a pad token; returns how many were added.
 
     A pad token that equals EOS is replaced: EOS would be masked from the loss and never learned
@@ -82,7 +83,7 @@ def add_chat_template(tokenizer: PreTrainedTokenizerBase) -> int:
 
 
 def _apply(
-    tokenizer: PreTrainedTokenizerBase, messages: Sequence[Message], add_generation_prompt: bool
+    tokenizer: "PreTrainedTokenizerBase", messages: Sequence[Message], add_generation_prompt: bool
 ) -> list[int]:
     return tokenizer.apply_chat_template(
         list(messages), tokenize=True, add_generation_prompt=add_generation_prompt, return_dict=False
@@ -90,7 +91,7 @@ def _apply(
 
 
 def _check_prefix(
-    tokenizer: PreTrainedTokenizerBase, messages: Sequence[Message], turn: int, ids: list[int], start: int
+    tokenizer: "PreTrainedTokenizerBase", messages: Sequence[Message], turn: int, ids: list[int], start: int
 ) -> None:
     if encode_prompt(tokenizer, messages[:turn]) != ids[:start]:
         raise UsageError(

@@ -1,0 +1,1 @@
+"""The four stages, one screen each: parent -> data -> guards -> trainer -> train -> evaluate -> verdict -> save."""

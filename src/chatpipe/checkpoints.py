@@ -1,0 +1,123 @@
+"""A checkpoint: a Hugging Face model folder plus `chatpipe.json`, its manifest.
+
+The manifest says what made the folder and what was found of it. It is written last and atomically: a folder without
+one is not a finished stage.
+"""
+
+import hashlib
+import json
+import os
+import platform
+from dataclasses import asdict, dataclass, field
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from chatpipe import __version__
+from chatpipe.models.folder import looks_like_path
+
+MANIFEST = "chatpipe.json"
+PACKAGES = ("torch", "transformers", "trl", "datasets", "accelerate", "tokenizers")
+
+
+@dataclass
+class Manifest:
+    """What stands in `chatpipe.json`: where a checkpoint comes from, what it holds and what it is worth."""
+
+    stage: str
+    parents: dict[str, str]
+    """Recipe key of each model it was made from -> that checkpoint's id."""
+    data: dict[str, dict[str, str]]
+    """Recipe key of each data source -> its files' SHA-256."""
+    settings: dict[str, Any]
+    """Dotted recipe keys that decide what comes out."""
+    seed: int
+    processes: int
+    seconds: float = 0.0
+    metrics: dict[str, Any] = field(default_factory=dict)
+    verdict: dict[str, Any] = field(default_factory=dict)
+    files: dict[str, str] = field(default_factory=dict)
+    versions: dict[str, str] = field(default_factory=dict)
+
+    def differences(self, other: "Manifest") -> list[str]:
+        """What differs in how the two checkpoints were or would be made, a line each; empty if nothing does."""
+        mine, others = self._made_by(), other._made_by()
+        return [
+            f"{key} was {_short(mine.get(key))}, is {_short(others.get(key))} now"
+            for key in dict.fromkeys([*mine, *others])
+            if mine.get(key) != others.get(key)
+        ]
+
+    def _made_by(self) -> dict[str, Any]:
+        made_by: dict[str, Any] = {"stage": self.stage, **self.settings}
+        for key, model_id in self.parents.items():
+            made_by[f"the model given as {key}"] = model_id[:12]
+        for key, sources in self.data.items():
+            for source, fingerprint in sources.items():
+                made_by[f"{key} ({source})"] = fingerprint
+        return made_by
+
+
+def write_manifest(folder: Path, manifest: Manifest) -> None:
+    """Hashes the folder's files and writes its manifest, whole or not at all."""
+    manifest.files = {
+        path.name: _sha256(path)
+        for path in sorted(folder.iterdir())
+        if path.is_file() and path.name not in {MANIFEST, "metrics.jsonl"} and path.suffix != ".log"
+    }
+    manifest.versions = versions()
+    write_json(folder / MANIFEST, asdict(manifest))
+
+
+def read_manifest(folder: Path) -> Manifest | None:
+    """The manifest of a finished checkpoint, or None where the folder has none."""
+    path = folder / MANIFEST
+    if not path.exists():
+        return None
+    return Manifest(**json.loads(path.read_text(encoding="utf-8")))
+
+
+def checkpoint_id(model: str) -> str:
+    """What identifies a model: a hash over its files' hashes; for a hub id, the id itself."""
+    if not looks_like_path(model):
+        return model
+    folder = Path(model).expanduser()
+    manifest = read_manifest(folder)
+    if manifest is not None:
+        # A README may be edited; what makes a model another one are its weights, configuration and tokenizer.
+        files = {name: sha for name, sha in manifest.files.items() if not name.endswith(".md")}
+    else:
+        files = {path.name: _sha256(path) for path in sorted(folder.glob("*.json")) + sorted(folder.glob("*.safetensors"))}
+    return hashlib.sha256(json.dumps(files, sort_keys=True).encode()).hexdigest()
+
+
+def versions() -> dict[str, str]:
+    """Versions of what a result depends on."""
+    found = {"chatpipe": __version__, "python": platform.python_version()}
+    for package in PACKAGES:
+        try:
+            found[package] = metadata.version(package)
+        except metadata.PackageNotFoundError:
+            continue
+    return found
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Writes JSON whole or not at all: into a file beside it, flushed to disk, then renamed."""
+    partial = path.with_name(path.name + ".partial")
+    with partial.open("w", encoding="utf-8") as file:
+        json.dump(value, file, indent=2, ensure_ascii=False)
+        file.flush()
+        os.fsync(file.fileno())
+    partial.replace(path)
+
+
+def _short(value: Any) -> str:
+    """A setting or a hash, short enough to stand in a message."""
+    text = "not set" if value is None else str(value)
+    return text if len(text) <= 24 else text[:21] + "..."
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

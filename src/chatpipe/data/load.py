@@ -1,0 +1,179 @@
+"""From the `data:` blocks of a stage to what it trains on and what is held out.
+
+The split is by content: whether a document, a conversation or a prompt is held out depends on its text alone, so it is
+the same in every stage that reads it, and no prompt is on both sides.
+"""
+
+import hashlib
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Generic, Literal, TypeVar
+
+from chatpipe import pocketworld
+from chatpipe.data import rows as files
+from chatpipe.data.formats import CONVERTERS, Ranking, recognise
+from chatpipe.data.rows import BadRow, Skipped
+from chatpipe.data.template import Message
+from chatpipe.errors import UsageError
+from chatpipe.recipe.schema import POCKETWORLD, DataBlock, Pocketworld
+
+HELD_OUT_SHARE = 0.1
+POCKETWORLD_PROMPTS = 2000
+
+What = Literal["documents", "conversations", "rankings", "prompts"]
+Item = TypeVar("Item")
+Conversation = list[Message]
+
+
+@dataclass
+class Loaded(Generic[Item]):
+    """What a stage's data came to; `skipped` counts the rows that could not be used, by reason."""
+
+    train: list[Item]
+    held_out: list[Item]
+    skipped: dict[str, int] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if not self.train or not self.held_out:
+            raise UsageError(
+                f"The data holds too little: {len(self.train)} rows to train on, {len(self.held_out)} held out.",
+                "A tenth is held out by prompt; give a file with at least some dozens of different rows.",
+            )
+
+
+def load_documents(blocks: Sequence[DataBlock], world: Pocketworld, key: str) -> Loaded[str]:
+    """Raw text, a document each. A text file is one document; its last tenth is held out."""
+    return _load("documents", blocks, world, key, lambda text: text)
+
+
+def load_conversations(blocks: Sequence[DataBlock], world: Pocketworld, key: str) -> Loaded[Conversation]:
+    """Conversations that end with the assistant, split by what was asked."""
+    return _load("conversations", blocks, world, key, lambda messages: prompt_key(messages[:-1]))
+
+
+def load_rankings(blocks: Sequence[DataBlock], world: Pocketworld, key: str) -> Loaded[Ranking]:
+    """Rankings (pairs are K = 2), split by prompt."""
+    return _load("rankings", blocks, world, key, lambda ranking: prompt_key(ranking.prompt))
+
+
+def load_prompts(blocks: Sequence[DataBlock], world: Pocketworld, key: str) -> Loaded[Conversation]:
+    """Different prompts, split by their text; pocketworld holds out prompts about other people."""
+    return _load("prompts", blocks, world, key, prompt_key)
+
+
+def prompt_key(messages: Sequence[Message]) -> str:
+    """The text by which a prompt is told from others."""
+    return json.dumps([[message["role"], message["content"]] for message in messages], ensure_ascii=False)
+
+
+def is_held_out(text: str) -> bool:
+    """Whether the item with this text is held out: true for a tenth of all texts, the same ones always."""
+    return int.from_bytes(hashlib.sha256(text.encode()).digest()[:4], "big") < HELD_OUT_SHARE * 2**32
+
+
+def check_sources(blocks: Sequence[DataBlock] | None, key: str) -> None:
+    """Raises `UsageError` where a stage's data is not given or a file is missing, empty or of an unknown kind."""
+    if not blocks:
+        raise UsageError(f"{key} is not given.", f"Give a file: {key}=FILE, or in the recipe.")
+    for block in blocks:
+        if block.source != POCKETWORLD:
+            files.data_file(block.source, key)
+
+
+def data_fingerprints(blocks: Sequence[DataBlock], key: str) -> dict[str, str]:
+    """Source -> what it holds: SHA-256 of a file (the built-in world is known by its settings), format and limit."""
+    return {block.source: f"{_content(block, key)} {block.format} {block.limit}" for block in blocks}
+
+
+def _content(block: DataBlock, key: str) -> str:
+    if block.source == POCKETWORLD:
+        return POCKETWORLD
+    return files.file_fingerprint(files.data_file(block.source, key))
+
+
+def reads_pocketworld(blocks: Sequence[DataBlock] | None) -> bool:
+    """Whether some of the data is the built-in world, whose gold rater then knows what is true."""
+    return any(block.source == POCKETWORLD for block in blocks or ())
+
+
+def build_world(settings: Pocketworld) -> pocketworld.World:
+    """The built-in world of a recipe."""
+    return pocketworld.World.build(seed=settings.seed, people=settings.people)
+
+
+def _load(
+    what: What,
+    blocks: Sequence[DataBlock],
+    settings: Pocketworld,
+    key: str,
+    split_by: Callable[[Any], str],
+) -> Loaded[Any]:
+    check_sources(blocks, key)
+    train: list[Any] = []
+    held_out: list[Any] = []
+    skipped = Skipped()
+    for block in blocks:
+        if block.source == POCKETWORLD:
+            made = _pocketworld(what, settings)
+            some, others = made if what == "prompts" else _split(made[0], split_by)
+        elif what == "documents" and Path(block.source).suffix == ".txt":
+            some, others = _split_text(files.read_text(block.source, key))
+        else:
+            some, others = _split(_read(what, block, key, skipped), split_by)
+        train += some[: block.limit]
+        held_out += others[: block.limit]
+    if what == "prompts":
+        train, held_out = _distinct(train), _distinct(held_out)
+    return Loaded(train, held_out, dict(skipped.reasons))
+
+
+def _read(what: What, block: DataBlock, key: str, skipped: Skipped) -> list[Any]:
+    """The usable rows of one file; more than 1 % unusable ones are refused."""
+    found = files.read_rows(block.source, key)
+    form = block.format if block.format != "auto" else recognise(found[0], key)
+    convert = CONVERTERS[what]
+    here = Skipped()
+    items = []
+    for row in found:
+        try:
+            items.append(convert(row, form))
+        except BadRow as problem:
+            here.add(str(problem), row.where)
+    here.check(f"{key}: {block.source}", len(found))
+    for reason, count in here.reasons.items():
+        skipped.reasons[reason] += count
+    return items
+
+
+def _split(items: list[Any], split_by: Callable[[Any], str]) -> tuple[list[Any], list[Any]]:
+    sides: tuple[list[Any], list[Any]] = ([], [])
+    for item in items:
+        sides[is_held_out(split_by(item))].append(item)
+    return sides
+
+
+def _split_text(text: str) -> tuple[list[str], list[str]]:
+    """One running text: its last tenth is held out, from the start of a line on."""
+    cut = text.find("\n", int(len(text) * (1 - HELD_OUT_SHARE))) + 1
+    return [text[:cut]], [text[cut:]]
+
+
+def _distinct(prompts: list[Conversation]) -> list[Conversation]:
+    return list({prompt_key(prompt): prompt for prompt in prompts}.values())
+
+
+def _pocketworld(what: What, settings: Pocketworld) -> tuple[list[Any], list[Any]]:
+    """The built-in world's rows; only its prompts come divided, practice and test being about different people."""
+    world, seed = build_world(settings), settings.seed
+    if what == "documents":
+        return pocketworld.documents(world, settings.documents, seed), []
+    if what == "conversations":
+        return pocketworld.conversations(world, settings.conversations, seed), []
+    if what == "prompts":
+        return (
+            pocketworld.prompts(world, "practice", POCKETWORLD_PROMPTS, seed),
+            pocketworld.prompts(world, "test", POCKETWORLD_PROMPTS, seed),
+        )
+    raise UsageError("The built-in world has no rankings of its own.", "Leave rm.data out: the run makes them.")

@@ -1,0 +1,7 @@
+"""Generation: the decode engine that PPO, `sample` and `chat` share."""
+
+from chatpipe.generation.engine import Completion, generate
+from chatpipe.generation.sampling import SamplingParams
+from chatpipe.generation.stream import stream
+
+__all__ = ["Completion", "SamplingParams", "generate", "stream"]

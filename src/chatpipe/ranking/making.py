@@ -1,0 +1,64 @@
+"""The rankings of a run: the fine-tuned model answers practice prompts, and simulated annotators rank the answers."""
+
+import json
+import os
+import random
+from collections.abc import Iterable
+from pathlib import Path
+
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from chatpipe import console
+from chatpipe.data.formats import Ranking
+from chatpipe.data.load import build_world, load_prompts
+from chatpipe.errors import UsageError
+from chatpipe.generation import SamplingParams
+from chatpipe.pocketworld import GoldRater, rank
+from chatpipe.ranking.sampling import sample_completions
+from chatpipe.recipe.schema import Recipe
+
+ANNOTATOR = "pocketworld"
+
+
+def make_rankings(recipe: Recipe, model_folder: str, path: Path) -> int:
+    """Samples, ranks and writes the rankings file, whole or not at all; returns how many rankings it holds."""
+    settings = recipe.sample
+    tokenizer = AutoTokenizer.from_pretrained(model_folder)
+    model = AutoModelForCausalLM.from_pretrained(model_folder, dtype=torch.float32)
+    prompts = load_prompts(settings.data or [], recipe.pocketworld, "sample.data").train[: settings.prompts]
+    params = SamplingParams(max_new_tokens=settings.max_new_tokens, temperature=settings.temperature)
+    with console.progress("sample", len(prompts) * settings.k) as bar:
+        sampled = sample_completions(model, tokenizer, prompts, settings.k, params, recipe.seed, bar.update)
+
+    rater = GoldRater(build_world(recipe.pocketworld))
+    noise = random.Random(f"rank {recipe.seed}")
+    rankings = []
+    for prompt, completions in zip(prompts, sampled, strict=True):
+        texts = [tokenizer.decode(completion.ids, skip_special_tokens=True) for completion in completions]
+        kept = [i for i, text in enumerate(texts) if text.strip()]  # an empty answer cannot be shown to anyone
+        if len(kept) < 2:
+            continue
+        scores = [rater.rate(prompt, texts[i], completions[i].ended).score for i in kept]
+        responses = [texts[i] for i in kept]
+        ranks = rank(scores, responses, noise, recipe.rank.temperature)
+        rankings.append(Ranking(prompt, responses, ranks, ANNOTATOR))
+    if not rankings:
+        raise UsageError(
+            "sample: the model gave only empty answers; there is nothing to rank.",
+            "Look at the verdict of sft; train it longer.",
+        )
+    write_rankings(path, rankings)
+    return len(rankings)
+
+
+def write_rankings(path: Path, rankings: Iterable[Ranking]) -> None:
+    """Writes a rankings file (one JSON object a line), whole or not at all."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(path.name + ".partial")
+    with partial.open("w", encoding="utf-8") as file:
+        for ranking in rankings:
+            file.write(json.dumps(ranking.to_row(), ensure_ascii=False) + "\n")
+        file.flush()
+        os.fsync(file.fileno())
+    partial.replace(path)

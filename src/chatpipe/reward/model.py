@@ -1,0 +1,125 @@
+"""The reward model: a causal body with a score head, any `AutoModelForSequenceClassification` with one label.
+
+A sequence is scored at its last token, found by its length: transformers looks for the pad token instead, and reads
+another position where pad is also the end of a turn (transformers #35352). What centres the scores stands in
+`config.chatpipe_reward_offset`, since the head has no bias; stock software, which ignores it, sees the same order.
+"""
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+from transformers import AutoConfig, AutoModelForSequenceClassification, PretrainedConfig, PreTrainedModel
+from transformers.utils import logging
+
+from chatpipe.reward.batches import pad_right
+
+
+def new_reward_model(body_folder: str, pad_token_id: int, seed: int) -> PreTrainedModel:
+    """A reward model in float32 with the body of the causal model in `body_folder` and a new score head.
+
+    The head is N(0, 1/sqrt(d+1)), d the hidden size, so that first scores are of size 1 (lm-human-preferences, "The N
+    Implementation Details of RLHF"; transformers would take 0.02). Dropout is off, in the configuration too: two
+    readings of one answer must agree.
+    """
+    config = AutoConfig.from_pretrained(body_folder, num_labels=1)
+    _turn_off_dropout(config)
+    config.get_text_config().pad_token_id = pad_token_id
+    with _without_load_report():
+        model = AutoModelForSequenceClassification.from_pretrained(body_folder, config=config, dtype=torch.float32)
+    generator = torch.Generator().manual_seed(seed)
+    weight = model.score.weight
+    with torch.no_grad():
+        weight.copy_(torch.randn(weight.shape, generator=generator) * (weight.shape[1] + 1) ** -0.5)
+    return model
+
+
+def token_scores(
+    model: PreTrainedModel, input_ids: Tensor, attention_mask: Tensor, position_ids: Tensor | None = None
+) -> Tensor:
+    """The centred score at every position, (b, t) float32, also under autocast.
+
+    `input_ids`, `attention_mask` and `position_ids` are (b, t). Rows are padded on the right; padded on the left they
+    need `position_ids`.
+    """
+    body = getattr(model, model.base_model_prefix)
+    hidden = body(
+        input_ids=input_ids, attention_mask=attention_mask, position_ids=position_ids, use_cache=False
+    ).last_hidden_state
+    return head_scores(model.score, hidden) - reward_offset(model)
+
+
+def head_scores(head: nn.Linear, hidden: Tensor) -> Tensor:
+    """What a score head gives for hidden states (b, t, d), before centring: (b, t), float32 at least.
+
+    Never in bfloat16, whose three digits would tie answers that differ.
+    """
+    with torch.autocast(hidden.device.type, enabled=False):
+        wide = torch.promote_types(hidden.dtype, torch.float32)
+        bias = None if head.bias is None else head.bias.to(wide)
+        return functional.linear(hidden.to(wide), head.weight.to(wide), bias).squeeze(-1)
+
+
+def at_last_token(values: Tensor, attention_mask: Tensor) -> Tensor:
+    """Of (b, t) values those at the last token of each row, (b,); rows are padded on the right."""
+    last = attention_mask.sum(1) - 1
+    return values.gather(1, last[:, None]).squeeze(1)
+
+
+def sequence_scores(
+    model: PreTrainedModel, sequences: Sequence[Sequence[int]], pad_token_id: int, batch_size: int
+) -> Tensor:
+    """The centred score of each sequence at its last token, (n,) float32 on the CPU, in the order of `sequences`.
+
+    `model` answers in evaluation mode and is left as it was. Longest first: memory that runs out does so at once.
+    """
+    scores = torch.empty(len(sequences))
+    order = sorted(range(len(sequences)), key=lambda i: -len(sequences[i]))
+    was_training = model.training
+    model.eval()
+    try:
+        with torch.inference_mode():
+            for start in range(0, len(order), batch_size):
+                rows = order[start : start + batch_size]
+                input_ids, mask = pad_right([sequences[i] for i in rows], pad_token_id)
+                input_ids, mask = input_ids.to(model.device), mask.to(model.device)
+                scores[rows] = at_last_token(token_scores(model, input_ids, mask), mask).float().cpu()
+    finally:
+        model.train(was_training)
+    return scores
+
+
+def centre_rewards(
+    model: PreTrainedModel, demonstrations: Sequence[Sequence[int]], pad_token_id: int, batch_size: int
+) -> float:
+    """Sets the offset so that `demonstrations` score 0 on average (InstructGPT, appendix C.2); returns it.
+
+    It stands in the configuration, so `save_pretrained` keeps it.
+    """
+    scores = sequence_scores(model, demonstrations, pad_token_id, batch_size)
+    model.config.chatpipe_reward_offset = reward_offset(model) + scores.double().mean().item()
+    return model.config.chatpipe_reward_offset
+
+
+def reward_offset(model: PreTrainedModel) -> float:
+    """What is subtracted from the head's scores; 0 for a model that was never centred."""
+    return getattr(model.config, "chatpipe_reward_offset", 0.0)
+
+
+def _turn_off_dropout(config: PretrainedConfig) -> None:
+    for name, value in config.to_dict().items():
+        if isinstance(value, float) and ("dropout" in name or name.endswith("pdrop")):
+            setattr(config, name, 0.0)
+
+
+@contextmanager
+def _without_load_report() -> Iterator[None]:
+    """Keeps transformers from reporting that the score head is new and the language head unused: both are meant."""
+    level = logging.get_verbosity()
+    logging.set_verbosity_error()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(level)

@@ -1,0 +1,102 @@
+"""Training a reward model on rankings: a `transformers.Trainer` whose batch elements are prompts with K responses.
+
+    trainer = RewardTrainer(model, args, encode_rankings(tokenizer, rankings, max_length).rankings)
+    trainer.train()
+
+The K responses of a prompt are read once each and compared in all C(K,2) pairs (InstructGPT, section 3.5): as separate
+pairs each would be read K-1 times and the model overfits in one epoch. The loss of an optimizer step is the mean over
+its prompts that have a pair which is not tied, over all micro-batches and processes: how a batch is spread changes
+nothing. (Where the last batch of an epoch does not fill all processes, accelerate repeats prompts from its beginning.)
+"""
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel, Trainer, TrainingArguments
+
+from chatpipe.reward.batches import EncodedRanking, RankingCollator
+from chatpipe.reward.loss import comparable_pairs, pair_margins, ranking_loss
+from chatpipe.reward.model import at_last_token, head_scores
+from chatpipe.training.nonfinite import SkipNonFinite
+from chatpipe.training.resume import ResumePoints
+
+
+class RewardTrainer(ResumePoints, SkipNonFinite, Trainer):
+    """Trains `model`, a sequence classification model with one label and a `score` head, on `train_dataset`.
+
+    Batch sizes count prompts. Logs, over the pairs seen since the last log: `accuracy`, the share ordered rightly,
+    and `margin`, the mean of r_better - r_worse.
+    """
+
+    def __init__(
+        self, model: PreTrainedModel, args: TrainingArguments, train_dataset: Sequence[EncodedRanking], **more: Any
+    ) -> None:
+        collator = RankingCollator(model.config.get_text_config().pad_token_id)
+        super().__init__(model=model, args=args, train_dataset=train_dataset, data_collator=collator, **more)
+        # Trainer then leaves it to us to divide by num_items_in_batch, and does not divide by the micro-batches.
+        self.model_accepts_loss_kwargs = True
+        self._forget_pairs()
+
+    def get_batch_samples(
+        self, epoch_iterator: Iterator[dict[str, Tensor]], num_batches: int, device: torch.device
+    ) -> tuple[list[dict[str, Tensor]], Tensor]:
+        """The micro-batches of the next optimizer step, and how many of its prompts, over all ranks, have a pair."""
+        batches, _ = super().get_batch_samples(epoch_iterator, num_batches, device)
+        pairs = [comparable_pairs(batch["ranks"], batch["sizes"]) for batch in batches]
+        prompts = sum(int(of_prompt.any((1, 2)).sum()) for of_prompt in pairs)
+        return batches, self.accelerator.reduce(torch.tensor(prompts, device=device), reduction="sum")
+
+    def compute_loss(
+        self, model: nn.Module, inputs: dict[str, Tensor], return_outputs: bool = False, num_items_in_batch: Any = None
+    ) -> Any:
+        """This micro-batch's share of the step's mean, which `num_items_in_batch` prompts make up."""
+        scores = self._scores(model, inputs)
+        self._note_pairs(scores.detach(), inputs["ranks"], inputs["sizes"])
+        losses = ranking_loss(scores, inputs["ranks"], inputs["sizes"])
+        # DDP averages gradients over processes; times their number that is the sum which the mean asks for.
+        loss = losses.sum() * self.accelerator.num_processes / num_items_in_batch.clamp(min=1)
+        return (loss, {"scores": scores}) if return_outputs else loss
+
+    def _scores(self, model: nn.Module, inputs: dict[str, Tensor]) -> Tensor:
+        """Scores at the last tokens, (sum K,), of the model as DDP or FSDP wraps it.
+
+        These synchronise only what passes through their own forward, so that is called, and what its head reads is
+        taken on the way: its pooled result looks for the pad token and may come in bfloat16.
+        """
+        at_tokens: list[Tensor] = []
+        head = self.accelerator.unwrap_model(model).score
+        hook = head.register_forward_hook(lambda module, read, _: at_tokens.append(head_scores(module, read[0])))
+        try:
+            model(input_ids=inputs["input_ids"], attention_mask=inputs["attention_mask"], use_cache=False)
+        finally:
+            hook.remove()
+        return at_last_token(at_tokens[0], inputs["attention_mask"])
+
+    # ---- what is logged ----
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        """Adds `accuracy` and `margin` over all processes to the training logs."""
+        if "loss" in logs:
+            pairs, right, margin = self.accelerator.reduce(self._seen, reduction="sum").tolist()
+            if pairs:
+                logs = {**logs, "accuracy": right / pairs, "margin": margin / pairs}
+        self._forget_pairs()
+        super().log(logs, start_time)
+
+    def extra_state(self) -> dict[str, Any]:
+        """The pairs that no log has counted yet."""
+        return {"seen": self._seen.tolist()}
+
+    def load_extra_state(self, extra: dict[str, Any]) -> None:
+        """Goes on counting from there."""
+        self._seen = torch.tensor(extra["seen"], device=self.args.device)
+
+    def _note_pairs(self, scores: Tensor, ranks: Tensor, sizes: Tensor) -> None:
+        margins = pair_margins(scores, sizes)[comparable_pairs(ranks, sizes)]
+        self._seen += torch.stack([torch.ones_like(margins), margins > 0, margins]).sum(1).float()
+
+    def _forget_pairs(self) -> None:
+        # pairs, those ordered rightly, sum of margins
+        self._seen = torch.zeros(3, device=self.args.device)

@@ -1,0 +1,49 @@
+"""The same held-out question, put to the model of every stage, so that a person sees what each stage changed."""
+
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from chatpipe.data.load import Conversation, load_conversations, load_prompts, reads_pocketworld
+from chatpipe.data.template import encode_prompt
+from chatpipe.generation import SamplingParams, generate
+from chatpipe.stages.job import Job, stage_data
+
+MAX_NEW_TOKENS = 40
+
+
+def example_prompt(job: Job) -> Conversation:
+    """A held-out question of the recipe: the first short one, the same for all stages."""
+    recipe = job.recipe
+    for stage in ("ppo", "sft"):
+        for key, blocks in stage_data(recipe, stage).items():
+            if key != f"{stage}.data" or not blocks:
+                continue
+            if stage == "ppo" or reads_pocketworld(blocks):
+                prompts = load_prompts(blocks, recipe.pocketworld, key).held_out
+            else:
+                prompts = [c[:-1] for c in load_conversations(blocks, recipe.pocketworld, key).held_out]
+            single = [prompt for prompt in prompts if len(prompt) == 1]
+            return min(single or prompts, key=lambda prompt: abs(len(prompt[-1]["content"]) - 30))
+    return [{"role": "user", "content": "Who are you?"}]
+
+
+def complete_example(job: Job, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> dict[str, str]:
+    """How a base model goes on after the question as running text."""
+    question = example_prompt(job)[-1]["content"]
+    ids = tokenizer(question, add_special_tokens=False)["input_ids"]
+    return {"question": question, "answer": _greedy(model, tokenizer, ids)}
+
+
+def answer_example(job: Job, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> dict[str, str]:
+    """How a chat model answers the question."""
+    prompt = example_prompt(job)
+    return {
+        "question": prompt[-1]["content"],
+        "answer": _greedy(model, tokenizer, encode_prompt(tokenizer, prompt)),
+    }
+
+
+def _greedy(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, ids: list[int]) -> str:
+    params = SamplingParams(max_new_tokens=MAX_NEW_TOKENS, temperature=0.0)
+    room = model.config.max_position_embeddings - MAX_NEW_TOKENS
+    completion = generate(model, [ids[-room:]], params, tokenizer.eos_token_id, seed=0)[0]
+    return " ".join(tokenizer.decode(completion.ids, skip_special_tokens=True).split())

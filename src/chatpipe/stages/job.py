@@ -1,0 +1,197 @@
+"""One stage to run: which recipe, in which folder, from which models, on which data, and whether it is done already.
+
+Nothing here imports torch, so that a wrong command is answered at once, before anything is launched or written.
+"""
+
+import json
+import os
+import shutil
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from chatpipe.checkpoints import MANIFEST, Manifest, checkpoint_id, read_manifest, write_json
+from chatpipe.data.load import check_sources, data_fingerprints, reads_pocketworld
+from chatpipe.errors import UsageError
+from chatpipe.models.folder import Kind, check_model
+from chatpipe.recipe.loading import flatten
+from chatpipe.recipe.schema import STAGES, DataBlock, Recipe, TrainingSection
+
+# Which stage of the same run makes the model that a stage starts from, where the recipe names no other.
+PARENTS: Mapping[str, Mapping[str, str]] = {
+    "pretrain": {},
+    "sft": {"model": "pretrain"},
+    "rm": {"model": "sft"},
+    "ppo": {"model": "sft", "reward_model": "rm"},
+}
+KIND_OF_KEY: Mapping[str, Kind] = {"model": "causal", "reward_model": "reward"}
+
+# Where and how a stage runs, not what comes out of it; models and data are compared by content.
+NOT_COMPARED = {"logging_steps", "save_steps", "model", "reward_model", "data"}
+STARTED = Path("checkpoints") / "stage.json"
+
+
+@dataclass
+class Outcome:
+    """What a stage measured of its result, and the verdict drawn from it."""
+
+    metrics: dict[str, Any]
+    verdict: dict[str, Any]
+
+
+@dataclass
+class Job:
+    """One stage of a recipe in its folder; `models` maps the section's keys to folders or hub ids."""
+
+    recipe: Recipe
+    stage: str
+    folder: Path
+    models: dict[str, str] = field(default_factory=dict)
+
+    @classmethod
+    def of(cls, recipe: Recipe, stage: str, out: str | None = None) -> "Job":
+        """The job of `stage` in the run's folder, or in the folder `out` of its own."""
+        run = Path(recipe.out)
+        section = recipe_section(recipe, stage)
+        models = {key: getattr(section, key) or str(run / parent) for key, parent in PARENTS[stage].items()}
+        if stage == "pretrain" and recipe.pretrain.model:
+            models["model"] = recipe.pretrain.model
+        return cls(recipe, stage, Path(out) if out else run / stage, models)
+
+    @property
+    def section(self) -> TrainingSection:
+        """The stage's own section of the recipe."""
+        return recipe_section(self.recipe, self.stage)
+
+    @property
+    def rank(self) -> int:
+        """This process's number among those that were launched together."""
+        return int(os.environ.get("RANK", "0"))
+
+    @property
+    def processes(self) -> int:
+        """How many processes run this stage together."""
+        return int(os.environ.get("WORLD_SIZE", "1"))
+
+    @property
+    def is_main(self) -> bool:
+        """Whether this process evaluates, saves and speaks."""
+        return self.rank == 0
+
+    def data(self) -> dict[str, list[DataBlock]]:
+        """Recipe key -> data blocks of everything the stage reads."""
+        return stage_data(self.recipe, self.stage)
+
+    def uses_pocketworld(self) -> bool:
+        """Whether some of the stage's data is the built-in world, whose gold rater then judges."""
+        return any(reads_pocketworld(blocks) for blocks in self.data().values())
+
+    def check(self, made_by_this_run: frozenset[str] = frozenset()) -> None:
+        """Raises `UsageError` where data or a model is missing or of the wrong kind.
+
+        `made_by_this_run` names the stages that will have run before this one, so their folders need not exist yet.
+        """
+        for key, blocks in self.data().items():
+            if not (key == "rm.data" and self.recipe.rm.data is None):
+                check_sources(blocks, key)
+        for key, model in self.models.items():
+            parent = PARENTS[self.stage].get(key)
+            given = getattr(self.section, key) is not None
+            if not given and parent in made_by_this_run:
+                continue
+            if not given and not Path(model).is_dir():
+                flag = {"model": "--model", "reward_model": "--reward"}[key]
+                raise UsageError(
+                    f"{self.stage} starts from what {parent} makes, but there is no {model} yet.",
+                    f"Run `chatpipe {parent}` first, or give a model with {flag}.",
+                )
+            check_model(model, KIND_OF_KEY[key], f"{self.stage}.{key}")
+
+    def manifest(self) -> Manifest:
+        """The manifest that this job's checkpoint will have, without results."""
+        section = recipe_section(self.recipe, self.stage).model_dump(mode="json", exclude=NOT_COMPARED)
+        settings = {f"{self.stage}.{key}": value for key, value in flatten(section).items()}
+        if self.uses_pocketworld():
+            settings.update(flatten({"pocketworld": self.recipe.pocketworld.model_dump(mode="json")}))
+        if self.stage in ("sft", "ppo"):
+            settings.update(flatten({"evaluation": self.recipe.evaluation.model_dump(mode="json")}))
+        return Manifest(
+            stage=self.stage,
+            parents={f"{self.stage}.{key}": checkpoint_id(model) for key, model in self.models.items()},
+            data={key: data_fingerprints(blocks, key) for key, blocks in self.data().items()},
+            settings={"seed": self.recipe.seed, **settings},
+            seed=self.recipe.seed,
+            processes=self.processes,
+        )
+
+    def standing(self) -> Literal["done", "started", "new"]:
+        """Whether the stage is done, was begun, or is new.
+
+        Raises `UsageError` where the folder holds something else, or was made in another way: the message names what
+        changed.
+        """
+        if not self.folder.exists() or not any(self.folder.iterdir()):
+            return "new"
+        finished = read_manifest(self.folder)
+        before = finished or _read_started(self.folder)
+        if before is None:
+            raise UsageError(
+                f"{self.folder} holds something that chatpipe did not make.", "Choose another folder with out= or --out."
+            )
+        changed = before.differences(self.manifest())
+        if changed:
+            shown = changed[:4] + ([f"... and {len(changed) - 4} more"] if len(changed) > 4 else [])
+            raise UsageError(
+                "\n".join([f"{self.folder} holds another {self.stage}:", *shown]),
+                "Use --fresh to make it anew (the old one is deleted), or another folder.",
+            )
+        return "done" if finished else "started"
+
+    def begin(self) -> None:
+        """Notes how the stage is made before it starts, so that a changed recipe cannot resume it."""
+        (self.folder / STARTED).parent.mkdir(parents=True, exist_ok=True)
+        write_json(self.folder / STARTED, asdict(self.manifest()))
+
+    def clear(self) -> None:
+        """Deletes what an earlier run of the stage left; refuses to delete what chatpipe did not make."""
+        if not self.folder.exists() or not any(self.folder.iterdir()):
+            return
+        if not (self.folder / MANIFEST).exists() and not (self.folder / STARTED).exists():
+            raise UsageError(
+                f"{self.folder} holds something that chatpipe did not make; it is not deleted.", "Choose another folder."
+            )
+        shutil.rmtree(self.folder)
+
+
+def recipe_section(recipe: Recipe, stage: str) -> Any:
+    """The section of a stage."""
+    assert stage in STAGES, stage
+    return getattr(recipe, stage)
+
+
+def stage_data(recipe: Recipe, stage: str) -> dict[str, list[DataBlock]]:
+    """Recipe key -> data blocks of everything that `stage` reads."""
+    if stage == "rm":
+        return {"rm.data": rankings_blocks(recipe)}
+    if stage == "ppo":
+        return {"ppo.data": recipe.ppo.data or recipe.rm.data or recipe.sample.data or []}
+    data = {f"{stage}.data": recipe_section(recipe, stage).data or []}
+    if stage == "sft" and recipe.sft.pretrain_mix > 0:
+        data["pretrain.data"] = recipe.pretrain.data or []
+    return data
+
+
+def rankings_file(recipe: Recipe) -> Path:
+    """Where a run keeps what was ranked."""
+    return Path(recipe.out) / "rankings" / "round-1.jsonl"
+
+
+def rankings_blocks(recipe: Recipe) -> list[DataBlock]:
+    """What the reward model learns from: `rm.data`, or the rankings that the run makes."""
+    return recipe.rm.data or [DataBlock(source=str(rankings_file(recipe)), format="rankings")]
+
+
+def _read_started(folder: Path) -> Manifest | None:
+    path = folder / STARTED
+    return Manifest(**json.loads(path.read_text(encoding="utf-8"))) if path.exists() else None

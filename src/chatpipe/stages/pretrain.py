@@ -1,0 +1,97 @@
+"""pretrain: a base model from raw text."""
+
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase, Trainer
+from transformers import TrainingArguments, set_seed
+
+from chatpipe.data.load import Loaded, load_documents
+from chatpipe.data.token_store import build_token_store
+from chatpipe.errors import UsageError
+from chatpipe.evaluation.language import held_out_loss
+from chatpipe.evaluation.ngram import trigram_bits_per_byte
+from chatpipe.evaluation.verdicts import pretrain_verdict
+from chatpipe.models.architecture import new_model
+from chatpipe.models.tokenizer import train_tokenizer
+from chatpipe.stages.example import complete_example
+from chatpipe.stages.job import Job, Outcome
+from chatpipe.stages.saving import main_process_first, save_checkpoint
+from chatpipe.training.arguments import training_arguments
+from chatpipe.training.nonfinite import SkipNonFinite
+from chatpipe.training.resume import ResumePoints
+from chatpipe.training.run import run_trainer
+
+EVAL_BATCH_SIZE = 32
+MAX_EVAL_BYTES = 500_000
+
+
+class PretrainTrainer(ResumePoints, SkipNonFinite, Trainer):
+    """transformers' Trainer over the token store; the model itself shifts the labels and computes the loss."""
+
+
+def run_pretrain(job: Job) -> Outcome | None:
+    """Trains the stage's model; the main process evaluates it, saves it and returns what came out."""
+    recipe, section = job.recipe, job.recipe.pretrain
+    documents = load_documents(job.data()["pretrain.data"], recipe.pocketworld, "pretrain.data")
+    set_seed(recipe.seed)
+    tokenizer, model = _start(job, documents)
+    if section.block_size > model.config.max_position_embeddings:
+        raise UsageError(
+            f"pretrain.block_size = {section.block_size}, but the model reads "
+            f"{model.config.max_position_embeddings} tokens at most.",
+            "Lower it, or raise pretrain.architecture.n_positions.",
+        )
+    held_out_texts = _limit_bytes(documents.held_out)
+    with main_process_first(job):
+        train = build_token_store(job.folder / "tokens" / "train.bin", documents.train, tokenizer, section.block_size)
+        held_out = build_token_store(job.folder / "tokens" / "held_out.bin", held_out_texts, tokenizer, section.block_size)
+    untrained = held_out_loss(model, held_out, EVAL_BATCH_SIZE) if job.is_main else None
+
+    args = training_arguments(
+        TrainingArguments,
+        section,
+        job.folder,
+        recipe.seed,
+        job.processes,
+        recipe.report_to,
+        max_steps=section.max_steps,
+    )
+    trainer = PretrainTrainer(model=model, args=args, train_dataset=train, processing_class=tokenizer)
+    speed = run_trainer(trainer, model, job.stage, job.folder, section.block_size)
+    if untrained is None:
+        return None
+
+    score = held_out_loss(model, held_out, EVAL_BATCH_SIZE)
+    metrics = {
+        "eval_loss": score.nats_per_token,
+        "perplexity": score.perplexity,
+        "bits_per_byte": score.bits_per_byte,
+        "untrained_bits_per_byte": untrained.bits_per_byte,
+        "trigram_bits_per_byte": trigram_bits_per_byte(documents.train, held_out_texts),
+        "parameters": model.num_parameters(),
+        "train_tokens": section.max_steps * section.batch_size * train.block_size,
+        "example": complete_example(job, model, tokenizer),
+        **speed,
+    }
+    save_checkpoint(job, model, tokenizer)
+    return Outcome(metrics, pretrain_verdict(metrics).to_dict())
+
+
+def _start(job: Job, documents: Loaded[str]) -> tuple[PreTrainedTokenizerBase, PreTrainedModel]:
+    """A new tokenizer and model, or the ones to go on from."""
+    section = job.recipe.pretrain
+    if "model" in job.models:
+        tokenizer = AutoTokenizer.from_pretrained(job.models["model"])
+        return tokenizer, AutoModelForCausalLM.from_pretrained(job.models["model"], dtype=torch.float32)
+    tokenizer = train_tokenizer(documents.train, section.tokenizer.vocab_size, section.architecture.n_positions)
+    return tokenizer, new_model(section.architecture, tokenizer)
+
+
+def _limit_bytes(documents: list[str]) -> list[str]:
+    """Enough held-out text for a precise figure; all of a large corpus' tenth would take longer than training."""
+    kept, size = [], 0
+    for document in documents:
+        if size >= MAX_EVAL_BYTES:
+            break
+        kept.append(document[:MAX_EVAL_BYTES])
+        size += len(kept[-1])
+    return kept

@@ -1,0 +1,56 @@
+"""What the stages share in saving: the model folder, its card, and the main process going first."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from torch import distributed
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from chatpipe.stages.job import Job
+
+CARD = """---
+library_name: transformers
+tags: [chatpipe, {stage}]
+---
+
+# {title}
+
+Made by `chatpipe {stage}`. `chatpipe.json` says from what, on which data, with which settings, and what was measured.
+
+```python
+from transformers import {auto}, AutoTokenizer
+
+model = {auto}.from_pretrained("{folder}")
+tokenizer = AutoTokenizer.from_pretrained("{folder}")
+```
+"""
+TITLES = {
+    "pretrain": "A base model",
+    "sft": "A chat model, fine-tuned on conversations",
+    "rm": "A reward model",
+    "ppo": "A chat model, tuned with PPO",
+}
+
+
+@contextmanager
+def main_process_first(job: Job) -> Iterator[None]:
+    """The main process runs the block while the others wait; then they run it and find its work done."""
+    if not job.is_main and distributed.is_initialized():
+        distributed.barrier()
+    yield
+    if job.is_main and distributed.is_initialized():
+        distributed.barrier()
+
+
+def save_checkpoint(job: Job, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
+    """Writes model, tokenizer and card into the stage's folder; the manifest comes later and last."""
+    generation = getattr(model, "generation_config", None)
+    if generation is not None:
+        generation.eos_token_id = tokenizer.eos_token_id
+        generation.pad_token_id = tokenizer.pad_token_id
+    model.config.pad_token_id = tokenizer.pad_token_id
+    model.save_pretrained(job.folder)
+    tokenizer.save_pretrained(job.folder)
+    auto = "AutoModelForSequenceClassification" if job.stage == "rm" else "AutoModelForCausalLM"
+    card = CARD.format(stage=job.stage, title=TITLES[job.stage], auto=auto, folder=job.folder.name)
+    (job.folder / "README.md").write_text(card, encoding="utf-8")

@@ -1,0 +1,151 @@
+"""sft: a chat model from a base model and conversations."""
+
+import random
+
+import torch
+from datasets import Dataset
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase, set_seed
+from trl import SFTConfig, SFTTrainer
+
+from chatpipe import console
+from chatpipe.data.load import Conversation, Loaded, load_conversations, load_documents
+from chatpipe.data.template import add_chat_template, encode_conversation
+from chatpipe.data.token_store import build_token_store
+from chatpipe.errors import UsageError
+from chatpipe.evaluation.language import conversation_loss, swap_answers
+from chatpipe.evaluation.verdicts import sft_verdict
+from chatpipe.stages.example import answer_example
+from chatpipe.stages.job import Job, Outcome
+from chatpipe.stages.judging import judge_answers
+from chatpipe.stages.saving import main_process_first, save_checkpoint
+from chatpipe.training.arguments import training_arguments
+from chatpipe.training.nonfinite import SkipNonFinite
+from chatpipe.training.resume import ResumePoints
+from chatpipe.training.run import run_trainer
+
+EVAL_BATCH_SIZE = 32
+MAX_LEFT_OUT_SHARE = 0.5
+
+Encoded = tuple[list[int], list[int]]
+"""Token ids of a conversation, and the mask of what the assistant says in it."""
+
+
+class SftTrainer(ResumePoints, SkipNonFinite, SFTTrainer):
+    """trl's SFTTrainer with our resume points."""
+
+
+def run_sft(job: Job) -> Outcome | None:
+    """Trains the stage's model; the main process evaluates it, saves it and returns what came out."""
+    recipe, section = job.recipe, job.recipe.sft
+    conversations = load_conversations(job.data()["sft.data"], recipe.pocketworld, "sft.data")
+    tokenizer, model = load_for_chat(job.models["model"])
+    max_length = min(section.max_length, model.config.max_position_embeddings)
+    train = _encode_all(job, tokenizer, conversations.train, max_length)
+    held_out = _encode_all(job, tokenizer, conversations.held_out, max_length)
+    before = conversation_loss(model, held_out, tokenizer.pad_token_id, EVAL_BATCH_SIZE) if job.is_main else None
+
+    args = training_arguments(
+        SFTConfig,
+        section,
+        job.folder,
+        recipe.seed,
+        job.processes,
+        recipe.report_to,
+        num_train_epochs=section.num_train_epochs,
+        max_steps=section.max_steps,
+        max_length=max_length,
+        dataset_kwargs={"skip_prepare_dataset": True},
+    )
+    rows = [_training_row(ids, mask) for ids, mask in train] + _raw_text_rows(job, tokenizer, train)
+    trainer = SftTrainer(model=model, args=args, train_dataset=Dataset.from_list(rows), processing_class=tokenizer)
+    speed = run_trainer(trainer, model, job.stage, job.folder, max_length)
+    if before is None:
+        return None
+
+    save_checkpoint(job, model, tokenizer)
+    # SFTTrainer replaced the model's forward by one that returns no logits; the saved one has its own.
+    model = AutoModelForCausalLM.from_pretrained(job.folder, dtype=torch.float32)
+    swapped = swap_answers(held_out)
+    metrics = {
+        "eval_loss": conversation_loss(model, held_out, tokenizer.pad_token_id, EVAL_BATCH_SIZE),
+        "eval_loss_before": before,
+        "eval_loss_swapped": conversation_loss(model, swapped, tokenizer.pad_token_id, EVAL_BATCH_SIZE),
+        **judge_answers(job, model, tokenizer, _held_out_prompts(conversations)).metrics,
+        "train_conversations": len(train),
+        "left_out_conversations": len(conversations.train) - len(train),
+        "skipped_rows": conversations.skipped,
+        "example": answer_example(job, model, tokenizer),
+        **speed,
+    }
+    return Outcome(metrics, sft_verdict(metrics).to_dict())
+
+
+def load_for_chat(model: str) -> tuple[PreTrainedTokenizerBase, PreTrainedModel]:
+    """A causal model in float32 and its tokenizer, with a chat template and embeddings for all of its tokens."""
+    tokenizer = AutoTokenizer.from_pretrained(model)
+    loaded = AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32)
+    add_chat_template(tokenizer)
+    if len(tokenizer) > loaded.get_input_embeddings().num_embeddings:
+        set_seed(0)  # the new rows are drawn at random
+        loaded.resize_token_embeddings(len(tokenizer))
+    loaded.config.pad_token_id = tokenizer.pad_token_id
+    return tokenizer, loaded
+
+
+def _encode_all(
+    job: Job, tokenizer: PreTrainedTokenizerBase, conversations: list[Conversation], max_length: int
+) -> list[Encoded]:
+    """All conversations that fit, the longer ones without their oldest turns; what never fits is counted and said."""
+    fitting = (fit_conversation(tokenizer, conversation, max_length) for conversation in conversations)
+    encoded = [pair for pair in fitting if pair is not None]
+    left_out = len(conversations) - len(encoded)
+    if left_out > MAX_LEFT_OUT_SHARE * len(conversations):
+        raise UsageError(
+            f"sft.data: {left_out} of {len(conversations)} conversations are longer than {max_length} tokens.",
+            "Raise sft.max_length (and pretrain.architecture.n_positions with it), or use shorter conversations.",
+        )
+    if left_out and job.is_main:
+        console.note(f"sft: {left_out} of {len(conversations)} conversations left out: longer than {max_length} tokens")
+    return encoded
+
+
+def fit_conversation(
+    tokenizer: PreTrainedTokenizerBase, conversation: Conversation, max_length: int
+) -> Encoded | None:
+    """Ids and mask of the conversation without its oldest exchanges, as many as must go; None if the last is too long.
+
+    An answer is never cut: it would lose the end-of-turn token, and the model would learn not to stop (trl #3927).
+    """
+    system = conversation[:1] if conversation[0]["role"] == "system" else []
+    turns = conversation[len(system) :]
+    while turns:
+        ids, mask = encode_conversation(tokenizer, [*system, *turns])
+        if len(ids) <= max_length:
+            return ids, mask
+        turns = turns[2:]
+    return None
+
+
+def _training_row(ids: list[int], mask: list[int]) -> dict[str, list[int]]:
+    """A row as SFTTrainer takes it unchanged: labels are -100 where nothing is to be learned."""
+    return {"input_ids": ids, "labels": [token if learn else -100 for token, learn in zip(ids, mask, strict=True)]}
+
+
+def _raw_text_rows(job: Job, tokenizer: PreTrainedTokenizerBase, train: list[Encoded]) -> list[dict[str, list[int]]]:
+    """Raw text so that it makes up `sft.pretrain_mix` of all rows: blocks as long as the longest conversation."""
+    mix = job.recipe.sft.pretrain_mix
+    if mix == 0:
+        return []
+    documents = load_documents(job.data()["pretrain.data"], job.recipe.pocketworld, "pretrain.data")
+    block_size = max(len(ids) for ids, _ in train)
+    with main_process_first(job):
+        path = job.folder / "tokens" / "raw.bin"
+        store = build_token_store(path, documents.train, tokenizer, block_size)
+    count = round(len(train) * mix / (1 - mix))
+    chosen = random.Random(job.recipe.seed).choices(range(len(store)), k=count)
+    blocks = [store[index]["input_ids"].tolist() for index in chosen]
+    return [{"input_ids": block, "labels": block} for block in blocks]
+
+
+def _held_out_prompts(conversations: Loaded[Conversation]) -> list[Conversation]:
+    return [conversation[:-1] for conversation in conversations.held_out]

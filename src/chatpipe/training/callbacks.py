@@ -1,0 +1,126 @@
+"""What one sees of a training run: a line in metrics.jsonl for each logged step, and a progress bar."""
+
+import json
+import time
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from transformers import PrinterCallback, ProgressCallback, Trainer, TrainerCallback, TrainerControl, TrainerState
+from transformers import TrainingArguments
+
+from chatpipe import console
+from chatpipe.training.progress import METRICS_FILE, progress_words, read_metrics
+
+
+def watch(trainer: Trainer, stage: str, folder: Path, flops_per_token: float, peak: float | None) -> "Watch":
+    """Gives `trainer` our speed, metrics and progress in place of the callbacks that print on their own."""
+    trainer.remove_callback(PrinterCallback)
+    trainer.remove_callback(ProgressCallback)
+    watching = Watch(Speedometer(flops_per_token, peak), Progress(stage))
+    # The speedometer comes first: it adds to the logs that the others write and show.
+    trainer.add_callback(watching.speed)
+    if trainer.is_world_process_zero():
+        trainer.add_callback(MetricsFile(folder / METRICS_FILE))
+        trainer.add_callback(watching.progress)
+    return watching
+
+
+class Speedometer(TrainerCallback):
+    """Adds `tokens_per_second` (over all processes) and `mfu` (share of `peak` FLOP/s a process) to what is logged.
+
+    `mfu` is "unknown" where the device's peak is.
+    """
+
+    def __init__(self, flops_per_token: float, peak: float | None) -> None:
+        self.flops_per_token, self.peak = flops_per_token, peak
+        self.train_tokens, self.train_seconds = 0, 0.0
+        self._tokens, self._since = 0, 0.0
+
+    def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        """Starts the clock."""
+        self._tokens, self._since = int(state.num_input_tokens_seen), time.perf_counter()
+
+    def on_log(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, logs: dict[str, Any], **_: Any
+    ) -> None:
+        """Measures since the last log; comes before the callbacks that write."""
+        now, seen = time.perf_counter(), int(state.num_input_tokens_seen)
+        tokens, seconds = seen - self._tokens, now - self._since
+        if tokens <= 0:
+            return
+        self._tokens, self._since = seen, now
+        self.train_tokens += tokens
+        self.train_seconds += seconds
+        logs["tokens_per_second"] = round(tokens / seconds, 1)
+        logs["mfu"] = self._mfu(tokens / seconds, args.world_size)
+
+    def averages(self, world_size: int) -> dict[str, Any]:
+        """Speed over all that was trained."""
+        if self.train_seconds == 0:
+            return {}
+        speed = self.train_tokens / self.train_seconds
+        return {"tokens_per_second": round(speed, 1), "mfu": self._mfu(speed, world_size)}
+
+    def _mfu(self, tokens_per_second: float, world_size: int) -> float | str:
+        if self.peak is None:
+            return "unknown"
+        return round(tokens_per_second * self.flops_per_token / (self.peak * world_size), 4)
+
+
+@dataclass
+class Watch:
+    """The callbacks that a caller needs again after training."""
+
+    speed: Speedometer
+    progress: "Progress"
+
+
+class MetricsFile(TrainerCallback):
+    """One JSON object a logged step, flushed as written; a resumed run first drops the lines it will write again."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        """Cuts the file back to the resume point."""
+        kept = [line for line in read_metrics(self.path) if line["step"] <= state.global_step]
+        self.path.write_text("".join(json.dumps(line) + "\n" for line in kept), encoding="utf-8")
+
+    def on_log(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, logs: dict[str, Any], **_: Any
+    ) -> None:
+        """Appends one line."""
+        if "train_runtime" in logs:  # Trainer's closing summary, no step of its own
+            return
+        line = {"step": state.global_step, "max_steps": state.max_steps, **logs}
+        with self.path.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(line) + "\n")
+
+
+class Progress(TrainerCallback):
+    """Stage, step, loss, tokens/s and time left, on a terminal."""
+
+    def __init__(self, stage: str) -> None:
+        self.stage = stage
+        self._stack = ExitStack()
+        self._words = ""
+
+    def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        """Opens the bar."""
+        self._bar = self._stack.enter_context(console.progress(self.stage, state.max_steps))
+
+    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        """Moves it."""
+        self._bar.update(state.global_step, self._words)
+
+    def on_log(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, logs: dict[str, Any], **_: Any
+    ) -> None:
+        """Renews the words beside it."""
+        self._words = progress_words(logs) or self._words
+
+    def close(self) -> None:
+        """Removes it; also after an error, when Trainer calls no callback any more."""
+        self._stack.close()

@@ -1,0 +1,50 @@
+"""Reading metrics.jsonl, and following a stage that runs in other processes by it."""
+
+import json
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from chatpipe import console
+
+METRICS_FILE = "metrics.jsonl"
+
+
+def read_metrics(path: Path) -> list[dict[str, Any]]:
+    """The lines of a metrics.jsonl; a last line that was cut off by a kill is left out."""
+    if not path.exists():
+        return []
+    lines = []
+    for line in path.read_text(encoding="utf-8").splitlines():
+        try:
+            lines.append(json.loads(line))
+        except ValueError:
+            break
+    return lines
+
+
+def progress_words(logs: dict[str, Any]) -> str:
+    """The few words that stand beside a progress bar."""
+    words = []
+    if "objective/scores" in logs:
+        words.append(f"score {logs['objective/scores']:.2f}  kl {logs['objective/kl']:.1f}")
+    elif "loss" in logs:
+        words.append(f"loss {logs['loss']:.3f}")
+    if "tokens_per_second" in logs:
+        words.append(f"{logs['tokens_per_second']:,.0f} tokens/s")
+    return "  ".join(words)
+
+
+@contextmanager
+def follow(stage: str, folder: Path) -> Iterator[Callable[[], None]]:
+    """A progress bar over the stage's metrics file; the caller calls what it gets whenever it wants it renewed."""
+    path = folder / METRICS_FILE
+    with console.progress(stage, total=1.0) as bar:
+
+        def show() -> None:
+            lines = read_metrics(path)
+            if lines:
+                bar.update(lines[-1]["step"] / max(1, lines[-1]["max_steps"]), progress_words(lines[-1]))
+
+        yield show

@@ -1,0 +1,54 @@
+"""Running a trainer from its newest complete resume point to its end, watched and interruptible."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import PreTrainedModel, Trainer, TrainerState
+
+from chatpipe import console
+from chatpipe.errors import Interrupted
+from chatpipe.training.callbacks import watch
+from chatpipe.training.interrupt import StopOnRequest
+from chatpipe.training.resume import newest_resume_point
+from chatpipe.training.speed import flops_per_token, peak_flops
+
+
+def run_trainer(
+    trainer: Trainer,
+    model: PreTrainedModel,
+    stage: str,
+    folder: Path,
+    context: int,
+    resumable: Callable[[TrainerState], bool] = lambda state: True,
+) -> dict[str, Any]:
+    """Trains to the end and returns the average speed; raises `Interrupted` when asked to stop before.
+
+    `model` and `context` (tokens) are what FLOPs are counted by. `resumable` says at which steps a resume point may
+    lie; an interruption waits for the next one.
+    """
+    config = model.config
+    flops = flops_per_token(model.num_parameters(), config.num_hidden_layers, config.hidden_size, context)
+    watching = watch(trainer, stage, folder, flops, peak_flops(torch.bfloat16 if trainer.args.bf16 else torch.float32))
+    point = newest_resume_point(folder / "checkpoints")
+    if point is not None and trainer.is_world_process_zero():
+        console.note(f"{stage}: going on from {point.name}")
+    stop = StopOnRequest(folder, resumable)
+    trainer.add_callback(stop)
+    stop.install()
+    try:
+        trainer.train(resume_from_checkpoint=str(point) if point else None)
+    except KeyboardInterrupt as problem:
+        raise Interrupted(
+            f"{stage} was stopped at once.", "The same command goes on from the last resume point."
+        ) from problem
+    finally:
+        stop.restore()
+        watching.progress.close()
+    if stop.requested and trainer.state.global_step < trainer.state.max_steps:
+        raise Interrupted(
+            f"{stage} was interrupted at step {trainer.state.global_step} of {trainer.state.max_steps}.",
+            "A resume point is saved; the same command goes on from there.",
+        )
+    return watching.speed.averages(trainer.args.world_size)
