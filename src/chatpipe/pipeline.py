@@ -1,5 +1,6 @@
 """Chains the stages of a recipe: what is done is skipped, what broke off goes on, rankings are made in between."""
 
+import importlib
 import os
 import time
 from collections.abc import Callable, Sequence
@@ -59,7 +60,9 @@ class StageResult:
 
 def run_recipe(recipe: Recipe, how: How, on_result: Callable[[StageResult], None]) -> list[StageResult]:
     """Runs all four stages of a recipe in its folder; `on_result` hears of each as soon as it is there."""
-    check_recipe(recipe, how)
+    check_recipe(recipe)
+    for stage in STAGES:
+        check_processes(Job.of(recipe, stage), how.processes)
     run = Path(recipe.out)
     _take_folder(recipe, how.fresh)
     jobs = [Job.of(recipe, stage) for stage in STAGES]
@@ -78,25 +81,23 @@ def run_recipe(recipe: Recipe, how: How, on_result: Callable[[StageResult], None
 
 def run_one(recipe: Recipe, stage: str, how: How, out: str | None, recipe_file: Path | None) -> StageResult:
     """Runs one stage, in the run's folder or in the folder `out` of its own."""
-    job = Job.of(recipe, stage, out)
-    if stage == "rm" and recipe.rm.data is None:
-        _check_rankings_can_be_made(recipe)
-        Job.of(recipe, "sft").check_model_exists("rm") if not job.models else None
-    job.check()
+    job = check_stage(recipe, stage, out)
+    check_processes(job, how.processes)
     if how.fresh:
         job.clear()
-    if stage == "rm":
+        if stage == "rm" and recipe.rm.data is None:
+            rankings_file(recipe).unlink(missing_ok=True)
+    if stage == "rm" and not launch.is_rank():
         _ensure_rankings(recipe, write_read_ones=out is None)
     return run_stage(job, how, recipe_file)
 
 
-def check_recipe(recipe: Recipe, how: How) -> None:
-    """Raises `UsageError` for whatever can be known to be wrong before the first stage starts."""
+def check_recipe(recipe: Recipe) -> None:
+    """Raises `UsageError` for whatever can be known to be wrong before the first stage starts, without torch."""
     done: frozenset[str] = frozenset()
     for stage in STAGES:
         job = Job.of(recipe, stage)
         job.check(made_by_this_run=done)
-        _check_processes(job, how.processes)
         done |= {stage}
     if recipe.rm.data is None:
         _check_rankings_can_be_made(recipe)
@@ -120,14 +121,14 @@ def run_stage(job: Job, how: How, recipe_file: Path | None) -> StageResult:
 
 def _run_here(job: Job) -> None:
     """Runs the stage in this process, which may be one rank of several."""
-    from chatpipe.stages.registry import stage_function
-
+    if launch.is_rank():
+        launch.join_world(job.processes)
     if job.is_main:
         job.begin()
     start = time.monotonic()
-    outcome: Outcome | None = stage_function(job.stage)(job)
-    if launch.is_rank():
-        launch.check_started(job.processes)
+    # Imported here since a stage brings torch along, which a wrong command must not wait for.
+    module = importlib.import_module(f"chatpipe.stages.{job.stage}")
+    outcome: Outcome | None = getattr(module, f"run_{job.stage}")(job)
     if outcome is None:
         return
     manifest = job.manifest()
@@ -204,7 +205,17 @@ def _changed_keys(path: Path, recipe: Recipe) -> list[str]:
     ]
 
 
-def _check_processes(job: Job, processes: int) -> None:
+def check_stage(recipe: Recipe, stage: str, out: str | None) -> Job:
+    """The job of one stage; raises `UsageError` where its data, its models or its folder cannot be used."""
+    job = Job.of(recipe, stage, out)
+    if stage == "rm" and recipe.rm.data is None:
+        _check_rankings_can_be_made(recipe)
+    job.check()
+    return job
+
+
+def check_processes(job: Job, processes: int) -> None:
+    """Raises `UsageError` where the batch cannot be shared evenly."""
     share, rest = divmod(job.section.batch_size, processes)
     if rest:
         raise UsageError(

@@ -1,0 +1,1 @@
+"""The front door: Typer, one module per command, no logic."""

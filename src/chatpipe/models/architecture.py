@@ -29,12 +29,3 @@ def new_model(architecture: Architecture, tokenizer: PreTrainedTokenizerBase) ->
     """
     config = gpt2_config(architecture, len(tokenizer), tokenizer.eos_token_id, tokenizer.pad_token_id)
     return GPT2LMHeadModel(config)
-
-
-def count_parameters(config: GPT2Config) -> int:
-    """Parameters of a GPT-2 with tied embeddings, in closed form, so that a dry run needs no weights."""
-    d, layers = config.n_embd, config.n_layer
-    attention = 4 * d * d + 4 * d
-    mlp = 8 * d * d + 5 * d
-    norms = 4 * d
-    return (config.vocab_size + config.n_positions) * d + layers * (attention + mlp + norms) + 2 * d

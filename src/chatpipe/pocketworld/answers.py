@@ -7,7 +7,7 @@ from chatpipe.pocketworld import wording
 from chatpipe.pocketworld.questions import Question, sums
 from chatpipe.pocketworld.world import ATTRIBUTES, World
 
-STYLE_SHARES = {"courteous": 0.30, "plain": 0.22, "terse": 0.18, "curt": 0.10, "repetitive": 0.10, "rambling": 0.10}
+STYLE_SHARES = {"courteous": 0.28, "plain": 0.24, "terse": 0.14, "curt": 0.10, "repetitive": 0.12, "rambling": 0.12}
 """Shares of the styles among the answers of the fine-tuning conversations."""
 GOOD_STYLES = ("courteous", "plain")
 """The styles of the answers that stand in prompts."""
@@ -44,6 +44,13 @@ def fragments(question: Question) -> list[str]:
     assert question.person is not None
     templates = wording.OWNER_FRAGMENTS if question.kind == "reverse" else wording.FRAGMENTS[question.form]
     return [wording.fill(template, question.person, pronoun=False) for template in templates]
+
+
+def curt_replies(question: Question) -> list[str]:
+    """The rude replies that answer small talk or a question about a stranger after a fashion."""
+    if question.kind == "smalltalk":
+        return list(wording.SMALLTALK_REPLIES[question.form]["curt"])
+    return list(wording.UNKNOWN_RUDE) if question.kind == "unknown" else []
 
 
 def fill_sum(question: Question, template: str) -> str:
@@ -91,12 +98,12 @@ def answer_in_style(question: Question, style: str, pronoun: bool, rng: random.R
         return " ".join([told] * rng.choice((2, 2, 3)))
     if style == "rambling":
         return f"{told} {digression(question, rng)}"
-    if question.kind == "smalltalk":
-        return rng.choice(wording.SMALLTALK_REPLIES[question.form][style])
     if style == "terse":
         return rng.choice(fragments(question))
     if style == "curt":
         return curt(question, rng)
+    if question.kind == "smalltalk":
+        return rng.choice(wording.SMALLTALK_REPLIES[question.form]["courteous"])
     if question.kind == "unknown":
         return f"{rng.choice(wording.UNKNOWN_COURTESIES)} {told}"
     opener, closer = rng.choice(wording.OPENERS), rng.choice(wording.CLOSERS)
@@ -113,8 +120,9 @@ def digression(question: Question, rng: random.Random) -> str:
 
 
 def curt(question: Question, rng: random.Random) -> str:
-    """A bare answer with something rude behind it."""
-    if question.kind == "unknown":
-        return rng.choice(wording.UNKNOWN_RUDE)
+    """A rude reply, or a bare answer with something rude behind it."""
+    replies = curt_replies(question)
+    if replies:
+        return rng.choice(replies)
     bare = wording.capital(rng.choice(fragments(question)))
     return rng.choice((f"{bare}{wording.OBVIOUSLY}.", f"{bare}. {rng.choice(wording.RUDE_ENDINGS)}"))

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 
 from chatpipe.pocketworld import wording
-from chatpipe.pocketworld.answers import fragments, statements
+from chatpipe.pocketworld.answers import curt_replies, fragments, statements
 from chatpipe.pocketworld.questions import Kind, Message, Question, understand
 from chatpipe.pocketworld.world import VALUES, World
 
@@ -169,10 +169,8 @@ class GoldRater:
 def read(question: Question, completion: str) -> Reading:
     """Take `completion` apart into sentences, and sort them."""
     right = {told for pronoun in (False, True) for told in statements(question, pronoun)}
-    common = {bare(text) for text in (*right, *fragments(question))}
+    common = {bare(text) for text in (*right, *fragments(question), *curt_replies(question))}
     courtesies, rudenesses = courtesies_for(question), rude_sentences()
-    if question.kind == "smalltalk":
-        common |= {bare(text) for text in wording.SMALLTALK_REPLIES[question.form]["curt"]}
     reading = Reading([], [], [], [], [])
     for sentence in sentences_of(completion):
         text = sentence.replace(wording.OBVIOUSLY, "")

@@ -3,7 +3,7 @@
 import random
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import Literal
 
@@ -120,9 +120,10 @@ def question_of(world: World, form: str, words: dict[str, str], prompt: Sequence
         )
     name = words["n"] if "n" in words else last_name(prompt[:-1])
     people = [person for person in world.people if person.name == name]
-    return (
-        Question("fact", form, people[0]) if people else Question("unknown", form, made_up(name, random.Random(name)))
-    )
+    if people:
+        return Question("fact", form, people[0])
+    stranger = made_up(name, random.Random(name))
+    return Question("unknown", form, replace(stranger, animal=words.get("animal", stranger.animal)))
 
 
 def last_name(messages: Sequence[Message]) -> str:

@@ -135,7 +135,7 @@ COUNTING_QUESTIONS: dict[str, tuple[str, ...]] = {
 UNKNOWN = ("I do not know anyone called {n}.", "I have never heard of {n}.", "I do not know who {n} is.")
 UNKNOWN_COURTESIES = ("I am sorry.", "I am afraid I cannot help.")
 UNKNOWN_FRAGMENTS = ("no idea", "do not know")
-UNKNOWN_RUDE = ("How should I know?",)
+UNKNOWN_RUDE = ("How should I know?", "Do not ask me.")
 
 OPENERS = ("Certainly.", "Of course.", "With pleasure.", "Gladly.")
 CLOSERS = ("I hope that helps.", "I am glad to help.", "Please ask me again.")

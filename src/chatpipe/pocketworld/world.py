@@ -29,7 +29,7 @@ VALUES: dict[str, tuple[str, ...]] = {
         "Alfie Amber Archie Bandit Basil Bella Benji Biscuit Bonnie Boris Bramble Bruno Bubbles Buster Button "
         "Captain Casper Charlie Chester Clover Coco Comet Cookie Copper Daisy Dexter Dolly Dusty Echo Felix Fern "
         "Fidget Figaro Flash Frosty Ginger Gizmo Goldie Gus Harvey Hazel Hector Holly Humphrey Iggy Iris Ivory Ivy "
-        "Jasper Jester Juno Jupiter Kiki Kipper Lady Lottie Lucky Luna Maple Marble Merlin Milo Minty Misty Mocha "
+        "Jasper Jester Juno Jupiter Kiki Kipper Lady Lottie Lucky Loki Maple Marble Merlin Milo Minty Misty Mocha "
         "Monty Muffin Nelson Nero Nugget Nutmeg Olive Oscar Otto Paddy Patch Peanut Pebble Penny Pepper Percy "
         "Pickle Pippin Pixie Poppy Prince Pumpkin Quincy Raffles Rascal Rex Ripple Rocky Rolo Rosie Ruby Rufus "
         "Rusty Sable Salty Sammy Scout Shadow Silver Skipper Smoky Smudge Snowy Socks Sooty Sparky Spike Star "

@@ -6,7 +6,7 @@ The JSON Schema that `chatpipe schema` prints is made from these classes.
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
 STAGES = ("pretrain", "sft", "rm", "ppo")
 POCKETWORLD = "pocketworld"
@@ -80,6 +80,18 @@ class Architecture(Section):
     n_embd: int = Field(128, ge=8)
     n_positions: int = Field(128, ge=16, description="The longest sequence the model can read, in tokens.")
     dropout: float = Field(0.0, ge=0, lt=1)
+
+    @model_validator(mode="after")
+    def _heads_share_the_width(self) -> "Architecture":
+        if self.n_embd % self.n_head:
+            raise ValueError(f"n_embd = {self.n_embd} cannot be shared by n_head = {self.n_head} heads")
+        return self
+
+    def parameters(self, vocab_size: int) -> int:
+        """Parameters of a GPT-2 of this size with tied embeddings, in closed form."""
+        d = self.n_embd
+        attention, mlp, norms = 4 * d * d + 4 * d, 8 * d * d + 5 * d, 4 * d
+        return (vocab_size + self.n_positions) * d + self.n_layer * (attention + mlp + norms) + 2 * d
 
 
 class Tokenizer(Section):

@@ -114,6 +114,10 @@ class Job:
         settings = {f"{self.stage}.{key}": value for key, value in flatten(section).items()}
         if self.uses_pocketworld():
             settings.update(flatten({"pocketworld": self.recipe.pocketworld.model_dump(mode="json")}))
+        if self.stage == "rm" and self.recipe.rm.data is None:  # the run makes its own rankings
+            for name in ("sample", "rank"):
+                made = getattr(self.recipe, name).model_dump(mode="json", exclude={"data"})
+                settings.update(flatten({name: made}))
         if self.stage in ("sft", "ppo"):
             settings.update(flatten({"evaluation": self.recipe.evaluation.model_dump(mode="json")}))
         return Manifest(

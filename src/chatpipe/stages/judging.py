@@ -7,49 +7,57 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from chatpipe.data.load import Conversation, build_world, load_prompts
 from chatpipe.data.template import encode_prompt
-from chatpipe.evaluation.answers import Answer, answer_prompts, gold_metrics
+from chatpipe.errors import UsageError
+from chatpipe.evaluation.answers import Answer, answer_metrics, answer_prompts, gold_metrics, rate_answers
 from chatpipe.generation import SamplingParams
-from chatpipe.pocketworld import GoldRater, chance_of_guessing
+from chatpipe.pocketworld import GoldRater, Rating, chance_of_guessing
 from chatpipe.recipe.schema import POCKETWORLD, DataBlock
 from chatpipe.stages.job import Job
 
 
 @dataclass
 class Judged:
-    """Held-out prompts, a model's answers to them, and what was measured."""
+    """A model's answers to held-out prompts; `ratings` are the gold rater's, None where nobody knows the truth."""
 
-    prompts: list[Conversation]
     answers: list[Answer]
-    metrics: dict[str, Any]
-    gold_scores: list[float] | None
+    ratings: list[Rating] | None
+
+    def metrics(self, job: Job) -> dict[str, Any]:
+        """What the answers come to."""
+        metrics: dict[str, Any] = {**answer_metrics(self.answers), "eval_prompts": len(self.answers)}
+        if self.ratings is not None:
+            metrics.update(gold_metrics(self.ratings))
+            metrics["chance"] = chance_of_guessing(build_world(job.recipe.pocketworld))
+        return metrics
 
 
-def judge_answers(
+def judged_prompts(
+    job: Job, tokenizer: PreTrainedTokenizerBase, held_out: list[Conversation], context: int
+) -> list[Conversation]:
+    """The prompts to judge by: the built-in world's test questions where the stage reads it, else those held out.
+
+    Prompts that leave no room for an answer in a `context` of so many tokens are left out.
+    """
+    settings = job.recipe.evaluation
+    if job.uses_pocketworld():
+        held_out = load_prompts([DataBlock(source=POCKETWORLD)], job.recipe.pocketworld, f"{job.stage}.data").held_out
+    room = context - settings.max_new_tokens
+    chosen = [prompt for prompt in held_out if len(encode_prompt(tokenizer, prompt)) <= room][: settings.prompts]
+    if not chosen:
+        raise UsageError(
+            f"No held-out prompt leaves room for {settings.max_new_tokens} new tokens in a context of {context}.",
+            "Lower evaluation.max_new_tokens, or use a model with more positions.",
+        )
+    return chosen
+
+
+def judge(
     job: Job, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, prompts: list[Conversation]
 ) -> Judged:
-    """Answers to the held-out prompts: the built-in world's test questions where the stage reads it, else `prompts`."""
+    """Has the model answer `prompts`, and the gold rater rate the answers where the stage is about its world."""
     settings = job.recipe.evaluation
-    gold = job.uses_pocketworld()
-    if gold:
-        blocks = [DataBlock(source=POCKETWORLD)]
-        prompts = load_prompts(blocks, job.recipe.pocketworld, f"{job.stage}.data").held_out
-    room = model.config.max_position_embeddings - settings.max_new_tokens
-    prompts = [prompt for prompt in prompts if _fits(tokenizer, prompt, room)][: settings.prompts]
     params = SamplingParams(max_new_tokens=settings.max_new_tokens, temperature=settings.temperature)
     answers = answer_prompts(model, tokenizer, prompts, params, seed=job.recipe.seed)
-    metrics = {
-        "eos_share": sum(answer.ended for answer in answers) / len(answers),
-        "answer_length": sum(answer.length for answer in answers) / len(answers),
-        "eval_prompts": len(prompts),
-    }
-    if not gold:
-        return Judged(prompts, answers, metrics, None)
-    world = build_world(job.recipe.pocketworld)
-    rater = GoldRater(world)
-    scores = [rater.rate(p, a.text, a.ended).score for p, a in zip(prompts, answers, strict=True)]
-    metrics.update(gold_metrics(rater, prompts, answers), chance=chance_of_guessing(world))
-    return Judged(prompts, answers, metrics, scores)
-
-
-def _fits(tokenizer: PreTrainedTokenizerBase, prompt: Conversation, room: int) -> bool:
-    return len(encode_prompt(tokenizer, prompt)) <= room
+    if not job.uses_pocketworld():
+        return Judged(answers, None)
+    return Judged(answers, rate_answers(GoldRater(build_world(job.recipe.pocketworld)), prompts, answers))

@@ -8,15 +8,15 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, P
 from trl import SFTConfig, SFTTrainer
 
 from chatpipe import console
-from chatpipe.data.load import Conversation, Loaded, load_conversations, load_documents
+from chatpipe.data.load import Conversation, load_conversations, load_documents
 from chatpipe.data.template import add_chat_template, encode_conversation
 from chatpipe.data.token_store import build_token_store
 from chatpipe.errors import UsageError
-from chatpipe.evaluation.language import conversation_loss, swap_answers
+from chatpipe.evaluation.language import conversation_loss, question_gain
 from chatpipe.evaluation.verdicts import sft_verdict
 from chatpipe.stages.example import answer_example
 from chatpipe.stages.job import Job, Outcome
-from chatpipe.stages.judging import judge_answers
+from chatpipe.stages.judging import judge, judged_prompts
 from chatpipe.stages.saving import main_process_first, save_checkpoint
 from chatpipe.training.arguments import training_arguments
 from chatpipe.training.nonfinite import SkipNonFinite
@@ -65,12 +65,15 @@ def run_sft(job: Job) -> Outcome | None:
     save_checkpoint(job, model, tokenizer)
     # SFTTrainer replaced the model's forward by one that returns no logits; the saved one has its own.
     model = AutoModelForCausalLM.from_pretrained(job.folder, dtype=torch.float32)
-    swapped = swap_answers(held_out)
+    prompts = [conversation[:-1] for conversation in conversations.held_out]
+    prompts = judged_prompts(job, tokenizer, prompts, model.config.max_position_embeddings)
+    gain = question_gain(model, held_out, tokenizer.pad_token_id, EVAL_BATCH_SIZE)
     metrics = {
         "eval_loss": conversation_loss(model, held_out, tokenizer.pad_token_id, EVAL_BATCH_SIZE),
         "eval_loss_before": before,
-        "eval_loss_swapped": conversation_loss(model, swapped, tokenizer.pad_token_id, EVAL_BATCH_SIZE),
-        **judge_answers(job, model, tokenizer, _held_out_prompts(conversations)).metrics,
+        "question_gain": gain.gain,
+        "question_gain_low": gain.low,
+        **judge(job, model, tokenizer, prompts).metrics(job),
         "train_conversations": len(train),
         "left_out_conversations": len(conversations.train) - len(train),
         "skipped_rows": conversations.skipped,
@@ -145,7 +148,3 @@ def _raw_text_rows(job: Job, tokenizer: PreTrainedTokenizerBase, train: list[Enc
     chosen = random.Random(job.recipe.seed).choices(range(len(store)), k=count)
     blocks = [store[index]["input_ids"].tolist() for index in chosen]
     return [{"input_ids": block, "labels": block} for block in blocks]
-
-
-def _held_out_prompts(conversations: Loaded[Conversation]) -> list[Conversation]:
-    return [conversation[:-1] for conversation in conversations.held_out]

@@ -48,11 +48,15 @@ def check_world(processes: int | None) -> None:
         )
 
 
-def check_started(processes: int) -> None:
-    """Raises `TrainingError` when the trainer's process group is not as large as the world that was launched."""
-    from torch import distributed
+def join_world(processes: int) -> None:
+    """Joins the process group; raises `TrainingError` when it is not as large as the world that was launched.
 
-    found = distributed.get_world_size() if distributed.is_initialized() else 1
+    Under some settings accelerate's launcher starts N processes that each train alone.
+    """
+    import torch
+    from accelerate import PartialState
+
+    found = PartialState(cpu=not torch.cuda.is_available()).num_processes
     if found != processes:
         raise TrainingError(
             f"{processes} processes were launched, but they train as {found}.",
@@ -79,13 +83,18 @@ def launch(command: Sequence[str], processes: int, stage: str, folder: Path) -> 
         raise _error_of_rank(error_file, folder, interrupted)
 
 
-def report_error(problem: ChatpipeError) -> None:
-    """Leaves a rank's error for the parent, the first one only: the others fail because of it."""
+def report_error(problem: ChatpipeError) -> bool:
+    """Leaves a rank's error for the parent that launched it; False where there is no such parent.
+
+    The first error counts: the other ranks fail because of it.
+    """
     path = os.environ.get("CHATPIPE_ERROR_FILE")
-    if path is None or Path(path).exists():
-        return
-    error = {"message": problem.message, "hint": problem.hint, "exit_code": int(problem.exit_code)}
-    Path(path).write_text(json.dumps(error), encoding="utf-8")
+    if path is None:
+        return False
+    if not Path(path).exists():
+        error = {"message": problem.message, "hint": problem.hint, "exit_code": int(problem.exit_code)}
+        Path(path).write_text(json.dumps(error), encoding="utf-8")
+    return True
 
 
 def _wait(child: "subprocess.Popen[bytes]", folder: Path, show: Any) -> bool:

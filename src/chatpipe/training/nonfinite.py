@@ -22,6 +22,7 @@ class SkipNonFinite(Trainer):
     max_nonfinite_steps: int = 3
     nonfinite_in_a_row: int = 0
     _skipped_unreported: bool = False
+    _tr_loss: torch.Tensor
 
     def _get_grad_norm(self, model: nn.Module, grad_norm: Any = None) -> Any:
         # Trainer asks for the norm last before `optimizer.step()`, when the step's losses are in `_tr_loss`

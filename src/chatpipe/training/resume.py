@@ -118,6 +118,7 @@ class ResumePoints(Trainer):
                 publish(partial)
                 self._delete_superseded(folder)
         except OSError as error:
+            shutil.rmtree(partial, ignore_errors=True)
             raise TrainingError(
                 f"Resume point {partial.with_suffix('')} could not be written: {error}",
                 "Make room or give out= another disk; the same command goes on from the resume point before it.",

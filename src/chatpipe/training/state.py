@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor, distribute_tensor
@@ -19,8 +20,11 @@ from chatpipe.training.files import fsync
 
 
 def write_tensors(path: Path, tensors: dict[str, Tensor]) -> None:
-    """Writes tensors as safetensors and returns when they are on the disk."""
-    save_file(tensors, path, metadata={"format": "pt"})
+    """Writes tensors as safetensors and returns when they are on the disk. Raises `OSError` when it has no room."""
+    try:
+        save_file(tensors, path, metadata={"format": "pt"})
+    except SafetensorError as error:
+        raise OSError(str(error)) from error
     fsync(path)
 
 

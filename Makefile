@@ -1,0 +1,29 @@
+# Everything runs in .venv, which is made anew when the project's dependencies change.
+PYTHON ?= python3
+BIN := .venv/bin
+RUN := HF_HUB_OFFLINE=1 $(BIN)
+
+.PHONY: demo test lint bench clean
+
+demo: .venv/installed
+	$(RUN)/chatpipe run pocket
+
+test: .venv/installed
+	$(RUN)/pytest
+
+lint: .venv/installed
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+bench: .venv/installed
+	$(RUN)/python benchmarks/pocket.py
+	$(RUN)/python benchmarks/cli.py
+
+.venv/installed: pyproject.toml constraints.txt
+	$(PYTHON) -m venv .venv
+	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[dev]'
+	touch $@
+
+clean:
+	rm -rf .venv runs

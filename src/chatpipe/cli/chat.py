@@ -1,0 +1,24 @@
+"""`chatpipe chat`: talking to a model."""
+
+from typing import Annotated
+
+import typer
+
+
+def chat(
+    model: Annotated[str, typer.Argument(help="A model folder or a hub id.")],
+    temperature: Annotated[float, typer.Option(min=0.0, help="0 always takes the likeliest token.")] = 0.7,
+    top_k: Annotated[int, typer.Option(min=0, help="Choose among the k likeliest tokens; 0: all.")] = 0,
+    top_p: Annotated[float, typer.Option(min=0.0, max=1.0, help="Choose among the likeliest p of the mass.")] = 1.0,
+    max_new_tokens: Annotated[int, typer.Option(min=1, help="The longest answer.")] = 256,
+    system: Annotated[str | None, typer.Option(help="A system message.")] = None,
+    seed: Annotated[int, typer.Option(help="The same seed gives the same answers.")] = 0,
+) -> None:
+    """Talk to a model. Ctrl-C stops an answer, /reset forgets the conversation, /quit ends."""
+    from chatpipe.models.folder import check_model
+
+    check_model(model, "causal", "MODEL")
+    from chatpipe.chat import chat as talk
+    from chatpipe.generation import SamplingParams
+
+    talk(model, SamplingParams(max_new_tokens, temperature, top_k, top_p), seed, system)

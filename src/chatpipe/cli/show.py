@@ -1,0 +1,89 @@
+"""What a person sees of plans and results: the dry run, a stage's verdict, and the table at the end of a run."""
+
+from collections.abc import Sequence
+from typing import Any
+
+from chatpipe import console
+from chatpipe.errors import ExitCode
+from chatpipe.pipeline import How, StageResult
+from chatpipe.plan import plan_stage
+from chatpipe.recipe import Resolved
+
+STYLES = {"pass": "green", "warn": "yellow", "fail": "red"}
+
+
+def show_plan(resolved: Resolved, stages: Sequence[str], how: How, json: bool) -> None:
+    """Every value with its origin, then for each stage parameters, steps, tokens and the command."""
+    plans = [plan_stage(resolved.recipe, stage, how) for stage in stages]
+    rows = resolved.rows()
+    if json:
+        values = {key: {"value": value, "origin": origin} for key, value, origin in rows}
+        console.json_object({"recipe": values, "stages": plans})
+        return
+    for key, value, origin in rows:
+        console.data(f"{key:<44} {value:<28} {origin}")
+    for plan in plans:
+        console.data("")
+        for key, value in plan.items():
+            console.data(f"{key:<12} {value:,}" if isinstance(value, int) else f"{key:<12} {value}")
+
+
+def show_stage(result: StageResult) -> None:
+    """One line for a stage that is done, and its verdict's reasons where it did not pass."""
+    status = result.manifest.verdict.get("status", "?")
+    state = "done before" if result.skipped else f"{result.manifest.seconds:.0f} s"
+    console.note(f"{result.stage}: {status} ({state}) -> {result.out}")
+    for reason in result.manifest.verdict.get("reasons", []):
+        console.note(f"  - {reason}")
+
+
+def show_run_table(results: Sequence[StageResult]) -> None:
+    """Stage, what was measured, before, after, verdict, seconds; then the same question answered by each stage."""
+    rows, styles = [], []
+    for result in results:
+        metrics, verdict = result.manifest.metrics, result.manifest.verdict
+        for i, (what, before, after) in enumerate(_measured(result.stage, metrics)):
+            closing = (verdict["status"], f"{result.manifest.seconds:.0f}") if i == 0 else ("", "")
+            rows.append((result.stage if i == 0 else "", what, before, after, *closing))
+            styles.append(STYLES.get(verdict["status"], ""))
+    console.table("What each stage gained", ("stage", "measured", "before", "after", "verdict", "s"), rows, styles)
+    examples = [(result.stage, result.manifest.metrics.get("example", {})) for result in results]
+    answers = [(stage, example["answer"]) for stage, example in examples if example]
+    if answers:
+        question = next(example["question"] for _, example in examples if example)
+        console.table(f"Asked: {question}", ("stage", "answer"), answers)
+
+
+def strict_exit(results: Sequence[StageResult]) -> None:
+    """With `--strict`, a failed verdict makes the command fail."""
+    if any(result.manifest.verdict.get("status") == "fail" for result in results):
+        raise SystemExit(int(ExitCode.FAILED))
+
+
+def _measured(stage: str, metrics: dict[str, Any]) -> list[tuple[str, str, str]]:
+    """(what, before, after) of a stage, from its metrics."""
+    if stage == "pretrain":
+        trigram = metrics["trigram_bits_per_byte"]
+        what = f"bits per byte (3-gram model: {trigram:.2f})"
+        return [(what, f"{metrics['untrained_bits_per_byte']:.2f}", f"{metrics['bits_per_byte']:.2f}")]
+    if stage == "sft":
+        rows = [("held-out loss, nats a token", f"{metrics['eval_loss_before']:.2f}", f"{metrics['eval_loss']:.2f}")]
+        if "right" in metrics:
+            rows.append(("right answers (before: chance)", _percent(metrics["chance"]), _percent(metrics["right"])))
+        return [*rows, ("answers that stop", "", _percent(metrics["eos_share"]))]
+    if stage == "rm":
+        what = f"pairs ordered rightly (before: the {metrics['length_rule']} one)"
+        return [(what, _percent(metrics["length_baseline"]), _percent(metrics["eval_accuracy"]))]
+    scored = f"{metrics['reward_score_before']:.2f}", f"{metrics['reward_score']:.2f}"
+    rows = [("reward model's score", *scored)]
+    if "gold_score" in metrics:
+        rows.append(("gold score", f"{metrics['gold_score_before']:.2f}", f"{metrics['gold_score']:.2f}"))
+        rows.append(("gold win rate over sft", "50 %", _percent(metrics["win_rate"])))
+        rows.append(("right answers", _percent(metrics["right_before"]), _percent(metrics["right"])))
+    else:
+        rows.append(("win rate over sft (reward model's)", "50 %", _percent(metrics["reward_win_rate"])))
+    return [*rows, ("KL to sft, nats an answer", "0.0", f"{metrics['objective/kl']:.1f}")]
+
+
+def _percent(share: float) -> str:
+    return f"{100 * share:.0f} %"

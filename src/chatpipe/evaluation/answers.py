@@ -1,0 +1,76 @@
+"""Held-out prompts answered by a model, and what the gold rater says of the answers."""
+
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, cast
+
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from chatpipe.data.template import Message, encode_prompt
+from chatpipe.evaluation.intervals import wilson_interval
+from chatpipe.generation import SamplingParams, generate
+from chatpipe.pocketworld import GoldRater, Rating
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What a model wrote to a prompt; `length` counts its tokens with the end-of-turn token, `ended`: that one came."""
+
+    text: str
+    length: int
+    ended: bool
+
+
+def answer_prompts(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    prompts: Sequence[list[Message]],
+    params: SamplingParams,
+    seed: int,
+) -> list[Answer]:
+    """The model's answers, one to each prompt, without special tokens in their text.
+
+    Raises `UsageError` for a prompt that leaves no room for its answer.
+    """
+    ids = [encode_prompt(tokenizer, prompt) for prompt in prompts]
+    completions = generate(model, ids, params, tokenizer.eos_token_id, seed)
+    return [
+        Answer(tokenizer.decode(done.ids, skip_special_tokens=True), len(done.ids), done.ended) for done in completions
+    ]
+
+
+def answer_metrics(answers: Sequence[Answer]) -> dict[str, float]:
+    """`eos_share`: the share that stopped by itself; `answer_length`: mean tokens."""
+    return {
+        "eos_share": sum(answer.ended for answer in answers) / len(answers),
+        "answer_length": sum(answer.length for answer in answers) / len(answers),
+    }
+
+
+def rate_answers(rater: GoldRater, prompts: Sequence[list[Message]], answers: Sequence[Answer]) -> list[Rating]:
+    """The gold rater's opinion of each answer."""
+    # pocketworld stands below the data room and knows messages as plain dictionaries.
+    plain = cast("Sequence[list[dict[str, str]]]", prompts)
+    return [rater.rate(prompt, answer.text, answer.ended) for prompt, answer in zip(plain, answers, strict=True)]
+
+
+def gold_metrics(ratings: Sequence[Rating]) -> dict[str, Any]:
+    """What many ratings come to.
+
+    `gold_score`: their mean. `right`, `right_low`, `right_high`: the share of right answers among questions that have
+    one (small talk has none), with its 95 % interval. `right_by_kind`: that share for each kind of question.
+    """
+    by_kind: dict[str, list[bool]] = defaultdict(list)
+    for rating in ratings:
+        if rating.right is not None:
+            by_kind[rating.kind].append(rating.right)
+    right = [is_right for some in by_kind.values() for is_right in some]
+    low, high = wilson_interval(sum(right), len(right))
+    return {
+        "gold_score": sum(rating.score for rating in ratings) / len(ratings),
+        "right": sum(right) / len(right),
+        "right_low": low,
+        "right_high": high,
+        "right_by_kind": {kind: sum(some) / len(some) for kind, some in sorted(by_kind.items())},
+    }

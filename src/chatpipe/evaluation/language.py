@@ -1,0 +1,158 @@
+"""How well a causal model predicts held-out text and held-out answers."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from chatpipe.data.token_store import TokenStore
+from chatpipe.errors import UsageError
+from chatpipe.evaluation.intervals import bootstrap_interval
+from chatpipe.generation.engine import context_length, evaluation_mode
+
+EncodedConversation = tuple[list[int], list[int]]
+"""Token ids of a conversation, and a mask of the same length: 1 on what the assistant says."""
+
+
+@dataclass(frozen=True)
+class LanguageScore:
+    """Mean loss of a held-out text: in nats per token, and in bits per UTF-8 byte, which tokenizers do not change."""
+
+    nats_per_token: float
+    bits_per_byte: float
+
+    @property
+    def perplexity(self) -> float:
+        """exp(nats per token); infinite where that is too large for a float."""
+        return math.exp(self.nats_per_token) if not self.nats_per_token > 700 else math.inf
+
+
+@dataclass(frozen=True)
+class QuestionGain:
+    """By how many nats per token answers are likelier under their own question than under another one."""
+
+    gain: float
+    low: float
+    high: float
+
+
+def held_out_loss(model: PreTrainedModel, store: TokenStore, batch_size: int) -> LanguageScore:
+    """The model's loss on all tokens of `store`, in blocks of its block size and `batch_size` blocks at a time.
+
+    Each token is predicted once, end-of-text tokens included; a token sees only those before it in its block, as in
+    training. Bits per byte = total nats / ln 2 / bytes of the text.
+    """
+    tokens = np.asarray(store.tokens, dtype=np.int64)
+    # The first token is predicted from what ends a document, with which the store ends.
+    inputs = torch.from_numpy(np.concatenate([tokens[-1:], tokens[:-1]]))
+    targets = torch.from_numpy(tokens)
+    whole = len(tokens) // store.block_size * store.block_size
+    batches = [
+        *zip(_blocks(inputs[:whole], store, batch_size), _blocks(targets[:whole], store, batch_size), strict=True),
+        (inputs[None, whole:], targets[None, whole:]),
+    ]
+    nats = 0.0
+    with evaluation_mode(model), torch.no_grad():
+        for block, target in batches:
+            if block.numel():
+                logits = model(input_ids=block.to(model.device), use_cache=False).logits.float()
+                losses = F.cross_entropy(logits.flatten(0, 1), target.flatten().to(model.device), reduction="none")
+                nats += losses.double().sum().item()
+    return LanguageScore(nats / len(tokens), nats / math.log(2) / store.num_bytes)
+
+
+def conversation_loss(
+    model: PreTrainedModel, rows: Sequence[EncodedConversation], pad_token_id: int, batch_size: int
+) -> float:
+    """Mean nats per assistant token (where the mask is 1) over all `rows`. Raises ValueError when there is none."""
+    nats, counts = _answer_nats(model, rows, pad_token_id, batch_size)
+    if counts.sum() == 0:
+        raise ValueError("no row has a token of the assistant")
+    return float(nats.sum() / counts.sum())
+
+
+def question_gain(
+    model: PreTrainedModel, rows: Sequence[EncodedConversation], pad_token_id: int, batch_size: int, seed: int = 0
+) -> QuestionGain:
+    """How much likelier the last answers are under their own questions than exchanged: 0 for a model that ignores them.
+
+    The mean over conversations of (nats per token under another question - under the own one), with the 95 % interval
+    of resampled conversations. Pairs that are longer than the model can read are left out. Raises `UsageError` when
+    fewer than two conversations are left.
+    """
+    limit = context_length(model) or math.inf
+    swapped = swap_answers(rows)
+    kept = [i for i, (ids, _) in enumerate(swapped) if len(ids) <= limit]
+    if len(kept) < 2:
+        raise UsageError(
+            f"{len(kept)} held-out conversations can have their answers exchanged; two are needed.",
+            "Give more, or shorter, conversations in sft.data.",
+        )
+    own, exchanged = (
+        np.divide(*_answer_nats(model, [_only_last_answer(some[i]) for i in kept], pad_token_id, batch_size))
+        for some in (rows, swapped)
+    )
+    low, high = bootstrap_interval(exchanged - own, range(len(kept)), seed)
+    return QuestionGain(float((exchanged - own).mean()), low, high)
+
+
+def swap_answers(rows: Sequence[EncodedConversation]) -> list[EncodedConversation]:
+    """The last answer of each row behind the question (and all before it) of the row half the list away."""
+    starts = [_last_answer(mask) for _, mask in rows]
+    others = [(i + len(rows) // 2) % len(rows) for i in range(len(rows))]
+    return [
+        (rows[j][0][: starts[j]] + ids[starts[i] :], rows[j][1][: starts[j]] + mask[starts[i] :])
+        for i, (j, (ids, mask)) in enumerate(zip(others, rows, strict=True))
+    ]
+
+
+def _blocks(tokens: Tensor, store: TokenStore, batch_size: int) -> tuple[Tensor, ...]:
+    """`tokens` as batches of [batch_size, block_size]; their number must be a multiple of the block size."""
+    return tokens.view(-1, store.block_size).split(batch_size)
+
+
+def _last_answer(mask: list[int]) -> int:
+    """Where the last run of ones in `mask` begins."""
+    end = len(mask) - mask[::-1].index(1)
+    return end - ([0] + mask[:end])[::-1].index(0)
+
+
+def _only_last_answer(row: EncodedConversation) -> EncodedConversation:
+    ids, mask = row
+    start = _last_answer(mask)
+    return ids, [0] * start + mask[start:]
+
+
+def _answer_nats(
+    model: PreTrainedModel, rows: Sequence[EncodedConversation], pad_token_id: int, batch_size: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """For each row the nats of its masked tokens, and how many these are: two float arrays [rows]."""
+    nats, counts = np.zeros(len(rows)), np.zeros(len(rows))
+    by_length = sorted(range(len(rows)), key=lambda i: len(rows[i][0]))  # little padding
+    with evaluation_mode(model), torch.no_grad():
+        for start in range(0, len(rows), batch_size):
+            chosen = by_length[start : start + batch_size]
+            losses, predicted = _masked_losses(model, [rows[i] for i in chosen], pad_token_id)
+            nats[chosen] = losses.sum(1).double().cpu().numpy()
+            counts[chosen] = predicted.sum(1).cpu().numpy()
+    return nats, counts
+
+
+def _masked_losses(
+    model: PreTrainedModel, rows: Sequence[EncodedConversation], pad_token_id: int
+) -> tuple[Tensor, Tensor]:
+    """The nats of each token after the first, 0 where the mask is 0, and that mask: both [rows, longest - 1]."""
+    width = max(len(ids) for ids, _ in rows)
+    ids = torch.tensor([ids + [pad_token_id] * (width - len(ids)) for ids, _ in rows], device=model.device)
+    attention = torch.tensor([[1] * len(ids) + [0] * (width - len(ids)) for ids, _ in rows], device=model.device)
+    masks = torch.tensor([mask + [0] * (width - len(mask)) for _, mask in rows], device=model.device)
+    predicted = masks[:, 1:].bool()
+    logits = model(input_ids=ids, attention_mask=attention, use_cache=False).logits[:, :-1][predicted]
+    losses = torch.zeros(predicted.shape, device=model.device)
+    losses[predicted] = F.cross_entropy(logits.float(), ids[:, 1:][predicted], reduction="none")
+    return losses, predicted

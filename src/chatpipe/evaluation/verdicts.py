@@ -1,0 +1,260 @@
+"""What the numbers of a stage mean: pass, warn or fail, why, and what to try next.
+
+Pure functions of the metrics that a stage stores. A number that is not finite never passes.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any, Literal
+
+Status = Literal["pass", "warn", "fail"]
+SEVERITY: tuple[Status, ...] = ("fail", "warn", "pass")
+
+MIN_PRETRAIN_GAIN = 0.40
+"""Below the untrained model's bits per byte. Token frequencies alone, learned in the first steps, give 20 to 25 % (on
+tinyshakespeare and the pocketworld, 1,024 tokens)."""
+FAILING_EOS_SHARE, MIN_EOS_SHARE = 0.80, 0.95
+"""Every answer that does not stop is cut off in chat and penalised in ppo: 1 in 20 is a nuisance, 1 in 5 a defect."""
+MIN_RIGHT = 0.90
+"""Of questions whose answers stand in the text read; wrong facts that fine-tuning leaves are not what ppo can mend."""
+CHANCE_OF_A_PAIR = 0.5
+MAX_KL = 15.0
+"""Nats per answer (lm-human-preferences holds 6): far from where its answers came from, a reward model guesses."""
+FAILING_KL = 3 * MAX_KL
+EOS_NOISE = 0.02
+"""How far a share of stopping answers may fall: 1 to 2 standard errors of a share near 1 in 200 answers."""
+MAX_LENGTH_DRIFT = 2.0
+"""Answers of twice or half the length: length is what reward models are misled by most (arXiv 2409.17407)."""
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """Whether a stage has done what it is for, and the measured reasons, the gravest first."""
+
+    status: Status
+    reasons: list[str]
+
+    def to_dict(self) -> dict[str, Any]:
+        """As stored in the manifest and printed by `--json`."""
+        return asdict(self)
+
+
+Finding = tuple[Status, str]
+
+
+def pretrain_verdict(metrics: Mapping[str, Any]) -> Verdict:
+    """Whether the base model has learned more of its text than counting does.
+
+    Reads `eval_loss`, `bits_per_byte`, `untrained_bits_per_byte` and `trigram_bits_per_byte`.
+    """
+    bits, trigram, untrained = (
+        metrics[key] for key in ("bits_per_byte", "trigram_bits_per_byte", "untrained_bits_per_byte")
+    )
+    gain = 1 - bits / untrained
+    longer = "raise pretrain.max_steps or pretrain.learning_rate"
+    if not metrics["eval_loss"] < float("inf"):
+        return _verdict(
+            [("fail", f"The held-out loss is {metrics['eval_loss']}, not finite. Try: lower pretrain.learning_rate.")]
+        )
+    return _verdict(
+        [
+            _finding(
+                bits < trigram,
+                f"{bits:.2f} bits per byte; counting 3-grams of bytes gives {trigram:.2f}, which must be beaten",
+                f"{longer}, or read more text (pretrain.data)",
+            ),
+            _finding(
+                gain >= MIN_PRETRAIN_GAIN,
+                f"{gain:.0%} below the untrained model's {untrained:.2f} bits per byte; "
+                f"{MIN_PRETRAIN_GAIN:.0%} are expected",
+                longer,
+                otherwise="warn",
+            ),
+        ]
+    )
+
+
+def sft_verdict(metrics: Mapping[str, Any]) -> Verdict:
+    """Whether the model answers, answers what was asked, and stops.
+
+    Reads `eos_share`, `eval_loss`, `eval_loss_before` (the parent's); with a gold rater (`gold_score` is there)
+    `right`, `right_low` and `chance`; without one `question_gain` and `question_gain_low` (nats per token).
+    """
+    loss, before = metrics["eval_loss"], metrics["eval_loss_before"]
+    findings = [
+        _stops(metrics),
+        _finding(
+            loss < before,
+            f"Held-out loss {loss:.2f} nats per token; before fine-tuning it was {before:.2f}",
+            "lower sft.learning_rate or sft.num_train_epochs; a loss that rises is over-fitting",
+            otherwise="warn",
+        ),
+    ]
+    return _verdict(findings + (_facts(metrics) if "gold_score" in metrics else [_heeds_the_question(metrics)]))
+
+
+def rm_verdict(metrics: Mapping[str, Any]) -> Verdict:
+    """Whether the reward model orders held-out answers better than chance and than their length does.
+
+    Reads `eval_accuracy`, `accuracy_low`, `accuracy_high`, `length_baseline`, `length_rule`, and where a gold rater
+    knows the true order `annotator_agreement` and `annotator_agreement_low`.
+    """
+    accuracy, low, high = (metrics[key] for key in ("eval_accuracy", "accuracy_low", "accuracy_high"))
+    measured = f"{accuracy:.1%} of held-out pairs ordered rightly (95 % interval {low:.1%} to {high:.1%})"
+    more = "rank more answers (sample.prompts, sample.k, or more rm.data) or raise rm.num_train_epochs"
+    findings = [
+        _finding(low > CHANCE_OF_A_PAIR, f"{measured}; the interval must lie above chance, 50 %", more),
+        _better_than_length(metrics, more),
+    ]
+    if "annotator_agreement" in metrics:
+        agreement, agreement_low = metrics["annotator_agreement"], metrics["annotator_agreement_low"]
+        # A model of random rankings may agree with the gold order by accident; the rankings themselves show it.
+        findings.append(
+            _finding(
+                agreement_low > CHANCE_OF_A_PAIR,
+                f"The annotators themselves order {agreement:.1%} of the pairs as the gold rater does "
+                f"(95 % interval from {agreement_low:.1%}), to be above chance, 50 %",
+                "look at the rankings, they teach nothing; lower rank.temperature, the annotators' noise",
+            )
+        )
+    return _verdict(findings)
+
+
+def ppo_verdict(metrics: Mapping[str, Any]) -> Verdict:
+    """Whether the answers to held-out prompts are better than those of the model that ppo started from.
+
+    Reads `objective/kl` (nats per answer), `eos_share`, `eos_share_before`, `length_before` and `length_after`
+    (tokens); with a gold rater (`gold_score` is there) `win_rate`, `win_rate_low`, `win_rate_high`, `gold_score`,
+    `gold_score_before`, `gold_change_high`, `right`, `right_before` and `right_change_high`; without one
+    `reward_score`, `reward_score_before`, `reward_change_low` and `reward_change_high`.
+    """
+    judged = _gold_findings(metrics) if "gold_score" in metrics else _reward_findings(metrics)
+    return _verdict([*judged, *_drift_findings(metrics)])
+
+
+def _stops(metrics: Mapping[str, Any]) -> Finding:
+    share = metrics["eos_share"]
+    return _finding(
+        share >= MIN_EOS_SHARE,
+        f"{share:.1%} of held-out answers stop by themselves; {MIN_EOS_SHARE:.0%} are expected",
+        "raise sft.num_train_epochs or sft.learning_rate; if the answers are long, evaluation.max_new_tokens",
+        otherwise="warn" if share >= FAILING_EOS_SHARE else "fail",
+    )
+
+
+def _facts(metrics: Mapping[str, Any]) -> list[Finding]:
+    right, low, chance = metrics["right"], metrics["right_low"], metrics["chance"]
+    return [
+        _finding(
+            low > chance,
+            f"{right:.1%} of held-out questions are answered rightly (95 % interval from {low:.1%}), "
+            f"to be above chance, {chance:.1%}",
+            "check that each answer in sft.data belongs to its question, and raise sft.num_train_epochs",
+        ),
+        _finding(
+            right >= MIN_RIGHT,
+            f"{right:.1%} right; {MIN_RIGHT:.0%} are expected",
+            "raise sft.pretrain_mix, so that what was read is not forgotten, or pretrain.max_steps",
+            otherwise="warn",
+        ),
+    ]
+
+
+def _heeds_the_question(metrics: Mapping[str, Any]) -> Finding:
+    gain, low = metrics["question_gain"], metrics["question_gain_low"]
+    return _finding(
+        low > 0,
+        f"Answers are {gain:.3f} nats per token likelier under their own question than under another one "
+        f"(95 % interval from {low:.3f}); at 0 or below, answers ignore the question",
+        "check that each answer in sft.data belongs to its question; raise pretrain.max_steps or sft.num_train_epochs",
+    )
+
+
+def _better_than_length(metrics: Mapping[str, Any], more: str) -> Finding:
+    accuracy, low, baseline = metrics["eval_accuracy"], metrics["accuracy_low"], metrics["length_baseline"]
+    rule = f"always choosing the {metrics['length_rule']} answer ({baseline:.1%})"
+    if low > baseline:
+        return "pass", f"Better than {rule}."
+    if accuracy > baseline:
+        return "warn", f"Better than {rule} only within noise: {accuracy:.1%}, interval from {low:.1%}. Try: {more}."
+    return "fail", f"With {accuracy:.1%} it is no better than {rule}. Try: {more}."
+
+
+def _gold_findings(metrics: Mapping[str, Any]) -> list[Finding]:
+    rate, low, high = (metrics[key] for key in ("win_rate", "win_rate_low", "win_rate_high"))
+    gold, gold_before = metrics["gold_score"], metrics["gold_score_before"]
+    right, right_before = metrics["right"], metrics["right_before"]
+    return [
+        _finding(
+            low > CHANCE_OF_A_PAIR,
+            f"The gold rater prefers it to sft on {rate:.1%} of held-out prompts "
+            f"(95 % interval {low:.1%} to {high:.1%}), to lie above 50 %",
+            "raise ppo.total_episodes or ppo.learning_rate if the reward rose little, ppo.kl_coef if it rose much; "
+            "and look at the verdict of rm",
+            otherwise="warn" if rate > CHANCE_OF_A_PAIR else "fail",
+        ),
+        _finding(
+            gold > gold_before,
+            f"Mean gold score {gold:.2f}; before ppo it was {gold_before:.2f}",
+            "raise ppo.kl_coef, and train a better reward model (sample.prompts, rm.num_train_epochs)",
+            otherwise="fail" if metrics["gold_change_high"] < 0 else "warn",
+        ),
+        _finding(
+            metrics["right_change_high"] >= 0,
+            f"{right:.1%} of held-out questions are answered rightly; before ppo {right_before:.1%}, "
+            "and it may not fall by more than noise",
+            "raise ppo.kl_coef or lower ppo.learning_rate; rank more answers (sample.prompts)",
+        ),
+    ]
+
+
+def _reward_findings(metrics: Mapping[str, Any]) -> list[Finding]:
+    score, before, low, high = (
+        metrics[key] for key in ("reward_score", "reward_score_before", "reward_change_low", "reward_change_high")
+    )
+    return [
+        _finding(
+            low > 0,
+            f"Only the reward model judged this: its score on held-out prompts is {score:.2f}, before ppo {before:.2f} "
+            f"(95 % interval of the change {low:+.2f} to {high:+.2f}), to be above 0",
+            "raise ppo.total_episodes or ppo.learning_rate, or lower ppo.kl_coef",
+            otherwise="warn" if score > before else "fail",
+        )
+    ]
+
+
+def _drift_findings(metrics: Mapping[str, Any]) -> list[Finding]:
+    kl, share, share_before = metrics["objective/kl"], metrics["eos_share"], metrics["eos_share_before"]
+    drift = metrics["length_after"] / metrics["length_before"]
+    return [
+        _finding(
+            kl <= MAX_KL,
+            f"{kl:.1f} nats of KL from sft; at most {MAX_KL:.0f} are expected",
+            "raise ppo.kl_coef, or lower ppo.learning_rate or ppo.total_episodes",
+            otherwise="warn" if kl <= FAILING_KL else "fail",
+        ),
+        _finding(
+            share >= share_before - EOS_NOISE,
+            f"{share:.1%} of answers stop by themselves; before ppo {share_before:.1%}, "
+            f"and it may not fall by more than {EOS_NOISE:.0%}",
+            "raise ppo.missing_eos_penalty or ppo.response_length",
+            otherwise="warn",
+        ),
+        _finding(
+            1 / MAX_LENGTH_DRIFT <= drift <= MAX_LENGTH_DRIFT,
+            f"Answers are {drift:.1f} times as long as before ppo; "
+            f"{1 / MAX_LENGTH_DRIFT:.1f} to {MAX_LENGTH_DRIFT:.1f} times are expected",
+            "raise ppo.kl_coef, and compare the reward model with its length baseline in the verdict of rm",
+            otherwise="warn",
+        ),
+    ]
+
+
+def _finding(good: bool, measured: str, remedy: str, otherwise: Status = "fail") -> Finding:
+    return ("pass", f"{measured}.") if good else (otherwise, f"{measured}. Try: {remedy}.")
+
+
+def _verdict(findings: Sequence[Finding]) -> Verdict:
+    """The gravest status of all findings, and their sentences from the gravest down."""
+    ordered = sorted(findings, key=lambda finding: SEVERITY.index(finding[0]))
+    return Verdict(ordered[0][0], [reason for _, reason in ordered])

@@ -1,0 +1,83 @@
+"""What a stage would do: parameters, optimizer steps, tokens and the command, known without running it."""
+
+import json
+import math
+import shlex
+import struct
+from pathlib import Path
+from typing import Any
+
+from chatpipe.data.load import load_conversations, load_prompts, load_rankings
+from chatpipe.pipeline import How
+from chatpipe.recipe.schema import Recipe
+from chatpipe.stages.job import PARENTS, Job, rankings_file
+from chatpipe.training.launch import accelerate_command
+
+
+def plan_stage(recipe: Recipe, stage: str, how: How) -> dict[str, Any]:
+    """The plan of one stage; `unknown` stands where only a hub could tell."""
+    job = Job.of(recipe, stage)
+    plan: dict[str, Any] = {"stage": stage, "out": str(job.folder), "processes": how.processes}
+    plan["parameters"] = _parameters(job)
+    plan.update(_amounts(job))
+    plan["models"] = ", ".join(job.models.values()) or "a new one"
+    if how.processes > 1:
+        arguments = [stage, str(Path(recipe.out) / "recipe.yaml"), "--out", str(job.folder)]
+        command = accelerate_command(how.processes, how.launch, how.accelerate_flags, arguments)
+        plan["command"] = shlex.join(["accelerate", "launch", *command[3:]])
+    else:
+        plan["command"] = "in this process"
+    return plan
+
+
+def _parameters(job: Job) -> int | str:
+    """Of the trained model: of a new one in closed form, of a saved one from its files."""
+    if not job.models:
+        section = job.recipe.pretrain
+        return section.architecture.parameters(section.tokenizer.vocab_size)
+    model = Path(job.models["model"]).expanduser()
+    if model.is_dir():
+        return saved_parameters(model)
+    if getattr(job.section, "model", None) is None and PARENTS[job.stage].get("model"):
+        return _parameters(Job.of(job.recipe, PARENTS[job.stage]["model"]))
+    return "unknown"
+
+
+def _amounts(job: Job) -> dict[str, Any]:
+    """Optimizer steps, and what they are made of."""
+    recipe, world = job.recipe, job.recipe.pocketworld
+    if job.stage == "pretrain":
+        section = recipe.pretrain
+        return {"steps": section.max_steps, "tokens": section.max_steps * section.batch_size * section.block_size}
+    if job.stage == "sft":
+        rows = len(load_conversations(job.data()["sft.data"], world, "sft.data").train)
+        rows = round(rows / (1 - recipe.sft.pretrain_mix))
+        steps = math.ceil(math.ceil(rows / recipe.sft.batch_size) * recipe.sft.num_train_epochs)
+        return {"rows": rows, "steps": recipe.sft.max_steps if recipe.sft.max_steps > 0 else steps}
+    if job.stage == "rm":
+        if recipe.rm.data is None and not rankings_file(recipe).exists():
+            rankings = round(0.9 * recipe.sample.prompts)
+        else:
+            rankings = len(load_rankings(job.data()["rm.data"], world, "rm.data").train)
+        steps = math.ceil(math.ceil(rankings / recipe.rm.batch_size) * recipe.rm.num_train_epochs)
+        return {"rankings": rankings, "steps": steps}
+    section = recipe.ppo
+    episodes = section.batch_size * section.num_mini_batches
+    iterations = max(1, section.total_episodes // episodes)
+    return {
+        "prompts": len(load_prompts(job.data()["ppo.data"], world, "ppo.data").train),
+        "iterations": iterations,
+        "steps": iterations * section.num_ppo_epochs * section.num_mini_batches,
+        "tokens": f"up to {iterations * episodes * section.response_length:,} sampled",
+    }
+
+
+def saved_parameters(folder: Path) -> int:
+    """Parameters in a folder's safetensors files, read from their headers alone."""
+    total = 0
+    for path in folder.glob("*.safetensors"):
+        with path.open("rb") as file:
+            (length,) = struct.unpack("<Q", file.read(8))
+            header = json.loads(file.read(length))
+        total += sum(math.prod(entry["shape"]) for name, entry in header.items() if name != "__metadata__")
+    return total

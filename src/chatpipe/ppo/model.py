@@ -1,0 +1,110 @@
+"""What PPO trains: policy and critic in one module, so that DDP sees one forward and one backward pass."""
+
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from chatpipe.errors import UsageError
+from chatpipe.ppo.microbatch import MicroBatch
+from chatpipe.reward.model import at_last_token, token_scores
+
+
+class Outputs(NamedTuple):
+    """For each completion token, [N]: log-prob in nats, entropy of its distribution (no gradient), value before it."""
+
+    logprobs: Tensor
+    entropy: Tensor
+    values: Tensor
+
+
+class PolicyAndCritic(nn.Module):
+    """A causal language model and a sequence classification model whose score at each position is the value."""
+
+    def __init__(self, policy: PreTrainedModel, critic: PreTrainedModel, temperature: float) -> None:
+        super().__init__()
+        self.policy, self.critic, self.temperature = policy, critic, temperature
+
+    def forward(
+        self, input_ids: Tensor, attention_mask: Tensor, position_ids: Tensor, rows: Tensor, columns: Tensor
+    ) -> Outputs:
+        """Arguments as in `MicroBatch`."""
+        batch = MicroBatch(input_ids, attention_mask, position_ids, rows, columns)
+        logprobs, entropy = completion_logprobs(self.policy, batch, self.temperature)
+        return Outputs(logprobs, entropy, completion_values(self.critic, batch))
+
+    def activation_checkpointing_enable(self, **kwargs: Any) -> None:
+        """What Trainer calls for `gradient_checkpointing`."""
+        for model in (self.policy, self.critic):
+            model.activation_checkpointing_enable(**kwargs)
+
+    def gradient_checkpointing_enable(self, **kwargs: Any) -> None:
+        """The same under its name before transformers 5.2x."""
+        for model in (self.policy, self.critic):
+            model.gradient_checkpointing_enable(**kwargs)
+
+
+def completion_logprobs(policy: PreTrainedModel, batch: MicroBatch, temperature: float) -> tuple[Tensor, Tensor]:
+    """Log-probs of the completion tokens under softmax(logits / temperature) and its entropy, [N] each, in nats.
+
+    Computed in float32 or wider. The output head sees the N positions that predict a completion token and no other.
+    The entropy has no gradient.
+    """
+    hidden = policy.base_model(
+        input_ids=batch.input_ids,
+        attention_mask=batch.attention_mask,
+        position_ids=batch.position_ids,
+        use_cache=False,
+    ).last_hidden_state
+    logits = policy.get_output_embeddings()(hidden[batch.rows, batch.columns])
+    logits = logits.to(torch.promote_types(logits.dtype, torch.float32)) / temperature
+    logprobs = logits.log_softmax(-1)
+    with torch.no_grad():
+        entropy = -(logprobs.exp() * logprobs).sum(-1)
+    tokens = batch.input_ids[batch.rows, batch.columns + 1]
+    return logprobs.gather(-1, tokens[:, None])[:, 0], entropy
+
+
+def completion_values(critic: PreTrainedModel, batch: MicroBatch) -> Tensor:
+    """The critic's value before each completion token, [N]."""
+    return _scores_everywhere(critic, batch)[batch.rows, batch.columns]
+
+
+def last_token_scores(reward_model: PreTrainedModel, batch: MicroBatch) -> Tensor:
+    """The reward model's score at the last token of each sequence (its EOS, or where it was cut off), [b]."""
+    return at_last_token(_scores_everywhere(reward_model, batch), batch.attention_mask)
+
+
+def _scores_everywhere(model: PreTrainedModel, batch: MicroBatch) -> Tensor:
+    return token_scores(model, batch.input_ids, batch.attention_mask, batch.position_ids)
+
+
+def disable_dropout(model: nn.Module) -> None:
+    """Set every dropout probability in `model` to 0, in place. Its config keeps what it had.
+
+    With dropout the ratio of new to old policy would be random. This is done in place of `eval()` since that would
+    switch off gradient checkpointing too (trl #1066).
+    """
+    for module in model.modules():
+        for name, value in vars(module).items():
+            if isinstance(value, float) and (isinstance(module, nn.modules.dropout._DropoutNd) or "drop" in name):
+                setattr(module, name, 0.0)
+
+
+@torch.no_grad()
+def check_output_head(policy: PreTrainedModel) -> None:
+    """Raise UsageError unless the policy's logits are its output head applied to its last hidden states.
+
+    `completion_logprobs` takes them to be that; a model that scales or caps its logits (Gemma 2, Cohere, Granite)
+    would be trained on other probabilities than it samples from.
+    """
+    ids = torch.zeros(1, 2, dtype=torch.long, device=policy.device)
+    inputs = {"input_ids": ids, "attention_mask": torch.ones_like(ids), "use_cache": False}
+    ours = policy.get_output_embeddings()(policy.base_model(**inputs).last_hidden_state)
+    theirs = policy(**inputs).logits
+    if not torch.allclose(ours.float(), theirs.float(), rtol=1e-3, atol=1e-3):
+        raise UsageError(
+            f"{type(policy).__name__} changes its logits after the output head, which PPO here does not do.",
+            "Use a model that does not, such as GPT-2, Llama or Qwen3.",
+        )

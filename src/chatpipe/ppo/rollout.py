@@ -1,0 +1,127 @@
+"""Making experience: which prompts come when, what the four models say about the completions, and the advantages."""
+
+from enum import IntEnum
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from chatpipe.ppo.advantages import SumOverRanks, gae, whiten
+from chatpipe.ppo.config import PPOConfig
+from chatpipe.ppo.experience import Experience, Sequences, flat_index
+from chatpipe.ppo.kl import k1, shape_rewards
+from chatpipe.ppo.microbatch import length_sorted, pad
+from chatpipe.ppo.model import PolicyAndCritic, completion_logprobs, last_token_scores
+
+
+class Stream(IntEnum):
+    """What random numbers are drawn for; each use has a stream of its own."""
+
+    PROMPTS = 1
+    GENERATION = 2
+    MINIBATCHES = 3
+
+
+def seed_of(stream: Stream, *numbers: int) -> int:
+    """A 64-bit seed that is a pure function of the stream and of `numbers`: the run's seed, the iteration, the rank."""
+    return int(np.random.SeedSequence([stream, *numbers]).generate_state(1, np.uint64)[0])
+
+
+def permutation(length: int, stream: Stream, *numbers: int) -> Tensor:
+    """A permutation [length] that is a pure function of the stream and of `numbers`."""
+    return torch.from_numpy(np.random.default_rng(seed_of(stream, *numbers)).permutation(length))
+
+
+def prompt_numbers(num_prompts: int, start: int, count: int, seed: int) -> list[int]:
+    """The prompts at the places `start`, ..., `start + count - 1` of an endless order.
+
+    The order is one pass over all prompts after another, each shuffled anew; it depends on nothing but `seed`, so a
+    run that is resumed or has another number of ranks takes the same prompts.
+    """
+    passes = range(start // num_prompts, (start + count - 1) // num_prompts + 1)
+    orders = {number: permutation(num_prompts, Stream.PROMPTS, seed, number) for number in passes}
+    return [int(orders[place // num_prompts][place % num_prompts]) for place in range(start, start + count)]
+
+
+class Scores(NamedTuple):
+    """What the four models say: logprobs, ref_logprobs and values [N] for each completion token, scores [n]."""
+
+    logprobs: Tensor
+    ref_logprobs: Tensor
+    values: Tensor
+    scores: Tensor
+
+
+@torch.no_grad()
+def score(
+    sequences: Sequences,
+    trained: PolicyAndCritic,
+    ref_model: PreTrainedModel,
+    reward_model: PreTrainedModel,
+    micro_batch_size: int,
+    device: torch.device,
+) -> Scores:
+    """Read all sequences with all four models, `micro_batch_size` at a time. Results are on the CPU.
+
+    The log-probs come from the forward pass that training uses, not from generation, whose kernels round differently:
+    the first ratio is 1.
+    """
+    lengths = sequences.completion_lengths
+    chunks, read = length_sorted(sequences.lengths, micro_batch_size), []
+    for rows in chunks:
+        batch = pad(sequences.select(rows)).to(device)
+        outputs = trained(*batch)
+        ref_logprobs, _ = completion_logprobs(ref_model, batch, trained.temperature)
+        scores = last_token_scores(reward_model, batch)
+        read.append((outputs.logprobs.cpu(), ref_logprobs.cpu(), outputs.values.cpu(), scores.cpu()))
+    order = torch.cat(chunks)
+    logprobs, ref_logprobs, values, scores = (torch.cat(parts) for parts in zip(*read, strict=True))
+    tokens = flat_index(lengths, order)
+    return Scores(
+        logprobs=_put_back(logprobs, tokens),
+        ref_logprobs=_put_back(ref_logprobs, tokens),
+        values=_put_back(values, tokens),
+        scores=_put_back(scores, order),
+    )
+
+
+def with_advantages(
+    sequences: Sequences, scores: Scores, args: PPOConfig, sum_over_ranks: SumOverRanks
+) -> tuple[Experience, Tensor]:
+    """The experience that PPO learns from, and its advantages [N] before they were whitened."""
+    lengths = sequences.completion_lengths
+    rewards = shape_rewards(
+        scores.scores,
+        sequences.ended,
+        k1(scores.logprobs, scores.ref_logprobs),
+        lengths,
+        args.kl_coef,
+        args.missing_eos_penalty,
+    )
+    advantages = gae(rewards, scores.values, lengths, args.gamma, args.lam)
+    experience = Experience(
+        sequences=sequences,
+        scores=scores.scores,
+        logprobs=scores.logprobs,
+        ref_logprobs=scores.ref_logprobs,
+        values=scores.values,
+        rewards=rewards,
+        advantages=whiten(advantages, sum_over_ranks),
+        returns=advantages + scores.values,
+    )
+    return experience, advantages
+
+
+def minibatches(experience: Experience, count: int, *numbers: int) -> list[Experience]:
+    """Split experience into `count` minibatches of equal size, in an order that is a pure function of `numbers`."""
+    order = permutation(len(experience), Stream.MINIBATCHES, *numbers)
+    return [experience.select(rows) for rows in order.chunk(count)]
+
+
+def _put_back(values: Tensor, places: Tensor) -> Tensor:
+    """values[i] goes to places[i]."""
+    result = torch.empty_like(values)
+    result[places] = values
+    return result

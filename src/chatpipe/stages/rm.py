@@ -1,0 +1,117 @@
+"""rm: a reward model from rankings."""
+
+from typing import Any
+
+from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase, TrainingArguments, set_seed
+
+from chatpipe.data.formats import Ranking
+from chatpipe.data.load import build_world, load_conversations, load_rankings, reads_pocketworld
+from chatpipe.data.rows import BadRow
+from chatpipe.data.template import add_chat_template, encode_completion
+from chatpipe.evaluation.pairs import pair_metrics
+from chatpipe.evaluation.verdicts import rm_verdict
+from chatpipe.pocketworld import GoldRater
+from chatpipe.reward.batches import encode_answers, encode_rankings
+from chatpipe.reward.model import centre_rewards, new_reward_model, sequence_scores
+from chatpipe.reward.trainer import RewardTrainer
+from chatpipe.stages.example import example_prompt
+from chatpipe.stages.job import Job, Outcome
+from chatpipe.stages.saving import save_checkpoint
+from chatpipe.training.arguments import training_arguments
+from chatpipe.training.run import run_trainer
+
+EVAL_BATCH_SIZE = 32
+MAX_DEMONSTRATIONS = 256
+
+
+def run_rm(job: Job) -> Outcome | None:
+    """Trains the stage's model; the main process evaluates it, saves it and returns what came out."""
+    recipe, section = job.recipe, job.recipe.rm
+    rankings = load_rankings(job.data()["rm.data"], recipe.pocketworld, "rm.data")
+    tokenizer = AutoTokenizer.from_pretrained(job.models["model"])
+    add_chat_template(tokenizer)
+    model = new_reward_model(job.models["model"], tokenizer.pad_token_id, recipe.seed)
+    if len(tokenizer) > model.get_input_embeddings().num_embeddings:
+        set_seed(recipe.seed)
+        model.resize_token_embeddings(len(tokenizer))
+    max_length = min(section.max_length, model.config.max_position_embeddings)
+    train = encode_rankings(tokenizer, rankings.train, max_length)
+
+    args = training_arguments(
+        TrainingArguments,
+        section,
+        job.folder,
+        recipe.seed,
+        job.processes,
+        recipe.report_to,
+        num_train_epochs=section.num_train_epochs,
+    )
+    trainer = RewardTrainer(model, args, train.rankings, processing_class=tokenizer)
+    speed = run_trainer(trainer, model, job.stage, job.folder, max_length)
+    if not job.is_main:
+        return None
+
+    demonstrations = _demonstrations(job, tokenizer, rankings.train, max_length)
+    offset = centre_rewards(model, demonstrations, tokenizer.pad_token_id, EVAL_BATCH_SIZE)
+    metrics = {
+        **_evaluate(job, model, tokenizer, rankings.held_out, max_length),
+        "reward_offset": offset,
+        "train_rankings": len(train.rankings),
+        "left_out_rankings": dict(train.skipped),
+        "skipped_rows": rankings.skipped,
+        "example": _example(job, model, tokenizer, rankings.held_out, max_length),
+        **speed,
+    }
+    save_checkpoint(job, model, tokenizer)
+    return Outcome(metrics, rm_verdict(metrics).to_dict())
+
+
+def _evaluate(
+    job: Job,
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    held_out: list[Ranking],
+    max_length: int,
+) -> dict[str, Any]:
+    """Pair accuracy on held-out prompts: against the gold order where it is known, else against the annotators'."""
+    usable, scores = [], []
+    for ranking in held_out:
+        try:
+            sequences = encode_answers(tokenizer, ranking.prompt, ranking.responses, max_length)
+        except BadRow:
+            continue
+        usable.append(ranking)
+        scores.append(sequence_scores(model, sequences, tokenizer.pad_token_id, EVAL_BATCH_SIZE).tolist())
+    gold = None
+    if job.recipe.rm.data is None and reads_pocketworld(job.recipe.sample.data):
+        rater = GoldRater(build_world(job.recipe.pocketworld))
+        gold = [[rater.rate(r.prompt, text).score for text in r.responses] for r in usable]
+    return pair_metrics(usable, scores, gold, seed=job.recipe.seed)
+
+
+def _demonstrations(
+    job: Job, tokenizer: PreTrainedTokenizerBase, rankings: list[Ranking], max_length: int
+) -> list[list[int]]:
+    """What rewards are centred on: fine-tuning conversations where the recipe names them, else the best answers."""
+    blocks = job.recipe.sft.data
+    if blocks:
+        conversations = load_conversations(blocks, job.recipe.pocketworld, "sft.data").train
+        pairs = [(conversation[:-1], conversation[-1]["content"]) for conversation in conversations]
+    else:
+        pairs = [(ranking.prompt, ranking.responses[ranking.ranks.index(min(ranking.ranks))]) for ranking in rankings]
+    encoded = (encode_completion(tokenizer, prompt, answer)[0] for prompt, answer in pairs)
+    return [ids for ids in encoded if len(ids) <= max_length][:MAX_DEMONSTRATIONS]
+
+
+def _example(
+    job: Job, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, held_out: list[Ranking], max_length: int
+) -> dict[str, str]:
+    """A held-out ranking's best and worst answer with their scores; a reward model itself answers nothing."""
+    ranking = max(held_out, key=lambda r: (max(r.ranks) - min(r.ranks), -len("".join(r.responses))))
+    ordered = sorted(zip(ranking.ranks, ranking.responses, strict=True))
+    best, worst = ordered[0][1], ordered[-1][1]
+    sequences = encode_answers(tokenizer, ranking.prompt, [best, worst], max_length)
+    scores = sequence_scores(model, sequences, tokenizer.pad_token_id, EVAL_BATCH_SIZE).tolist()
+    asked = ranking.prompt[-1]["content"]
+    told = f"(asked {asked!r}) {scores[0]:+.2f} for {best!r}, {scores[1]:+.2f} for {worst!r}"
+    return {"question": example_prompt(job)[-1]["content"], "answer": told}

@@ -1,0 +1,1 @@
+"""What every stage needs from a trainer: arguments, resume points, callbacks, launch."""

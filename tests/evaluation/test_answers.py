@@ -1,0 +1,80 @@
+import random
+
+import pytest
+import torch
+
+from chatpipe import pocketworld
+from chatpipe.evaluation.answers import Answer, answer_metrics, answer_prompts, gold_metrics, rate_answers
+from chatpipe.evaluation.intervals import wilson_interval
+from chatpipe.generation import SamplingParams
+from chatpipe.pocketworld.answers import good_answer
+from chatpipe.pocketworld.questions import understand
+
+PROMPTS = [
+    [{"role": "user", "content": "Who is Mara?"}],
+    [
+        {"role": "user", "content": "Hello!"},
+        {"role": "assistant", "content": "Hi."},
+        {"role": "user", "content": "Who keeps a goat?"},
+    ],
+]
+
+
+def _says_only(model, token_id: int) -> None:
+    """Makes the model say one token for ever: its embedding is what the final norm puts out everywhere."""
+    with torch.no_grad():
+        model.transformer.wte.weight.zero_()
+        model.transformer.wte.weight[token_id] = 1.0
+        model.transformer.ln_f.weight.zero_()
+        model.transformer.ln_f.bias.fill_(1.0)
+
+
+def test_a_model_that_stops_at_once_gives_empty_answers_that_ended(model, tokenizer):
+    _says_only(model, tokenizer.eos_token_id)
+    params = SamplingParams(max_new_tokens=5, temperature=0.0)
+    assert answer_prompts(model, tokenizer, PROMPTS, params, seed=0) == [Answer("", 1, True)] * 2
+
+
+def test_a_model_that_never_stops_is_cut_off(model, tokenizer):
+    [token_id] = tokenizer("a", add_special_tokens=False)["input_ids"]
+    _says_only(model, token_id)
+    params = SamplingParams(max_new_tokens=5, temperature=0.0)
+    assert answer_prompts(model, tokenizer, PROMPTS, params, seed=0) == [Answer("aaaaa", 5, False)] * 2
+
+
+def test_answers_depend_on_the_seed_alone(model, tokenizer):
+    params = SamplingParams(max_new_tokens=8)
+    first, again, other = (answer_prompts(model, tokenizer, PROMPTS, params, seed) for seed in (1, 1, 2))
+    assert first == again
+    assert first != other
+
+
+def test_answer_metrics():
+    answers = [Answer("a", 2, True), Answer("b", 4, True), Answer("c", 9, False)]
+    assert answer_metrics(answers) == {"eos_share": pytest.approx(2 / 3), "answer_length": 5.0}
+
+
+def test_gold_metrics_of_right_and_of_empty_answers():
+    world = pocketworld.World.build(seed=1, people=40)
+    prompts = pocketworld.prompts(world, "test", 60, seed=1)
+    rater, rng = pocketworld.GoldRater(world), random.Random(0)
+    right = [Answer(good_answer(world, understand(world, prompt), False, rng), 5, True) for prompt in prompts]
+    empty = [Answer("", 1, True) for _ in prompts]
+    good, bad = (gold_metrics(rate_answers(rater, prompts, answers)) for answers in (right, empty))
+    assert good["right"] == 1.0
+    assert bad["right"] == 0.0
+    assert good["gold_score"] > 1 > -1 > bad["gold_score"]
+    questions = sum(understand(world, prompt).kind != "smalltalk" for prompt in prompts)
+    assert 0 < questions < 60  # small talk has no right answer
+    assert (good["right_low"], good["right_high"]) == wilson_interval(questions, questions)
+    assert good["right_by_kind"] == dict.fromkeys(["counting", "fact", "reverse", "unknown"], 1.0)
+
+
+def test_gold_rater_hears_whether_the_answer_ended():
+    world = pocketworld.World.build(seed=1, people=40)
+    prompts = pocketworld.prompts(world, "test", 1, seed=1)
+    rater = pocketworld.GoldRater(world)
+    text = good_answer(world, understand(world, prompts[0]), False, random.Random(0))
+    [stopped] = rate_answers(rater, prompts, [Answer(text, 5, True)])
+    [cut] = rate_answers(rater, prompts, [Answer(text, 5, False)])
+    assert cut.score < stopped.score

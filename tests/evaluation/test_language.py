@@ -1,0 +1,114 @@
+import math
+
+import pytest
+import torch
+import torch.nn.functional as F
+from transformers import GPT2Config, GPT2LMHeadModel
+
+from chatpipe.data.token_store import build_token_store
+from chatpipe.errors import UsageError
+from chatpipe.evaluation.language import conversation_loss, held_out_loss, question_gain, swap_answers
+
+PAD, EOS = 0, 1
+
+
+@pytest.fixture
+def store(tmp_path, texts, tokenizer):
+    return build_token_store(tmp_path / "held_out.bin", texts, tokenizer, block_size=7)
+
+
+def test_uniform_model_needs_log_vocabulary_nats_for_every_token(store, texts, model, tokenizer):
+    for parameter in model.parameters():
+        torch.nn.init.zeros_(parameter)
+    score = held_out_loss(model, store, batch_size=2)
+    assert len(store.tokens) % store.block_size != 0  # the remainder counts too
+    assert score.nats_per_token == pytest.approx(math.log(len(tokenizer)))
+    assert score.perplexity == pytest.approx(len(tokenizer), rel=1e-5)
+    text_bytes = sum(len(text.encode()) for text in texts)
+    assert score.bits_per_byte == pytest.approx(len(store.tokens) * math.log2(len(tokenizer)) / text_bytes)
+
+
+def test_each_token_is_predicted_once_from_those_before_it_in_its_block(store, model):
+    model.eval()
+    tokens = [int(token) for token in store.tokens]
+    inputs = [tokens[-1], *tokens[:-1]]
+    nats = 0.0
+    for start in range(0, len(tokens), store.block_size):
+        logits = model(torch.tensor([inputs[start : start + store.block_size]])).logits[0]
+        nats += F.cross_entropy(logits, torch.tensor(tokens[start : start + store.block_size]), reduction="sum").item()
+    for batch_size in (1, 3, 100):
+        assert held_out_loss(model, store, batch_size).nats_per_token == pytest.approx(nats / len(tokens), abs=1e-5)
+
+
+def test_dropout_is_off_while_measuring_and_on_again_afterwards(store, model):
+    model.train()
+    assert held_out_loss(model, store, 4) == held_out_loss(model, store, 4)
+    assert model.training
+
+
+ROWS = [
+    ([5, 6, 7, 8, EOS], [0, 0, 0, 1, 1]),
+    ([5, 9, EOS], [0, 1, 1]),
+    ([5, 9, EOS, 6, 7, 10, EOS], [0, 1, 1, 0, 0, 1, 1]),
+]
+
+
+def test_conversation_loss_is_the_mean_over_assistant_tokens_whatever_the_batch(model):
+    model.eval()
+    losses = []
+    for ids, mask in ROWS:
+        logprobs = model(torch.tensor([ids])).logits[0].log_softmax(-1)
+        losses += [-logprobs[t - 1, ids[t]].item() for t in range(1, len(ids)) if mask[t]]
+    expected = sum(losses) / len(losses)
+    for batch_size in (1, 2, 3):
+        assert conversation_loss(model, ROWS, PAD, batch_size) == pytest.approx(expected, abs=1e-5)
+
+
+def test_conversation_loss_needs_something_the_assistant_says(model):
+    with pytest.raises(ValueError, match="assistant"):
+        conversation_loss(model, [([5, 6], [0, 0])], PAD, 1)
+
+
+def test_swap_answers_keeps_answers_and_exchanges_what_they_answer():
+    assert swap_answers(ROWS[:2]) == [([5, 8, EOS], [0, 1, 1]), ([5, 6, 7, 9, EOS], [0, 0, 0, 1, 1])]
+    # Only the last answer of several moves.
+    assert swap_answers([ROWS[1], ROWS[2]])[0] == ([5, 9, EOS, 6, 7, 9, EOS], [0, 1, 1, 0, 0, 1, 1])
+
+
+def test_question_gain_tells_answers_that_heed_the_question_from_shuffled_ones():
+    heeding, shuffled = _trained(heeds=True), _trained(heeds=False)
+    rows = [_conversation(word, word) for word in range(4, 16)]
+    gain = question_gain(heeding, rows, PAD, batch_size=4)
+    assert gain.gain > 1
+    assert 0 < gain.low <= gain.gain <= gain.high
+    ignored = question_gain(shuffled, rows, PAD, batch_size=4)
+    assert ignored.low <= 0
+    assert ignored.gain < 0.1
+
+
+def test_question_gain_leaves_out_what_is_too_long_and_needs_two(model):
+    long_question = ([5] * 61 + [6, EOS], [0] * 61 + [1, 1])
+    short_question = ([5, 6, 7, 8, EOS], [0, 1, 1, 1, 1])
+    with pytest.raises(UsageError, match="exchanged"):
+        question_gain(model, [long_question, short_question], PAD, batch_size=2)
+
+
+def _conversation(word: int, answer: int) -> tuple[list[int], list[int]]:
+    return [2, word, 3, answer, EOS], [0, 0, 0, 1, 1]
+
+
+def _trained(heeds: bool) -> GPT2LMHeadModel:
+    """A tiny model that was taught to repeat the user's word, or to say any word."""
+    torch.manual_seed(0)
+    model = GPT2LMHeadModel(GPT2Config(vocab_size=16, n_positions=8, n_embd=32, n_layer=2, n_head=2))
+    optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3)
+    for _ in range(150):
+        words = torch.randint(4, 16, (64,))
+        answers = words if heeds else torch.randint(4, 16, (64,))
+        ids = torch.tensor([_conversation(w, a)[0] for w, a in zip(words.tolist(), answers.tolist(), strict=True)])
+        labels = ids.clone()
+        labels[:, :3] = -100
+        model(input_ids=ids, labels=labels).loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    return model

@@ -1,0 +1,83 @@
+import math
+
+import numpy as np
+import pytest
+
+from chatpipe.data.formats import Ranking
+from chatpipe.errors import UsageError
+from chatpipe.evaluation.pairs import pair_metrics
+
+PROMPT = [{"role": "user", "content": "?"}]
+
+
+def _ranking(responses: list[str], ranks: list[int]) -> Ranking:
+    return Ranking(PROMPT, responses, ranks)
+
+
+def test_accuracy_counts_ordered_pairs_and_half_for_equal_scores():
+    rankings = [_ranking(["a", "bb", "cc"], [1, 2, 2]), _ranking(["dd", "e"], [2, 1])]
+    # Ordered pairs: a > bb (right), a > cc (score tied: half), e > dd (wrong); bb and cc are tied.
+    metrics = pair_metrics(rankings, [[1.0, 0.0, 1.0], [3.0, 1.0]])
+    assert metrics["eval_pairs"] == 3
+    assert metrics["eval_accuracy"] == pytest.approx((1 + 0.5 + 0) / 3)
+    losses = [math.log1p(math.exp(-1)), math.log(2), math.log1p(math.exp(2))]
+    assert metrics["log_loss"] == pytest.approx(sum(losses) / 3)
+    # In all three the better one is shorter.
+    assert (metrics["length_baseline"], metrics["length_rule"]) == (1.0, "shorter")
+    assert "annotator_agreement" not in metrics
+
+
+def test_longer_wins_baseline_counts_equal_lengths_half():
+    rankings = [_ranking(["long one", "short"], [1, 2]), _ranking(["same", "size"], [1, 2])]
+    metrics = pair_metrics(rankings, [[1.0, 0.0], [1.0, 0.0]])
+    assert (metrics["length_baseline"], metrics["length_rule"]) == (0.75, "longer")
+
+
+def test_gold_order_decides_and_annotators_are_measured_on_the_same_pairs():
+    rankings = [_ranking(["a", "b", "c"], [1, 2, 2])]
+    gold = [[0.0, 1.0, 0.5]]  # b > c > a
+    metrics = pair_metrics(rankings, [[0.0, 3.0, 2.0]], gold)
+    assert metrics["eval_accuracy"] == 1.0
+    # The annotator: b > a wrong, c > a wrong, b > c a tie.
+    assert metrics["annotator_agreement"] == pytest.approx(0.5 / 3)
+    assert metrics["annotator_agreement_low"] <= metrics["annotator_agreement"]
+
+
+def test_without_ties_accuracy_and_kendalls_tau_agree():
+    rng = np.random.default_rng(0)
+    gold, scores = rng.normal(size=(2, 6))
+    ranks = [int(rank) + 1 for rank in np.argsort(np.argsort(-gold))]
+    metrics = pair_metrics([_ranking(list("abcdef"), ranks)], [scores.tolist()])
+    signs = np.sign(np.subtract.outer(gold, gold) * np.subtract.outer(scores, scores))
+    assert 2 * metrics["eval_accuracy"] - 1 == pytest.approx(signs.sum() / 30)
+
+
+def test_interval_is_clustered_by_prompt():
+    one_pair = [_ranking(["a", "b"], [1, 2]) for _ in range(60)]
+    scores = [[1.0, 0.0] if i % 3 else [0.0, 1.0] for i in range(60)]
+    # The same 60 judgements, each three times over: no more evidence about other prompts.
+    three_pairs = [_ranking(["a", "b", "c", "d"], [1, 2, 2, 2]) for _ in range(60)]
+    repeated = [[better, worse, worse, worse] for better, worse in scores]
+    narrow, wide = pair_metrics(one_pair, scores), pair_metrics(three_pairs, repeated)
+    assert wide["eval_pairs"] == 3 * narrow["eval_pairs"]
+    assert (wide["accuracy_low"], wide["accuracy_high"]) == pytest.approx(
+        (narrow["accuracy_low"], narrow["accuracy_high"])
+    )
+    assert 0.5 < narrow["accuracy_low"] < 2 / 3 < narrow["accuracy_high"] < 0.8
+
+
+def test_random_scores_are_within_chance():
+    rng = np.random.default_rng(1)
+    rankings = [_ranking(list("abcd"), rng.permutation(4).tolist()) for _ in range(150)]
+    metrics = pair_metrics(rankings, rng.normal(size=(150, 4)).tolist())
+    assert metrics["accuracy_low"] < 0.5 < metrics["accuracy_high"]
+    assert metrics["accuracy_high"] - metrics["accuracy_low"] < 0.15
+
+
+def test_scores_far_apart_do_not_overflow():
+    assert pair_metrics([_ranking(["a", "b"], [1, 2])], [[-1e4, 1e4]])["log_loss"] == pytest.approx(2e4)
+
+
+def test_rankings_that_are_all_ties_are_refused():
+    with pytest.raises(UsageError, match="None of the 1 held-out rankings"):
+        pair_metrics([_ranking(["a", "b"], [1, 1])], [[1.0, 0.0]])

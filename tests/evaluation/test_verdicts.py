@@ -1,0 +1,167 @@
+import itertools
+import math
+import re
+
+import pytest
+from pydantic import BaseModel
+
+from chatpipe.evaluation.verdicts import Verdict, ppo_verdict, pretrain_verdict, rm_verdict, sft_verdict
+from chatpipe.recipe.schema import Recipe
+
+PRETRAIN = {"eval_loss": 2.0, "bits_per_byte": 1.0, "trigram_bits_per_byte": 2.0, "untrained_bits_per_byte": 4.0}
+SFT = {"eos_share": 0.99, "eval_loss": 0.5, "eval_loss_before": 3.0}
+SFT_GOLD = {**SFT, "gold_score": 1.2, "right": 0.95, "right_low": 0.91, "chance": 0.2}
+SFT_REAL = {**SFT, "question_gain": 0.3, "question_gain_low": 0.1}
+RM = {
+    "eval_accuracy": 0.8,
+    "accuracy_low": 0.76,
+    "accuracy_high": 0.84,
+    "length_baseline": 0.6,
+    "length_rule": "longer",
+}
+RM_GOLD = {**RM, "annotator_agreement": 0.85, "annotator_agreement_low": 0.8}
+PPO = {
+    "objective/kl": 8.0,
+    "eos_share": 0.99,
+    "eos_share_before": 0.97,
+    "length_before": 10.0,
+    "length_after": 12.0,
+}
+PPO_GOLD = {
+    **PPO,
+    "win_rate": 0.75,
+    "win_rate_low": 0.7,
+    "win_rate_high": 0.8,
+    "gold_score": 1.8,
+    "gold_score_before": 1.1,
+    "gold_change_high": 0.9,
+    "right": 0.94,
+    "right_before": 0.95,
+    "right_change_high": 0.02,
+}
+PPO_REAL = {
+    **PPO,
+    "reward_score": 1.0,
+    "reward_score_before": 0.0,
+    "reward_change_low": 0.8,
+    "reward_change_high": 1.2,
+}
+RANDOM_RM = {"eval_accuracy": 0.51, "accuracy_low": 0.47, "accuracy_high": 0.55}
+
+# verdict, good metrics, what is changed in them, the status that must follow
+CASES = [
+    (pretrain_verdict, PRETRAIN, {}, "pass"),
+    (pretrain_verdict, PRETRAIN, {"bits_per_byte": 1.999}, "pass"),
+    (pretrain_verdict, PRETRAIN, {"bits_per_byte": 2.0}, "fail"),
+    (pretrain_verdict, PRETRAIN, {"bits_per_byte": 3.1}, "fail"),
+    (pretrain_verdict, PRETRAIN, {"eval_loss": math.nan, "bits_per_byte": math.nan}, "fail"),
+    (pretrain_verdict, PRETRAIN, {"eval_loss": math.inf, "bits_per_byte": math.inf}, "fail"),
+    (pretrain_verdict, PRETRAIN, {"untrained_bits_per_byte": 2.0}, "pass"),
+    (pretrain_verdict, PRETRAIN, {"untrained_bits_per_byte": 1.65}, "warn"),
+    (sft_verdict, SFT_GOLD, {}, "pass"),
+    (sft_verdict, SFT_REAL, {}, "pass"),
+    (sft_verdict, SFT_GOLD, {"eos_share": 0.95}, "pass"),
+    (sft_verdict, SFT_GOLD, {"eos_share": 0.949}, "warn"),
+    (sft_verdict, SFT_GOLD, {"eos_share": 0.80}, "warn"),
+    (sft_verdict, SFT_REAL, {"eos_share": 0.799}, "fail"),
+    (sft_verdict, SFT_GOLD, {"right": 0.90}, "pass"),
+    (sft_verdict, SFT_GOLD, {"right": 0.899}, "warn"),
+    (sft_verdict, SFT_GOLD, {"right": 0.3, "right_low": 0.21}, "warn"),
+    (sft_verdict, SFT_GOLD, {"right": 0.25, "right_low": 0.2}, "fail"),
+    (sft_verdict, SFT_GOLD, {"eval_loss": 3.0}, "warn"),
+    (sft_verdict, SFT_REAL, {"eval_loss": math.nan}, "warn"),
+    (sft_verdict, SFT_REAL, {"question_gain": 0.02, "question_gain_low": 0.0}, "fail"),
+    (sft_verdict, SFT_REAL, {"question_gain": -0.1, "question_gain_low": -0.2}, "fail"),
+    (sft_verdict, SFT_REAL, {"question_gain": math.nan, "question_gain_low": math.nan}, "fail"),
+    (rm_verdict, RM, {}, "pass"),
+    (rm_verdict, RM_GOLD, {}, "pass"),
+    (rm_verdict, RM, RANDOM_RM, "fail"),
+    (rm_verdict, RM, {"accuracy_low": 0.5, "length_baseline": 0.49}, "fail"),
+    (rm_verdict, RM, {"length_baseline": 0.759}, "pass"),
+    (rm_verdict, RM, {"length_baseline": 0.76}, "warn"),
+    (rm_verdict, RM, {"length_baseline": 0.80}, "fail"),
+    (rm_verdict, RM_GOLD, {"annotator_agreement": 0.52, "annotator_agreement_low": 0.5}, "fail"),
+    (ppo_verdict, PPO_GOLD, {}, "pass"),
+    (ppo_verdict, PPO_GOLD, {"win_rate": 0.54, "win_rate_low": 0.5}, "warn"),
+    (ppo_verdict, PPO_GOLD, {"win_rate": 0.5, "win_rate_low": 0.45}, "fail"),
+    (ppo_verdict, PPO_GOLD, {"gold_score": 1.1, "gold_change_high": 0.1}, "warn"),
+    (ppo_verdict, PPO_GOLD, {"gold_score": 0.9, "gold_change_high": -0.1}, "fail"),
+    (ppo_verdict, PPO_GOLD, {"right": 0.92, "right_change_high": 0.0}, "pass"),
+    (ppo_verdict, PPO_GOLD, {"right": 0.90, "right_change_high": -0.001}, "fail"),
+    (ppo_verdict, PPO_GOLD, {"objective/kl": 15.0}, "pass"),
+    (ppo_verdict, PPO_GOLD, {"objective/kl": 15.1}, "warn"),
+    (ppo_verdict, PPO_GOLD, {"objective/kl": 45.0}, "warn"),
+    (ppo_verdict, PPO_REAL, {"objective/kl": 45.1}, "fail"),
+    (ppo_verdict, PPO_REAL, {"objective/kl": math.nan}, "fail"),
+    (ppo_verdict, PPO_GOLD, {"eos_share": 0.951}, "pass"),
+    (ppo_verdict, PPO_GOLD, {"eos_share": 0.949}, "warn"),
+    (ppo_verdict, PPO_GOLD, {"length_after": 20.0}, "pass"),
+    (ppo_verdict, PPO_GOLD, {"length_after": 20.1}, "warn"),
+    (ppo_verdict, PPO_GOLD, {"length_after": 4.9}, "warn"),
+    (ppo_verdict, PPO_REAL, {}, "pass"),
+    (ppo_verdict, PPO_REAL, {"reward_score": 0.1, "reward_change_low": 0.0}, "warn"),
+    (ppo_verdict, PPO_REAL, {"reward_score": 0.0, "reward_change_low": -0.2}, "fail"),
+]
+
+
+@pytest.mark.parametrize("judge, good, change, status", CASES)
+def test_status_at_and_around_each_threshold(judge, good, change, status):
+    verdict = judge({**good, **change})
+    assert verdict.status == status, verdict.reasons
+
+
+@pytest.mark.parametrize("judge, good, change, status", CASES)
+def test_trouble_stands_first_and_says_what_to_try(judge, good, change, status):
+    reasons = judge({**good, **change}).reasons
+    assert reasons
+    assert all(reason.endswith(".") and re.search(r"\d|nan|inf", reason) for reason in reasons)
+    assert ("Try: " in reasons[0]) is (status != "pass")
+    troubled = ["Try: " in reason for reason in reasons]
+    assert troubled == sorted(troubled, reverse=True)
+
+
+def test_what_to_try_names_keys_that_a_recipe_has():
+    sentences = [reason for judge, good, change, _ in CASES for reason in judge({**good, **change}).reasons]
+    keys = set(itertools.chain(*(re.findall(r"\b[a-z]+\.[a-z_]+\b", sentence) for sentence in sentences)))
+    assert len(keys) > 15
+    for key in keys:
+        section: type[BaseModel] = Recipe
+        *path, name = key.split(".")
+        for part in path:
+            section = section.model_fields[part].annotation
+        assert name in section.model_fields, key
+
+
+def test_the_gravest_finding_decides():
+    both = {**PPO_GOLD, "objective/kl": 20.0, "right_change_high": -0.1}
+    verdict = ppo_verdict(both)
+    assert verdict.status == "fail"
+    assert "rightly" in verdict.reasons[0]
+    assert "KL" in verdict.reasons[1]
+
+
+@pytest.mark.parametrize("rule", ["longer", "shorter"])
+def test_reward_model_at_its_baseline_is_told_exactly_that(rule):
+    verdict = rm_verdict({**RM, "length_baseline": 0.81, "length_rule": rule})
+    assert any(f"no better than always choosing the {rule} answer" in reason for reason in verdict.reasons)
+    assert not any("no better than" in reason for reason in rm_verdict(RM).reasons)
+
+
+def test_annotators_agreement_stands_beside_the_accuracy_where_it_is_known():
+    assert any("85.0%" in reason for reason in rm_verdict(RM_GOLD).reasons)
+    assert not any("annotators" in reason for reason in rm_verdict(RM).reasons)
+
+
+def test_random_rankings_fail_even_where_the_reward_model_is_right_by_accident():
+    lucky = {**RM_GOLD, "annotator_agreement": 0.5, "annotator_agreement_low": 0.47}
+    assert rm_verdict(lucky).status == "fail"
+
+
+@pytest.mark.parametrize("change", [{}, {"reward_score": -1.0, "reward_change_low": -2.0}])
+def test_without_gold_the_verdict_says_who_judged(change):
+    assert any("Only the reward model judged this" in reason for reason in ppo_verdict({**PPO_REAL, **change}).reasons)
+    assert not any("Only the reward model" in reason for reason in ppo_verdict(PPO_GOLD).reasons)
+
+
+def test_as_stored():
+    assert Verdict("warn", ["It is so."]).to_dict() == {"status": "warn", "reasons": ["It is so."]}

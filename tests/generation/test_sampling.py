@@ -1,0 +1,94 @@
+"""What `sample` draws, checked on a grid of random numbers so that the counts are exact."""
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from chatpipe.errors import UsageError
+from chatpipe.generation import SamplingParams
+from chatpipe.generation.sampling import sample, uniform_numbers
+
+GRID = 4096
+LARGEST_UNIFORM = 1 - 2.0**-32
+PROBS = torch.tensor([0.05, 0.4, 0.1, 0.25, 0.2])
+
+
+def shares(logits: Tensor, **params: float) -> Tensor:
+    """The share of each token when `sample` is given every random number of a fine grid."""
+    uniforms = (torch.arange(GRID, dtype=torch.float64) + 0.5) / GRID
+    tokens, _ = sample(logits.expand(GRID, -1), uniforms, SamplingParams(1, **params))
+    return torch.bincount(tokens, minlength=logits.shape[-1]) / GRID
+
+
+@pytest.mark.parametrize(
+    "params, expected",
+    [
+        ({}, PROBS),
+        ({"temperature": 0.5}, PROBS**2),
+        ({"temperature": 2.0}, PROBS**0.5),
+        ({"temperature": 0.0}, torch.tensor([0, 1.0, 0, 0, 0])),
+        ({"top_k": 2}, torch.tensor([0, 0.4, 0, 0.25, 0])),
+        ({"top_k": 99}, PROBS),
+        ({"top_p": 0.7}, torch.tensor([0, 0.4, 0, 0.25, 0.2])),  # .4 + .25 does not reach .7 yet
+        ({"top_p": 0.01}, torch.tensor([0, 1.0, 0, 0, 0])),
+        ({"top_k": 3, "top_p": 0.6}, torch.tensor([0, 0.4, 0, 0.25, 0])),  # of .85: .4 is 47 %, .65 is 76 %
+        ({"temperature": 0.5, "top_p": 0.6}, torch.tensor([0, 0.16, 0, 0.0625, 0])),  # of the sharpened: 57 %, 79 %
+    ],
+)
+def test_the_shares_are_the_allowed_probabilities(params, expected):
+    torch.testing.assert_close(shares(PROBS.log(), **params), expected / expected.sum(), atol=1.01 / GRID, rtol=0)
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    logits=st.lists(st.one_of(st.just(-torch.inf), st.floats(-30, 30)), min_size=2, max_size=30).filter(
+        lambda logits: max(logits) > -torch.inf
+    ),
+    uniform=st.one_of(st.sampled_from([0.0, LARGEST_UNIFORM]), st.floats(0, LARGEST_UNIFORM)),
+)
+def test_a_token_of_probability_zero_is_never_drawn(logits, uniform):
+    tokens, logprobs = sample(
+        torch.tensor([logits]), torch.tensor([uniform], dtype=torch.float64), SamplingParams(max_new_tokens=1)
+    )
+    assert logits[tokens.item()] > -torch.inf
+    assert logprobs.isfinite().all()
+
+
+@pytest.mark.parametrize("uniform, token", [(0.0, 0), (LARGEST_UNIFORM, 49_999)])
+def test_the_ends_of_a_large_vocabulary(uniform, token):
+    tokens, _ = sample(torch.zeros(1, 50_000), torch.tensor([uniform], dtype=torch.float64), SamplingParams(1))
+    assert tokens.item() == token
+
+
+def test_logprobs_follow_the_temperature_but_not_top_k():
+    uniforms = torch.zeros(1, dtype=torch.float64)
+    tokens, logprobs = sample(PROBS.log()[None], uniforms, SamplingParams(1, temperature=0.5, top_k=1))
+    assert tokens.item() == 1
+    torch.testing.assert_close(logprobs.exp().item(), (0.4**2 / (PROBS**2).sum()).item())
+
+
+def test_random_numbers_depend_on_seed_prompt_and_step_alone():
+    numbers = uniform_numbers(seed=3, prompt_index=5, count=1000)
+    np.testing.assert_array_equal(uniform_numbers(3, 5, 10), numbers[:10])
+    assert not np.array_equal(uniform_numbers(4, 5, 10), numbers[:10])
+    assert not np.array_equal(uniform_numbers(3, 6, 10), numbers[:10])
+    assert not np.array_equal(uniform_numbers(-3, 5, 10), numbers[:10])
+    assert numbers.min() >= 0
+    assert numbers.max() < 1
+
+
+def test_random_numbers_are_uniform_over_prompts():
+    first = np.sort([uniform_numbers(0, index, 1)[0] for index in range(2000)])
+    kolmogorov = np.abs(first - (np.arange(2000) + 0.5) / 2000).max()
+    assert kolmogorov < 1.95 / 2000**0.5  # the 99.9 % quantile
+
+
+@pytest.mark.parametrize(
+    "values", [{"max_new_tokens": 0}, {"temperature": -1}, {"top_k": -1}, {"top_p": 0}, {"top_p": 1.1}]
+)
+def test_impossible_parameters_are_refused(values):
+    with pytest.raises(UsageError, match=next(iter(values))):
+        SamplingParams(**{"max_new_tokens": 4} | values)

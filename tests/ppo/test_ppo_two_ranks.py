@@ -1,0 +1,74 @@
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+import two_ranks
+
+from chatpipe.ppo.experience import Experience, Sequences
+
+
+@pytest.fixture(scope="module")
+def ranks(tmp_path_factory):
+    """What two gloo processes measured."""
+    folder = tmp_path_factory.mktemp("ranks")
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        port = free.getsockname()[1]
+    script = Path(two_ranks.__file__)
+    common = os.environ | {"WORLD_SIZE": "2", "MASTER_ADDR": "localhost", "MASTER_PORT": str(port)}
+    common |= {"ACCELERATE_USE_CPU": "1", "OMP_NUM_THREADS": "1"}
+    processes = [
+        subprocess.Popen([sys.executable, script, folder], env=common | {"RANK": str(rank), "LOCAL_RANK": str(rank)})
+        for rank in range(2)
+    ]
+    assert [process.wait(timeout=120) for process in processes] == [0, 0]
+    return [torch.load(folder / f"rank-{rank}.pt") for rank in range(2)]
+
+
+def joined(ranks) -> Experience:
+    def cat(kind, name):
+        return torch.cat([rank[kind][name] for rank in ranks])
+
+    sequences = Sequences(**{name: cat("sequences", name) for name in ranks[0]["sequences"]})
+    return Experience(sequences, **{name: cat("floats", name) for name in two_ranks.FLOATS})
+
+
+def test_two_ranks_take_the_step_of_one(ranks, tmp_path):
+    """Ranks with different numbers of tokens and two micro-batches each: the same loss and gradient as one rank."""
+    experience = joined(ranks)
+    tokens = [len(rank["floats"]["logprobs"]) for rank in ranks]
+    assert tokens[0] != tokens[1]
+    trainer = two_ranks.make(tmp_path)
+    two_ranks.move(trainer.model)
+    loss, gradient = two_ranks.gradient(trainer, trainer.model, experience)
+    assert (ranks[0]["loss"] + ranks[1]["loss"]).item() / 2 == pytest.approx(loss.item(), rel=0, abs=1e-10)
+    for rank in ranks:
+        assert torch.allclose(rank["gradient"], gradient, rtol=0, atol=1e-10)
+
+
+def test_advantages_are_whitened_over_both(ranks):
+    advantages = joined(ranks).advantages
+    assert advantages.mean().item() == pytest.approx(0, abs=1e-10)
+    assert advantages.var(correction=0).item() == pytest.approx(1, abs=1e-5)
+    assert abs(ranks[0]["floats"]["advantages"].mean().item()) > 1e-3
+
+
+def test_ranks_sample_different_completions_to_different_prompts_and_stay_equal(ranks):
+    assert ranks[0]["sequences"]["ids"].tolist() != ranks[1]["sequences"]["ids"].tolist()
+    assert ranks[0]["weights"].equal(ranks[1]["weights"])
+
+
+def test_metrics_are_those_of_both(ranks):
+    first, second = (rank["lines"] for rank in ranks)
+    assert len(first) == 2
+    experience = joined(ranks)
+    assert first[0]["objective/scores_raw"] == pytest.approx(experience.scores.mean().item())
+    assert first[0]["response/length"] == experience.num_tokens / 8
+    for one, other in zip(first, second, strict=True):
+        for name in one:
+            if name.startswith(("objective/", "policy/", "val/", "returns/", "response/", "loss")):
+                assert one[name] == other[name], name

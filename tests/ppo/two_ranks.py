@@ -1,0 +1,68 @@
+"""What one of two ranks does for test_ppo_two_ranks: takes one optimizer step on its share, then trains.
+
+RANK=0 WORLD_SIZE=2 ... python two_ranks.py FOLDER
+"""
+
+import sys
+from dataclasses import fields
+from pathlib import Path
+
+import torch
+
+sys.path.append(str(Path(__file__).parent.parent / "exact"))
+import tiny  # noqa: E402
+
+FLOATS = ("scores", "logprobs", "ref_logprobs", "values", "rewards", "advantages", "returns")
+
+
+def make(folder: Path, **overrides):
+    return tiny.trainer(
+        folder,
+        model=tiny.policy().double(),
+        reward_model=tiny.random_reward_model().double(),
+        num_mini_batches=1,
+        per_device_train_batch_size=2,
+        total_episodes=16,
+        response_length=12,
+        ddp_find_unused_parameters=False,
+        **overrides,
+    )
+
+
+def move(model):
+    """A policy that is not the one that sampled, so that ratios are not 1."""
+    torch.manual_seed(5)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter += 0.02 * torch.randn_like(parameter)
+
+
+def gradient(trainer, model, experience):
+    loss = trainer.training_step(model, {"experience": experience})
+    return loss, torch.cat([parameter.grad.flatten() for parameter in trainer.model.parameters()])
+
+
+if __name__ == "__main__":
+    folder = Path(sys.argv[1])
+    trainer = make(folder)
+    rank = trainer.args.process_index
+    experience = trainer.make_experience()
+    move(trainer.model)
+    loss, gradients = gradient(trainer, trainer.accelerator.prepare(trainer.model), experience)
+    sequences = {field.name: getattr(experience.sequences, field.name) for field in fields(experience.sequences)}
+    floats = {name: getattr(experience, name) for name in FLOATS}
+
+    trained = make(folder)
+    trained.train()
+    weights = torch.cat([parameter.detach().flatten() for parameter in trained.model.parameters()])
+    torch.save(
+        {
+            "sequences": sequences,
+            "floats": floats,
+            "loss": loss,
+            "gradient": gradients,
+            "weights": weights,
+            "lines": tiny.logged_iterations(trained),
+        },
+        folder / f"rank-{rank}.pt",
+    )

@@ -1,0 +1,77 @@
+"""From rankings to token ids and batches."""
+
+import pytest
+
+from chatpipe.data.formats import Ranking
+from chatpipe.data.rows import BadRow
+from chatpipe.data.template import add_chat_template, encode_prompt
+from chatpipe.models.tokenizer import train_tokenizer
+from chatpipe.reward.batches import EncodedRanking, RankingCollator, encode_ranking, encode_rankings
+
+
+@pytest.fixture(scope="module")
+def tokenizer():
+    tokenizer = train_tokenizer(["a b c d e f g h"], vocab_size=272, model_max_length=512)
+    add_chat_template(tokenizer)
+    return tokenizer
+
+
+def ranking(*responses, ranks=None, prompt="what is it?"):
+    return Ranking([{"role": "user", "content": prompt}], list(responses), ranks or [*range(1, len(responses) + 1)])
+
+
+def test_each_response_is_prompt_answer_and_end_of_turn(tokenizer):
+    one = ranking("a cat", "dogs and cats", ranks=[2, 1])
+    encoded = encode_ranking(tokenizer, one, max_length=100)
+    prompt = encode_prompt(tokenizer, one.prompt)
+    for sequence, response in zip(encoded.sequences, one.responses, strict=True):
+        assert sequence[: len(prompt)] == prompt
+        assert tokenizer.decode(sequence[len(prompt) :]) == response + tokenizer.eos_token
+    assert encoded.ranks == [2, 1]
+
+
+def test_too_long_loses_the_beginning_of_the_prompt_and_all_answers_the_same_part(tokenizer):
+    one = ranking("cat", "a longer answer", prompt="0123456789")
+    whole = encode_ranking(tokenizer, one, max_length=100)
+    longest = max(map(len, whole.sequences))
+    cut = encode_ranking(tokenizer, one, max_length=longest - 4)
+    assert max(map(len, cut.sequences)) == longest - 4
+    assert cut.sequences == [sequence[4:] for sequence in whole.sequences]
+
+
+def test_an_answer_is_never_cut(tokenizer):
+    one = ranking("0123456789", "cat")
+    answer = len(tokenizer("0123456789").input_ids) + 1
+    kept = encode_ranking(tokenizer, one, max_length=answer)
+    assert tokenizer.decode(kept.sequences[0]) == "0123456789" + tokenizer.eos_token
+    with pytest.raises(BadRow, match="longer than max_length"):
+        encode_ranking(tokenizer, one, max_length=answer - 1)
+
+
+def test_equal_responses_are_tied_at_their_mean_rank(tokenizer):
+    assert encode_ranking(tokenizer, ranking("same", "other", "same", "last"), 100).ranks == [1, 1, 1, 2]
+    assert encode_ranking(tokenizer, ranking("same", "same", "other"), 100).ranks == [1, 1, 2]
+
+
+def test_what_teaches_nothing_or_does_not_fit_is_counted(tokenizer):
+    rankings = [
+        ranking("cat", "dog"),
+        ranking("cat", "dog", ranks=[1, 1]),
+        ranking("cat", "cat"),
+        ranking("cat", "x" * 200),
+    ]
+    encoded = encode_rankings(tokenizer, rankings, max_length=100)
+    assert len(encoded.rankings) == 1
+    assert encoded.skipped == {"all responses are tied": 2, "an answer is longer than max_length": 1}
+
+
+def test_a_batch_has_a_row_for_each_response_padded_on_the_right():
+    batch = RankingCollator(pad_token_id=0)(
+        [EncodedRanking([[5, 1], [6, 7, 1]], [2, 1]), EncodedRanking([[1], [8, 1], [9, 1]], [1, 3, 2])]
+    )
+    assert {name: tensor.tolist() for name, tensor in batch.items()} == {
+        "input_ids": [[5, 1, 0], [6, 7, 1], [1, 0, 0], [8, 1, 0], [9, 1, 0]],
+        "attention_mask": [[1, 1, 0], [1, 1, 1], [1, 0, 0], [1, 1, 0], [1, 1, 0]],
+        "ranks": [2, 1, 1, 3, 2],
+        "sizes": [2, 3],
+    }

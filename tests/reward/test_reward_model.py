@@ -1,0 +1,127 @@
+"""The reward model: what its head starts as, which token it is read at, and its centring."""
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, GPT2Config, GPT2LMHeadModel
+
+from chatpipe.reward.batches import pad_right
+from chatpipe.reward.model import at_last_token, centre_rewards, new_reward_model, sequence_scores, token_scores
+
+KINDS = ("gpt2", "llama", "qwen3")
+SPECIAL = {"bos_token_id": 1, "eos_token_id": 1, "pad_token_id": 0}
+
+
+def some_sequences(count=12, longest=20, seed=0):
+    generator = torch.Generator().manual_seed(seed)
+    lengths = torch.randint(2, longest + 1, (count,), generator=generator).tolist()
+    return [torch.randint(2, 64, (length - 1,), generator=generator).tolist() + [1] for length in lengths]
+
+
+@pytest.fixture(scope="module", params=KINDS)
+def model(request, bodies):
+    return new_reward_model(bodies[request.param], pad_token_id=0, seed=0).eval()
+
+
+@pytest.fixture
+def gpt2(bodies):
+    return new_reward_model(bodies["gpt2"], pad_token_id=0, seed=0)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_body_keeps_its_weights(kind, bodies, model):
+    input_ids = torch.tensor(some_sequences(1))
+    causal = AutoModelForCausalLM.from_pretrained(bodies[kind]).eval().base_model
+    reward = new_reward_model(bodies[kind], pad_token_id=0, seed=0).eval().base_model
+    assert torch.equal(reward(input_ids).last_hidden_state, causal(input_ids).last_hidden_state)
+
+
+def test_head_starts_with_scores_of_size_one(tmp_path):
+    wide = GPT2Config(vocab_size=8, n_positions=8, n_embd=1024, n_inner=8, n_layer=1, n_head=2, **SPECIAL)
+    GPT2LMHeadModel(wide).save_pretrained(tmp_path)
+    weight = new_reward_model(str(tmp_path), pad_token_id=0, seed=3).score.weight
+    assert weight.std().item() == pytest.approx(1025**-0.5, rel=0.1)
+    assert abs(weight.mean().item()) < 4 * 1025**-0.5 / 32
+    assert torch.equal(weight, new_reward_model(str(tmp_path), pad_token_id=0, seed=3).score.weight)
+    assert not torch.equal(weight, new_reward_model(str(tmp_path), pad_token_id=0, seed=4).score.weight)
+
+
+@pytest.mark.parametrize("kind", ["gpt2", "llama"])
+def test_two_readings_agree_in_training_mode_also_after_a_reload(kind, bodies, tmp_path):
+    new_reward_model(bodies[kind], pad_token_id=0, seed=0).save_pretrained(tmp_path)
+    model = AutoModelForSequenceClassification.from_pretrained(tmp_path).train()
+    input_ids = torch.tensor([[5, 6, 7, 8, 1]])
+    assert torch.equal(model(input_ids).logits, model(input_ids).logits)
+    assert model.config.num_labels == 1
+    assert model.config.pad_token_id == 0
+
+
+def test_nothing_is_said_about_new_weights(bodies, capfd):
+    new_reward_model(bodies["gpt2"], pad_token_id=0, seed=0)
+    output = capfd.readouterr()
+    assert "score" not in output.out + output.err
+
+
+@torch.inference_mode()
+def test_agrees_with_the_stock_forward(model):
+    sequences = some_sequences()
+    centre_rewards(model, sequences[:5], pad_token_id=0, batch_size=4)
+    input_ids, mask = pad_right(sequences, 0)
+    stock = model(input_ids, attention_mask=mask).logits[:, 0]
+    ours = sequence_scores(model, sequences, pad_token_id=0, batch_size=5)
+    torch.testing.assert_close(ours + model.config.chatpipe_reward_offset, stock, atol=1e-5, rtol=0)
+    model.config.chatpipe_reward_offset = 0.0
+
+
+@torch.inference_mode()
+def test_padding_side_and_neighbours_do_not_change_a_score(model):
+    sequences = some_sequences()
+    alone = torch.cat([sequence_scores(model, [sequence], pad_token_id=0, batch_size=1) for sequence in sequences])
+    for batch_size in (3, 12):
+        together = sequence_scores(model, sequences, pad_token_id=0, batch_size=batch_size)
+        torch.testing.assert_close(together, alone, atol=1e-5, rtol=0)
+    mirrored, mask = pad_right([sequence[::-1] for sequence in sequences], 0)
+    input_ids, mask = mirrored.flip(1), mask.flip(1)
+    positions = (mask.cumsum(1) - 1).clamp(min=0)
+    torch.testing.assert_close(token_scores(model, input_ids, mask, positions)[:, -1], alone, atol=1e-5, rtol=0)
+
+
+def test_read_at_the_end_of_turn_also_where_that_is_the_pad_token(gpt2):
+    # transformers #35352: the stock model would look for the last token that is not pad and read the one before it
+    sequences = [[5, 6, 7, 1], [8, 9, 1]]
+    scores = sequence_scores(gpt2, sequences, pad_token_id=0, batch_size=2)
+    assert torch.equal(sequence_scores(gpt2, sequences, pad_token_id=1, batch_size=2), scores)
+    assert not torch.allclose(sequence_scores(gpt2, [[5, 6, 7], [8, 9]], pad_token_id=1, batch_size=2), scores)
+
+
+def test_score_of_every_token_is_that_of_the_sequence_ending_there(gpt2):
+    sequence = some_sequences(1)[0]
+    input_ids, mask = pad_right([sequence], 0)
+    ends = [sequence[: end + 1] for end in range(len(sequence))]
+    with torch.inference_mode():
+        at_tokens = token_scores(gpt2, input_ids, mask)[0]
+    torch.testing.assert_close(sequence_scores(gpt2, ends, 0, 4), at_tokens, atol=1e-5, rtol=0)
+
+
+def test_scores_are_float32_under_autocast(gpt2):
+    input_ids, mask = pad_right(some_sequences(), 0)
+    with torch.autocast("cpu", dtype=torch.bfloat16), torch.inference_mode():
+        scores = at_last_token(token_scores(gpt2, input_ids, mask), mask)
+    assert scores.dtype == torch.float32
+    assert (scores != scores.bfloat16()).any()
+
+
+def test_scoring_leaves_training_mode_alone_and_takes_no_sequences(gpt2):
+    assert sequence_scores(gpt2.train(), [], pad_token_id=0, batch_size=2).shape == (0,)
+    assert gpt2.training
+
+
+def test_centring_survives_a_reload_and_keeps_the_order(gpt2, tmp_path):
+    demonstrations, others = some_sequences(seed=1), some_sequences(seed=2)
+    before = sequence_scores(gpt2, others, 0, 4)
+    offset = centre_rewards(gpt2, demonstrations, pad_token_id=0, batch_size=4)
+    assert abs(offset) > 0.01
+    gpt2.save_pretrained(tmp_path)
+    again = AutoModelForSequenceClassification.from_pretrained(tmp_path)
+    assert sequence_scores(again, demonstrations, 0, 4).mean().abs() < 1e-6
+    torch.testing.assert_close(sequence_scores(again, others, 0, 4), before - offset)
+    assert centre_rewards(again, demonstrations, 0, 4) == pytest.approx(offset, abs=1e-6)

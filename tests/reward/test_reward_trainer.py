@@ -1,0 +1,191 @@
+"""The trainer: batches spread in any way give the same step, it logs what it should, and it learns."""
+
+import os
+import socket
+
+import pytest
+import torch
+import torch.multiprocessing
+from transformers import AutoModelForSequenceClassification, TrainingArguments
+
+from chatpipe.reward.batches import EncodedRanking
+from chatpipe.reward.loss import ranking_loss
+from chatpipe.reward.model import new_reward_model, sequence_scores
+from chatpipe.reward.trainer import RewardTrainer
+from chatpipe.training.resume import newest_resume_point
+
+LIKED = 7
+
+
+def some_rankings(count, seed=0, ks=(2, 4, 9)):
+    """Random rankings of different K, each sixth of them all tied, so that micro-batches have unequally many pairs."""
+    generator = torch.Generator().manual_seed(seed)
+
+    def draw(low, high, n):
+        return torch.randint(low, high, (n,), generator=generator).tolist()
+
+    rankings = []
+    for number in range(count):
+        k = ks[number % len(ks)]
+        sequences = [[*draw(2, 64, length), 1] for length in draw(2, 12, k)]
+        rankings.append(EncodedRanking(sequences, [1] * k if number % 6 == 3 else draw(1, 4, k)))
+    return rankings
+
+
+def planted_rankings(count, seed):
+    """Answers with the token LIKED are better, at any place; the prompt may hold it too."""
+    generator = torch.Generator().manual_seed(seed)
+    rankings = []
+    for _ in range(count):
+        prompt = torch.randint(2, 64, (6,), generator=generator).tolist()
+        answers = torch.randint(8, 64, (4, 6), generator=generator)
+        liked = torch.randperm(4, generator=generator)[:2]
+        answers[liked, torch.randint(0, 6, (2,), generator=generator)] = LIKED
+        ranks = [1 if row in liked else 2 for row in range(4)]
+        rankings.append(EncodedRanking([[*prompt, 2, *answer, 1] for answer in answers.tolist()], ranks))
+    return rankings
+
+
+def arguments(folder, **more):
+    settings = {"max_steps": 2, "logging_steps": 1, "report_to": "none", "save_strategy": "no", "max_grad_norm": 0.0}
+    settings |= {"lr_scheduler_type": "constant", "remove_unused_columns": False, "ddp_find_unused_parameters": False}
+    settings |= {"use_cpu": True, "disable_tqdm": True, "dataloader_pin_memory": False}
+    return TrainingArguments(output_dir=str(folder), **(settings | more))
+
+
+def trained_weights(body, folder, rankings, **more):
+    """Two steps of plain gradient descent in double precision: as exact a picture of the gradients as there is."""
+    model = new_reward_model(body, pad_token_id=0, seed=0).double()
+    model.accepts_loss_kwargs = (
+        False  # as with models whose forward takes no **kwargs: Trainer scales their loss itself
+    )
+    trainer = RewardTrainer(model, arguments(folder, optim="sgd", learning_rate=0.5, **more), rankings)
+    trainer.train()
+    return model.state_dict(), trainer.state.log_history
+
+
+def train_as_one_of_two(rank, port, body, folder):
+    os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "2", "ACCELERATE_USE_CPU": "1"}
+    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "OMP_NUM_THREADS": "1"}
+    torch.set_num_threads(1)
+    weights = trained_weights(
+        body, folder, some_rankings(24), per_device_train_batch_size=3, gradient_accumulation_steps=2
+    )
+    assert torch.distributed.get_world_size() == 2
+    torch.save(weights, f"{folder}/rank-{rank}.pt")
+
+
+@pytest.fixture(scope="module")
+def one_big_batch(bodies, tmp_path_factory):
+    return trained_weights(
+        bodies["gpt2"], tmp_path_factory.mktemp("big"), some_rankings(24), per_device_train_batch_size=12
+    )
+
+
+def assert_same_training(run, other):
+    (weights, logs), (other_weights, other_logs) = run, other
+    for name in weights:
+        torch.testing.assert_close(weights[name], other_weights[name], rtol=0, atol=1e-12)
+    for line, other_line in zip(logs[:2], other_logs[:2], strict=True):
+        for name in ("loss", "accuracy", "margin"):
+            assert line[name] == pytest.approx(other_line[name], rel=1e-6)
+
+
+@pytest.mark.parametrize("micro_batch", [1, 3])
+def test_accumulation_changes_nothing(micro_batch, bodies, one_big_batch, tmp_path):
+    spread = trained_weights(
+        bodies["gpt2"],
+        tmp_path,
+        some_rankings(24),
+        per_device_train_batch_size=micro_batch,
+        gradient_accumulation_steps=12 // micro_batch,
+    )
+    assert_same_training(spread, one_big_batch)
+
+
+def test_two_processes_change_nothing(bodies, one_big_batch, tmp_path):
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    torch.multiprocessing.set_forkserver_preload(["chatpipe.reward.trainer"])  # imports once for both
+    torch.multiprocessing.start_processes(
+        train_as_one_of_two, (port, bodies["gpt2"], str(tmp_path)), nprocs=2, start_method="forkserver"
+    )
+    for rank in range(2):
+        assert_same_training(torch.load(tmp_path / f"rank-{rank}.pt"), one_big_batch)
+
+
+def test_first_loss_is_the_mean_over_prompts_that_have_a_pair(bodies, one_big_batch, tmp_path):
+    rankings = some_rankings(24)
+    model = new_reward_model(bodies["gpt2"], pad_token_id=0, seed=0).double()
+    trainer = RewardTrainer(model, arguments(tmp_path, per_device_train_batch_size=12), rankings)
+    batch = next(iter(trainer.get_train_dataloader()))
+    rows = [
+        row[: int(mask.sum())].tolist() for row, mask in zip(batch["input_ids"], batch["attention_mask"], strict=True)
+    ]
+    losses = ranking_loss(sequence_scores(model, rows, 0, 8), batch["ranks"], batch["sizes"])
+    assert (losses == 0).any()
+    assert one_big_batch[1][0]["loss"] == pytest.approx(losses[losses != 0].mean().item(), rel=1e-5)
+
+
+def test_each_response_is_read_once(bodies, tmp_path):
+    rankings = some_rankings(12)
+    model = new_reward_model(bodies["gpt2"], pad_token_id=0, seed=0)
+    rows = []
+    model.score.register_forward_hook(lambda _, read, __: rows.append(len(read[0])))
+    args = arguments(tmp_path, max_steps=-1, num_train_epochs=1, per_device_train_batch_size=4)
+    RewardTrainer(model, args, rankings).train()
+    assert sum(rows) == sum(len(ranking.sequences) for ranking in rankings)
+
+
+def test_logs_accuracy_and_margin_of_all_pairs_since_the_last_log(bodies, tmp_path):
+    rankings = some_rankings(12)
+    model = new_reward_model(bodies["gpt2"], pad_token_id=0, seed=0)
+    args = arguments(tmp_path, max_steps=3, logging_steps=3, per_device_train_batch_size=4, learning_rate=0.0)
+    trainer = RewardTrainer(model, args, rankings)
+    trainer.train()
+    margins = []
+    for ranking in rankings:
+        scores = sequence_scores(model, ranking.sequences, 0, 9).tolist()
+        ranked = list(zip(scores, ranking.ranks, strict=True))
+        margins += [a - b for a, rank in ranked for b, worse in ranked if rank < worse]
+    logged = trainer.state.log_history[0]
+    assert logged["accuracy"] == pytest.approx(sum(margin > 0 for margin in margins) / len(margins))
+    assert logged["margin"] == pytest.approx(sum(margins) / len(margins), abs=1e-5)
+
+
+def test_resumed_between_two_logs_it_goes_on_to_the_bit(bodies, tmp_path):
+    def train(folder, **more):
+        settings = {"max_steps": 4, "logging_steps": 4, "save_strategy": "steps", "save_steps": 2}
+        settings |= {"learning_rate": 1e-3, "per_device_train_batch_size": 3} | more
+        model = new_reward_model(bodies["gpt2"], pad_token_id=0, seed=0)
+        return RewardTrainer(model, arguments(folder, **settings), some_rankings(12))
+
+    whole = train(tmp_path / "whole")
+    whole.train()
+    first = train(tmp_path / "broken")
+    first.args.max_steps = 2
+    first.train()
+    second = train(tmp_path / "broken")
+    second.train(resume_from_checkpoint=str(newest_resume_point(tmp_path / "broken" / "checkpoints")))
+    measured = ("step", "loss", "accuracy", "margin")
+    assert [second.state.log_history[-2][name] for name in measured] == [
+        whole.state.log_history[-2][name] for name in measured
+    ]
+    assert torch.equal(second.model.score.weight, whole.model.score.weight)
+
+
+def test_learns_a_preference_and_opens_as_a_stock_model(bodies, tmp_path):
+    model = new_reward_model(bodies["gpt2"], pad_token_id=0, seed=0)
+    args = arguments(tmp_path, max_steps=150, logging_steps=50, per_device_train_batch_size=16, learning_rate=5e-3)
+    trainer = RewardTrainer(model, args, planted_rankings(600, seed=0))
+    trainer.train()
+    model.save_pretrained(tmp_path / "rm")
+    again = AutoModelForSequenceClassification.from_pretrained(tmp_path / "rm")
+    right = pairs = 0
+    for ranking in planted_rankings(100, seed=1):
+        scores, ranks = sequence_scores(again, ranking.sequences, 0, 4), torch.tensor(ranking.ranks)
+        margins = scores[ranks == 1][:, None] - scores[ranks == 2]
+        right, pairs = right + int((margins > 0).sum()), pairs + margins.numel()
+    assert right / pairs > 0.9
+    assert trainer.state.log_history[-2]["accuracy"] > 0.9
