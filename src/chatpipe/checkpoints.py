@@ -87,7 +87,9 @@ def checkpoint_id(model: str) -> str:
         # A README may be edited; what makes a model another one are its weights, configuration and tokenizer.
         files = {name: sha for name, sha in manifest.files.items() if not name.endswith(".md")}
     else:
-        files = {path.name: _sha256(path) for path in sorted(folder.glob("*.json")) + sorted(folder.glob("*.safetensors"))}
+        files = {
+            path.name: _sha256(path) for path in sorted(folder.glob("*.json")) + sorted(folder.glob("*.safetensors"))
+        }
     return hashlib.sha256(json.dumps(files, sort_keys=True).encode()).hexdigest()
 
 

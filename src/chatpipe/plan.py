@@ -7,7 +7,7 @@ import struct
 from pathlib import Path
 from typing import Any
 
-from chatpipe.data.load import load_conversations, load_prompts, load_rankings
+from chatpipe.data.load import HELD_OUT_SHARE, load_conversations, load_prompts, load_rankings
 from chatpipe.pipeline import How
 from chatpipe.recipe.schema import Recipe
 from chatpipe.stages.job import PARENTS, Job, rankings_file
@@ -45,27 +45,40 @@ def _parameters(job: Job) -> int | str:
 
 def _amounts(job: Job) -> dict[str, Any]:
     """Optimizer steps, and what they are made of."""
-    recipe, world = job.recipe, job.recipe.pocketworld
-    if job.stage == "pretrain":
-        section = recipe.pretrain
-        return {"steps": section.max_steps, "tokens": section.max_steps * section.batch_size * section.block_size}
-    if job.stage == "sft":
-        rows = len(load_conversations(job.data()["sft.data"], world, "sft.data").train)
-        rows = round(rows / (1 - recipe.sft.pretrain_mix))
-        steps = math.ceil(math.ceil(rows / recipe.sft.batch_size) * recipe.sft.num_train_epochs)
-        return {"rows": rows, "steps": recipe.sft.max_steps if recipe.sft.max_steps > 0 else steps}
-    if job.stage == "rm":
-        if recipe.rm.data is None and not rankings_file(recipe).exists():
-            rankings = round(0.9 * recipe.sample.prompts)
-        else:
-            rankings = len(load_rankings(job.data()["rm.data"], world, "rm.data").train)
-        steps = math.ceil(math.ceil(rankings / recipe.rm.batch_size) * recipe.rm.num_train_epochs)
-        return {"rankings": rankings, "steps": steps}
-    section = recipe.ppo
-    episodes = section.batch_size * section.num_mini_batches
-    iterations = max(1, section.total_episodes // episodes)
+    return {"pretrain": _of_pretrain, "sft": _of_sft, "rm": _of_rm, "ppo": _of_ppo}[job.stage](job)
+
+
+def _of_pretrain(job: Job) -> dict[str, Any]:
+    section = job.recipe.pretrain
+    return {"steps": section.max_steps, "tokens": section.max_steps * section.batch_size * section.block_size}
+
+
+def _of_sft(job: Job) -> dict[str, Any]:
+    section = job.recipe.sft
+    conversations = load_conversations(job.data()["sft.data"], job.recipe.pocketworld, "sft.data").train
+    rows = round(len(conversations) / (1 - section.pretrain_mix))
+    steps = math.ceil(math.ceil(rows / section.batch_size) * section.num_train_epochs)
+    return {"rows": rows, "steps": section.max_steps if section.max_steps > 0 else steps}
+
+
+def _of_rm(job: Job) -> dict[str, Any]:
+    recipe = job.recipe
+    if recipe.rm.data is None and not rankings_file(recipe).exists():
+        rankings = round((1 - HELD_OUT_SHARE) * recipe.sample.prompts)
+    else:
+        rankings = len(load_rankings(job.data()["rm.data"], recipe.pocketworld, "rm.data").train)
     return {
-        "prompts": len(load_prompts(job.data()["ppo.data"], world, "ppo.data").train),
+        "rankings": rankings,
+        "steps": math.ceil(math.ceil(rankings / recipe.rm.batch_size) * recipe.rm.num_train_epochs),
+    }
+
+
+def _of_ppo(job: Job) -> dict[str, Any]:
+    section = job.recipe.ppo
+    episodes = section.batch_size * section.num_mini_batches
+    iterations = math.ceil(section.total_episodes / episodes)
+    return {
+        "prompts": len(load_prompts(job.data()["ppo.data"], job.recipe.pocketworld, "ppo.data").train),
         "iterations": iterations,
         "steps": iterations * section.num_ppo_epochs * section.num_mini_batches,
         "tokens": f"up to {iterations * episodes * section.response_length:,} sampled",

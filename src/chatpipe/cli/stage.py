@@ -1,6 +1,6 @@
 """`chatpipe pretrain | sft | rm | ppo`: one stage, of a recipe or of its own."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Annotated
 
@@ -90,7 +90,7 @@ def ppo(
     _run_stage("ppo", words, given, out, fresh, strict, dry_run, json)
 
 
-COMMANDS = {"pretrain": pretrain, "sft": sft, "rm": rm, "ppo": ppo}
+COMMANDS: dict[str, Callable[..., None]] = {"pretrain": pretrain, "sft": sft, "rm": rm, "ppo": ppo}
 
 
 def _run_stage(

@@ -106,7 +106,9 @@ def _jsonl_rows(path: Path) -> Iterator[Row]:
         try:
             values = json.loads(line)
         except ValueError as problem:
-            raise UsageError(f"{where}: this line is not JSON: {problem}.", "Each line is one JSON object.") from problem
+            raise UsageError(
+                f"{where}: this line is not JSON: {problem}.", "Each line is one JSON object."
+            ) from problem
         yield _row(values, where)
 
 
@@ -115,7 +117,9 @@ def _json_rows(path: Path) -> Iterator[Row]:
         values = json.loads(_decode(path))
     except ValueError as problem:
         line = getattr(problem, "lineno", 1)
-        raise UsageError(f"{path}:{line}: this is not JSON: {problem}.", "Is it jsonl? Then name it .jsonl.") from problem
+        raise UsageError(
+            f"{path}:{line}: this is not JSON: {problem}.", "Is it jsonl? Then name it .jsonl."
+        ) from problem
     if not isinstance(values, list):
         raise UsageError(f"{path}: a list of rows is expected, not one {type(values).__name__}.", "Put it in [ ].")
     for number, value in enumerate(values, start=1):

@@ -4,7 +4,7 @@ Training and serving see the same ids because nothing else in chatpipe renders c
 """
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, TypedDict
+from typing import TYPE_CHECKING
 
 from chatpipe.errors import UsageError
 
@@ -25,11 +25,8 @@ CHAT_TEMPLATE = (
 )
 
 
-class Message(TypedDict):
-    """One turn of a conversation; `role` is system, user or assistant."""
-
-    role: str
-    content: str
+Message = dict[str, str]
+"""One turn of a conversation: `role` (system, user or assistant) and `content`."""
 
 
 def encode_prompt(tokenizer: "PreTrainedTokenizerBase", messages: Sequence[Message]) -> list[int]:
@@ -82,9 +79,7 @@ def add_chat_template(tokenizer: "PreTrainedTokenizerBase") -> int:
     return added
 
 
-def _apply(
-    tokenizer: "PreTrainedTokenizerBase", messages: Sequence[Message], add_generation_prompt: bool
-) -> list[int]:
+def _apply(tokenizer: "PreTrainedTokenizerBase", messages: Sequence[Message], add_generation_prompt: bool) -> list[int]:
     return tokenizer.apply_chat_template(
         list(messages), tokenize=True, add_generation_prompt=add_generation_prompt, return_dict=False
     )

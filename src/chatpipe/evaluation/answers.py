@@ -3,7 +3,7 @@
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import Any
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
@@ -50,9 +50,7 @@ def answer_metrics(answers: Sequence[Answer]) -> dict[str, float]:
 
 def rate_answers(rater: GoldRater, prompts: Sequence[list[Message]], answers: Sequence[Answer]) -> list[Rating]:
     """The gold rater's opinion of each answer."""
-    # pocketworld stands below the data room and knows messages as plain dictionaries.
-    plain = cast("Sequence[list[dict[str, str]]]", prompts)
-    return [rater.rate(prompt, answer.text, answer.ended) for prompt, answer in zip(plain, answers, strict=True)]
+    return [rater.rate(prompt, answer.text, answer.ended) for prompt, answer in zip(prompts, answers, strict=True)]
 
 
 def gold_metrics(ratings: Sequence[Rating]) -> dict[str, Any]:

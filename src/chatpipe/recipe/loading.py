@@ -30,7 +30,8 @@ class Resolved:
     def rows(self) -> list[tuple[str, str, str]]:
         """(dotted key, value, origin) of every value, in the order of the schema."""
         return [
-            (key, str(value), self._origin_of(key)) for key, value in flatten(self.recipe.model_dump(mode="json")).items()
+            (key, str(value), self._origin_of(key))
+            for key, value in flatten(self.recipe.model_dump(mode="json")).items()
         ]
 
     def _origin_of(self, key: str) -> str:
@@ -129,9 +130,9 @@ def _parse_value(override: str, text: str) -> Any:
     try:
         return yaml.safe_load(text) if text else None
     except yaml.YAMLError as problem:
-        raise UsageError(f"The value of {override!r} cannot be read.", "Put values with special signs in quotes.") from (
-            problem
-        )
+        raise UsageError(
+            f"The value of {override!r} cannot be read.", "Put values with special signs in quotes."
+        ) from (problem)
 
 
 def _set(values: dict[str, Any], dotted: str, value: Any) -> None:

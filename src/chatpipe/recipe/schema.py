@@ -160,7 +160,9 @@ class Ppo(TrainingSection):
     learning_rate: float = Field(3e-6, gt=0)
     total_episodes: int = Field(4096, ge=1, description="Completions sampled in all.")
     num_ppo_epochs: int = Field(4, ge=1)
-    num_mini_batches: int = Field(1, ge=1, description="Optimizer steps per epoch; a rollout has batch_size times this.")
+    num_mini_batches: int = Field(
+        1, ge=1, description="Optimizer steps per epoch; a rollout has batch_size times this."
+    )
     kl_coef: float = Field(0.05, ge=0)
     cliprange: float = Field(0.2, gt=0)
     cliprange_value: float = Field(0.2, gt=0)

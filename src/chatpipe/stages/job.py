@@ -141,7 +141,8 @@ class Job:
         before = finished or _read_started(self.folder)
         if before is None:
             raise UsageError(
-                f"{self.folder} holds something that chatpipe did not make.", "Choose another folder with out= or --out."
+                f"{self.folder} holds something that chatpipe did not make.",
+                "Choose another folder with out= or --out.",
             )
         changed = before.differences(self.manifest())
         if changed:
@@ -163,7 +164,8 @@ class Job:
             return
         if not (self.folder / MANIFEST).exists() and not (self.folder / STARTED).exists():
             raise UsageError(
-                f"{self.folder} holds something that chatpipe did not make; it is not deleted.", "Choose another folder."
+                f"{self.folder} holds something that chatpipe did not make; it is not deleted.",
+                "Choose another folder.",
             )
         shutil.rmtree(self.folder)
 

@@ -1,4 +1,4 @@
-"""How sft and ppo are judged: their models answer held-out prompts, and the gold rater, where there is one, rates them."""
+"""How sft and ppo are judged: their models answer held-out prompts, and the gold rater, if there is one, rates them."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -51,9 +51,7 @@ def judged_prompts(
     return chosen
 
 
-def judge(
-    job: Job, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, prompts: list[Conversation]
-) -> Judged:
+def judge(job: Job, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, prompts: list[Conversation]) -> Judged:
     """Has the model answer `prompts`, and the gold rater rate the answers where the stage is about its world."""
     settings = job.recipe.evaluation
     params = SamplingParams(max_new_tokens=settings.max_new_tokens, temperature=settings.temperature)

@@ -3,8 +3,14 @@
 from typing import Any
 
 import torch
-from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
-from transformers import PreTrainedModel, PreTrainedTokenizerBase, set_seed
+from transformers import (
+    AutoModelForCausalLM,
+    AutoModelForSequenceClassification,
+    AutoTokenizer,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+    set_seed,
+)
 
 from chatpipe import console
 from chatpipe.data.load import Conversation, load_prompts
@@ -82,9 +88,7 @@ def run_ppo(job: Job) -> Outcome | None:
 
     asked = judged_prompts(job, tokenizer, prompts.held_out, policy.config.max_position_embeddings)
     before, after = (judge(job, model, tokenizer, asked) for model in (reference, policy))
-    scores_before, scores_after = (
-        _reward_scores(reward_model, tokenizer, asked, judged) for judged in (before, after)
-    )
+    scores_before, scores_after = (_reward_scores(reward_model, tokenizer, asked, judged) for judged in (before, after))
     params = SamplingParams(max_new_tokens=section.response_length, temperature=section.temperature)
     asked_ids = _encode_prompts(job, tokenizer, asked, policy.config.max_position_embeddings)
     metrics = {
@@ -138,7 +142,9 @@ def _encode_prompts(
             "Lower ppo.response_length, or use a model with more positions.",
         )
     if len(fitting) < len(encoded) and job.is_main:
-        console.note(f"ppo: {len(encoded) - len(fitting)} of {len(encoded)} prompts left out: longer than {room} tokens")
+        console.note(
+            f"ppo: {len(encoded) - len(fitting)} of {len(encoded)} prompts left out: longer than {room} tokens"
+        )
     return fitting
 
 

@@ -1,8 +1,15 @@
 """pretrain: a base model from raw text."""
 
 import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase, Trainer
-from transformers import TrainingArguments, set_seed
+from transformers import (
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+    Trainer,
+    TrainingArguments,
+    set_seed,
+)
 
 from chatpipe.data.load import Loaded, load_documents
 from chatpipe.data.token_store import build_token_store
@@ -43,7 +50,9 @@ def run_pretrain(job: Job) -> Outcome | None:
     held_out_texts = _limit_bytes(documents.held_out)
     with main_process_first(job):
         train = build_token_store(job.folder / "tokens" / "train.bin", documents.train, tokenizer, section.block_size)
-        held_out = build_token_store(job.folder / "tokens" / "held_out.bin", held_out_texts, tokenizer, section.block_size)
+        held_out = build_token_store(
+            job.folder / "tokens" / "held_out.bin", held_out_texts, tokenizer, section.block_size
+        )
     untrained = held_out_loss(model, held_out, EVAL_BATCH_SIZE) if job.is_main else None
 
     args = training_arguments(

@@ -112,9 +112,7 @@ def _encode_all(
     return encoded
 
 
-def fit_conversation(
-    tokenizer: PreTrainedTokenizerBase, conversation: Conversation, max_length: int
-) -> Encoded | None:
+def fit_conversation(tokenizer: PreTrainedTokenizerBase, conversation: Conversation, max_length: int) -> Encoded | None:
     """Ids and mask of the conversation without its oldest exchanges, as many as must go; None if the last is too long.
 
     An answer is never cut: it would lose the end-of-turn token, and the model would learn not to stop (trl #3927).

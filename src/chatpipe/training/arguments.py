@@ -61,7 +61,7 @@ def training_arguments(
 
 
 def micro_batches(section: TrainingSection, processes: int) -> dict[str, int]:
-    """How `batch_size` sequences are spread over processes and micro-batches; raises `UsageError` if they do not fit."""
+    """How `batch_size` is spread over processes and micro-batches; raises `UsageError` where it does not fit."""
     share, rest = divmod(section.batch_size, processes)
     if rest:
         raise UsageError(

@@ -23,7 +23,9 @@ ERROR_FILE = "launch-error.json"
 POLL_SECONDS = 0.3
 
 
-def accelerate_command(processes: int, profile: str | None, flags: Sequence[str], arguments: Sequence[str]) -> list[str]:
+def accelerate_command(
+    processes: int, profile: str | None, flags: Sequence[str], arguments: Sequence[str]
+) -> list[str]:
     """The command that starts `chatpipe ARGUMENTS` in `processes` processes."""
     command = [sys.executable, "-m", "accelerate.commands.launch"]
     if profile is not None:
