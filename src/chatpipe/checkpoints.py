@@ -6,7 +6,6 @@ one is not a finished stage.
 
 import hashlib
 import json
-import os
 import platform
 from dataclasses import asdict, dataclass, field
 from importlib import metadata
@@ -14,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from chatpipe import __version__
+from chatpipe.durable import replace_text, sha256_of
 from chatpipe.models.folder import looks_like_path
 
 MANIFEST = "chatpipe.json"
@@ -61,12 +61,12 @@ class Manifest:
 def write_manifest(folder: Path, manifest: Manifest) -> None:
     """Hashes the folder's files and writes its manifest, whole or not at all."""
     manifest.files = {
-        path.name: _sha256(path)
+        path.name: sha256_of(path)
         for path in sorted(folder.iterdir())
         if path.is_file() and path.name not in {MANIFEST, "metrics.jsonl"} and path.suffix != ".log"
     }
     manifest.versions = versions()
-    write_json(folder / MANIFEST, asdict(manifest))
+    replace_text(folder / MANIFEST, json.dumps(asdict(manifest), indent=2, ensure_ascii=False))
 
 
 def read_manifest(folder: Path) -> Manifest | None:
@@ -88,7 +88,7 @@ def checkpoint_id(model: str) -> str:
         files = {name: sha for name, sha in manifest.files.items() if not name.endswith(".md")}
     else:
         files = {
-            path.name: _sha256(path) for path in sorted(folder.glob("*.json")) + sorted(folder.glob("*.safetensors"))
+            path.name: sha256_of(path) for path in sorted(folder.glob("*.json")) + sorted(folder.glob("*.safetensors"))
         }
     return hashlib.sha256(json.dumps(files, sort_keys=True).encode()).hexdigest()
 
@@ -104,22 +104,7 @@ def versions() -> dict[str, str]:
     return found
 
 
-def write_json(path: Path, value: Any) -> None:
-    """Writes JSON whole or not at all: into a file beside it, flushed to disk, then renamed."""
-    partial = path.with_name(path.name + ".partial")
-    with partial.open("w", encoding="utf-8") as file:
-        json.dump(value, file, indent=2, ensure_ascii=False)
-        file.flush()
-        os.fsync(file.fileno())
-    partial.replace(path)
-
-
 def _short(value: Any) -> str:
     """A setting or a hash, short enough to stand in a message."""
     text = "not set" if value is None else str(value)
     return text if len(text) <= 24 else text[:21] + "..."
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -13,6 +13,7 @@ import yaml
 from chatpipe import console
 from chatpipe.checkpoints import Manifest, read_manifest, write_manifest
 from chatpipe.data.load import check_sources, load_rankings
+from chatpipe.durable import replace_text
 from chatpipe.errors import UsageError
 from chatpipe.recipe.loading import flatten
 from chatpipe.recipe.schema import STAGES, Recipe
@@ -165,11 +166,8 @@ def _ensure_rankings(recipe: Recipe, write_read_ones: bool = True) -> None:
 
 def write_recipe(recipe: Recipe, path: Path) -> None:
     """Writes every value of a recipe; running the file gives the same run."""
-    path.parent.mkdir(parents=True, exist_ok=True)
     text = yaml.safe_dump(recipe.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
-    partial = path.with_name(path.name + ".partial")
-    partial.write_text("# Every value of this run; `chatpipe run` on this file gives the same run.\n" + text)
-    partial.replace(path)
+    replace_text(path, f"# Every value of this run; `chatpipe run` on this file gives the same run.\n{text}")
 
 
 def _take_folder(recipe: Recipe, fresh: bool) -> None:

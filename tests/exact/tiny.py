@@ -72,7 +72,7 @@ def trainer(folder, *, model=None, reward_model=None, callbacks=None, train_prom
         "save_strategy": "no",
         "disable_tqdm": True,
     }
-    made = PPOTrainer(
+    return PPOTrainer(
         args=PPOConfig(**settings | overrides),
         processing_class=tokenizer(),
         model=model or policy(),
@@ -80,7 +80,6 @@ def trainer(folder, *, model=None, reward_model=None, callbacks=None, train_prom
         train_prompts=train_prompts,
         callbacks=callbacks,
     )
-    return made
 
 
 def logged_iterations(ppo: PPOTrainer) -> list[dict[str, float]]:

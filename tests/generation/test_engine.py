@@ -98,6 +98,17 @@ def test_the_first_token_is_distributed_as_the_softmax(tiny_model):
     assert chi_square < 37.7  # its 99.9 % quantile for 15 degrees of freedom
 
 
+def test_the_cache_holds_as_many_rows_as_slots(tiny_model, prompts):
+    model = tiny_model("qwen3")
+    engine = engine_module.DecodeEngine(model, SAMPLED, NEVER, seed=0, slots=4, max_length=24)
+    for start in range(0, 12, 4):
+        engine.admit(list(enumerate(prompts))[start : start + 4])
+        while engine.occupants:
+            engine.step()
+            engine.collect()
+        assert {layer.keys.shape for layer in engine.cache.layers} == {(4, 24, 2, 8)}
+
+
 def test_no_prompts(tiny_model):
     assert generate(tiny_model("gpt2"), [], SAMPLED, NEVER, seed=0) == []
 

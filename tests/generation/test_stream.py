@@ -47,6 +47,13 @@ def test_a_character_cut_off_by_the_limit_is_not_shown(tiny_model, tokenizer):
     assert list(pieces) == ["a"]
 
 
+def test_neither_the_eos_nor_special_tokens_are_shown(tiny_model, tokenizer):
+    start, a, b, c = tokenizer("?abc")["input_ids"]
+    model = reciting_model(tiny_model, [start, a, tokenizer.eos_token_id, b, c])
+    pieces = stream(model, tokenizer, [start], SamplingParams(9, temperature=0), eos_token_id=c, seed=0)
+    assert list(pieces) == ["a", "b"]
+
+
 def test_streams_the_tokens_that_generate_samples(tiny_model, tokenizer):
     model, params = tiny_model("gpt2", vocab_size=257), SamplingParams(30)
     [completion] = generate(model, [[5, 6]], params, EOS, seed=0)

@@ -16,6 +16,7 @@ from chatpipe.data import rows as files
 from chatpipe.data.formats import CONVERTERS, Ranking, recognise
 from chatpipe.data.rows import BadRow, Skipped
 from chatpipe.data.template import Message
+from chatpipe.durable import sha256_of
 from chatpipe.errors import UsageError
 from chatpipe.recipe.schema import POCKETWORLD, DataBlock, Pocketworld
 
@@ -90,7 +91,7 @@ def data_fingerprints(blocks: Sequence[DataBlock], key: str) -> dict[str, str]:
 def _content(block: DataBlock, key: str) -> str:
     if block.source == POCKETWORLD:
         return POCKETWORLD
-    return files.file_fingerprint(files.data_file(block.source, key))
+    return sha256_of(files.data_file(block.source, key))
 
 
 def reads_pocketworld(blocks: Sequence[DataBlock] | None) -> bool:

@@ -1,6 +1,5 @@
 """Reading data files into rows, each of which knows where it stands."""
 
-import hashlib
 import json
 from collections import Counter
 from collections.abc import Iterator
@@ -80,12 +79,6 @@ def data_file(source: str, key: str) -> Path:
     if path.stat().st_size == 0:
         raise UsageError(f"{key}: {path} is empty.", "Give a file with at least one row.")
     return path
-
-
-def file_fingerprint(path: Path) -> str:
-    """SHA-256 of a file's content."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _decode(path: Path) -> str:

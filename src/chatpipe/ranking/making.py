@@ -1,7 +1,6 @@
 """The rankings of a run: the fine-tuned model answers practice prompts, and simulated annotators rank the answers."""
 
 import json
-import os
 import random
 from collections.abc import Iterable
 from pathlib import Path
@@ -12,6 +11,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from chatpipe import console
 from chatpipe.data.formats import Ranking
 from chatpipe.data.load import build_world, load_prompts
+from chatpipe.durable import replace_text
 from chatpipe.errors import UsageError
 from chatpipe.generation import SamplingParams
 from chatpipe.pocketworld import GoldRater, rank
@@ -54,11 +54,5 @@ def make_rankings(recipe: Recipe, model_folder: str, path: Path) -> int:
 
 def write_rankings(path: Path, rankings: Iterable[Ranking]) -> None:
     """Writes a rankings file (one JSON object a line), whole or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(path.name + ".partial")
-    with partial.open("w", encoding="utf-8") as file:
-        for ranking in rankings:
-            file.write(json.dumps(ranking.to_row(), ensure_ascii=False) + "\n")
-        file.flush()
-        os.fsync(file.fileno())
-    partial.replace(path)
+    lines = (json.dumps(ranking.to_row(), ensure_ascii=False) + "\n" for ranking in rankings)
+    replace_text(path, "".join(lines))

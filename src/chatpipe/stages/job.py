@@ -11,8 +11,9 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from chatpipe.checkpoints import MANIFEST, Manifest, checkpoint_id, read_manifest, write_json
+from chatpipe.checkpoints import MANIFEST, Manifest, checkpoint_id, read_manifest
 from chatpipe.data.load import check_sources, data_fingerprints, reads_pocketworld
+from chatpipe.durable import replace_text
 from chatpipe.errors import UsageError
 from chatpipe.models.folder import Kind, check_model
 from chatpipe.recipe.loading import flatten
@@ -155,8 +156,7 @@ class Job:
 
     def begin(self) -> None:
         """Notes how the stage is made before it starts, so that a changed recipe cannot resume it."""
-        (self.folder / STARTED).parent.mkdir(parents=True, exist_ok=True)
-        write_json(self.folder / STARTED, asdict(self.manifest()))
+        replace_text(self.folder / STARTED, json.dumps(asdict(self.manifest()), indent=2))
 
     def clear(self) -> None:
         """Deletes what an earlier run of the stage left; refuses to delete what chatpipe did not make."""

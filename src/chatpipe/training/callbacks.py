@@ -18,6 +18,7 @@ from transformers import (
 )
 
 from chatpipe import console
+from chatpipe.durable import replace_text
 from chatpipe.training.progress import METRICS_FILE, progress_words, read_metrics
 
 
@@ -93,7 +94,7 @@ class MetricsFile(TrainerCallback):
     def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         """Cuts the file back to the resume point."""
         kept = [line for line in read_metrics(self.path) if line["step"] <= state.global_step]
-        self.path.write_text("".join(json.dumps(line) + "\n" for line in kept), encoding="utf-8")
+        replace_text(self.path, "".join(json.dumps(line) + "\n" for line in kept))
 
     def on_log(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, logs: dict[str, Any], **_: Any

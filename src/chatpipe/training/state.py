@@ -15,8 +15,8 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor, distribute_tensor
 
+from chatpipe.durable import fsync
 from chatpipe.errors import UsageError
-from chatpipe.training.files import fsync
 
 
 def write_tensors(path: Path, tensors: dict[str, Tensor]) -> None:

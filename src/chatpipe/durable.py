@@ -1,7 +1,8 @@
-"""Folders that are complete or invisible: durable writes, sealed by a manifest with the size and SHA-256 of each file.
+"""Writing that survives a kill: files that are replaced whole, and folders that are complete or invisible.
 
-A folder grows as `NAME.partial`; `publish` seals it and renames it to `NAME`. Whatever breaks off before the rename
-leaves nothing under the real name, and `fault_of` finds what a disk or a person does to the folder afterwards.
+A folder grows as `NAME.partial`; `publish` seals it with a manifest (the size and SHA-256 of each file) and renames it
+to `NAME`. Whatever breaks off before the rename leaves nothing under the real name, and `fault_of` finds what a disk or
+a person does to the folder afterwards.
 """
 
 import hashlib
@@ -13,6 +14,16 @@ from typing import Any
 
 MANIFEST = "manifest.json"
 PARTIAL = ".partial"
+
+
+def replace_text(path: Path, text: str) -> None:
+    """Writes a text file whole or not at all; its folder is made where it is missing."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(path.name + PARTIAL)
+    partial.write_text(text, encoding="utf-8")
+    fsync(partial)
+    partial.replace(path)
+    fsync(path.parent)
 
 
 def write_json(path: Path, value: Any) -> None:
