@@ -17,8 +17,9 @@ from chatpipe.durable import replace_text
 from chatpipe.errors import UsageError
 from chatpipe.recipe.loading import flatten
 from chatpipe.recipe.schema import STAGES, Recipe
-from chatpipe.stages.job import Job, Outcome, rankings_blocks, rankings_file
+from chatpipe.stages.job import Job, Outcome, rankings_blocks, rankings_file, recipe_section
 from chatpipe.training import launch
+from chatpipe.training.batches import micro_batches
 
 RECIPE_FILE = "recipe.yaml"
 # Keys that say where and how a recipe runs, not what it makes.
@@ -63,7 +64,7 @@ def run_recipe(recipe: Recipe, how: How, on_result: Callable[[StageResult], None
     """Runs all four stages of a recipe in its folder; `on_result` hears of each as soon as it is there."""
     check_recipe(recipe)
     for stage in STAGES:
-        check_processes(Job.of(recipe, stage), how.processes)
+        micro_batches(recipe_section(recipe, stage), how.processes, stage)
     run = Path(recipe.out)
     _take_folder(recipe, how.fresh)
     jobs = [Job.of(recipe, stage) for stage in STAGES]
@@ -83,7 +84,7 @@ def run_recipe(recipe: Recipe, how: How, on_result: Callable[[StageResult], None
 def run_one(recipe: Recipe, stage: str, how: How, out: str | None, recipe_file: Path | None) -> StageResult:
     """Runs one stage, in the run's folder or in the folder `out` of its own."""
     job = check_stage(recipe, stage, out)
-    check_processes(job, how.processes)
+    micro_batches(job.section, how.processes, stage)
     if how.fresh:
         job.clear()
         if stage == "rm" and recipe.rm.data is None:
@@ -210,16 +211,6 @@ def check_stage(recipe: Recipe, stage: str, out: str | None) -> Job:
         _check_rankings_can_be_made(recipe)
     job.check()
     return job
-
-
-def check_processes(job: Job, processes: int) -> None:
-    """Raises `UsageError` where the batch cannot be shared evenly."""
-    share, rest = divmod(job.section.batch_size, processes)
-    if rest:
-        raise UsageError(
-            f"{job.stage}.batch_size = {job.section.batch_size} cannot be shared by {processes} processes.",
-            f"Make it a multiple of {processes}.",
-        )
 
 
 def _check_rankings_can_be_made(recipe: Recipe) -> None:

@@ -124,6 +124,15 @@ def test_completions_that_are_cut_off_and_completions_that_end(tmp_path):
         assert ended or len(completion) == 6
 
 
+def test_returns_are_sums_of_raw_rewards_though_advantages_are_whitened(tmp_path):
+    made = tiny.trainer(tmp_path, lam=1.0, total_episodes=64, num_mini_batches=4).make_experience()
+    lengths = made.sequences.completion_lengths.tolist()
+    to_come = [row.flip(0).cumsum(0).flip(0) for row in made.rewards.split(lengths)]
+    assert torch.allclose(made.returns, torch.cat(to_come), atol=1e-5)
+    assert made.advantages.mean().item() == pytest.approx(0, abs=1e-5)
+    assert made.advantages.var(correction=0).item() == pytest.approx(1, abs=1e-4)
+
+
 class StopAfter(TrainerCallback):
     def __init__(self, step):
         self.step = step

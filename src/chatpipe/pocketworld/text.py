@@ -3,16 +3,31 @@
 import random
 
 from chatpipe.pocketworld import wording
-from chatpipe.pocketworld.questions import LARGEST_SUMMAND, LONGEST_RANGE
+from chatpipe.pocketworld.answers import statements
+from chatpipe.pocketworld.questions import LARGEST_SUMMAND, LONGEST_RANGE, Kind, Question, ask, ask_further, draw
 from chatpipe.pocketworld.world import ATTRIBUTES, Person, World
 
-PARAGRAPH_SHARES = {"portrait": 0.70, "neighbours": 0.12, "counting": 0.12, "manners": 0.06}
+PARAGRAPH_SHARES = {
+    "portrait": 0.42,
+    "gossip": 0.18,
+    "neighbours": 0.08,
+    "dialogue": 0.16,
+    "counting": 0.12,
+    "manners": 0.04,
+}
 
 
 def documents(world: World, count: int, seed: int) -> list[str]:
     """`count` paragraphs of two to five sentences. All facts about everybody stand in them, in many wordings."""
     rng = random.Random(f"pocketworld documents {world.seed} {seed}")
-    writers = {"portrait": portrait, "neighbours": neighbours, "counting": counting, "manners": manners}
+    writers = {
+        "portrait": portrait,
+        "gossip": gossip,
+        "neighbours": neighbours,
+        "dialogue": dialogue,
+        "counting": counting,
+        "manners": manners,
+    }
     kinds = rng.choices(tuple(PARAGRAPH_SHARES), tuple(PARAGRAPH_SHARES.values()), k=count)
     return [writers[kind](world, rng) for kind in kinds]
 
@@ -27,6 +42,46 @@ def portrait(world: World, rng: random.Random) -> str:
 def sentence(person: Person, attribute: str, pronoun: bool, rng: random.Random) -> str:
     """One fact about `person`."""
     return wording.fill(rng.choice(wording.STATEMENTS[attribute]), person, pronoun)
+
+
+def gossip(world: World, rng: random.Random) -> str:
+    """What others say about somebody."""
+    person, speaker = rng.sample(world.people, 2)
+    frame = rng.choice(GOSSIP)
+    one, other, *_ = rng.sample(ATTRIBUTES, 2)
+    first, second = sentence(person, one, False, rng), sentence(person, other, rng.random() < 0.5, rng)
+    return frame.format(n=person.name, m=speaker.name, first=first, second=second)
+
+
+GOSSIP = (
+    '{m} speaks of {n}: "{first} {second}"',
+    'This is said of {n}: "{first}" And {m} says: "{second}"',
+    'Do you know {n}? Then {m} will tell you: "{first} {second}"',
+    'When {n} comes by, {m} says: "{first}" A neighbour says: "{second}"',
+)
+
+
+def dialogue(world: World, rng: random.Random) -> str:
+    """Questions and answers between villagers: only such as may stand in a fine-tuning conversation too."""
+    kind = rng.choices(tuple(DIALOGUE_SHARES), tuple(DIALOGUE_SHARES.values()))[0]
+    question = draw(world, "sft", kind, rng)
+    told = rng.choice(statements(question, False)[: wording.ANSWER_FORMS])
+    if rng.random() < 0.2:
+        told = f"{rng.choice(wording.UNKNOWN_COURTESIES if kind == 'unknown' else wording.OPENERS)} {told}"
+    text = rng.choice(DIALOGUES).format(m=rng.choice(world.people).name, question=ask(question, rng), answer=told)
+    if kind != "fact":
+        return text
+    further = Question(kind, rng.choice([a for a in ATTRIBUTES if a != question.form]), question.person)
+    told = rng.choice(statements(further, True)[: wording.ANSWER_FORMS])
+    return f'{text} "{ask_further(further, rng)}" "{told}"'
+
+
+DIALOGUE_SHARES: dict[Kind, float] = {"fact": 0.6, "reverse": 0.2, "unknown": 0.1, "counting": 0.1}
+DIALOGUES = (
+    'A visitor asks: "{question}" {m} answers: "{answer}"',
+    'One day {m} asks: "{question}" A neighbour says: "{answer}"',
+    'At the gate {m} is asked: "{question}" The answer is: "{answer}"',
+)
 
 
 def neighbours(world: World, rng: random.Random) -> str:

@@ -65,6 +65,7 @@ def run_ppo(job: Job) -> Outcome | None:
     args = training_arguments(
         PPOConfig,
         section,
+        job.stage,
         job.folder,
         recipe.seed,
         job.processes,

@@ -58,6 +58,7 @@ def run_pretrain(job: Job) -> Outcome | None:
     args = training_arguments(
         TrainingArguments,
         section,
+        job.stage,
         job.folder,
         recipe.seed,
         job.processes,

@@ -40,6 +40,7 @@ def run_rm(job: Job) -> Outcome | None:
     args = training_arguments(
         TrainingArguments,
         section,
+        job.stage,
         job.folder,
         recipe.seed,
         job.processes,

@@ -47,6 +47,7 @@ def run_sft(job: Job) -> Outcome | None:
     args = training_arguments(
         SFTConfig,
         section,
+        job.stage,
         job.folder,
         recipe.seed,
         job.processes,

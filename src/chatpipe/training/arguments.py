@@ -6,8 +6,8 @@ from typing import Any, TypeVar
 import torch
 from transformers import TrainingArguments
 
-from chatpipe.errors import UsageError
 from chatpipe.recipe.schema import TrainingSection
+from chatpipe.training.batches import micro_batches
 
 Arguments = TypeVar("Arguments", bound=TrainingArguments)
 
@@ -31,6 +31,7 @@ SHARED_KEYS = (
 def training_arguments(
     cls: type[Arguments],
     section: TrainingSection,
+    stage: str,
     folder: Path,
     seed: int,
     processes: int,
@@ -54,24 +55,7 @@ def training_arguments(
             "dataloader_pin_memory": torch.cuda.is_available(),
             "use_cpu": not torch.cuda.is_available(),
             "ddp_find_unused_parameters": False,
-            **micro_batches(section, processes),
+            **micro_batches(section, processes, stage),
             **more,
         }
     )
-
-
-def micro_batches(section: TrainingSection, processes: int) -> dict[str, int]:
-    """How `batch_size` is spread over processes and micro-batches; raises `UsageError` where it does not fit."""
-    share, rest = divmod(section.batch_size, processes)
-    if rest:
-        raise UsageError(
-            f"batch_size = {section.batch_size} cannot be shared by {processes} processes.",
-            f"Make it a multiple of {processes}.",
-        )
-    micro = min(section.per_device_train_batch_size or share, share)
-    if share % micro:
-        raise UsageError(
-            f"per_device_train_batch_size = {micro} does not divide the {share} sequences of each process.",
-            "Choose one that does, or leave it out.",
-        )
-    return {"per_device_train_batch_size": micro, "gradient_accumulation_steps": share // micro}

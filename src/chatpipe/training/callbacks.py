@@ -100,7 +100,7 @@ class MetricsFile(TrainerCallback):
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, logs: dict[str, Any], **_: Any
     ) -> None:
         """Appends one line."""
-        if "train_runtime" in logs:  # Trainer's closing summary, no step of its own
+        if "train_loss" in logs:  # Trainer's closing summary, no step of its own
             return
         line = {"step": state.global_step, "max_steps": state.max_steps, **logs}
         with self.path.open("a", encoding="utf-8") as file:
