@@ -123,6 +123,7 @@ def run_stage(job: Job, how: How, recipe_file: Path | None) -> StageResult:
 
 def _run_here(job: Job) -> None:
     """Runs the stage in this process, which may be one rank of several."""
+    _quiet_libraries()
     if launch.is_rank():
         launch.join_world(job.processes)
     if job.is_main:
@@ -158,6 +159,7 @@ def _ensure_rankings(recipe: Recipe, write_read_ones: bool = True) -> None:
     if path.exists():
         return
     if recipe.rm.data is None:
+        _quiet_libraries()
         count = make_rankings(recipe, Job.of(recipe, "rm").models["model"], path)
         console.note(f"rank: {count} rankings of {recipe.sample.k} answers written to {path}")
     elif write_read_ones:
@@ -216,6 +218,12 @@ def check_stage(recipe: Recipe, stage: str, out: str | None) -> Job:
 def _check_rankings_can_be_made(recipe: Recipe) -> None:
     """Rankings of people come with `chatpipe rank`; until then a run makes them in the built-in world alone."""
     check_sources(recipe.sample.data, "rm.data (or sample.data, to have rankings made)")
+
+
+def _quiet_libraries() -> None:
+    from chatpipe.training.quiet import quiet_libraries
+
+    quiet_libraries()
 
 
 def processes_of(recipe: Recipe) -> int:

@@ -2,6 +2,7 @@
 
 from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerBase
 
+from chatpipe.models.loading import quickest_attention
 from chatpipe.recipe.schema import Architecture
 
 
@@ -13,6 +14,8 @@ def gpt2_config(architecture: Architecture, vocab_size: int, eos_token_id: int, 
         n_embd=architecture.n_embd,
         n_layer=architecture.n_layer,
         n_head=architecture.n_head,
+        # GPT-2's own GELU under its other name, which torch computes in one pass instead of eight.
+        activation_function="gelu_pytorch_tanh",
         embd_pdrop=architecture.dropout,
         resid_pdrop=architecture.dropout,
         attn_pdrop=architecture.dropout,
@@ -28,4 +31,4 @@ def new_model(architecture: Architecture, tokenizer: PreTrainedTokenizerBase) ->
     transformers' initialisation does this itself; `tests/models` checks the standard deviations.
     """
     config = gpt2_config(architecture, len(tokenizer), tokenizer.eos_token_id, tokenizer.pad_token_id)
-    return GPT2LMHeadModel(config)
+    return quickest_attention(GPT2LMHeadModel(config))

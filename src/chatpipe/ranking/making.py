@@ -5,8 +5,7 @@ import random
 from collections.abc import Iterable
 from pathlib import Path
 
-import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoTokenizer
 
 from chatpipe import console
 from chatpipe.data.formats import Ranking
@@ -14,6 +13,7 @@ from chatpipe.data.load import build_world, load_prompts
 from chatpipe.durable import replace_text
 from chatpipe.errors import UsageError
 from chatpipe.generation import SamplingParams
+from chatpipe.models.loading import load_causal_model
 from chatpipe.pocketworld import GoldRater, rank
 from chatpipe.ranking.sampling import sample_completions
 from chatpipe.recipe.schema import Recipe
@@ -25,7 +25,7 @@ def make_rankings(recipe: Recipe, model_folder: str, path: Path) -> int:
     """Samples, ranks and writes the rankings file, whole or not at all; returns how many rankings it holds."""
     settings = recipe.sample
     tokenizer = AutoTokenizer.from_pretrained(model_folder)
-    model = AutoModelForCausalLM.from_pretrained(model_folder, dtype=torch.float32)
+    model = load_causal_model(model_folder)
     prompts = load_prompts(settings.data or [], recipe.pocketworld, "sample.data").train[: settings.prompts]
     params = SamplingParams(max_new_tokens=settings.max_new_tokens, temperature=settings.temperature)
     with console.progress("sample", len(prompts) * settings.k) as bar:

@@ -1,11 +1,6 @@
 """ppo: a better chat model, from prompts and a reward model."""
 
-from typing import Any
-
-import torch
 from transformers import (
-    AutoModelForCausalLM,
-    AutoModelForSequenceClassification,
     AutoTokenizer,
     PreTrainedModel,
     PreTrainedTokenizerBase,
@@ -20,6 +15,7 @@ from chatpipe.evaluation.answers import answer_metrics
 from chatpipe.evaluation.compare import gold_comparison, mean_change, win_rate
 from chatpipe.evaluation.verdicts import ppo_verdict
 from chatpipe.generation import SamplingParams
+from chatpipe.models.loading import load_causal_model, load_reward_model
 from chatpipe.ppo.config import PPOConfig
 from chatpipe.ppo.divergence import sampled_kl
 from chatpipe.ppo.trainer import PPOTrainer
@@ -58,8 +54,8 @@ def run_ppo(job: Job) -> Outcome | None:
     set_seed(recipe.seed)
     tokenizer = AutoTokenizer.from_pretrained(job.models["model"])
     add_chat_template(tokenizer)
-    policy, reference = (_load(AutoModelForCausalLM, job.models["model"]) for _ in range(2))
-    reward_model, critic = (_load(AutoModelForSequenceClassification, job.models["reward_model"]) for _ in range(2))
+    policy, reference = (load_causal_model(job.models["model"]) for _ in range(2))
+    reward_model, critic = (load_reward_model(job.models["reward_model"]) for _ in range(2))
     _check_vocabularies(job, policy, reward_model, tokenizer)
 
     args = training_arguments(
@@ -106,10 +102,6 @@ def run_ppo(job: Job) -> Outcome | None:
         metrics.update(gold_comparison(after.ratings, before.ratings, recipe.seed))
     save_checkpoint(job, policy, tokenizer)
     return Outcome(metrics, ppo_verdict(metrics).to_dict())
-
-
-def _load(auto: Any, model: str) -> PreTrainedModel:
-    return auto.from_pretrained(model, dtype=torch.float32)
 
 
 def _check_vocabularies(

@@ -1,8 +1,6 @@
 """pretrain: a base model from raw text."""
 
-import torch
 from transformers import (
-    AutoModelForCausalLM,
     AutoTokenizer,
     PreTrainedModel,
     PreTrainedTokenizerBase,
@@ -18,6 +16,7 @@ from chatpipe.evaluation.language import held_out_loss
 from chatpipe.evaluation.ngram import trigram_bits_per_byte
 from chatpipe.evaluation.verdicts import pretrain_verdict
 from chatpipe.models.architecture import new_model
+from chatpipe.models.loading import load_causal_model
 from chatpipe.models.tokenizer import train_tokenizer
 from chatpipe.stages.example import complete_example
 from chatpipe.stages.job import Job, Outcome
@@ -91,7 +90,7 @@ def _start(job: Job, documents: Loaded[str]) -> tuple[PreTrainedTokenizerBase, P
     section = job.recipe.pretrain
     if "model" in job.models:
         tokenizer = AutoTokenizer.from_pretrained(job.models["model"])
-        return tokenizer, AutoModelForCausalLM.from_pretrained(job.models["model"], dtype=torch.float32)
+        return tokenizer, load_causal_model(job.models["model"])
     tokenizer = train_tokenizer(documents.train, section.tokenizer.vocab_size, section.architecture.n_positions)
     return tokenizer, new_model(section.architecture, tokenizer)
 

@@ -10,6 +10,7 @@ from chatpipe.data.rows import BadRow
 from chatpipe.data.template import add_chat_template, encode_completion
 from chatpipe.evaluation.pairs import pair_metrics
 from chatpipe.evaluation.verdicts import rm_verdict
+from chatpipe.models.loading import quickest_attention
 from chatpipe.pocketworld import GoldRater
 from chatpipe.reward.batches import encode_answers, encode_rankings
 from chatpipe.reward.model import centre_rewards, new_reward_model, sequence_scores
@@ -30,7 +31,7 @@ def run_rm(job: Job) -> Outcome | None:
     rankings = load_rankings(job.data()["rm.data"], recipe.pocketworld, "rm.data")
     tokenizer = AutoTokenizer.from_pretrained(job.models["model"])
     add_chat_template(tokenizer)
-    model = new_reward_model(job.models["model"], tokenizer.pad_token_id, recipe.seed)
+    model = quickest_attention(new_reward_model(job.models["model"], tokenizer.pad_token_id, recipe.seed))
     if len(tokenizer) > model.get_input_embeddings().num_embeddings:
         set_seed(recipe.seed)
         model.resize_token_embeddings(len(tokenizer))

@@ -2,9 +2,8 @@
 
 import random
 
-import torch
 from datasets import Dataset
-from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase, set_seed
+from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase, set_seed
 from trl import SFTConfig, SFTTrainer
 
 from chatpipe import console
@@ -14,6 +13,7 @@ from chatpipe.data.token_store import build_token_store
 from chatpipe.errors import UsageError
 from chatpipe.evaluation.language import conversation_loss, question_gain
 from chatpipe.evaluation.verdicts import sft_verdict
+from chatpipe.models.loading import load_causal_model
 from chatpipe.stages.example import answer_example
 from chatpipe.stages.job import Job, Outcome
 from chatpipe.stages.judging import judge, judged_prompts
@@ -65,7 +65,7 @@ def run_sft(job: Job) -> Outcome | None:
 
     save_checkpoint(job, model, tokenizer)
     # SFTTrainer replaced the model's forward by one that returns no logits; the saved one has its own.
-    model = AutoModelForCausalLM.from_pretrained(job.folder, dtype=torch.float32)
+    model = load_causal_model(job.folder)
     prompts = [conversation[:-1] for conversation in conversations.held_out]
     prompts = judged_prompts(job, tokenizer, prompts, model.config.max_position_embeddings)
     gain = question_gain(model, held_out, tokenizer.pad_token_id, EVAL_BATCH_SIZE)
@@ -87,7 +87,7 @@ def run_sft(job: Job) -> Outcome | None:
 def load_for_chat(model: str) -> tuple[PreTrainedTokenizerBase, PreTrainedModel]:
     """A causal model in float32 and its tokenizer, with a chat template and embeddings for all of its tokens."""
     tokenizer = AutoTokenizer.from_pretrained(model)
-    loaded = AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32)
+    loaded = load_causal_model(model)
     add_chat_template(tokenizer)
     if len(tokenizer) > loaded.get_input_embeddings().num_embeddings:
         set_seed(0)  # the new rows are drawn at random
