@@ -83,7 +83,7 @@ def data_file(source: str, key: str) -> Path:
 
 def _decode(path: Path) -> str:
     try:
-        return path.read_text(encoding="utf-8")
+        return path.read_text(encoding="utf-8-sig")  # some editors begin a file with a byte order mark
     except UnicodeDecodeError as problem:
         raise UsageError(
             f"{path} is not UTF-8 text: byte {problem.start} cannot be read.", "Convert it, e.g. with iconv."
@@ -98,9 +98,10 @@ def _jsonl_rows(path: Path) -> Iterator[Row]:
         where = f"{path}:{number}"
         try:
             values = json.loads(line)
-        except ValueError as problem:
+        except json.JSONDecodeError as problem:
             raise UsageError(
-                f"{where}: this line is not JSON: {problem}.", "Each line is one JSON object."
+                f"{where}: this line is not JSON: {problem.msg} at column {problem.colno}.",
+                "Each line is one JSON object.",
             ) from problem
         yield _row(values, where)
 
@@ -108,10 +109,10 @@ def _jsonl_rows(path: Path) -> Iterator[Row]:
 def _json_rows(path: Path) -> Iterator[Row]:
     try:
         values = json.loads(_decode(path))
-    except ValueError as problem:
-        line = getattr(problem, "lineno", 1)
+    except json.JSONDecodeError as problem:
         raise UsageError(
-            f"{path}:{line}: this is not JSON: {problem}.", "Is it jsonl? Then name it .jsonl."
+            f"{path}:{problem.lineno}: this is not JSON: {problem.msg} at column {problem.colno}.",
+            "Is it jsonl? Then name it .jsonl.",
         ) from problem
     if not isinstance(values, list):
         raise UsageError(f"{path}: a list of rows is expected, not one {type(values).__name__}.", "Put it in [ ].")

@@ -13,6 +13,8 @@ import torch
 from torch.utils.data import Dataset
 from transformers import PreTrainedTokenizerBase
 
+from chatpipe.durable import replace_text
+
 BATCH = 1000
 
 
@@ -49,6 +51,7 @@ def build_token_store(
     if not (meta_path.exists() and json.loads(meta_path.read_text())["fingerprint"] == fingerprint):
         dtype = np.dtype(np.uint16 if len(tokenizer) <= 2**16 else np.uint32)
         path.parent.mkdir(parents=True, exist_ok=True)
+        meta_path.unlink(missing_ok=True)
         with path.open("wb") as file:
             for start in range(0, len(documents), BATCH):
                 texts = list(documents[start : start + BATCH])
@@ -56,7 +59,8 @@ def build_token_store(
                     file.write(np.asarray([*ids, tokenizer.eos_token_id], dtype=dtype).tobytes())
         num_bytes = sum(len(document.encode()) for document in documents)
         # Written last: a store that was interrupted has none, and is built anew.
-        meta_path.write_text(json.dumps({"fingerprint": fingerprint, "dtype": dtype.name, "num_bytes": num_bytes}))
+        meta = {"fingerprint": fingerprint, "dtype": dtype.name, "num_bytes": num_bytes}
+        replace_text(meta_path, json.dumps(meta))
     return TokenStore(path, block_size)
 
 

@@ -97,13 +97,14 @@ def flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 
 def _read_yaml(path: Path) -> tuple[dict[str, Any], dict[str, str]]:
     try:
-        root = yaml.compose(path.read_text(encoding="utf-8"), yaml.SafeLoader)
+        text = path.read_text(encoding="utf-8")
+        root, values = yaml.compose(text, yaml.SafeLoader), yaml.safe_load(text)
     except UnicodeDecodeError as problem:
         raise UsageError(f"{path} is not a text file.", "Recipes are YAML in UTF-8.") from problem
-    except yaml.YAMLError as problem:
+    except (yaml.YAMLError, ValueError) as problem:  # ValueError: a date that does not exist
         mark = getattr(problem, "problem_mark", None)
         where = f"{path}:{mark.line + 1}" if mark else str(path)
-        what = getattr(problem, "problem", None) or "unreadable"
+        what = getattr(problem, "problem", None) or problem
         raise UsageError(f"{where}: this is not YAML: {what}.", "See `chatpipe recipes show pocket`.") from problem
     if root is None:
         raise UsageError(f"The recipe {path} is empty.", "Start from a packaged one: `chatpipe recipes copy pocket`.")
@@ -111,7 +112,7 @@ def _read_yaml(path: Path) -> tuple[dict[str, Any], dict[str, str]]:
         raise UsageError(f"{path}:1: a recipe consists of `key: value` lines.", "See `chatpipe recipes show pocket`.")
     origins: dict[str, str] = {}
     _check_keys(root, path, "", origins)
-    return yaml.safe_load(path.read_text(encoding="utf-8")), origins
+    return values, origins
 
 
 def _check_keys(node: yaml.MappingNode, path: Path, prefix: str, origins: dict[str, str]) -> None:
@@ -129,19 +130,22 @@ def _check_keys(node: yaml.MappingNode, path: Path, prefix: str, origins: dict[s
 def _parse_value(override: str, text: str) -> Any:
     try:
         return yaml.safe_load(text) if text else None
-    except yaml.YAMLError as problem:
+    except (yaml.YAMLError, ValueError) as problem:
         raise UsageError(
             f"The value of {override!r} cannot be read.", "Put values with special signs in quotes."
-        ) from (problem)
+        ) from problem
 
 
 def _set(values: dict[str, Any], dotted: str, value: Any) -> None:
     *parents, last = dotted.split(".")
     for parent in parents:
-        below = values.get(parent)
+        if values.get(parent) is None:  # `pretrain:` without content is None in YAML
+            values[parent] = {}
+        below = values[parent]
         if not isinstance(below, dict):
-            # `pretrain:` without content is None in YAML; anything else is reported by the schema.
-            below = values[parent] = {}
+            raise UsageError(
+                f"{dotted} cannot be set: {parent} is {below!r}, which has no keys.", "Give that whole value anew."
+            )
         values = below
     values[last] = value
 
@@ -170,6 +174,8 @@ def _describe(details: Any, origins: dict[str, str]) -> str:
         near = _nearest_keys(parents, last)
         remedy = f"did you mean {near[0]}?" if near else f"known there: {', '.join(_known_keys(parents))}."
         return f"{where}there is no key {dotted}; {remedy}"
+    if details["type"] == "value_error":  # of values that do not go together; the message names them
+        return f"{where}{dotted}: {details['ctx']['error']}."
     given = repr(details["input"])
     return f"{where}{dotted} = {given[:60]}: {details['msg'][:1].lower()}{details['msg'][1:]}."
 
@@ -192,9 +198,7 @@ def _known_keys(parents: Sequence[str]) -> list[str]:
         below = section.model_fields.get(parent)
         candidates = [below.annotation, *get_args(below.annotation)] if below else []
         models = [kind for kind in candidates if isinstance(kind, type) and issubclass(kind, BaseModel)]
-        if not models:
-            return []
-        section = models[0]
+        section = models[0] if models else section
     return list(section.model_fields)
 
 

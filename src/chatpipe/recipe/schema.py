@@ -17,7 +17,7 @@ DataFormat = Literal["auto", "text", "messages", "alpaca", "pairs", "rankings", 
 class Section(BaseModel):
     """Base of all sections: unknown keys are refused, and defaults are checked like given values."""
 
-    model_config = ConfigDict(extra="forbid", validate_default=True, protected_namespaces=())
+    model_config = ConfigDict(extra="forbid", validate_default=True, allow_inf_nan=False, protected_namespaces=())
 
 
 class DataBlock(Section):
@@ -25,7 +25,7 @@ class DataBlock(Section):
 
     source: str = Field(description="A file (txt, json, jsonl), or `pocketworld`, the built-in world.")
     format: DataFormat = Field("auto", description="What the rows are; `auto` recognises it from the first row.")
-    limit: int | None = Field(None, ge=1, description="Use this many rows at most.")
+    limit: int | None = Field(None, ge=1, description="Train on this many rows at most, and hold out as many.")
 
 
 def _as_blocks(value: Any) -> Any:
