@@ -61,7 +61,10 @@ class Conversation:
         said = ""
         try:
             for piece in stream(self.model, self.tokenizer, prompt_ids, params, -1 if eos is None else eos, self.seed):
-                if printable := _CONTROLS.sub("", piece):
+                printable = _CONTROLS.sub("", piece)
+                if not said and not self.is_base:
+                    printable = printable.lstrip()  # the chat template puts a space before an answer
+                if printable:
                     said += printable
                     yield printable
         finally:

@@ -14,6 +14,7 @@ from typing import Any
 
 from chatpipe import __version__
 from chatpipe.durable import replace_text, sha256_of
+from chatpipe.errors import UsageError
 from chatpipe.models.folder import looks_like_path
 
 MANIFEST = "chatpipe.json"
@@ -69,12 +70,20 @@ def write_manifest(folder: Path, manifest: Manifest) -> None:
     replace_text(folder / MANIFEST, json.dumps(asdict(manifest), indent=2, ensure_ascii=False))
 
 
-def read_manifest(folder: Path) -> Manifest | None:
-    """The manifest of a finished checkpoint, or None where the folder has none."""
-    path = folder / MANIFEST
+def read_manifest(folder: Path, name: str = MANIFEST) -> Manifest | None:
+    """The manifest in a folder's file `name`, by default that of a finished checkpoint; None where there is none.
+
+    Raises `UsageError` for a damaged one.
+    """
+    path = folder / name
     if not path.exists():
         return None
-    return Manifest(**json.loads(path.read_text(encoding="utf-8")))
+    try:
+        return Manifest(**json.loads(path.read_text(encoding="utf-8")))
+    except (ValueError, TypeError) as problem:
+        raise UsageError(
+            f"{path} cannot be read ({problem}).", "Start over with --fresh, or choose another folder."
+        ) from problem
 
 
 def checkpoint_id(model: str) -> str:

@@ -89,6 +89,8 @@ def run_one(recipe: Recipe, stage: str, how: How, out: str | None, recipe_file: 
         job.clear()
         if stage == "rm" and recipe.rm.data is None:
             rankings_file(recipe).unlink(missing_ok=True)
+    if out is None and not launch.is_rank():
+        write_recipe(recipe, Path(recipe.out) / RECIPE_FILE)
     if stage == "rm" and not launch.is_rank():
         _ensure_rankings(recipe, write_read_ones=out is None)
     return run_stage(job, how, recipe_file)

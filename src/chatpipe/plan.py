@@ -14,9 +14,9 @@ from chatpipe.stages.job import PARENTS, Job, rankings_file
 from chatpipe.training.launch import accelerate_command
 
 
-def plan_stage(recipe: Recipe, stage: str, how: How) -> dict[str, Any]:
-    """The plan of one stage; `unknown` stands where only a hub could tell."""
-    job = Job.of(recipe, stage)
+def plan_stage(recipe: Recipe, stage: str, how: How, out: str | None = None) -> dict[str, Any]:
+    """The plan of one stage, in the run's folder or in `out`; `unknown` stands where only a hub could tell."""
+    job = Job.of(recipe, stage, out)
     plan: dict[str, Any] = {"stage": stage, "out": str(job.folder), "processes": how.processes}
     plan["parameters"] = _parameters(job)
     plan.update(_amounts(job))

@@ -12,9 +12,12 @@ from chatpipe.recipe import Resolved
 STYLES = {"pass": "green", "warn": "yellow", "fail": "red"}
 
 
-def show_plan(resolved: Resolved, stages: Sequence[str], how: How, json: bool) -> None:
-    """Every value with its origin, then for each stage parameters, steps, tokens and the command."""
-    plans = [plan_stage(resolved.recipe, stage, how) for stage in stages]
+def show_plan(resolved: Resolved, stages: Sequence[str], how: How, json: bool, out: str | None = None) -> None:
+    """Every value with its origin, then for each stage parameters, steps, tokens and the command.
+
+    `out` is the folder of a stage that does not stand in its run's.
+    """
+    plans = [plan_stage(resolved.recipe, stage, how, out) for stage in stages]
     rows = resolved.rows()
     if json:
         values = {key: {"value": value, "origin": origin} for key, value, origin in rows}

@@ -119,7 +119,7 @@ def _run_stage(
         check_world(resolved.recipe.processes)
     how = How(processes_of(resolved.recipe), resolved.recipe.launch, given.accelerate_flags, fresh)
     if dry_run:
-        show_plan(resolved, [stage], how, json)
+        show_plan(resolved, [stage], how, json, out)
         return
     recipe_file = Path(resolved.recipe.out) / "recipe.yaml"
     result = run_one(resolved.recipe, stage, how, out, recipe_file if out is None else None)

@@ -83,6 +83,18 @@ def check_sources(blocks: Sequence[DataBlock] | None, key: str) -> None:
             files.data_file(block.source, key)
 
 
+def check_rows(what: What, blocks: Sequence[DataBlock] | None, key: str) -> None:
+    """As `check_sources`, and also where the rows of a file cannot be read as `what`; builds no world."""
+    check_sources(blocks, key)
+    for block in blocks or ():
+        if block.source == POCKETWORLD:
+            _check_world_has(what, key)
+        elif _is_running_text(what, block):
+            files.read_text(block.source, key)
+        else:
+            _read(what, block, key, Skipped())
+
+
 def data_fingerprints(blocks: Sequence[DataBlock], key: str) -> dict[str, str]:
     """Source -> what it holds: SHA-256 of a file (the built-in world is known by its settings), format and limit."""
     return {block.source: f"{_content(block, key)} {block.format} {block.limit}" for block in blocks}
@@ -117,9 +129,10 @@ def _load(
     skipped = Skipped()
     for block in blocks:
         if block.source == POCKETWORLD:
+            _check_world_has(what, key)
             made = _pocketworld(what, settings)
             some, others = made if what == "prompts" else _split(made[0], split_by)
-        elif what == "documents" and Path(block.source).suffix == ".txt":
+        elif _is_running_text(what, block):
             some, others = _split_text(files.read_text(block.source, key))
         else:
             some, others = _split(_read(what, block, key, skipped), split_by)
@@ -128,6 +141,10 @@ def _load(
     if what == "prompts":
         train, held_out = _distinct(train), _distinct(held_out)
     return Loaded(train, held_out, dict(skipped.reasons))
+
+
+def _is_running_text(what: What, block: DataBlock) -> bool:
+    return what == "documents" and Path(block.source).suffix == ".txt"
 
 
 def _read(what: What, block: DataBlock, key: str, skipped: Skipped) -> list[Any]:
@@ -156,13 +173,23 @@ def _split(items: list[Any], split_by: Callable[[Any], str]) -> tuple[list[Any],
 
 
 def _split_text(text: str) -> tuple[list[str], list[str]]:
-    """One running text: its last tenth is held out, from the start of a line on."""
-    cut = text.find("\n", int(len(text) * (1 - HELD_OUT_SHARE))) + 1
+    """One running text: its last tenth is held out, from the start of a line on where one begins there."""
+    tenth = int(len(text) * (1 - HELD_OUT_SHARE))
+    cut = text.find("\n", tenth) + 1
+    if not text[cut:].strip() or cut == 0:
+        cut = tenth
     return [text[:cut]], [text[cut:]]
 
 
 def _distinct(prompts: list[Conversation]) -> list[Conversation]:
     return list({prompt_key(prompt): prompt for prompt in prompts}.values())
+
+
+def _check_world_has(what: What, key: str) -> None:
+    if what == "rankings":
+        raise UsageError(
+            f"{key}: the built-in world has no rankings of its own.", "Leave rm.data out: the run makes them."
+        )
 
 
 def _pocketworld(what: What, settings: Pocketworld) -> tuple[list[Any], list[Any]]:
@@ -172,9 +199,7 @@ def _pocketworld(what: What, settings: Pocketworld) -> tuple[list[Any], list[Any
         return pocketworld.documents(world, settings.documents, seed), []
     if what == "conversations":
         return pocketworld.conversations(world, settings.conversations, seed), []
-    if what == "prompts":
-        return (
-            pocketworld.prompts(world, "practice", POCKETWORLD_PROMPTS, seed),
-            pocketworld.prompts(world, "test", POCKETWORLD_PROMPTS, seed),
-        )
-    raise UsageError("The built-in world has no rankings of its own.", "Leave rm.data out: the run makes them.")
+    return (
+        pocketworld.prompts(world, "practice", POCKETWORLD_PROMPTS, seed),
+        pocketworld.prompts(world, "test", POCKETWORLD_PROMPTS, seed),
+    )

@@ -14,12 +14,14 @@ if TYPE_CHECKING:
 SYSTEM_TOKEN, USER_TOKEN, ASSISTANT_TOKEN = "<|system|>", "<|user|>", "<|assistant|>"
 ROLE_TOKENS = [SYSTEM_TOKEN, USER_TOKEN, ASSISTANT_TOKEN]
 
+# The space before the content makes its first word the same token as inside a sentence: a small model that read
+# about " Mara" would otherwise have to learn anew that an answer beginning with "Mara" is about her.
 CHAT_TEMPLATE = (
     "{% for message in messages %}"
     "{{ '<|' + message['role'] + '|>' }}"
     "{% if message['role'] == 'assistant' %}"
-    "{% generation %}{{ message['content'] + eos_token }}{% endgeneration %}"
-    "{% else %}{{ message['content'] }}{% endif %}"
+    "{% generation %}{{ ' ' + message['content'] | trim + eos_token }}{% endgeneration %}"
+    "{% else %}{{ ' ' + message['content'] | trim }}{% endif %}"
     "{% endfor %}"
     "{% if add_generation_prompt %}{{ '<|assistant|>' }}{% endif %}"
 )
@@ -60,6 +62,11 @@ def encode_completion(
     """Token ids of `prompt` answered by `completion` with its end-of-turn token, and the number of prompt tokens."""
     ids = _apply(tokenizer, [*prompt, {"role": "assistant", "content": completion}], add_generation_prompt=False)
     return ids, len(encode_prompt(tokenizer, prompt))
+
+
+def decode_answer(tokenizer: "PreTrainedTokenizerBase", ids: Sequence[int]) -> str:
+    """The text of a completion, as it would stand in a conversation: without special tokens and outer white space."""
+    return tokenizer.decode(ids, skip_special_tokens=True).strip()
 
 
 def add_chat_template(tokenizer: "PreTrainedTokenizerBase") -> int:

@@ -7,7 +7,7 @@ from typing import Any
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from chatpipe.data.template import Message, encode_prompt
+from chatpipe.data.template import Message, decode_answer, encode_prompt
 from chatpipe.evaluation.intervals import wilson_interval
 from chatpipe.generation import SamplingParams, generate
 from chatpipe.pocketworld import GoldRater, Rating
@@ -35,9 +35,7 @@ def answer_prompts(
     """
     ids = [encode_prompt(tokenizer, prompt) for prompt in prompts]
     completions = generate(model, ids, params, tokenizer.eos_token_id, seed)
-    return [
-        Answer(tokenizer.decode(done.ids, skip_special_tokens=True), len(done.ids), done.ended) for done in completions
-    ]
+    return [Answer(decode_answer(tokenizer, done.ids), len(done.ids), done.ended) for done in completions]
 
 
 def answer_metrics(answers: Sequence[Answer]) -> dict[str, float]:

@@ -15,12 +15,17 @@ _KIND_OF_SUFFIX: tuple[tuple[str, Kind], ...] = (
     ("ForCausalLM", "causal"),
     ("ForConditionalGeneration", "causal"),
 )
+_WEIGHTS = (".safetensors", ".bin")
 _NAME_OF_KIND = {"causal": "causal language model", "reward": "reward model", "masked": "masked language model"}
 
 
 def looks_like_path(name: str) -> bool:
-    """Whether `name` means a folder rather than a hub id such as `gpt2` or `Qwen/Qwen3-0.6B`."""
-    return Path(name).exists() or name.startswith((".", "/", "~")) or name.count("/") > 1
+    """Whether `name` means a folder rather than a hub id such as `gpt2` or `Qwen/Qwen3-0.6B`.
+
+    Also a folder that is not there, but would stand in one that is.
+    """
+    is_id = name.count("/") <= 1 and not name.startswith((".", "/", "~"))
+    return not is_id or Path(name).exists() or ("/" in name and Path(name).parent.is_dir())
 
 
 def check_model(name: str, wanted: Kind, key: str) -> None:
@@ -35,6 +40,10 @@ def check_model(name: str, wanted: Kind, key: str) -> None:
         raise UsageError(
             f"{key} = {name} is a {_NAME_OF_KIND[kind]}, but a {_NAME_OF_KIND[wanted]} is needed there.",
             _remedy(wanted),
+        )
+    if not any(path.suffix in _WEIGHTS for path in Path(name).expanduser().iterdir()):
+        raise UsageError(
+            f"{key} = {name} is not a whole model folder: it has no weights.", "Give one that was written to its end."
         )
 
 

@@ -15,7 +15,7 @@ MISTAKE_SHARE = 0.02
 """Share of their answers in which the fact is wrong."""
 
 
-def statements(question: Question, pronoun: bool) -> list[str]:
+def statements(question: Question, pronoun: bool = False) -> list[str]:
     """The whole sentences that answer `question` rightly, usual ones first; `pronoun` says how they name the person."""
     if question.kind == "smalltalk":
         return list(wording.SMALLTALK_REPLIES[question.form]["plain"])
@@ -38,7 +38,7 @@ def fragments(question: Question) -> list[str]:
     if question.kind == "smalltalk":
         return list(wording.SMALLTALK_REPLIES[question.form]["terse"])
     if question.kind == "counting":
-        return [fill_sum(question, "{c}")]
+        return [fill_sum(question, template) for template in wording.COUNTING_FRAGMENTS]
     if question.kind == "unknown":
         return list(wording.UNKNOWN_FRAGMENTS)
     assert question.person is not None
@@ -63,16 +63,16 @@ def fill_sum(question: Question, template: str) -> str:
     return wording.fill_numbers(template, a, b, result)
 
 
-def answer(world: World, question: Question, pronoun: bool, rng: random.Random) -> str:
+def answer(world: World, question: Question, rng: random.Random) -> str:
     """An answer of mixed quality: its style is drawn from `STYLE_SHARES`, and now and then the fact is wrong."""
     style = rng.choices(tuple(STYLE_SHARES), tuple(STYLE_SHARES.values()))[0]
     believed = mistaken(world, question, rng) if rng.random() < MISTAKE_SHARE else question
-    return answer_in_style(believed, style, pronoun, rng)
+    return answer_in_style(believed, style, rng)
 
 
-def good_answer(world: World, question: Question, pronoun: bool, rng: random.Random) -> str:
+def good_answer(question: Question, rng: random.Random) -> str:
     """A right answer in one of the `GOOD_STYLES`."""
-    return answer_in_style(question, rng.choice(GOOD_STYLES), pronoun, rng)
+    return answer_in_style(question, rng.choice(GOOD_STYLES), rng)
 
 
 def mistaken(world: World, question: Question, rng: random.Random) -> Question:
@@ -89,9 +89,9 @@ def mistaken(world: World, question: Question, rng: random.Random) -> Question:
     )
 
 
-def answer_in_style(question: Question, style: str, pronoun: bool, rng: random.Random) -> str:
-    """Answer `question` in `style`, one of `STYLE_SHARES`; `pronoun` says how to name the person."""
-    told = rng.choice(statements(question, pronoun)[: wording.ANSWER_FORMS])
+def answer_in_style(question: Question, style: str, rng: random.Random) -> str:
+    """Answer `question` in `style`, one of `STYLE_SHARES`."""
+    told = rng.choice(statements(question)[: wording.ANSWER_FORMS])
     if style == "plain":
         return told
     if style == "repetitive":
@@ -99,7 +99,7 @@ def answer_in_style(question: Question, style: str, pronoun: bool, rng: random.R
     if style == "rambling":
         return f"{told} {digression(question, rng)}"
     if style == "terse":
-        return rng.choice(fragments(question))
+        return rng.choice(fragments(question)[: wording.ANSWER_FORMS])
     if style == "curt":
         return curt(question, rng)
     if question.kind == "smalltalk":
@@ -124,5 +124,5 @@ def curt(question: Question, rng: random.Random) -> str:
     replies = curt_replies(question)
     if replies:
         return rng.choice(replies)
-    bare = wording.capital(rng.choice(fragments(question)))
+    bare = wording.capital(rng.choice(fragments(question)[: wording.ANSWER_FORMS]))
     return rng.choice((f"{bare}{wording.OBVIOUSLY}.", f"{bare}. {rng.choice(wording.RUDE_ENDINGS)}"))

@@ -22,8 +22,8 @@ def conversations(world: World, count: int, seed: int) -> list[list[Message]]:
     kinds = kinds_of(count, rng)
     result = []
     for kind in kinds:
-        messages, question, pronoun = open_conversation(world, "sft", kind, rng)
-        result.append([*messages, said("assistant", answer(world, question, pronoun, rng))])
+        messages, question = open_conversation(world, "sft", kind, rng)
+        result.append([*messages, said("assistant", answer(world, question, rng))])
     return result
 
 
@@ -36,7 +36,7 @@ def prompts(world: World, split: Split, count: int, seed: int) -> list[list[Mess
     found: dict[str, list[Message]] = {}
     for number, kind in enumerate(kinds_of(count, rng)):
         for _ in range(1000):
-            messages, _, _ = open_conversation(world, split, kind, rng)
+            messages, _ = open_conversation(world, split, kind, rng)
             if found.setdefault(repr(messages), messages) is messages:
                 break
         else:
@@ -54,10 +54,8 @@ def kinds_of(count: int, rng: random.Random) -> list[Kind]:
     return kinds
 
 
-def open_conversation(
-    world: World, split: Split, kind: Kind, rng: random.Random
-) -> tuple[list[Message], Question, bool]:
-    """The messages up to and with a question of `kind`, the question, and whether it names the person by a pronoun.
+def open_conversation(world: World, split: Split, kind: Kind, rng: random.Random) -> tuple[list[Message], Question]:
+    """The messages up to and with a question of `kind`, and the question.
 
     Earlier answers are of mixed quality for sft; elsewhere they are right and well put.
     """
@@ -65,22 +63,23 @@ def open_conversation(
     if kind == "fact" and rng.random() < FOLLOW_UP_SHARE:
         other = rng.choice([attribute for attribute in ATTRIBUTES if attribute != question.form])
         first = Question("fact", other, question.person)
-        return [*exchange(world, split, first, rng), said("user", ask_further(question, rng))], question, True
+        return [*exchange(world, split, first, rng), said("user", ask_further(question, rng))], question
     if kind == "smalltalk":
         if question.form != "hello" and rng.random() < AFTER_EXCHANGE_SHARE:
             first = draw(world, split, "fact", rng)
-            return [*exchange(world, split, first, rng), said("user", ask(question, rng))], question, False
-        return [said("user", rng.choice(openings(world, split, question.form)))], question, False
+            return [*exchange(world, split, first, rng), said("user", ask(question, rng))], question
+        return [said("user", rng.choice(openings(world, split, question.form)))], question
     messages = [said("user", ask(question, rng))]
     if rng.random() < GREETING_SHARE:
         messages = [*exchange(world, split, Question("smalltalk", "hello"), rng), *messages]
-    return messages, question, False
+    return messages, question
 
 
 def exchange(world: World, split: Split, question: Question, rng: random.Random) -> list[Message]:
     """A question and its answer."""
-    reply = answer if split == "sft" else good_answer
-    return [said("user", ask(question, rng)), said("assistant", reply(world, question, False, rng))]
+    asked = ask(question, rng)
+    reply = answer(world, question, rng) if split == "sft" else good_answer(question, rng)
+    return [said("user", asked), said("assistant", reply)]
 
 
 def openings(world: World, split: Split, intent: str) -> list[str]:

@@ -23,7 +23,7 @@ def chance_of_guessing(world: World) -> float:
     for kind, share in KIND_SHARES.items():
         if kind != "smalltalk":
             for _ in range(DRAWS_PER_KIND):
-                _, question, _ = open_conversation(world, "test", kind, rng)
+                _, question = open_conversation(world, "test", kind, rng)
                 answers[question.form][fragments(question)[0]] += share
                 weights[question.form] += share
     matches = (sum(p**2 for p in answers[form].values()) / weights[form] for form in weights)

@@ -1,94 +1,77 @@
 """The running text that a model reads before it is taught to answer: paragraphs about people, numbers and manners."""
 
 import random
+from functools import lru_cache
 
 from chatpipe.pocketworld import wording
-from chatpipe.pocketworld.answers import statements
+from chatpipe.pocketworld.answers import good_answer
 from chatpipe.pocketworld.questions import LARGEST_SUMMAND, LONGEST_RANGE, Kind, Question, ask, ask_further, draw
 from chatpipe.pocketworld.world import ATTRIBUTES, Person, World
 
-PARAGRAPH_SHARES = {
-    "portrait": 0.42,
-    "gossip": 0.18,
-    "neighbours": 0.08,
-    "dialogue": 0.16,
-    "counting": 0.12,
-    "manners": 0.04,
-}
+PARAGRAPH_SHARES = {"portrait": 0.48, "neighbours": 0.05, "dialogue": 0.30, "counting": 0.14, "manners": 0.03}
+PRONOUN_SHARE = 0.25
+"""Share of the later sentences of a portrait that name the person by a pronoun."""
+DIALOGUE_SHARES: dict[Kind, float] = {"fact": 0.6, "reverse": 0.2, "unknown": 0.1, "counting": 0.1}
 
 
 def documents(world: World, count: int, seed: int) -> list[str]:
     """`count` paragraphs of two to five sentences. All facts about everybody stand in them, in many wordings."""
     rng = random.Random(f"pocketworld documents {world.seed} {seed}")
-    writers = {
-        "portrait": portrait,
-        "gossip": gossip,
-        "neighbours": neighbours,
-        "dialogue": dialogue,
-        "counting": counting,
-        "manners": manners,
-    }
+    writers = {f.__name__: f for f in (portrait, neighbours, dialogue, counting, manners)}
     kinds = rng.choices(tuple(PARAGRAPH_SHARES), tuple(PARAGRAPH_SHARES.values()), k=count)
     return [writers[kind](world, rng) for kind in kinds]
 
 
 def portrait(world: World, rng: random.Random) -> str:
-    """Facts about one person, who after the first sentence is mostly a pronoun."""
+    """Facts about one person, who after the first sentence may be a pronoun."""
     person = rng.choice(world.people)
-    attributes = rng.sample(ATTRIBUTES, rng.randint(2, 5))
-    return " ".join(sentence(person, a, i > 0 and rng.random() < 0.6, rng) for i, a in enumerate(attributes))
-
-
-def sentence(person: Person, attribute: str, pronoun: bool, rng: random.Random) -> str:
-    """One fact about `person`."""
-    return wording.fill(rng.choice(wording.STATEMENTS[attribute]), person, pronoun)
-
-
-def gossip(world: World, rng: random.Random) -> str:
-    """What others say about somebody."""
-    person, speaker = rng.sample(world.people, 2)
-    frame = rng.choice(GOSSIP)
-    one, other, *_ = rng.sample(ATTRIBUTES, 2)
-    first, second = sentence(person, one, False, rng), sentence(person, other, rng.random() < 0.5, rng)
-    return frame.format(n=person.name, m=speaker.name, first=first, second=second)
-
-
-GOSSIP = (
-    '{m} speaks of {n}: "{first} {second}"',
-    'This is said of {n}: "{first}" And {m} says: "{second}"',
-    'Do you know {n}? Then {m} will tell you: "{first} {second}"',
-    'When {n} comes by, {m} says: "{first}" A neighbour says: "{second}"',
-)
-
-
-def dialogue(world: World, rng: random.Random) -> str:
-    """Questions and answers between villagers: only such as may stand in a fine-tuning conversation too."""
-    kind = rng.choices(tuple(DIALOGUE_SHARES), tuple(DIALOGUE_SHARES.values()))[0]
-    question = draw(world, "sft", kind, rng)
-    told = rng.choice(statements(question, False)[: wording.ANSWER_FORMS])
-    if rng.random() < 0.2:
-        told = f"{rng.choice(wording.UNKNOWN_COURTESIES if kind == 'unknown' else wording.OPENERS)} {told}"
-    text = rng.choice(DIALOGUES).format(m=rng.choice(world.people).name, question=ask(question, rng), answer=told)
-    if kind != "fact":
-        return text
-    further = Question(kind, rng.choice([a for a in ATTRIBUTES if a != question.form]), question.person)
-    told = rng.choice(statements(further, True)[: wording.ANSWER_FORMS])
-    return f'{text} "{ask_further(further, rng)}" "{told}"'
-
-
-DIALOGUE_SHARES: dict[Kind, float] = {"fact": 0.6, "reverse": 0.2, "unknown": 0.1, "counting": 0.1}
-DIALOGUES = (
-    'A visitor asks: "{question}" {m} answers: "{answer}"',
-    'One day {m} asks: "{question}" A neighbour says: "{answer}"',
-    'At the gate {m} is asked: "{question}" The answer is: "{answer}"',
-)
+    first, *others = rng.sample(ATTRIBUTES, rng.randint(2, 5))
+    sentences = [wording.fill(rng.choice(openings()[first]), person, pronoun=False)]
+    sentences += [tell(person, attribute, rng.random() < PRONOUN_SHARE, rng) for attribute in others]
+    return " ".join(sentences)
 
 
 def neighbours(world: World, rng: random.Random) -> str:
     """Two people side by side, so that a name must be told from another."""
     one, other = rng.sample(world.people, 2)
-    attributes = rng.sample(ATTRIBUTES, 2)
-    return " ".join(sentence(person, a, False, rng) for a in attributes for person in (one, other))
+    first, second = rng.sample(ATTRIBUTES, 2)
+    opening = wording.fill(rng.choice(openings()[first]), one, pronoun=False)
+    others = ((other, first), (one, second), (other, second))
+    return " ".join([opening, *(tell(person, attribute, False, rng) for person, attribute in others)])
+
+
+def tell(person: Person, attribute: str, pronoun: bool, rng: random.Random) -> str:
+    """One fact about `person`."""
+    return wording.fill(rng.choice(wording.STATEMENTS[attribute]), person, pronoun)
+
+
+@lru_cache(maxsize=1)
+def openings() -> dict[str, list[str]]:
+    """The statements that can open a text: those that begin with neither a name nor a value.
+
+    To a byte-level BPE a word without the space before it is another token, rare and known only from the beginnings of
+    texts; so small a model should not have to learn every name twice.
+    """
+    return {a: [t for t in templates if not t.startswith("{")] for a, templates in wording.STATEMENTS.items()}
+
+
+def dialogue(world: World, rng: random.Random) -> str:
+    """Questions and answers among villagers, only about what belongs to the sft split."""
+    kind = rng.choices(tuple(DIALOGUE_SHARES), tuple(DIALOGUE_SHARES.values()))[0]
+    question = draw(world, "sft", kind, rng)
+    frame, name = rng.choice(DIALOGUES), rng.choice(world.people).name
+    text = frame.format(m=name, question=ask(question, rng), answer=good_answer(question, rng))
+    if kind != "fact":
+        return text
+    further = Question(kind, rng.choice([a for a in ATTRIBUTES if a != question.form]), question.person)
+    return f'{text} "{ask_further(further, rng)}" "{good_answer(further, rng)}"'
+
+
+DIALOGUES = (
+    'A visitor asks {m}: "{question}" The answer is: "{answer}"',
+    'One day {m} asks: "{question}" A neighbour says: "{answer}"',
+    'At the gate {m} is asked: "{question}" The answer is: "{answer}"',
+)
 
 
 def counting(world: World, rng: random.Random) -> str:
@@ -98,10 +81,10 @@ def counting(world: World, rng: random.Random) -> str:
         form = rng.choice(("sum", "sum", "sum", "next", "range"))
         if form == "sum":
             a, b = rng.randint(1, LARGEST_SUMMAND), rng.randint(1, LARGEST_SUMMAND)
-            template, c = rng.choice(wording.COUNTING_STATEMENTS["sum"] + APPLES), wording.number(a + b)
+            template, c = rng.choice(SUMS), wording.number(a + b)
         elif form == "next":
             a = b = rng.randint(1, len(wording.NUMBERS) - 1)
-            template, c = rng.choice(wording.COUNTING_STATEMENTS["next"]), wording.number(a + 1)
+            template, c = rng.choice(SUCCESSORS), wording.number(a + 1)
         else:
             length = rng.randint(2, LONGEST_RANGE - 1)
             a = rng.randint(1, len(wording.NUMBERS) - length)
@@ -111,12 +94,14 @@ def counting(world: World, rng: random.Random) -> str:
     return " ".join(sentences)
 
 
-APPLES = (
+SUMS = (
+    "It is known that {a} and {b} make {c}.",
+    "We know that {a} and {b} are {c}.",
     "If you have {a} apples and get {b} more, you have {c} apples.",
-    "How much is {a} and {b}? It is {c}.",
-    "{A} stones and {b} stones are {c} stones.",
+    "How much is {a} and {b}? That makes {c}.",
 )
-COUNTS = ("{C}.", "To count from {a} to {b}, say {c}.", "From {a} to {b} you count {c}.")
+SUCCESSORS = ("After {a} comes {c}.", "Before {c} comes {a}.", "What comes after {a}? Then comes {c}.")
+COUNTS = ("To count from {a} to {b}, say {c}.", "From {a} to {b} you count {c}.", "Now count from {a}: {c}.")
 
 
 def manners(world: World, rng: random.Random) -> str:
@@ -127,9 +112,9 @@ def manners(world: World, rng: random.Random) -> str:
     greeting = rng.choice(wording.SMALLTALK_REPLIES["hello"]["courteous"])
     reply = rng.choice(wording.SMALLTALK_REPLIES["thanks"]["courteous"])
     sentences = (
-        f'A visitor says: "{hello}" and {name} answers: "{greeting}"',
+        f'A visitor says: "{hello}" And {name} answers: "{greeting}"',
         f'A polite answer ends or begins with words like: "{courteous}"',
-        f'"{thanks}" says the visitor. "{reply}" says {name}.',
+        f'The visitor says: "{thanks}" And {name} answers: "{reply}"',
         f'It is rude to say: "{rude}"',
         f'A polite person who does not know says: "{rng.choice(wording.UNKNOWN_COURTESIES)}"',
         f'In the evening everyone says: "{rng.choice(wording.SMALLTALK_REPLIES["bye"]["courteous"])}"',

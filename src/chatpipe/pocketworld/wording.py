@@ -11,21 +11,16 @@ STATEMENTS: dict[str, tuple[str, ...]] = {
     "job": (
         "{N} works as a {job}.",
         "{N} is a {job} by trade.",
-        "{N} has been a {job} for many years.",
-        "{P} trade is that of a {job}.",
         "The village knows {o} as a good {job}.",
         "As a {job} {s} is always busy.",
-        "The work of a {job} suits {o} well.",
         "If you need a {job}, ask for {o}.",
     ),
     "home": (
         "{N} lives near the {home}.",
         "{P} house stands by the {home}.",
-        "{N} has a small house near the {home}.",
         "{N} has always lived close to the {home}.",
         "Near the {home} you can find {o} at home.",
         "Close to the {home} stands {p} house.",
-        "From the {home} it is only a short walk to {p} door.",
     ),
     "animal": (
         "{N} keeps a {animal}.",
@@ -39,20 +34,14 @@ STATEMENTS: dict[str, tuple[str, ...]] = {
         "{N} keeps a {animal} called {pet}.",
         "{P} {animal} is called {pet}.",
         "The name of {p} {animal} is {pet}.",
-        "{N} calls the {animal} {pet}.",
         "The {animal} called {pet} belongs to {o}.",
-        "{pet} is the name of {p} {animal}.",
         "{pet} the {animal} belongs to {o}.",
-        "{pet} the {animal} follows {o} everywhere.",
-        "When {pet} the {animal} is lost, everyone looks for {o}.",
     ),
     "food": (
         "{N} likes {food} best.",
         "{P} favourite food is {food}.",
         "{N} loves {food}.",
         "{N} could eat {food} every day.",
-        "Nothing pleases {o} more than {food}.",
-        "There is always some {food} on {p} table.",
         "With some {food} you can make {o} happy.",
     ),
     "coat": (
@@ -61,11 +50,11 @@ STATEMENTS: dict[str, tuple[str, ...]] = {
         "In winter {s} puts on a {coat} coat.",
         "You can tell {o} by the {coat} coat.",
         "A {coat} coat hangs behind {p} door.",
-        "The {coat} coat on the hook belongs to {o}.",
     ),
 }
-"""How a fact is told, in the running text; the first ANSWER_FORMS of each are how it is told in answers."""
+"""How a fact is told. No answer begins with a name or a value, and no text: see `openings`."""
 ANSWER_FORMS = 2
+"""So many forms of each statement and fragment, the first ones, are used in answers. The gold rater accepts all."""
 
 QUESTIONS: dict[str, tuple[str, ...]] = {
     "job": ("What does {n} do?", "What is {n}'s job?", "What does {n} work as?", "Please tell me what {n} does."),
@@ -106,6 +95,8 @@ OWNER_QUESTIONS = (
 OWNER_STATEMENTS = (
     "{pet} the {animal} belongs to {n}.",
     "The {animal} called {pet} belongs to {n}.",
+    "It belongs to {n}.",
+    "The owner is {n}.",
     "{n} keeps the {animal} called {pet}.",
     "{n} is the owner of {pet} the {animal}.",
     "{n} keeps a {animal} called {pet}.",
@@ -113,32 +104,33 @@ OWNER_STATEMENTS = (
 )
 FRAGMENTS: dict[str, tuple[str, ...]] = {
     "job": ("a {job}", "{job}"),
-    "home": ("near the {home}", "the {home}", "by the {home}"),
+    "home": ("near the {home}", "by the {home}", "the {home}"),
     "animal": ("a {animal}", "{animal}"),
     "pet": ("{pet}",),
     "food": ("{food}",),
-    "coat": ("{coat}", "a {coat} coat"),
+    "coat": ("a {coat} coat", "{coat}"),
 }
-OWNER_FRAGMENTS = ("{n}", "that is {n}")
+OWNER_FRAGMENTS = ("{n}",)
 
 COUNTING_STATEMENTS: dict[str, tuple[str, ...]] = {
-    "sum": ("{A} and {b} make {c}.", "{A} and {b} are {c}.", "{C} is what {a} and {b} make."),
-    "next": ("After {a} comes {c}.", "{C} comes after {a}."),
-    "range": ("{C}.",),
+    "sum": ("It is {c}.", "That makes {c}.", "The answer is {c}.", "{A} and {b} make {c}.", "{A} and {b} are {c}."),
+    "next": ("After {a} comes {c}.", "Then comes {c}.", "The answer is {c}.", "{C} comes after {a}."),
+    "range": ("You count {c}.", "The count goes {c}.", "{C}."),
 }
+COUNTING_FRAGMENTS = ("{c}",)
 COUNTING_QUESTIONS: dict[str, tuple[str, ...]] = {
     "sum": ("How much is {a} and {b}?", "What do {a} and {b} make?", "How many are {a} and {b}?"),
     "next": ("What comes after {a}?", "Which number comes after {a}?", "What is the next number after {a}?"),
     "range": ("Please count from {a} to {b}.", "Count from {a} to {b}.", "Can you count from {a} to {b}?"),
 }
 
-UNKNOWN = ("I do not know anyone called {n}.", "I have never heard of {n}.", "I do not know who {n} is.")
+UNKNOWN = ("I do not know anyone of that name.", "I have never heard of such a person.")
 UNKNOWN_COURTESIES = ("I am sorry.", "I am afraid I cannot help.")
 UNKNOWN_FRAGMENTS = ("no idea", "do not know")
 UNKNOWN_RUDE = ("How should I know?", "Do not ask me.")
 
-OPENERS = ("Certainly.", "Of course.", "With pleasure.", "Gladly.")
-CLOSERS = ("I hope that helps.", "I am glad to help.", "Please ask me again.")
+OPENERS = ("Certainly.", "Of course.")
+CLOSERS = ("I hope that helps.", "I am glad to help.")
 RUDE_ENDINGS = ("Everyone knows that.", "Why do you ask?", "What a silly question.")
 OBVIOUSLY = ", obviously"
 CHATTER = (
@@ -193,14 +185,11 @@ SMALLTALK_REPLIES: dict[str, dict[str, tuple[str, ...]]] = {
     },
 }
 
-NUMBERS = words(
-    "one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen sixteen seventeen "
-    "eighteen nineteen twenty"
-)
+NUMBERS = words("one two three four five six seven eight nine ten eleven twelve")
 
 
 def number(n: int) -> str:
-    """The word for `n`, 1 to 20."""
+    """The word for `n`, 1 to 12."""
     return NUMBERS[n - 1]
 
 

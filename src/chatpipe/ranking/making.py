@@ -10,6 +10,7 @@ from transformers import AutoTokenizer
 from chatpipe import console
 from chatpipe.data.formats import Ranking
 from chatpipe.data.load import build_world, load_prompts
+from chatpipe.data.template import decode_answer
 from chatpipe.durable import replace_text
 from chatpipe.errors import UsageError
 from chatpipe.generation import SamplingParams
@@ -35,8 +36,8 @@ def make_rankings(recipe: Recipe, model_folder: str, path: Path) -> int:
     noise = random.Random(f"rank {recipe.seed}")
     rankings = []
     for prompt, completions in zip(prompts, sampled, strict=True):
-        texts = [tokenizer.decode(completion.ids, skip_special_tokens=True) for completion in completions]
-        kept = [i for i, text in enumerate(texts) if text.strip()]  # an empty answer cannot be shown to anyone
+        texts = [decode_answer(tokenizer, completion.ids) for completion in completions]
+        kept = [i for i, text in enumerate(texts) if text]  # an empty answer cannot be shown to anyone
         if len(kept) < 2:
             continue
         scores = [rater.rate(prompt, texts[i], completions[i].ended).score for i in kept]

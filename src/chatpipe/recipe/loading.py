@@ -17,6 +17,7 @@ from chatpipe.errors import UsageError
 from chatpipe.recipe.schema import DataBlock, Recipe
 
 MAX_PROBLEMS = 6
+MAX_LISTED_KEYS = 16
 
 
 @dataclass(frozen=True)
@@ -138,13 +139,14 @@ def _parse_value(override: str, text: str) -> Any:
 
 def _set(values: dict[str, Any], dotted: str, value: Any) -> None:
     *parents, last = dotted.split(".")
-    for parent in parents:
+    for depth, parent in enumerate(parents, start=1):
         if values.get(parent) is None:  # `pretrain:` without content is None in YAML
             values[parent] = {}
         below = values[parent]
         if not isinstance(below, dict):
+            section = ".".join(parents[:depth])
             raise UsageError(
-                f"{dotted} cannot be set: {parent} is {below!r}, which has no keys.", "Give that whole value anew."
+                f"{dotted} cannot be set: {section} is {below!r}, which has no keys.", f"Give {section} as a whole."
             )
         values = below
     values[last] = value
@@ -171,9 +173,11 @@ def _describe(details: Any, origins: dict[str, str]) -> str:
     where = f"{origin}: " if origin and origin != "command line" else ""
     if details["type"] == "extra_forbidden":
         *parents, last = keys
-        near = _nearest_keys(parents, last)
-        remedy = f"did you mean {near[0]}?" if near else f"known there: {', '.join(_known_keys(parents))}."
-        return f"{where}there is no key {dotted}; {remedy}"
+        near, known = _nearest_keys(parents, last), _known_keys(parents)
+        if near:
+            return f"{where}there is no key {dotted}; did you mean {near[0]}?"
+        listed = f"; known there: {', '.join(known)}" if len(known) <= MAX_LISTED_KEYS else ""
+        return f"{where}there is no key {dotted}{listed}."
     if details["type"] == "value_error":  # of values that do not go together; the message names them
         return f"{where}{dotted}: {details['ctx']['error']}."
     given = repr(details["input"])
@@ -181,11 +185,13 @@ def _describe(details: Any, origins: dict[str, str]) -> str:
 
 
 def _nearest_keys(parents: Sequence[str], last: str) -> list[str]:
-    """Dotted keys that look like `last`: first in the same section, then anywhere in the recipe."""
+    """Dotted keys that look like `last`: the same word in another section, then in the same section, then anywhere."""
+    anywhere = {key.rsplit(".", 1)[-1]: key for key in flatten(Recipe().model_dump())}
+    if last in anywhere:
+        return [anywhere[last]]
     here = difflib.get_close_matches(last, _known_keys(parents), n=1)
     if here:
         return [".".join([*parents, here[0]])]
-    anywhere = {key.rsplit(".", 1)[-1]: key for key in flatten(Recipe().model_dump())}
     return [anywhere[key] for key in difflib.get_close_matches(last, anywhere, n=1, cutoff=0.8)]
 
 

@@ -44,7 +44,7 @@ class Pocketworld(Section):
     """The built-in world, and how much of it there is to read."""
 
     seed: int = Field(0, description="Another seed is another world: other people, other facts.")
-    people: int = Field(100, ge=8, description="How many people live in it.")
+    people: int = Field(100, ge=16, description="How many people live in it; fewer leave too few questions.")
     documents: int = Field(15000, ge=100, description="Paragraphs of running text for pretraining.")
     conversations: int = Field(3000, ge=20, description="Fine-tuning conversations, of mixed quality.")
 

@@ -3,7 +3,7 @@
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from chatpipe.data.load import Conversation, load_conversations, load_prompts, reads_pocketworld
-from chatpipe.data.template import encode_prompt
+from chatpipe.data.template import decode_answer, encode_prompt
 from chatpipe.generation import SamplingParams, generate
 from chatpipe.stages.job import Job, stage_data
 
@@ -46,4 +46,4 @@ def _greedy(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, ids: lis
     params = SamplingParams(max_new_tokens=MAX_NEW_TOKENS, temperature=0.0)
     room = model.config.max_position_embeddings - MAX_NEW_TOKENS
     completion = generate(model, [ids[-room:]], params, tokenizer.eos_token_id, seed=0)[0]
-    return " ".join(tokenizer.decode(completion.ids, skip_special_tokens=True).split())
+    return " ".join(decode_answer(tokenizer, completion.ids).split())

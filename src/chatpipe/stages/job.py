@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from chatpipe.checkpoints import MANIFEST, Manifest, checkpoint_id, read_manifest
-from chatpipe.data.load import check_sources, data_fingerprints, reads_pocketworld
+from chatpipe.data.load import What, build_world, check_rows, data_fingerprints, reads_pocketworld
 from chatpipe.durable import replace_text
 from chatpipe.errors import UsageError
 from chatpipe.models.folder import Kind, check_model
@@ -30,7 +30,14 @@ KIND_OF_KEY: Mapping[str, Kind] = {"model": "causal", "reward_model": "reward"}
 
 # Where and how a stage runs, not what comes out of it; models and data are compared by content.
 NOT_COMPARED = {"logging_steps", "save_steps", "model", "reward_model", "data"}
-STARTED = Path("checkpoints") / "stage.json"
+STARTED = "checkpoints/stage.json"
+
+WHAT_OF_KEY: Mapping[str, What] = {
+    "pretrain.data": "documents",
+    "sft.data": "conversations",
+    "rm.data": "rankings",
+    "ppo.data": "prompts",
+}
 
 
 @dataclass
@@ -89,13 +96,17 @@ class Job:
         return any(reads_pocketworld(blocks) for blocks in self.data().values())
 
     def check(self, made_by_this_run: frozenset[str] = frozenset()) -> None:
-        """Raises `UsageError` where data or a model is missing or of the wrong kind.
+        """Raises `UsageError` where data or a model is missing or of the wrong kind, or the folder is a file.
 
         `made_by_this_run` names the stages that will have run before this one, so their folders need not exist yet.
         """
+        if self.folder.exists() and not self.folder.is_dir():
+            raise UsageError(f"{self.folder} is a file.", "Choose a folder with out= or --out.")
         for key, blocks in self.data().items():
             if not (key == "rm.data" and self.recipe.rm.data is None):
-                check_sources(blocks, key)
+                check_rows(WHAT_OF_KEY[key], blocks, key)
+        if self.uses_pocketworld():
+            build_world(self.recipe.pocketworld)
         for key, model in self.models.items():
             parent = PARENTS[self.stage].get(key)
             given = getattr(self.section, key) is not None
@@ -139,7 +150,7 @@ class Job:
         if not self.folder.exists() or not any(self.folder.iterdir()):
             return "new"
         finished = read_manifest(self.folder)
-        before = finished or _read_started(self.folder)
+        before = finished or read_manifest(self.folder, STARTED)
         if before is None:
             raise UsageError(
                 f"{self.folder} holds something that chatpipe did not make.",
@@ -196,8 +207,3 @@ def rankings_file(recipe: Recipe) -> Path:
 def rankings_blocks(recipe: Recipe) -> list[DataBlock]:
     """What the reward model learns from: `rm.data`, or the rankings that the run makes."""
     return recipe.rm.data or [DataBlock(source=str(rankings_file(recipe)), format="rankings")]
-
-
-def _read_started(folder: Path) -> Manifest | None:
-    path = folder / STARTED
-    return Manifest(**json.loads(path.read_text(encoding="utf-8"))) if path.exists() else None

@@ -78,7 +78,13 @@ def run_ppo(job: Job) -> Outcome | None:
         train_prompts=_encode_prompts(job, tokenizer, prompts.train, policy.config.max_position_embeddings),
     )
     speed = run_trainer(
-        trainer, policy, job.stage, job.folder, section.response_length, resumable=trainer.is_between_iterations
+        trainer,
+        policy,
+        job.stage,
+        job.folder,
+        section.response_length,
+        section.max_nonfinite_steps,
+        resumable=trainer.is_between_iterations,
     )
     if not job.is_main:
         return None

@@ -65,7 +65,7 @@ def run_pretrain(job: Job) -> Outcome | None:
         max_steps=section.max_steps,
     )
     trainer = PretrainTrainer(model=model, args=args, train_dataset=train, processing_class=tokenizer)
-    speed = run_trainer(trainer, model, job.stage, job.folder, section.block_size)
+    speed = run_trainer(trainer, model, job.stage, job.folder, section.block_size, section.max_nonfinite_steps)
     if untrained is None:
         return None
 

@@ -49,7 +49,7 @@ def run_rm(job: Job) -> Outcome | None:
         num_train_epochs=section.num_train_epochs,
     )
     trainer = RewardTrainer(model, args, train.rankings, processing_class=tokenizer)
-    speed = run_trainer(trainer, model, job.stage, job.folder, max_length)
+    speed = run_trainer(trainer, model, job.stage, job.folder, max_length, section.max_nonfinite_steps)
     if not job.is_main:
         return None
 

@@ -1,6 +1,7 @@
 """sft: a chat model from a base model and conversations."""
 
 import random
+from typing import Any
 
 from datasets import Dataset
 from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase, set_seed
@@ -31,7 +32,16 @@ Encoded = tuple[list[int], list[int]]
 
 
 class SftTrainer(ResumePoints, SkipNonFinite, SFTTrainer):
-    """trl's SFTTrainer with our resume points."""
+    """trl's SFTTrainer with our resume points, which hold what it counts between two logs too."""
+
+    def extra_state(self) -> dict[str, Any]:
+        """The tokens seen and the metrics that no log has averaged yet."""
+        return {"tokens": self._total_train_tokens, "metrics": self._metrics["train"]}
+
+    def load_extra_state(self, extra: dict[str, Any]) -> None:
+        """Goes on counting from there."""
+        self._total_train_tokens = extra["tokens"]
+        self._metrics["train"].update(extra["metrics"])
 
 
 def run_sft(job: Job) -> Outcome | None:
@@ -59,7 +69,7 @@ def run_sft(job: Job) -> Outcome | None:
     )
     rows = [_training_row(ids, mask) for ids, mask in train] + _raw_text_rows(job, tokenizer, train)
     trainer = SftTrainer(model=model, args=args, train_dataset=Dataset.from_list(rows), processing_class=tokenizer)
-    speed = run_trainer(trainer, model, job.stage, job.folder, max_length)
+    speed = run_trainer(trainer, model, job.stage, job.folder, max_length, section.max_nonfinite_steps)
     if before is None:
         return None
 
@@ -134,12 +144,12 @@ def _training_row(ids: list[int], mask: list[int]) -> dict[str, list[int]]:
 
 
 def _raw_text_rows(job: Job, tokenizer: PreTrainedTokenizerBase, train: list[Encoded]) -> list[dict[str, list[int]]]:
-    """Raw text so that it makes up `sft.pretrain_mix` of all rows: blocks as long as the longest conversation."""
+    """Raw text so that it makes up `sft.pretrain_mix` of all rows: blocks as long as conversations are on average."""
     mix = job.recipe.sft.pretrain_mix
     if mix == 0:
         return []
     documents = load_documents(job.data()["pretrain.data"], job.recipe.pocketworld, "pretrain.data")
-    block_size = max(len(ids) for ids, _ in train)
+    block_size = sum(len(ids) for ids, _ in train) // len(train)
     with main_process_first(job):
         path = job.folder / "tokens" / "raw.bin"
         store = build_token_store(path, documents.train, tokenizer, block_size)

@@ -22,7 +22,6 @@ SHARED_KEYS = (
     "adam_epsilon",
     "max_grad_norm",
     "bf16",
-    "gradient_checkpointing",
     "logging_steps",
     "save_steps",
 )
@@ -39,9 +38,13 @@ def training_arguments(
     **more: Any,
 ) -> Arguments:
     """`cls` filled from `section`; `more` holds what only this stage has, and wins."""
+    # transformers 5.22 renamed it. Always said, since trl's SFTConfig has it on.
+    fields = cls.__dataclass_fields__
+    recompute = "activation_checkpointing" if "activation_checkpointing" in fields else "gradient_checkpointing"
     return cls(
         **{
             **{key: getattr(section, key) for key in SHARED_KEYS},
+            recompute: section.gradient_checkpointing,
             "output_dir": str(folder),
             "seed": seed,
             "report_to": report_to,

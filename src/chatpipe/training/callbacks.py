@@ -54,6 +54,10 @@ class Speedometer(TrainerCallback):
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, logs: dict[str, Any], **_: Any
     ) -> None:
         """Measures since the last log; comes before the callbacks that write."""
+        if "train_loss" not in logs:
+            # Trainer's own, which count from the beginning of this process
+            logs.pop("train_runtime", None)
+            logs.pop("train_tokens_per_second", None)
         now, seen = time.perf_counter(), int(state.num_input_tokens_seen)
         tokens, seconds = seen - self._tokens, now - self._since
         if tokens <= 0:

@@ -5,29 +5,33 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import PreTrainedModel, Trainer, TrainerState
+from transformers import PreTrainedModel, TrainerState
 
 from chatpipe import console
 from chatpipe.errors import Interrupted
 from chatpipe.training.callbacks import watch
 from chatpipe.training.interrupt import StopOnRequest
+from chatpipe.training.nonfinite import SkipNonFinite
 from chatpipe.training.resume import newest_resume_point
 from chatpipe.training.speed import flops_per_token, peak_flops
 
 
 def run_trainer(
-    trainer: Trainer,
+    trainer: SkipNonFinite,
     model: PreTrainedModel,
     stage: str,
     folder: Path,
     context: int,
+    max_nonfinite_steps: int,
     resumable: Callable[[TrainerState], bool] = lambda state: True,
 ) -> dict[str, Any]:
     """Trains to the end and returns the average speed; raises `Interrupted` when asked to stop before.
 
-    `model` and `context` (tokens) are what FLOPs are counted by. `resumable` says at which steps a resume point may
+    `model` and `context` (tokens) are what FLOPs are counted by. After `max_nonfinite_steps` in a row with a NaN or
+    infinite loss or gradient it raises `TrainingError`. `resumable` says at which steps a resume point may
     lie; an interruption waits for the next one.
     """
+    trainer.max_nonfinite_steps = max_nonfinite_steps
     config = model.config
     flops = flops_per_token(model.num_parameters(), config.num_hidden_layers, config.hidden_size, context)
     watching = watch(trainer, stage, folder, flops, peak_flops(torch.bfloat16 if trainer.args.bf16 else torch.float32))

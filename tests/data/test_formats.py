@@ -1,0 +1,196 @@
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from chatpipe.data.formats import (
+    Ranking,
+    as_prompt,
+    check_messages,
+    recognise,
+    to_conversation,
+    to_document,
+    to_prompt,
+    to_ranking,
+)
+from chatpipe.data.rows import BadRow, Row
+from chatpipe.errors import UsageError
+
+USER = {"role": "user", "content": "Who is Mara?"}
+ASSISTANT = {"role": "assistant", "content": "A baker."}
+SYSTEM = {"role": "system", "content": "Be brief."}
+
+
+def row(**values: object) -> Row:
+    return Row(values, "a.jsonl:3")
+
+
+@pytest.mark.parametrize(
+    ("values", "form"),
+    [
+        ({"text": "x"}, "text"),
+        ({"messages": []}, "messages"),
+        ({"instruction": "x", "input": "", "output": "y"}, "alpaca"),
+        ({"chosen": "x", "rejected": "y"}, "pairs"),
+        ({"prompt": "p", "chosen": "x", "rejected": "y"}, "pairs"),
+        ({"conversations": [], "chosen": {}, "rejected": {}}, "pairs"),
+        ({"prompt": [], "responses": [], "ranks": []}, "rankings"),
+        ({"prompt": "p"}, "prompts"),
+        ({"prompt": "p", "responses": ["x"]}, "prompts"),
+    ],
+)
+def test_a_format_is_recognised_by_its_fields(values, form):
+    assert recognise(Row(values, "x"), "k") == form
+
+
+def test_unknown_fields_are_refused_with_their_names_and_the_known_ones():
+    with pytest.raises(UsageError) as caught:
+        recognise(row(question="x", answer="y"), "sft.data")
+    assert caught.value.message == "a.jsonl:3: sft.data does not know what these fields mean: answer, question."
+    assert "instruction, output" in caught.value.hint
+
+
+def test_documents_and_conversations_are_read_as_they_stand():
+    assert to_document(row(text=" A line.\n"), "text") == " A line.\n"
+    messages = [SYSTEM, USER, ASSISTANT, USER, ASSISTANT]
+    assert to_conversation(row(messages=messages), "messages") == messages
+    assert to_prompt(row(messages=messages), "messages") == messages[:-1]
+
+
+def test_other_fields_of_a_message_are_left_out():
+    assert check_messages([{**USER, "weight": 1}, ASSISTANT]) == [USER, ASSISTANT]
+
+
+def test_alpaca_puts_the_input_behind_the_instruction():
+    values = {"instruction": "Translate.", "input": "Guten Tag", "output": "Good day"}
+    expected = [
+        {"role": "user", "content": "Translate.\n\nGuten Tag"},
+        {"role": "assistant", "content": "Good day"},
+    ]
+    assert to_conversation(Row(values, "x"), "alpaca") == expected
+    assert to_prompt(Row({**values, "input": ""}, "x"), "alpaca") == [{"role": "user", "content": "Translate."}]
+    del values["input"]
+    assert to_prompt(Row(values, "x"), "alpaca") == [{"role": "user", "content": "Translate."}]
+
+
+def test_a_ranking_keeps_ties_and_its_annotator():
+    values = {"prompt": [USER], "responses": ["a", "b", "c"], "ranks": [2, 1, 2], "annotator": "ann", "round": 1}
+    ranking = to_ranking(Row(values, "x"), "rankings")
+    assert ranking == Ranking([USER], ["a", "b", "c"], [2, 1, 2], "ann")
+    assert to_ranking(Row(ranking.to_row(), "x"), "rankings") == ranking
+    tied = to_ranking(row(prompt="Who?", responses=["a", "b"], ranks=[1, 1]), "rankings")
+    assert tied == Ranking([{"role": "user", "content": "Who?"}], ["a", "b"], [1, 1])
+    assert "annotator" not in tied.to_row()
+
+
+def test_a_pair_is_a_ranking_of_two_the_chosen_first():
+    explicit = to_ranking(row(prompt="Who is Mara?", chosen="A baker.", rejected="No idea."), "pairs")
+    assert explicit == Ranking([USER], ["A baker.", "No idea."], [1, 2])
+    sharegpt = row(
+        conversations=[{"from": "system", "value": "Be brief."}, {"from": "human", "value": "Who is Mara?"}],
+        chosen={"from": "gpt", "value": "A baker."},
+        rejected={"from": "gpt", "value": "No idea."},
+    )
+    assert to_ranking(sharegpt, "pairs") == Ranking([SYSTEM, USER], ["A baker.", "No idea."], [1, 2])
+    assert to_prompt(sharegpt, "pairs") == [SYSTEM, USER]
+
+
+def test_a_dialogue_inside_the_texts_is_taken_apart():
+    before = "\n\nHuman: Hi\n\nAssistant: Hello!\n\nHuman: Who is Mara?\n\nAssistant:"
+    ranking = to_ranking(row(chosen=f"{before} A baker.", rejected=f"{before} I\n\ndo not know. "), "pairs")
+    said = [("user", "Hi"), ("assistant", "Hello!"), ("user", "Who is Mara?")]
+    assert ranking.prompt == [{"role": role, "content": content} for role, content in said]
+    assert ranking.responses == ["A baker.", "I\n\ndo not know."]
+    assert ranking.ranks == [1, 2]
+
+
+def test_two_turns_of_one_speaker_become_one():
+    before = (
+        "\n\nHuman: Hi\n\nHuman: Are you there?\n\nAssistant: Yes.\n\nAssistant: Here.\n\nHuman: Well?\n\nAssistant:"
+    )
+    prompt = to_prompt(row(chosen=f"{before} a", rejected=f"{before} b"), "pairs")
+    assert [message["content"] for message in prompt] == ["Hi\n\nAre you there?", "Yes.\n\nHere.", "Well?"]
+
+
+@given(st.lists(st.text("abc ?!\n", min_size=1).filter(str.strip), min_size=2, max_size=6).filter(lambda t: len(t) % 2))
+def test_any_dialogue_comes_apart_into_its_turns(turns):
+    turns = [turn.strip() for turn in turns]
+    text = "".join(f"\n\n{('Human', 'Assistant')[i % 2]}: {turn}" for i, turn in enumerate(turns)) + "\n\nAssistant: "
+    ranking = to_ranking(row(chosen=text + "yes", rejected=text + "no"), "pairs")
+    assert [message["content"] for message in ranking.prompt] == turns
+    assert ranking.responses == ["yes", "no"]
+
+
+@pytest.mark.parametrize(
+    ("messages", "reason"),
+    [
+        (None, "there are no messages"),
+        ([], "there are no messages"),
+        ("hello", "there are no messages"),
+        ([{"role": "robot", "content": "x"}], "a message is not"),
+        ([{"role": "user"}], "a message is not"),
+        (["hello"], "a message is not"),
+        ([USER, {"role": "assistant", "content": " \n"}], "a message is empty"),
+        ([ASSISTANT], "user and assistant do not take turns"),
+        ([USER, USER, ASSISTANT], "user and assistant do not take turns"),
+        ([USER, SYSTEM, ASSISTANT], "user and assistant do not take turns"),
+        ([SYSTEM], "user and assistant do not take turns"),
+        ([USER], "the conversation does not end with the assistant"),
+    ],
+)
+def test_a_conversation_that_cannot_be_used_says_why(messages, reason):
+    with pytest.raises(BadRow, match=reason):
+        to_conversation(row(messages=messages), "messages")
+
+
+@pytest.mark.parametrize(
+    ("values", "reason"),
+    [
+        ({"responses": ["a"], "ranks": [1]}, "responses are not two or more texts"),
+        ({"responses": "ab", "ranks": [1, 2]}, "responses are not two or more texts"),
+        ({"responses": ["a", 3], "ranks": [1, 2]}, "responses are not two or more texts"),
+        ({"responses": ["a", "b"], "ranks": [1]}, "ranks are not one whole number for each response"),
+        ({"responses": ["a", "b"], "ranks": [1, 1.5]}, "ranks are not one whole number for each response"),
+        ({"responses": ["a", "b"], "ranks": [True, False]}, "ranks are not one whole number for each response"),
+        ({"responses": ["a", "b"]}, "ranks are not one whole number for each response"),
+        ({"responses": ["a", " "], "ranks": [1, 2]}, "a response is empty"),
+        ({"responses": ["a", "b"], "ranks": [1, 2], "prompt": [USER, ASSISTANT]}, "the prompt does not end with"),
+        ({"responses": ["a", "b"], "ranks": [1, 2], "prompt": ""}, "a message is empty"),
+    ],
+)
+def test_a_ranking_that_cannot_be_used_says_why(values, reason):
+    with pytest.raises(BadRow, match=reason):
+        to_ranking(Row({"prompt": "Who?", **values}, "x"), "rankings")
+
+
+@pytest.mark.parametrize(
+    ("chosen", "rejected", "reason"),
+    [
+        ("\n\nHuman: a\n\nAssistant: x", "\n\nHuman: b\n\nAssistant: y", "different prompts"),
+        ("\n\nHuman: a\n\nAssistant: x", "\n\nHuman: a\n\nAssistant: ", "an answer is empty"),
+        ("\n\nHuman: a\n\nAssistant: x", "\n\nHuman: a", "does not end with an Assistant turn"),
+        ("Human: a\n\nAssistant: x", "\n\nHuman: a\n\nAssistant: y", "does not begin with a Human turn"),
+        ("\n\nHuman: a\n\nAssistant: x", 3, "chosen and rejected are not texts"),
+        ("\n\nHuman: \n\nAssistant: x", "\n\nHuman: \n\nAssistant: y", "a message is empty"),
+    ],
+)
+def test_a_pair_that_cannot_be_used_says_why(chosen, rejected, reason):
+    with pytest.raises(BadRow, match=reason):
+        to_ranking(row(chosen=chosen, rejected=rejected), "pairs")
+
+
+def test_a_format_that_holds_something_else_says_so():
+    for convert, form, wanted in (
+        (to_document, "messages", "text"),
+        (to_conversation, "pairs", "conversations"),
+        (to_ranking, "messages", "rankings"),
+        (to_prompt, "text", "prompts"),
+    ):
+        with pytest.raises(BadRow, match=f"it is {form}, not {wanted}"):
+            convert(row(), form)
+
+
+def test_a_prompt_is_text_or_messages_that_end_with_the_user():
+    assert as_prompt("Who is Mara?") == [USER]
+    assert as_prompt([SYSTEM, USER]) == [SYSTEM, USER]
+    with pytest.raises(BadRow, match="does not end with the user"):
+        as_prompt([USER, ASSISTANT])

@@ -1,0 +1,180 @@
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from chatpipe.data.load import (
+    check_rows,
+    check_sources,
+    data_fingerprints,
+    is_held_out,
+    load_conversations,
+    load_documents,
+    load_prompts,
+    load_rankings,
+    prompt_key,
+    reads_pocketworld,
+)
+from chatpipe.errors import UsageError
+from chatpipe.recipe.schema import DataBlock, Pocketworld
+
+WORLD = Pocketworld(people=40, documents=200, conversations=100)
+BUILT_IN = [DataBlock(source="pocketworld")]
+
+
+def blocks(*sources: str, **more: object) -> list[DataBlock]:
+    return [DataBlock(source=source, **more) for source in sources]
+
+
+def chat(question: str, answer: str = "Yes.") -> dict:
+    return {"messages": [{"role": "user", "content": question}, {"role": "assistant", "content": answer}]}
+
+
+def problem_of(load, *arguments: object) -> str:
+    with pytest.raises(UsageError) as caught:
+        load(*arguments)
+    return f"{caught.value.message}\n{caught.value.hint}"
+
+
+def test_a_tenth_of_all_texts_is_held_out():
+    assert 0.09 < sum(is_held_out(f"text {i}") for i in range(20_000)) / 20_000 < 0.11
+
+
+@given(st.text())
+def test_the_same_text_is_always_on_the_same_side(text):
+    assert is_held_out(text) == is_held_out(text)
+
+
+def test_documents_are_split_and_none_is_lost(write):
+    rows = [{"text": f"Document {i}."} for i in range(200)]
+    loaded = load_documents(blocks(write("a.jsonl", rows)), WORLD, "pretrain.data")
+    assert sorted(loaded.train + loaded.held_out) == sorted(row["text"] for row in rows)
+    assert loaded.held_out == [row["text"] for row in rows if is_held_out(row["text"])]
+
+
+def test_no_prompt_is_on_both_sides_and_all_stages_split_alike(write):
+    questions = [f"Question {i % 100}?" for i in range(300)]
+    chats = write("chats.jsonl", [chat(question, f"Answer {i}.") for i, question in enumerate(questions)])
+    pairs = write("pairs.jsonl", [{"prompt": question, "chosen": "a", "rejected": "b"} for question in questions])
+    prompts = write("prompts.jsonl", [{"prompt": question} for question in questions])
+    asked = load_conversations(blocks(chats), WORLD, "sft.data")
+    ranked = load_rankings(blocks(pairs), WORLD, "rm.data")
+    prompted = load_prompts(blocks(prompts), WORLD, "ppo.data")
+    sides = [
+        ({prompt_key(c[:-1]) for c in asked.train}, {prompt_key(c[:-1]) for c in asked.held_out}),
+        ({prompt_key(r.prompt) for r in ranked.train}, {prompt_key(r.prompt) for r in ranked.held_out}),
+        ({prompt_key(p) for p in prompted.train}, {prompt_key(p) for p in prompted.held_out}),
+    ]
+    assert sides[0] == sides[1] == sides[2]
+    assert not sides[0][0] & sides[0][1]
+    assert len(asked.train) + len(asked.held_out) == 300
+    assert len(prompted.train) + len(prompted.held_out) == 100
+
+
+def test_a_text_file_is_cut_at_a_line_and_its_last_tenth_held_out(write):
+    text = "".join(f"Line {i:03}.\n" for i in range(100))
+    loaded = load_documents(blocks(write("a.txt", text)), WORLD, "k")
+    assert loaded.train[0] + loaded.held_out[0] == text
+    assert loaded.held_out[0].startswith("Line 09")
+    assert loaded.train[0].endswith("\n")
+
+
+@pytest.mark.parametrize("text", ["word " * 200, "word " * 200 + "\n", "first\n" + "word " * 200 + "\n\n"])
+def test_a_text_of_one_long_line_has_two_sides_too(write, text):
+    loaded = load_documents(blocks(write("a.txt", text)), WORLD, "k")
+    assert loaded.train[0] + loaded.held_out[0] == text
+    assert len(loaded.train[0]) == pytest.approx(0.9 * len(text), abs=10)
+
+
+def test_several_files_of_different_formats_are_read_together(write):
+    alpaca = [{"instruction": f"Do {i}.", "input": "", "output": "Done."} for i in range(60)]
+    sources = write("a.jsonl", [chat(f"Q{i}?") for i in range(60)]), write("b.json", alpaca)
+    loaded = load_conversations(blocks(*sources), WORLD, "sft.data")
+    assert len(loaded.train) + len(loaded.held_out) == 120
+
+
+def test_a_limit_cuts_both_sides(write):
+    source = write("a.jsonl", [chat(f"Q{i}?") for i in range(200)])
+    loaded = load_conversations(blocks(source, limit=5), WORLD, "k")
+    assert (len(loaded.train), len(loaded.held_out)) == (5, 5)
+
+
+def test_a_format_may_be_named(write):
+    rows = [{"text": f"t{i}", **chat(f"Q{i}?")} for i in range(60)]
+    source = write("a.jsonl", rows)
+    assert load_conversations(blocks(source, format="messages"), WORLD, "k").train
+    assert load_documents(blocks(source, format="text"), WORLD, "k").train
+    assert "it is text, not conversations" in problem_of(
+        load_conversations, blocks(source, format="text"), WORLD, "sft.data"
+    )
+
+
+def test_few_unusable_rows_are_counted_by_reason_and_many_are_refused(write):
+    good = [chat(f"Q{i}?") for i in range(300)]
+    bad = [chat("Q?", ""), chat("Q?", " "), {"messages": []}]
+    loaded = load_conversations(blocks(write("a.jsonl", good + bad)), WORLD, "sft.data")
+    assert loaded.skipped == {"a message is empty": 2, "there are no messages": 1}
+    assert len(loaded.train) + len(loaded.held_out) == 300
+    source = write("b.jsonl", good[:200] + bad)
+    told = problem_of(load_conversations, blocks(source), WORLD, "sft.data")
+    assert f"sft.data: {source}: 3 of 203 rows cannot be used." in told
+    assert f"2 rows: a message is empty (first at {source}:201)" in told
+
+
+def test_too_little_data_is_refused(write):
+    source = write("a.jsonl", [chat("Q?"), chat("Q?")])
+    assert "The data holds too little" in problem_of(load_conversations, blocks(source), WORLD, "sft.data")
+
+
+def test_a_fingerprint_changes_with_what_a_file_holds_and_how_much_is_used(write):
+    source = write("a.jsonl", [chat("Q?")])
+    before = data_fingerprints(blocks(source), "k")
+    assert data_fingerprints(blocks(source), "k") == before
+    assert data_fingerprints(blocks(source, limit=3), "k") != before
+    assert data_fingerprints(blocks(source, format="messages"), "k") != before
+    write("a.jsonl", [chat("R?")])
+    assert data_fingerprints(blocks(source), "k") != before
+
+
+def test_the_built_in_world_is_the_same_each_time_and_tests_on_other_people():
+    documents = load_documents(BUILT_IN, WORLD, "k")
+    assert documents == load_documents(BUILT_IN, WORLD, "k")
+    assert len(documents.train) + len(documents.held_out) == 200
+    conversations = load_conversations(BUILT_IN, WORLD, "k")
+    assert len(conversations.train) + len(conversations.held_out) == 100
+    prompts = load_prompts(BUILT_IN, WORLD, "k")
+    assert not {prompt_key(p) for p in prompts.train} & {prompt_key(p) for p in prompts.held_out}
+    assert prompts != load_prompts(BUILT_IN, WORLD.model_copy(update={"seed": 1}), "k")
+
+
+def test_the_built_in_world_has_no_rankings():
+    for check in (
+        lambda: load_rankings(BUILT_IN, WORLD, "rm.data"),
+        lambda: check_rows("rankings", BUILT_IN, "rm.data"),
+    ):
+        assert "rm.data: the built-in world has no rankings" in problem_of(check)
+
+
+def test_missing_data_is_named_by_its_key(tmp_path):
+    for check in (check_sources, lambda given, key: check_rows("prompts", given, key)):
+        assert "ppo.data is not given" in problem_of(check, None, "ppo.data")
+        assert "ppo.data is not given" in problem_of(check, [], "ppo.data")
+        missing = str(tmp_path / "no.jsonl")
+        assert f"ppo.data: there is no file {missing}" in problem_of(check, blocks(missing), "ppo.data")
+    check_sources(BUILT_IN, "ppo.data")
+
+
+def test_a_check_reads_every_row_of_every_file_before_anything_starts(write):
+    good = write("a.jsonl", [chat(f"Q{i}?") for i in range(60)])
+    check_rows("conversations", blocks("pocketworld", good), "sft.data")
+    check_rows("documents", blocks(write("a.txt", "Some text.")), "pretrain.data")
+    late = write(
+        "b.jsonl", '{"messages": [{"role": "user", "content": "Q"}, {"role": "assistant", "content": "A"}]}\n{oops\n'
+    )
+    assert f"{late}:2: this line is not JSON" in problem_of(check_rows, "conversations", blocks(good, late), "sft.data")
+    assert "it is messages, not rankings" in problem_of(check_rows, "rankings", blocks(good), "rm.data")
+
+
+def test_data_with_the_built_in_world_in_it_is_told_from_other_data():
+    assert reads_pocketworld(blocks("a.txt", "pocketworld"))
+    assert not reads_pocketworld(blocks("pocketworld.txt"))
+    assert not reads_pocketworld(None)

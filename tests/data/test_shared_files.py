@@ -1,0 +1,102 @@
+"""Files that real projects publish, read as they are and counted plainly."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from chatpipe.data.load import Loaded, load_conversations, load_documents, load_prompts, load_rankings
+from chatpipe.errors import UsageError
+from chatpipe.recipe.schema import DataBlock, Pocketworld
+
+SHARED = Path(__file__).resolve().parents[3] / "shared" / "data"
+
+pytestmark = pytest.mark.skipif(not SHARED.is_dir(), reason=f"the shared data files are not at {SHARED}")
+
+
+def load(loader, name: str) -> Loaded:
+    return loader([DataBlock(source=str(SHARED / name))], Pocketworld(), "data")
+
+
+def rows_of(name: str) -> list[dict]:
+    text = (SHARED / name).read_text(encoding="utf-8")
+    if name.endswith(".json"):
+        return json.loads(text)
+    return [json.loads(line) for line in text.split("\n") if line]
+
+
+def count(loaded: Loaded) -> int:
+    return len(loaded.train) + len(loaded.held_out)
+
+
+@pytest.mark.parametrize("name", ["tinyshakespeare.txt", "wiki_demo.txt"])
+def test_running_text_is_whole_with_its_last_tenth_held_out(name):
+    loaded = load(load_documents, name)
+    text = (SHARED / name).read_text(encoding="utf-8")
+    assert loaded.train[0] + loaded.held_out[0] == text
+    assert loaded.train[0].endswith("\n")
+    assert len(text) / 25 < len(loaded.held_out[0]) <= len(text) / 10  # an article a line in one of them
+
+
+def test_web_text():
+    loaded = load(load_documents, "c4_demo.jsonl")
+    assert sorted(loaded.train + loaded.held_out) == sorted(row["text"] for row in rows_of("c4_demo.jsonl"))
+    assert count(loaded) == 300
+
+
+def test_alpaca_instructions():
+    loaded = load(load_conversations, "alpaca_en_demo.json")
+    rows = rows_of("alpaca_en_demo.json")
+    assert count(loaded) == len(rows) == 999
+    assert loaded.skipped == {}
+    answers = {conversation[-1]["content"] for conversation in loaded.train + loaded.held_out}
+    assert answers == {row["output"] for row in rows}
+    with_input = sum(bool(row["input"]) for row in rows)
+    asked = [conversation[0]["content"] for conversation in loaded.train + loaded.held_out]
+    assert sum(question not in {row["instruction"] for row in rows} for question in asked) == with_input
+
+
+def test_sharegpt_pairs():
+    loaded = load(load_rankings, "dpo_en_demo.json")
+    rows = rows_of("dpo_en_demo.json")
+    assert count(loaded) == len(rows) == 300
+    read = {(ranking.responses[0], len(ranking.prompt)) for ranking in loaded.train + loaded.held_out}
+    assert read == {(row["chosen"]["value"], len(row["conversations"])) for row in rows}
+
+
+def test_rankings_of_four():
+    loaded = load(load_rankings, "alpaca_eval_ranked_k4.jsonl")
+    rankings = loaded.train + loaded.held_out
+    assert count(loaded) == len(rows_of("alpaca_eval_ranked_k4.jsonl")) == 600
+    assert {len(ranking.responses) for ranking in rankings} == {4}
+    assert sum(len(set(ranking.ranks)) == 1 for ranking in rankings) == 32
+
+
+def test_pairs_with_the_dialogue_inside_the_text():
+    rows = rows_of("hh_rlhf_harmless_test.jsonl")
+    cut = [(row["chosen"].rpartition("\n\nAssistant:"), row["rejected"].rpartition("\n\nAssistant:")) for row in rows]
+    differing = sum(chosen[0] != rejected[0] for chosen, rejected in cut)
+    empty = sum(
+        chosen[0] == rejected[0] and not (chosen[2].strip() and rejected[2].strip()) for chosen, rejected in cut
+    )
+    assert (len(rows), differing, empty) == (2312, 5, 4)
+    loaded = load(load_rankings, "hh_rlhf_harmless_test.jsonl")
+    assert loaded.skipped == {"chosen and rejected have different prompts": differing, "an answer is empty": empty}
+    assert count(loaded) == len(rows) - differing - empty
+    read = {tuple(ranking.responses) for ranking in loaded.train + loaded.held_out}
+    assert read <= {(chosen[2].strip(), rejected[2].strip()) for chosen, rejected in cut}
+
+
+def test_prompts_of_pairs_are_different_ones():
+    loaded = load(load_prompts, "hh_rlhf_harmless_test.jsonl")
+    prompts = {json.dumps(prompt) for prompt in loaded.train + loaded.held_out}
+    ranked = load(load_rankings, "hh_rlhf_harmless_test.jsonl")
+    assert count(loaded) == len(prompts)
+    assert prompts == {json.dumps(ranking.prompt) for ranking in ranked.train + ranked.held_out}
+
+
+@pytest.mark.parametrize("name", ["gsm8k_train.jsonl", "gsm8k_test.jsonl"])
+def test_questions_with_fields_of_their_own_are_refused_with_the_known_ones(name):
+    with pytest.raises(UsageError) as caught:
+        load(load_conversations, name)
+    assert f"{SHARED / name}:1: data does not know what these fields mean: answer, question." in caught.value.message

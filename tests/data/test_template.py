@@ -1,0 +1,146 @@
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from transformers import PreTrainedTokenizerFast
+
+from chatpipe.data.template import (
+    CHAT_TEMPLATE,
+    Message,
+    add_chat_template,
+    decode_answer,
+    encode_completion,
+    encode_conversation,
+    encode_prompt,
+)
+from chatpipe.errors import UsageError
+from chatpipe.models.tokenizer import train_tokenizer
+
+SYSTEM = {"role": "system", "content": "Be brief."}
+TURNS = [
+    {"role": "user", "content": "Who is Mara?"},
+    {"role": "assistant", "content": "Mara is a baker."},
+    {"role": "user", "content": "And Tomas?"},
+    {"role": "assistant", "content": "He has a dog."},
+]
+EOS = "<|endoftext|>"
+
+
+def learned(tokenizer: PreTrainedTokenizerFast, ids: list[int], mask: list[int]) -> str:
+    """The text of the tokens that the loss is on."""
+    return tokenizer.decode([token for token, learn in zip(ids, mask, strict=True) if learn])
+
+
+def test_a_conversation_is_its_turns_behind_their_role_tokens(tokenizer):
+    ids, _ = encode_conversation(tokenizer, [SYSTEM, *TURNS])
+    assert tokenizer.decode(ids) == (
+        f"<|system|> Be brief.<|user|> Who is Mara?<|assistant|> Mara is a baker.{EOS}"
+        f"<|user|> And Tomas?<|assistant|> He has a dog.{EOS}"
+    )
+    special = [tokenizer.convert_ids_to_tokens(i) for i in ids if i in tokenizer.all_special_ids]
+    assert special == ["<|system|>", "<|user|>", "<|assistant|>", EOS, "<|user|>", "<|assistant|>", EOS]
+
+
+def test_a_prompt_ends_where_the_assistant_speaks(tokenizer):
+    ids = encode_prompt(tokenizer, TURNS[:1])
+    assert tokenizer.decode(ids) == "<|user|> Who is Mara?<|assistant|>"
+    whole, _ = encode_conversation(tokenizer, TURNS[:2])
+    assert whole[: len(ids)] == ids
+
+
+def test_the_loss_is_on_what_the_assistant_says_and_on_its_end(tokenizer):
+    ids, mask = encode_conversation(tokenizer, [SYSTEM, *TURNS])
+    assert learned(tokenizer, ids, mask) == f" Mara is a baker.{EOS} He has a dog.{EOS}"
+    ids, mask = encode_conversation(tokenizer, [SYSTEM, *TURNS], only_last=True)
+    assert learned(tokenizer, ids, mask) == f" He has a dog.{EOS}"
+
+
+def test_the_mask_is_the_one_that_transformers_makes_of_the_template(tokenizer):
+    theirs = tokenizer.apply_chat_template(TURNS, return_dict=True, return_assistant_tokens_mask=True)
+    ids, mask = encode_conversation(tokenizer, TURNS)
+    assert (ids, mask) == (theirs["input_ids"], theirs["assistant_masks"])
+
+
+words = st.text(st.characters(codec="utf-8"), min_size=1, max_size=20).map(str.strip).filter(bool)
+dialogues = st.lists(words, min_size=1, max_size=5).map(
+    lambda texts: [{"role": ("user", "assistant")[i % 2], "content": text} for i, text in enumerate(texts)]
+)
+
+
+@given(dialogues)
+def test_prompts_are_prefixes_and_answers_come_back_as_they_were(tokenizer, dialogue: list[Message]):
+    ids, mask = encode_conversation(tokenizer, dialogue)
+    assert len(ids) == len(mask)
+    answers = [message["content"] for message in dialogue if message["role"] == "assistant"]
+    assert learned(tokenizer, ids, mask) == "".join(f" {answer}{EOS}" for answer in answers)
+    for i, message in enumerate(dialogue):
+        if message["role"] == "assistant":
+            prompt = encode_prompt(tokenizer, dialogue[:i])
+            assert ids[: len(prompt)] == prompt
+            whole, prompt_length = encode_completion(tokenizer, dialogue[:i], message["content"])
+            assert prompt_length == len(prompt)
+            assert decode_answer(tokenizer, whole[prompt_length:]) == message["content"]
+
+
+def test_a_completion_ends_with_the_end_of_turn_token(tokenizer):
+    ids, prompt_length = encode_completion(tokenizer, TURNS[:3], "He has a dog.")
+    assert ids == encode_conversation(tokenizer, TURNS)[0]
+    assert ids[:prompt_length] == encode_prompt(tokenizer, TURNS[:3])
+    assert ids[-1] == tokenizer.eos_token_id
+
+
+def test_a_template_that_rewrites_earlier_turns_is_refused(base_tokenizer):
+    rewriting = "{% for m in messages %}{{ loop.index if loop.last else 0 }}{{ m['content'] }}{% endfor %}"
+    tokenizer = train_tokenizer(["abc 0123456789"], 300, 64)
+    tokenizer.chat_template = rewriting
+    with pytest.raises(UsageError) as caught:
+        encode_conversation(tokenizer, TURNS[:2])
+    assert "turn 2" in caught.value.message
+
+
+def test_our_own_tokenizer_needs_only_the_template():
+    tokenizer = train_tokenizer(["some words"], 300, 64)
+    size = len(tokenizer)
+    assert add_chat_template(tokenizer) == 0
+    assert (tokenizer.chat_template, len(tokenizer)) == (CHAT_TEMPLATE, size)
+    assert add_chat_template(tokenizer) == 0
+
+
+def _stock_tokenizer(**tokens: str) -> PreTrainedTokenizerFast:
+    """As GPT-2's: a byte-level BPE with an end-of-text token and nothing else."""
+    bpe = Tokenizer(models.BPE())
+    bpe.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    bpe.decoder = decoders.ByteLevel()
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    trainer = trainers.BpeTrainer(special_tokens=["</s>"], initial_alphabet=alphabet, show_progress=False)
+    bpe.train_from_iterator(["some words"], trainer)
+    return PreTrainedTokenizerFast(tokenizer_object=bpe, clean_up_tokenization_spaces=False, **tokens)
+
+
+@pytest.mark.parametrize("pad", [{}, {"pad_token": "</s>"}])
+def test_a_stock_tokenizer_gets_what_it_lacks_and_pad_is_not_eos(pad):
+    tokenizer = _stock_tokenizer(eos_token="</s>", **pad)
+    before = len(tokenizer)
+    assert add_chat_template(tokenizer) == len(tokenizer) - before == 4
+    assert tokenizer.pad_token_id != tokenizer.eos_token_id
+    ids, mask = encode_conversation(tokenizer, TURNS)
+    assert learned(tokenizer, ids, mask) == " Mara is a baker.</s> He has a dog.</s>"
+    assert sum(i >= before for i in ids) == len(TURNS)
+
+
+def test_a_chat_template_of_its_own_is_kept():
+    tokenizer = _stock_tokenizer(eos_token="</s>")
+    own = (
+        "{% for m in messages %}[{{ m['role'] }}]{{ m['content'] }}</s>{% endfor %}"
+        "{% if add_generation_prompt %}[assistant]{% endif %}"
+    )
+    tokenizer.chat_template = own
+    add_chat_template(tokenizer)
+    assert tokenizer.chat_template == own
+    ids, mask = encode_conversation(tokenizer, TURNS[:2])
+    assert learned(tokenizer, ids, mask) == "Mara is a baker.</s>"
+
+
+def test_a_tokenizer_without_an_end_cannot_learn_to_stop():
+    with pytest.raises(UsageError, match="no end-of-text token"):
+        add_chat_template(_stock_tokenizer())

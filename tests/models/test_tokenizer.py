@@ -1,0 +1,53 @@
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from transformers import AutoTokenizer, PreTrainedTokenizerFast
+
+from chatpipe.models.tokenizer import train_tokenizer
+
+SPECIAL = ["<|pad|>", "<|endoftext|>", "<|system|>", "<|user|>", "<|assistant|>"]
+
+
+@pytest.fixture(scope="module")
+def tokenizer() -> PreTrainedTokenizerFast:
+    return train_tokenizer(["the mill by the river", "the miller and the other river"] * 5, 275, 64)
+
+
+@given(st.text())
+def test_any_text_comes_back_as_it_was(tokenizer, text):
+    ids = tokenizer(text, add_special_tokens=False)["input_ids"]
+    assert tokenizer.decode(ids) == text
+
+
+def test_the_vocabulary_has_the_bytes_the_special_tokens_and_what_is_frequent(tokenizer):
+    assert len(tokenizer) == 275
+    assert tokenizer.convert_ids_to_tokens(range(5)) == SPECIAL
+    assert tokenizer.tokenize("the river") != list("the river")
+    assert len(train_tokenizer([""], 5000, 64)) == 256 + len(SPECIAL)
+
+
+def test_special_tokens_are_one_token_each_and_end_of_text_is_not_padding(tokenizer):
+    assert (tokenizer.pad_token, tokenizer.eos_token, tokenizer.bos_token) == (SPECIAL[0], SPECIAL[1], SPECIAL[1])
+    assert tokenizer.pad_token_id != tokenizer.eos_token_id
+    assert tokenizer("".join(SPECIAL), add_special_tokens=False)["input_ids"] == list(range(5))
+    assert tokenizer.decode([3, *tokenizer("mill")["input_ids"], 1], skip_special_tokens=True) == "mill"
+
+
+def test_nothing_is_added_to_a_text_and_a_base_model_has_no_chat_template(tokenizer):
+    assert tokenizer("mill")["input_ids"] == tokenizer("mill", add_special_tokens=False)["input_ids"]
+    assert tokenizer.chat_template is None
+    assert tokenizer.model_max_length == 64
+
+
+def test_the_same_text_gives_the_same_tokenizer():
+    texts = ["a stitch in time", "saves nine"]
+    assert train_tokenizer(texts, 300, 64).get_vocab() == train_tokenizer(texts, 300, 64).get_vocab()
+
+
+def test_it_opens_with_from_pretrained(tokenizer, tmp_path):
+    tokenizer.save_pretrained(tmp_path)
+    again = AutoTokenizer.from_pretrained(tmp_path)
+    text = "<|user|> the  mill , isn't it?\n"
+    assert again(text)["input_ids"] == tokenizer(text)["input_ids"]
+    assert (again.pad_token_id, again.eos_token_id, len(again)) == (0, 1, 275)
+    assert again.decode(again(text)["input_ids"]) == text

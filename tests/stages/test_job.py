@@ -1,0 +1,235 @@
+import json
+from pathlib import Path
+
+import pytest
+
+from chatpipe.checkpoints import write_manifest
+from chatpipe.errors import UsageError
+from chatpipe.recipe import Recipe
+from chatpipe.stages.job import Job, rankings_blocks, rankings_file, stage_data
+
+
+@pytest.fixture(autouse=True)
+def alone(tmp_path, monkeypatch):
+    """In an empty folder, and not as a rank of a launcher."""
+    monkeypatch.chdir(tmp_path)
+    for name in ("RANK", "WORLD_SIZE"):
+        monkeypatch.delenv(name, raising=False)
+
+
+@pytest.fixture
+def recipe() -> Recipe:
+    """A recipe over files, all of which are there."""
+    chats = [[("user", f"Question {i}?"), ("assistant", "Yes.")] for i in range(60)]
+    rows = [{"messages": [{"role": role, "content": text} for role, text in chat]} for chat in chats]
+    Path("chats.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    pairs = [{"prompt": f"Question {i}?", "chosen": "a", "rejected": "b"} for i in range(60)]
+    Path("pairs.jsonl").write_text("".join(json.dumps(row) + "\n" for row in pairs))
+    Path("book.txt").write_text("A line.\n" * 50)
+    return Recipe(out="run", pretrain={"data": "book.txt"}, sft={"data": "chats.jsonl"}, rm={"data": "pairs.jsonl"})
+
+
+def changed(recipe: Recipe, section: str, **values: object) -> Recipe:
+    return recipe.model_copy(update={section: getattr(recipe, section).model_copy(update=values)})
+
+
+def make_model(folder: str, architecture: str = "GPT2LMHeadModel", weights: str = "weights") -> None:
+    Path(folder).mkdir(parents=True, exist_ok=True)
+    Path(folder, "config.json").write_text(json.dumps({"architectures": [architecture]}))
+    Path(folder, "model.safetensors").write_text(weights)
+
+
+def finish(job: Job) -> None:
+    """Leaves what a finished stage leaves."""
+    kind = "GPT2ForSequenceClassification" if job.stage == "rm" else "GPT2LMHeadModel"
+    make_model(str(job.folder), kind)
+    job.begin()
+    write_manifest(job.folder, job.manifest())
+
+
+def problem_of(check, *arguments: object) -> str:
+    with pytest.raises(UsageError) as caught:
+        check(*arguments)
+    text = f"{caught.value.message}\n{caught.value.hint}"
+    assert len(text.splitlines()) <= 8
+    return text
+
+
+def test_each_stage_starts_from_what_the_one_before_it_made(recipe):
+    assert Job.of(recipe, "pretrain").models == {}
+    assert Job.of(recipe, "sft").models == {"model": "run/pretrain"}
+    assert Job.of(recipe, "rm").models == {"model": "run/sft"}
+    assert Job.of(recipe, "ppo").models == {"model": "run/sft", "reward_model": "run/rm"}
+
+
+def test_a_model_of_the_recipe_comes_before_the_run_s_own(recipe):
+    assert Job.of(changed(recipe, "sft", model="gpt2"), "sft").models == {"model": "gpt2"}
+    assert Job.of(changed(recipe, "pretrain", model="gpt2"), "pretrain").models == {"model": "gpt2"}
+    assert Job.of(changed(recipe, "ppo", reward_model="r"), "ppo").models == {"model": "run/sft", "reward_model": "r"}
+
+
+def test_a_stage_writes_into_the_run_or_into_a_folder_of_its_own(recipe):
+    assert Job.of(recipe, "sft").folder == Path("run/sft")
+    assert Job.of(recipe, "sft", "elsewhere").folder == Path("elsewhere")
+
+
+def test_what_a_stage_reads():
+    given = Recipe(
+        out="run",
+        pretrain={"data": "t.txt"},
+        sft={"data": "c.jsonl", "pretrain_mix": 0.2},
+        sample={"data": "p.jsonl"},
+    )
+    sources = {
+        stage: {key: [block.source for block in blocks] for key, blocks in stage_data(given, stage).items()}
+        for stage in ("pretrain", "sft", "rm", "ppo")
+    }
+    assert sources == {
+        "pretrain": {"pretrain.data": ["t.txt"]},
+        "sft": {"sft.data": ["c.jsonl"], "pretrain.data": ["t.txt"]},
+        "rm": {"rm.data": ["run/rankings/round-1.jsonl"]},
+        "ppo": {"ppo.data": ["p.jsonl"]},
+    }
+    assert rankings_file(given) == Path("run/rankings/round-1.jsonl")
+    with_pairs = given.model_copy(update={"rm": Recipe(rm={"data": "pairs.jsonl"}).rm})
+    assert [block.source for block in rankings_blocks(with_pairs)] == ["pairs.jsonl"]
+    assert [block.source for block in stage_data(with_pairs, "ppo")["ppo.data"]] == ["pairs.jsonl"]
+
+
+def test_everything_a_run_needs_is_checked_before_it_starts(recipe):
+    made: frozenset[str] = frozenset()
+    for stage in ("pretrain", "sft", "rm", "ppo"):
+        Job.of(recipe, stage).check(made_by_this_run=made)
+        made |= {stage}
+    assert not Path("run").exists()
+
+
+def test_a_missing_parent_is_named_with_who_makes_it(recipe):
+    told = problem_of(Job.of(recipe, "sft").check)
+    assert "sft starts from what pretrain makes, but there is no run/pretrain yet." in told
+    assert "chatpipe pretrain" in told
+    assert "--model" in told
+    finish(Job.of(recipe, "pretrain"))
+    finish(Job.of(recipe, "sft"))
+    told = problem_of(Job.of(recipe, "ppo").check)
+    assert "ppo starts from what rm makes, but there is no run/rm yet." in told
+    assert "--reward" in told
+
+
+def test_a_model_of_the_wrong_kind_is_refused_by_key(recipe):
+    make_model("reward", "GPT2ForSequenceClassification")
+    make_model("chat")
+    told = problem_of(Job.of(changed(recipe, "ppo", model="reward", reward_model="reward"), "ppo").check)
+    assert "ppo.model = reward is a reward model" in told
+    told = problem_of(Job.of(changed(recipe, "ppo", model="chat", reward_model="chat"), "ppo").check)
+    assert "ppo.reward_model = chat is a causal language model" in told
+    Job.of(changed(recipe, "ppo", model="chat", reward_model="reward"), "ppo").check()
+
+
+def test_data_that_cannot_be_used_is_found_by_the_check(recipe):
+    Path("chats.jsonl").write_text('{"messages": []}\n{oops}\n')
+    told = problem_of(Job.of(recipe, "sft").check, frozenset({"pretrain"}))
+    assert "chats.jsonl:2: this line is not JSON" in told
+    assert "it is pairs, not conversations" in problem_of(
+        Job.of(changed(recipe, "sft", data=recipe.rm.data), "sft").check
+    )
+    assert "sft.data is not given" in problem_of(Job.of(changed(recipe, "sft", data=None), "sft").check)
+
+
+def test_a_world_that_cannot_be_built_is_found_by_the_check():
+    world = Recipe(pretrain={"data": "pocketworld"}, pocketworld={"people": 100_000})
+    assert "100000 people" in problem_of(Job.of(world, "pretrain").check)
+
+
+def test_a_file_where_the_folder_should_be_is_refused(recipe):
+    assert "book.txt is a file." in problem_of(Job.of(recipe, "pretrain", "book.txt").check)
+
+
+def test_a_stage_is_new_then_started_then_done(recipe):
+    job = Job.of(recipe, "pretrain")
+    assert job.standing() == "new"
+    job.folder.mkdir(parents=True)
+    assert job.standing() == "new"
+    job.begin()
+    assert job.standing() == "started"
+    finish(job)
+    assert job.standing() == "done"
+
+
+def test_where_and_how_it_runs_makes_no_other_stage(recipe, monkeypatch):
+    finish(Job.of(recipe, "pretrain"))
+    other = changed(recipe, "pretrain", logging_steps=3, save_steps=7)
+    other = other.model_copy(update={"processes": 2, "report_to": "tensorboard"})
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    assert Job.of(other, "pretrain").standing() == "done"
+    assert Job.of(changed(recipe, "sft", learning_rate=1.0), "pretrain").standing() == "done"
+
+
+def test_a_changed_recipe_is_refused_with_what_changed(recipe):
+    for leave in (Job.begin, finish):
+        leave(Job.of(recipe, "pretrain"))
+        other = changed(recipe, "pretrain", learning_rate=0.5).model_copy(update={"seed": 4})
+        told = problem_of(Job.of(other, "pretrain").standing)
+        assert "run/pretrain holds another pretrain:" in told
+        assert "seed was 0, is 4 now" in told
+        assert "pretrain.learning_rate was 0.0006, is 0.5 now" in told
+        assert "--fresh" in told
+
+
+def test_changed_data_is_refused_with_its_name(recipe):
+    finish(Job.of(recipe, "pretrain"))
+    Path("book.txt").write_text("Another line.\n" * 50)
+    assert "pretrain.data (book.txt) was" in problem_of(Job.of(recipe, "pretrain").standing)
+
+
+def test_another_parent_is_refused(recipe):
+    make_model("run/pretrain")
+    finish(Job.of(recipe, "sft"))
+    assert Job.of(recipe, "sft").standing() == "done"
+    make_model("run/pretrain", weights="others")
+    assert "the model given as sft.model was" in problem_of(Job.of(recipe, "sft").standing)
+
+
+def test_many_changes_are_summed_up(recipe):
+    finish(Job.of(recipe, "pretrain"))
+    values = {"learning_rate": 1.0, "warmup_steps": 9, "weight_decay": 0.3, "adam_beta1": 0.1, "adam_beta2": 0.2}
+    told = problem_of(Job.of(changed(recipe, "pretrain", **values, max_steps=1), "pretrain").standing)
+    assert "... and 2 more" in told
+
+
+def test_the_built_in_world_and_how_rankings_are_made_decide_what_comes_out():
+    world = Recipe(sample={"data": "pocketworld"}, ppo={"data": "pocketworld"}, pretrain={"data": "book.txt"})
+    assert Job.of(world, "ppo").manifest().settings["pocketworld.people"] == 100
+    assert "pocketworld.people" not in Job.of(world, "pretrain").manifest().settings
+    Path("runs/chatpipe/rankings").mkdir(parents=True)
+    Path("runs/chatpipe/rankings/round-1.jsonl").write_text("{}\n")
+    made = Job.of(world, "rm").manifest().settings
+    assert (made["sample.k"], made["rank.temperature"]) == (4, 0.5)
+
+
+@pytest.mark.parametrize("name", ["thesis.md", "model.safetensors"])
+def test_what_chatpipe_did_not_make_is_neither_used_nor_deleted(recipe, name):
+    job = Job.of(recipe, "pretrain")
+    job.folder.mkdir(parents=True)
+    (job.folder / name).write_text("years of work")
+    assert "run/pretrain holds something that chatpipe did not make" in problem_of(job.standing)
+    assert "it is not deleted" in problem_of(job.clear)
+    assert (job.folder / name).read_text() == "years of work"
+
+
+def test_what_chatpipe_made_is_cleared_whole(recipe):
+    job = Job.of(recipe, "pretrain")
+    job.clear()
+    for leave in (Job.begin, finish):
+        leave(job)
+        job.clear()
+        assert not job.folder.exists()
+
+
+def test_ranks_of_a_launcher_know_their_number(recipe, monkeypatch):
+    job = Job.of(recipe, "pretrain")
+    assert (job.rank, job.processes, job.is_main) == (0, 1, True)
+    monkeypatch.setenv("RANK", "1")
+    monkeypatch.setenv("WORLD_SIZE", "4")
+    assert (job.rank, job.processes, job.is_main) == (1, 4, False)
+    assert job.manifest().processes == 4

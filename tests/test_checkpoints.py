@@ -1,0 +1,114 @@
+import hashlib
+import json
+
+import pytest
+
+from chatpipe import __version__
+from chatpipe.checkpoints import Manifest, checkpoint_id, read_manifest, write_manifest
+from chatpipe.errors import UsageError
+
+
+def manifest(**changes: object) -> Manifest:
+    values = {
+        "stage": "sft",
+        "parents": {"sft.model": "a" * 64},
+        "data": {"sft.data": {"chats.jsonl": "b" * 64 + " auto None"}},
+        "settings": {"seed": 0, "sft.learning_rate": 1e-5, "sft.model": None},
+        "seed": 0,
+        "processes": 1,
+    }
+    return Manifest(**{**values, **changes})
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """A model folder with weights, a configuration, a card, metrics and a log."""
+    for name in ("config.json", "model.safetensors", "README.md", "metrics.jsonl", "launch.log"):
+        (tmp_path / name).write_text(f"content of {name}")
+    (tmp_path / "checkpoints").mkdir()
+    return tmp_path
+
+
+def test_a_manifest_is_read_as_it_was_written_with_the_hash_of_each_file(folder):
+    written = manifest(metrics={"eval_loss": 1.5}, verdict={"status": "pass", "reasons": ["größer"]}, seconds=2.5)
+    write_manifest(folder, written)
+    assert read_manifest(folder) == written
+    assert written.files == {
+        name: hashlib.sha256(f"content of {name}".encode()).hexdigest()
+        for name in ("README.md", "config.json", "model.safetensors")
+    }
+    assert written.versions["chatpipe"] == __version__
+    assert {"python", "torch", "transformers"} <= set(written.versions)
+    assert sorted(path.name for path in folder.iterdir() if "chatpipe" in path.name) == ["chatpipe.json"]
+
+
+def test_a_folder_without_a_manifest_is_not_finished(folder):
+    assert read_manifest(folder) is None
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]", '{"stage": "sft"}', '{"colour": "red"}'])
+def test_a_damaged_manifest_is_a_user_error(folder, text):
+    (folder / "chatpipe.json").write_text(text)
+    with pytest.raises(UsageError) as caught:
+        read_manifest(folder)
+    assert str(folder / "chatpipe.json") in caught.value.message
+    assert "--fresh" in caught.value.hint
+
+
+def test_differences_name_what_changed_and_nothing_else():
+    before = manifest(metrics={"eval_loss": 1.0}, seconds=3.0)
+    assert before.differences(manifest(processes=2)) == []
+    settings = {"seed": 1, "sft.max_length": 64, "sft.learning_rate": 1e-5, "sft.model": None}
+    assert before.differences(manifest(settings=settings)) == [
+        "seed was 0, is 1 now",
+        "sft.max_length was not set, is 64 now",
+    ]
+    other = manifest(parents={"sft.model": "c" * 64}, data={"sft.data": {"more.jsonl": "d" * 64}})
+    assert before.differences(other) == [
+        "the model given as sft.model was aaaaaaaaaaaa, is cccccccccccc now",
+        f"sft.data (chats.jsonl) was {'b' * 21}..., is not set now",
+        f"sft.data (more.jsonl) was not set, is {'d' * 21}... now",
+    ]
+
+
+def test_differences_survive_being_written_down(folder):
+    mine = manifest(settings={"seed": 0, "sft.learning_rate": 3e-3, "sft.beta": (0.9, 0.95), "sft.bf16": True})
+    mine.settings["sft.beta"] = list(mine.settings["sft.beta"])
+    write_manifest(folder, mine)
+    again = read_manifest(folder)
+    assert again is not None
+    assert again.differences(mine) == []
+
+
+def test_the_id_of_a_checkpoint_is_its_content_wherever_it_stands(folder, tmp_path_factory):
+    write_manifest(folder, manifest())
+    before = checkpoint_id(str(folder))
+    copy = tmp_path_factory.mktemp("copy")
+    for path in folder.iterdir():
+        if path.is_file():
+            (copy / path.name).write_bytes(path.read_bytes())
+    assert checkpoint_id(str(copy)) == before
+
+    (folder / "README.md").write_text("a better card")
+    write_manifest(folder, manifest(seconds=9.0))
+    assert checkpoint_id(str(folder)) == before
+    (folder / "model.safetensors").write_text("other weights")
+    write_manifest(folder, manifest())
+    assert checkpoint_id(str(folder)) != before
+
+
+def test_a_folder_that_chatpipe_did_not_make_has_an_id_too(folder):
+    before = checkpoint_id(str(folder))
+    (folder / "notes.txt").write_text("nothing to do with the model")
+    assert checkpoint_id(str(folder)) == before
+    (folder / "model.safetensors").write_text("other weights")
+    assert checkpoint_id(str(folder)) != before
+
+
+def test_a_hub_id_stands_for_itself():
+    assert checkpoint_id("Qwen/Qwen3-0.6B") == "Qwen/Qwen3-0.6B"
+
+
+def test_a_manifest_is_plain_json(folder):
+    write_manifest(folder, manifest())
+    assert json.loads((folder / "chatpipe.json").read_text(encoding="utf-8"))["stage"] == "sft"

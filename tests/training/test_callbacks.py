@@ -1,0 +1,157 @@
+import json
+import math
+
+import pytest
+import torch
+from transformers import GPT2Config, GPT2LMHeadModel, Trainer, TrainerControl, TrainerState, TrainingArguments
+
+from chatpipe.training import callbacks
+from chatpipe.training.callbacks import MetricsFile, Speedometer, watch
+from chatpipe.training.progress import follow, progress_words, read_metrics
+from chatpipe.training.speed import flops_per_token, peak_flops
+
+
+@pytest.fixture
+def args(tmp_path) -> TrainingArguments:
+    return TrainingArguments(output_dir=str(tmp_path), use_cpu=True, report_to="none")
+
+
+def state(step: int, tokens: int = 0) -> TrainerState:
+    return TrainerState(global_step=step, max_steps=10, num_input_tokens_seen=tokens)
+
+
+def log(callback, args, step: int, tokens: int = 0, **logs: object) -> dict[str, object]:
+    callback.on_log(args, state(step, tokens), TrainerControl(), logs=logs)
+    return logs
+
+
+@pytest.fixture
+def clock(monkeypatch):
+    """A clock that the test moves on."""
+
+    class Clock:
+        now = 100.0
+
+    monkeypatch.setattr(callbacks.time, "perf_counter", lambda: Clock.now)
+    return Clock
+
+
+def test_each_logged_step_is_a_line_as_soon_as_it_is_logged(args, tmp_path):
+    file = MetricsFile(tmp_path / "run" / "metrics.jsonl")
+    file.on_train_begin(args, state(0), TrainerControl())
+    log(file, args, 1, loss=2.5)
+    lines = (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()
+    assert [json.loads(line) for line in lines] == [{"step": 1, "max_steps": 10, "loss": 2.5}]
+    log(file, args, 2, loss=2.0)
+    log(file, args, 2, train_loss=2.2, train_runtime=3.0)  # Trainer's closing summary
+    assert [line["step"] for line in read_metrics(file.path)] == [1, 2]
+
+
+def test_a_resumed_run_drops_the_lines_that_it_writes_again(args, tmp_path):
+    file = MetricsFile(tmp_path / "metrics.jsonl")
+    file.on_train_begin(args, state(0), TrainerControl())
+    for step in range(1, 6):
+        log(file, args, step, loss=float(step))
+    with file.path.open("a") as cut_off:
+        cut_off.write('{"step": 6, "lo')  # killed while writing
+    again = MetricsFile(file.path)
+    again.on_train_begin(args, state(3), TrainerControl())
+    assert [line["step"] for line in read_metrics(file.path)] == [1, 2, 3]
+    for step in range(4, 7):
+        log(again, args, step, loss=float(step))
+    assert [(line["step"], line["loss"]) for line in read_metrics(file.path)] == [(i, float(i)) for i in range(1, 7)]
+
+
+def test_a_run_from_the_start_begins_a_new_file(args, tmp_path):
+    file = MetricsFile(tmp_path / "metrics.jsonl")
+    file.path.write_text('{"step": 1, "max_steps": 3, "loss": 1.0}\n')
+    file.on_train_begin(args, state(0), TrainerControl())
+    assert file.path.read_text() == ""
+
+
+def test_speed_is_tokens_over_seconds_since_the_last_log(args, clock):
+    speed = Speedometer(flops_per_token=100.0, peak=1e5)
+    speed.on_train_begin(args, state(0), TrainerControl())
+    clock.now += 2.0
+    assert log(speed, args, 1, tokens=1000)["tokens_per_second"] == 500.0
+    clock.now += 1.0
+    logs = log(speed, args, 2, tokens=1250)
+    assert logs == {"tokens_per_second": 250.0, "mfu": 0.25}
+    assert speed.averages(world_size=1) == {"tokens_per_second": round(1250 / 3, 1), "mfu": round(1250 / 3 / 1000, 4)}
+    assert speed.averages(world_size=2)["mfu"] == round(1250 / 3 / 2000, 4)
+
+
+def test_a_resumed_run_does_not_count_tokens_of_before(args, clock):
+    speed = Speedometer(flops_per_token=100.0, peak=1e5)
+    speed.on_train_begin(args, state(5, tokens=1_000_000), TrainerControl())
+    clock.now += 1.0
+    assert log(speed, args, 6, tokens=1_000_200)["tokens_per_second"] == 200.0
+
+
+def test_where_the_peak_is_not_known_so_is_the_share_of_it(args, clock):
+    speed = Speedometer(flops_per_token=100.0, peak=None)
+    assert speed.averages(world_size=1) == {}
+    speed.on_train_begin(args, state(0), TrainerControl())
+    clock.now += 1.0
+    assert log(speed, args, 1, tokens=10) == {"tokens_per_second": 10.0, "mfu": "unknown"}
+    assert log(speed, args, 1, tokens=10) == {}  # nothing trained since
+
+
+def test_flops_are_six_a_parameter_and_twelve_a_layer_width_and_position():
+    # PaLM's appendix B; GPT-2 small at 1024 tokens is nanoGPT's example.
+    assert flops_per_token(124_439_808, 12, 768, 1024) == 6 * 124_439_808 + 12 * 12 * 768 * 1024
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="a GPU's peak comes from a table")
+def test_a_cpu_has_a_peak_of_its_own():
+    assert peak_flops(torch.float32) > 1e8
+
+
+def test_a_metrics_file_is_read_up_to_where_it_was_cut_off(tmp_path):
+    path = tmp_path / "metrics.jsonl"
+    assert read_metrics(path) == []
+    path.write_text('{"step": 1}\n{"step": 2}\n{"st')
+    assert read_metrics(path) == [{"step": 1}, {"step": 2}]
+
+
+def test_the_words_beside_the_bar():
+    assert progress_words({"loss": 2.34567, "tokens_per_second": 12345.6}) == "loss 2.346  12,346 tokens/s"
+    assert progress_words({"objective/scores": 1.5, "objective/kl": 3.25, "loss": 1.0}) == "score 1.50  kl 3.2"
+    assert progress_words({"learning_rate": 1.0}) == ""
+
+
+def test_following_a_stage_that_has_written_nothing_yet_is_no_error(tmp_path, capsys):
+    with follow("sft", tmp_path) as show:
+        show()
+        (tmp_path / "metrics.jsonl").write_text('{"step": 1, "max_steps": 2, "loss": 1.0}\n')
+        show()
+    assert capsys.readouterr() == ("", "")
+
+
+def test_a_trainer_writes_metrics_and_prints_nothing(tmp_path, capsys):
+    torch.manual_seed(0)
+    model = GPT2LMHeadModel(GPT2Config(vocab_size=16, n_positions=8, n_embd=8, n_layer=1, n_head=1))
+    ids = torch.randint(0, 16, (8, 8))
+    args = TrainingArguments(
+        output_dir=str(tmp_path),
+        use_cpu=True,
+        report_to="none",
+        max_steps=4,
+        per_device_train_batch_size=2,
+        logging_steps=1,
+        save_strategy="no",
+        disable_tqdm=True,
+        include_num_input_tokens_seen="all",
+    )
+    trainer = Trainer(model=model, args=args, train_dataset=[{"input_ids": row, "labels": row} for row in ids])
+    watching = watch(trainer, "pretrain", tmp_path, flops_per_token(model.num_parameters(), 1, 8, 8), 1e12)
+    trainer.train()
+    watching.progress.close()
+    lines = read_metrics(tmp_path / "metrics.jsonl")
+    assert [(line["step"], line["max_steps"]) for line in lines] == [(step, 4) for step in range(1, 5)]
+    for line in lines:
+        assert math.isfinite(line["loss"])
+        assert line["tokens_per_second"] > 0
+        assert 0 <= line["mfu"] < 1
+    assert watching.speed.train_tokens == 4 * 2 * 8
+    assert capsys.readouterr() == ("", "")
