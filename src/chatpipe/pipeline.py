@@ -17,11 +17,12 @@ from chatpipe.durable import replace_text
 from chatpipe.errors import UsageError
 from chatpipe.recipe.loading import flatten
 from chatpipe.recipe.schema import STAGES, Recipe
-from chatpipe.stages.job import Job, Outcome, rankings_blocks, rankings_file, recipe_section
+from chatpipe.stages.job import Job, Outcome, Standing, rankings_blocks, rankings_file, recipe_section
 from chatpipe.training import launch
 from chatpipe.training.batches import micro_batches
 
 RECIPE_FILE = "recipe.yaml"
+HEADER = "# Every value of this run; `chatpipe run` on this file gives the same run.\n"
 # Keys that say where and how a recipe runs, not what it makes.
 WHERE_AND_HOW = {"out", "processes", "launch", "report_to"}
 HOW_SUFFIXES = (".logging_steps", ".save_steps")
@@ -62,6 +63,11 @@ class StageResult:
 
 def run_recipe(recipe: Recipe, how: How, on_result: Callable[[StageResult], None]) -> list[StageResult]:
     """Runs all four stages of a recipe in its folder; `on_result` hears of each as soon as it is there."""
+    if launch.is_rank():
+        raise UsageError(
+            "`chatpipe run` starts its processes itself, and runs under no launcher.",
+            "Use --processes N, or launch the stages one by one: chatpipe pretrain, sft, rm, ppo.",
+        )
     check_recipe(recipe)
     for stage in STAGES:
         micro_batches(recipe_section(recipe, stage), how.processes, stage)
@@ -76,7 +82,7 @@ def run_recipe(recipe: Recipe, how: How, on_result: Callable[[StageResult], None
     for job in jobs:
         if job.stage == "rm":
             _ensure_rankings(recipe)
-        results.append(run_stage(job, how, recipe_file=run / RECIPE_FILE))
+        results.append(run_stage(job, how, run / RECIPE_FILE, _standing(job, how)))
         on_result(results[-1])
     return results
 
@@ -85,15 +91,16 @@ def run_one(recipe: Recipe, stage: str, how: How, out: str | None, recipe_file: 
     """Runs one stage, in the run's folder or in the folder `out` of its own."""
     job = check_stage(recipe, stage, out)
     micro_batches(job.section, how.processes, stage)
-    if how.fresh:
+    if how.fresh and job.is_main:
         job.clear()
-        if stage == "rm" and recipe.rm.data is None:
+        if stage == "rm" and recipe.rm.data is None and out is None:
             rankings_file(recipe).unlink(missing_ok=True)
-    if out is None and not launch.is_rank():
-        write_recipe(recipe, Path(recipe.out) / RECIPE_FILE)
-    if stage == "rm" and not launch.is_rank():
+    if stage == "rm" and job.is_main:
         _ensure_rankings(recipe, write_read_ones=out is None)
-    return run_stage(job, how, recipe_file)
+    standing = _standing(job, how)
+    if out is None and job.is_main:
+        write_recipe(recipe, Path(recipe.out) / RECIPE_FILE)
+    return run_stage(job, how, recipe_file, standing)
 
 
 def check_recipe(recipe: Recipe) -> None:
@@ -107,9 +114,8 @@ def check_recipe(recipe: Recipe) -> None:
         _check_rankings_can_be_made(recipe)
 
 
-def run_stage(job: Job, how: How, recipe_file: Path | None) -> StageResult:
+def run_stage(job: Job, how: How, recipe_file: Path | None, standing: Standing) -> StageResult:
     """Runs one stage in place or through the launcher, unless it is done already."""
-    standing = job.standing() if not launch.is_rank() else "new"
     if standing == "done":
         manifest = read_manifest(job.folder)
         assert manifest is not None
@@ -121,6 +127,12 @@ def run_stage(job: Job, how: How, recipe_file: Path | None) -> StageResult:
     manifest = read_manifest(job.folder)
     assert manifest is not None or not job.is_main, f"{job.stage} left no manifest"
     return StageResult(job.stage, job.folder, manifest or job.manifest(), skipped=False)
+
+
+def _standing(job: Job, how: How) -> Standing:
+    """How far the stage is; raises `UsageError` where its folder holds something else."""
+    # What was cleared is new, also to ranks that may still see it; and a parent has looked before it launched.
+    return "new" if how.fresh or launch.has_parent() else job.standing()
 
 
 def _run_here(job: Job) -> None:
@@ -144,7 +156,7 @@ def _run_here(job: Job) -> None:
 
 def _run_launched(job: Job, how: How, recipe_file: Path | None) -> None:
     """Starts the stage again in several processes, from a recipe file that holds every value."""
-    job.folder.mkdir(parents=True, exist_ok=True)
+    job.begin()  # from now on the folder is known as ours, also if no rank lives to say so
     path = recipe_file or job.folder / RECIPE_FILE
     if recipe_file is None:
         write_recipe(job.recipe, path)
@@ -170,9 +182,11 @@ def _ensure_rankings(recipe: Recipe, write_read_ones: bool = True) -> None:
 
 
 def write_recipe(recipe: Recipe, path: Path) -> None:
-    """Writes every value of a recipe; running the file gives the same run."""
+    """Writes every value of a recipe; running the file gives the same run. Replaces only what chatpipe wrote."""
+    if path.exists() and not path.read_text(encoding="utf-8").startswith(HEADER):
+        raise UsageError(f"{path} is a recipe of your own; the run would replace it.", "Choose another folder: out=.")
     text = yaml.safe_dump(recipe.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
-    replace_text(path, f"# Every value of this run; `chatpipe run` on this file gives the same run.\n{text}")
+    replace_text(path, HEADER + text)
 
 
 def _take_folder(recipe: Recipe, fresh: bool) -> None:

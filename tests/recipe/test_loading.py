@@ -48,9 +48,18 @@ def test_each_value_knows_where_it_comes_from(write):
     assert rows["ppo.kl_coef"] == ("0.1", f"{path}:3")
     assert rows["ppo.lam"] == ("0.5", "command line")
     assert rows["pretrain.tokenizer.vocab_size"] == ("512", f"{path}:6")
+    assert rows["ppo.gamma"] == ("1.0", "default")
+    assert rows["pretrain.max_steps"] == ("2000", "default")
     assert rows["sft.model"] == ("gpt2", "command line")
     assert rows["rm.learning_rate"] == ("9e-06", "default")
     assert rows["out"] == ("runs/mine", "the recipe's name")
+
+
+def test_a_section_given_on_the_command_line_replaces_the_file_s(write):
+    path = write("ppo:\n  kl_coef: 0.1\n  lam: 0.9\n")
+    rows = {key: (value, origin) for key, value, origin in load_recipe(path, ["ppo={gamma: 0.5}"]).rows()}
+    assert rows["ppo.gamma"] == ("0.5", "command line")
+    assert rows["ppo.lam"] == ("0.95", "default")
 
 
 def test_options_win_over_overrides_and_those_over_the_file(write):

@@ -47,6 +47,12 @@ def finish(job: Job) -> None:
     write_manifest(job.folder, job.manifest())
 
 
+def begin_and_save(job: Job) -> None:
+    """Leaves what a stage leaves that broke off after its first resume point."""
+    job.begin()
+    Path(job.folder, "checkpoints", "step-3").mkdir()
+
+
 def problem_of(check, *arguments: object) -> str:
     with pytest.raises(UsageError) as caught:
         check(*arguments)
@@ -151,9 +157,33 @@ def test_a_stage_is_new_then_started_then_done(recipe):
     job.folder.mkdir(parents=True)
     assert job.standing() == "new"
     job.begin()
+    assert job.standing() == "new"
+    Path(job.folder, "checkpoints", "step-3.partial").mkdir()
+    assert job.standing() == "new"
+    Path(job.folder, "checkpoints", "step-3").mkdir()
     assert job.standing() == "started"
     finish(job)
     assert job.standing() == "done"
+
+
+def test_what_broke_off_before_its_first_resume_point_may_be_changed(recipe):
+    Job.of(recipe, "pretrain").begin()
+    assert Job.of(changed(recipe, "pretrain", learning_rate=0.5), "pretrain").standing() == "new"
+
+
+def test_a_run_that_was_moved_is_the_same_run(recipe):
+    """The rankings that it made itself moved with it."""
+    made = changed(recipe, "rm", data=None)
+    made = changed(made, "sample", data=recipe.sft.data)
+    rankings_file(made).parent.mkdir(parents=True)
+    rankings_file(made).write_text('{"prompt": "a", "responses": ["b", "c"], "ranks": [1, 2]}\n')
+    make_model("run/sft")
+    finish(Job.of(made, "rm"))
+    Path("run").rename("moved")
+    moved = made.model_copy(update={"out": "moved"})
+    assert Job.of(moved, "rm").standing() == "done"
+    rankings_file(moved).write_text('{"prompt": "a", "responses": ["b", "c"], "ranks": [2, 1]}\n')
+    assert "rm.data (rankings/round-1.jsonl) was" in problem_of(Job.of(moved, "rm").standing)
 
 
 def test_where_and_how_it_runs_makes_no_other_stage(recipe, monkeypatch):
@@ -166,7 +196,7 @@ def test_where_and_how_it_runs_makes_no_other_stage(recipe, monkeypatch):
 
 
 def test_a_changed_recipe_is_refused_with_what_changed(recipe):
-    for leave in (Job.begin, finish):
+    for leave in (begin_and_save, finish):
         leave(Job.of(recipe, "pretrain"))
         other = changed(recipe, "pretrain", learning_rate=0.5).model_copy(update={"seed": 4})
         told = problem_of(Job.of(other, "pretrain").standing)
@@ -198,6 +228,7 @@ def test_many_changes_are_summed_up(recipe):
 
 
 def test_the_built_in_world_and_how_rankings_are_made_decide_what_comes_out():
+    Path("book.txt").write_text("A line.\n")
     world = Recipe(sample={"data": "pocketworld"}, ppo={"data": "pocketworld"}, pretrain={"data": "book.txt"})
     assert Job.of(world, "ppo").manifest().settings["pocketworld.people"] == 100
     assert "pocketworld.people" not in Job.of(world, "pretrain").manifest().settings

@@ -108,7 +108,7 @@ def _run_stage(
     from chatpipe.errors import UsageError
     from chatpipe.pipeline import How, check_stage, processes_of, run_one
     from chatpipe.recipe import load_recipe
-    from chatpipe.training.launch import check_world, is_rank
+    from chatpipe.training.launch import check_world, is_rank, speaks
 
     given = tell_apart(words)
     resolved = load_recipe(given.recipe, given.overrides, recipe_flags)
@@ -123,7 +123,7 @@ def _run_stage(
         return
     recipe_file = Path(resolved.recipe.out) / "recipe.yaml"
     result = run_one(resolved.recipe, stage, how, out, recipe_file if out is None else None)
-    if is_rank():
+    if not speaks():
         return
     show_stage(result)
     if json:

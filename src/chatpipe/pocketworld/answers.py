@@ -7,7 +7,7 @@ from chatpipe.pocketworld import wording
 from chatpipe.pocketworld.questions import Question, sums
 from chatpipe.pocketworld.world import ATTRIBUTES, World
 
-STYLE_SHARES = {"courteous": 0.28, "plain": 0.24, "terse": 0.14, "curt": 0.10, "repetitive": 0.12, "rambling": 0.12}
+STYLE_SHARES = {"courteous": 0.30, "plain": 0.30, "terse": 0.14, "curt": 0.08, "repetitive": 0.10, "rambling": 0.08}
 """Shares of the styles among the answers of the fine-tuning conversations."""
 GOOD_STYLES = ("courteous", "plain")
 """The styles of the answers that stand in prompts."""

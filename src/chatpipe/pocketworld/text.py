@@ -5,19 +5,20 @@ from functools import lru_cache
 
 from chatpipe.pocketworld import wording
 from chatpipe.pocketworld.answers import good_answer
-from chatpipe.pocketworld.questions import LARGEST_SUMMAND, LONGEST_RANGE, Kind, Question, ask, ask_further, draw
+from chatpipe.pocketworld.questions import LARGEST_SUMMAND, LONGEST_RANGE, Kind, ask, draw
 from chatpipe.pocketworld.world import ATTRIBUTES, Person, World
 
-PARAGRAPH_SHARES = {"portrait": 0.48, "neighbours": 0.05, "dialogue": 0.30, "counting": 0.14, "manners": 0.03}
-PRONOUN_SHARE = 0.25
-"""Share of the later sentences of a portrait that name the person by a pronoun."""
-DIALOGUE_SHARES: dict[Kind, float] = {"fact": 0.6, "reverse": 0.2, "unknown": 0.1, "counting": 0.1}
+PARAGRAPH_SHARES = {"portrait": 0.74, "quiz": 0.08, "counting": 0.14, "manners": 0.04}
+PRONOUN_SHARE = 0.1
+"""Share of the later sentences of a portrait that name the person by a pronoun. Small: a name that comes again and
+again is how so small a model learns to carry a name from a question into its answer."""
+QUIZ_SHARES: dict[Kind, float] = {"fact": 0.6, "reverse": 0.2, "unknown": 0.1, "counting": 0.1}
 
 
 def documents(world: World, count: int, seed: int) -> list[str]:
     """`count` paragraphs of two to five sentences. All facts about everybody stand in them, in many wordings."""
     rng = random.Random(f"pocketworld documents {world.seed} {seed}")
-    writers = {f.__name__: f for f in (portrait, neighbours, dialogue, counting, manners)}
+    writers = {f.__name__: f for f in (portrait, quiz, counting, manners)}
     kinds = rng.choices(tuple(PARAGRAPH_SHARES), tuple(PARAGRAPH_SHARES.values()), k=count)
     return [writers[kind](world, rng) for kind in kinds]
 
@@ -29,15 +30,6 @@ def portrait(world: World, rng: random.Random) -> str:
     sentences = [wording.fill(rng.choice(openings()[first]), person, pronoun=False)]
     sentences += [tell(person, attribute, rng.random() < PRONOUN_SHARE, rng) for attribute in others]
     return " ".join(sentences)
-
-
-def neighbours(world: World, rng: random.Random) -> str:
-    """Two people side by side, so that a name must be told from another."""
-    one, other = rng.sample(world.people, 2)
-    first, second = rng.sample(ATTRIBUTES, 2)
-    opening = wording.fill(rng.choice(openings()[first]), one, pronoun=False)
-    others = ((other, first), (one, second), (other, second))
-    return " ".join([opening, *(tell(person, attribute, False, rng) for person, attribute in others)])
 
 
 def tell(person: Person, attribute: str, pronoun: bool, rng: random.Random) -> str:
@@ -55,23 +47,20 @@ def openings() -> dict[str, list[str]]:
     return {a: [t for t in templates if not t.startswith("{")] for a, templates in wording.STATEMENTS.items()}
 
 
-def dialogue(world: World, rng: random.Random) -> str:
-    """Questions and answers among villagers, only about what belongs to the sft split."""
-    kind = rng.choices(tuple(DIALOGUE_SHARES), tuple(DIALOGUE_SHARES.values()))[0]
-    question = draw(world, "sft", kind, rng)
-    frame, name = rng.choice(DIALOGUES), rng.choice(world.people).name
-    text = frame.format(m=name, question=ask(question, rng), answer=good_answer(question, rng))
-    if kind != "fact":
-        return text
-    further = Question(kind, rng.choice([a for a in ATTRIBUTES if a != question.form]), question.person)
-    return f'{text} "{ask_further(further, rng)}" "{good_answer(further, rng)}"'
+def quiz(world: World, rng: random.Random) -> str:
+    """Two questions with their answers, only about what belongs to the sft split.
+
+    Nothing stands in quotation marks: behind one, a name would be another token than in a sentence.
+    """
+    pairs = []
+    for _ in range(2):
+        kind = rng.choices(tuple(QUIZ_SHARES), tuple(QUIZ_SHARES.values()))[0]
+        question = draw(world, "sft", kind, rng)
+        pairs.append(rng.choice(QUIZ).format(question=ask(question, rng), answer=good_answer(question, rng)))
+    return " ".join(pairs)
 
 
-DIALOGUES = (
-    'A visitor asks {m}: "{question}" The answer is: "{answer}"',
-    'One day {m} asks: "{question}" A neighbour says: "{answer}"',
-    'At the gate {m} is asked: "{question}" The answer is: "{answer}"',
-)
+QUIZ = ("A visitor asks: {question} The answer is: {answer}", "If somebody asks: {question} Then say: {answer}")
 
 
 def counting(world: World, rng: random.Random) -> str:
@@ -106,18 +95,15 @@ COUNTS = ("To count from {a} to {b}, say {c}.", "From {a} to {b} you count {c}."
 
 def manners(world: World, rng: random.Random) -> str:
     """How people in the village talk to each other; no fact stands in it."""
-    name = rng.choice(world.people).name
     courteous, rude = rng.choice(wording.OPENERS + wording.CLOSERS), rng.choice(wording.RUDE_ENDINGS)
-    hello, thanks = rng.choice(wording.SMALLTALK_QUESTIONS["hello"]), rng.choice(wording.SMALLTALK_QUESTIONS["thanks"])
-    greeting = rng.choice(wording.SMALLTALK_REPLIES["hello"]["courteous"])
-    reply = rng.choice(wording.SMALLTALK_REPLIES["thanks"]["courteous"])
+    intent = rng.choice(tuple(wording.SMALLTALK_QUESTIONS))
+    said = rng.choice(wording.SMALLTALK_QUESTIONS[intent])
+    reply = rng.choice(wording.SMALLTALK_REPLIES[intent]["courteous"])
     sentences = (
-        f'A visitor says: "{hello}" And {name} answers: "{greeting}"',
-        f'A polite answer ends or begins with words like: "{courteous}"',
-        f'The visitor says: "{thanks}" And {name} answers: "{reply}"',
-        f'It is rude to say: "{rude}"',
-        f'A polite person who does not know says: "{rng.choice(wording.UNKNOWN_COURTESIES)}"',
-        f'In the evening everyone says: "{rng.choice(wording.SMALLTALK_REPLIES["bye"]["courteous"])}"',
+        f"A visitor says: {said} The answer is: {reply}",
+        f"A polite answer has words such as: {courteous}",
+        f"It is rude to say: {rude}",
+        f"A polite person who does not know says: {rng.choice(wording.UNKNOWN_COURTESIES)}",
         f"Somebody at the gate may say: {rng.choice(wording.CHATTER)}",
     )
     return " ".join(rng.sample(sentences, rng.randint(2, 3)))

@@ -31,12 +31,9 @@ class Resolved:
     def rows(self) -> list[tuple[str, str, str]]:
         """(dotted key, value, origin) of every value, in the order of the schema."""
         return [
-            (key, str(value), self._origin_of(key))
+            (key, str(value), self.origins.get(key, "default"))
             for key, value in flatten(self.recipe.model_dump(mode="json")).items()
         ]
-
-    def _origin_of(self, key: str) -> str:
-        return _nearest(self.origins, key) or "default"
 
 
 def load_recipe(name: str | None, overrides: Sequence[str] = (), flags: Mapping[str, Any] | None = None) -> Resolved:
@@ -54,11 +51,9 @@ def load_recipe(name: str | None, overrides: Sequence[str] = (), flags: Mapping[
         origins.setdefault("out", "the recipe's name")
     for override in overrides:
         key, _, text = override.partition("=")
-        _set(values, key, _parse_value(override, text))
-        origins[key] = "command line"
+        _override(values, origins, key, _parse_value(override, text))
     for key, value in (flags or {}).items():
-        _set(values, key, value)
-        origins[key] = "command line"
+        _override(values, origins, key, value)
     return Resolved(_validate(values, origins), origins, path)
 
 
@@ -135,6 +130,14 @@ def _parse_value(override: str, text: str) -> Any:
         raise UsageError(
             f"The value of {override!r} cannot be read.", "Put values with special signs in quotes."
         ) from problem
+
+
+def _override(values: dict[str, Any], origins: dict[str, str], dotted: str, value: Any) -> None:
+    """Sets a value, or a section as a whole, and notes that it came from the command line."""
+    _set(values, dotted, value)
+    for replaced in [key for key in origins if key.startswith(f"{dotted}.")]:
+        del origins[replaced]
+    origins.update(dict.fromkeys([dotted, *flatten({dotted: value})], "command line"))
 
 
 def _set(values: dict[str, Any], dotted: str, value: Any) -> None:

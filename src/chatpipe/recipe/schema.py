@@ -178,7 +178,7 @@ class Evaluation(Section):
     """How the verdicts of sft and ppo are measured on held-out prompts."""
 
     prompts: int = Field(200, ge=10, description="Held-out prompts answered by the model.")
-    temperature: float = Field(1.0, ge=0)
+    temperature: float = Field(0.7, ge=0, description="By default that of `chatpipe chat`.")
     max_new_tokens: int = Field(48, ge=1)
 
 

@@ -31,6 +31,7 @@ KIND_OF_KEY: Mapping[str, Kind] = {"model": "causal", "reward_model": "reward"}
 # Where and how a stage runs, not what comes out of it; models and data are compared by content.
 NOT_COMPARED = {"logging_steps", "save_steps", "model", "reward_model", "data"}
 STARTED = "checkpoints/stage.json"
+COMPLETE_POINTS = "checkpoints/step-*[0-9]"
 
 WHAT_OF_KEY: Mapping[str, What] = {
     "pretrain.data": "documents",
@@ -38,6 +39,9 @@ WHAT_OF_KEY: Mapping[str, What] = {
     "rm.data": "rankings",
     "ppo.data": "prompts",
 }
+
+
+Standing = Literal["done", "started", "new"]
 
 
 @dataclass
@@ -135,14 +139,22 @@ class Job:
         return Manifest(
             stage=self.stage,
             parents={f"{self.stage}.{key}": checkpoint_id(model) for key, model in self.models.items()},
-            data={key: data_fingerprints(blocks, key) for key, blocks in self.data().items()},
+            data={key: self._in_run(data_fingerprints(blocks, key)) for key, blocks in self.data().items()},
             settings={"seed": self.recipe.seed, **settings},
             seed=self.recipe.seed,
             processes=self.processes,
         )
 
-    def standing(self) -> Literal["done", "started", "new"]:
-        """Whether the stage is done, was begun, or is new.
+    def _in_run(self, fingerprints: dict[str, str]) -> dict[str, str]:
+        """With what the run itself made named by its place in the run, which may be moved."""
+        run = Path(self.recipe.out)
+        return {
+            str(Path(source).relative_to(run)) if Path(source).is_relative_to(run) else source: content
+            for source, content in fingerprints.items()
+        }
+
+    def standing(self) -> Standing:
+        """Whether the stage is done, has resume points to go on from, or is new.
 
         Raises `UsageError` where the folder holds something else, or was made in another way: the message names what
         changed.
@@ -156,6 +168,8 @@ class Job:
                 f"{self.folder} holds something that chatpipe did not make.",
                 "Choose another folder with out= or --out.",
             )
+        if finished is None and not any(self.folder.glob(COMPLETE_POINTS)):
+            return "new"  # it broke off, perhaps because of its data, before there was anything to go on from
         changed = before.differences(self.manifest())
         if changed:
             shown = changed[:4] + ([f"... and {len(changed) - 4} more"] if len(changed) > 4 else [])

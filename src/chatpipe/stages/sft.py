@@ -144,12 +144,12 @@ def _training_row(ids: list[int], mask: list[int]) -> dict[str, list[int]]:
 
 
 def _raw_text_rows(job: Job, tokenizer: PreTrainedTokenizerBase, train: list[Encoded]) -> list[dict[str, list[int]]]:
-    """Raw text so that it makes up `sft.pretrain_mix` of all rows: blocks as long as conversations are on average."""
+    """Raw text so that it makes up `sft.pretrain_mix` of all rows: blocks as long as the longest conversation."""
     mix = job.recipe.sft.pretrain_mix
     if mix == 0:
         return []
     documents = load_documents(job.data()["pretrain.data"], job.recipe.pocketworld, "pretrain.data")
-    block_size = sum(len(ids) for ids, _ in train) // len(train)
+    block_size = max(len(ids) for ids, _ in train)
     with main_process_first(job):
         path = job.folder / "tokens" / "raw.bin"
         store = build_token_store(path, documents.train, tokenizer, block_size)

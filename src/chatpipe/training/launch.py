@@ -39,6 +39,16 @@ def is_rank() -> bool:
     return "RANK" in os.environ and "WORLD_SIZE" in os.environ
 
 
+def has_parent() -> bool:
+    """Whether a `chatpipe` started this rank: it has checked everything, and says what comes of it."""
+    return is_rank() and LAUNCHED in os.environ
+
+
+def speaks() -> bool:
+    """Whether this process says what comes of it: not a rank whose parent does so, nor any rank but the first."""
+    return not has_parent() and os.environ.get("RANK", "0") == "0"
+
+
 def check_world(processes: int | None) -> None:
     """Raises `UsageError` in a launched rank when the world is not the one that was asked for."""
     world = int(os.environ["WORLD_SIZE"])

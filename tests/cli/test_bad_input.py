@@ -1,0 +1,223 @@
+"""Whatever a user can get wrong: exit 2, at most eight lines with the place and the remedy, and nothing written."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from chatpipe.pipeline import write_recipe
+from chatpipe.recipe import load_recipe
+
+
+@pytest.fixture
+def models(make_model) -> None:
+    """A chat model and a reward model."""
+    make_model("chat", "GPT2LMHeadModel")
+    make_model("reward", "GPT2ForSequenceClassification")
+
+
+def test_a_misspelt_key_on_the_command_line(refused):
+    told = refused("ppo", "pocket", "ppo.learning_ratee=1e-5")
+    assert told.startswith("error: there is no key ppo.learning_ratee; did you mean ppo.learning_rate?\n")
+
+
+@pytest.mark.parametrize(
+    ("text", "parts"),
+    [
+        ("ppo:\n  lam: 1\n  learning_ratee: 1e-5\n", ("mine.yaml:3: ", "ppo.learning_ratee", "ppo.learning_rate?")),
+        ("rm:\n  batch_size: many\n", ("mine.yaml:2: rm.batch_size = 'many'", "integer")),
+        ("seed: 0\nsft:\nseed: 1\n", ("mine.yaml:3: seed stands here twice; first at mine.yaml:1.", "Remove")),
+        ("seed: [0\nsft: }\n", ("mine.yaml:2: this is not YAML", "recipes show pocket")),
+        ("", ("The recipe mine.yaml is empty.", "recipes copy pocket")),
+        ("a sentence\n", ("mine.yaml:1: a recipe consists of `key: value` lines",)),
+    ],
+)
+@pytest.mark.parametrize("command", ["run", "ppo"])
+def test_a_recipe_file_that_is_wrong(refused, work, command, text, parts):
+    (work / "mine.yaml").write_text(text)
+    told = refused(command, "mine.yaml")
+    for part in parts:
+        assert part in told
+
+
+def test_a_recipe_that_does_not_exist(refused):
+    assert "There is no recipe called poket.\nDid you mean pocket?" in refused("run", "poket")
+    assert "There is no recipe file my.yaml." in refused("sft", "my.yaml")
+    assert "Which recipe?\nTry `chatpipe run pocket`" in refused("run")
+
+
+def test_words_that_are_neither_recipe_nor_override(refused):
+    told = refused("run", "pocket", "please")
+    assert "'please' is not understood: after the recipe come KEY=VALUE pairs.\nExample: ppo.kl_coef=0.1" in told
+
+
+def test_an_option_that_does_not_exist(refused):
+    assert "No such option: --learning-rate" in refused("ppo", "pocket", "--learning-rate", "3")
+    assert "--processes" in refused("ppo", "pocket", "--processes", "none")
+
+
+def test_a_stage_that_is_not_told_where_to_write(refused, chats):
+    told = refused("sft", "--model", "gpt2", "--data", chats)
+    assert "Where should sft write to?\nGive a recipe, or a folder with --out." in told
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "parts"),
+    [
+        ("no.jsonl", None, ("sft.data: there is no file no.jsonl.", "path")),
+        ("folder", "", ("sft.data: folder is not one of the files that can be read: .txt, .json, .jsonl.",)),
+        ("empty.jsonl", "", ("sft.data: empty.jsonl is empty.",)),
+        ("blank.jsonl", "\n\n", ("sft.data: blank.jsonl holds no rows.",)),
+        ("bad.jsonl", '{"messages": []}\n{"messages": [}\n', ("bad.jsonl:2: this line is not JSON", "column 15")),
+        ("bad.json", '[\n{"a": 1},\n{"a" 2}]', ("bad.json:3: this is not JSON",)),
+        ("own.jsonl", '{"q": "x", "a": "y"}\n', ("own.jsonl:1: sft.data does not know what these fields mean: a, q.",)),
+        ("text.jsonl", '{"text": "x"}\n', ("sft.data: text.jsonl: 1 of 1 rows", "it is text, not conversations")),
+        ("table.csv", "a,b\n", ("sft.data: table.csv is not one of the files",)),
+    ],
+)
+def test_data_that_cannot_be_read(refused, work, models, name, content, parts):
+    if name == "folder":
+        (work / name).mkdir()
+    elif content is not None:
+        (work / name).write_text(content)
+    told = refused("sft", "--model", "chat", "--data", name, "--out", "tuned")
+    for part in parts:
+        assert part in told
+    assert "sft.data" in refused("run", "pocket", f"sft.data={name}", "out=run") or name in told
+
+
+def test_data_that_is_not_given(refused, models):
+    assert "sft.data is not given.\nGive a file: sft.data=FILE" in refused("sft", "--model", "chat", "--out", "tuned")
+    assert "pretrain.data is not given." in refused("run", "small-real")
+
+
+def test_rankings_of_the_built_in_world(refused):
+    told = refused("run", "pocket", "rm.data=pocketworld", "out=run")
+    assert "rm.data: the built-in world has no rankings of its own.\nLeave rm.data out" in told
+
+
+def test_a_folder_that_is_no_model(refused, work, chats):
+    (work / "folder").mkdir()
+    told = refused("sft", "--model", "folder", "--data", chats, "--out", "tuned")
+    assert "sft.model = folder is not a model folder: it has no config.json." in told
+    told = refused("sft", "--model", "./nowhere", "--data", chats, "--out", "tuned")
+    assert "sft.model = ./nowhere: there is no such folder." in told
+    assert "MODEL = ./nowhere: there is no such folder." in refused("chat", "./nowhere")
+
+
+def test_a_model_without_weights(refused, work, chats):
+    (work / "half").mkdir()
+    (work / "half" / "config.json").write_text('{"architectures": ["GPT2LMHeadModel"]}')
+    told = refused("sft", "--model", "half", "--data", chats, "--out", "tuned")
+    assert "sft.model = half is not a whole model folder: it has no weights." in told
+
+
+def test_a_model_of_the_wrong_kind(refused, chats, models):
+    told = refused("ppo", "--model", "reward", "--reward", "reward", "--data", chats, "--out", "tuned")
+    assert "ppo.model = reward is a reward model, but a causal language model is needed there." in told
+    told = refused("ppo", "--model", "chat", "--reward", "chat", "--data", chats, "--out", "tuned")
+    assert "ppo.reward_model = chat is a causal language model, but a reward model is needed there." in told
+    assert "chatpipe rm" in told
+    assert "MODEL = reward is a reward model" in refused("chat", "reward")
+
+
+def test_a_stage_before_its_parent(refused):
+    told = refused("sft", "pocket")
+    assert "sft starts from what pretrain makes, but there is no runs/pocket/pretrain yet." in told
+    assert "Run `chatpipe pretrain` first, or give a model with --model." in told
+    assert "there is no runs/pocket/rm yet" in refused("ppo", "pocket", "--model", "gpt2")
+
+
+def test_an_out_folder_that_holds_something_else(refused, work):
+    (work / "thesis").mkdir()
+    (work / "thesis" / "chapter-1.md").write_text("years of work")
+    told = refused("run", "pocket", "out=thesis")
+    assert "out = thesis holds something that chatpipe did not make." in told
+    assert "did not make" in refused("run", "pocket", "out=thesis", "--fresh")
+    assert "did not make" in refused("pretrain", "pocket", "--out", "thesis")
+    assert "it is not deleted" in refused("pretrain", "pocket", "--out", "thesis", "--fresh")
+
+
+def test_an_out_folder_that_is_a_file(refused, chats):
+    assert f"out = {chats} is a file." in refused("run", "pocket", f"out={chats}")
+    assert f"{chats} is a file." in refused("pretrain", "pocket", "--out", chats)
+
+
+def test_an_out_folder_that_holds_another_run(refused, work):
+    write_recipe(load_recipe("pocket", ["seed=3", "ppo.kl_coef=0.2"]).recipe, work / "runs" / "pocket" / "recipe.yaml")
+    told = refused("run", "pocket", "seed=4")
+    assert "runs/pocket holds another run:\nseed was 3, is 4 now\nppo.kl_coef was 0.2, is 0.05 now\n" in told
+    assert "out=" in told
+    assert "--fresh" in told
+
+
+def test_a_recipe_file_in_the_run_that_is_damaged(refused, work):
+    (work / "run").mkdir()
+    (work / "run" / "recipe.yaml").write_text("seed: [")
+    assert "run/recipe.yaml cannot be read." in refused("run", "pocket", "out=run")
+
+
+def test_a_batch_that_the_processes_cannot_share(refused):
+    told = refused("run", "pocket", "pretrain.batch_size=32", "--processes", "3")
+    assert "pretrain.batch_size = 32 cannot be shared by 3 processes.\nMake it a multiple of 3." in told
+    words = ("ppo.batch_size=64", "ppo.per_device_train_batch_size=7", "--processes", "1")
+    told = refused("run", "pocket", *words)
+    assert "ppo.per_device_train_batch_size = 7 does not divide the 64 sequences" in told
+
+
+def in_a_process_of_its_own(*words: str) -> subprocess.CompletedProcess[str]:
+    """Runs the command line, and prints the heavy packages that it loaded behind what it says."""
+    code = (
+        "import sys, chatpipe.cli.app as app\n"
+        "try:\n    app.main()\n"
+        "finally:\n    print('loaded:', *sorted({'torch', 'transformers'} & set(sys.modules)))\n"
+    )
+    return subprocess.run([sys.executable, "-c", code, *words], capture_output=True, text=True, check=False)
+
+
+def test_a_wrong_recipe_or_wrong_data_is_answered_without_torch(work, listing, chats, models):
+    (work / "bad.jsonl").write_text('{"messages": []}\n{oops}\n')
+    before = listing()
+    for words, part in (
+        (("ppo", "pocket", "ppo.learning_ratee=1e-5"), "did you mean ppo.learning_rate?"),
+        (("sft", "--model", "chat", "--data", "bad.jsonl", "--out", "tuned"), "bad.jsonl:2: this line is not JSON"),
+        (("ppo", "--model", "reward", "--reward", "chat", "--data", chats, "--out", "x"), "ppo.model = reward is a"),
+        (("run", "pocket", "pretrain.batch_size=32", "--processes", "3"), "cannot be shared by 3 processes"),
+    ):
+        done = in_a_process_of_its_own(*words)
+        assert (done.returncode, done.stdout) == (2, "loaded:\n")
+        assert part in done.stderr
+        assert len(done.stderr.splitlines()) <= 8
+    assert listing() == before
+
+
+def test_the_console_script_exits_with_the_code_of_the_contract(work, listing):
+    script = Path(sys.executable).with_name("chatpipe")
+    done = subprocess.run([script, "run", "poket"], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr.startswith("error: There is no recipe called poket.\n")
+    environment = {**os.environ, "CHATPIPE_DEBUG": "1"}
+    debugged = subprocess.run([script, "run", "poket"], capture_output=True, text=True, check=False, env=environment)
+    assert debugged.returncode == 2
+    assert "Traceback" in debugged.stderr
+    assert listing() == {}
+
+
+def test_a_rank_leaves_its_error_for_the_parent_that_launched_it(chatpipe, work, monkeypatch):
+    monkeypatch.setenv("RANK", "0")
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setenv("CHATPIPE_ERROR_FILE", str(work / "error.json"))
+    result = chatpipe("sft", "pocket", "sft.max_lenght=3")
+    assert (result.code, result.err) == (2, "")
+    told = json.loads((work / "error.json").read_text())
+    assert "did you mean sft.max_length?" in told["message"]
+    assert told["exit_code"] == 2
+
+
+def test_one_stage_leaves_a_folder_that_is_not_its_run_s_as_it_was(refused, work):
+    (work / "thesis" / "pretrain").mkdir(parents=True)
+    (work / "thesis" / "pretrain" / "chapter-1.md").write_text("years of work")
+    assert "did not make" in refused("pretrain", "pocket", "out=thesis")

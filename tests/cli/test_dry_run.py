@@ -1,0 +1,80 @@
+import json
+
+import pytest
+
+from chatpipe.recipe.schema import STAGES
+
+RECIPE = """\
+pretrain:
+  data: pocketworld
+  architecture: {n_layer: 3, n_embd: 64, n_positions: 96}
+  tokenizer: {vocab_size: 512}
+  learning_rate: 3e-3
+  max_steps: 50
+  batch_size: 8
+  block_size: 64
+sft:
+  data: pocketworld
+sample:
+  data: pocketworld
+  prompts: 100
+rm:
+  batch_size: 16
+  num_train_epochs: 2
+ppo:
+  data: pocketworld
+  total_episodes: 100
+  batch_size: 8
+  num_mini_batches: 2
+  num_ppo_epochs: 3
+"""
+
+
+@pytest.fixture
+def recipe(work) -> str:
+    """A recipe over the built-in world."""
+    (work / "mine.yaml").write_text(RECIPE)
+    return "mine.yaml"
+
+
+def test_a_dry_run_shows_every_value_with_its_origin_and_writes_nothing(chatpipe, recipe, listing):
+    before = listing()
+    result = chatpipe("run", recipe, "seed=7", "--processes", "1", "--dry-run")
+    assert result.code == 0, result.err
+    assert listing() == before
+    rows = [line.split() for line in result.out.splitlines()]
+    for row in (
+        ["seed", "7", "command", "line"],
+        ["processes", "1", "command", "line"],
+        ["out", "runs/mine", "the", "recipe's", "name"],
+        ["pretrain.learning_rate", "0.003", "mine.yaml:5"],
+        ["pretrain.architecture.n_embd", "64", "mine.yaml:3"],
+        ["pretrain.architecture.n_head", "4", "default"],
+        ["ppo.adam_beta1", "0.9", "default"],
+    ):
+        assert row in rows
+
+
+def test_the_plan_says_parameters_steps_and_tokens_of_each_stage(chatpipe, recipe):
+    result = chatpipe("run", recipe, "--processes", "1", "--dry-run", "--json")
+    plans = {plan["stage"]: plan for plan in json.loads(result.out)["stages"]}
+    assert tuple(plans) == STAGES
+    assert (plans["pretrain"]["steps"], plans["pretrain"]["tokens"]) == (50, 50 * 8 * 64)
+    assert len({plan["parameters"] for plan in plans.values()}) == 1
+    width, layers, vocabulary, positions = 64, 3, 512, 96
+    counted = (vocabulary + positions) * width + layers * (12 * width**2 + 13 * width) + 2 * width
+    assert plans["pretrain"]["parameters"] == counted
+    assert plans["ppo"]["iterations"] == 7  # 16 episodes each, of 100
+    assert plans["ppo"]["steps"] == 7 * 3 * 2
+    assert plans["rm"]["rankings"] == 90  # nine tenths of the prompts that are sampled
+    assert plans["rm"]["steps"] == 6 * 2
+    assert plans["sft"]["out"] == "runs/mine/sft"
+    assert {plan["command"] for plan in plans.values()} == {"in this process"}
+
+
+def test_the_plan_of_a_stage_with_a_folder_of_its_own_names_that_folder(chatpipe, chats, make_model):
+    model = make_model("base", "GPT2LMHeadModel")
+    words = ("--model", model, "--data", chats, "--out", "tuned", "--processes", "2", "--dry-run", "--json")
+    [plan] = json.loads(chatpipe("sft", *words).out)["stages"]
+    assert (plan["out"], plan["models"], plan["processes"]) == ("tuned", "base", 2)
+    assert plan["command"].endswith("--out tuned")

@@ -1,0 +1,57 @@
+import json
+
+import pytest
+
+from chatpipe.cli.options import Given, flags, tell_apart
+from chatpipe.errors import UsageError
+
+
+@pytest.mark.parametrize(
+    ("words", "recipe", "overrides", "accelerate"),
+    [
+        (None, None, [], []),
+        ([], None, [], []),
+        (["pocket"], "pocket", [], []),
+        (["./a.yaml", "seed=1", "ppo.lam=0.9"], "./a.yaml", ["seed=1", "ppo.lam=0.9"], []),
+        (["seed=1"], None, ["seed=1"], []),
+        (["out="], None, ["out="], []),
+        (["pocket", "out=a=b"], "pocket", ["out=a=b"], []),
+        (["pocket", "--mixed_precision", "bf16"], "pocket", [], ["--mixed_precision", "bf16"]),
+        (
+            ["pocket", "seed=1", "--main_process_port", "0", "x=y"],
+            "pocket",
+            ["seed=1"],
+            ["--main_process_port", "0", "x=y"],
+        ),
+        (["--num_machines", "2"], None, [], ["--num_machines", "2"]),
+        (["seed=1", "-q"], None, ["seed=1"], ["-q"]),
+    ],
+)
+def test_recipe_overrides_and_accelerate_flags_are_told_apart(words, recipe, overrides, accelerate):
+    assert tell_apart(words) == Given(recipe, overrides, accelerate)
+
+
+@pytest.mark.parametrize("words", [["pocket", "words"], ["pocket", "seed=1", "small-real"], ["seed=1", "pocket"]])
+def test_a_word_that_is_neither_recipe_nor_override_is_refused(words):
+    wrong = next(word for word in reversed(words) if "=" not in word)
+    with pytest.raises(UsageError, match=f"'{wrong}' is not understood") as caught:
+        tell_apart(words)
+    assert "ppo.kl_coef=0.1" in caught.value.hint
+
+
+def test_options_that_were_not_given_set_nothing():
+    assert flags(sft__model="gpt2", sft__data=None, processes=2, launch=None) == {"sft.model": "gpt2", "processes": 2}
+    assert flags(seed=0) == {"seed": 0}
+
+
+def test_what_stands_behind_two_dashes_goes_to_accelerate(chatpipe):
+    words = ("pocket", "seed=4", "--processes", "2", "--dry-run", "--json", "--", "--mixed_precision", "bf16")
+    result = chatpipe("pretrain", *words)
+    assert result.code == 0, result.err
+    shown = json.loads(result.out)
+    assert shown["recipe"]["seed"] == {"value": "4", "origin": "command line"}
+    [plan] = shown["stages"]
+    assert plan["processes"] == 2
+    assert plan["command"].startswith("accelerate launch --multi_gpu --num_processes 2 ")
+    assert "--mixed_precision bf16 --module chatpipe pretrain" in plan["command"]
+    assert "--mixed_precision no" not in plan["command"]

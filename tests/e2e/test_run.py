@@ -1,0 +1,2 @@
+def test_x(tiny_run): 
+    print(tiny_run.said.err)
