@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from chatpipe import __version__
-from chatpipe.durable import replace_text, sha256_of
+from chatpipe.durable import finite, replace_text, sha256_of
 from chatpipe.errors import UsageError
 from chatpipe.models.folder import looks_like_path
 
@@ -67,7 +67,7 @@ def write_manifest(folder: Path, manifest: Manifest) -> None:
         if path.is_file() and path.name not in {MANIFEST, "metrics.jsonl"} and path.suffix != ".log"
     }
     manifest.versions = versions()
-    replace_text(folder / MANIFEST, json.dumps(asdict(manifest), indent=2, ensure_ascii=False))
+    replace_text(folder / MANIFEST, json.dumps(finite(asdict(manifest)), indent=2, ensure_ascii=False))
 
 
 def read_manifest(folder: Path, name: str = MANIFEST) -> Manifest | None:

@@ -12,6 +12,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Protocol
 
+from chatpipe.durable import finite
 from chatpipe.errors import ChatpipeError
 
 if TYPE_CHECKING:
@@ -42,7 +43,7 @@ def data(text: str) -> None:
 
 def json_object(value: dict[str, Any]) -> None:
     """Writes one JSON object to stdout; NaN and infinity, which JSON lacks, become null."""
-    data(json.dumps(_finite(value), ensure_ascii=False))
+    data(json.dumps(finite(value), ensure_ascii=False))
 
 
 def note(text: str) -> None:
@@ -115,13 +116,3 @@ def progress(title: str, total: float) -> Iterator[ProgressBar]:
     )
     with Progress(*columns, console=stderr_console(), transient=True) as shown:
         yield _Bar(shown, shown.add_task(title, total=total, words=""))
-
-
-def _finite(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {key: _finite(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [_finite(item) for item in value]
-    if isinstance(value, float) and (value != value or value in (float("inf"), float("-inf"))):
-        return None
-    return value

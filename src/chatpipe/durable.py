@@ -7,6 +7,7 @@ a person does to the folder afterwards.
 
 import hashlib
 import json
+import math
 import os
 import shutil
 from pathlib import Path
@@ -30,6 +31,15 @@ def write_json(path: Path, value: Any) -> None:
     """Writes `value` as JSON and returns when it is on the disk. Raises `TypeError` for what JSON does not know."""
     path.write_text(json.dumps(value), encoding="utf-8")
     fsync(path)
+
+
+def finite(value: Any) -> Any:
+    """`value` with null for NaN and infinity, which JSON lacks, in all lists and objects inside."""
+    if isinstance(value, dict):
+        return {key: finite(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [finite(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def read_json(path: Path) -> Any:

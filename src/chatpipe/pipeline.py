@@ -145,7 +145,11 @@ def _run_here(job: Job) -> None:
     start = time.monotonic()
     # Imported here since a stage brings torch along, which a wrong command must not wait for.
     module = importlib.import_module(f"chatpipe.stages.{job.stage}")
-    outcome: Outcome | None = getattr(module, f"run_{job.stage}")(job)
+    try:
+        outcome: Outcome | None = getattr(module, f"run_{job.stage}")(job)
+    except UsageError:
+        job.withdraw()
+        raise
     if outcome is None:
         return
     manifest = job.manifest()

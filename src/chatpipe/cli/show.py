@@ -67,8 +67,9 @@ def _measured(stage: str, metrics: dict[str, Any]) -> list[tuple[str, str, str]]
     """(what, before, after) of a stage, from its metrics."""
     if stage == "pretrain":
         trigram = metrics["trigram_bits_per_byte"]
+        before = metrics.get("untrained_bits_per_byte", metrics.get("bits_per_byte_before"))
         what = f"bits per byte (3-gram model: {trigram:.2f})"
-        return [(what, f"{metrics['untrained_bits_per_byte']:.2f}", f"{metrics['bits_per_byte']:.2f}")]
+        return [(what, f"{before:.2f}", f"{metrics['bits_per_byte']:.2f}")]
     if stage == "sft":
         rows = [("held-out loss, nats a token", f"{metrics['eval_loss_before']:.2f}", f"{metrics['eval_loss']:.2f}")]
         if "right" in metrics:

@@ -45,33 +45,38 @@ Finding = tuple[Status, str]
 def pretrain_verdict(metrics: Mapping[str, Any]) -> Verdict:
     """Whether the base model has learned more of its text than counting does.
 
-    Reads `eval_loss`, `bits_per_byte`, `untrained_bits_per_byte` and `trigram_bits_per_byte`.
+    Reads `eval_loss`, `bits_per_byte`, `trigram_bits_per_byte`, and `untrained_bits_per_byte` of a new model or
+    `bits_per_byte_before` of one that went on from another.
     """
-    bits, trigram, untrained = (
-        metrics[key] for key in ("bits_per_byte", "trigram_bits_per_byte", "untrained_bits_per_byte")
-    )
-    gain = 1 - bits / untrained
+    bits, trigram = metrics["bits_per_byte"], metrics["trigram_bits_per_byte"]
     longer = "raise pretrain.max_steps or pretrain.learning_rate"
     if not metrics["eval_loss"] < float("inf"):
         return _verdict(
             [("fail", f"The held-out loss is {metrics['eval_loss']}, not finite. Try: lower pretrain.learning_rate.")]
         )
-    return _verdict(
-        [
-            _finding(
-                bits < trigram,
-                f"{bits:.2f} bits per byte; counting 3-grams of bytes gives {trigram:.2f}, which must be beaten",
-                f"{longer}, or read more text (pretrain.data)",
-            ),
-            _finding(
-                gain >= MIN_PRETRAIN_GAIN,
-                f"{gain:.0%} below the untrained model's {untrained:.2f} bits per byte; "
-                f"{MIN_PRETRAIN_GAIN:.0%} are expected",
-                longer,
-                otherwise="warn",
-            ),
-        ]
+    beats_counting = _finding(
+        bits < trigram,
+        f"{bits:.2f} bits per byte; counting 3-grams of bytes gives {trigram:.2f}, which must be beaten",
+        f"{longer}, or read more text (pretrain.data)",
     )
+    if "bits_per_byte_before" in metrics:
+        before = metrics["bits_per_byte_before"]
+        gained = _finding(
+            bits < before,
+            f"{bits:.2f} bits per byte; the model it went on from had {before:.2f}",
+            "lower pretrain.learning_rate",
+            otherwise="warn",
+        )
+    else:
+        untrained = metrics["untrained_bits_per_byte"]
+        gained = _finding(
+            1 - bits / untrained >= MIN_PRETRAIN_GAIN,
+            f"{1 - bits / untrained:.0%} below the untrained model's {untrained:.2f} bits per byte; "
+            f"{MIN_PRETRAIN_GAIN:.0%} are expected",
+            longer,
+            otherwise="warn",
+        )
+    return _verdict([beats_counting, gained])
 
 
 def sft_verdict(metrics: Mapping[str, Any]) -> Verdict:

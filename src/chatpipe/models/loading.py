@@ -4,7 +4,15 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
-from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, PreTrainedModel
+from transformers import (
+    AutoModelForCausalLM,
+    AutoModelForSequenceClassification,
+    AutoTokenizer,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
+
+from chatpipe.errors import UsageError
 
 Model = TypeVar("Model", bound=PreTrainedModel)
 
@@ -13,13 +21,28 @@ MAX_EAGER_CONTEXT = 512
 
 
 def load_causal_model(model: str | Path) -> PreTrainedModel:
-    """A causal language model from a folder or a hub id."""
-    return quickest_attention(AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32))
+    """A causal language model from a folder or a hub id. Raises `UsageError` where there is none."""
+    return quickest_attention(_load(AutoModelForCausalLM, model, dtype=torch.float32))
 
 
 def load_reward_model(model: str | Path) -> PreTrainedModel:
-    """A sequence classification model from a folder or a hub id."""
-    return quickest_attention(AutoModelForSequenceClassification.from_pretrained(model, dtype=torch.float32))
+    """A sequence classification model from a folder or a hub id. Raises `UsageError` where there is none."""
+    return quickest_attention(_load(AutoModelForSequenceClassification, model, dtype=torch.float32))
+
+
+def load_tokenizer(model: str | Path) -> PreTrainedTokenizerBase:
+    """The tokenizer of a model. Raises `UsageError` where there is none."""
+    return _load(AutoTokenizer, model)
+
+
+def _load(auto: Any, model: str | Path, **options: Any) -> Any:
+    try:
+        return auto.from_pretrained(model, **options)
+    except (OSError, ValueError) as problem:
+        raise UsageError(
+            f"{model} cannot be loaded: {str(problem).splitlines()[0][:200]}",
+            "Give a model folder, or a hub id that can be reached (HF_HUB_OFFLINE must not be set then).",
+        ) from problem
 
 
 def quickest_attention(model: Model) -> Model:

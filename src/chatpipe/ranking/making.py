@@ -5,8 +5,6 @@ import random
 from collections.abc import Iterable
 from pathlib import Path
 
-from transformers import AutoTokenizer
-
 from chatpipe import console
 from chatpipe.data.formats import Ranking
 from chatpipe.data.load import build_world, load_prompts
@@ -14,7 +12,7 @@ from chatpipe.data.template import decode_answer
 from chatpipe.durable import replace_text
 from chatpipe.errors import UsageError
 from chatpipe.generation import SamplingParams
-from chatpipe.models.loading import load_causal_model
+from chatpipe.models.loading import load_causal_model, load_tokenizer
 from chatpipe.pocketworld import GoldRater, rank
 from chatpipe.ranking.sampling import sample_completions
 from chatpipe.recipe.schema import Recipe
@@ -25,7 +23,7 @@ ANNOTATOR = "pocketworld"
 def make_rankings(recipe: Recipe, model_folder: str, path: Path) -> int:
     """Samples, ranks and writes the rankings file, whole or not at all; returns how many rankings it holds."""
     settings = recipe.sample
-    tokenizer = AutoTokenizer.from_pretrained(model_folder)
+    tokenizer = load_tokenizer(model_folder)
     model = load_causal_model(model_folder)
     prompts = load_prompts(settings.data or [], recipe.pocketworld, "sample.data").train[: settings.prompts]
     params = SamplingParams(max_new_tokens=settings.max_new_tokens, temperature=settings.temperature)

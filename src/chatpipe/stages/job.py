@@ -183,6 +183,11 @@ class Job:
         """Notes how the stage is made before it starts, so that a changed recipe cannot resume it."""
         replace_text(self.folder / STARTED, json.dumps(asdict(self.manifest()), indent=2))
 
+    def withdraw(self) -> None:
+        """Takes `begin` back where nothing was trained yet, so that the corrected command is not refused."""
+        if self.is_main and not any((self.folder / STARTED).parent.glob("step-*")):
+            shutil.rmtree(self.folder, ignore_errors=True)
+
     def clear(self) -> None:
         """Deletes what an earlier run of the stage left; refuses to delete what chatpipe did not make."""
         if not self.folder.exists() or not any(self.folder.iterdir()):

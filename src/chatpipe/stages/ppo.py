@@ -1,7 +1,6 @@
 """ppo: a better chat model, from prompts and a reward model."""
 
 from transformers import (
-    AutoTokenizer,
     PreTrainedModel,
     PreTrainedTokenizerBase,
     set_seed,
@@ -15,7 +14,7 @@ from chatpipe.evaluation.answers import answer_metrics
 from chatpipe.evaluation.compare import gold_comparison, mean_change, win_rate
 from chatpipe.evaluation.verdicts import ppo_verdict
 from chatpipe.generation import SamplingParams
-from chatpipe.models.loading import load_causal_model, load_reward_model
+from chatpipe.models.loading import load_causal_model, load_reward_model, load_tokenizer
 from chatpipe.ppo.config import PPOConfig
 from chatpipe.ppo.divergence import sampled_kl
 from chatpipe.ppo.trainer import PPOTrainer
@@ -52,7 +51,7 @@ def run_ppo(job: Job) -> Outcome | None:
     recipe, section = job.recipe, job.recipe.ppo
     prompts = load_prompts(job.data()["ppo.data"], recipe.pocketworld, "ppo.data")
     set_seed(recipe.seed)
-    tokenizer = AutoTokenizer.from_pretrained(job.models["model"])
+    tokenizer = load_tokenizer(job.models["model"])
     add_chat_template(tokenizer)
     policy, reference = (load_causal_model(job.models["model"]) for _ in range(2))
     reward_model, critic = (load_reward_model(job.models["reward_model"]) for _ in range(2))
@@ -114,7 +113,7 @@ def _check_vocabularies(
     job: Job, policy: PreTrainedModel, reward_model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase
 ) -> None:
     """The reward model reads the policy's token ids: both must have the same tokenizer (trl #1674, #1979)."""
-    other = AutoTokenizer.from_pretrained(job.models["reward_model"])
+    other = load_tokenizer(job.models["reward_model"])
     if other.get_vocab() != tokenizer.get_vocab():
         raise UsageError(
             f"The reward model {job.models['reward_model']} has another tokenizer than the policy.",

@@ -1,7 +1,6 @@
 """pretrain: a base model from raw text."""
 
 from transformers import (
-    AutoTokenizer,
     PreTrainedModel,
     PreTrainedTokenizerBase,
     Trainer,
@@ -16,7 +15,7 @@ from chatpipe.evaluation.language import held_out_loss
 from chatpipe.evaluation.ngram import trigram_bits_per_byte
 from chatpipe.evaluation.verdicts import pretrain_verdict
 from chatpipe.models.architecture import new_model
-from chatpipe.models.loading import load_causal_model
+from chatpipe.models.loading import load_causal_model, load_tokenizer
 from chatpipe.models.tokenizer import train_tokenizer
 from chatpipe.stages.example import complete_example
 from chatpipe.stages.job import Job, Outcome
@@ -74,7 +73,8 @@ def run_pretrain(job: Job) -> Outcome | None:
         "eval_loss": score.nats_per_token,
         "perplexity": score.perplexity,
         "bits_per_byte": score.bits_per_byte,
-        "untrained_bits_per_byte": untrained.bits_per_byte,
+        # With pretrain.model given, what it started from is not untrained.
+        "bits_per_byte_before" if job.models else "untrained_bits_per_byte": untrained.bits_per_byte,
         "trigram_bits_per_byte": trigram_bits_per_byte(documents.train, held_out_texts),
         "parameters": model.num_parameters(),
         "train_tokens": section.max_steps * section.batch_size * train.block_size,
@@ -89,7 +89,7 @@ def _start(job: Job, documents: Loaded[str]) -> tuple[PreTrainedTokenizerBase, P
     """A new tokenizer and model, or the ones to go on from."""
     section = job.recipe.pretrain
     if "model" in job.models:
-        tokenizer = AutoTokenizer.from_pretrained(job.models["model"])
+        tokenizer = load_tokenizer(job.models["model"])
         return tokenizer, load_causal_model(job.models["model"])
     tokenizer = train_tokenizer(documents.train, section.tokenizer.vocab_size, section.architecture.n_positions)
     return tokenizer, new_model(section.architecture, tokenizer)

@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase, TrainingArguments, set_seed
+from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainingArguments, set_seed
 
 from chatpipe.data.formats import Ranking
 from chatpipe.data.load import build_world, load_conversations, load_rankings, reads_pocketworld
@@ -10,7 +10,7 @@ from chatpipe.data.rows import BadRow
 from chatpipe.data.template import add_chat_template, encode_completion
 from chatpipe.evaluation.pairs import pair_metrics
 from chatpipe.evaluation.verdicts import rm_verdict
-from chatpipe.models.loading import quickest_attention
+from chatpipe.models.loading import load_tokenizer, quickest_attention
 from chatpipe.pocketworld import GoldRater
 from chatpipe.reward.batches import encode_answers, encode_rankings
 from chatpipe.reward.model import centre_rewards, new_reward_model, sequence_scores
@@ -29,7 +29,7 @@ def run_rm(job: Job) -> Outcome | None:
     """Trains the stage's model; the main process evaluates it, saves it and returns what came out."""
     recipe, section = job.recipe, job.recipe.rm
     rankings = load_rankings(job.data()["rm.data"], recipe.pocketworld, "rm.data")
-    tokenizer = AutoTokenizer.from_pretrained(job.models["model"])
+    tokenizer = load_tokenizer(job.models["model"])
     add_chat_template(tokenizer)
     model = quickest_attention(new_reward_model(job.models["model"], tokenizer.pad_token_id, recipe.seed))
     if len(tokenizer) > model.get_input_embeddings().num_embeddings:

@@ -4,7 +4,7 @@ import random
 from typing import Any
 
 from datasets import Dataset
-from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase, set_seed
+from transformers import PreTrainedModel, PreTrainedTokenizerBase, set_seed
 from trl import SFTConfig, SFTTrainer
 
 from chatpipe import console
@@ -14,7 +14,7 @@ from chatpipe.data.token_store import build_token_store
 from chatpipe.errors import UsageError
 from chatpipe.evaluation.language import conversation_loss, question_gain
 from chatpipe.evaluation.verdicts import sft_verdict
-from chatpipe.models.loading import load_causal_model
+from chatpipe.models.loading import load_causal_model, load_tokenizer
 from chatpipe.stages.example import answer_example
 from chatpipe.stages.job import Job, Outcome
 from chatpipe.stages.judging import judge, judged_prompts
@@ -96,7 +96,7 @@ def run_sft(job: Job) -> Outcome | None:
 
 def load_for_chat(model: str) -> tuple[PreTrainedTokenizerBase, PreTrainedModel]:
     """A causal model in float32 and its tokenizer, with a chat template and embeddings for all of its tokens."""
-    tokenizer = AutoTokenizer.from_pretrained(model)
+    tokenizer = load_tokenizer(model)
     loaded = load_causal_model(model)
     add_chat_template(tokenizer)
     if len(tokenizer) > loaded.get_input_embeddings().num_embeddings:

@@ -18,7 +18,7 @@ from transformers import (
 )
 
 from chatpipe import console
-from chatpipe.durable import replace_text
+from chatpipe.durable import finite, replace_text
 from chatpipe.training.progress import METRICS_FILE, progress_words, read_metrics
 
 
@@ -108,7 +108,7 @@ class MetricsFile(TrainerCallback):
             return
         line = {"step": state.global_step, "max_steps": state.max_steps, **logs}
         with self.path.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(line) + "\n")
+            file.write(json.dumps(finite(line)) + "\n")
 
 
 class Progress(TrainerCallback):
