@@ -46,7 +46,7 @@ SMALL = (
     "sft.warmup_steps=5",
     "sft.pretrain_mix=0.2",
     "sft.logging_steps=10",
-    "sample.prompts=60",
+    "sample.prompts=80",
     "sample.k=4",
     "sample.max_new_tokens=24",
     "rank.temperature=0.3",
@@ -98,6 +98,12 @@ def chatpipe_here(*words: object) -> Said:
 @pytest.fixture(scope="session")
 def chatpipe() -> Callable[..., Said]:
     return chatpipe_here
+
+
+@pytest.fixture(scope="session")
+def small() -> tuple[str, ...]:
+    """Values for a recipe that make everything small; those after them win."""
+    return SMALL
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,7 @@ from chatpipe import console
 from chatpipe.checkpoints import Manifest, read_manifest, write_manifest
 from chatpipe.data.load import check_sources, load_rankings
 from chatpipe.durable import replace_text
-from chatpipe.errors import UsageError
+from chatpipe.errors import ChatpipeError, ExitCode, UsageError
 from chatpipe.recipe.loading import flatten
 from chatpipe.recipe.schema import STAGES, Recipe
 from chatpipe.stages.job import Job, Outcome, Standing, rankings_blocks, rankings_file, recipe_section
@@ -148,7 +148,8 @@ def _run_here(job: Job) -> None:
     try:
         outcome: Outcome | None = getattr(module, f"run_{job.stage}")(job)
     except UsageError:
-        job.withdraw()
+        if not launch.has_parent():  # which reads there what went wrong, and then withdraws it itself
+            job.withdraw()
         raise
     if outcome is None:
         return
@@ -166,7 +167,12 @@ def _run_launched(job: Job, how: How, recipe_file: Path | None) -> None:
         write_recipe(job.recipe, path)
     arguments = [job.stage, str(path), "--out", str(job.folder)]
     command = launch.accelerate_command(how.processes, how.launch, how.accelerate_flags, arguments)
-    launch.launch(command, how.processes, job.stage, job.folder)
+    try:
+        launch.launch(command, how.processes, job.stage, job.folder)
+    except ChatpipeError as problem:
+        if problem.exit_code == ExitCode.USAGE:
+            job.withdraw()
+        raise
 
 
 def _ensure_rankings(recipe: Recipe, write_read_ones: bool = True) -> None:
@@ -187,10 +193,12 @@ def _ensure_rankings(recipe: Recipe, write_read_ones: bool = True) -> None:
 
 def write_recipe(recipe: Recipe, path: Path) -> None:
     """Writes every value of a recipe; running the file gives the same run. Replaces only what chatpipe wrote."""
-    if path.exists() and not path.read_text(encoding="utf-8").startswith(HEADER):
+    text = HEADER + yaml.safe_dump(recipe.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
+    before = path.read_text(encoding="utf-8") if path.exists() else HEADER
+    if not before.startswith(HEADER):
         raise UsageError(f"{path} is a recipe of your own; the run would replace it.", "Choose another folder: out=.")
-    text = yaml.safe_dump(recipe.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
-    replace_text(path, HEADER + text)
+    if before != text:
+        replace_text(path, text)
 
 
 def _take_folder(recipe: Recipe, fresh: bool) -> None:

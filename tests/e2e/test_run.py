@@ -1,2 +1,281 @@
-def test_x(tiny_run): 
-    print(tiny_run.said.err)
+"""`chatpipe run`: what it prints, what it leaves, and what a second call does."""
+
+import hashlib
+import json
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
+
+from chatpipe.checkpoints import checkpoint_id
+from chatpipe.data.load import load_conversations
+from chatpipe.data.template import encode_conversation
+from chatpipe.recipe import load_recipe
+
+STAGES = ("pretrain", "sft", "rm", "ppo")
+CAUSAL = ("pretrain", "sft", "ppo")
+
+
+def manifest(folder):
+    return json.loads((folder / "chatpipe.json").read_text())
+
+
+def lines(path):
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+def test_json_is_the_object_of_the_contract_and_nothing_else(tiny_run):
+    told = json.loads(tiny_run.said.out)
+    assert set(told) == {"run", "stages", "seconds"}
+    assert told["run"] == str(tiny_run.folder)
+    assert [stage["stage"] for stage in told["stages"]] == list(STAGES)
+    for stage in told["stages"]:
+        assert set(stage) == {"stage", "out", "seconds", "processes", "skipped", "metrics", "verdict"}
+        assert stage["out"] == str(tiny_run.folder / stage["stage"])
+        assert stage["processes"] == 1
+        assert stage["skipped"] is False
+        assert set(stage["verdict"]) == {"status", "reasons"}
+        assert stage["verdict"]["status"] in ("pass", "warn", "fail")
+        assert all(isinstance(reason, str) for reason in stage["verdict"]["reasons"])
+        assert stage["metrics"]["tokens_per_second"] > 0
+    assert told["seconds"] >= sum(stage["seconds"] for stage in told["stages"]) - 0.5
+    names = {"pretrain": ("eval_loss", "bits_per_byte"), "sft": ("eval_loss",), "rm": ("eval_accuracy",)}
+    for name, keys in {**names, "ppo": ("objective/kl", "win_rate")}.items():
+        assert set(keys) <= set(tiny_run.stage(name)["metrics"])
+
+
+def test_people_are_told_on_stderr(tiny_run):
+    assert "What each stage gained" in tiny_run.said.err
+    question = tiny_run.stage("ppo")["metrics"]["example"]["question"]
+    assert f"Asked: {question}" in tiny_run.said.err
+    for stage in STAGES:
+        assert f"{stage}: {tiny_run.stage(stage)['verdict']['status']} (" in tiny_run.said.err
+
+
+def test_the_folder_of_the_contract(tiny_run):
+    assert {path.name for path in tiny_run.folder.iterdir()} == {"recipe.yaml", "rankings", *STAGES}
+    assert [path.name for path in (tiny_run.folder / "rankings").iterdir()] == ["round-1.jsonl"]
+    for stage in STAGES:
+        found = {path.name for path in (tiny_run.folder / stage).iterdir()}
+        expected = {"config.json", "model.safetensors", "tokenizer.json", "README.md", "chatpipe.json"}
+        expected |= {"metrics.jsonl", "checkpoints"}
+        expected |= {"generation_config.json"} if stage != "rm" else set()
+        expected |= {"chat_template.jinja"} if stage != "pretrain" else set()
+        assert expected <= found, stage
+        assert not {name for name in found if name.endswith((".bin", ".pt", ".pkl"))}, stage
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_transformers_opens_the_model(tiny_run, stage):
+    kind = AutoModelForCausalLM if stage in CAUSAL else AutoModelForSequenceClassification
+    model, info = kind.from_pretrained(tiny_run.folder / stage, output_loading_info=True)
+    assert not any(info[key] for key in ("missing_keys", "unexpected_keys", "mismatched_keys", "error_msgs"))
+    tokenizer = AutoTokenizer.from_pretrained(tiny_run.folder / stage)
+    assert (tokenizer.chat_template is None) == (stage == "pretrain")
+    assert tokenizer.pad_token_id != tokenizer.eos_token_id
+    assert model.config.pad_token_id == tokenizer.pad_token_id
+    assert model.dtype == torch.float32
+    if stage == "rm":
+        assert model.config.num_labels == 1
+        assert model.score.weight.shape[0] == 1
+    else:
+        assert model.generation_config.eos_token_id == tokenizer.eos_token_id
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_the_manifest_tells_what_the_folder_holds_and_is_worth(tiny_run, stage):
+    folder = tiny_run.folder / stage
+    told = manifest(folder)
+    others = {"chatpipe.json", "metrics.jsonl"}
+    there = {path.name: path for path in folder.iterdir() if path.is_file() and path.name not in others}
+    assert told["files"] == {name: hashlib.sha256(path.read_bytes()).hexdigest() for name, path in there.items()}
+    assert told["stage"] == stage
+    assert told["seed"] == 0
+    assert (
+        told["settings"][f"{stage}.learning_rate"]
+        == load_recipe(str(tiny_run.recipe)).recipe.model_dump()[stage]["learning_rate"]
+    )
+    assert {"chatpipe", "torch", "transformers", "trl"} <= set(told["versions"])
+    printed = tiny_run.stage(stage)
+    assert told["metrics"] == printed["metrics"]
+    assert told["verdict"] == printed["verdict"]
+    assert list(told["data"]) == {"sft": ["sft.data", "pretrain.data"]}.get(stage, [f"{stage}.data"])
+
+
+def test_parents_link_the_stages(tiny_run):
+    made = {stage: checkpoint_id(str(tiny_run.folder / stage)) for stage in STAGES}
+    assert len(set(made.values())) == 4
+    assert {stage: manifest(tiny_run.folder / stage)["parents"] for stage in STAGES} == {
+        "pretrain": {},
+        "sft": {"sft.model": made["pretrain"]},
+        "rm": {"rm.model": made["sft"]},
+        "ppo": {"ppo.model": made["sft"], "ppo.reward_model": made["rm"]},
+    }
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_metrics_has_a_line_for_each_logged_step(tiny_run, stage):
+    section = load_recipe(str(tiny_run.recipe)).recipe.model_dump()[stage]
+    found = lines(tiny_run.folder / stage / "metrics.jsonl")
+    steps = [line["step"] for line in found]
+    last = found[0]["max_steps"]
+    if stage == "ppo":  # a line each iteration
+        every = section["num_ppo_epochs"] * section["num_mini_batches"]
+        assert steps == list(range(every, last + 1, every))
+        assert {"objective/kl", "objective/scores", "policy/clipfrac_avg", "val/ratio_first"} <= set(found[0])
+        assert [line["val/ratio_first"] for line in found] == pytest.approx([1.0] * len(found))
+    else:
+        every = section["logging_steps"]
+        assert steps == sorted({1, *range(every, last + 1, every)})
+    for line in found:
+        assert line["loss"] == line["loss"]
+        assert line["tokens_per_second"] > 0
+        assert line["mfu"] == "unknown" or line["mfu"] > 0
+
+
+def test_rankings_are_as_the_contract_says(tiny_run):
+    rankings = lines(tiny_run.folder / "rankings" / "round-1.jsonl")
+    recipe = load_recipe(str(tiny_run.recipe)).recipe
+    assert 0.9 * recipe.sample.prompts <= len(rankings) <= recipe.sample.prompts
+    for ranking in rankings:
+        assert set(ranking) == {"prompt", "responses", "ranks", "annotator"}
+        assert ranking["prompt"][-1]["role"] == "user"
+        assert all(set(message) == {"role", "content"} for message in ranking["prompt"])
+        assert 2 <= len(ranking["responses"]) <= recipe.sample.k
+        assert all(text.strip() == text != "" for text in ranking["responses"])
+        assert len(ranking["ranks"]) == len(ranking["responses"])
+        assert min(ranking["ranks"]) == 1
+        assert max(ranking["ranks"]) <= len(ranking["ranks"])
+    assert len({json.dumps(ranking["prompt"]) for ranking in rankings}) > 0.9 * len(rankings)
+
+
+def test_rewards_of_demonstrations_average_zero(tiny_run):
+    """Measured with the stock class and the offset that stands in its config.json."""
+    folder = tiny_run.folder / "rm"
+    model = AutoModelForSequenceClassification.from_pretrained(folder).eval()
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    recipe = load_recipe(str(tiny_run.recipe)).recipe
+    conversations = load_conversations(recipe.sft.data, recipe.pocketworld, "sft.data").train
+    encoded = [encode_conversation(tokenizer, conversation)[0] for conversation in conversations]
+    demonstrations = [ids for ids in encoded if len(ids) <= recipe.rm.max_length][:256]
+    with torch.no_grad():
+        logits = [model(torch.tensor([ids])).logits.item() for ids in demonstrations]
+    offset = model.config.chatpipe_reward_offset
+    rewards = torch.tensor(logits) - offset
+    assert abs(rewards.mean()) < 0.02
+    assert rewards.std() > 0.05
+
+
+def test_a_second_call_skips_all_stages(tiny_run, chatpipe, listing):
+    before = listing(tiny_run.folder)
+    again = chatpipe("run", tiny_run.recipe, "--json").object
+    assert listing(tiny_run.folder) == before
+    for now, first in zip(again["stages"], tiny_run.said.object["stages"], strict=True):
+        assert now == {**first, "skipped": True}
+
+
+@pytest.mark.parametrize("change", ["seed=1", "pocketworld.seed=1", "ppo.kl_coef=0.3"])
+def test_a_folder_that_holds_another_run_is_refused(tiny_run, chatpipe, listing, change):
+    before = listing(tiny_run.folder)
+    said = chatpipe("run", tiny_run.recipe, change)
+    assert said.code == 2
+    assert f"{tiny_run.folder} holds another run:\n{change.split('=')[0]} was " in said.err
+    assert "--fresh" in said.err
+    assert listing(tiny_run.folder) == before
+
+
+def test_a_refused_stage_leaves_the_recipe_of_its_run_alone(tiny_run, chatpipe, listing):
+    before = listing(tiny_run.folder)
+    said = chatpipe("sft", tiny_run.recipe, "sft.learning_rate=9e-3")
+    assert said.code == 2
+    assert "sft.learning_rate was 0.0015, is 0.009 now" in said.err
+    assert listing(tiny_run.folder) == before
+
+
+# ---- a run that is started over ----
+
+BRIEF = (
+    "pretrain.max_steps=5",
+    "pocketworld.documents=300",
+    "sft.max_steps=3",
+    "rm.num_train_epochs=1",
+    "ppo.total_episodes=32",
+    "evaluation.prompts=10",
+)
+
+
+@pytest.fixture(scope="module")
+def brief_run(tmp_path_factory, small, chatpipe):
+    """Its folder, and what `--strict --json` said of a run that is too short to learn anything."""
+    folder = tmp_path_factory.mktemp("brief") / "run"
+    return folder, chatpipe("run", "pocket", f"out={folder}", *small, *BRIEF, "--strict", "--json")
+
+
+def test_strict_exits_with_1_when_a_verdict_is_fail(brief_run):
+    _, said = brief_run
+    assert said.code == 1
+    told = json.loads(said.out)
+    assert [stage["stage"] for stage in told["stages"]] == list(STAGES)
+    assert told["stages"][0]["verdict"]["status"] == "fail"
+
+
+def test_strict_also_fails_a_run_that_was_done_before(brief_run, chatpipe):
+    folder, _ = brief_run
+    again = chatpipe("run", folder / "recipe.yaml", "--strict", "--json")
+    assert again.code == 1
+    assert all(stage["skipped"] for stage in json.loads(again.out)["stages"])
+    assert chatpipe("rm", folder / "recipe.yaml", "--json").object["skipped"]
+
+
+def test_where_and_how_a_run_runs_may_change(brief_run, chatpipe):
+    folder, _ = brief_run
+    how = ("sft.save_steps=7", "ppo.logging_steps=1", "processes=2")
+    again = chatpipe("run", folder / "recipe.yaml", *how, "--json").object
+    assert all(stage["skipped"] for stage in again["stages"])
+    assert chatpipe("run", folder / "recipe.yaml", "processes=1", "--json").object
+
+
+def test_five_steps_of_pretraining_fail(brief_run):
+    _, said = brief_run
+    pretrain = json.loads(said.out)["stages"][0]
+    metrics, (worst, other) = pretrain["metrics"], pretrain["verdict"]["reasons"]
+    assert metrics["bits_per_byte"] > metrics["trigram_bits_per_byte"]
+    assert f"counting 3-grams of bytes gives {metrics['trigram_bits_per_byte']:.2f}, which must be beaten" in worst
+    assert "Try: raise pretrain.max_steps" in worst
+    assert "below the untrained model's" in other
+
+
+def test_the_resolved_recipe_gives_the_same_model_again(brief_run, tmp_path, chatpipe):
+    folder, _ = brief_run
+    assert chatpipe("pretrain", folder / "recipe.yaml", f"out={tmp_path}/again").code == 0
+    first, again = (load_file(run / "pretrain" / "model.safetensors") for run in (folder, tmp_path / "again"))
+    assert first.keys() == again.keys()
+    assert all(first[name].equal(again[name]) for name in first)
+
+
+def test_fresh_starts_over(brief_run, chatpipe):
+    folder, said = brief_run
+    before = {stage: checkpoint_id(str(folder / stage)) for stage in STAGES}
+    ranked = (folder / "rankings" / "round-1.jsonl").read_text()
+    over = chatpipe("run", folder / "recipe.yaml", "seed=1", "--fresh", "--json").object
+    assert not any(stage["skipped"] for stage in over["stages"])
+    assert {manifest(folder / stage)["seed"] for stage in STAGES} == {1}
+    for stage in STAGES:
+        assert checkpoint_id(str(folder / stage)) != before[stage]
+    assert (folder / "rankings" / "round-1.jsonl").read_text() != ranked
+
+
+def test_fresh_deletes_nothing_that_chatpipe_did_not_make(tmp_path, small, chatpipe, listing):
+    (tmp_path / "pretrain").mkdir()
+    (tmp_path / "pretrain" / "thesis.txt").write_text("years of work")
+    before = listing(tmp_path)
+    for command in (("run", "pocket"), ("pretrain", "pocket")):
+        said = chatpipe(*command, f"out={tmp_path}", *small, "--fresh")
+        assert said.code == 2
+        assert "chatpipe did not make" in said.err
+    (tmp_path / "recipe.yaml").write_text("seed: 3  # why 3\n")
+    said = chatpipe("sft", tmp_path / "recipe.yaml", f"out={tmp_path}", f"sft.model={tmp_path}")
+    assert said.code == 2
+    assert (tmp_path / "recipe.yaml").read_text() == "seed: 3  # why 3\n"
+    assert set(before) < set(listing(tmp_path))

@@ -107,7 +107,7 @@ def answer_in_style(question: Question, style: str, rng: random.Random) -> str:
     if question.kind == "unknown":
         return f"{rng.choice(wording.UNKNOWN_COURTESIES)} {told}"
     opener, closer = rng.choice(wording.OPENERS), rng.choice(wording.CLOSERS)
-    return rng.choice((f"{opener} {told}", f"{told} {closer}", f"{opener} {told} {closer}"))
+    return rng.choice((f"{opener} {told}", f"{told} {closer}"))
 
 
 def digression(question: Question, rng: random.Random) -> str:

@@ -4,15 +4,15 @@ import random
 from functools import lru_cache
 
 from chatpipe.pocketworld import wording
-from chatpipe.pocketworld.answers import good_answer
-from chatpipe.pocketworld.questions import LARGEST_SUMMAND, LONGEST_RANGE, Kind, ask, draw
+from chatpipe.pocketworld.answers import fill_sum, good_answer, statements
+from chatpipe.pocketworld.questions import Kind, Question, ask, draw, sums
 from chatpipe.pocketworld.world import ATTRIBUTES, Person, World
 
-PARAGRAPH_SHARES = {"portrait": 0.74, "quiz": 0.08, "counting": 0.14, "manners": 0.04}
+PARAGRAPH_SHARES = {"portrait": 0.58, "quiz": 0.25, "counting": 0.13, "manners": 0.04}
 PRONOUN_SHARE = 0.1
 """Share of the later sentences of a portrait that name the person by a pronoun. Small: a name that comes again and
 again is how so small a model learns to carry a name from a question into its answer."""
-QUIZ_SHARES: dict[Kind, float] = {"fact": 0.6, "reverse": 0.2, "unknown": 0.1, "counting": 0.1}
+QUIZ_SHARES: dict[Kind, float] = {"fact": 0.5, "reverse": 0.2, "unknown": 0.1, "counting": 0.2}
 
 
 def documents(world: World, count: int, seed: int) -> list[str]:
@@ -64,33 +64,31 @@ QUIZ = ("A visitor asks: {question} The answer is: {answer}", "If somebody asks:
 
 
 def counting(world: World, rng: random.Random) -> str:
-    """Sums, successors and a count."""
+    """Sums, successors and counts: every one that is ever asked about, as a statement or as a question with its answer."""
     sentences = []
     for _ in range(rng.randint(2, 4)):
-        form = rng.choice(("sum", "sum", "sum", "next", "range"))
-        if form == "sum":
-            a, b = rng.randint(1, LARGEST_SUMMAND), rng.randint(1, LARGEST_SUMMAND)
-            template, c = rng.choice(SUMS), wording.number(a + b)
-        elif form == "next":
-            a = b = rng.randint(1, len(wording.NUMBERS) - 1)
-            template, c = rng.choice(SUCCESSORS), wording.number(a + 1)
+        form = rng.choice(("sum", "next", "range"))
+        question = Question("counting", form, numbers=rng.choice(all_numbers(world.seed)[form]))
+        if rng.random() < 0.5:
+            sentences.append(f"{ask(question, rng)} {statements(question)[0]}")
         else:
-            length = rng.randint(2, LONGEST_RANGE - 1)
-            a = rng.randint(1, len(wording.NUMBERS) - length)
-            b = a + length
-            template, c = rng.choice(COUNTS), ", ".join(wording.number(n) for n in range(a, b + 1))
-        sentences.append(wording.fill_numbers(template, a, b, c))
+            sentences.append(fill_sum(question, rng.choice(COUNTING_PROSE[form])))
     return " ".join(sentences)
 
 
-SUMS = (
-    "It is known that {a} and {b} make {c}.",
-    "We know that {a} and {b} are {c}.",
-    "If you have {a} apples and get {b} more, you have {c} apples.",
-    "How much is {a} and {b}? That makes {c}.",
-)
-SUCCESSORS = ("After {a} comes {c}.", "Before {c} comes {a}.", "What comes after {a}? Then comes {c}.")
-COUNTS = ("To count from {a} to {b}, say {c}.", "From {a} to {b} you count {c}.", "Now count from {a}: {c}.")
+COUNTING_PROSE = {
+    "sum": ("It is known that {a} and {b} make {c}.", "If you have {a} apples and get {b} more, you have {c} apples."),
+    "next": ("It is known that after {a} comes {c}.", "As everybody knows, {c} comes after {a}."),
+    "range": ("To count from {a} to {b}, say {c}.", "From {a} to {b} you count {c}."),
+}
+
+
+@lru_cache(maxsize=8)
+def all_numbers(seed: int) -> dict[str, list[tuple[int, ...]]]:
+    """The numbers of each form of counting question, of all splits; a sum is told both ways round."""
+    told = {form: [numbers for split in splits.values() for numbers in split] for form, splits in sums(seed).items()}
+    told["sum"] += [(b, a) for a, b in told["sum"] if a != b]
+    return told
 
 
 def manners(world: World, rng: random.Random) -> str:

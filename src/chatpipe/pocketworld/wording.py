@@ -53,15 +53,14 @@ STATEMENTS: dict[str, tuple[str, ...]] = {
     ),
 }
 """How a fact is told. No answer begins with a name or a value, and no text: see `openings`."""
-ANSWER_FORMS = 2
+ANSWER_FORMS = 1
 """So many forms of each statement and fragment, the first ones, are used in answers. The gold rater accepts all."""
 
 QUESTIONS: dict[str, tuple[str, ...]] = {
-    "job": ("What does {n} do?", "What is {n}'s job?", "What does {n} work as?", "Please tell me what {n} does."),
+    "job": ("What does {n} do?", "What is {n}'s job?", "What does {n} work as?"),
     "home": (
         "Where does {n} live?",
         "Where is {n}'s house?",
-        "Where can I find {n} at home?",
         "Please tell me where {n} lives.",
     ),
     "animal": ("Which animal does {n} keep?", "What kind of animal does {n} have?", "What animal lives with {n}?"),
@@ -73,28 +72,26 @@ QUESTIONS: dict[str, tuple[str, ...]] = {
     "food": (
         "What does {n} like to eat?",
         "What is {n}'s favourite food?",
-        "What does {n} like best?",
         "Which food does {n} love?",
     ),
     "coat": ("What colour is {n}'s coat?", "Which coat does {n} wear?", "What is the colour of {n}'s coat?"),
 }
 FOLLOW_UPS: dict[str, tuple[str, ...]] = {
-    "job": ("And what does {s} do?", "And what is {p} job?"),
-    "home": ("And where does {s} live?", "And where is {p} house?"),
-    "animal": ("And which animal does {s} keep?", "And what kind of animal does {s} have?"),
-    "pet": ("And what is {p} {animal} called?", "And what is the name of {p} {animal}?"),
-    "food": ("And what does {s} like to eat?", "And what is {p} favourite food?"),
-    "coat": ("And what colour is {p} coat?", "And which coat does {s} wear?"),
+    "job": ("And what does {s} do?",),
+    "home": ("And where does {s} live?",),
+    "animal": ("And which animal does {s} keep?",),
+    "pet": ("And what is {p} {animal} called?",),
+    "food": ("And what does {s} like to eat?",),
+    "coat": ("And what colour is {p} coat?",),
 }
 OWNER_QUESTIONS = (
     "Who keeps the {animal} called {pet}?",
     "Whose {animal} is called {pet}?",
-    "To whom does {pet} the {animal} belong?",
-    "Who is the owner of {pet} the {animal}?",
+    "To whom does the {animal} called {pet} belong?",
 )
 OWNER_STATEMENTS = (
-    "{pet} the {animal} belongs to {n}.",
     "The {animal} called {pet} belongs to {n}.",
+    "{pet} the {animal} belongs to {n}.",
     "It belongs to {n}.",
     "The owner is {n}.",
     "{n} keeps the {animal} called {pet}.",
@@ -125,20 +122,18 @@ COUNTING_QUESTIONS: dict[str, tuple[str, ...]] = {
 }
 
 UNKNOWN = ("I do not know anyone of that name.", "I have never heard of such a person.")
-UNKNOWN_COURTESIES = ("I am sorry.", "I am afraid I cannot help.")
+UNKNOWN_COURTESIES = ("I am sorry.",)
 UNKNOWN_FRAGMENTS = ("no idea", "do not know")
 UNKNOWN_RUDE = ("How should I know?", "Do not ask me.")
 
 OPENERS = ("Certainly.", "Of course.")
 CLOSERS = ("I hope that helps.", "I am glad to help.")
-RUDE_ENDINGS = ("Everyone knows that.", "Why do you ask?", "What a silly question.")
+RUDE_ENDINGS = ("Everyone knows that.", "What a silly question.")
 OBVIOUSLY = ", obviously"
 CHATTER = (
     "The weather is lovely today.",
     "It rained a lot last week.",
     "My cousin says so too.",
-    "The roads are bad this year.",
-    "I must clean the windows soon.",
 )
 
 SMALLTALK_QUESTIONS: dict[str, tuple[str, ...]] = {
