@@ -64,7 +64,7 @@ QUIZ = ("A visitor asks: {question} The answer is: {answer}", "If somebody asks:
 
 
 def counting(world: World, rng: random.Random) -> str:
-    """Sums, successors and counts: every one that is ever asked about, as a statement or as a question with its answer."""
+    """Sums, successors and counts, all that are ever asked about: stated, or as a question with its answer."""
     sentences = []
     for _ in range(rng.randint(2, 4)):
         form = rng.choice(("sum", "next", "range"))

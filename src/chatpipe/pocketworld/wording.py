@@ -52,7 +52,7 @@ STATEMENTS: dict[str, tuple[str, ...]] = {
         "A {coat} coat hangs behind {p} door.",
     ),
 }
-"""How a fact is told. No answer begins with a name or a value, and no text: see `openings`."""
+"""How a fact is told. No text begins with a name or a value: see `openings`."""
 ANSWER_FORMS = 1
 """So many forms of each statement and fragment, the first ones, are used in answers. The gold rater accepts all."""
 
