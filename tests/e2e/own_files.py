@@ -22,7 +22,7 @@ QUESTIONS = ("Which colour has the {}?", "What colour is the {}?", "How does the
 CLOSINGS = ("", " Thanks!")
 
 LEARN = {
-    "sft": ("sft.learning_rate=3e-3", "sft.num_train_epochs=3", "sft.batch_size=16", "sft.max_length=96"),
+    "sft": ("sft.learning_rate=3e-3", "sft.num_train_epochs=4", "sft.batch_size=16", "sft.max_length=96"),
     "rm": ("rm.learning_rate=1e-3", "rm.num_train_epochs=2", "rm.batch_size=16", "rm.max_length=96"),
     "ppo": ("ppo.total_episodes=64", "ppo.batch_size=32", "ppo.learning_rate=1e-4", "ppo.response_length=16"),
 }

@@ -83,24 +83,29 @@ def test_rm_on_the_right_order_passes(ranked):
 
 
 def test_ppo_without_kl_against_a_bad_reward_model_fails(tiny_run, tmp_path, chatpipe):
-    """The reward model has learned that longer answers are better; the gold rater is not fooled."""
-    ranked = [json.loads(line) for line in (tiny_run.folder / "rankings" / "round-1.jsonl").read_text().splitlines()]
-    for row in ranked:
-        lengths = [len(text) for text in row["responses"]]
-        row["ranks"] = [1 + sorted(lengths, reverse=True).index(length) for length in lengths]
-    data = write_rows(tmp_path / "longest-first.jsonl", ranked)
-    learn = (f"rm.data={data}", "rm.num_train_epochs=6", "rm.learning_rate=1e-3")
-    assert chatpipe("rm", tiny_run.recipe, *learn, "--out", tmp_path / "rm").code == 0
+    """The reward model has learned that saying more is better; the gold rater is not fooled."""
+    rows = []
+    for line in (tiny_run.folder / "rankings" / "round-1.jsonl").read_text().splitlines():
+        said = json.loads(line)["responses"] * 2
+        more = [said[0], " ".join(said[:2]), " ".join(said[:4])]
+        rows.append({"prompt": json.loads(line)["prompt"], "responses": more, "ranks": [3, 2, 1]})
+    data = write_rows(tmp_path / "more.jsonl", rows)
+    rm = ("rm", tiny_run.recipe, f"rm.data={data}", "rm.learning_rate=1e-3", "--out", tmp_path / "rm")
+    assert chatpipe(*rm).code == 0
 
     bad = (f"ppo.reward_model={tmp_path}/rm", "ppo.data=pocketworld", "ppo.kl_coef=0", "ppo.missing_eos_penalty=null")
-    learn = ("ppo.learning_rate=1e-3", "ppo.total_episodes=512", "ppo.batch_size=32")
-    told = chatpipe("ppo", tiny_run.recipe, *bad, *learn, "--out", tmp_path / "ppo", "--json").object
+    learn = ("ppo.learning_rate=3e-3", "ppo.total_episodes=512", "ppo.batch_size=32", "ppo.response_length=48")
+    asked_of_it = ("evaluation.prompts=80", "evaluation.max_new_tokens=48")
+    ppo = ("ppo", tiny_run.recipe, *bad, *learn, *asked_of_it, "--out", tmp_path / "ppo", "--json")
+    told = chatpipe(*ppo).object
     assert told["verdict"]["status"] == "fail"
     metrics = told["metrics"]
-    assert metrics["reward_score"] > metrics["reward_score_before"]  # it did please the reward model,
-    assert metrics["gold_change_high"] < 0  # and nobody else
+    assert metrics["reward_change_low"] > 0  # the reward model is pleased, and nobody else
+    assert metrics["gold_change_high"] < 0
     assert "Try: raise ppo.kl_coef, and train a better reward model" in reason(told, "Mean gold score ")
     assert metrics["win_rate_high"] < 0.5
     assert "to lie above 50 %. Try: " in reason(told, "The gold rater prefers it to sft on ")
-    before = tiny_run.stage("ppo")["metrics"]
-    assert metrics["objective/kl"] > 5 * before["objective/kl"]
+    assert metrics["objective/kl"] > 15
+    assert "nats of KL from sft; at most 15 are expected. Try: raise ppo.kl_coef" in " ".join(
+        told["verdict"]["reasons"]
+    )

@@ -11,7 +11,7 @@ MAX_NEW_TOKENS = 40
 
 
 def example_prompt(job: Job) -> Conversation:
-    """A held-out question of the recipe: the first short one, the same for all stages."""
+    """A held-out question of the recipe, of middling length, the same for all stages."""
     recipe = job.recipe
     for stage in ("ppo", "sft"):
         for key, blocks in stage_data(recipe, stage).items():
@@ -21,8 +21,8 @@ def example_prompt(job: Job) -> Conversation:
                 prompts = load_prompts(blocks, recipe.pocketworld, key).held_out
             else:
                 prompts = [c[:-1] for c in load_conversations(blocks, recipe.pocketworld, key).held_out]
-            single = [prompt for prompt in prompts if len(prompt) == 1]
-            return min(single or prompts, key=lambda prompt: abs(len(prompt[-1]["content"]) - 30))
+            single = [prompt for prompt in prompts if len(prompt) == 1] or prompts
+            return sorted(single[:11], key=lambda prompt: len(prompt[-1]["content"]))[len(single[:11]) // 2]
     return [{"role": "user", "content": "Who are you?"}]
 
 

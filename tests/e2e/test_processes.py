@@ -1,0 +1,129 @@
+"""Two real processes: through our own launcher, and as the ranks of somebody else's."""
+
+import json
+import os
+import socket
+import subprocess
+import sys
+
+import pytest
+from own_files import as_messages, asked, write_rows
+
+FEW_STEPS = ("pretrain.max_steps=12", "pretrain.logging_steps=3", "pretrain.save_steps=100")
+
+
+def logged(folder):
+    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+
+
+def as_ranks(command, world_size=2):
+    """Runs a command as the ranks of one world, as torchrun does; returns each one's exit code, stdout and stderr."""
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        port = free.getsockname()[1]
+    world = {"WORLD_SIZE": str(world_size), "MASTER_ADDR": "localhost", "MASTER_PORT": str(port)}
+    words = [sys.executable, "-m", "chatpipe", *map(str, command)]
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    ranks = [
+        subprocess.Popen(words, env={**os.environ, **world, "RANK": str(rank), "LOCAL_RANK": str(rank)}, **pipes)
+        for rank in range(world_size)
+    ]
+    said = [rank.communicate(timeout=120) for rank in ranks]
+    return [(rank.returncode, out, err) for rank, (out, err) in zip(ranks, said, strict=True)]
+
+
+# ---- our own launcher ----
+
+
+def test_pretraining_on_two_ranks_takes_the_steps_of_one(tiny_run, tmp_path, chatpipe):
+    """Batches are shared by the ranks and cut into micro-batches, and neither changes anything."""
+    command = ("pretrain", tiny_run.recipe, *FEW_STEPS, "--json")
+    one, two = tmp_path / "one", tmp_path / "two"
+    alone = chatpipe(*command, "--out", one, "--processes", 1).object
+    told = chatpipe(*command, "--out", two, "--processes", 2, "pretrain.per_device_train_batch_size=4").object
+    assert (alone["processes"], told["processes"]) == (1, 2)
+    assert [line["step"] for line in logged(two)] == [1, 3, 6, 9, 12]
+    for ours, theirs in zip(logged(two), logged(one), strict=True):
+        assert ours["loss"] == pytest.approx(theirs["loss"], abs=1e-4)
+        assert ours["grad_norm"] == pytest.approx(theirs["grad_norm"], rel=1e-3)
+        assert ours["num_input_tokens_seen"] == theirs["num_input_tokens_seen"]
+    assert told["metrics"]["eval_loss"] == pytest.approx(alone["metrics"]["eval_loss"], abs=1e-4)
+    point = {path.name for path in (two / "checkpoints" / "step-12").iterdir()}
+    assert {"rank-0.json", "rank-1.json"} <= point
+    assert len(list(tmp_path.rglob("chatpipe.json"))) == 2
+    assert json.loads((two / "chatpipe.json").read_text())["processes"] == 2
+
+
+def test_ppo_on_two_ranks_shares_the_episodes(tiny_run, tmp_path, chatpipe):
+    out = tmp_path / "ppo"
+    said = chatpipe("ppo", tiny_run.recipe, "ppo.total_episodes=64", "--processes", 2, "--out", out, "--json")
+    assert said.object["processes"] == 2
+    lines = logged(out)
+    assert [line["episode"] for line in lines] == [32, 64]
+    for line in lines:
+        assert line["val/num_eos_tokens"] == pytest.approx(32 * line["response/eos_frac"])
+        assert line["val/ratio_first"] == pytest.approx(1.0, abs=1e-5)
+        assert line["loss"] == line["loss"]
+    assert [path.relative_to(out).as_posix() for path in out.rglob("chatpipe.json")] == ["chatpipe.json"]
+    assert not (out / "launch-error.json").exists()
+    chatpipe("ppo", tiny_run.recipe, "ppo.total_episodes=64", "--out", out, "--json").object["skipped"]
+
+
+def test_the_error_of_a_rank_is_the_parent_s(tiny_run, tmp_path, chatpipe):
+    rows = [as_messages(one.question + one.wrong * 9, one.right) for one in asked()[:60]]
+    data = write_rows(tmp_path / "long.jsonl", rows)
+    command = ("sft", "--model", tiny_run.folder / "pretrain", "--data", data, "--out", tmp_path / "chat")
+    alone = chatpipe(*command, "sft.max_length=32", "--json")
+    launched = chatpipe(*command, "sft.max_length=32", "--json", "--processes", 2)
+    assert launched == alone
+    assert launched.code == 2
+    assert launched.out == ""
+    assert 1 < len(launched.err.splitlines()) <= 8
+    assert "conversations are longer than 32 tokens" in launched.err
+    assert not (tmp_path / "chat").exists()
+
+
+# ---- the launcher of somebody else ----
+
+
+def test_ranks_of_a_launcher_are_one_stage_and_launch_nothing(tiny_run, tmp_path, chatpipe, monkeypatch):
+    out = tmp_path / "rm"
+    command = ("rm", tiny_run.recipe, "rm.num_train_epochs=1", "--out", out, "--processes", 2, "--json")
+    (code, said, _), (other_code, other_said, _) = as_ranks(command)
+    assert (code, other_code) == (0, 0)
+    told = json.loads(said)
+    assert (told["processes"], told["skipped"]) == (2, False)
+    assert other_said == ""
+    assert not (out / "launch.log").exists()
+
+    # What a rank finds out before it joins the others needs no others.
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    for rank in "01":
+        monkeypatch.setenv("RANK", rank)
+        again = chatpipe(*command)
+        assert again.code == 0
+        assert [json.loads(line) for line in again.out.splitlines()] == (
+            [{**told, "skipped": True}] if rank == "0" else []
+        )
+        changed = chatpipe(*command, "rm.learning_rate=0.1")
+        assert changed.code == 2
+        assert "rm.learning_rate was 0.0005, is 0.1 now" in changed.err
+
+
+def test_a_world_of_another_size_is_refused(tiny_run, tmp_path, chatpipe, monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setenv("RANK", "0")
+    said = chatpipe("rm", tiny_run.recipe, "--out", tmp_path / "rm", "--processes", 3)
+    assert said.code == 2
+    assert "3 processes were asked for, but the launcher started 2." in said.err
+    said = chatpipe("run", tiny_run.recipe, f"out={tmp_path}/run")
+    assert said.code == 2
+    assert "launch the stages one by one" in said.err
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_batch_that_ranks_cannot_share_is_refused_before_they_start(tiny_run, tmp_path, chatpipe):
+    said = chatpipe("rm", tiny_run.recipe, "--out", tmp_path / "rm", "--processes", 3)
+    assert said.code == 2
+    assert "rm.batch_size = 8 cannot be shared by 3 processes." in said.err
+    assert not (tmp_path / "rm").exists()
