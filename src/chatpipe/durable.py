@@ -83,6 +83,7 @@ def publish(partial: Path) -> Path:
 def retire(folder: Path) -> None:
     """Makes a folder invisible at once, then deletes it."""
     retired = folder.with_name(f"{folder.name}.old{PARTIAL}")
+    shutil.rmtree(retired, ignore_errors=True)  # of a deletion that was killed
     folder.rename(retired)
     shutil.rmtree(retired)
 

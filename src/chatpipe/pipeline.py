@@ -1,6 +1,7 @@
 """Chains the stages of a recipe: what is done is skipped, what broke off goes on, rankings are made in between."""
 
 import importlib
+import json
 import os
 import time
 from collections.abc import Callable, Sequence
@@ -11,21 +12,18 @@ from typing import Any
 import yaml
 
 from chatpipe import console
-from chatpipe.checkpoints import Manifest, read_manifest, write_manifest
-from chatpipe.data.load import check_sources, load_rankings
-from chatpipe.durable import replace_text
-from chatpipe.errors import ChatpipeError, ExitCode, UsageError
-from chatpipe.recipe.loading import flatten
-from chatpipe.recipe.schema import STAGES, Recipe
-from chatpipe.stages.job import Job, Outcome, Standing, rankings_blocks, rankings_file, recipe_section
+from chatpipe.checkpoints import Manifest, checkpoint_id, read_manifest, write_manifest
+from chatpipe.data.load import check_sources, data_fingerprints, load_rankings
+from chatpipe.durable import PARTIAL, replace_text
+from chatpipe.errors import UsageError
+from chatpipe.recipe.loading import flatten, load_recipe
+from chatpipe.recipe.schema import POCKETWORLD, STAGES, Recipe
+from chatpipe.stages.job import Job, Outcome, Standing, rankings_blocks, rankings_file
 from chatpipe.training import launch
 from chatpipe.training.batches import micro_batches
 
 RECIPE_FILE = "recipe.yaml"
 HEADER = "# Every value of this run; `chatpipe run` on this file gives the same run.\n"
-# Keys that say where and how a recipe runs, not what it makes.
-WHERE_AND_HOW = {"out", "processes", "launch", "report_to"}
-HOW_SUFFIXES = (".logging_steps", ".save_steps")
 
 
 @dataclass(frozen=True)
@@ -69,38 +67,51 @@ def run_recipe(recipe: Recipe, how: How, on_result: Callable[[StageResult], None
             "Use --processes N, or launch the stages one by one: chatpipe pretrain, sft, rm, ppo.",
         )
     check_recipe(recipe)
-    for stage in STAGES:
-        micro_batches(recipe_section(recipe, stage), how.processes, stage)
-    run = Path(recipe.out)
-    _take_folder(recipe, how.fresh)
+    check_folder(recipe, how.fresh)
     jobs = [Job.of(recipe, stage) for stage in STAGES]
+    for job in jobs:
+        micro_batches(job.section, how.processes, job.stage)
     if how.fresh:
         for job in jobs:
             job.clear()
         rankings_file(recipe).unlink(missing_ok=True)
+    write_recipe(recipe, Path(recipe.out) / RECIPE_FILE)
     results = []
     for job in jobs:
         if job.stage == "rm":
             _ensure_rankings(recipe)
-        results.append(run_stage(job, how, run / RECIPE_FILE, _standing(job, how)))
+        results.append(run_stage(job, how, _standing(job, how)))
         on_result(results[-1])
     return results
 
 
-def run_one(recipe: Recipe, stage: str, how: How, out: str | None, recipe_file: Path | None) -> StageResult:
+def run_one(recipe: Recipe, stage: str, how: How, out: str | None) -> StageResult:
     """Runs one stage, in the run's folder or in the folder `out` of its own."""
     job = check_stage(recipe, stage, out)
     micro_batches(job.section, how.processes, stage)
+    if launch.has_parent():  # which has looked at everything before it launched this rank
+        return run_stage(job, how, "new")
     if how.fresh and job.is_main:
         job.clear()
         if stage == "rm" and recipe.rm.data is None and out is None:
             rankings_file(recipe).unlink(missing_ok=True)
-    if stage == "rm" and job.is_main:
-        _ensure_rankings(recipe, write_read_ones=out is None)
+    if stage == "rm" and job.is_main and (out is None or recipe.rm.data is None):
+        if rankings_file(recipe).exists():
+            _standing(job, how)  # refuses a changed recipe before the rankings of the finished stage are replaced
+        _ensure_rankings(recipe)
     standing = _standing(job, how)
     if out is None and job.is_main:
-        write_recipe(recipe, Path(recipe.out) / RECIPE_FILE)
-    return run_stage(job, how, recipe_file, standing)
+        _note_in_run(recipe, stage)
+    return run_stage(job, how, standing)
+
+
+def check_stage(recipe: Recipe, stage: str, out: str | None) -> Job:
+    """The job of one stage; raises `UsageError` where its data, its models or its folder cannot be used."""
+    job = Job.of(recipe, stage, out)
+    if stage == "rm" and recipe.rm.data is None:
+        _check_rankings_can_be_made(recipe)
+    job.check()
+    return job
 
 
 def check_recipe(recipe: Recipe) -> None:
@@ -114,14 +125,14 @@ def check_recipe(recipe: Recipe) -> None:
         _check_rankings_can_be_made(recipe)
 
 
-def run_stage(job: Job, how: How, recipe_file: Path | None, standing: Standing) -> StageResult:
+def run_stage(job: Job, how: How, standing: Standing) -> StageResult:
     """Runs one stage in place or through the launcher, unless it is done already."""
     if standing == "done":
         manifest = read_manifest(job.folder)
         assert manifest is not None
         return StageResult(job.stage, job.folder, manifest, skipped=True)
     if how.processes > 1 and not launch.is_rank():
-        _run_launched(job, how, recipe_file)
+        _run_launched(job, how)
     else:
         _run_here(job)
     manifest = read_manifest(job.folder)
@@ -138,6 +149,8 @@ def _standing(job: Job, how: How) -> Standing:
 def _run_here(job: Job) -> None:
     """Runs the stage in this process, which may be one rank of several."""
     _quiet_libraries()
+    if launch.has_parent():
+        launch.stop_with_parent()
     if launch.is_rank():
         launch.join_world(job.processes)
     if job.is_main:
@@ -145,12 +158,7 @@ def _run_here(job: Job) -> None:
     start = time.monotonic()
     # Imported here since a stage brings torch along, which a wrong command must not wait for.
     module = importlib.import_module(f"chatpipe.stages.{job.stage}")
-    try:
-        outcome: Outcome | None = getattr(module, f"run_{job.stage}")(job)
-    except UsageError:
-        if not launch.has_parent():  # which reads there what went wrong, and then withdraws it itself
-            job.withdraw()
-        raise
+    outcome: Outcome | None = getattr(module, f"run_{job.stage}")(job)
     if outcome is None:
         return
     manifest = job.manifest()
@@ -159,36 +167,44 @@ def _run_here(job: Job) -> None:
     write_manifest(job.folder, manifest)
 
 
-def _run_launched(job: Job, how: How, recipe_file: Path | None) -> None:
-    """Starts the stage again in several processes, from a recipe file that holds every value."""
+def _run_launched(job: Job, how: How) -> None:
+    """Starts the stage again in several processes, from a recipe file in its folder that holds every value."""
     job.begin()  # from now on the folder is known as ours, also if no rank lives to say so
-    path = recipe_file or job.folder / RECIPE_FILE
-    if recipe_file is None:
-        write_recipe(job.recipe, path)
+    path = job.folder / RECIPE_FILE
+    write_recipe(job.recipe, path)
     arguments = [job.stage, str(path), "--out", str(job.folder)]
     command = launch.accelerate_command(how.processes, how.launch, how.accelerate_flags, arguments)
-    try:
-        launch.launch(command, how.processes, job.stage, job.folder)
-    except ChatpipeError as problem:
-        if problem.exit_code == ExitCode.USAGE:
-            job.withdraw()
-        raise
+    launch.launch(command, how.processes, job.stage, job.folder)
 
 
-def _ensure_rankings(recipe: Recipe, write_read_ones: bool = True) -> None:
-    """Makes the run's rankings file where it is missing: ranked now, or written down as `rm.data` was read."""
+def _ensure_rankings(recipe: Recipe) -> None:
+    """Makes the run's rankings file: ranked now, or written down as `rm.data` was read.
+
+    Beside it stands what it was made from; one that was made from something else is made anew.
+    """
     from chatpipe.ranking.making import make_rankings, write_rankings
 
     path = rankings_file(recipe)
-    if path.exists():
+    made_from = _rankings_made_from(recipe)
+    note = path.with_suffix(".json")
+    if path.exists() and note.exists() and json.loads(note.read_text(encoding="utf-8")) == made_from:
         return
     if recipe.rm.data is None:
         _quiet_libraries()
         count = make_rankings(recipe, Job.of(recipe, "rm").models["model"], path)
         console.note(f"rank: {count} rankings of {recipe.sample.k} answers written to {path}")
-    elif write_read_ones:
+    else:
         loaded = load_rankings(rankings_blocks(recipe), recipe.pocketworld, "rm.data")
         write_rankings(path, [*loaded.train, *loaded.held_out])
+    replace_text(note, json.dumps(made_from, indent=2))
+
+
+def _rankings_made_from(recipe: Recipe) -> dict[str, Any]:
+    """What decides what stands in the run's rankings file."""
+    if recipe.rm.data is not None:
+        return {"rm.data": data_fingerprints(recipe.rm.data, "rm.data")}
+    sections = {name: getattr(recipe, name).model_dump(mode="json") for name in ("sample", "rank", "pocketworld")}
+    return {"model": checkpoint_id(Job.of(recipe, "rm").models["model"]), "seed": recipe.seed, **sections}
 
 
 def write_recipe(recipe: Recipe, path: Path) -> None:
@@ -201,51 +217,61 @@ def write_recipe(recipe: Recipe, path: Path) -> None:
         replace_text(path, text)
 
 
-def _take_folder(recipe: Recipe, fresh: bool) -> None:
-    """Makes the run's folder ours; refuses one that holds something else or a run of another recipe."""
+def check_folder(recipe: Recipe, fresh: bool) -> None:
+    """Raises `UsageError` where the run's folder holds something else, or a run of another recipe. Changes nothing."""
     run = Path(recipe.out)
-    path = run / RECIPE_FILE
     if run.exists() and not run.is_dir():
         raise UsageError(f"out = {run} is a file.", "Choose a folder with out=.")
-    if not path.exists():
-        if run.exists() and any(run.iterdir()):
-            raise UsageError(f"out = {run} holds something that chatpipe did not make.", "Choose another folder: out=.")
-    elif not fresh:
-        changed = _changed_keys(path, recipe)
-        if changed:
-            shown = changed[:4] + ([f"... and {len(changed) - 4} more"] if len(changed) > 4 else [])
-            raise UsageError(
-                "\n".join([f"{run} holds another run:", *shown]),
-                "Choose another folder with out=, or start over with --fresh (the old run is deleted).",
-            )
-    write_recipe(recipe, path)
+    if not run.exists():
+        return
+    before = _recipe_of_run(run)
+    if before is None and any(path.suffix != PARTIAL for path in run.iterdir()):
+        raise UsageError(f"out = {run} holds something that chatpipe did not make.", "Choose another folder: out=.")
+    if before is None or fresh:
+        return
+    _check_same_run(before, recipe)
+    for stage in STAGES:
+        job = Job.of(recipe, stage)
+        if job.folder.exists() and (stage != "rm" or rankings_file(recipe).exists()):
+            job.standing()
 
 
-def _changed_keys(path: Path, recipe: Recipe) -> list[str]:
-    try:
-        before = flatten(yaml.safe_load(path.read_text(encoding="utf-8")))
-    except (yaml.YAMLError, AttributeError) as problem:
-        raise UsageError(f"{path} cannot be read.", "Choose another folder with out=.") from problem
-    now = flatten(recipe.model_dump(mode="json"))
-    return [
-        f"{key} was {before.get(key, 'not set')}, is {now.get(key, 'not set')} now"
-        for key in dict.fromkeys([*before, *now])
-        if before.get(key) != now.get(key) and key not in WHERE_AND_HOW and not key.endswith(HOW_SUFFIXES)
-    ]
+def _note_in_run(recipe: Recipe, stage: str) -> None:
+    """Writes the stage's sections into the run's recipe; the other stages' stay as they were."""
+    run = Path(recipe.out)
+    before = _recipe_of_run(run)
+    if before is not None:
+        _check_same_run(before, recipe)
+        sections = {stage, *(("sample", "rank") if stage == "rm" else ())}
+        recipe = before.model_copy(update={name: getattr(recipe, name) for name in sections})
+    write_recipe(recipe, run / RECIPE_FILE)
 
 
-def check_stage(recipe: Recipe, stage: str, out: str | None) -> Job:
-    """The job of one stage; raises `UsageError` where its data, its models or its folder cannot be used."""
-    job = Job.of(recipe, stage, out)
-    if stage == "rm" and recipe.rm.data is None:
-        _check_rankings_can_be_made(recipe)
-    job.check()
-    return job
+def _recipe_of_run(run: Path) -> Recipe | None:
+    path = run / RECIPE_FILE
+    return load_recipe(str(path)).recipe if path.exists() else None
+
+
+def _check_same_run(before: Recipe, now: Recipe) -> None:
+    """The stages of a run share the seed and the world; what belongs to one stage is compared with that stage."""
+    old, new = (flatten(some.model_dump(mode="json", include={"seed", "pocketworld"})) for some in (before, now))
+    changed = [f"{key} was {old[key]}, is {new[key]} now" for key in new if old[key] != new[key]]
+    if changed:
+        raise UsageError(
+            "\n".join([f"{now.out} holds another run:", *changed]),
+            "Choose another folder with out=, or `chatpipe run ... --fresh` (the old run is deleted).",
+        )
 
 
 def _check_rankings_can_be_made(recipe: Recipe) -> None:
-    """Rankings of people come with `chatpipe rank`; until then a run makes them in the built-in world alone."""
+    """A run makes rankings in the built-in world alone, where somebody knows what is true."""
     check_sources(recipe.sample.data, "rm.data (or sample.data, to have rankings made)")
+    for block in recipe.sample.data or []:
+        if block.source != POCKETWORLD:
+            raise UsageError(
+                f"sample.data = {block.source}: nobody can rank answers to these prompts in the run.",
+                "Give rankings of your own with rm.data=FILE; sample.data takes pocketworld.",
+            )
 
 
 def _quiet_libraries() -> None:

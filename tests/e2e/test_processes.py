@@ -5,7 +5,9 @@ import os
 import socket
 import subprocess
 import sys
+import time
 
+import psutil
 import pytest
 from own_files import as_messages, asked, write_rows
 
@@ -81,6 +83,25 @@ def test_the_error_of_a_rank_is_the_parent_s(tiny_run, tmp_path, chatpipe):
     assert 1 < len(launched.err.splitlines()) <= 8
     assert "conversations are longer than 32 tokens" in launched.err
     assert not (tmp_path / "chat").exists()
+
+
+def test_ranks_save_and_end_when_their_parent_is_killed(tiny_run, tmp_path):
+    """Else they would go on and write into the folder in which the next command resumes."""
+    out = tmp_path / "base"
+    command = ("pretrain", tiny_run.recipe, "pretrain.max_steps=5000", "--out", out, "--processes", 2)
+    parent = subprocess.Popen([sys.executable, "-m", "chatpipe", *map(str, command)], stderr=subprocess.DEVNULL)
+    while not (out / "metrics.jsonl").exists():
+        assert parent.poll() is None
+        time.sleep(0.01)
+    ranks = psutil.Process(parent.pid).children(recursive=True)
+    parent.kill()
+    parent.wait()
+    ended, still_there = psutil.wait_procs(ranks, timeout=60)
+    assert not still_there
+    assert len(ended) == 3  # accelerate's launcher and two ranks
+    (point,) = (out / "checkpoints").glob("step-*[0-9]")
+    assert (point / "manifest.json").exists()
+    assert not (out / "chatpipe.json").exists()
 
 
 # ---- the launcher of somebody else ----

@@ -93,7 +93,7 @@ def test_what_a_stage_reads():
     assert sources == {
         "pretrain": {"pretrain.data": ["t.txt"]},
         "sft": {"sft.data": ["c.jsonl"], "pretrain.data": ["t.txt"]},
-        "rm": {"rm.data": ["run/rankings/round-1.jsonl"]},
+        "rm": {"rm.data": ["run/rankings/round-1.jsonl"], "sft.data": ["c.jsonl"]},
         "ppo": {"ppo.data": ["p.jsonl"]},
     }
     assert rankings_file(given) == Path("run/rankings/round-1.jsonl")

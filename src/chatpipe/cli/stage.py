@@ -1,7 +1,6 @@
 """`chatpipe pretrain | sft | rm | ppo`: one stage, of a recipe or of its own."""
 
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -121,8 +120,7 @@ def _run_stage(
     if dry_run:
         show_plan(resolved, [stage], how, json, out)
         return
-    recipe_file = Path(resolved.recipe.out) / "recipe.yaml"
-    result = run_one(resolved.recipe, stage, how, out, recipe_file if out is None else None)
+    result = run_one(resolved.recipe, stage, how, out)
     if not speaks():
         return
     show_stage(result)

@@ -2,8 +2,9 @@
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from chatpipe.data.load import Conversation, load_conversations, load_prompts, reads_pocketworld
+from chatpipe.data.load import Conversation, load_conversations, load_prompts
 from chatpipe.data.template import decode_answer, encode_prompt
+from chatpipe.errors import UsageError
 from chatpipe.generation import SamplingParams, generate
 from chatpipe.stages.job import Job, stage_data
 
@@ -11,19 +12,27 @@ MAX_NEW_TOKENS = 40
 
 
 def example_prompt(job: Job) -> Conversation:
-    """A held-out question of the recipe, of middling length, the same for all stages."""
+    """A held-out question of the recipe, of middling length, the same for all stages.
+
+    Other stages' data may be missing when a stage runs alone; the question is then a general one.
+    """
+    try:
+        prompts = _held_out_prompts(job)
+    except UsageError:
+        prompts = []
+    single = [prompt for prompt in prompts if len(prompt) == 1][:11]
+    if not single:
+        return [{"role": "user", "content": "Who are you?"}]
+    return sorted(single, key=lambda prompt: len(prompt[-1]["content"]))[len(single) // 2]
+
+
+def _held_out_prompts(job: Job) -> list[Conversation]:
     recipe = job.recipe
-    for stage in ("ppo", "sft"):
-        for key, blocks in stage_data(recipe, stage).items():
-            if key != f"{stage}.data" or not blocks:
-                continue
-            if stage == "ppo" or reads_pocketworld(blocks):
-                prompts = load_prompts(blocks, recipe.pocketworld, key).held_out
-            else:
-                prompts = [c[:-1] for c in load_conversations(blocks, recipe.pocketworld, key).held_out]
-            single = [prompt for prompt in prompts if len(prompt) == 1] or prompts
-            return sorted(single[:11], key=lambda prompt: len(prompt[-1]["content"]))[len(single[:11]) // 2]
-    return [{"role": "user", "content": "Who are you?"}]
+    blocks = stage_data(recipe, "ppo")["ppo.data"]
+    if blocks:
+        return load_prompts(blocks, recipe.pocketworld, "ppo.data").held_out
+    conversations = load_conversations(recipe.sft.data or [], recipe.pocketworld, "sft.data")
+    return [conversation[:-1] for conversation in conversations.held_out]
 
 
 def complete_example(job: Job, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> dict[str, str]:

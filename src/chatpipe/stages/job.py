@@ -5,7 +5,6 @@ Nothing here imports torch, so that a wrong command is answered at once, before 
 
 import json
 import os
-import shutil
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -13,7 +12,7 @@ from typing import Any, Literal
 
 from chatpipe.checkpoints import MANIFEST, Manifest, checkpoint_id, read_manifest
 from chatpipe.data.load import What, build_world, check_rows, data_fingerprints, reads_pocketworld
-from chatpipe.durable import replace_text
+from chatpipe.durable import replace_text, retire
 from chatpipe.errors import UsageError
 from chatpipe.models.folder import Kind, check_model
 from chatpipe.recipe.loading import flatten
@@ -30,6 +29,8 @@ KIND_OF_KEY: Mapping[str, Kind] = {"model": "causal", "reward_model": "reward"}
 
 # Where and how a stage runs, not what comes out of it; models and data are compared by content.
 NOT_COMPARED = {"logging_steps", "save_steps", "model", "reward_model", "data"}
+LEFTOVER_SUFFIXES = {".partial", ".log"}
+LAUNCH_FILES = {"recipe.yaml", "launch-error.json", "stop-requested"}
 STARTED = "checkpoints/stage.json"
 COMPLETE_POINTS = "checkpoints/step-*[0-9]"
 
@@ -96,8 +97,12 @@ class Job:
         return stage_data(self.recipe, self.stage)
 
     def uses_pocketworld(self) -> bool:
-        """Whether some of the stage's data is the built-in world, whose gold rater then judges."""
+        """Whether some of what the stage reads is the built-in world."""
         return any(reads_pocketworld(blocks) for blocks in self.data().values())
+
+    def has_gold_rater(self) -> bool:
+        """Whether the stage's own data is the built-in world, so that somebody knows what is true."""
+        return reads_pocketworld(self.data()[f"{self.stage}.data"])
 
     def check(self, made_by_this_run: frozenset[str] = frozenset()) -> None:
         """Raises `UsageError` where data or a model is missing or of the wrong kind, or the folder is a file.
@@ -106,6 +111,7 @@ class Job:
         """
         if self.folder.exists() and not self.folder.is_dir():
             raise UsageError(f"{self.folder} is a file.", "Choose a folder with out= or --out.")
+        self._check_apart()
         for key, blocks in self.data().items():
             if not (key == "rm.data" and self.recipe.rm.data is None):
                 check_rows(WHAT_OF_KEY[key], blocks, key)
@@ -159,15 +165,17 @@ class Job:
         Raises `UsageError` where the folder holds something else, or was made in another way: the message names what
         changed.
         """
-        if not self.folder.exists() or not any(self.folder.iterdir()):
+        if not self.folder.exists():
             return "new"
-        finished = read_manifest(self.folder)
-        before = finished or read_manifest(self.folder, STARTED)
-        if before is None:
+        if self._is_foreign():
             raise UsageError(
                 f"{self.folder} holds something that chatpipe did not make.",
                 "Choose another folder with out= or --out.",
             )
+        finished = read_manifest(self.folder)
+        before = finished or read_manifest(self.folder, STARTED)
+        if before is None:
+            return "new"  # killed before it had begun
         if finished is None and not any(self.folder.glob(COMPLETE_POINTS)):
             return "new"  # it broke off, perhaps because of its data, before there was anything to go on from
         changed = before.differences(self.manifest())
@@ -175,7 +183,7 @@ class Job:
             shown = changed[:4] + ([f"... and {len(changed) - 4} more"] if len(changed) > 4 else [])
             raise UsageError(
                 "\n".join([f"{self.folder} holds another {self.stage}:", *shown]),
-                "Use --fresh to make it anew (the old one is deleted), or another folder.",
+                f"`chatpipe {self.stage} ... --fresh` makes it anew (the old one is deleted), or use another folder.",
             )
         return "done" if finished else "started"
 
@@ -183,21 +191,33 @@ class Job:
         """Notes how the stage is made before it starts, so that a changed recipe cannot resume it."""
         replace_text(self.folder / STARTED, json.dumps(asdict(self.manifest()), indent=2))
 
-    def withdraw(self) -> None:
-        """Takes `begin` back where nothing was trained yet, so that the corrected command is not refused."""
-        if self.is_main and not any((self.folder / STARTED).parent.glob("step-*")):
-            shutil.rmtree(self.folder, ignore_errors=True)
-
     def clear(self) -> None:
         """Deletes what an earlier run of the stage left; refuses to delete what chatpipe did not make."""
-        if not self.folder.exists() or not any(self.folder.iterdir()):
+        if not self.folder.exists():
             return
-        if not (self.folder / MANIFEST).exists() and not (self.folder / STARTED).exists():
+        if self._is_foreign():
             raise UsageError(
                 f"{self.folder} holds something that chatpipe did not make; it is not deleted.",
                 "Choose another folder.",
             )
-        shutil.rmtree(self.folder)
+        retire(self.folder)
+
+    def _is_foreign(self) -> bool:
+        """Whether the folder holds files, but neither a manifest nor the note that a stage began in it."""
+        if (self.folder / MANIFEST).exists() or (self.folder / STARTED).exists():
+            return False
+        files = (path for path in self.folder.rglob("*") if path.is_file())
+        return any(path.suffix not in LEFTOVER_SUFFIXES and path.name not in LAUNCH_FILES for path in files)
+
+    def _check_apart(self) -> None:
+        """The folder may be deleted by --fresh: no model or data file of the stage may lie in it."""
+        blocks = [block for some in self.data().values() for block in some]
+        for source in [*self.models.values(), *(block.source for block in blocks)]:
+            if Path(source).exists() and Path(source).resolve().is_relative_to(self.folder.resolve()):
+                raise UsageError(
+                    f"{self.folder} cannot be the folder of {self.stage}: it holds {source}, which {self.stage} reads.",
+                    "Choose another folder with out= or --out.",
+                )
 
 
 def recipe_section(recipe: Recipe, stage: str) -> Any:
@@ -209,7 +229,8 @@ def recipe_section(recipe: Recipe, stage: str) -> Any:
 def stage_data(recipe: Recipe, stage: str) -> dict[str, list[DataBlock]]:
     """Recipe key -> data blocks of everything that `stage` reads."""
     if stage == "rm":
-        return {"rm.data": rankings_blocks(recipe)}
+        demonstrations = {"sft.data": recipe.sft.data} if recipe.sft.data else {}
+        return {"rm.data": rankings_blocks(recipe), **demonstrations}
     if stage == "ppo":
         return {"ppo.data": recipe.ppo.data or recipe.rm.data or recipe.sample.data or []}
     data = {f"{stage}.data": recipe_section(recipe, stage).data or []}

@@ -39,7 +39,7 @@ def judged_prompts(
     Prompts that leave no room for an answer in a `context` of so many tokens are left out.
     """
     settings = job.recipe.evaluation
-    if job.uses_pocketworld():
+    if job.has_gold_rater():
         held_out = load_prompts([DataBlock(source=POCKETWORLD)], job.recipe.pocketworld, f"{job.stage}.data").held_out
     room = context - settings.max_new_tokens
     chosen = [prompt for prompt in held_out if len(encode_prompt(tokenizer, prompt)) <= room][: settings.prompts]
@@ -56,6 +56,6 @@ def judge(job: Job, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, 
     settings = job.recipe.evaluation
     params = SamplingParams(max_new_tokens=settings.max_new_tokens, temperature=settings.temperature)
     answers = answer_prompts(model, tokenizer, prompts, params, seed=job.recipe.seed)
-    if not job.uses_pocketworld():
+    if not job.has_gold_rater():
         return Judged(answers, None)
     return Judged(answers, rate_answers(GoldRater(build_world(job.recipe.pocketworld)), prompts, answers))

@@ -31,7 +31,6 @@ class StopOnRequest(TrainerCallback):
 
     def install(self) -> None:
         """Takes over the two signals."""
-        self._file.unlink(missing_ok=True)
         for number in (signal.SIGINT, signal.SIGTERM):
             self._previous[number] = signal.signal(number, self._on_signal)
 
@@ -39,7 +38,6 @@ class StopOnRequest(TrainerCallback):
         """Gives the signals back."""
         for number, handler in self._previous.items():
             signal.signal(number, handler)
-        self._file.unlink(missing_ok=True)
 
     def on_step_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any

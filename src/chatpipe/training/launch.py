@@ -9,6 +9,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -76,6 +77,19 @@ def join_world(processes: int) -> None:
         )
 
 
+def stop_with_parent() -> None:
+    """Has this rank stop as after SIGTERM when the parent that launched it is gone, even killed.
+
+    Ranks that trained on would write into the same folder as those of the next command.
+    """
+
+    def wait() -> None:
+        os.read(0, 1)
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    threading.Thread(target=wait, daemon=True).start()
+
+
 def launch(command: Sequence[str], processes: int, stage: str, folder: Path) -> None:
     """Runs `command` and follows the stage's metrics; raises the error of the rank that failed, if one did."""
     folder.mkdir(parents=True, exist_ok=True)
@@ -88,7 +102,10 @@ def launch(command: Sequence[str], processes: int, stage: str, folder: Path) -> 
         environment.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // processes)))
     with (folder / LOG_FILE).open("ab") as log:
         # A session of its own: Ctrl-C at the terminal must reach the parent alone, which then asks the ranks to save.
-        child = subprocess.Popen(command, env=environment, stdout=log, stderr=log, start_new_session=True)
+        # A pipe for stdin, which nothing is written to: the ranks see it close when this process is gone.
+        child = subprocess.Popen(
+            command, env=environment, stdin=subprocess.PIPE, stdout=log, stderr=log, start_new_session=True
+        )
     with follow(stage, folder) as show:
         interrupted = _wait(child, folder, show)
     if child.returncode != 0 or interrupted:

@@ -50,7 +50,7 @@ def run_trainer(
     finally:
         stop.restore()
         watching.progress.close()
-    if stop.requested and trainer.state.global_step < trainer.state.max_steps:
+    if stop.requested:
         raise Interrupted(
             f"{stage} was interrupted at step {trainer.state.global_step} of {trainer.state.max_steps}.",
             "A resume point is saved; the same command goes on from there.",
