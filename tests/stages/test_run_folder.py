@@ -38,7 +38,7 @@ def test_a_stage_cannot_be_made_in_the_folder_of_the_model_it_starts_from(files)
 
 def test_a_stage_cannot_be_made_in_a_folder_that_holds_its_data(files):
     with pytest.raises(UsageError, match="it holds chats.jsonl, which sft reads"):
-        job(".").check()
+        job(".", "sft.model=gpt2").check()
 
 
 def test_a_folder_in_which_a_stage_was_killed_before_it_began_is_new(files):

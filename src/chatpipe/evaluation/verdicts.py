@@ -243,7 +243,7 @@ def _drift_findings(metrics: Mapping[str, Any]) -> list[Finding]:
             f"{share:.1%} of answers stop by themselves; before ppo {share_before:.1%}, "
             f"and it may not fall by more than {EOS_NOISE:.0%}",
             "raise ppo.missing_eos_penalty or ppo.response_length",
-            otherwise="warn",
+            otherwise="warn" if share >= FAILING_EOS_SHARE else "fail",
         ),
         _finding(
             1 / MAX_LENGTH_DRIFT <= drift <= MAX_LENGTH_DRIFT,

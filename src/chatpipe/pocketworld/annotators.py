@@ -23,4 +23,4 @@ def rank(scores: Sequence[float], completions: Sequence[str], rng: random.Random
 
 def gumbel(rng: random.Random) -> float:
     """A draw from the standard Gumbel distribution."""
-    return -math.log(-math.log(1.0 - rng.random() or 0.5))
+    return -math.log(-math.log(rng.random() or 0.5))

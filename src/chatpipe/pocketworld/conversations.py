@@ -2,7 +2,6 @@
 
 import random
 
-from chatpipe.errors import UsageError
 from chatpipe.pocketworld import wording
 from chatpipe.pocketworld.answers import answer, good_answer
 from chatpipe.pocketworld.questions import KIND_SHARES, Kind, Message, Question, ask, ask_further, draw
@@ -14,6 +13,10 @@ AFTER_EXCHANGE_SHARE = 0.70
 """Share of the small talk that comes after an exchange about a fact."""
 GREETING_SHARE = 0.15
 """Share of the other questions that come after a greeting."""
+
+
+MOST_TRIES = 50
+"""Draws of a prompt that is not there yet, before a kind of question counts as used up."""
 
 
 def conversations(world: World, count: int, seed: int) -> list[list[Message]]:
@@ -28,19 +31,17 @@ def conversations(world: World, count: int, seed: int) -> list[list[Message]]:
 
 
 def prompts(world: World, split: Split, count: int, seed: int) -> list[list[Message]]:
-    """`count` different prompts about what belongs to `split`; each ends with a message of the user.
+    """`count` different prompts about what belongs to `split`, fewer where a small world has no more.
 
-    Raises `UsageError` when there are not that many.
+    Each ends with a message of the user.
     """
     rng = random.Random(f"pocketworld prompts {split} {world.seed} {seed}")
     found: dict[str, list[Message]] = {}
-    for number, kind in enumerate(kinds_of(count, rng)):
-        for _ in range(1000):
+    for kind in kinds_of(count, rng):
+        for _ in range(MOST_TRIES):
             messages, _ = open_conversation(world, split, kind, rng)
             if found.setdefault(repr(messages), messages) is messages:
                 break
-        else:
-            raise UsageError(f"there are only about {number} different {split} prompts", f"ask for fewer than {count}")
     return list(found.values())
 
 

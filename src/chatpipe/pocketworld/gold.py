@@ -41,8 +41,6 @@ EVASIVE = re.compile(
 NEGATION = re.compile(r"\b(not|no|never|nobody|neither|nor|cannot)\b|n't\b", re.IGNORECASE)
 WORD = re.compile(r"[^\W\d_]+")
 SENTENCE = re.compile(r"[^.!?]+[.!?]*")
-TOGETHER: dict[str, tuple[str, ...]] = dict.fromkeys(("animal", "pet", "owner"), ("animal", "pet"))
-"""Forms of question whose answers name several values, which must all be true."""
 
 
 @dataclass(frozen=True)
@@ -140,9 +138,8 @@ class GoldRater:
         truth = person.name if question.kind == "reverse" else getattr(person, question.form)
         if named(completion, asked) != {truth}:
             return False
-        return all(
-            named(completion, frozenset(VALUES[a])) <= {getattr(person, a)} for a in TOGETHER.get(question.form, ())
-        )
+        # Whatever else is told, asked for or not, must be true of the person too.
+        return all(named(completion, frozenset(VALUES[a])) <= {getattr(person, a)} for a in VALUES)
 
     def evades(self, question: Question, completion: str) -> bool:
         """Whether it says it does not know, and names no value that it might hide behind."""
@@ -210,7 +207,10 @@ def counted_rightly(question: Question, reading: Reading, completion: str) -> bo
     result = {"sum": [a + b], "next": [a + 1], "range": list(range(a, b + 1))}[question.form]
     said = numbers_in(completion)
     allowed = {*question.numbers, *result}
-    return allowed.issuperset(said) and (bool(reading.clear) or said[-len(result) :] == result)
+    results = [numbers[-1] for sentence in sentences_of(completion) if (numbers := numbers_in(sentence))]
+    if not allowed.issuperset(said) or set(results) != {result[-1]}:
+        return False
+    return bool(reading.clear) or said[-len(result) :] == result
 
 
 def numbers_in(text: str) -> list[int]:

@@ -12,19 +12,22 @@ DRAWS_PER_KIND = 2000
 
 
 def chance_of_guessing(world: World) -> float:
-    """The expected share of right answers to test prompts (small talk left out) when guessing.
+    """The expected share of right answers to test prompts (small talk left out) of the best guesser.
 
-    The guesser draws each answer from the right answers to questions of the same form, so it is right with probability
-    sum of p(answer)^2; "I do not know" is one of the answers wherever strangers are asked about too.
+    That is the better of two: who gives the commonest right answer to each form of question, and who answers
+    everything with the same sentence, such as "I do not know anyone of that name.".
     """
     rng = random.Random(f"pocketworld guessing {world.seed}")
     answers: dict[str, dict[str, float]] = defaultdict(lambda: defaultdict(float))
-    weights: dict[str, float] = defaultdict(float)
     for kind, share in KIND_SHARES.items():
         if kind != "smalltalk":
             for _ in range(DRAWS_PER_KIND):
                 _, question = open_conversation(world, "test", kind, rng)
                 answers[question.form][fragments(question)[0]] += share
-                weights[question.form] += share
-    matches = (sum(p**2 for p in answers[form].values()) / weights[form] for form in weights)
-    return sum(matches) / sum(weights.values())
+    total = sum(sum(of_form.values()) for of_form in answers.values())
+    by_form = sum(max(of_form.values()) for of_form in answers.values())
+    constant: dict[str, float] = defaultdict(float)
+    for of_form in answers.values():
+        for answer, weight in of_form.items():
+            constant[answer] += weight
+    return max(by_form, *constant.values()) / total

@@ -35,16 +35,17 @@ def make_rankings(recipe: Recipe, model_folder: str, path: Path) -> int:
     rankings = []
     for prompt, completions in zip(prompts, sampled, strict=True):
         texts = [decode_answer(tokenizer, completion.ids) for completion in completions]
-        kept = [i for i, text in enumerate(texts) if text]  # an empty answer cannot be shown to anyone
+        # Nobody can rank what is empty or was cut off in the middle.
+        kept = [i for i, text in enumerate(texts) if text and completions[i].ended]
         if len(kept) < 2:
             continue
-        scores = [rater.rate(prompt, texts[i], completions[i].ended).score for i in kept]
+        scores = [rater.rate(prompt, texts[i]).score for i in kept]
         responses = [texts[i] for i in kept]
         ranks = rank(scores, responses, noise, recipe.rank.temperature)
         rankings.append(Ranking(prompt, responses, ranks, ANNOTATOR))
     if not rankings:
         raise UsageError(
-            "sample: the model gave only empty answers; there is nothing to rank.",
+            "sample: the model's answers are empty or do not stop; there is nothing to rank.",
             "Look at the verdict of sft; train it longer.",
         )
     write_rankings(path, rankings)

@@ -140,8 +140,6 @@ class Job:
             for name in ("sample", "rank"):
                 made = getattr(self.recipe, name).model_dump(mode="json", exclude={"data"})
                 settings.update(flatten({name: made}))
-        if self.stage in ("sft", "ppo"):
-            settings.update(flatten({"evaluation": self.recipe.evaluation.model_dump(mode="json")}))
         return Manifest(
             stage=self.stage,
             parents={f"{self.stage}.{key}": checkpoint_id(model) for key, model in self.models.items()},

@@ -57,6 +57,8 @@ def run_ppo(job: Job) -> Outcome | None:
     reward_model, critic = (load_reward_model(job.models["reward_model"]) for _ in range(2))
     _check_vocabularies(job, policy, reward_model, tokenizer)
 
+    asked = judged_prompts(job, tokenizer, prompts.held_out, policy.config.max_position_embeddings)
+
     args = training_arguments(
         PPOConfig,
         section,
@@ -88,7 +90,6 @@ def run_ppo(job: Job) -> Outcome | None:
     if not job.is_main:
         return None
 
-    asked = judged_prompts(job, tokenizer, prompts.held_out, policy.config.max_position_embeddings)
     before, after = (judge(job, model, tokenizer, asked) for model in (reference, policy))
     scores_before, scores_after = (_reward_scores(reward_model, tokenizer, asked, judged) for judged in (before, after))
     params = SamplingParams(max_new_tokens=section.response_length, temperature=section.temperature)

@@ -68,6 +68,9 @@ def run_pretrain(job: Job) -> Outcome | None:
     if untrained is None:
         return None
 
+    save_checkpoint(job, model, tokenizer)
+    # The trained one's forward may still run in bf16; before and after are both measured in float32.
+    model = load_causal_model(job.folder)
     score = held_out_loss(model, held_out, EVAL_BATCH_SIZE)
     metrics = {
         "eval_loss": score.nats_per_token,
@@ -81,7 +84,6 @@ def run_pretrain(job: Job) -> Outcome | None:
         "example": complete_example(job, model, tokenizer),
         **speed,
     }
-    save_checkpoint(job, model, tokenizer)
     return Outcome(metrics, pretrain_verdict(metrics).to_dict())
 
 

@@ -38,6 +38,8 @@ def run_rm(job: Job) -> Outcome | None:
     max_length = min(section.max_length, model.config.max_position_embeddings)
     train = encode_rankings(tokenizer, rankings.train, max_length)
 
+    held_out = [ranking for ranking in rankings.held_out if _fits(tokenizer, ranking, max_length)]
+
     args = training_arguments(
         TrainingArguments,
         section,
@@ -56,16 +58,25 @@ def run_rm(job: Job) -> Outcome | None:
     demonstrations = _demonstrations(job, tokenizer, rankings.train, max_length)
     offset = centre_rewards(model, demonstrations, tokenizer.pad_token_id, EVAL_BATCH_SIZE)
     metrics = {
-        **_evaluate(job, model, tokenizer, rankings.held_out, max_length),
+        **_evaluate(job, model, tokenizer, held_out, max_length),
         "reward_offset": offset,
         "train_rankings": len(train.rankings),
         "left_out_rankings": dict(train.skipped),
         "skipped_rows": rankings.skipped,
-        "example": _example(job, model, tokenizer, rankings.held_out, max_length),
+        "example": _example(job, model, tokenizer, held_out, max_length),
         **speed,
     }
     save_checkpoint(job, model, tokenizer)
     return Outcome(metrics, rm_verdict(metrics).to_dict())
+
+
+def _fits(tokenizer: PreTrainedTokenizerBase, ranking: Ranking, max_length: int) -> bool:
+    """Whether the model can read all answers of a ranking whole."""
+    try:
+        encode_answers(tokenizer, ranking.prompt, ranking.responses, max_length)
+    except BadRow:
+        return False
+    return True
 
 
 def _evaluate(
@@ -76,19 +87,20 @@ def _evaluate(
     max_length: int,
 ) -> dict[str, Any]:
     """Pair accuracy on held-out prompts: against the gold order where it is known, else against the annotators'."""
-    usable, scores = [], []
-    for ranking in held_out:
-        try:
-            sequences = encode_answers(tokenizer, ranking.prompt, ranking.responses, max_length)
-        except BadRow:
-            continue
-        usable.append(ranking)
-        scores.append(sequence_scores(model, sequences, tokenizer.pad_token_id, EVAL_BATCH_SIZE).tolist())
+    scores = [
+        sequence_scores(
+            model,
+            encode_answers(tokenizer, ranking.prompt, ranking.responses, max_length),
+            tokenizer.pad_token_id,
+            EVAL_BATCH_SIZE,
+        ).tolist()
+        for ranking in held_out
+    ]
     gold = None
     if job.recipe.rm.data is None and reads_pocketworld(job.recipe.sample.data):
         rater = GoldRater(build_world(job.recipe.pocketworld))
-        gold = [[rater.rate(r.prompt, text).score for text in r.responses] for r in usable]
-    return pair_metrics(usable, scores, gold, seed=job.recipe.seed)
+        gold = [[rater.rate(r.prompt, text).score for text in r.responses] for r in held_out]
+    return pair_metrics(held_out, scores, gold, seed=job.recipe.seed)
 
 
 def _demonstrations(

@@ -52,6 +52,8 @@ def run_sft(job: Job) -> Outcome | None:
     max_length = min(section.max_length, model.config.max_position_embeddings)
     train = _encode_all(job, tokenizer, conversations.train, max_length)
     held_out = _encode_all(job, tokenizer, conversations.held_out, max_length)
+    prompts = [conversation[:-1] for conversation in conversations.held_out]
+    prompts = judged_prompts(job, tokenizer, prompts, model.config.max_position_embeddings)
     before = conversation_loss(model, held_out, tokenizer.pad_token_id, EVAL_BATCH_SIZE) if job.is_main else None
 
     args = training_arguments(
@@ -76,8 +78,6 @@ def run_sft(job: Job) -> Outcome | None:
     save_checkpoint(job, model, tokenizer)
     # SFTTrainer replaced the model's forward by one that returns no logits; the saved one has its own.
     model = load_causal_model(job.folder)
-    prompts = [conversation[:-1] for conversation in conversations.held_out]
-    prompts = judged_prompts(job, tokenizer, prompts, model.config.max_position_embeddings)
     gain = question_gain(model, held_out, tokenizer.pad_token_id, EVAL_BATCH_SIZE)
     metrics = {
         "eval_loss": conversation_loss(model, held_out, tokenizer.pad_token_id, EVAL_BATCH_SIZE),
