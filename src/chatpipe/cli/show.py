@@ -73,7 +73,8 @@ def _measured(stage: str, metrics: dict[str, Any]) -> list[tuple[str, str, str]]
     if stage == "sft":
         rows = [("held-out loss, nats a token", f"{metrics['eval_loss_before']:.2f}", f"{metrics['eval_loss']:.2f}")]
         if "right" in metrics:
-            rows.append(("right answers (before: chance)", _percent(metrics["chance"]), _percent(metrics["right"])))
+            what = f"right answers at temperature {metrics['eval_temperature']:g} (before: chance)"
+            rows.append((what, _percent(metrics["chance"]), _percent(metrics["right"])))
         return [*rows, ("answers that stop", "", _percent(metrics["eos_share"]))]
     if stage == "rm":
         what = f"pairs ordered rightly (before: the {metrics['length_rule']} one)"

@@ -25,6 +25,7 @@ class Judged:
     def metrics(self, job: Job) -> dict[str, Any]:
         """What the answers come to."""
         metrics: dict[str, Any] = {**answer_metrics(self.answers), "eval_prompts": len(self.answers)}
+        metrics["eval_temperature"] = job.recipe.evaluation.temperature
         if self.ratings is not None:
             metrics.update(gold_metrics(self.ratings))
             metrics["chance"] = chance_of_guessing(build_world(job.recipe.pocketworld))

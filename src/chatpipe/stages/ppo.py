@@ -19,11 +19,11 @@ from chatpipe.ppo.config import PPOConfig
 from chatpipe.ppo.divergence import sampled_kl
 from chatpipe.ppo.trainer import PPOTrainer
 from chatpipe.reward.model import sequence_scores
+from chatpipe.stages.arguments import stage_arguments
 from chatpipe.stages.example import answer_example
 from chatpipe.stages.job import Job, Outcome
 from chatpipe.stages.judging import Judged, judge, judged_prompts
 from chatpipe.stages.saving import save_checkpoint
-from chatpipe.training.arguments import training_arguments
 from chatpipe.training.run import run_trainer
 
 EVAL_BATCH_SIZE = 32
@@ -59,14 +59,9 @@ def run_ppo(job: Job) -> Outcome | None:
 
     asked = judged_prompts(job, tokenizer, prompts.held_out, policy.config.max_position_embeddings)
 
-    args = training_arguments(
+    args = stage_arguments(
+        job,
         PPOConfig,
-        section,
-        job.stage,
-        job.folder,
-        recipe.seed,
-        job.processes,
-        recipe.report_to,
         **{key: getattr(section, key) for key in PPO_KEYS},
     )
     trainer = PPOTrainer(

@@ -17,10 +17,10 @@ from chatpipe.evaluation.verdicts import pretrain_verdict
 from chatpipe.models.architecture import new_model
 from chatpipe.models.loading import load_causal_model, load_tokenizer
 from chatpipe.models.tokenizer import train_tokenizer
+from chatpipe.stages.arguments import stage_arguments
 from chatpipe.stages.example import complete_example
 from chatpipe.stages.job import Job, Outcome
 from chatpipe.stages.saving import main_process_first, save_checkpoint
-from chatpipe.training.arguments import training_arguments
 from chatpipe.training.nonfinite import SkipNonFinite
 from chatpipe.training.resume import ResumePoints
 from chatpipe.training.run import run_trainer
@@ -53,14 +53,9 @@ def run_pretrain(job: Job) -> Outcome | None:
         )
     untrained = held_out_loss(model, held_out, EVAL_BATCH_SIZE) if job.is_main else None
 
-    args = training_arguments(
+    args = stage_arguments(
+        job,
         TrainingArguments,
-        section,
-        job.stage,
-        job.folder,
-        recipe.seed,
-        job.processes,
-        recipe.report_to,
         max_steps=section.max_steps,
     )
     trainer = PretrainTrainer(model=model, args=args, train_dataset=train, processing_class=tokenizer)

@@ -15,10 +15,10 @@ from chatpipe.pocketworld import GoldRater
 from chatpipe.reward.batches import encode_answers, encode_rankings
 from chatpipe.reward.model import centre_rewards, new_reward_model, sequence_scores
 from chatpipe.reward.trainer import RewardTrainer
+from chatpipe.stages.arguments import stage_arguments
 from chatpipe.stages.example import example_prompt
 from chatpipe.stages.job import Job, Outcome
 from chatpipe.stages.saving import save_checkpoint
-from chatpipe.training.arguments import training_arguments
 from chatpipe.training.run import run_trainer
 
 EVAL_BATCH_SIZE = 32
@@ -40,14 +40,9 @@ def run_rm(job: Job) -> Outcome | None:
 
     held_out = [ranking for ranking in rankings.held_out if _fits(tokenizer, ranking, max_length)]
 
-    args = training_arguments(
+    args = stage_arguments(
+        job,
         TrainingArguments,
-        section,
-        job.stage,
-        job.folder,
-        recipe.seed,
-        job.processes,
-        recipe.report_to,
         num_train_epochs=section.num_train_epochs,
     )
     trainer = RewardTrainer(model, args, train.rankings, processing_class=tokenizer)

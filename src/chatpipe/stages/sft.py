@@ -15,11 +15,11 @@ from chatpipe.errors import UsageError
 from chatpipe.evaluation.language import conversation_loss, question_gain
 from chatpipe.evaluation.verdicts import sft_verdict
 from chatpipe.models.loading import load_causal_model, load_tokenizer
+from chatpipe.stages.arguments import stage_arguments
 from chatpipe.stages.example import answer_example
 from chatpipe.stages.job import Job, Outcome
 from chatpipe.stages.judging import judge, judged_prompts
 from chatpipe.stages.saving import main_process_first, save_checkpoint
-from chatpipe.training.arguments import training_arguments
 from chatpipe.training.nonfinite import SkipNonFinite
 from chatpipe.training.resume import ResumePoints
 from chatpipe.training.run import run_trainer
@@ -56,14 +56,9 @@ def run_sft(job: Job) -> Outcome | None:
     prompts = judged_prompts(job, tokenizer, prompts, model.config.max_position_embeddings)
     before = conversation_loss(model, held_out, tokenizer.pad_token_id, EVAL_BATCH_SIZE) if job.is_main else None
 
-    args = training_arguments(
+    args = stage_arguments(
+        job,
         SFTConfig,
-        section,
-        job.stage,
-        job.folder,
-        recipe.seed,
-        job.processes,
-        recipe.report_to,
         num_train_epochs=section.num_train_epochs,
         max_steps=section.max_steps,
         max_length=max_length,
