@@ -17,9 +17,9 @@ def test_names_and_animals_belong_to_one_person_each(seed):
     assert len({person.pet for person in world.people}) == 100
 
 
-def test_half_the_people_are_for_sft_and_the_others_for_practice_and_test():
+def test_three_fifths_of_the_people_are_for_sft_and_a_fifth_each_for_practice_and_test():
     world = World.build(seed=3, people=100)
-    assert [len(world.splits[split]) for split in ("sft", "practice", "test")] == [50, 30, 20]
+    assert [len(world.splits[split]) for split in ("sft", "practice", "test")] == [60, 20, 20]
 
 
 def test_strangers_are_nobody_and_differ_between_splits():

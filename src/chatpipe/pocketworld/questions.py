@@ -14,7 +14,7 @@ from chatpipe.pocketworld.world import ATTRIBUTES, VALUES, Person, Split, World,
 Message = dict[str, str]
 Kind = Literal["fact", "reverse", "unknown", "counting", "smalltalk"]
 
-KIND_SHARES: dict[Kind, float] = {"fact": 0.50, "reverse": 0.15, "unknown": 0.15, "counting": 0.10, "smalltalk": 0.10}
+KIND_SHARES: dict[Kind, float] = {"fact": 0.55, "reverse": 0.15, "unknown": 0.10, "counting": 0.10, "smalltalk": 0.10}
 LARGEST_SUMMAND = 4
 LONGEST_RANGE = 5
 
