@@ -115,17 +115,17 @@ def test_the_same_question_may_get_another_answer(folder):
 
 def test_the_oldest_turns_go_when_the_context_is_full(capsys, folder):
     talk = conversation(folder, system="Be brief.")  # 64 positions
-    for text in ("first message", "second message", "third"):
+    for text in ("first message", "2nd message", "third"):
         assert "".join(talk.answer(text)) == "Yes\nNo!"
-    # 10 tokens of system, 14 + 9 of the first turn, 16 of the question: more than 64 - 20, so the first turn went.
-    assert [turn["content"] for turn in talk.turns[::2]] == ["second message", "third"]
+    # The second prompt would take 50 tokens, more than 64 - 20, so the first turn went; the third takes 42.
+    assert [turn["content"] for turn in talk.turns[::2]] == ["2nd message", "third"]
     assert capsys.readouterr().err.count("oldest 1 turn(s) are forgotten") == 1
 
 
 def test_a_message_longer_than_the_context_is_refused_and_nothing_forgotten(folder):
     talk = conversation(folder)
     "".join(talk.answer("one"))
-    with pytest.raises(UsageError, match="takes 82 tokens.*reads 63"):
+    with pytest.raises(UsageError, match="takes 83 tokens.*reads 63"):
         "".join(talk.answer("x" * 80))
     assert len(talk.turns) == 2
 

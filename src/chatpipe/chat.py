@@ -103,15 +103,17 @@ def chat(model_folder: str, params: "SamplingParams", seed: int, system: str | N
     On a terminal, answers are streamed as they are written and Ctrl-C stops one. Otherwise each line of stdin is a
     message, and its answer one line on stdout (line breaks become spaces).
 
-    Raises UsageError for input that is not UTF-8 and, when not on a terminal, for a message that is too long.
+    Raises UsageError for a model that cannot be loaded, for input that is not UTF-8 and, when not on a terminal, for a
+    message that is too long.
     """
     import torch
-    from transformers import AutoModelForCausalLM, AutoTokenizer
     from transformers.utils import logging
 
+    from chatpipe.models.loading import load_causal_model, load_tokenizer
+
     logging.disable_progress_bar()
-    tokenizer = AutoTokenizer.from_pretrained(model_folder)
-    model = AutoModelForCausalLM.from_pretrained(model_folder).to("cuda" if torch.cuda.is_available() else "cpu")
+    tokenizer = load_tokenizer(model_folder)
+    model = load_causal_model(model_folder).to("cuda" if torch.cuda.is_available() else "cpu")
     conversation = Conversation(model, tokenizer, params, seed, system)
     if conversation.is_base:
         console.note(f"{model_folder} has no chat template: it completes each text instead of answering.")

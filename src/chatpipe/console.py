@@ -62,7 +62,12 @@ def error(problem: ChatpipeError) -> None:
     for i, line in enumerate(lines[:MAX_ERROR_LINES]):
         stderr_console().print(line, style="bold red" if i == 0 else None, markup=False)
     if os.environ.get("CHATPIPE_DEBUG"):
-        traceback.print_exception(problem, file=sys.stderr)
+        trace(problem)
+
+
+def trace(problem: BaseException) -> None:
+    """Writes the traceback of an error, and of what it came from, to stderr."""
+    traceback.print_exception(problem, file=sys.stderr)
 
 
 def table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]], styles: Sequence[str] = ()) -> None:
@@ -79,15 +84,18 @@ def table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]], sty
 
 
 class ProgressBar(Protocol):
-    """What a running task reports to: how far it is, and a few words such as the loss and the speed."""
+    """What a running task reports to: how far it is, a few words such as the loss, and how much there is in all.
 
-    def update(self, completed: float, words: str = "") -> None: ...
+    `total` stays what it was where it is not given.
+    """
+
+    def update(self, completed: float, words: str = "", total: float | None = None) -> None: ...
 
 
 class _Quiet:
     """A progress bar for when nobody watches."""
 
-    def update(self, completed: float, words: str = "") -> None:
+    def update(self, completed: float, words: str = "", total: float | None = None) -> None:
         pass
 
 
@@ -95,13 +103,16 @@ class _Bar:
     def __init__(self, progress: Any, task: Any) -> None:
         self._progress, self._task = progress, task
 
-    def update(self, completed: float, words: str = "") -> None:
-        self._progress.update(self._task, completed=completed, words=words)
+    def update(self, completed: float, words: str = "", total: float | None = None) -> None:
+        self._progress.update(self._task, completed=completed, words=words, total=total)
 
 
 @contextmanager
-def progress(title: str, total: float) -> Iterator[ProgressBar]:
-    """A progress bar on stderr with step, words and time left; nothing where stderr is not a terminal."""
+def progress(title: str, total: float | None) -> Iterator[ProgressBar]:
+    """A progress bar on stderr with step, words and time left; nothing where stderr is not a terminal.
+
+    `total` is None while it is not known how much there is to do.
+    """
     if not stderr_console().is_terminal:
         yield _Quiet()
         return

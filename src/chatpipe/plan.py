@@ -8,15 +8,21 @@ from pathlib import Path
 from typing import Any
 
 from chatpipe.data.load import HELD_OUT_SHARE, load_conversations, load_prompts, load_rankings
+from chatpipe.errors import UsageError
 from chatpipe.pipeline import How
 from chatpipe.recipe.schema import Recipe
 from chatpipe.stages.job import PARENTS, Job, rankings_file
+from chatpipe.training.batches import micro_batches
 from chatpipe.training.launch import accelerate_command
 
 
 def plan_stage(recipe: Recipe, stage: str, how: How, out: str | None = None) -> dict[str, Any]:
-    """The plan of one stage, in the run's folder or in `out`; `unknown` stands where only a hub could tell."""
+    """The plan of one stage, in the run's folder or in `out`; `unknown` stands where only a hub could tell.
+
+    Raises `UsageError` where the processes cannot share the batches.
+    """
     job = Job.of(recipe, stage, out)
+    micro_batches(job.section, how.processes, stage)
     plan: dict[str, Any] = {"stage": stage, "out": str(job.folder), "processes": how.processes}
     plan["parameters"] = _parameters(job)
     plan.update(_amounts(job))
@@ -85,12 +91,22 @@ def _of_ppo(job: Job) -> dict[str, Any]:
     }
 
 
-def saved_parameters(folder: Path) -> int:
-    """Parameters in a folder's safetensors files, read from their headers alone."""
-    total = 0
-    for path in folder.glob("*.safetensors"):
+def saved_parameters(folder: Path) -> int | str:
+    """Parameters in a folder's safetensors files, read from their headers alone; `unknown` where it has none.
+
+    Raises `UsageError` for a file that is damaged.
+    """
+    files = sorted(folder.glob("*.safetensors"))
+    return sum(map(_parameters_in, files)) if files else "unknown"
+
+
+def _parameters_in(path: Path) -> int:
+    try:
         with path.open("rb") as file:
             (length,) = struct.unpack("<Q", file.read(8))
-            header = json.loads(file.read(length))
-        total += sum(math.prod(entry["shape"]) for name, entry in header.items() if name != "__metadata__")
-    return total
+            header = json.loads(file.read(min(length, path.stat().st_size)))
+        return sum(math.prod(entry["shape"]) for name, entry in header.items() if name != "__metadata__")
+    except (struct.error, ValueError, KeyError, TypeError, AttributeError) as problem:
+        raise UsageError(
+            f"{path} is not a whole safetensors file.", "The folder is damaged; make it anew, or give another."
+        ) from problem

@@ -11,7 +11,7 @@ import pytest
 def work(tmp_path, monkeypatch) -> Path:
     """An empty folder to run commands in, outside of any launcher."""
     monkeypatch.chdir(tmp_path)
-    for name in ("RANK", "WORLD_SIZE", "CHATPIPE_DEBUG", "CHATPIPE_ERROR_FILE"):
+    for name in ("RANK", "WORLD_SIZE", "CHATPIPE_DEBUG", "CHATPIPE_ERROR_FILE", "CHATPIPE_LAUNCHED"):
         monkeypatch.delenv(name, raising=False)
     return tmp_path
 

@@ -84,9 +84,10 @@ def test_data_that_cannot_be_read(refused, work, models, name, content, parts):
     elif content is not None:
         (work / name).write_text(content)
     told = refused("sft", "--model", "chat", "--data", name, "--out", "tuned")
+    run_told = refused("run", "pocket", f"sft.data={name}", "out=run")
     for part in parts:
         assert part in told
-    assert "sft.data" in refused("run", "pocket", f"sft.data={name}", "out=run") or name in told
+        assert part in run_told
 
 
 def test_data_that_is_not_given(refused, models):
@@ -158,6 +159,68 @@ def test_a_recipe_file_in_the_run_that_is_damaged(refused, work):
     (work / "run").mkdir()
     (work / "run" / "recipe.yaml").write_text("seed: [")
     assert "run/recipe.yaml:1: this is not YAML" in refused("run", "pocket", "out=run")
+
+
+def test_too_little_data_is_answered_without_torch(work, listing, models):
+    (work / "few.jsonl").write_text('{"prompt": "Hi?", "chosen": "Yes.", "rejected": "No."}\n' * 3)
+    before = listing()
+    done = in_a_process_of_its_own("rm", "--model", "chat", "--data", "few.jsonl", "--out", "reward")
+    assert (done.returncode, done.stdout) == (2, "loaded:\n")
+    assert "rm.data = few.jsonl holds too little: 3 rows to train on, 0 held out." in done.stderr
+    assert listing() == before
+
+
+def test_a_character_that_is_none_is_named_with_its_line(refused, work, models):
+    turn = '[{"role": "user", "content": "Hi?"}, {"role": "assistant", "content": "%s"}]'
+    (work / "half.jsonl").write_text("".join('{"messages": %s}\n' % (turn % text) for text in ("Yes.", "\\ud800")))
+    told = refused("sft", "--model", "chat", "--data", "half.jsonl", "--out", "tuned")
+    assert "1 rows: a text holds half a character, a lone surrogate (first at half.jsonl:2)" in told
+
+
+def test_a_model_that_is_neither_here_nor_in_the_cache(refused):
+    told = refused("chat", "no-such-model-1")
+    assert "no-such-model-1 is neither a folder nor in the cache of the hub, and HF_HUB_OFFLINE forbids" in told
+    assert "unset HF_HUB_OFFLINE" in told
+
+
+def test_weights_that_were_cut_off(refused, work, chats, make_model):
+    make_model("cut", "GPT2LMHeadModel")
+    (work / "cut" / "model.safetensors").write_bytes(b"\x02\0\0")
+    told = refused("sft", "--model", "cut", "--data", chats, "--out", "tuned", "--processes", "1", "--dry-run")
+    assert "cut/model.safetensors is not a whole safetensors file." in told
+
+
+def test_a_launch_profile_that_does_not_exist_or_is_none(refused, work):
+    told = refused("run", "pocket", "--launch", "nothere.yaml", "--processes", "2")
+    assert "launch = nothere.yaml cannot be read: No such file or directory." in told
+    (work / "words.yaml").write_text("a sentence")
+    told = refused("pretrain", "pocket", "--launch", "words.yaml", "--processes", "2")
+    assert "launch = words.yaml is not an accelerate config file" in told
+
+
+@pytest.mark.parametrize(("words", "part"), [(("--use_deepspeed",), "DeepSpeed is not"), (("--use-fsdp",), "no GPU")])
+def test_ways_of_training_that_there_are_not_here(refused, words, part, monkeypatch):
+    monkeypatch.setattr("chatpipe.training.launch._may_have_gpu", lambda: False)
+    assert part in refused("pretrain", "pocket", "--processes", "2", "--", *words)
+    assert part in refused("run", "pocket", "--processes", "2", "--dry-run", "--", *words)
+
+
+def test_a_folder_is_refused_before_torch_counts_gpus_and_in_a_dry_run_too(work, listing):
+    (work / "thesis").mkdir()
+    (work / "thesis" / "chapter-1.md").write_text("years of work")
+    before = listing()
+    for words in (("run", "pocket", "out=thesis"), ("pretrain", "pocket", "--out", "thesis")):
+        for more in ((), ("--dry-run",)):
+            done = in_a_process_of_its_own(*words, *more)
+            assert (done.returncode, done.stdout) == (2, "loaded:\n")
+            assert "did not make" in done.stderr
+    assert listing() == before
+
+
+def test_a_dry_run_promises_no_batch_that_the_run_refuses(refused):
+    words = ("pretrain.batch_size=32", "--processes", "3", "--dry-run")
+    assert "pretrain.batch_size = 32 cannot be shared by 3 processes." in refused("run", "pocket", *words)
+    assert "pretrain.batch_size = 32 cannot be shared by 3 processes." in refused("pretrain", "pocket", *words)
 
 
 def test_a_batch_that_the_processes_cannot_share(refused):

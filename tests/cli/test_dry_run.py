@@ -72,6 +72,22 @@ def test_the_plan_says_parameters_steps_and_tokens_of_each_stage(chatpipe, recip
     assert {plan["command"] for plan in plans.values()} == {"in this process"}
 
 
+def test_values_are_json_values(chatpipe, recipe):
+    values = json.loads(chatpipe("run", recipe, "--processes", "1", "--dry-run", "--json").out)["recipe"]
+    assert values["pretrain.learning_rate"] == {"value": 0.003, "origin": "mine.yaml:5"}
+    assert values["pretrain.bf16"]["value"] is False
+    assert values["launch"]["value"] is None
+    assert values["sft.data"]["value"] == [{"source": "pocketworld", "format": "auto", "limit": None}]
+
+
+def test_parameters_that_stand_in_no_safetensors_file_are_unknown(chatpipe, chats, make_model, work):
+    model = make_model("base", "GPT2LMHeadModel")
+    (work / "base" / "model.safetensors").rename(work / "base" / "pytorch_model.bin")
+    words = ("--model", model, "--data", chats, "--out", "tuned", "--processes", "1", "--dry-run", "--json")
+    [plan] = json.loads(chatpipe("sft", *words).out)["stages"]
+    assert plan["parameters"] == "unknown"
+
+
 def test_the_plan_of_a_stage_with_a_folder_of_its_own_names_that_folder(chatpipe, chats, make_model):
     model = make_model("base", "GPT2LMHeadModel")
     words = ("--model", model, "--data", chats, "--out", "tuned", "--processes", "2", "--dry-run", "--json")

@@ -25,10 +25,18 @@ from chatpipe.errors import UsageError
         ),
         (["--num_machines", "2"], None, [], ["--num_machines", "2"]),
         (["seed=1", "-q"], None, ["seed=1"], ["-q"]),
+        (["lr=3.yaml", "seed=1"], None, ["lr=3.yaml", "seed=1"], []),
     ],
 )
 def test_recipe_overrides_and_accelerate_flags_are_told_apart(words, recipe, overrides, accelerate):
     assert tell_apart(words) == Given(recipe, overrides, accelerate)
+
+
+def test_a_file_with_an_equals_sign_in_its_name_is_the_recipe(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "lr=3.yaml").write_text("seed: 1\n")
+    assert tell_apart(["lr=3.yaml", "seed=1"]) == Given("lr=3.yaml", ["seed=1"], [])
+    assert tell_apart(["seed=1", "out=lr=3.yaml"]) == Given(None, ["seed=1", "out=lr=3.yaml"], [])
 
 
 @pytest.mark.parametrize("words", [["pocket", "words"], ["pocket", "seed=1", "small-real"], ["seed=1", "pocket"]])
@@ -45,13 +53,30 @@ def test_options_that_were_not_given_set_nothing():
 
 
 def test_what_stands_behind_two_dashes_goes_to_accelerate(chatpipe):
-    words = ("pocket", "seed=4", "--processes", "2", "--dry-run", "--json", "--", "--mixed_precision", "bf16")
+    words = (
+        "pocket",
+        "seed=4",
+        "pretrain.batch_size=8",
+        "--processes",
+        "2",
+        "--dry-run",
+        "--json",
+        "--",
+        "--mixed_precision",
+        "bf16",
+    )
     result = chatpipe("pretrain", *words)
     assert result.code == 0, result.err
     shown = json.loads(result.out)
-    assert shown["recipe"]["seed"] == {"value": "4", "origin": "command line"}
+    assert shown["recipe"]["seed"] == {"value": 4, "origin": "command line"}
     [plan] = shown["stages"]
     assert plan["processes"] == 2
     assert plan["command"].startswith("accelerate launch --multi_gpu --num_processes 2 ")
     assert "--mixed_precision bf16 --module chatpipe pretrain" in plan["command"]
     assert "--mixed_precision no" not in plan["command"]
+
+
+def test_flags_that_one_process_does_not_use_are_named(chatpipe):
+    words = ("pretrain", "pocket", "--processes", "1", "--dry-run")
+    assert chatpipe(*words).err == ""
+    assert "accelerate's flags are not used" in chatpipe(*words, "--", "--mixed_precision", "bf16").err

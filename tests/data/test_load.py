@@ -122,7 +122,18 @@ def test_few_unusable_rows_are_counted_by_reason_and_many_are_refused(write):
 
 def test_too_little_data_is_refused(write):
     source = write("a.jsonl", [chat("Q?"), chat("Q?")])
-    assert "The data holds too little" in problem_of(load_conversations, blocks(source), WORLD, "sft.data")
+    told = f"sft.data = {source} holds too little: "
+    assert told in problem_of(load_conversations, blocks(source), WORLD, "sft.data")
+    assert told in problem_of(check_rows, "conversations", blocks(source), "sft.data")
+    check_rows("conversations", [*blocks(source), *BUILT_IN], "sft.data")
+
+
+@pytest.mark.parametrize("name", ["a.jsonl", "a.json"])
+def test_half_a_character_is_a_bad_row(write, name):
+    rows = [chat(f"Q{i}?") for i in range(300)]
+    loaded = load_conversations(blocks(write(name, [*rows, chat("Q?", "\ud800"), chat("Q?", "😀")])), WORLD, "k")
+    assert loaded.skipped == {"a text holds half a character, a lone surrogate": 1}
+    assert len(loaded.train) + len(loaded.held_out) == 301
 
 
 def test_a_fingerprint_changes_with_what_a_file_holds_and_how_much_is_used(write):

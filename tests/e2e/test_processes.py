@@ -82,7 +82,6 @@ def test_the_error_of_a_rank_is_the_parent_s(tiny_run, tmp_path, chatpipe):
     assert launched.out == ""
     assert 1 < len(launched.err.splitlines()) <= 8
     assert "conversations are longer than 32 tokens" in launched.err
-    assert not (tmp_path / "chat").exists()
 
 
 def test_ranks_save_and_end_when_their_parent_is_killed(tiny_run, tmp_path):

@@ -1,10 +1,13 @@
+import io
 import json
 import math
 
 import pytest
 import torch
+from rich.console import Console
 from transformers import GPT2Config, GPT2LMHeadModel, Trainer, TrainerControl, TrainerState, TrainingArguments
 
+from chatpipe import console
 from chatpipe.training import callbacks
 from chatpipe.training.callbacks import MetricsFile, Speedometer, watch
 from chatpipe.training.progress import follow, progress_words, read_metrics
@@ -118,6 +121,16 @@ def test_the_words_beside_the_bar():
     assert progress_words({"loss": 2.34567, "tokens_per_second": 12345.6}) == "loss 2.346  12,346 tokens/s"
     assert progress_words({"objective/scores": 1.5, "objective/kl": 3.25, "loss": 1.0}) == "score 1.50  kl 3.2"
     assert progress_words({"learning_rate": 1.0}) == ""
+
+
+def test_following_a_stage_shows_its_step_of_all_steps(tmp_path, monkeypatch):
+    shown = Console(file=io.StringIO(), force_terminal=True, width=120)
+    monkeypatch.setattr(console, "_console", shown)
+    with follow("sft", tmp_path) as show:
+        (tmp_path / "metrics.jsonl").write_text('{"step": 30, "max_steps": 200, "loss": 1.5}\n')
+        show()
+    assert "30/200" in shown.file.getvalue()
+    assert "loss 1.500" in shown.file.getvalue()
 
 
 def test_following_a_stage_that_has_written_nothing_yet_is_no_error(tmp_path, capsys):

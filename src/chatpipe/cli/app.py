@@ -1,12 +1,20 @@
 """The `chatpipe` command: its subcommands, and what every one of them does with an error."""
 
+import errno
+import os
+import re
 import sys
+import traceback
+from pathlib import Path
 
 import typer
 
 from chatpipe import console
 from chatpipe.cli import chat, env, recipes, run, schema, stage
-from chatpipe.errors import ChatpipeError, ExitCode, Interrupted
+from chatpipe.errors import ChatpipeError, ExitCode, Interrupted, TrainingError
+
+MAX_TEXT = 400
+"""Characters of a message that is not ours."""
 
 app = typer.Typer(
     name="chatpipe",
@@ -37,16 +45,62 @@ def main() -> None:
         # The reader of a pipe such as `| head` went away, which is no error of ours.
         sys.stderr.close()
         sys.exit(int(ExitCode.FAILED))
+    except Exception as problem:
+        _leave(_of_system(problem) or _bug(problem))
 
 
 def _leave(problem: ChatpipeError) -> None:
-    # Only a launched rank has a parent to tell; that parent prints.
-    if not _tell_parent(problem):
+    from chatpipe.training.launch import report_error
+
+    # What a chatpipe launched has a parent to tell, which prints; the traceback goes into the launch log.
+    if not report_error(problem):
         console.error(problem)
+    elif problem.__cause__ is not None:
+        console.trace(problem)
     sys.exit(int(problem.exit_code))
 
 
-def _tell_parent(problem: ChatpipeError) -> bool:
-    from chatpipe.training import launch
+def _of_system(problem: Exception) -> ChatpipeError | None:
+    """What the operating system refused, which is no bug: permission, space, a disk that is read-only."""
+    # safetensors and tokenizers are written in Rust and have errors of their own.
+    told = re.search(r"\(os error (\d+)\)", str(problem))
+    if not isinstance(problem, OSError) and told is None:
+        return None
+    number = problem.errno if isinstance(problem, OSError) else int(told[1]) if told else None
+    file = getattr(problem, "filename", None)
+    what = os.strerror(number) if number else _in_one_line(str(problem))
+    error = TrainingError(f"{what}: {file}" if file else f"{what} (in {_place(problem)})", _remedy(number))
+    error.__cause__ = problem
+    return error
 
-    return launch.is_rank() and launch.report_error(problem)
+
+def _remedy(number: int | None) -> str:
+    if number in (errno.ENOSPC, errno.EDQUOT):
+        return "Make room; the same command goes on with what is complete."
+    if number in (errno.EACCES, errno.EPERM, errno.EROFS):
+        return "Change its permissions, or choose another folder with out= or --out."
+    return "The same command goes on with what is complete; CHATPIPE_DEBUG=1 shows the traceback."
+
+
+def _bug(problem: Exception) -> ChatpipeError:
+    """The last resort, for what nobody foresaw."""
+    what = f"{type(problem).__name__}: {_in_one_line(str(problem))}"
+    error = TrainingError(
+        f"a bug of chatpipe: {what} (in {_place(problem)})",
+        "CHATPIPE_DEBUG=1 shows the traceback; please report it with the command and the recipe.",
+    )
+    error.__cause__ = problem
+    return error
+
+
+def _place(problem: Exception) -> str:
+    """File and line of ours where it came up."""
+    ours = Path(__file__).parents[1]
+    frames = traceback.extract_tb(problem.__traceback__)
+    *_, last = [frame for frame in frames if Path(frame.filename).is_relative_to(ours)] or frames
+    return f"{last.filename}:{last.lineno}"
+
+
+def _in_one_line(text: str) -> str:
+    text = " ".join(text.split())
+    return text if len(text) <= MAX_TEXT else f"{text[:MAX_TEXT]} ..."

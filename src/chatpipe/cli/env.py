@@ -27,7 +27,7 @@ def env(json: Annotated[bool, typer.Option("--json", help="One JSON object on st
         "bf16_peak_tflops": round(peak / 1e12, 3) if peak else "unknown",
         "processes": processes,
         "process_group": "nccl" if gpus else "gloo",
-        "launch_of_two": " ".join(accelerate_command(2, None, [], ["sft", "RECIPE"])[1:]),
+        "launch_of_two": " ".join(["accelerate", "launch", *accelerate_command(2, None, [], ["sft", "RECIPE"])[3:]]),
     }
     if json:
         console.json_object(facts)

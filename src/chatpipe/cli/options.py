@@ -2,11 +2,16 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Annotated, Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from chatpipe.errors import UsageError
+
+if TYPE_CHECKING:
+    from chatpipe.pipeline import How
+    from chatpipe.recipe import Recipe
 
 Words = Annotated[
     list[str] | None,
@@ -36,10 +41,10 @@ class Given:
 def tell_apart(words: Sequence[str] | None) -> Given:
     """A first word without `=` is the recipe, `KEY=VALUE`s follow; from the first with a leading `-` on, accelerate's.
 
-    Typer drops the `--` between them.
+    A YAML file that exists is the recipe also with a `=` in its name. Typer drops the `--` between them.
     """
     rest = list(words or [])
-    recipe = rest.pop(0) if rest and "=" not in rest[0] and not rest[0].startswith("-") else None
+    recipe = rest.pop(0) if rest and _is_recipe(rest[0]) else None
     overrides: list[str] = []
     while rest and not rest[0].startswith("-"):
         word = rest.pop(0)
@@ -49,6 +54,27 @@ def tell_apart(words: Sequence[str] | None) -> Given:
             )
         overrides.append(word)
     return Given(recipe, overrides, rest)
+
+
+def _is_recipe(word: str) -> bool:
+    if word.startswith("-"):
+        return False
+    return "=" not in word or (word.endswith((".yaml", ".yml")) and Path(word).is_file())
+
+
+def how_to_run(recipe: "Recipe", given: Given, fresh: bool) -> "How":
+    """How the stages are run; raises `UsageError` where the launch profile or accelerate's flags cannot be used."""
+    from chatpipe import console
+    from chatpipe.pipeline import How, processes_of
+    from chatpipe.training.launch import check_launch, is_rank
+
+    if is_rank():  # whoever launched it has used them
+        return How(processes_of(recipe), fresh=fresh)
+    check_launch(recipe.launch, given.accelerate_flags)
+    processes = processes_of(recipe)
+    if processes == 1 and (recipe.launch or given.accelerate_flags):
+        console.note("One process runs in place: the launch profile and accelerate's flags are not used.")
+    return How(processes, recipe.launch, given.accelerate_flags, fresh)
 
 
 def flags(**given: Any) -> dict[str, Any]:

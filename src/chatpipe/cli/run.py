@@ -2,7 +2,7 @@
 
 import time
 
-from chatpipe.cli.options import DryRun, Fresh, Json, Launch, Processes, Strict, Words, flags, tell_apart
+from chatpipe.cli.options import DryRun, Fresh, Json, Launch, Processes, Strict, Words, flags, how_to_run, tell_apart
 
 EPILOG = "Example: chatpipe run pocket out=runs/mine seed=3"
 
@@ -20,7 +20,7 @@ def run(
     from chatpipe import console
     from chatpipe.cli.show import show_plan, show_run_table, show_stage, strict_exit
     from chatpipe.errors import UsageError
-    from chatpipe.pipeline import How, check_recipe, processes_of, run_recipe
+    from chatpipe.pipeline import check_folder, check_recipe, run_recipe
     from chatpipe.recipe import STAGES, load_recipe
 
     given = tell_apart(words)
@@ -28,7 +28,8 @@ def run(
         raise UsageError("Which recipe?", "Try `chatpipe run pocket`; `chatpipe recipes ls` lists them.")
     resolved = load_recipe(given.recipe, given.overrides, flags(processes=processes, launch=launch))
     check_recipe(resolved.recipe)
-    how = How(processes_of(resolved.recipe), resolved.recipe.launch, given.accelerate_flags, fresh)
+    check_folder(resolved.recipe, fresh)
+    how = how_to_run(resolved.recipe, given, fresh)
     if dry_run:
         show_plan(resolved, STAGES, how, json)
         return

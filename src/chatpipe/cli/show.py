@@ -8,6 +8,7 @@ from chatpipe.errors import ExitCode
 from chatpipe.pipeline import How, StageResult
 from chatpipe.plan import plan_stage
 from chatpipe.recipe import Resolved
+from chatpipe.recipe.loading import flatten
 
 STYLES = {"pass": "green", "warn": "yellow", "fail": "red"}
 
@@ -20,7 +21,8 @@ def show_plan(resolved: Resolved, stages: Sequence[str], how: How, json: bool, o
     plans = [plan_stage(resolved.recipe, stage, how, out) for stage in stages]
     rows = resolved.rows()
     if json:
-        values = {key: {"value": value, "origin": origin} for key, value, origin in rows}
+        typed = flatten(resolved.recipe.model_dump(mode="json"))
+        values = {key: {"value": typed[key], "origin": origin} for key, _, origin in rows}
         console.json_object({"recipe": values, "stages": plans})
         return
     for key, value, origin in rows:

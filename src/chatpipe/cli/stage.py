@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from chatpipe.cli.options import DryRun, Fresh, Json, Launch, Processes, Strict, Words, flags, tell_apart
+from chatpipe.cli.options import DryRun, Fresh, Json, Launch, Processes, Strict, Words, flags, how_to_run, tell_apart
 
 Model = Annotated[str | None, typer.Option("--model", help="The model to start from: a folder or a hub id.")]
 Data = Annotated[str | None, typer.Option("--data", help="File, several with commas between, or pocketworld.")]
@@ -105,22 +105,27 @@ def _run_stage(
     from chatpipe import console
     from chatpipe.cli.show import show_plan, show_stage, strict_exit
     from chatpipe.errors import UsageError
-    from chatpipe.pipeline import How, check_stage, processes_of, run_one
+    from chatpipe.pipeline import check_stage, run_one
     from chatpipe.recipe import load_recipe
-    from chatpipe.training.launch import check_world, is_rank, speaks
+    from chatpipe.stages.job import rankings_file
+    from chatpipe.training.launch import check_world, has_parent, is_rank, leave_world, speaks, was_launched
 
     given = tell_apart(words)
     resolved = load_recipe(given.recipe, given.overrides, recipe_flags)
     if given.recipe is None and out is None and "out" not in resolved.origins:
         raise UsageError(f"Where should {stage} write to?", "Give a recipe, or a folder with --out.")
-    check_stage(resolved.recipe, stage, out)
-    if is_rank():
+    if is_rank() or was_launched():
         check_world(resolved.recipe.processes)
-    how = How(processes_of(resolved.recipe), resolved.recipe.launch, given.accelerate_flags, fresh)
+    job = check_stage(resolved.recipe, stage, out)
+    makes_rankings = stage == "rm" and resolved.recipe.rm.data is None and not rankings_file(resolved.recipe).exists()
+    if not (fresh or has_parent() or makes_rankings):
+        job.standing()
+    how = how_to_run(resolved.recipe, given, fresh)
     if dry_run:
         show_plan(resolved, [stage], how, json, out)
         return
     result = run_one(resolved.recipe, stage, how, out)
+    leave_world()
     if not speaks():
         return
     show_stage(result)

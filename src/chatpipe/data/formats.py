@@ -1,5 +1,6 @@
 """What the rows of a file mean: documents, conversations, rankings or prompts."""
 
+import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -48,6 +49,14 @@ def recognise(row: Row, key: str) -> str:
         f"{row.where}: {key} does not know what these fields mean: {found}.",
         "Known: text | messages | instruction, output | chosen, rejected | prompt, responses, ranks | prompt.",
     )
+
+
+def check_characters(row: Row) -> None:
+    """Raises `BadRow` where a text holds half a character (JSON allows `"\\ud800"` alone), which no tokenizer takes."""
+    try:
+        json.dumps(row.values, ensure_ascii=False).encode()
+    except UnicodeEncodeError as problem:
+        raise BadRow("a text holds half a character, a lone surrogate") from problem
 
 
 def to_document(row: Row, form: str) -> str:

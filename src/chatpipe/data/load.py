@@ -6,14 +6,14 @@ the same in every stage that reads it, and no prompt is on both sides.
 
 import hashlib
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Generic, Literal, TypeVar
 
 from chatpipe import pocketworld
 from chatpipe.data import rows as files
-from chatpipe.data.formats import CONVERTERS, Ranking, recognise
+from chatpipe.data.formats import CONVERTERS, Ranking, check_characters, recognise
 from chatpipe.data.rows import BadRow, Skipped
 from chatpipe.data.template import Message
 from chatpipe.durable import sha256_of
@@ -36,32 +36,25 @@ class Loaded(Generic[Item]):
     held_out: list[Item]
     skipped: dict[str, int] = field(default_factory=dict)
 
-    def __post_init__(self) -> None:
-        if not self.train or not self.held_out:
-            raise UsageError(
-                f"The data holds too little: {len(self.train)} rows to train on, {len(self.held_out)} held out.",
-                "A tenth is held out by prompt; give a file with at least some dozens of different rows.",
-            )
-
 
 def load_documents(blocks: Sequence[DataBlock], world: Pocketworld, key: str) -> Loaded[str]:
     """Raw text, a document each. A text file is one document; its last tenth is held out."""
-    return _load("documents", blocks, world, key, lambda text: text)
+    return _load("documents", blocks, world, key)
 
 
 def load_conversations(blocks: Sequence[DataBlock], world: Pocketworld, key: str) -> Loaded[Conversation]:
     """Conversations that end with the assistant, split by what was asked."""
-    return _load("conversations", blocks, world, key, lambda messages: prompt_key(messages[:-1]))
+    return _load("conversations", blocks, world, key)
 
 
 def load_rankings(blocks: Sequence[DataBlock], world: Pocketworld, key: str) -> Loaded[Ranking]:
     """Rankings (pairs are K = 2), split by prompt."""
-    return _load("rankings", blocks, world, key, lambda ranking: prompt_key(ranking.prompt))
+    return _load("rankings", blocks, world, key)
 
 
 def load_prompts(blocks: Sequence[DataBlock], world: Pocketworld, key: str) -> Loaded[Conversation]:
     """Different prompts, split by their text; pocketworld holds out prompts about other people."""
-    return _load("prompts", blocks, world, key, prompt_key)
+    return _load("prompts", blocks, world, key)
 
 
 def prompt_key(messages: Sequence[Message]) -> str:
@@ -74,6 +67,15 @@ def is_held_out(text: str) -> bool:
     return int.from_bytes(hashlib.sha256(text.encode()).digest()[:4], "big") < HELD_OUT_SHARE * 2**32
 
 
+SPLIT_BY: Mapping[What, Callable[[Any], str]] = {
+    "documents": lambda text: text,
+    "conversations": lambda messages: prompt_key(messages[:-1]),
+    "rankings": lambda ranking: prompt_key(ranking.prompt),
+    "prompts": prompt_key,
+}
+"""The text by which an item of each kind is held out or not."""
+
+
 def check_sources(blocks: Sequence[DataBlock] | None, key: str) -> None:
     """Raises `UsageError` where a stage's data is not given or a file is missing, empty or of an unknown kind."""
     if not blocks:
@@ -84,15 +86,18 @@ def check_sources(blocks: Sequence[DataBlock] | None, key: str) -> None:
 
 
 def check_rows(what: What, blocks: Sequence[DataBlock] | None, key: str) -> None:
-    """As `check_sources`, and also where the rows of a file cannot be read as `what`; builds no world."""
+    """As `check_sources`, and also where the rows cannot be read as `what`, or are too few; builds no world."""
     check_sources(blocks, key)
-    for block in blocks or ():
+    blocks = blocks or []
+    train, held_out = 0, 0
+    for block in blocks:
         if block.source == POCKETWORLD:
             _check_world_has(what, key)
-        elif _is_running_text(what, block):
-            files.read_text(block.source, key)
         else:
-            _read(what, block, key, Skipped())
+            some, others = _sides_of_file(what, block, key, Skipped())
+            train, held_out = train + len(some), held_out + len(others)
+    if not reads_pocketworld(blocks):
+        _check_enough(train, held_out, blocks, key)
 
 
 def data_fingerprints(blocks: Sequence[DataBlock], key: str) -> dict[str, str]:
@@ -116,13 +121,7 @@ def build_world(settings: Pocketworld) -> pocketworld.World:
     return pocketworld.World.build(seed=settings.seed, people=settings.people)
 
 
-def _load(
-    what: What,
-    blocks: Sequence[DataBlock],
-    settings: Pocketworld,
-    key: str,
-    split_by: Callable[[Any], str],
-) -> Loaded[Any]:
+def _load(what: What, blocks: Sequence[DataBlock], settings: Pocketworld, key: str) -> Loaded[Any]:
     check_sources(blocks, key)
     train: list[Any] = []
     held_out: list[Any] = []
@@ -131,16 +130,33 @@ def _load(
         if block.source == POCKETWORLD:
             _check_world_has(what, key)
             made = _pocketworld(what, settings)
-            some, others = made if what == "prompts" else _split(made[0], split_by)
-        elif _is_running_text(what, block):
-            some, others = _split_text(files.read_text(block.source, key))
+            some, others = made if what == "prompts" else _split(what, made[0])
         else:
-            some, others = _split(_read(what, block, key, skipped), split_by)
+            some, others = _sides_of_file(what, block, key, skipped)
         train += some[: block.limit]
         held_out += others[: block.limit]
     if what == "prompts":
         train, held_out = _distinct(train), _distinct(held_out)
+    _check_enough(len(train), len(held_out), blocks, key)
     return Loaded(train, held_out, dict(skipped.reasons))
+
+
+def _sides_of_file(what: What, block: DataBlock, key: str, skipped: Skipped) -> tuple[list[Any], list[Any]]:
+    """What one file holds to train on, and what is held out of it."""
+    if _is_running_text(what, block):
+        return _split_text(files.read_text(block.source, key))
+    return _split(what, _read(what, block, key, skipped))
+
+
+def _check_enough(train: int, held_out: int, blocks: Sequence[DataBlock], key: str) -> None:
+    """Raises `UsageError` where there is nothing to train on, or nothing to judge by."""
+    if train and held_out:
+        return
+    sources = ", ".join(block.source for block in blocks)
+    raise UsageError(
+        f"{key} = {sources} holds too little: {train} rows to train on, {held_out} held out.",
+        "A tenth is held out by its text; give at least some dozens of different rows.",
+    )
 
 
 def _is_running_text(what: What, block: DataBlock) -> bool:
@@ -156,6 +172,7 @@ def _read(what: What, block: DataBlock, key: str, skipped: Skipped) -> list[Any]
     items = []
     for row in found:
         try:
+            check_characters(row)
             items.append(convert(row, form))
         except BadRow as problem:
             here.add(str(problem), row.where)
@@ -165,10 +182,10 @@ def _read(what: What, block: DataBlock, key: str, skipped: Skipped) -> list[Any]
     return items
 
 
-def _split(items: list[Any], split_by: Callable[[Any], str]) -> tuple[list[Any], list[Any]]:
+def _split(what: What, items: list[Any]) -> tuple[list[Any], list[Any]]:
     sides: tuple[list[Any], list[Any]] = ([], [])
     for item in items:
-        sides[is_held_out(split_by(item))].append(item)
+        sides[is_held_out(SPLIT_BY[what](item))].append(item)
     return sides
 
 

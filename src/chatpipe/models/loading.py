@@ -1,5 +1,7 @@
 """Loading models for training and judging: float32 weights, and the attention that is quickest here."""
 
+import os
+import textwrap
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -15,6 +17,9 @@ from transformers import (
 from chatpipe.errors import UsageError
 
 Model = TypeVar("Model", bound=PreTrainedModel)
+
+MAX_REASON = 300
+"""Characters of a library's message."""
 
 MAX_EAGER_CONTEXT = 512
 """Eager attention holds a table of context * context for each head; beyond this the memory outweighs the time."""
@@ -38,10 +43,21 @@ def load_tokenizer(model: str | Path) -> PreTrainedTokenizerBase:
 def _load(auto: Any, model: str | Path, **options: Any) -> Any:
     try:
         return auto.from_pretrained(model, **options)
-    except (OSError, ValueError) as problem:
+    except Exception as problem:  # damaged files raise anything: SafetensorError, UnpicklingError, bare Exception
+        reason = textwrap.shorten(f"{type(problem).__name__}: {problem}", MAX_REASON, placeholder=" ...")
+        if Path(model).expanduser().is_dir():
+            raise UsageError(
+                f"{model} cannot be loaded: {reason}",
+                "The folder is damaged or not whole; make it anew, or give another.",
+            ) from problem
+        if os.environ.get("HF_HUB_OFFLINE", "0").upper() in {"1", "ON", "YES", "TRUE"}:
+            raise UsageError(
+                f"{model} is neither a folder nor in the cache of the hub, and HF_HUB_OFFLINE forbids to fetch it.",
+                "Give a model folder, or unset HF_HUB_OFFLINE.",
+            ) from problem
         raise UsageError(
-            f"{model} cannot be loaded: {str(problem).splitlines()[0][:200]}",
-            "Give a model folder, or a hub id that can be reached (HF_HUB_OFFLINE must not be set then).",
+            f"{model} is no folder here and cannot be loaded from the hub: {reason}",
+            "Check the name and the network; a private model needs `hf auth login`.",
         ) from problem
 
 
@@ -50,7 +66,7 @@ def quickest_attention(model: Model) -> Model:
 
     On a CPU under bf16 autocast torch's scaled_dot_product_attention trains 1.7 times slower (docs/log.md).
     """
-    config: Any = model.config
-    if not torch.cuda.is_available() and config.max_position_embeddings <= MAX_EAGER_CONTEXT:
+    context = getattr(model.config, "max_position_embeddings", None)  # which models without such a limit lack
+    if not torch.cuda.is_available() and context is not None and context <= MAX_EAGER_CONTEXT:
         model.set_attn_implementation("eager")
     return model

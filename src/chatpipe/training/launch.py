@@ -15,24 +15,53 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from chatpipe.errors import ChatpipeError, ExitCode, TrainingError, UsageError
+import yaml
+
+from chatpipe.errors import ChatpipeError, ExitCode, Interrupted, TrainingError, UsageError
 from chatpipe.training.progress import follow
 
 LAUNCHED = "CHATPIPE_LAUNCHED"
 LOG_FILE = "launch.log"
 ERROR_FILE = "launch-error.json"
+STOP_FILE = "stop-requested"
 POLL_SECONDS = 0.3
+
+# What keeps accelerate from asking back or guessing; it takes one way of spreading the work alone.
+_DEFAULTS = {"--num_machines": "1", "--mixed_precision": "no", "--dynamo_backend": "no", "--main_process_port": "0"}
+_WAYS = {"--multi_gpu", "--use_fsdp", "--cpu"}
+
+
+def check_launch(profile: str | None, flags: Sequence[str]) -> None:
+    """Raises `UsageError` where accelerate could not start, or would not do, what the profile and the flags ask for."""
+    given = _read_profile(profile)
+    way = str(given.get("distributed_type", "")).upper()
+    if way == "DEEPSPEED" or any(name.startswith(("--use_deepspeed", "--deepspeed_")) for name in _names(flags)):
+        raise UsageError(
+            "DeepSpeed is not supported: its resume points are not complete.",
+            "Larger models use FSDP: `-- --use_fsdp --fsdp_version 2`, or such a --launch profile.",
+        )
+    if (way == "FSDP" or "--use_fsdp" in _names(flags)) and not _sees_gpu():
+        raise UsageError(
+            "FSDP is asked for, but there is no GPU here: accelerate would silently train without it.",
+            "Leave --use_fsdp or the --launch profile out.",
+        )
 
 
 def accelerate_command(
     processes: int, profile: str | None, flags: Sequence[str], arguments: Sequence[str]
 ) -> list[str]:
-    """The command that starts `chatpipe ARGUMENTS` in `processes` processes."""
+    """The command that starts `chatpipe ARGUMENTS` in `processes` processes.
+
+    Raises `UsageError` where there is no such profile.
+    """
     command = [sys.executable, "-m", "accelerate.commands.launch"]
     if profile is not None:
         command += ["--config_file", profile]
-    command += ["--multi_gpu", "--num_processes", str(processes), *_unless_given(flags), *flags]
-    return [*command, "--module", "chatpipe", *arguments]
+    elif not _WAYS & _names(flags):
+        command.append("--multi_gpu")
+    decided = _names(flags) | _decided_by(_read_profile(profile))
+    defaults = [part for flag, value in _DEFAULTS.items() if flag not in decided for part in (flag, value)]
+    return [*command, "--num_processes", str(processes), *defaults, *flags, "--module", "chatpipe", *arguments]
 
 
 def is_rank() -> bool:
@@ -40,9 +69,14 @@ def is_rank() -> bool:
     return "RANK" in os.environ and "WORLD_SIZE" in os.environ
 
 
+def was_launched() -> bool:
+    """Whether a `chatpipe` launched this process, perhaps not as a rank: it must not launch again."""
+    return LAUNCHED in os.environ
+
+
 def has_parent() -> bool:
     """Whether a `chatpipe` started this rank: it has checked everything, and says what comes of it."""
-    return is_rank() and LAUNCHED in os.environ
+    return is_rank() and was_launched()
 
 
 def speaks() -> bool:
@@ -51,8 +85,8 @@ def speaks() -> bool:
 
 
 def check_world(processes: int | None) -> None:
-    """Raises `UsageError` in a launched rank when the world is not the one that was asked for."""
-    world = int(os.environ["WORLD_SIZE"])
+    """Raises `UsageError` in a launched process when the world is not the one that was asked for."""
+    world = int(os.environ.get("WORLD_SIZE", "1"))
     asked = int(os.environ.get(LAUNCHED, processes or world))
     if world != asked:
         raise UsageError(
@@ -77,6 +111,20 @@ def join_world(processes: int) -> None:
         )
 
 
+def leave_world() -> None:
+    """Leaves the process group where this process is in one.
+
+    A rank that is done first and exits with it now and then aborts (its threads outlive the interpreter); accelerate's
+    launcher then kills the rank that still evaluates and saves.
+    """
+    if "torch.distributed" not in sys.modules:
+        return
+    from torch import distributed
+
+    if distributed.is_initialized():
+        distributed.destroy_process_group()
+
+
 def stop_with_parent() -> None:
     """Has this rank stop as after SIGTERM when the parent that launched it is gone, even killed.
 
@@ -91,10 +139,14 @@ def stop_with_parent() -> None:
 
 
 def launch(command: Sequence[str], processes: int, stage: str, folder: Path) -> None:
-    """Runs `command` and follows the stage's metrics; raises the error of the rank that failed, if one did."""
+    """Runs `command` and follows the stage's metrics; raises the error of the rank that failed, if one did.
+
+    Raises `Interrupted` where a stop was asked for, also when the stage ended before it could heed that.
+    """
     folder.mkdir(parents=True, exist_ok=True)
-    error_file = folder / ERROR_FILE
-    error_file.unlink(missing_ok=True)
+    error_file, stop_file = folder / ERROR_FILE, folder / STOP_FILE
+    for left in (error_file, stop_file):
+        left.unlink(missing_ok=True)
     environment = {**os.environ, LAUNCHED: str(processes), "CHATPIPE_ERROR_FILE": str(error_file)}
     if not _sees_gpu():
         environment["ACCELERATE_USE_CPU"] = "1"
@@ -106,14 +158,19 @@ def launch(command: Sequence[str], processes: int, stage: str, folder: Path) -> 
         child = subprocess.Popen(
             command, env=environment, stdin=subprocess.PIPE, stdout=log, stderr=log, start_new_session=True
         )
-    with follow(stage, folder) as show:
-        interrupted = _wait(child, folder, show)
-    if child.returncode != 0 or interrupted:
+    try:
+        with follow(stage, folder) as show:
+            interrupted = _wait(child, stop_file, show)
+    finally:
+        stop_file.unlink(missing_ok=True)
+    if child.returncode != 0:
         raise _error_of_rank(error_file, folder, interrupted)
+    if interrupted:
+        raise Interrupted(f"{stage} is done; stopped before the next stage.", "The same command goes on from there.")
 
 
 def report_error(problem: ChatpipeError) -> bool:
-    """Leaves a rank's error for the parent that launched it; False where there is no such parent.
+    """Leaves a process's error for the parent that launched it; False where there is no such parent, or no space.
 
     The first error counts: the other ranks fail because of it.
     """
@@ -122,24 +179,27 @@ def report_error(problem: ChatpipeError) -> bool:
         return False
     if not Path(path).exists():
         error = {"message": problem.message, "hint": problem.hint, "exit_code": int(problem.exit_code)}
-        Path(path).write_text(json.dumps(error), encoding="utf-8")
+        try:
+            Path(path).write_text(json.dumps(error), encoding="utf-8")
+        except OSError:
+            return False
     return True
 
 
-def _wait(child: "subprocess.Popen[bytes]", folder: Path, show: Any) -> bool:
-    """Waits for the ranks; Ctrl-C or SIGTERM asks them to save and stop, a second one ends them."""
-    from chatpipe.training.interrupt import STOP_FILE
-
+def _wait(child: "subprocess.Popen[bytes]", stop_file: Path, show: Any) -> bool:
+    """Waits for the ranks; Ctrl-C, SIGTERM or SIGHUP asks them to save and stop, a second one ends them."""
     asked = 0
 
     def on_signal(number: int, frame: Any) -> None:
         nonlocal asked
         asked += 1
-        (folder / STOP_FILE).touch()
+        stop_file.touch()
         if asked > 1:
             os.killpg(child.pid, signal.SIGTERM)
 
-    previous = {number: signal.signal(number, on_signal) for number in (signal.SIGINT, signal.SIGTERM)}
+    signals = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+    heard = [number for number in signals if signal.getsignal(number) is not signal.SIG_IGN]  # nohup ignores SIGHUP
+    previous = {number: signal.signal(number, on_signal) for number in heard}
     try:
         while child.poll() is None:
             show()
@@ -158,26 +218,58 @@ def _error_of_rank(error_file: Path, folder: Path, interrupted: bool) -> Chatpip
         problem.exit_code = ExitCode(told["exit_code"])
         return problem
     if interrupted:
-        problem = ChatpipeError("Stopped before a resume point could be saved.", "The same command goes on.")
-        problem.exit_code = ExitCode.INTERRUPTED
-        return problem
+        return Interrupted("Stopped before a resume point could be saved.", "The same command goes on.")
     return TrainingError("A process ended without saying why.", f"Its output is in {folder / LOG_FILE}.")
 
 
-def _unless_given(flags: Sequence[str]) -> list[str]:
-    """Flags that keep accelerate from asking back or guessing, where the user has not given them."""
-    ours = {"--num_machines": "1", "--mixed_precision": "no", "--dynamo_backend": "no", "--main_process_port": "0"}
-    return [part for flag, value in ours.items() if flag not in flags for part in (flag, value)]
+def _names(flags: Sequence[str]) -> set[str]:
+    """The names of accelerate's flags, which may be written as `--main-process-port=0`, too."""
+    return {"--" + flag[2:].partition("=")[0].replace("-", "_") for flag in flags if flag.startswith("--")}
+
+
+def _read_profile(profile: str | None) -> dict[str, Any]:
+    """What stands in an accelerate config file (YAML, or JSON, which is YAML)."""
+    if profile is None:
+        return {}
+    try:
+        values = yaml.safe_load(Path(profile).read_text(encoding="utf-8"))
+    except (OSError, ValueError, yaml.YAMLError) as problem:
+        what = problem.strerror if isinstance(problem, OSError) else "it is not YAML"
+        raise UsageError(
+            f"launch = {profile} cannot be read: {what}.", "Give what `accelerate config --config_file FILE` wrote."
+        ) from problem
+    if not isinstance(values, dict) or "distributed_type" not in values:
+        raise UsageError(
+            f"launch = {profile} is not an accelerate config file: it has no distributed_type.",
+            "Give what `accelerate config --config_file FILE` wrote.",
+        )
+    return values
+
+
+def _decided_by(profile: dict[str, Any]) -> set[str]:
+    """The flags that a profile stands for."""
+    old_names = {"fp16": "mixed_precision", "dynamo_config": "dynamo_backend"}
+    return {f"--{old_names.get(key, key)}" for key, value in profile.items() if value is not None}
 
 
 def _sees_gpu() -> bool:
+    if not _may_have_gpu():
+        return False
     import torch
 
     return torch.cuda.is_available()
 
 
+def _may_have_gpu() -> bool:
+    """Whether a CUDA or ROCm device can be there at all: Linux shows one in /dev (WSL: dxg). Known without torch."""
+    devices = ("nvidia*", "kfd", "dxg", "nvhost*", "nvgpu*")
+    return sys.platform != "linux" or any(any(Path("/dev").glob(device)) for device in devices)
+
+
 def default_processes() -> int:
     """As many processes as visible GPUs, one on a CPU."""
+    if not _may_have_gpu():
+        return 1
     import torch
 
     return max(1, torch.cuda.device_count())

@@ -40,11 +40,10 @@ def progress_words(logs: dict[str, Any]) -> str:
 def follow(stage: str, folder: Path) -> Iterator[Callable[[], None]]:
     """A progress bar over the stage's metrics file; the caller calls what it gets whenever it wants it renewed."""
     path = folder / METRICS_FILE
-    with console.progress(stage, total=1.0) as bar:
+    with console.progress(stage, total=None) as bar:
 
         def show() -> None:
-            lines = read_metrics(path)
-            if lines:
-                bar.update(lines[-1]["step"] / max(1, lines[-1]["max_steps"]), progress_words(lines[-1]))
+            if lines := read_metrics(path):
+                bar.update(lines[-1]["step"], progress_words(lines[-1]), total=lines[-1]["max_steps"])
 
         yield show

@@ -1,0 +1,35 @@
+"""What is neither a user's mistake nor an error of ours: exit 1, short, with the place and what to do."""
+
+import pytest
+
+
+@pytest.mark.parametrize(
+    ("problem", "first", "hint"),
+    [
+        (PermissionError(13, "no", "runs/x"), "error: Permission denied: runs/x", "another folder with out= or --out"),
+        (OSError(30, "no", "runs/x"), "error: Read-only file system: runs/x", "another folder with out= or --out"),
+        (OSError(28, "no"), "error: No space left on device (in ", "Make room"),
+        (Exception("I/O error: no (os error 28)"), "error: No space left on device (in ", "Make room"),
+        (KeyError("x\n" * 900), "error: a bug of chatpipe: KeyError: ", "CHATPIPE_DEBUG=1 shows the traceback"),
+    ],
+)
+def test_what_nobody_foresaw_is_short_and_fails(chatpipe, monkeypatch, problem, first, hint):
+    def fail() -> None:
+        raise problem
+
+    monkeypatch.setattr("chatpipe.recipe.packaged_recipes", fail)
+    result = chatpipe("recipes", "ls")
+    assert result.code == 1
+    assert result.err.startswith(first)
+    assert hint in result.err
+    assert len(result.err.splitlines()) <= 8
+    assert len(result.err) < 1000
+    monkeypatch.setenv("CHATPIPE_DEBUG", "1")
+    assert f"{type(problem).__name__}: " in chatpipe("recipes", "ls").err.split("Traceback", 1)[1]
+
+
+def test_a_folder_that_cannot_be_written_to(chatpipe):
+    result = chatpipe("recipes", "copy", "pocket", "/proc/pocket.yaml")
+    assert result.code == 1
+    assert "/proc/pocket.yaml" in result.err
+    assert "Traceback" not in result.err

@@ -1,0 +1,129 @@
+"""What the launcher's parent does with flags, profiles and signals; `python -c` stands for the ranks."""
+
+import os
+import signal
+import sys
+import threading
+import time
+
+import pytest
+from torch import distributed
+
+from chatpipe.errors import Interrupted, TrainingError, UsageError
+from chatpipe.training import interrupt, launch
+
+
+@pytest.fixture(autouse=True)
+def no_gpu(monkeypatch):
+    monkeypatch.setattr(launch, "_may_have_gpu", lambda: False)
+
+
+@pytest.fixture
+def profile(tmp_path):
+    """Writes an accelerate config file."""
+
+    def profile(text: str) -> str:
+        path = tmp_path / "profile.yaml"
+        path.write_text(text)
+        return str(path)
+
+    return profile
+
+
+def command(profile: str | None = None, *flags: str) -> list[str]:
+    made = launch.accelerate_command(2, profile, flags, ["sft"])
+    assert made[-3:] == ["--module", "chatpipe", "sft"]
+    return made[3:-3]
+
+
+def test_without_flags_accelerate_has_nothing_to_ask_or_to_guess():
+    defaults = "--num_machines 1 --mixed_precision no --dynamo_backend no --main_process_port 0"
+    assert " ".join(command()) == f"--multi_gpu --num_processes 2 {defaults}"
+
+
+@pytest.mark.parametrize("flag", ["--use_fsdp", "--cpu", "--multi-gpu"])
+def test_a_way_of_training_that_is_given_is_the_only_one(flag):
+    assert "--multi_gpu" not in command(None, flag)
+    assert command(None, flag)[-1] == flag
+
+
+def test_a_flag_wins_over_our_default_however_it_is_written():
+    for flags in (("--main_process_port", "29501"), ("--main-process-port=29501",)):
+        assert "0" not in command(None, *flags)
+        assert command(None, *flags)[-len(flags) :] == list(flags)
+
+
+def test_a_profile_decides_what_it_names_and_nothing_else(profile):
+    path = profile("distributed_type: MULTI_GPU\nmixed_precision: bf16\nmain_process_port: null\nnum_machines: 2\n")
+    ours = "--num_processes 2 --dynamo_backend no --main_process_port 0"
+    assert " ".join(command(path)) == f"--config_file {path} {ours}"
+
+
+def test_what_is_not_supported_or_not_there_is_refused(profile):
+    launch.check_launch(None, ["--mixed_precision", "bf16"])
+    launch.check_launch(profile("distributed_type: MULTI_GPU\n"), [])
+    for given, flags, part in (
+        (None, ["--use_deepspeed"], "DeepSpeed is not supported"),
+        (profile("distributed_type: DEEPSPEED\n"), [], "DeepSpeed is not supported"),
+        (None, ["--use-fsdp"], "no GPU"),
+    ):
+        with pytest.raises(UsageError, match=part):
+            launch.check_launch(given, flags)
+    with pytest.raises(UsageError, match="no GPU"):
+        launch.check_launch(profile("distributed_type: FSDP\n"), [])
+
+
+def test_gpus_are_not_counted_where_there_can_be_none():
+    assert launch.default_processes() == 1
+
+
+def test_a_process_that_was_launched_but_is_no_rank_launches_nothing(monkeypatch):
+    monkeypatch.setenv(launch.LAUNCHED, "2")
+    monkeypatch.delenv("WORLD_SIZE", raising=False)
+    with pytest.raises(UsageError, match="2 processes were asked for, but the launcher started 1"):
+        launch.check_world(2)
+
+
+def run(code: str, folder) -> None:
+    launch.launch([sys.executable, "-c", code], 2, "sft", folder)
+
+
+def test_a_stop_that_was_asked_for_in_an_earlier_run_is_forgotten(tmp_path):
+    stop = tmp_path / interrupt.STOP_FILE
+    stop.touch()
+    run(f"import os; assert not os.path.exists({str(stop)!r})", tmp_path)
+    with pytest.raises(TrainingError, match="without saying why"):
+        run("raise SystemExit(3)", tmp_path)
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+def test_a_stage_that_ends_all_the_same_after_a_signal_is_said_to_be_done(tmp_path, number):
+    stop, ready = tmp_path / interrupt.STOP_FILE, tmp_path / "ready"
+
+    def ask() -> None:
+        while not ready.exists():
+            time.sleep(0.01)
+        os.kill(os.getpid(), number)
+
+    asking = threading.Thread(target=ask)
+    asking.start()
+    waits = f"import os, time\nopen({str(ready)!r}, 'w')\nwhile not os.path.exists({str(stop)!r}): time.sleep(.01)"
+    with pytest.raises(Interrupted, match="sft is done; stopped before the next stage."):
+        run(waits, tmp_path)
+    asking.join()
+    assert not stop.exists()
+
+
+def test_a_signal_that_nohup_has_ignored_stays_ignored(tmp_path):
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        run("import os, signal; os.kill(os.getppid(), signal.SIGHUP)", tmp_path)
+    finally:
+        signal.signal(signal.SIGHUP, before)
+
+
+def test_a_rank_that_is_done_leaves_the_others():
+    distributed.init_process_group("gloo", store=distributed.HashStore(), rank=0, world_size=1)
+    launch.leave_world()
+    assert not distributed.is_initialized()
+    launch.leave_world()
