@@ -94,9 +94,8 @@ def test_ppo_without_kl_against_a_bad_reward_model_fails(tiny_run, tmp_path, cha
     assert chatpipe(*rm).code == 0
 
     bad = (f"ppo.reward_model={tmp_path}/rm", "ppo.data=pocketworld", "ppo.kl_coef=0", "ppo.missing_eos_penalty=null")
-    learn = ("ppo.learning_rate=3e-3", "ppo.total_episodes=512", "ppo.batch_size=32", "ppo.response_length=48")
-    asked_of_it = ("evaluation.prompts=80", "evaluation.max_new_tokens=48")
-    ppo = ("ppo", tiny_run.recipe, *bad, *learn, *asked_of_it, "--out", tmp_path / "ppo", "--json")
+    learn = ("ppo.learning_rate=1e-3", "ppo.total_episodes=512", "ppo.batch_size=32", "ppo.response_length=48")
+    ppo = ("ppo", tiny_run.recipe, *bad, *learn, "evaluation.max_new_tokens=48", "--out", tmp_path / "ppo", "--json")
     told = chatpipe(*ppo).object
     assert told["verdict"]["status"] == "fail"
     metrics = told["metrics"]
@@ -105,7 +104,4 @@ def test_ppo_without_kl_against_a_bad_reward_model_fails(tiny_run, tmp_path, cha
     assert "Try: raise ppo.kl_coef, and train a better reward model" in reason(told, "Mean gold score ")
     assert metrics["win_rate_high"] < 0.5
     assert "to lie above 50 %. Try: " in reason(told, "The gold rater prefers it to sft on ")
-    assert metrics["objective/kl"] > 15
-    assert "nats of KL from sft; at most 15 are expected. Try: raise ppo.kl_coef" in " ".join(
-        told["verdict"]["reasons"]
-    )
+    assert metrics["objective/kl"] > 10 * tiny_run.stage("ppo")["metrics"]["objective/kl"]

@@ -108,7 +108,7 @@ def _run_stage(
     from chatpipe.pipeline import check_stage, run_one
     from chatpipe.recipe import load_recipe
     from chatpipe.stages.job import rankings_file
-    from chatpipe.training.launch import check_world, has_parent, is_rank, leave_world, speaks, was_launched
+    from chatpipe.training.launch import check_world, end_rank, has_parent, is_rank, speaks, was_launched
 
     given = tell_apart(words)
     resolved = load_recipe(given.recipe, given.overrides, recipe_flags)
@@ -125,7 +125,8 @@ def _run_stage(
         show_plan(resolved, [stage], how, json, out)
         return
     result = run_one(resolved.recipe, stage, how, out)
-    leave_world()
+    if has_parent():
+        end_rank()
     if not speaks():
         return
     show_stage(result)
