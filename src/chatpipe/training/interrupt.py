@@ -13,7 +13,7 @@ import torch
 from torch import distributed
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-STOP_FILE = "stop-requested"
+from chatpipe.training.launch import STOP_FILE
 
 
 class StopOnRequest(TrainerCallback):
