@@ -13,7 +13,7 @@ import torch
 from torch import distributed
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-from chatpipe.training.launch import STOP_FILE
+from chatpipe.training.launch import STOP_FILE, has_parent
 
 
 class StopOnRequest(TrainerCallback):
@@ -50,7 +50,8 @@ class StopOnRequest(TrainerCallback):
         return control
 
     def _agreed(self, device: torch.device) -> bool:
-        asked = self.requested or self._file.exists()
+        # Without a parent, a file that is there was left by one that was killed.
+        asked = self.requested or (has_parent() and self._file.exists())
         if not distributed.is_initialized():
             return asked
         votes = torch.tensor(int(asked), device=device)
