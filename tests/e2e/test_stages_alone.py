@@ -215,7 +215,7 @@ def test_dry_run_tells_what_the_run_then_did(tiny_run, chatpipe, listing):
         assert stage["command"] == "in this process"
     assert told["stages"][0]["parameters"] == tiny_run.stage("pretrain")["metrics"]["parameters"]
     assert told["stages"][0]["tokens"] == tiny_run.stage("pretrain")["metrics"]["train_tokens"]
-    assert told["recipe"]["seed"] == {"value": "0", "origin": "command line"}
+    assert told["recipe"]["seed"] == {"value": 0, "origin": "command line"}
     assert told["recipe"]["ppo.kl_coef"]["origin"].startswith(f"{tiny_run.recipe}:")
 
 

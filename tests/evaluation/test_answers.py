@@ -58,7 +58,7 @@ def test_gold_metrics_of_right_and_of_empty_answers():
     world = pocketworld.World.build(seed=1, people=40)
     prompts = pocketworld.prompts(world, "test", 60, seed=1)
     rater, rng = pocketworld.GoldRater(world), random.Random(0)
-    right = [Answer(good_answer(world, understand(world, prompt), False, rng), 5, True) for prompt in prompts]
+    right = [Answer(good_answer(understand(world, prompt), rng), 5, True) for prompt in prompts]
     empty = [Answer("", 1, True) for _ in prompts]
     good, bad = (gold_metrics(rate_answers(rater, prompts, answers)) for answers in (right, empty))
     assert good["right"] == 1.0
@@ -74,7 +74,7 @@ def test_gold_rater_hears_whether_the_answer_ended():
     world = pocketworld.World.build(seed=1, people=40)
     prompts = pocketworld.prompts(world, "test", 1, seed=1)
     rater = pocketworld.GoldRater(world)
-    text = good_answer(world, understand(world, prompts[0]), False, random.Random(0))
+    text = good_answer(understand(world, prompts[0]), random.Random(0))
     [stopped] = rate_answers(rater, prompts, [Answer(text, 5, True)])
     [cut] = rate_answers(rater, prompts, [Answer(text, 5, False)])
     assert cut.score < stopped.score

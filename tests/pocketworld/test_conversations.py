@@ -153,7 +153,7 @@ def test_chance_is_what_the_best_guesser_gets(world):
 
     by_form = share_right(lambda question: commonest[question.form])
     constant = share_right(lambda question: "I do not know anyone of that name.")
-    assert max(by_form, constant) == pytest.approx(chance_of_guessing(world), abs=0.015)
+    assert max(by_form, constant) == pytest.approx(chance_of_guessing(world), abs=0.025)
 
 
 def test_the_same_seed_makes_the_same_conversations_whatever_the_hash_seed(run_with_hash_seed):

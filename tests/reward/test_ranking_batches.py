@@ -26,7 +26,7 @@ def test_each_response_is_prompt_answer_and_end_of_turn(tokenizer):
     prompt = encode_prompt(tokenizer, one.prompt)
     for sequence, response in zip(encoded.sequences, one.responses, strict=True):
         assert sequence[: len(prompt)] == prompt
-        assert tokenizer.decode(sequence[len(prompt) :]) == response + tokenizer.eos_token
+        assert tokenizer.decode(sequence[len(prompt) :]) == f" {response}{tokenizer.eos_token}"
     assert encoded.ranks == [2, 1]
 
 
@@ -41,9 +41,9 @@ def test_too_long_loses_the_beginning_of_the_prompt_and_all_answers_the_same_par
 
 def test_an_answer_is_never_cut(tokenizer):
     one = ranking("0123456789", "cat")
-    answer = len(tokenizer("0123456789").input_ids) + 1
+    answer = len(tokenizer(" 0123456789").input_ids) + 1
     kept = encode_ranking(tokenizer, one, max_length=answer)
-    assert tokenizer.decode(kept.sequences[0]) == "0123456789" + tokenizer.eos_token
+    assert tokenizer.decode(kept.sequences[0]) == " 0123456789" + tokenizer.eos_token
     with pytest.raises(BadRow, match="longer than max_length"):
         encode_ranking(tokenizer, one, max_length=answer - 1)
 

@@ -15,7 +15,7 @@ GREETING_SHARE = 0.15
 """Share of the other questions that come after a greeting."""
 
 
-MOST_TRIES = 50
+MOST_TRIES = 300
 """Draws of a prompt that is not there yet, before a kind of question counts as used up."""
 
 
