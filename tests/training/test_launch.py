@@ -117,6 +117,8 @@ def test_a_signal_that_nohup_has_ignored_stays_ignored(tmp_path):
     before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
     try:
         run("import os, signal; os.kill(os.getppid(), signal.SIGHUP)", tmp_path)
+        assert signal.getsignal(signal.SIGHUP) == signal.SIG_IGN
+        assert not (tmp_path / launch.STOP_FILE).exists()
     finally:
         signal.signal(signal.SIGHUP, before)
 

@@ -38,7 +38,7 @@ def training_arguments(
     **more: Any,
 ) -> Arguments:
     """`cls` filled from `section`; `more` holds what only this stage has, and wins."""
-    # transformers 5.22 renamed it. Always said, since trl's SFTConfig has it on.
+    # Newer transformers renamed it. Always said, since trl's SFTConfig has it on.
     fields = cls.__dataclass_fields__
     recompute = "activation_checkpointing" if "activation_checkpointing" in fields else "gradient_checkpointing"
     return cls(
