@@ -148,7 +148,7 @@ def _standing(job: Job, how: How) -> Standing:
 
 def _run_here(job: Job) -> None:
     """Runs the stage in this process, which may be one rank of several."""
-    _quiet_libraries()
+    _prepare_process()
     if launch.has_parent():
         launch.stop_with_parent()
     if launch.is_rank():
@@ -190,7 +190,7 @@ def _ensure_rankings(recipe: Recipe) -> None:
     if path.exists() and note.exists() and json.loads(note.read_text(encoding="utf-8")) == made_from:
         return
     if recipe.rm.data is None:
-        _quiet_libraries()
+        _prepare_process()
         count = make_rankings(recipe, Job.of(recipe, "rm").models["model"], path)
         console.note(f"rank: {count} rankings of {recipe.sample.k} answers written to {path}")
     else:
@@ -274,9 +274,12 @@ def _check_rankings_can_be_made(recipe: Recipe) -> None:
             )
 
 
-def _quiet_libraries() -> None:
+def _prepare_process() -> None:
+    """What this process needs once before it trains or samples; imported late, for it brings torch along."""
+    from chatpipe.training.memory import keep_freed_memory
     from chatpipe.training.quiet import quiet_libraries
 
+    keep_freed_memory()
     quiet_libraries()
 
 
