@@ -16,6 +16,7 @@ from chatpipe.checkpoints import Manifest, checkpoint_id, read_manifest, write_m
 from chatpipe.data.load import check_sources, data_fingerprints, load_rankings
 from chatpipe.durable import PARTIAL, replace_text
 from chatpipe.errors import UsageError
+from chatpipe.locking import alone_in
 from chatpipe.recipe.loading import flatten, load_recipe
 from chatpipe.recipe.schema import POCKETWORLD, STAGES, Recipe
 from chatpipe.stages.job import Job, Outcome, Standing, rankings_blocks, rankings_file
@@ -71,17 +72,18 @@ def run_recipe(recipe: Recipe, how: How, on_result: Callable[[StageResult], None
     jobs = [Job.of(recipe, stage) for stage in STAGES]
     for job in jobs:
         micro_batches(job.section, how.processes, job.stage)
-    if how.fresh:
-        for job in jobs:
-            job.clear()
-        rankings_file(recipe).unlink(missing_ok=True)
-    write_recipe(recipe, Path(recipe.out) / RECIPE_FILE)
     results = []
-    for job in jobs:
-        if job.stage == "rm":
-            _ensure_rankings(recipe)
-        results.append(run_stage(job, how, _standing(job, how)))
-        on_result(results[-1])
+    with alone_in(Path(recipe.out)):
+        if how.fresh:
+            for job in jobs:
+                job.clear()
+            rankings_file(recipe).unlink(missing_ok=True)
+        write_recipe(recipe, Path(recipe.out) / RECIPE_FILE)
+        for job in jobs:
+            if job.stage == "rm":
+                _ensure_rankings(recipe)
+            results.append(run_stage(job, how, _standing(job, how)))
+            on_result(results[-1])
     return results
 
 
@@ -91,18 +93,22 @@ def run_one(recipe: Recipe, stage: str, how: How, out: str | None) -> StageResul
     micro_batches(job.section, how.processes, stage)
     if launch.has_parent():  # which has looked at everything before it launched this rank
         return run_stage(job, how, "new")
-    if how.fresh and job.is_main:
-        job.clear()
-        if stage == "rm" and recipe.rm.data is None and out is None:
-            rankings_file(recipe).unlink(missing_ok=True)
-    if stage == "rm" and job.is_main and (out is None or recipe.rm.data is None):
-        if rankings_file(recipe).exists():
-            _standing(job, how)  # refuses a changed recipe before the rankings of the finished stage are replaced
-        _ensure_rankings(recipe)
-    standing = _standing(job, how)
-    if out is None and job.is_main:
-        _note_in_run(recipe, stage)
-    return run_stage(job, how, standing)
+    if not job.is_main:
+        return run_stage(job, how, _standing(job, how))
+    if how.fresh:  # which may delete the folder that is held
+        with alone_in(Path(out or recipe.out)):
+            job.clear()
+            if stage == "rm" and recipe.rm.data is None and out is None:
+                rankings_file(recipe).unlink(missing_ok=True)
+    with alone_in(Path(out or recipe.out)):
+        if stage == "rm" and (out is None or recipe.rm.data is None):
+            if rankings_file(recipe).exists():
+                _standing(job, how)  # refuses a changed recipe before the rankings of the finished stage are replaced
+            _ensure_rankings(recipe)
+        standing = _standing(job, how)
+        if out is None:
+            _note_in_run(recipe, stage)
+        return run_stage(job, how, standing)
 
 
 def check_stage(recipe: Recipe, stage: str, out: str | None) -> Job:

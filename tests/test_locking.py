@@ -1,0 +1,35 @@
+"""One chatpipe at a time in a folder."""
+
+import subprocess
+import sys
+
+import pytest
+
+from chatpipe.errors import UsageError
+from chatpipe.locking import alone_in
+
+
+def test_a_folder_is_held_until_the_block_ends_and_nothing_is_left_in_it(tmp_path):
+    folder = tmp_path / "runs" / "mine"
+    with alone_in(folder), pytest.raises(UsageError, match="Another chatpipe is at work in .*mine"), alone_in(folder):
+        pass
+    with alone_in(folder):
+        assert list(folder.iterdir()) == []
+
+
+def test_a_folder_whose_holder_was_killed_is_free(tmp_path):
+    program = f"""
+import os, pathlib, signal
+from chatpipe.locking import alone_in
+with alone_in(pathlib.Path({str(tmp_path)!r})):
+    print("held", flush=True)
+    signal.pause()
+"""
+    holder = subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE)
+    assert holder.stdout.readline() == b"held\n"
+    with pytest.raises(UsageError), alone_in(tmp_path):
+        pass
+    holder.kill()
+    holder.wait()
+    with alone_in(tmp_path):
+        pass
