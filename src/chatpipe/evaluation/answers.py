@@ -1,7 +1,7 @@
 """Held-out prompts answered by a model, and what the gold rater says of the answers."""
 
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -28,13 +28,15 @@ def answer_prompts(
     prompts: Sequence[list[Message]],
     params: SamplingParams,
     seed: int,
+    on_finished: Callable[[int], None] | None = None,
 ) -> list[Answer]:
     """The model's answers, one to each prompt, without special tokens in their text.
 
+    `on_finished` hears how many are done.
     Raises `UsageError` for a prompt that leaves no room for its answer.
     """
     ids = [encode_prompt(tokenizer, prompt) for prompt in prompts]
-    completions = generate(model, ids, params, tokenizer.eos_token_id, seed)
+    completions = generate(model, ids, params, tokenizer.eos_token_id, seed, on_finished=on_finished)
     return [Answer(decode_answer(tokenizer, done.ids), len(done.ids), done.ended) for done in completions]
 
 

@@ -5,6 +5,7 @@ from typing import Any
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from chatpipe import console
 from chatpipe.data.load import Conversation, build_world, load_prompts
 from chatpipe.data.template import encode_prompt
 from chatpipe.errors import UsageError
@@ -56,7 +57,8 @@ def judge(job: Job, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, 
     """Has the model answer `prompts`, and the gold rater rate the answers where the stage is about its world."""
     settings = job.recipe.evaluation
     params = SamplingParams(max_new_tokens=settings.max_new_tokens, temperature=settings.temperature)
-    answers = answer_prompts(model, tokenizer, prompts, params, seed=job.recipe.seed)
+    with console.progress("answering", len(prompts)) as bar:
+        answers = answer_prompts(model, tokenizer, prompts, params, job.recipe.seed, on_finished=bar.update)
     if not job.has_gold_rater():
         return Judged(answers, None)
     return Judged(answers, rate_answers(GoldRater(build_world(job.recipe.pocketworld)), prompts, answers))

@@ -8,10 +8,11 @@ from transformers import (
     set_seed,
 )
 
+from chatpipe import console
 from chatpipe.data.load import Loaded, load_documents
-from chatpipe.data.token_store import build_token_store
+from chatpipe.data.token_store import TokenStore, build_token_store
 from chatpipe.errors import UsageError
-from chatpipe.evaluation.language import held_out_loss
+from chatpipe.evaluation.language import LanguageScore, held_out_loss
 from chatpipe.evaluation.ngram import trigram_bits_per_byte
 from chatpipe.evaluation.verdicts import pretrain_verdict
 from chatpipe.models.architecture import new_model
@@ -36,9 +37,10 @@ class PretrainTrainer(ResumePoints, SkipNonFinite, Trainer):
 def run_pretrain(job: Job) -> Outcome | None:
     """Trains the stage's model; the main process evaluates it, saves it and returns what came out."""
     recipe, section = job.recipe, job.recipe.pretrain
-    documents = load_documents(job.data()["pretrain.data"], recipe.pocketworld, "pretrain.data")
-    set_seed(recipe.seed)
-    tokenizer, model = _start(job, documents)
+    with console.progress("reading", total=None):
+        documents = load_documents(job.data()["pretrain.data"], recipe.pocketworld, "pretrain.data")
+        set_seed(recipe.seed)
+        tokenizer, model = _start(job, documents)
     if section.block_size > model.config.max_position_embeddings:
         raise UsageError(
             f"pretrain.block_size = {section.block_size}, but the model reads "
@@ -46,12 +48,12 @@ def run_pretrain(job: Job) -> Outcome | None:
             "Lower it, or raise pretrain.architecture.n_positions.",
         )
     held_out_texts = _limit_bytes(documents.held_out)
-    with main_process_first(job):
+    with main_process_first(job), console.progress("tokenising", total=None):
         train = build_token_store(job.folder / "tokens" / "train.bin", documents.train, tokenizer, section.block_size)
         held_out = build_token_store(
             job.folder / "tokens" / "held_out.bin", held_out_texts, tokenizer, section.block_size
         )
-    untrained = held_out_loss(model, held_out, EVAL_BATCH_SIZE) if job.is_main else None
+    untrained = _score(model, held_out) if job.is_main else None
 
     args = stage_arguments(
         job,
@@ -66,7 +68,7 @@ def run_pretrain(job: Job) -> Outcome | None:
     save_checkpoint(job, model, tokenizer)
     # The trained one's forward may still run in bf16; before and after are both measured in float32.
     model = load_causal_model(job.folder)
-    score = held_out_loss(model, held_out, EVAL_BATCH_SIZE)
+    score = _score(model, held_out)
     metrics = {
         "eval_loss": score.nats_per_token,
         "perplexity": score.perplexity,
@@ -80,6 +82,12 @@ def run_pretrain(job: Job) -> Outcome | None:
         **speed,
     }
     return Outcome(metrics, pretrain_verdict(metrics).to_dict())
+
+
+def _score(model: PreTrainedModel, held_out: TokenStore) -> LanguageScore:
+    """How well the model predicts the held-out text."""
+    with console.progress("evaluating", total=None):
+        return held_out_loss(model, held_out, EVAL_BATCH_SIZE)
 
 
 def _start(job: Job, documents: Loaded[str]) -> tuple[PreTrainedTokenizerBase, PreTrainedModel]:

@@ -4,6 +4,7 @@ from typing import Any
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainingArguments, set_seed
 
+from chatpipe import console
 from chatpipe.data.formats import Ranking
 from chatpipe.data.load import build_world, load_conversations, load_rankings, reads_pocketworld
 from chatpipe.data.rows import BadRow
@@ -37,7 +38,6 @@ def run_rm(job: Job) -> Outcome | None:
         model.resize_token_embeddings(len(tokenizer))
     max_length = min(section.max_length, model.config.max_position_embeddings)
     train = encode_rankings(tokenizer, rankings.train, max_length)
-
     held_out = [ranking for ranking in rankings.held_out if _fits(tokenizer, ranking, max_length)]
 
     args = stage_arguments(
@@ -82,15 +82,12 @@ def _evaluate(
     max_length: int,
 ) -> dict[str, Any]:
     """Pair accuracy on held-out prompts: against the gold order where it is known, else against the annotators'."""
-    scores = [
-        sequence_scores(
-            model,
-            encode_answers(tokenizer, ranking.prompt, ranking.responses, max_length),
-            tokenizer.pad_token_id,
-            EVAL_BATCH_SIZE,
-        ).tolist()
-        for ranking in held_out
-    ]
+    scores = []
+    with console.progress("evaluating", len(held_out)) as bar:
+        for ranking in held_out:
+            sequences = encode_answers(tokenizer, ranking.prompt, ranking.responses, max_length)
+            scores.append(sequence_scores(model, sequences, tokenizer.pad_token_id, EVAL_BATCH_SIZE).tolist())
+            bar.update(len(scores))
     gold = None
     if job.recipe.rm.data is None and reads_pocketworld(job.recipe.sample.data):
         rater = GoldRater(build_world(job.recipe.pocketworld))

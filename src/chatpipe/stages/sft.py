@@ -50,11 +50,12 @@ def run_sft(job: Job) -> Outcome | None:
     conversations = load_conversations(job.data()["sft.data"], recipe.pocketworld, "sft.data")
     tokenizer, model = load_for_chat(job.models["model"])
     max_length = min(section.max_length, model.config.max_position_embeddings)
-    train = _encode_all(job, tokenizer, conversations.train, max_length)
-    held_out = _encode_all(job, tokenizer, conversations.held_out, max_length)
+    with console.progress("tokenising", total=None):
+        train = _encode_all(job, tokenizer, conversations.train, max_length)
+        held_out = _encode_all(job, tokenizer, conversations.held_out, max_length)
     prompts = [conversation[:-1] for conversation in conversations.held_out]
     prompts = judged_prompts(job, tokenizer, prompts, model.config.max_position_embeddings)
-    before = conversation_loss(model, held_out, tokenizer.pad_token_id, EVAL_BATCH_SIZE) if job.is_main else None
+    before = _held_out_loss(model, tokenizer, held_out) if job.is_main else None
 
     args = stage_arguments(
         job,
@@ -73,9 +74,10 @@ def run_sft(job: Job) -> Outcome | None:
     save_checkpoint(job, model, tokenizer)
     # SFTTrainer replaced the model's forward by one that returns no logits; the saved one has its own.
     model = load_causal_model(job.folder)
-    gain = question_gain(model, held_out, tokenizer.pad_token_id, EVAL_BATCH_SIZE)
+    with console.progress("evaluating", total=None):
+        gain = question_gain(model, held_out, tokenizer.pad_token_id, EVAL_BATCH_SIZE)
     metrics = {
-        "eval_loss": conversation_loss(model, held_out, tokenizer.pad_token_id, EVAL_BATCH_SIZE),
+        "eval_loss": _held_out_loss(model, tokenizer, held_out),
         "eval_loss_before": before,
         "question_gain": gain.gain,
         "question_gain_low": gain.low,
@@ -87,6 +89,11 @@ def run_sft(job: Job) -> Outcome | None:
         **speed,
     }
     return Outcome(metrics, sft_verdict(metrics).to_dict())
+
+
+def _held_out_loss(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, held_out: list[Encoded]) -> float:
+    with console.progress("evaluating", total=None):
+        return conversation_loss(model, held_out, tokenizer.pad_token_id, EVAL_BATCH_SIZE)
 
 
 def load_for_chat(model: str) -> tuple[PreTrainedTokenizerBase, PreTrainedModel]:
