@@ -17,9 +17,9 @@ def test_names_and_animals_belong_to_one_person_each(seed):
     assert len({person.pet for person in world.people}) == 100
 
 
-def test_three_fifths_of_the_people_are_for_sft_and_a_fifth_each_for_practice_and_test():
+def test_practice_and_test_share_the_people_that_sft_does_not_get():
     world = World.build(seed=3, people=100)
-    assert [len(world.splits[split]) for split in ("sft", "practice", "test")] == [60, 20, 20]
+    assert [len(world.splits[split]) for split in ("sft", "practice", "test")] == [70, 15, 15]
 
 
 def test_strangers_are_nobody_and_differ_between_splits():

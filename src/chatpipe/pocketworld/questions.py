@@ -15,8 +15,8 @@ Message = dict[str, str]
 Kind = Literal["fact", "reverse", "unknown", "counting", "smalltalk"]
 
 KIND_SHARES: dict[Kind, float] = {"fact": 0.55, "reverse": 0.15, "unknown": 0.10, "counting": 0.10, "smalltalk": 0.10}
-LARGEST_SUMMAND = 4
-LONGEST_RANGE = 5
+LARGEST_SUMMAND = 6
+LONGEST_RANGE = 7
 
 
 @dataclass(frozen=True)

@@ -8,15 +8,22 @@ from chatpipe.pocketworld.answers import fill_sum, good_answer, statements
 from chatpipe.pocketworld.questions import Kind, Question, ask, draw, sums
 from chatpipe.pocketworld.world import ATTRIBUTES, Person, World
 
-PARAGRAPH_SHARES = {"portrait": 0.58, "quiz": 0.25, "counting": 0.13, "manners": 0.04}
+PARAGRAPH_SHARES = {"portrait": 0.66, "quiz": 0.12, "counting": 0.18, "manners": 0.04}
 PRONOUN_SHARE = 0.1
 """Share of the later sentences of a portrait that name the person by a pronoun. Small: a name that comes again and
 again is how so small a model learns to carry a name from a question into its answer."""
-QUIZ_SHARES: dict[Kind, float] = {"fact": 0.5, "reverse": 0.2, "unknown": 0.1, "counting": 0.2}
+LEAD_IN_SHARE = 0.6
+"""Share of the portraits that begin by naming whom they are about, as a question would: everybody is so named, not only
+those whom fine-tuning asks about, so that it is names in general that lead to facts."""
+FIRST_ATTRIBUTES = (*ATTRIBUTES, "pet")
+"""What a portrait tells first. The animal twice as often, since it is asked about too, in questions for its owner."""
+QUIZ_SHARES: dict[Kind, float] = {"fact": 0.6, "reverse": 0.25, "unknown": 0.15}
+ASKED_SHARE = 0.7
+"""Share of what is told about numbers that is a question with its answer."""
 
 
 def documents(world: World, count: int, seed: int) -> list[str]:
-    """`count` paragraphs of two to five sentences. All facts about everybody stand in them, in many wordings."""
+    """`count` paragraphs of two to six sentences. All facts about everybody stand in them, in many wordings."""
     rng = random.Random(f"pocketworld documents {world.seed} {seed}")
     writers = {f.__name__: f for f in (portrait, quiz, counting, manners)}
     kinds = rng.choices(tuple(PARAGRAPH_SHARES), tuple(PARAGRAPH_SHARES.values()), k=count)
@@ -26,8 +33,13 @@ def documents(world: World, count: int, seed: int) -> list[str]:
 def portrait(world: World, rng: random.Random) -> str:
     """Facts about one person, who after the first sentence may be a pronoun."""
     person = rng.choice(world.people)
-    first, *others = rng.sample(ATTRIBUTES, rng.randint(2, 5))
-    sentences = [wording.fill(rng.choice(openings()[first]), person, pronoun=False)]
+    first = rng.choice(FIRST_ATTRIBUTES)
+    others = rng.sample([attribute for attribute in ATTRIBUTES if attribute != first], rng.randint(1, 4))
+    if rng.random() < LEAD_IN_SHARE:
+        lead_ins = wording.PET_LEAD_INS if first == "pet" else wording.LEAD_INS
+        sentences = [wording.fill(rng.choice(lead_ins), person, pronoun=False), tell(person, first, False, rng)]
+    else:
+        sentences = [wording.fill(rng.choice(openings()[first]), person, pronoun=False)]
     sentences += [tell(person, attribute, rng.random() < PRONOUN_SHARE, rng) for attribute in others]
     return " ".join(sentences)
 
@@ -69,7 +81,7 @@ def counting(world: World, rng: random.Random) -> str:
     for _ in range(rng.randint(2, 4)):
         form = rng.choice(("sum", "next", "range"))
         question = Question("counting", form, numbers=rng.choice(all_numbers(world.seed)[form]))
-        if rng.random() < 0.5:
+        if rng.random() < ASKED_SHARE:
             sentences.append(f"{ask(question, rng)} {statements(question)[0]}")
         else:
             sentences.append(fill_sum(question, rng.choice(COUNTING_PROSE[form])))
@@ -87,7 +99,7 @@ COUNTING_PROSE = {
 def all_numbers(seed: int) -> dict[str, list[tuple[int, ...]]]:
     """The numbers of each form of counting question, of all splits; a sum is told both ways round."""
     told = {form: [numbers for split in splits.values() for numbers in split] for form, splits in sums(seed).items()}
-    told["sum"] += [(b, a) for a, b in told["sum"] if a != b]
+    told["sum"] += [(b, a) for a, b in told["sum"]]
     return told
 
 

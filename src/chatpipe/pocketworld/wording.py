@@ -53,6 +53,23 @@ STATEMENTS: dict[str, tuple[str, ...]] = {
     ),
 }
 """How a fact is told. No text begins with a name or a value: see `openings`."""
+LEAD_INS = (
+    "Do you know {n}?",
+    "A visitor asks about {n}.",
+    "Let me tell you about {n}.",
+    "Who is {n}?",
+    "Have you met {n}?",
+    "What can you tell me about {n}?",
+    "Please tell me about {n}.",
+)
+PET_LEAD_INS = (
+    "Do you know the {animal} called {pet}?",
+    "A visitor asks about the {animal} called {pet}.",
+    "Have you seen the {animal} called {pet}?",
+    "Look, there is the {animal} called {pet}.",
+    "Somebody has found the {animal} called {pet}.",
+)
+"""How a text may begin that is about a person, or first about an animal. No fact is told or asked for."""
 ANSWER_FORMS = 1
 """So many forms of each statement and fragment, the first ones, are used in answers. The gold rater accepts all."""
 

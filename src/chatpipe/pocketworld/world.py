@@ -45,8 +45,8 @@ NAME_STARTS = words("Ma To Li Be Ka Ro Sa Ni Pau Du Fe Hel Jo Lu Vi Ja Al El Ed 
 FEMALE_ENDS = words("ra na dia lin sa wen la rit sha mira")
 MALE_ENDS = words("mas vik bo len rik den lan vin ston dor")
 
-SFT_SHARE = 0.6
-PRACTICE_SHARE = 0.2
+SFT_SHARE = 0.7
+PRACTICE_SHARE = 0.15
 """Shares of the people (and of the strangers and the sums) that fine-tuning and practice get; the test has the rest."""
 
 
