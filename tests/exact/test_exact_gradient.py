@@ -1,141 +1,188 @@
-"""T1: the gradient of PPO's loss is that of J = sum_y pi(y) [r(y) - beta log(pi(y) / pi_ref(y))], to rounding.
+"""T1: the gradient of PPO's loss is that of J = E[r(x, y) - beta log(pi(y|x) / pi_ref(y|x))], to rounding.
 
 Convergence to the right fixed point would not show a bug that only weighs tokens wrongly (EOS masked, a mean per
-sequence), since at the optimum all advantages vanish. This does.
+sequence), since at the optimum all advantages vanish. This does. The batches are the exact distribution of what the
+policy samples, two thirds of the completions cut off at the length limit, so there is no sampling error.
 """
+
+import functools
+from dataclasses import replace
 
 import pytest
 import tabular
 import torch
-from tabular import COMPLETIONS, EOS, LENGTHS, VOCABULARY
+from mutation import replaced
+from tabular import COMPLETIONS, ENDED, EOS, LENGTHS, PAIRS, PROMPTS, VOCABULARY
+from tiny import tokenizer
+from torch import nn
 from transformers import GPT2Config, GPT2ForSequenceClassification, GPT2LMHeadModel
 
-from chatpipe.ppo.advantages import gae
-from chatpipe.ppo.experience import Experience, flat_index
-from chatpipe.ppo.kl import k1, shape_rewards
+from chatpipe.generation import Completion, generate
+from chatpipe.ppo.config import PPOConfig
+from chatpipe.ppo.experience import flat_index
 from chatpipe.ppo.loss import ppo_loss
-from chatpipe.ppo.microbatch import length_sorted, pad
-from chatpipe.ppo.model import PolicyAndCritic
-from chatpipe.ppo.rollout import score
+from chatpipe.ppo.microbatch import length_sorted
+from chatpipe.ppo.trainer import PPOTrainer
 
 BETA, PENALTY = 0.5, 0.7
-CLIP = {"cliprange": 0.2, "cliprange_value": 0.2}
-
-# A uniform policy gives a completion of k tokens the probability 4^-k, so that a batch of 64 in which completion y
-# stands 64 * 4^-k times is the exact distribution of what it samples.
-ON_POLICY = torch.arange(len(COMPLETIONS)).repeat_interleave(4 ** (3 - LENGTHS))
 
 
-@pytest.mark.parametrize("lam, value_kind", [(1.0, "random"), (0.95, "exact")])
-@pytest.mark.parametrize("micro_batch_size", [64, 7])
-def test_tabular_policy(lam, value_kind, micro_batch_size):
+# ---- a tabular policy, through reward, GAE and loss ----
+
+
+def check_tabular_gradient(lam, micro_batch_size):
+    """lambda = 1 is unbiased whatever the critic says; a smaller one is where the critic is exact."""
+    # A uniform policy gives a completion of k tokens the probability 4^-k: of 64 completions 64 * 4^-k.
+    on_policy = torch.arange(len(PAIRS)).repeat_interleave(4 ** (3 - LENGTHS))
     ref_logits, scores = tabular.random_world()
     logits = torch.zeros_like(ref_logits, requires_grad=True)
-    values = torch.randn(len(ref_logits), dtype=torch.float64) if value_kind == "random" else None
-    if values is None:
+    if lam == 1:
+        values = torch.randn(len(ref_logits), dtype=torch.float64)
+    else:
         values = exact_values(logits.detach(), ref_logits, scores)
 
-    experience = tabular.experience_of(
-        ON_POLICY,
-        logits.detach(),
-        ref_logits,
-        values,
-        scores,
-        BETA,
-        lambda rewards, values, lengths: gae(rewards, values, lengths, gamma=1.0, lam=lam),
-        PENALTY,
-    )
+    args = tabular.settings(kl_coef=BETA, missing_eos_penalty=PENALTY, lam=lam)
+    experience, raw_advantages = tabular.experience_of(on_policy, logits.detach(), ref_logits, values, scores, args)
+    experience = replace(experience, advantages=raw_advantages)
     for rows in length_sorted(experience.sequences.lengths, micro_batch_size):
-        logprobs = tabular.token_logprobs(logits, ON_POLICY[rows])
         part = experience.select(rows)
-        loss, _ = ppo_loss(logprobs, part.values, part, vf_coef=0.0, **CLIP)
-        (loss / len(ON_POLICY)).backward()
+        logprobs = tabular.token_logprobs(logits, on_policy[rows])
+        loss, _ = ppo_loss(logprobs, part.values, part, args.cliprange, args.cliprange_value, vf_coef=0.0)
+        (loss / len(on_policy)).backward()
 
-    assert torch.allclose(-logits.grad, objective_gradient(logits, ref_logits, scores), rtol=0, atol=1e-14)
-
-
-def objective_gradient(logits, ref_logits, scores):
     log_pi = tabular.all_logprobs(logits)
-    reward = scores - PENALTY * (~tabular.ENDED).double()
-    objective = (log_pi.exp() * (reward - BETA * (log_pi - tabular.all_logprobs(ref_logits)))).sum()
-    return torch.autograd.grad(objective, logits)[0]
+    objective = expected_reward(log_pi, tabular.all_logprobs(ref_logits), scores)
+    assert_equal(-logits.grad, torch.autograd.grad(objective, logits)[0], 1e-14)
 
 
 def exact_values(logits, ref_logits, scores):
-    """V(s): what is still to come after prefix s, score and KL penalty, in expectation under the policy."""
+    """V(s): what is still to come after a prompt and a prefix, score and KL penalty, in expectation: [39]."""
     pi, log_pi, log_ref = logits.softmax(-1), logits.log_softmax(-1), ref_logits.log_softmax(-1)
-    number = {completion: i for i, completion in enumerate(COMPLETIONS)}
+    number = {pair: i for i, pair in enumerate(PAIRS)}
 
-    def value(prefix):
-        if prefix in number:
-            return scores[number[prefix]] - PENALTY * (prefix[-1] != EOS)
-        state = tabular.PREFIXES.index(prefix)
-        to_go = torch.stack([value((*prefix, action)) for action in range(VOCABULARY)])
+    def value(prompt, prefix):
+        if (prompt, prefix) in number:
+            return scores[number[prompt, prefix]] - PENALTY * (prefix[-1] != EOS)
+        state = prompt * len(tabular.PREFIXES) + tabular.PREFIXES.index(prefix)
+        to_go = torch.stack([value(prompt, (*prefix, action)) for action in range(VOCABULARY)])
         return (pi[state] * (to_go - BETA * (log_pi[state] - log_ref[state]))).sum()
 
-    return torch.stack([value(prefix) for prefix in tabular.PREFIXES])
+    return torch.stack([value(p, prefix) for p in range(len(PROMPTS)) for prefix in tabular.PREFIXES])
 
 
-@pytest.mark.parametrize("micro_batch_size", [40, 9])
-@pytest.mark.parametrize("temperature", [1.0, 0.7])
-def test_gpt2_through_the_models_and_the_padding(temperature, micro_batch_size):
+def expected_reward(log_pi, log_ref, scores):
+    """J, from the log-probs and scores of all pairs [120]."""
+    reward = scores - PENALTY * (~ENDED).double()
+    return (log_pi.exp() * (reward - BETA * (log_pi - log_ref.detach()))).sum() / len(PROMPTS)
+
+
+def assert_equal(one, other, tolerance):
+    assert (one - other).abs().max().item() < tolerance
+
+
+@pytest.mark.parametrize("lam", [1.0, 0.95])
+@pytest.mark.parametrize("micro_batch_size", [192, 7])
+def test_tabular_policy(lam, micro_batch_size):
+    check_tabular_gradient(lam, micro_batch_size)
+
+
+# ---- GPT-2, through the whole of PPOTrainer ----
+
+# Dyadic, so that a batch can hold each completion exactly as often as its probability says: of 512, 512 * pi(y).
+TOKEN_PROBABILITIES, PER_PROMPT = torch.tensor([1 / 2, 1 / 4, 1 / 8, 1 / 8], dtype=torch.float64), 512
+
+
+def check_trainer_gradient(folder, temperature, micro_batch_size):
+    """The gradient of `training_step` on `make_experience`, whose completions are the exact distribution.
+
+    Whitening divides advantages by their standard deviation and the loss is a mean over tokens: both only scale it.
+    The mean that whitening subtracts changes nothing, since E[grad log pi] = 0 after every prefix.
+    """
+    policy, ref_model, reward_model, critic = models(temperature)
+    trainer = PPOTrainer(
+        args=PPOConfig(
+            output_dir=str(folder), use_cpu=True, report_to=[], kl_coef=BETA, missing_eos_penalty=PENALTY,
+            temperature=temperature, lam=1.0, response_length=tabular.LONGEST, total_episodes=1,
+            batch_size=PER_PROMPT * len(PROMPTS), per_device_train_batch_size=micro_batch_size,
+        ),
+        processing_class=letters(), model=policy, ref_model=ref_model, reward_model=reward_model, value_model=critic,
+        train_prompts=[prompt for prompt in PROMPTS for _ in range(PER_PROMPT)],
+    )  # fmt: skip
+    with replaced(generate, every_completion):
+        experience = trainer.make_experience()
+    trainer.training_step(trainer.model, {"experience": experience})
+
+    raw_advantages = experience.returns - experience.values
+    deviation = (raw_advantages.var(correction=0) + 1e-8).sqrt()
+    scale = experience.num_tokens / len(experience) * deviation
+    for parameter, expected in zip(policy.lm_head.parameters(), objective_gradient(temperature), strict=True):
+        assert expected.abs().max() > 1e-2
+        assert_equal(-scale * parameter.grad, expected, 1e-12)
+
+
+def models(temperature):
+    """Policy, reference, reward model and critic in float64; the policy draws every token from TOKEN_PROBABILITIES.
+
+    Its head ignores what it reads, but the gradient of its weight is one of the hidden states, which differ by prefix.
+    """
     torch.manual_seed(1)
-    config = dict(vocab_size=VOCABULARY, n_positions=8, n_embd=16, n_layer=2, n_head=2, initializer_range=0.4)
-    config |= dict(eos_token_id=EOS, pad_token_id=EOS, resid_pdrop=0, attn_pdrop=0, embd_pdrop=0)
-    policy, ref_model = (GPT2LMHeadModel(GPT2Config(**config)).double() for _ in range(2))
-    critic, reward_model = (
-        GPT2ForSequenceClassification(GPT2Config(**config, num_labels=1)).double() for _ in range(2)
-    )
-    trained = PolicyAndCritic(policy, critic, temperature)
-
-    # prompts of different length, one with an EOS in it; the completions of each are weighted by their probability
-    for prompt in [(0,), (2, 0, 1), (1, EOS, 2)]:
-        sequences = tabular.sequences_of(torch.arange(len(COMPLETIONS)), prompt)
-        scores = score(sequences, trained, ref_model, reward_model, micro_batch_size, torch.device("cpu"))
-        lengths = sequences.completion_lengths
-        per_token = k1(scores.logprobs, scores.ref_logprobs)
-        rewards = shape_rewards(scores.scores, sequences.ended, per_token, lengths, BETA, PENALTY)
-        advantages = gae(rewards, scores.values, lengths, gamma=1.0, lam=1.0)
-        probabilities = sequence_logprobs(policy, prompt, temperature).exp().detach()
-        assert probabilities.sum().item() == pytest.approx(1)
-        weights = probabilities.repeat_interleave(lengths)
-        experience = Experience(
-            sequences, scores.scores, scores.logprobs, scores.ref_logprobs, scores.values, rewards,
-            advantages * weights, advantages + scores.values,
-        )  # fmt: skip
-
-        policy.zero_grad()
-        for rows in length_sorted(sequences.lengths, micro_batch_size):
-            outputs = trained(*pad(sequences.select(rows)))
-            loss, _ = ppo_loss(outputs.logprobs, outputs.values, experience.select(rows), vf_coef=0.0, **CLIP)
-            loss.backward()
-        ours = {name: -parameter.grad for name, parameter in policy.named_parameters()}
-
-        policy.zero_grad()
-        log_pi, log_ref = (sequence_logprobs(model, prompt, temperature) for model in (policy, ref_model))
-        reward = sequence_scores(reward_model, prompt) - PENALTY * (~tabular.ENDED).double()
-        (log_pi.exp() * (reward - BETA * (log_pi - log_ref.detach()))).sum().backward()
-        for name, parameter in policy.named_parameters():
-            assert torch.allclose(ours[name], parameter.grad, rtol=0, atol=1e-12), name
+    shape = dict(vocab_size=VOCABULARY, n_positions=8, n_embd=16, n_layer=2, n_head=2, initializer_range=0.4)
+    shape |= dict(eos_token_id=EOS, pad_token_id=EOS)
+    policy, ref_model = (GPT2LMHeadModel(GPT2Config(**shape, tie_word_embeddings=False)).double() for _ in range(2))
+    critic, reward_model = (GPT2ForSequenceClassification(GPT2Config(**shape, num_labels=1)).double() for _ in range(2))
+    policy.lm_head = nn.Linear(16, VOCABULARY, dtype=torch.float64)
+    with torch.no_grad():
+        policy.lm_head.weight.zero_()
+        policy.lm_head.bias.copy_(temperature * TOKEN_PROBABILITIES.log())
+    return policy, ref_model, reward_model, critic
 
 
-def sequence_logprobs(model, prompt, temperature):
-    """log pi of each completion, one unpadded forward pass each, from the model's own logits: [40]."""
+def letters():
+    made = tokenizer()
+    made.eos_token = f"w{EOS}"
+    return made
+
+
+def every_completion(policy, prompts, *_, **__):
+    """In place of `generate`: each prompt stands here as often as there are completions to it, and gets them all."""
+    counts = [round(TOKEN_PROBABILITIES[list(c)].prod().item() * PER_PROMPT) for c in COMPLETIONS]
+    drawn = [completion for completion, count in zip(COMPLETIONS, counts, strict=True) for _ in range(count)]
+    left = {prompt: iter(drawn) for prompt in PROMPTS}
+    completions = [next(left[prompt]) for prompt in prompts]
+    return [Completion(list(c), TOKEN_PROBABILITIES[list(c)].log().tolist(), c[-1] == EOS) for c in completions]
+
+
+@functools.cache
+def objective_gradient(temperature):
+    """The gradient of J in the weight and the bias of the policy's head, from one unpadded pass for each pair."""
+    policy, ref_model, reward_model, _ = (model.eval() for model in models(temperature))
+    log_pi, log_ref = (sequence_logprobs(model, temperature) for model in (policy, ref_model))
+    objective = expected_reward(log_pi, log_ref, sequence_scores(reward_model))
+    return torch.autograd.grad(objective, list(policy.lm_head.parameters()))
+
+
+def sequence_logprobs(model, temperature):
+    """log pi(completion | prompt) of each pair, from the model's own logits: [120]."""
     rows = []
-    for completion in COMPLETIONS:
-        ids = torch.tensor([[*prompt, *completion]])
-        logprobs = (model(ids).logits[0] / temperature).log_softmax(-1)
+    for prompt, completion in ((PROMPTS[number], completion) for number, completion in PAIRS):
+        logprobs = (model(torch.tensor([[*prompt, *completion]])).logits[0] / temperature).log_softmax(-1)
         rows.append(sum(logprobs[len(prompt) + t - 1, token] for t, token in enumerate(completion)))
     return torch.stack(rows)
 
 
-def sequence_scores(reward_model, prompt):
-    with torch.no_grad():
-        hidden = [reward_model.transformer(torch.tensor([[*prompt, *c]])).last_hidden_state[0, -1] for c in COMPLETIONS]
-        return torch.stack([reward_model.score(state)[0] for state in hidden])
+@torch.no_grad()
+def sequence_scores(reward_model):
+    ids = [torch.tensor([[*PROMPTS[number], *completion]]) for number, completion in PAIRS]
+    return torch.stack([reward_model.score(reward_model.transformer(row).last_hidden_state[0, -1])[0] for row in ids])
+
+
+@pytest.mark.parametrize("micro_batch_size", [1536, 100])
+@pytest.mark.parametrize("temperature", [1.0, 0.7])
+def test_gpt2_through_the_trainer(tmp_path, temperature, micro_batch_size):
+    check_trainer_gradient(tmp_path, temperature, micro_batch_size)
 
 
 def test_the_flat_order_is_that_of_the_completions():
-    numbers = torch.tensor([39, 0, 5])
+    numbers = torch.tensor([119, 0, 45])
     tokens = flat_index(LENGTHS, numbers)
-    assert tabular.ACTIONS[tokens].tolist() == [t for n in numbers.tolist() for t in COMPLETIONS[n]]
+    assert tabular.ACTIONS[tokens].tolist() == [t for n in numbers.tolist() for t in PAIRS[n][1]]

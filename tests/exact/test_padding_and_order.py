@@ -1,55 +1,140 @@
-"""T5, T6: neither padding nor row order nor micro-batch size changes loss, gradient or statistics."""
+"""T5, T6: neither padding nor row order nor micro-batch size changes experience, loss, gradient or statistics."""
+
+from unittest import mock
 
 import pytest
 import tiny
 import torch
+from mutation import replaced
+from torch.nn import functional
 
-from chatpipe.ppo.microbatch import MicroBatch, pad
+from chatpipe.ppo import microbatch
+from chatpipe.ppo.microbatch import pad
+
+# Ways to split a minibatch of 24 completions into forward passes, as settings of PPOConfig.
+SPLITS = [{"per_device_train_batch_size": size} for size in (1, 5, 24)]
 
 
-@pytest.fixture
-def ppo(tmp_path):
-    """A trainer in float64 whose policy has moved since the experience was made, so that ratios are not 1."""
-    made = tiny.trainer(
-        tmp_path,
+def trainer(folder, **overrides):
+    """In float64, with prompts and completions of many lengths."""
+    return tiny.trainer(
+        folder,
         model=tiny.policy().double(),
         reward_model=tiny.random_reward_model().double(),
-        batch_size=24,
-        num_mini_batches=1,
+        **{"batch_size": 24, "num_mini_batches": 1} | overrides,
     )
-    made.state.max_steps = 1
-    made.experience = made.make_experience()
-    assert len(set(made.experience.sequences.lengths.tolist())) > 4
+
+
+def one_step(ppo, rows=None):
+    """Experience, and loss, gradient and update metrics of an optimizer step on it, or on its `rows` in that order.
+
+    The policy moves in between, so that ratios are not 1.
+    """
+    experience = ppo.make_experience()
+    assert len(set(experience.sequences.lengths.tolist())) > 4
+    torch.manual_seed(0)
     with torch.no_grad():
-        for parameter in made.model.parameters():
+        for parameter in ppo.model.parameters():
             parameter += 0.02 * torch.randn_like(parameter)
-    return made
+    taken = experience if rows is None else experience.select(rows)
+    loss = ppo.training_step(ppo.model, {"experience": taken})
+    gradient = {name: parameter.grad.clone() for name, parameter in ppo.model.named_parameters()}
+    metrics = ppo._update.metrics(ppo._sum_over_ranks, ppo._max_over_ranks)
+    return experience, loss.item(), gradient, metrics
 
 
-def step(ppo, experience):
-    """Loss, gradient and update metrics of one optimizer step on `experience`."""
-    ppo.model.zero_grad()
-    ppo._update.__init__()
-    loss = ppo.training_step(ppo.model, {"experience": experience})
-    gradient = torch.cat([parameter.grad.flatten() for parameter in ppo.model.parameters()])
-    return loss.item(), gradient, ppo._update.metrics(ppo._sum_over_ranks, ppo._max_over_ranks)
+def assert_same(one, other, but_for=()):
+    assert one[0].sequences.ids.equal(other[0].sequences.ids)
+    for name in ("scores", "logprobs", "ref_logprobs", "values", "rewards", "advantages", "returns"):
+        assert torch.allclose(getattr(one[0], name), getattr(other[0], name), rtol=0, atol=1e-10), name
+    assert one[1] == pytest.approx(other[1], rel=0, abs=1e-10)
+    for name in one[2].keys() - but_for:
+        assert torch.allclose(one[2][name], other[2][name], rtol=0, atol=1e-10), name
+    assert one[3] == pytest.approx(other[3], rel=0, abs=1e-10)
 
 
-def assert_same(one, other):
-    assert one[0] == pytest.approx(other[0], rel=0, abs=1e-10)
-    assert torch.allclose(one[1], other[1], rtol=0, atol=1e-10)
-    assert one[2] == pytest.approx(other[2], rel=0, abs=1e-10)
+# ---- T5: what stands in padded cells ----
 
 
-def test_against_a_loop_over_tokens(ppo):
+def check_poison(folder, but_for=()):
+    """NaN in all that a model computes for padding leaves everything as it was (NaN * 0 would be NaN)."""
+    ppo, poisoned = trainer(folder), set()
+
+    def poison(body, _, inputs, output):
+        mask = inputs["attention_mask"]
+        if mask.dim() == 2:  # not the decode engine's, which has no cell of padding that anything reads
+            poisoned.update({body} if (mask == 0).any() else {})
+            output.last_hidden_state = torch.where(mask.bool()[..., None], output.last_hidden_state, torch.nan)
+
+    models = ppo.model.policy, ppo.model.critic, ppo.ref_model, ppo.reward_model
+    for model in models:
+        model.base_model.register_forward_hook(poison, with_kwargs=True)
+    assert_same(one_step(ppo), one_step(trainer(folder)), but_for)
+    assert poisoned == {model.base_model for model in models}
+
+
+def check_padding_id(folder):
+    """Any token may stand in padded cells, EOS too."""
+    expected = one_step(trainer(folder))
+    with mock.patch.object(microbatch, "PADDING_ID", tiny.EOS):
+        assert_same(one_step(trainer(folder)), expected)
+
+
+def test_nan_in_every_padded_cell(tmp_path):
+    check_poison(tmp_path, but_for={"critic.score.weight"})
+
+
+# FAILS: chatpipe.ppo.model.completion_values puts padded positions through the critic's head too, and the gradient of
+# its weight adds up 0 * NaN there. Gathering the hidden states at (rows, columns) before the head mends it.
+def test_nan_in_every_padded_cell_reaches_no_gradient(tmp_path):
+    check_poison(tmp_path)
+
+
+def test_padding_id(tmp_path):
+    check_padding_id(tmp_path)
+
+
+# ---- T6: invariance ----
+
+
+def check_splits(folder):
+    expected = one_step(trainer(folder))
+    assert min(gradient.abs().max() for gradient in expected[2].values()) > 1e-4
+    assert expected[3]["policy/clipfrac_avg"] > 0
+    for split in SPLITS:
+        assert_same(one_step(trainer(folder, **split)), expected)
+
+
+def check_row_order(folder):
+    assert_same(one_step(trainer(folder), torch.arange(24).flip(0)), one_step(trainer(folder)))
+
+
+def check_more_padding(folder):
+    exact = pad
+
+    def wider(*args, **kwargs):
+        batch = exact(*args, **kwargs)
+        more = {name: functional.pad(getattr(batch, name), (0, 5)) for name in ("input_ids", "attention_mask")}
+        positions = torch.arange(more["input_ids"].shape[1]).expand(more["input_ids"].shape)
+        return batch._replace(**more, position_ids=positions)
+
+    with replaced(pad, wider):
+        more_padding = one_step(trainer(folder))
+    assert_same(more_padding, one_step(trainer(folder)))
+
+
+def check_against_a_loop_over_tokens(folder):
     """The loss of the papers written out, from unpadded forward passes: one mean over all tokens, EOS among them."""
-    sequences, args, place, total = ppo.experience.sequences, ppo.args, 0, 0.0
+    ppo = trainer(folder)
+    experience, loss, gradient, _ = one_step(ppo)
+    sequences, args, place, total = experience.sequences, ppo.args, 0, 0.0
+    ppo.model.zero_grad()
     for ids, prompt_length in zip(sequences.ids.split(sequences.lengths.tolist()), sequences.prompt_lengths.tolist()):
         logprobs = ppo.model.policy(ids[None]).logits[0].log_softmax(-1)
         values = ppo.model.critic.score(ppo.model.critic.transformer(ids[None]).last_hidden_state)[0, :, 0]
         for t in range(prompt_length, len(ids)):
             old_logprob, advantage, old_value, target = (
-                getattr(ppo.experience, name)[place].item() for name in ("logprobs", "advantages", "values", "returns")
+                getattr(experience, name)[place].item() for name in ("logprobs", "advantages", "values", "returns")
             )
             ratio = (logprobs[t - 1, ids[t]] - old_logprob).exp()
             total += -min(ratio * advantage, ratio.clamp(1 - args.cliprange, 1 + args.cliprange) * advantage)
@@ -57,60 +142,24 @@ def test_against_a_loop_over_tokens(ppo):
             held = min(max(value, old_value - args.cliprange_value), old_value + args.cliprange_value)
             total += args.vf_coef * max((value - target) ** 2, (held - target) ** 2) / 2
             place += 1
-    assert place == ppo.experience.num_tokens == sequences.completion_lengths.sum()
-    ppo.model.zero_grad()
+    assert place == experience.num_tokens
     (total / place).backward()
-    gradient = torch.cat([parameter.grad.flatten() for parameter in ppo.model.parameters()])
-    loss, ours, _ = step(ppo, ppo.experience)
     assert loss == pytest.approx((total / place).item(), rel=0, abs=1e-10)
-    assert torch.allclose(ours, gradient, rtol=0, atol=1e-10)
+    for name, parameter in ppo.model.named_parameters():
+        assert torch.allclose(gradient[name], parameter.grad, rtol=0, atol=1e-10), name
 
 
-@pytest.mark.parametrize("micro_batch_size", [1, 5, 24])
-def test_micro_batch_size(ppo, micro_batch_size):
-    expected = step(ppo, ppo.experience)
-    assert expected[1].abs().max() > 1e-4
-    assert expected[2]["policy/clipfrac_avg"] > 0
-    ppo.args.per_device_train_batch_size = micro_batch_size
-    assert_same(step(ppo, ppo.experience), expected)
+def test_splits_into_micro_batches(tmp_path):
+    check_splits(tmp_path)
 
 
-def test_row_order(ppo):
-    assert_same(step(ppo, ppo.experience.select(torch.randperm(24))), step(ppo, ppo.experience))
+def test_row_order(tmp_path):
+    check_row_order(tmp_path)
 
 
-def test_what_stands_in_padded_cells_is_never_read(ppo):
-    batch = pad(ppo.experience.sequences)
-    garbage = torch.where(batch.attention_mask.bool(), batch.input_ids, torch.randint(1, 12, batch.input_ids.shape))
-    assert not garbage.equal(batch.input_ids)
-    for one, other in zip(ppo.model(*batch), ppo.model(*batch._replace(input_ids=garbage)), strict=True):
-        assert one.equal(other)
+def test_more_padding(tmp_path):
+    check_more_padding(tmp_path)
 
 
-def test_more_padding(ppo):
-    batch = pad(ppo.experience.sequences)
-    rows, width = batch.input_ids.shape
-    wider = MicroBatch(
-        torch.cat([batch.input_ids, torch.zeros(rows, 5, dtype=torch.long)], 1),
-        torch.cat([batch.attention_mask, torch.zeros(rows, 5, dtype=torch.long)], 1),
-        torch.arange(width + 5).expand(rows, -1),
-        batch.rows,
-        batch.columns,
-    )
-    for one, other in zip(ppo.model(*batch), ppo.model(*wider), strict=True):
-        assert torch.allclose(one, other, rtol=0, atol=1e-10)
-
-
-def test_scoring_does_not_depend_on_the_micro_batch_size(tmp_path):
-    experiences = [
-        tiny.trainer(
-            tmp_path,
-            model=tiny.policy().double(),
-            reward_model=tiny.random_reward_model().double(),
-            per_device_train_batch_size=size,
-        ).make_experience()
-        for size in (1, 16)
-    ]
-    for name in ("scores", "logprobs", "ref_logprobs", "values", "rewards", "advantages", "returns"):
-        one, other = (getattr(experience, name) for experience in experiences)
-        assert torch.allclose(one, other, rtol=0, atol=1e-10), name
+def test_against_a_loop_over_tokens(tmp_path):
+    check_against_a_loop_over_tokens(tmp_path)
