@@ -19,7 +19,8 @@ def trained(request, tmp_path_factory):
     ref_model = enumerable.reference(world)
     ref_logprobs = world.logprobs(ref_model)
     scores = world.gold(ref_logprobs)
-    trainer = enumerable.train(world, ref_model, scores, BETA, str(tmp_path_factory.mktemp("ppo")))
+    folder = str(tmp_path_factory.mktemp("ppo"))
+    trainer = enumerable.train(world, ref_model, scores, BETA, folder, total_episodes=50 * 256)
     return world, trainer, ref_logprobs, scores, world.logprobs(trainer.model.policy)
 
 
