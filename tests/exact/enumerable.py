@@ -108,7 +108,7 @@ def reference(world: World, seed: int = 0) -> GPT2LMHeadModel:
     Its head has a bias, which makes EOS impossible where nothing ends.
     """
     torch.manual_seed(seed)
-    model = GPT2LMHeadModel(_config(world, initializer_range=0.15, tie_word_embeddings=False))
+    model = GPT2LMHeadModel(shape(initializer_range=0.15, tie_word_embeddings=False))
     model.lm_head = nn.Linear(WIDTH, VOCABULARY)
     with torch.no_grad():
         model.lm_head.weight.normal_(0, 0.15)
@@ -137,7 +137,7 @@ def train(
         "save_strategy": "no",
         "disable_tqdm": True,
     }
-    critic = GPT2ForSequenceClassification(_config(world, num_labels=1, pad_token_id=EOS))
+    critic = GPT2ForSequenceClassification(shape(num_labels=1, pad_token_id=EOS))
     critic.transformer.load_state_dict(ref_model.transformer.state_dict())
     nn.init.zeros_(critic.score.weight)
     trainer = PPOTrainer(
@@ -188,9 +188,10 @@ class _Table(nn.Module):
         return SimpleNamespace(last_hidden_state=self.table[numbers][..., None])
 
 
-def _config(world: World, **more: object) -> GPT2Config:
-    shape = {"vocab_size": VOCABULARY, "n_positions": 8, "n_embd": WIDTH, "n_layer": 2, "n_head": 2}
-    return GPT2Config(**shape, bos_token_id=EOS, eos_token_id=EOS, **more)
+def shape(**more: object) -> GPT2Config:
+    """The configuration of a small GPT-2 for these worlds."""
+    settings = {"vocab_size": VOCABULARY, "n_positions": 8, "n_embd": WIDTH, "n_layer": 2, "n_head": 2}
+    return GPT2Config(**settings | more, bos_token_id=EOS, eos_token_id=EOS)
 
 
 def _tokenizer() -> PreTrainedTokenizerFast:
