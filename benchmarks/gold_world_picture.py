@@ -54,7 +54,7 @@ def _legend(height: float) -> str:
     entries = (
         (f'<line x2="26" stroke="{SCORE}" stroke-width="2"/>', "the rater's score", 150),
         (f'<line x2="26" stroke="{GOLD}" stroke-width="2"/>', "gold", 80),
-        ('<line x2="26" stroke="#444" stroke-width="2"/>', "exact optimum, beta 10 to 0.01", 230),
+        ('<line x2="26" stroke="#444" stroke-width="2"/>', "exact optimum, beta 10 to 0.03", 230),
         ('<line x2="26" stroke="#444" stroke-width="2" stroke-dasharray="3 5"/>', "exact best of 1 to 1024", 190),
         ('<circle cx="13" r="4" fill="#444" fill-opacity=".55"/>', "PPO, a run each", 0),
     )

@@ -127,7 +127,7 @@ def models(temperature):
     """
     torch.manual_seed(1)
     shape = dict(vocab_size=VOCABULARY, n_positions=8, n_embd=16, n_layer=2, n_head=2, initializer_range=0.4)
-    shape |= dict(eos_token_id=EOS, pad_token_id=EOS)
+    shape |= dict(bos_token_id=EOS, eos_token_id=EOS, pad_token_id=EOS)
     policy, ref_model = (GPT2LMHeadModel(GPT2Config(**shape, tie_word_embeddings=False)).double() for _ in range(2))
     critic, reward_model = (GPT2ForSequenceClassification(GPT2Config(**shape, num_labels=1)).double() for _ in range(2))
     policy.lm_head = nn.Linear(16, VOCABULARY, dtype=torch.float64)
