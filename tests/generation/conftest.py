@@ -38,8 +38,14 @@ def tiny_model() -> Callable[..., PreTrainedModel]:
 
 
 @pytest.fixture(scope="session", params=["gpt2", "qwen3", "llama"])
-def model(request: pytest.FixtureRequest) -> PreTrainedModel:
-    return make_tiny_model(request.param)
+def architecture(request: pytest.FixtureRequest) -> str:
+    return request.param
+
+
+@pytest.fixture(scope="session", params=["sdpa", "eager"])
+def model(request: pytest.FixtureRequest, architecture: str) -> PreTrainedModel:
+    """Each architecture with each kind of attention. Not to be changed."""
+    return make_tiny_model(architecture, attn_implementation=request.param)
 
 
 @pytest.fixture(scope="session")

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from chatpipe.errors import UsageError
 from chatpipe.generation import SamplingParams
-from chatpipe.generation.sampling import sample, uniform_numbers
+from chatpipe.generation.sampling import BLOCK, BROKEN, sample, token_logprobs, uniform_numbers
 
 GRID = 4096
 LARGEST_UNIFORM = 1 - 2.0**-32
@@ -19,7 +19,7 @@ PROBS = torch.tensor([0.05, 0.4, 0.1, 0.25, 0.2])
 def shares(logits: Tensor, **params: float) -> Tensor:
     """The share of each token when `sample` is given every random number of a fine grid."""
     uniforms = (torch.arange(GRID, dtype=torch.float64) + 0.5) / GRID
-    tokens, _ = sample(logits.expand(GRID, -1), uniforms, SamplingParams(1, **params))
+    tokens = sample(logits.expand(GRID, -1), uniforms, SamplingParams(1, **params))
     return torch.bincount(tokens, minlength=logits.shape[-1]) / GRID
 
 
@@ -35,6 +35,11 @@ def shares(logits: Tensor, **params: float) -> Tensor:
         ({"top_p": 0.7}, torch.tensor([0, 0.4, 0, 0.25, 0.2])),  # .4 + .25 does not reach .7 yet
         ({"top_p": 0.01}, torch.tensor([0, 1.0, 0, 0, 0])),
         ({"top_k": 3, "top_p": 0.6}, torch.tensor([0, 0.4, 0, 0.25, 0])),  # of .85: .4 is 47 %, .65 is 76 %
+        ({"min_p": 0.49}, torch.tensor([0, 0.4, 0, 0.25, 0.2])),  # .2 is the half of .4
+        ({"min_p": 0.51}, torch.tensor([0, 0.4, 0, 0.25, 0])),
+        ({"min_p": 1.0}, torch.tensor([0, 1.0, 0, 0, 0])),
+        ({"temperature": 2.0, "min_p": 0.7}, torch.tensor([0, 0.4**0.5, 0, 0.25**0.5, 0.2**0.5])),
+        ({"top_k": 3, "top_p": 0.9, "min_p": 0.6}, torch.tensor([0, 0.4, 0, 0.25, 0])),
         ({"temperature": 0.5, "top_p": 0.6}, torch.tensor([0, 0.16, 0, 0.0625, 0])),  # of the sharpened: 57 %, 79 %
     ],
 )
@@ -50,24 +55,44 @@ def test_the_shares_are_the_allowed_probabilities(params, expected):
     uniform=st.one_of(st.sampled_from([0.0, LARGEST_UNIFORM]), st.floats(0, LARGEST_UNIFORM)),
 )
 def test_a_token_of_probability_zero_is_never_drawn(logits, uniform):
-    tokens, logprobs = sample(
-        torch.tensor([logits]), torch.tensor([uniform], dtype=torch.float64), SamplingParams(max_new_tokens=1)
-    )
-    assert logits[tokens.item()] > -torch.inf
-    assert logprobs.isfinite().all()
+    wide = torch.full((1, 3 * BLOCK), -torch.inf)  # in several blocks, most of them without weight
+    places = torch.arange(len(logits)) * 13
+    wide[0, places] = torch.tensor(logits)
+    tokens = sample(wide, torch.tensor([uniform], dtype=torch.float64), SamplingParams(max_new_tokens=1))
+    assert wide[0, tokens.item()] > -torch.inf
 
 
-@pytest.mark.parametrize("uniform, token", [(0.0, 0), (LARGEST_UNIFORM, 49_999)])
-def test_the_ends_of_a_large_vocabulary(uniform, token):
-    tokens, _ = sample(torch.zeros(1, 50_000), torch.tensor([uniform], dtype=torch.float64), SamplingParams(1))
+@pytest.mark.parametrize("uniform, token", [(0.0, 0), (0.5, 25_000), (LARGEST_UNIFORM, 49_999)])
+def test_a_large_vocabulary(uniform, token):
+    tokens = sample(torch.zeros(1, 50_000), torch.tensor([uniform], dtype=torch.float64), SamplingParams(1))
     assert tokens.item() == token
 
 
-def test_logprobs_follow_the_temperature_but_not_top_k():
-    uniforms = torch.zeros(1, dtype=torch.float64)
-    tokens, logprobs = sample(PROBS.log()[None], uniforms, SamplingParams(1, temperature=0.5, top_k=1))
-    assert tokens.item() == 1
-    torch.testing.assert_close(logprobs.exp().item(), (0.4**2 / (PROBS**2).sum()).item())
+@pytest.mark.parametrize("vocabulary", [BLOCK - 1, BLOCK, BLOCK + 1, 1000])
+def test_every_token_has_its_share_of_the_random_numbers(vocabulary):
+    """The inverse of the cumulative distribution, against a plain float64 computation of it."""
+    logits = torch.randn(1, vocabulary, generator=torch.Generator().manual_seed(0))
+    uniforms = (torch.arange(5000, dtype=torch.float64) + 0.5) / 5000
+    tokens = sample(logits.expand(5000, -1), uniforms, SamplingParams(1))
+    cumulative = logits[0].softmax(-1).double().cumsum(-1)
+    assert tokens.tolist() == torch.searchsorted(cumulative / cumulative[-1], uniforms, right=True).tolist()
+
+
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+@pytest.mark.parametrize("broken", [torch.nan, torch.inf])
+def test_a_row_that_is_not_finite_is_marked(temperature, broken):
+    logits = torch.zeros(3, 300)
+    logits[1, 200] = broken
+    logits[2, :299] = -torch.inf
+    tokens = sample(logits, torch.zeros(3, dtype=torch.float64), SamplingParams(1, temperature))
+    assert tokens.tolist() == [0, BROKEN, 299]
+
+
+@pytest.mark.parametrize("temperature, share", [(0.5, 0.4**2 / (PROBS**2).sum()), (1.0, 0.4), (0.0, 0.4)])
+def test_logprobs_follow_the_temperature_but_not_top_k(temperature, share):
+    params = SamplingParams(1, temperature, top_k=1)
+    logprobs = token_logprobs(PROBS.log()[None], torch.tensor([1]), params)
+    torch.testing.assert_close(logprobs.exp().item(), float(share))
 
 
 def test_random_numbers_depend_on_seed_prompt_and_step_alone():
@@ -87,7 +112,20 @@ def test_random_numbers_are_uniform_over_prompts():
 
 
 @pytest.mark.parametrize(
-    "values", [{"max_new_tokens": 0}, {"temperature": -1}, {"top_k": -1}, {"top_p": 0}, {"top_p": 1.1}]
+    "values",
+    [
+        {"max_new_tokens": 0},
+        {"temperature": -1},
+        {"temperature": float("nan")},
+        {"top_k": -1},
+        {"top_p": 0},
+        {"top_p": 1.1},
+        {"min_p": -0.1},
+        {"min_p": 1.1},
+        {"stop": [""]},
+        {"stop": "END"},
+        {"stop": [3]},
+    ],
 )
 def test_impossible_parameters_are_refused(values):
     with pytest.raises(UsageError, match=next(iter(values))):

@@ -10,22 +10,43 @@ from torch import Tensor
 from transformers.cache_utils import Cache, CacheLayerMixin
 
 
+class _Pass:
+    """What the next forward pass is, for all layers. Prefill: whole sequences in the rows from `first_row` on.
+
+    Decode: one token in each of the first rows, at `positions` [rows]; the first `kv_length` positions are read.
+    """
+
+    def __init__(self, kv_length: int, first_row: int = 0, positions: Tensor | None = None) -> None:
+        self.kv_length, self.first_row, self.positions = kv_length, first_row, positions
+        self._write_at: dict[int, Tensor] = {}
+
+    def write_at(self, heads: int, max_length: int) -> Tensor:
+        """Where the new token of each row and head goes in a flattened [slots, heads, max_length]."""
+        if heads not in self._write_at:  # of the first layer; the others have as many, as a rule
+            assert self.positions is not None
+            starts = torch.arange(len(self.positions) * heads, device=self.positions.device) * max_length
+            self._write_at[heads] = (starts.view(-1, heads) + self.positions[:, None]).flatten()
+        return self._write_at[heads]
+
+
 class RowCacheLayer(CacheLayerMixin):
-    """Keys and values of one layer: two tensors of shape [slots, max_length, heads, head_dim], made at first use."""
+    """Keys and values of one layer: two tensors of shape [slots, heads, max_length, head_dim], made at first use.
+
+    In this order a slice over the first rows and positions is a batch of matrices, which attention multiplies without
+    copying it first.
+    """
 
     is_sliding = False
 
     def __init__(self, slots: int, max_length: int) -> None:
         super().__init__()
         self.slots, self.max_length = slots, max_length
-        self.first_row = 0  # of a prefill
-        self.write_at: Tensor | None = None  # flat cache positions [rows] of a decode step; None during a prefill
-        self.kv_length = 0
+        self.next_pass = _Pass(0)
 
     def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
         """Allocate for the model's heads. Zeros, not `empty`: a masked NaN would still spoil the attention's sum."""
         self.keys, self.values = (
-            states.new_zeros(self.slots, self.max_length, states.shape[1], states.shape[3])
+            states.new_zeros(self.slots, states.shape[1], self.max_length, states.shape[3])
             for states in (key_states, value_states)
         )
         self.is_initialized = True
@@ -39,15 +60,15 @@ class RowCacheLayer(CacheLayerMixin):
         return self._store(self.keys, key_states), self._store(self.values, value_states)
 
     def _store(self, stored: Tensor, states: Tensor) -> Tensor:
-        rows, _, tokens, _ = states.shape
-        if self.write_at is None:
-            stored[self.first_row : self.first_row + rows, :tokens] = states.transpose(1, 2)
+        (rows, heads, tokens, _), this = states.shape, self.next_pass
+        if this.positions is None:
+            stored[this.first_row : this.first_row + rows, :, :tokens] = states
             return states
-        stored.flatten(0, 1).index_copy_(0, self.write_at, states[:, :, 0])
-        return stored[:rows, : self.kv_length].transpose(1, 2)
+        stored.flatten(0, 2).index_copy_(0, this.write_at(heads, self.max_length), states.flatten(0, 2))
+        return stored[:rows, :, : this.kv_length]
 
     def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
-        return self.kv_length, 0
+        return self.next_pass.kv_length, 0
 
     def get_seq_length(self) -> int:
         return 0  # differs by row; the engine passes position ids and masks itself
@@ -65,22 +86,22 @@ class RowCache(Cache):
 
     def __init__(self, num_layers: int, slots: int, max_length: int) -> None:
         super().__init__(layers=[RowCacheLayer(slots, max_length) for _ in range(num_layers)])
-        self.max_length = max_length
 
     def begin_prefill(self, first_row: int, kv_length: int) -> None:
         """The next pass reads the first `kv_length` tokens of new sequences, in the rows from `first_row` on."""
-        for layer in self.layers:
-            layer.first_row, layer.kv_length, layer.write_at = first_row, kv_length, None
+        self._begin(_Pass(kv_length, first_row))
 
     def begin_decode(self, positions: Tensor, kv_length: int) -> None:
         """The next forward pass reads one token in each of the first rows, at `positions` [rows], all < `kv_length`."""
-        write_at = torch.arange(len(positions), device=positions.device) * self.max_length + positions
+        self._begin(_Pass(kv_length, positions=positions))
+
+    def _begin(self, next_pass: _Pass) -> None:
         for layer in self.layers:
-            layer.kv_length, layer.write_at = kv_length, write_at
+            layer.next_pass = next_pass
 
     def move_rows(self, source: Tensor, target: Tensor, length: int) -> None:
         """Copy the first `length` positions of the rows `source` [n] into the rows `target` [n], which are others."""
         for layer in self.layers:
             if layer.is_initialized:
-                for stored in (layer.keys[:, :length], layer.values[:, :length]):
+                for stored in (layer.keys[:, :, :length], layer.values[:, :, :length]):
                     stored.index_copy_(0, target, stored.index_select(0, source))

@@ -4,38 +4,50 @@ The random number of prompt i at step t depends on (seed, i, t) alone, through a
 seed gives the same completions whatever the number of slots, and in whatever order the rows of a batch finish.
 """
 
+import math
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 from torch import Tensor
+from torch.nn.functional import pad
 
 from chatpipe.errors import UsageError
 
-# Probabilities become integers of this resolution (~3.6e-15) before they are summed: integer sums are exact in any
-# order, so that the cumulative sum is monotonic on every device and a token of weight 0 can never be drawn.
-PROBABILITY_UNIT = 2.0**-48
+BROKEN = -1
+"""The token that `sample` gives a row whose logits are not finite."""
+
+BLOCK = 128
+"""Neighbouring tokens whose probabilities are added up first when a token is drawn."""
 
 
 @dataclass(frozen=True)
 class SamplingParams:
-    """How completions are drawn. `temperature` 0 is greedy; `top_k` 0 and `top_p` 1 leave the full softmax.
+    """How completions are drawn. `temperature` 0 is greedy; `top_k` 0, `top_p` 1 and `min_p` 0 leave the full softmax.
 
-    Temperature is applied first, then top-k, then top-p (as transformers does). Raises UsageError on values that
-    cannot be.
+    Temperature is applied first, then top-k, then top-p, then min-p (as transformers does); a token whose probability
+    is less than `min_p` times that of the likeliest is excluded. A completion ends before the first of the strings in
+    `stop`. Raises UsageError on values that cannot be.
     """
 
     max_new_tokens: int
     temperature: float = 1.0
     top_k: int = 0
     top_p: float = 1.0
+    min_p: float = 0.0
+    stop: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
+        if isinstance(self.stop, str):
+            raise UsageError(f"stop is the text {self.stop!r}", "Give a list of strings.")
+        object.__setattr__(self, "stop", tuple(self.stop))
         for name, valid, allowed in (
             ("max_new_tokens", self.max_new_tokens >= 1, "1 or more"),
-            ("temperature", 0 <= self.temperature < float("inf"), "0 (greedy) or more"),
+            ("temperature", 0 <= self.temperature < math.inf, "0 (greedy) or more"),
             ("top_k", self.top_k >= 0, "0 (off) or more"),
             ("top_p", 0 < self.top_p <= 1, "more than 0 and at most 1 (off)"),
+            ("min_p", 0 <= self.min_p <= 1, "at least 0 (off) and at most 1"),
+            ("stop", all(isinstance(text, str) and text for text in self.stop), "a list of strings that are not empty"),
         ):
             if not valid:
                 raise UsageError(f"{name} is {getattr(self, name)}", f"It must be {allowed}.")
@@ -47,25 +59,35 @@ def uniform_numbers(seed: int, prompt_index: int, count: int) -> np.ndarray:
     return (generator.random_raw(count) >> np.uint64(32)) * 2.0**-32
 
 
-def sample(logits: Tensor, uniforms: Tensor, params: SamplingParams) -> tuple[Tensor, Tensor]:
+def sample(logits: Tensor, uniforms: Tensor, params: SamplingParams) -> Tensor:
     """Draw one token for each row of `logits` [rows, vocabulary] with `uniforms` [rows] (float64, in [0, 1)).
 
-    Returns the tokens [rows] (int64) and their log-probabilities [rows] (nats, float32 or wider) under
-    softmax(logits / temperature), before top-k and top-p; with temperature 0 under softmax(logits). A row with logits
-    that are not finite gets a log-probability of NaN.
+    Returns the tokens [rows] (int64); `BROKEN` for a row with logits that are not finite (-inf alone is).
     """
-    logits = logits if logits.dtype == torch.float64 else logits.float()
     if params.temperature == 0:
-        logprobs = logits.log_softmax(-1)
-        tokens = logits.argmax(-1)
-    else:
-        logprobs = (logits / params.temperature).log_softmax(-1)
-        tokens = _invert_cdf(_truncate(logprobs.exp(), params), uniforms)
-    return tokens, logprobs.gather(-1, tokens[:, None])[:, 0]
+        highest, tokens = logits.max(-1)
+        return tokens.masked_fill_(~highest.isfinite(), BROKEN)
+    probs = _truncate(_tempered(logits, params).softmax(-1), params)
+    tokens = _invert_cdf(probs, uniforms)
+    return tokens.masked_fill_(probs[:, 0].isnan(), BROKEN)  # one NaN or infinity makes a whole row of a softmax NaN
+
+
+def token_logprobs(logits: Tensor, tokens: Tensor, params: SamplingParams) -> Tensor:
+    """Log-probabilities [rows] of `tokens` [rows] (nats, float32 or wider) under softmax(logits / temperature).
+
+    That is the full distribution, before top-k, top-p and min-p; with temperature 0 it is softmax(logits).
+    """
+    scaled = _tempered(logits, params)
+    return scaled.gather(-1, tokens[:, None])[:, 0] - scaled.logsumexp(-1)
+
+
+def _tempered(logits: Tensor, params: SamplingParams) -> Tensor:
+    logits = logits if logits.dtype == torch.float64 else logits.float()
+    return logits if params.temperature in (0, 1) else logits / params.temperature
 
 
 def _truncate(probs: Tensor, params: SamplingParams) -> Tensor:
-    """Set to 0 what top-k and top-p exclude from `probs` [rows, vocabulary]. The rest keeps its proportions."""
+    """Set to 0 what top-k, top-p and min-p exclude from `probs` [rows, vocabulary]. The rest keeps its proportions."""
     if 0 < params.top_k < probs.shape[-1]:
         smallest_kept = probs.topk(params.top_k).values[:, -1:]
         probs = probs.where(probs >= smallest_kept, 0)
@@ -74,13 +96,25 @@ def _truncate(probs: Tensor, params: SamplingParams) -> Tensor:
         before = descending.cumsum(-1) - descending  # mass of the tokens that are more likely
         excluded = before >= params.top_p * descending.sum(-1, keepdim=True)
         probs = probs.masked_fill(excluded.scatter(-1, order, excluded), 0)
+    if params.min_p > 0:
+        probs = probs.masked_fill(probs < params.min_p * probs.amax(-1, keepdim=True), 0)
     return probs
 
 
 def _invert_cdf(weights: Tensor, uniforms: Tensor) -> Tensor:
-    """For each row the first token whose cumulative weight exceeds `uniform * total`."""
-    cumulative = (weights.double() / PROBABILITY_UNIT).long().cumsum(-1)
-    # u <= 1 - 2**-32 and total ~ 2**48, so the threshold is below the total after rounding too.
-    threshold = (uniforms[:, None] * cumulative[:, -1:]).long()
-    tokens = torch.searchsorted(cumulative, threshold, right=True)[:, 0]
-    return tokens.clamp_(max=weights.shape[-1] - 1)  # only rows of NaN fall off the end
+    """For each row the first token whose cumulative weight exceeds `uniform * total`; its weight is not 0.
+
+    First the block of tokens is found, then the token in it: a cumulative sum over the vocabulary takes longer than all
+    else here. Sums are float64.
+    """
+    blocks = pad(weights, (0, -weights.shape[-1] % BLOCK)).unflatten(-1, (-1, BLOCK))
+    through_block = blocks.sum(-1, dtype=torch.float64).cumsum(-1)
+    threshold = uniforms[:, None] * through_block[:, -1:]
+    block = torch.searchsorted(through_block, threshold, right=True).clamp_(max=blocks.shape[1] - 1)
+    members = blocks[torch.arange(len(blocks), device=block.device), block[:, 0]].double()
+    within = members.cumsum(-1)
+    before_block = (through_block - through_block.diff(dim=-1, prepend=torch.zeros_like(threshold))).gather(-1, block)
+    # Rounding may put the threshold a little outside the block.
+    threshold = torch.minimum(threshold - before_block, within[:, -1:] * (1 - 2.0**-40))
+    first = ((within > threshold) & (members > 0)).int().argmax(-1)
+    return block[:, 0] * BLOCK + first
