@@ -46,6 +46,7 @@ def generate_continuous(
     problem = "its thread ended early"
     devices = [model.device] if model.device.type == "cuda" else []
     with (
+        torch.inference_mode(False),  # its thread writes into what is allocated here
         torch.random.fork_rng(devices),  # it seeds torch's generators
         model.continuous_batching_context_manager(
             generation_config=_generation_config(params, eos_token_id),
