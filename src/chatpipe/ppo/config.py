@@ -5,7 +5,9 @@ times, each time in a fresh order and in `num_mini_batches` optimizer steps of `
 """
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from transformers import TrainingArguments
 
@@ -14,13 +16,31 @@ from chatpipe.errors import UsageError
 
 @dataclass
 class PPOConfig(TrainingArguments):
-    """TrainingArguments with PPO's own settings, named as in TRL's PPOConfig.
+    """TrainingArguments with PPO's own settings, named as in TRL's PPOConfig where it has them.
 
-    `batch_size` counts completions per optimizer step over all processes (default: what TrainingArguments says, i.e.
-    per_device_train_batch_size * gradient_accumulation_steps * processes); `per_device_train_batch_size` is the
-    micro-batch. `kl_coef`, `gamma`, `lam`, `cliprange`, `cliprange_value` and `vf_coef` are the symbols of
-    `chatpipe.ppo.kl`, `.advantages` and `.loss`. `missing_eos_penalty` is subtracted from the score of a completion
-    without EOS; None is off.
+    Batches. `batch_size` counts completions per optimizer step over all processes (default: what TrainingArguments
+    says, i.e. per_device_train_batch_size * gradient_accumulation_steps * processes); `per_device_train_batch_size` is
+    the micro-batch. `total_episodes` counts completions in all; None: num_train_epochs over the prompts.
+
+    Symbols. `kl_coef`, `gamma`, `lam`, `cliprange`, `cliprange_value` and `vf_coef` are those of `chatpipe.ppo.kl`,
+    `.advantages` and `.loss`.
+
+    KL. `kl_estimator`: k1, the only one that may stand in the reward. `adaptive_kl_target` (nats a completion) and
+    `adaptive_kl_horizon` (completions): `kl_coef` is adapted after each iteration so that the KL comes to the target;
+    None keeps it fixed. `kl_loss` (k2 or k3) with `kl_loss_coef`: a KL term in the loss besides. `target_kl`: the rest
+    of an iteration's minibatches is skipped once `policy/approxkl` of one of them is above it. `kl_budget`: training
+    ends when `objective/kl` is above it.
+
+    Rewards. `missing_eos_penalty` makes the score of a completion without EOS worse, `missing_eos` says how (None:
+    off). `reward_weights`: one for each reward model, then for each reward function; default 1.
+    `stop_token_id` ends a completion in place of EOS.
+
+    Critic. `critic`: what it starts from, `reward` (the first reward model) or `policy` (its body with a new head of
+    zeros); None: the reward model where it can be one. `critic_warmup_iterations`: the first ones train the critic
+    alone. `critic_learning_rate`: default `learning_rate`.
+
+    PTX. `ptx_coef` (gamma in InstructGPT, eq. 2) times the mean loss per token on `ptx_batch_size` rows of text
+    (default `batch_size`) is added in every optimizer step.
 
     Derived: `max_steps` from `total_episodes`; a log line each iteration; `save_steps` rounded up to whole iterations,
     since a resume point holds no experience; `gradient_accumulation_steps` = 1, since one step of the experience
@@ -28,11 +48,18 @@ class PPOConfig(TrainingArguments):
     """
 
     learning_rate: float = 3e-6
-    total_episodes: int = 4096
+    total_episodes: int | None = 4096
     batch_size: int | None = None
     num_mini_batches: int = 1
     num_ppo_epochs: int = 4
     kl_coef: float = 0.05
+    kl_estimator: str = "k1"
+    adaptive_kl_target: float | None = None
+    adaptive_kl_horizon: int = 10_000
+    kl_loss: str | None = None
+    kl_loss_coef: float = 0.0
+    target_kl: float | None = None
+    kl_budget: float | None = None
     cliprange: float = 0.2
     cliprange_value: float = 0.2
     vf_coef: float = 0.1
@@ -40,7 +67,17 @@ class PPOConfig(TrainingArguments):
     lam: float = 0.95
     temperature: float = 1.0
     response_length: int = 48
+    stop_token: str = "eos"
+    stop_token_id: int | None = None
     missing_eos_penalty: float | None = 1.0
+    missing_eos: str = "subtract"
+    reward_weights: list[float] | None = None
+    whiten_rewards: bool = False
+    critic: str | None = None
+    critic_warmup_iterations: int = 0
+    critic_learning_rate: float | None = None
+    ptx_coef: float = 0.0
+    ptx_batch_size: int | None = None
     gradient_accumulation_steps: int = 1
     save_steps: float = 500
     include_num_input_tokens_seen: str = "all"
@@ -50,22 +87,28 @@ class PPOConfig(TrainingArguments):
         super().__post_init__()
         if self.batch_size is None:
             self.batch_size = self.per_device_train_batch_size * self.gradient_accumulation_steps * self.world_size
-        if self.batch_size % self.world_size:
-            raise UsageError(
-                f"batch_size = {self.batch_size} cannot be shared by {self.world_size} processes.",
-                f"Make it a multiple of {self.world_size}.",
-            )
-        if self.temperature <= 0:
-            raise UsageError(
-                f"temperature = {self.temperature}: PPO samples, so it must be above 0.", "1.0 is the model as it is."
-            )
+        if self.ptx_batch_size is None:
+            self.ptx_batch_size = self.batch_size
+        self._check()
         self.gradient_accumulation_steps = 1
-        self.max_steps = self.num_iterations * self.steps_per_iteration
         self.logging_steps = self.steps_per_iteration
         self.logging_first_step = False
+        self.ignore_data_skip = True  # the loader starts at its own cursor; there is nothing for Trainer to skip
+        if self.total_episodes is not None:
+            self.count_steps(self.total_episodes)
+
+    def count_steps(self, total_episodes: int) -> None:
+        """Set what follows from the number of completions in all. Raises UsageError where the policy gets no step."""
+        self.total_episodes = total_episodes
+        self.max_steps = self.num_iterations * self.steps_per_iteration
         save_steps = self.save_steps if self.save_steps >= 1 else self.save_steps * self.max_steps
         self.save_steps = math.ceil(save_steps / self.steps_per_iteration) * self.steps_per_iteration
-        self.ignore_data_skip = True  # the loader starts at its own cursor; there is nothing for Trainer to skip
+        if self.critic_warmup_iterations >= self.num_iterations:
+            raise UsageError(
+                f"critic_warmup_iterations = {self.critic_warmup_iterations}, but there are only {self.num_iterations} "
+                "iterations: the policy would never be trained.",
+                "Lower it, or raise total_episodes.",
+            )
 
     @property
     def rollout_size(self) -> int:
@@ -75,9 +118,62 @@ class PPOConfig(TrainingArguments):
     @property
     def num_iterations(self) -> int:
         """Iterations in all: as many as it takes to sample `total_episodes` completions."""
-        return math.ceil(self.total_episodes / self.rollout_size)
+        return math.ceil(self.total_episodes / self.rollout_size)  # type: ignore[operator]  # set by `count_steps`
 
     @property
     def steps_per_iteration(self) -> int:
         """Optimizer steps per iteration."""
         return self.num_ppo_epochs * self.num_mini_batches
+
+    def _check(self) -> None:
+        for key in ("batch_size", "ptx_batch_size"):
+            if getattr(self, key) % self.world_size:
+                raise UsageError(
+                    f"{key} = {getattr(self, key)} cannot be shared by {self.world_size} processes.",
+                    f"Make it a multiple of {self.world_size}.",
+                )
+        if self.temperature <= 0:
+            raise UsageError(
+                f"temperature = {self.temperature}: PPO samples, so it must be above 0.", "1.0 is the model as it is."
+            )
+        if self.kl_estimator != "k1":
+            raise UsageError(
+                f"kl_estimator = {self.kl_estimator}: only k1 may stand in the reward. The gradient of another "
+                "estimator's mean is not that of the KL, so PPO would find another optimum (arXiv 2510.01555).",
+                "Leave it at k1; kl_loss=k2 or k3 with kl_loss_coef adds a KL term to the loss.",
+            )
+        if self.whiten_rewards:
+            raise UsageError(
+                "whiten_rewards = True changes the optimum: it adds a number to each token's reward, so length pays.",
+                "Leave it out; advantages are whitened in any case, which changes no optimum.",
+            )
+        if self.stop_token != "eos":
+            raise UsageError(
+                f"stop_token = {self.stop_token}: completions always end at a token.",
+                "Leave it at eos, or give stop_token_id.",
+            )
+        self._check_choice("missing_eos", ("subtract", "replace"))
+        self._check_choice("critic", (None, "reward", "policy"))
+        self._check_choice("kl_loss", (None, "k2", "k3"))
+        if (self.kl_loss is None) != (self.kl_loss_coef == 0):
+            raise UsageError("kl_loss and kl_loss_coef belong together.", "Give both, such as kl_loss=k2 and 0.01.")
+        self._check_positive("adaptive_kl_target", "target_kl", "kl_budget", "critic_learning_rate")
+        if self.adaptive_kl_target is not None and (self.kl_coef <= 0 or self.adaptive_kl_horizon < self.rollout_size):
+            raise UsageError(
+                f"An adaptive KL coefficient starts from kl_coef = {self.kl_coef}, which must be above 0, and its "
+                f"adaptive_kl_horizon = {self.adaptive_kl_horizon} may not be below the {self.rollout_size} "
+                "completions of one iteration.",
+                "lm-human-preferences starts at 0.15 with a horizon of 10000.",
+            )
+
+    def _check_choice(self, key: str, choices: Sequence[Any]) -> None:
+        if getattr(self, key) not in choices:
+            raise UsageError(
+                f"{key} = {getattr(self, key)} is not known.", f"Choose one of {', '.join(map(str, choices))}."
+            )
+
+    def _check_positive(self, *keys: str) -> None:
+        for key in keys:
+            value = getattr(self, key)
+            if value is not None and not value > 0:
+                raise UsageError(f"{key} = {value} must be above 0.", "Leave it out to switch it off.")

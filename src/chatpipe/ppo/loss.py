@@ -5,10 +5,13 @@ ranks, so that neither the micro-batch size nor the number of ranks changes the 
 same (a mean per sequence would favour the tokens of short completions).
 """
 
+from typing import Literal
+
 import torch
 from torch import Tensor
 
 from chatpipe.ppo.experience import Experience
+from chatpipe.ppo.kl import loss_estimate
 
 Statistics = dict[str, Tensor]
 """Sums over tokens by name, and `max_...`: they pool exactly over micro-batches, steps and ranks (see `.metrics`)."""
@@ -63,10 +66,16 @@ def ppo_loss(
     cliprange: float,
     cliprange_value: float,
     vf_coef: float,
+    *,
+    policy_coef: float = 1.0,
+    kl_loss: Literal["k2", "k3"] | None = None,
+    kl_loss_coef: float = 0.0,
 ) -> tuple[Tensor, Statistics]:
-    """policy loss + vf_coef * value loss, a sum over the N tokens of `experience`; logprobs and values: [N], new.
+    """policy_coef * (policy loss + kl_loss_coef * KL term) + vf_coef * value loss, a sum over the N tokens.
 
-    Returns it with the statistics of both losses, among them `tokens`, N.
+    logprobs and values: [N], new, of the tokens of `experience`. The KL term to the reference is `kl.loss_estimate`.
+    policy_coef is 0 while the critic alone is trained. Returns the loss with the statistics of all terms, among them
+    `tokens`, N.
     """
     policy, policy_statistics = policy_loss(logprobs, experience.logprobs, experience.advantages, cliprange)
     value, value_statistics = value_loss(values, experience.values, experience.returns, cliprange_value)
@@ -77,4 +86,8 @@ def ppo_loss(
         **policy_statistics,
         **value_statistics,
     }
-    return policy + vf_coef * value, statistics
+    if kl_loss is not None:
+        kl = loss_estimate(logprobs, experience.ref_logprobs, kl_loss).sum()
+        statistics["kl_loss"] = kl.detach()
+        policy = policy + kl_loss_coef * kl
+    return policy_coef * policy + vf_coef * value, statistics

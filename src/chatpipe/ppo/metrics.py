@@ -4,14 +4,14 @@ Whatever is a mean is computed as a quotient of sums over all ranks: over tokens
 completions for what belongs to a completion. A mean of means would weigh short micro-batches more.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 import torch
 from torch import Tensor
 
 from chatpipe.ppo.advantages import SumOverRanks
 from chatpipe.ppo.experience import Experience
-from chatpipe.ppo.kl import k1, penalise_missing_eos
+from chatpipe.ppo.kl import MissingEos, k1, penalise_missing_eos
 from chatpipe.ppo.loss import Statistics
 
 Metrics = dict[str, float]
@@ -23,19 +23,26 @@ def experience_metrics(
     kl_coef: float,
     missing_eos_penalty: float | None,
     sum_over_ranks: SumOverRanks,
+    *,
+    missing_eos: MissingEos = "subtract",
+    judged: Mapping[str, Tensor] | None = None,
 ) -> Metrics:
     """What the rollout shows of the policy before the update; raw_advantages [N] are those before whitening.
 
     `objective/kl` sums k1 over a completion, `objective/entropy` -log pi of the sampled tokens (never negative); both
-    and the scores are means over completions. `objective/rlhf_reward` is what PPO maximises.
+    and the scores are means over completions, and `objective/kl_se` is the standard error of the first.
+    `objective/rlhf_reward` is what PPO maximises. `judged`: by name what else belongs to each completion, [n]; its mean
+    is logged.
     """
-    sequences, returns = experience.sequences, experience.returns
+    sequences, returns, judged = experience.sequences, experience.returns, judged or {}
     errors = returns - experience.values
-    penalised = penalise_missing_eos(experience.scores, sequences.ended, missing_eos_penalty)
+    penalised = penalise_missing_eos(experience.scores, sequences.ended, missing_eos_penalty, missing_eos)
+    per_token = k1(experience.logprobs, experience.ref_logprobs).double()
+    per_completion = torch.stack([row.sum() for row in per_token.split(sequences.completion_lengths.tolist())])
     total = {
         "completions": torch.tensor(len(experience)),
         "tokens": torch.tensor(experience.num_tokens),
-        "k1": k1(experience.logprobs, experience.ref_logprobs).double().sum(),
+        **_moments("kl", per_completion),
         "logprobs": experience.logprobs.double().sum(),
         "raw_scores": experience.scores.double().sum(),
         "scores": penalised.double().sum(),
@@ -43,19 +50,22 @@ def experience_metrics(
         **_moments("returns", returns),
         **_moments("errors", errors),
         **_moments("advantages", raw_advantages),
+        **{f"judged {name}": values.double().sum() for name, values in judged.items()},
     }
     pooled = _pool(total, sum_over_ranks)
     completions, tokens = pooled["completions"], pooled["tokens"]
-    kl, scores = pooled["k1"] / completions, pooled["scores"] / completions
+    kl, scores = pooled["kl"] / completions, pooled["scores"] / completions
     returns_variance = _variance("returns", pooled, tokens)
     return {
         "objective/kl": kl,
+        "objective/kl_se": (_variance("kl", pooled, completions) / max(completions - 1, 1)) ** 0.5,
         "objective/kl_coef": kl_coef,
         "objective/entropy": -pooled["logprobs"] / completions,
         "objective/non_score_reward": -kl_coef * kl,
         "objective/scores": scores,
         "objective/scores_raw": pooled["raw_scores"] / completions,
         "objective/rlhf_reward": scores - kl_coef * kl,
+        **{name: pooled[f"judged {name}"] / completions for name in judged},
         "val/explained_variance": 1 - _quotient(_variance("errors", pooled, tokens), returns_variance),
         "returns/mean": pooled["returns"] / tokens,
         "returns/var": returns_variance,
@@ -83,10 +93,16 @@ class UpdateStatistics:
         """What the update did, over all its steps: every token counts once an epoch.
 
         `val/ratio_first` is the mean ratio of the first step, where the policy is still the one that sampled: 1.
+        `loss/kl_avg` and `loss/ptx`, where such a term is trained on, are means per token without their coefficients.
         """
         first, pooled = _pool(self.first_step, sum_over_ranks), _pool(self.all_steps, sum_over_ranks)
         tokens = pooled["tokens"]
         ratio = pooled["ratio"] / tokens
+        optional = {}
+        if "kl_loss" in pooled:
+            optional["loss/kl_avg"] = pooled["kl_loss"] / tokens
+        if "ptx_loss" in pooled:
+            optional["loss/ptx"] = pooled["ptx_loss"] / pooled["ptx_tokens"]
         return {
             "policy/approxkl_avg": pooled["approxkl"] / tokens,
             "policy/k3_avg": pooled["k3"] / tokens,
@@ -94,6 +110,7 @@ class UpdateStatistics:
             "policy/entropy_avg": pooled["entropy"] / tokens,
             "loss/policy_avg": pooled["policy_loss"] / tokens,
             "loss/value_avg": pooled["value_loss"] / tokens,
+            **optional,
             "val/ratio": ratio,
             "val/ratio_var": max(pooled["ratio_squared"] / tokens - ratio**2, 0.0),
             "val/ratio_max": float(max_over_ranks(self.all_steps["max_ratio"].double())),

@@ -8,7 +8,7 @@ from transformers import PreTrainedModel
 
 from chatpipe.errors import UsageError
 from chatpipe.ppo.microbatch import MicroBatch
-from chatpipe.reward.model import at_last_token, token_scores
+from chatpipe.reward.model import at_last_token, reward_offset, token_scores
 
 
 class Outputs(NamedTuple):
@@ -72,8 +72,22 @@ def completion_values(critic: PreTrainedModel, batch: MicroBatch) -> Tensor:
 
 
 def last_token_scores(reward_model: PreTrainedModel, batch: MicroBatch) -> Tensor:
-    """The reward model's score at the last token of each sequence (its EOS, or where it was cut off), [b]."""
+    """The reward model's score at the last token of each sequence (its EOS, or where it was cut off), [b].
+
+    A model that reads both ways gives one score to the whole sequence.
+    """
+    if not reads_left_to_right(reward_model):
+        logits = reward_model(input_ids=batch.input_ids, attention_mask=batch.attention_mask).logits
+        return logits[:, 0].to(torch.promote_types(logits.dtype, torch.float32)) - reward_offset(reward_model)
     return at_last_token(_scores_everywhere(reward_model, batch), batch.attention_mask)
+
+
+def reads_left_to_right(model: PreTrainedModel) -> bool:
+    """Whether a sequence classification model is a decoder, whose `score` head gives a number at each position.
+
+    One that reads both ways (BERT) would see the completion before it is written: it can be no critic.
+    """
+    return hasattr(model, "score")
 
 
 def _scores_everywhere(model: PreTrainedModel, batch: MicroBatch) -> Tensor:

@@ -1,11 +1,13 @@
 """Making experience: which prompts come when, what the four models say about the completions, and the advantages."""
 
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from enum import IntEnum
 from typing import NamedTuple
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from chatpipe.ppo.advantages import SumOverRanks, gae, whiten
@@ -22,6 +24,8 @@ class Stream(IntEnum):
     PROMPTS = 1
     GENERATION = 2
     MINIBATCHES = 3
+    PTX = 4
+    EVALUATION = 5
 
 
 def seed_of(stream: Stream, *numbers: int) -> int:
@@ -34,19 +38,22 @@ def permutation(length: int, stream: Stream, *numbers: int) -> Tensor:
     return torch.from_numpy(np.random.default_rng(seed_of(stream, *numbers)).permutation(length))
 
 
-def prompt_numbers(num_prompts: int, start: int, count: int, seed: int) -> list[int]:
-    """The prompts at the places `start`, ..., `start + count - 1` of an endless order.
+def prompt_numbers(num_prompts: int, start: int, count: int, seed: int, stream: Stream = Stream.PROMPTS) -> list[int]:
+    """The prompts (of another stream: rows) at the places `start`, ..., `start + count - 1` of an endless order.
 
     The order is one pass over all prompts after another, each shuffled anew; it depends on nothing but `seed`, so a
     run that is resumed or has another number of ranks takes the same prompts.
     """
     passes = range(start // num_prompts, (start + count - 1) // num_prompts + 1)
-    orders = {number: permutation(num_prompts, Stream.PROMPTS, seed, number) for number in passes}
+    orders = {number: permutation(num_prompts, stream, seed, number) for number in passes}
     return [int(orders[place // num_prompts][place % num_prompts]) for place in range(start, start + count)]
 
 
 class Scores(NamedTuple):
-    """What the four models say: logprobs, ref_logprobs and values [N] for each completion token, scores [n]."""
+    """What the models say: logprobs, ref_logprobs and values [N] for each completion token, scores [n].
+
+    Of several reward models scores are [n, m].
+    """
 
     logprobs: Tensor
     ref_logprobs: Tensor
@@ -59,46 +66,62 @@ def score(
     sequences: Sequences,
     trained: PolicyAndCritic,
     ref_model: PreTrainedModel,
-    reward_model: PreTrainedModel,
+    reward_model: PreTrainedModel | Sequence[PreTrainedModel],
     micro_batch_size: int,
     device: torch.device,
+    *,
+    as_reference: Callable[[], AbstractContextManager[object]] = nullcontext,
 ) -> Scores:
-    """Read all sequences with all four models, `micro_batch_size` at a time. Results are on the CPU.
+    """Read all sequences with all models, `micro_batch_size` at a time. Results are on the CPU.
 
     The log-probs come from the forward pass that training uses, not from generation, whose kernels round differently:
-    the first ratio is 1.
+    the first ratio is 1. `as_reference` is entered where `ref_model` reads: it turns a policy into its own reference.
     """
     lengths = sequences.completion_lengths
+    reward_models = [reward_model] if isinstance(reward_model, nn.Module) else list(reward_model)
     chunks, read = length_sorted(sequences.lengths, micro_batch_size), []
     for rows in chunks:
         batch = pad(sequences.select(rows)).to(device)
         outputs = trained(*batch)
-        ref_logprobs, _ = completion_logprobs(ref_model, batch, trained.temperature)
-        scores = last_token_scores(reward_model, batch)
+        with as_reference():
+            ref_logprobs, _ = completion_logprobs(ref_model, batch, trained.temperature)
+        scores = outputs.values.new_empty(len(rows), len(reward_models))
+        for column, model in enumerate(reward_models):
+            scores[:, column] = last_token_scores(model, batch)
         read.append((outputs.logprobs.cpu(), ref_logprobs.cpu(), outputs.values.cpu(), scores.cpu()))
     order = torch.cat(chunks)
     logprobs, ref_logprobs, values, scores = (torch.cat(parts) for parts in zip(*read, strict=True))
     tokens = flat_index(lengths, order)
+    scores = _put_back(scores, order)
     return Scores(
         logprobs=_put_back(logprobs, tokens),
         ref_logprobs=_put_back(ref_logprobs, tokens),
         values=_put_back(values, tokens),
-        scores=_put_back(scores, order),
+        scores=scores[:, 0] if isinstance(reward_model, nn.Module) else scores,
     )
 
 
 def with_advantages(
-    sequences: Sequences, scores: Scores, args: PPOConfig, sum_over_ranks: SumOverRanks
+    sequences: Sequences,
+    scores: Scores,
+    args: PPOConfig,
+    sum_over_ranks: SumOverRanks,
+    *,
+    kl_coef: float | None = None,
 ) -> tuple[Experience, Tensor]:
-    """The experience that PPO learns from, and its advantages [N] before they were whitened."""
+    """The experience that PPO learns from, and its advantages [N] before they were whitened.
+
+    `scores.scores` [n] is what is to be maximised. kl_coef: default that of `args`.
+    """
     lengths = sequences.completion_lengths
     rewards = shape_rewards(
         scores.scores,
         sequences.ended,
         k1(scores.logprobs, scores.ref_logprobs),
         lengths,
-        args.kl_coef,
+        args.kl_coef if kl_coef is None else kl_coef,
         args.missing_eos_penalty,
+        args.missing_eos,  # type: ignore[arg-type]  # checked by PPOConfig
     )
     advantages = gae(rewards, scores.values, lengths, args.gamma, args.lam)
     experience = Experience(

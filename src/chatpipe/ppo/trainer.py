@@ -1,80 +1,61 @@
 """PPO as a `transformers.Trainer`: its training data is a stream of experience.
 
     trainer = PPOTrainer(args=PPOConfig(...), processing_class=tokenizer, model=policy, reward_model=reward_model,
-                         train_prompts=[[token ids], ...])
+                         train_dataset=[{"prompt": "..."}, ...])
     trainer.train()
-    trainer.model.policy.save_pretrained("out")
+    trainer.save_model("out")
 
-One iteration: generate completions to the next prompts, score them with policy, reference, critic and reward model,
-compute advantages (`rollout`); then for `num_ppo_epochs` yield minibatches, each of which is one optimizer step.
-Trainer asks for a minibatch only when it is about to train on it, so a rollout always sees the weights of its moment;
-the loader must therefore not go through `accelerator.prepare`, which would read ahead.
+One iteration: generate completions to the next prompts, score them with policy, reference, critic and rewards, compute
+advantages (`rollout`); then for `num_ppo_epochs` take minibatches, each of which is one optimizer step (`loader`).
 """
 
-import contextlib
 import copy
-import itertools
 import logging
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Sequence
+from pathlib import Path
 from typing import Any
 
-import torch
-from torch import Tensor, nn
-from transformers import PreTrainedModel, PreTrainedTokenizerBase, Trainer, TrainerCallback, TrainerState
+from torch import nn
+from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainerCallback, TrainerControl, TrainerState
 
+from chatpipe import console
 from chatpipe.errors import UsageError
-from chatpipe.generation import SamplingParams, generate
+from chatpipe.ppo.alarms import alarms
+from chatpipe.ppo.checks import check_models, check_prompts, check_stop_token
 from chatpipe.ppo.config import PPOConfig
-from chatpipe.ppo.experience import Experience, Sequences
-from chatpipe.ppo.loss import Statistics, ppo_loss
-from chatpipe.ppo.metrics import Metrics, UpdateStatistics, add_statistics, experience_metrics
-from chatpipe.ppo.microbatch import length_sorted, pad
+from chatpipe.ppo.critic import new_critic
+from chatpipe.ppo.experience import Experience
+from chatpipe.ppo.kl import adapted_coefficient
+from chatpipe.ppo.loader import ExperienceLoader
+from chatpipe.ppo.lora import Adapter
+from chatpipe.ppo.making import ExperienceMaker
+from chatpipe.ppo.metrics import Metrics, UpdateStatistics
 from chatpipe.ppo.model import PolicyAndCritic, check_output_head, disable_dropout
-from chatpipe.ppo.rollout import Stream, minibatches, prompt_numbers, score, seed_of, with_advantages
+from chatpipe.ppo.prompts import Prompt, read_prompts
+from chatpipe.ppo.rewards import RewardFunction, Rewards
+from chatpipe.ppo.rollout import Stream, prompt_numbers, seed_of
+from chatpipe.ppo.update import PPOUpdate
 from chatpipe.training.nonfinite import SkipNonFinite
 from chatpipe.training.resume import ResumePoints
 
 _log = logging.getLogger(__name__)
 
 
-class ExperienceLoader:
-    """What Trainer iterates over: minibatches of fresh experience, from the trainer's iteration to the last."""
+class PPOTrainer(PPOUpdate, ResumePoints, SkipNonFinite):
+    """Trains `model` (the policy) to please its rewards while it stays close to `ref_model`.
 
-    def __init__(self, trainer: "PPOTrainer") -> None:
-        self.trainer = trainer
+    model: a causal language model. ref_model: default a frozen copy of it; with `peft_config` the model without its
+    adapter. reward_model: a sequence classification model with one label, or several; reward_funcs: functions as in
+    `chatpipe.ppo.rewards`. gold_reward: a reward model or function that judges too, and is never trained on.
+    value_model: the critic; default as `args.critic` says. train_dataset: rows as in `chatpipe.ppo.prompts`;
+    train_prompts: token ids of prompts. eval_dataset: prompts that `evaluate` completes. ptx_dataset: rows with
+    `input_ids` for `args.ptx_coef`. processing_class: the tokenizer.
 
-    def __len__(self) -> int:
-        return self.trainer.args.max_steps
-
-    def __iter__(self) -> Iterator[dict[str, Any]]:
-        trainer, args = self.trainer, self.trainer.args
-        while trainer.iteration < args.num_iterations:
-            iteration = trainer.iteration
-            experience = trainer.make_experience()
-            # Set before the first minibatch: a resume point lies after the last one, before this loop is entered again.
-            trainer.iteration = iteration + 1
-            for epoch in range(args.num_ppo_epochs):
-                seeds = (args.seed, iteration, epoch, args.process_index)
-                for minibatch in minibatches(experience, args.num_mini_batches, *seeds):
-                    # `input_ids` is what Trainer counts as the tokens seen
-                    yield {"input_ids": minibatch.sequences.ids, "experience": minibatch}
-
-
-class PPOTrainer(ResumePoints, SkipNonFinite, Trainer):
-    """Trains `model` (the policy) to please `reward_model` while it stays close to `ref_model`.
-
-    model: a causal language model. ref_model: default a frozen copy of it. reward_model: a sequence classification
-    model with one label. value_model: the critic, of the same kind; default a copy of the reward model.
-    train_prompts: token ids of each prompt, ready for generation. processing_class: the tokenizer; completions end at
-    its EOS.
-
-    Dropout is set to 0 in all models, in place, and reference and reward model are frozen. `trainer.model` holds
-    `.policy` and `.critic`. Raises UsageError where the models do not fit each other.
+    Dropout is set to 0 in all models, in place, and reference and reward models are frozen. `trainer.model` holds
+    `.policy` and `.critic`. `trainer.alarms` says what went wrong, by name. Raises UsageError where the parts do not
+    fit each other.
     """
-
-    args: PPOConfig
-    model: PolicyAndCritic
 
     def __init__(
         self,
@@ -82,30 +63,69 @@ class PPOTrainer(ResumePoints, SkipNonFinite, Trainer):
         args: PPOConfig,
         processing_class: PreTrainedTokenizerBase,
         model: PreTrainedModel,
-        reward_model: PreTrainedModel,
-        train_prompts: Sequence[Sequence[int]],
+        reward_model: PreTrainedModel | Sequence[PreTrainedModel] | None = None,
+        train_dataset: Iterable[Any] | None = None,
+        train_prompts: Sequence[Sequence[int]] | None = None,
         ref_model: PreTrainedModel | None = None,
         value_model: PreTrainedModel | None = None,
+        reward_funcs: RewardFunction | Sequence[RewardFunction] | None = None,
+        gold_reward: PreTrainedModel | RewardFunction | None = None,
+        eval_dataset: Iterable[Any] | None = None,
+        ptx_dataset: Any = None,
+        peft_config: Any = None,
         callbacks: list[TrainerCallback] | None = None,
     ) -> None:
-        ref_model = copy.deepcopy(model) if ref_model is None else ref_model
-        value_model = copy.deepcopy(reward_model) if value_model is None else value_model
-        _check(processing_class, model, ref_model, reward_model, value_model, train_prompts)
-        for each in (model, ref_model, reward_model, value_model):
+        rewards = Rewards.of(reward_model, reward_funcs, args.reward_weights, gold_reward)
+        judges = {f"reward_model{i or ''}": each for i, each in enumerate(rewards.all_models)}
+        given = {"model": model, "ref_model": ref_model, **judges, "value_model": value_model}
+        models = {name: each for name, each in given.items() if each is not None}
+        check_models(models)
+        stop_token_id = check_stop_token(processing_class, model, args.stop_token_id)
+        self.prompts = [Prompt(ids) for ids in train_prompts or []]
+        self.prompts += read_prompts(train_dataset if train_dataset is not None else [], processing_class)
+        check_prompts(self.prompts, args.response_length, models, "train_dataset")
+        if eval_dataset is not None:
+            eval_dataset = read_prompts(eval_dataset, processing_class, "eval_dataset")
+            check_prompts(eval_dataset, args.response_length, models, "eval_dataset")
+        if (args.ptx_coef != 0) != (ptx_dataset is not None):
+            raise UsageError(
+                "ptx_coef and ptx_dataset belong together.", "Give text to mix in (recipe: ppo.ptx_data), or neither."
+            )
+        if args.total_episodes is None:
+            args.count_steps(int(args.num_train_epochs * len(self.prompts)))
+        for each in models.values():
             disable_dropout(each)
         check_output_head(model)
-        self.ref_model, self.reward_model = (
-            frozen.eval().requires_grad_(False).to(args.device) for frozen in (ref_model, reward_model)
-        )
-        self.train_prompts = train_prompts
-        self.iteration = 0
-        self._update = UpdateStatistics()
+        critic = new_critic(model, rewards.models, args.critic) if value_model is None else value_model
+        if ref_model is None and peft_config is None:
+            ref_model = copy.deepcopy(model)
+        self.adapter = None if peft_config is None else Adapter(model, peft_config)
+        disable_dropout(model)  # that of the adapter
+        for each in rewards.all_models if ref_model is None else [ref_model, *rewards.all_models]:
+            each.eval().requires_grad_(False).to(args.device)
+        self.ref_model, self.reward_model, self.ptx_dataset = ref_model, reward_model, ptx_dataset
+        self.kl_coef = args.kl_coef
+        self.alarms: dict[str, str] = {}
+        self.budget_note: str | None = None
         self._metrics: Metrics = {}
+        self._update = UpdateStatistics()
         super().__init__(
-            model=PolicyAndCritic(model, value_model.requires_grad_(True), args.temperature),
+            model=PolicyAndCritic(model, critic.requires_grad_(True), args.temperature),
             args=args,
             processing_class=processing_class,
+            eval_dataset=eval_dataset,
             callbacks=callbacks,
+        )
+        self._maker = ExperienceMaker(
+            args,
+            processing_class,
+            stop_token_id,
+            self.model,
+            ref_model,
+            self.adapter,
+            rewards,
+            self.accelerator,
+            self._sum_over_ranks,
         )
 
     def get_train_dataloader(self) -> ExperienceLoader:
@@ -116,98 +136,82 @@ class PPOTrainer(ResumePoints, SkipNonFinite, Trainer):
 
     def make_experience(self) -> Experience:
         """This rank's share of one iteration's experience: n = rollout_size / ranks completions, on the CPU."""
-        started = time.perf_counter()
-        with self.accelerator.autocast():
-            sequences = self._generate()
-            generated = time.perf_counter()
-            scores = score(
-                sequences,
-                self.model,
-                self.ref_model,
-                self.reward_model,
-                self.args.per_device_train_batch_size,
-                self.args.device,
-            )
-        experience, raw_advantages = with_advantages(sequences, scores, self.args, self._sum_over_ranks)
-        self._metrics = experience_metrics(
-            experience, raw_advantages, self.args.kl_coef, self.args.missing_eos_penalty, self._sum_over_ranks
-        )
-        self._update = UpdateStatistics()
-        self._update_started = time.perf_counter()
-        self._metrics["time/rollout"] = generated - started
-        self._metrics["time/score"] = self._update_started - generated
-        return experience
-
-    def _generate(self) -> Sequences:
         args, rank = self.args, self.args.process_index
         share = args.rollout_size // args.world_size
         place = self.iteration * args.rollout_size + rank * share
-        prompts = [
-            self.train_prompts[number] for number in prompt_numbers(len(self.train_prompts), place, share, args.seed)
-        ]
-        # The full softmax: top-k, top-p or a minimum length would sample from another policy than is trained.
-        params = SamplingParams(max_new_tokens=args.response_length, temperature=args.temperature)
+        prompts = [self.prompts[number] for number in prompt_numbers(len(self.prompts), place, share, args.seed)]
         seed = seed_of(Stream.GENERATION, args.seed, self.iteration, rank)
-        completions = generate(self.model.policy, prompts, params, self.processing_class.eos_token_id, seed)
-        return Sequences.of(prompts, [c.ids for c in completions], [c.ended for c in completions])
+        experience, self._metrics = self._maker.make(prompts, seed, self.kl_coef)
+        self._update, self._update_started = UpdateStatistics(), time.perf_counter()
+        return experience
 
-    # ---- the update ----
+    def is_over_budget(self) -> bool:
+        """Whether the KL of the experience just made is above `kl_budget`: then training ends, unused.
 
-    def training_step(
-        self, model: nn.Module, inputs: dict[str, Any], num_items_in_batch: Tensor | int | None = None
-    ) -> Tensor:
-        """Forward and backward over one minibatch, micro-batch by micro-batch; returns its total loss.
-
-        The gradient is that of sum / (completion tokens of the minibatch over all ranks). DDP averages over ranks, so
-        each rank's loss is multiplied by their number; gradients are exchanged in the last micro-batch only.
+        All ranks find the same. What the rollout showed is logged.
         """
-        model.train()
-        minibatch: Experience = inputs["experience"]
-        args, device = self.args, self.args.device
-        all_tokens = self._sum_over_ranks(torch.tensor(minibatch.num_tokens)).item()
-        chunks = length_sorted(minibatch.sequences.lengths, args.per_device_train_batch_size)
-        total = torch.zeros((), device=device)
-        statistics: Statistics = {}
-        for number, rows in enumerate(chunks, start=1):
-            part = minibatch.select(rows)
-            last = number == len(chunks)
-            with contextlib.nullcontext() if last else self.accelerator.no_sync(model):
-                loss, sums = self._loss(model, part)
-                loss = loss * args.world_size / all_tokens
-                self.accelerator.backward(loss)
-            total = total + loss.detach()
-            statistics = add_statistics(statistics, sums)
-        self._update.add(statistics)
-        return total
-
-    def _loss(self, model: nn.Module, part: Experience) -> tuple[Tensor, Statistics]:
-        """The summed loss of one micro-batch and its statistics."""
-        batch = pad(part.sequences).to(self.args.device)
-        outputs = model(*batch)
-        loss, statistics = ppo_loss(
-            outputs.logprobs,
-            outputs.values,
-            part.to(self.args.device),
-            self.args.cliprange,
-            self.args.cliprange_value,
-            self.args.vf_coef,
+        kl, budget = self._metrics["objective/kl"], self.args.kl_budget
+        if budget is None or not kl > budget:
+            return False
+        self.budget_note = (
+            f"Training ended after {self.iteration} of {self.args.num_iterations} iterations: {kl:.2f} nats of KL are "
+            f"above the budget of {budget:g}"
         )
-        return loss, {**statistics, "entropy": outputs.entropy.sum()}
+        self.control.should_training_stop = True
+        self.log({**self._metrics, "episode": self.iteration * self.args.rollout_size})
+        return True
+
+    def begin_update(self) -> None:
+        """Move the cursor behind the iteration whose experience was made; adapt the KL coefficient for the next one."""
+        super().begin_update()
+        args = self.args
+        if args.adaptive_kl_target is not None and not self.trains_critic_alone:
+            kl, episodes = self._metrics["objective/kl"], args.rollout_size
+            self.kl_coef = adapted_coefficient(
+                self.kl_coef, kl, args.adaptive_kl_target, episodes, args.adaptive_kl_horizon
+            )
+
+    def evaluate(
+        self,
+        eval_dataset: Iterable[Any] | None = None,
+        ignore_keys: list[str] | None = None,
+        metric_key_prefix: str = "eval",
+    ) -> dict[str, float]:
+        """Completes the prompts of `eval_dataset`, and logs what PPO's objective is made of under `eval_...`.
+
+        Sampled as in training, with random numbers of its own: always the same ones for the same weights.
+        """
+        prompts: Any = self.eval_dataset
+        if eval_dataset is not None:
+            prompts = read_prompts(eval_dataset, self.processing_class, "eval_dataset")
+        args, rank = self.args, self.args.process_index
+        if len(prompts) < args.world_size:
+            raise UsageError(f"eval_dataset has {len(prompts)} prompts for {args.world_size} processes.", "Give more.")
+        seed = seed_of(Stream.EVALUATION, args.seed, rank)
+        _, metrics = self._maker.make(prompts[rank :: args.world_size], seed, self.kl_coef)
+        shown = ("objective/", "rewards/", "response/")
+        named = {f"{metric_key_prefix}_{name}": value for name, value in metrics.items() if name.startswith(shown)}
+        self.log(named)
+        self.control: TrainerControl = self.callback_handler.on_evaluate(args, self.state, self.control, named)
+        return named
 
     # ---- logging ----
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        """What Trainer logs, at the end of an iteration together with the iteration's metrics."""
+        """What Trainer logs, at the end of an iteration together with the iteration's metrics and its alarms."""
         if "loss" in logs:
             logs = {**logs, **self._iteration_metrics(logs)}
+            logs |= self._raise_alarms(logs)
         self.state.epoch = self.state.global_step / self.state.max_steps  # Trainer counts anew after a resume
         super().log(logs, start_time)
 
     def _iteration_metrics(self, logs: dict[str, float]) -> Metrics:
         update_seconds = time.perf_counter() - self._update_started
         seconds = self._metrics["time/rollout"] + self._metrics["time/score"] + update_seconds
+        skipped = {} if self.args.target_kl is None else {"val/skipped_steps": self.skipped_steps}
         return {
             **self._metrics,
+            **skipped,
             **self._update.metrics(self._sum_over_ranks, self._max_over_ranks),
             "lr": logs["learning_rate"],
             "episode": self.iteration * self.args.rollout_size,
@@ -216,7 +220,29 @@ class PPOTrainer(ResumePoints, SkipNonFinite, Trainer):
             "time/update": update_seconds,
         }
 
-    # ---- resume points ----
+    def _raise_alarms(self, now: Metrics) -> Metrics:
+        """A flag for each alarm that holds; one that was never raised before is said aloud."""
+        history = [line for line in self.state.log_history if "val/ratio_first" in line] + [now]
+        found = alarms(history, self.args.critic_warmup_iterations, self.args.bf16 or self.args.fp16)
+        for name, sentence in found.items():
+            if name not in self.alarms:
+                self.alarms[name] = f"Iteration {self.iteration}: {sentence}"
+                if self.is_world_process_zero():
+                    console.warn(self.alarms[name])
+        return {f"alarm/{name}": 1.0 for name in found}
+
+    # ---- saving and resume points ----
+
+    def trained_policy(self) -> PreTrainedModel:
+        """The policy as a plain model; with LoRA a copy that has the adapter in its weights."""
+        return self.model.policy if self.adapter is None else self.adapter.merged()
+
+    def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
+        """Writes the policy and the tokenizer, a folder that opens with `AutoModelForCausalLM`."""
+        folder = Path(output_dir or self.args.output_dir)
+        if self.is_world_process_zero():
+            self.trained_policy().save_pretrained(folder)
+            self.processing_class.save_pretrained(folder)
 
     def is_between_iterations(self, state: TrainerState) -> bool:
         """Whether a resume point may lie here: inside an iteration it would lack the experience."""
@@ -229,48 +255,17 @@ class PPOTrainer(ResumePoints, SkipNonFinite, Trainer):
             _log.warning("No resume point at step %s: it is inside an iteration.", self.state.global_step)
 
     def modules_to_save(self) -> dict[str, nn.Module]:
-        """Policy and critic, each in a file of its own."""
+        """Policy (with LoRA its adapter alone) and critic, each in a file of its own."""
         trained = self.accelerator.unwrap_model(self.model, keep_torch_compile=False)
-        return {"policy": trained.policy, "critic": trained.critic}
+        return {
+            "policy": trained.policy if self.adapter is None else self.adapter.weights(),
+            "critic": trained.critic,
+        }
 
     def extra_state(self) -> dict[str, Any]:
-        """The cursor: the iteration to go on with. Prompts, sampling and order of minibatches all follow from it."""
-        return {"iteration": self.iteration}
+        """The iteration to go on with (prompts, sampling and minibatches follow from it), the coefficient, alarms."""
+        return {"iteration": self.iteration, "kl_coef": self.kl_coef, "alarms": self.alarms}
 
     def load_extra_state(self, extra: dict[str, Any]) -> None:
-        """Puts the cursor back."""
-        self.iteration = extra["iteration"]
-
-    # ---- all ranks together ----
-
-    def _sum_over_ranks(self, sums: Tensor) -> Tensor:
-        return self.accelerator.reduce(sums.to(self.args.device), reduction="sum").cpu()
-
-    def _max_over_ranks(self, value: Tensor) -> Tensor:
-        return self.accelerator.gather(value.to(self.args.device)).max()
-
-
-def _check(
-    tokenizer: PreTrainedTokenizerBase,
-    policy: PreTrainedModel,
-    ref_model: PreTrainedModel,
-    reward_model: PreTrainedModel,
-    value_model: PreTrainedModel,
-    prompts: Sequence[Sequence[int]],
-) -> None:
-    """Raise UsageError for what would make PPO wrong without any error."""
-    models = {"model": policy, "ref_model": ref_model, "reward_model": reward_model, "value_model": value_model}
-    for (name, one), (other_name, other) in itertools.combinations(models.items(), 2):
-        if one is other:
-            raise UsageError(f"{name} and {other_name} are the same object.", "Give a copy, or leave one out.")
-    vocabulary = policy.get_input_embeddings().num_embeddings
-    for name, model in models.items():
-        if model.get_input_embeddings().num_embeddings < vocabulary:
-            raise UsageError(
-                f"{name} knows {model.get_input_embeddings().num_embeddings} tokens, the policy {vocabulary}.",
-                "All models must share one tokenizer.",
-            )
-    if tokenizer.eos_token_id is None:
-        raise UsageError("The tokenizer has no EOS token, so completions would never end.", "Set tokenizer.eos_token.")
-    if not prompts:
-        raise UsageError("There are no prompts to train on.", "Give train_prompts (recipe: ppo.data).")
+        """Puts it back."""
+        self.iteration, self.kl_coef, self.alarms = extra["iteration"], extra["kl_coef"], extra["alarms"]

@@ -1,0 +1,120 @@
+"""What shows while PPO runs that it goes wrong: pure functions of the iterations' metrics.
+
+Each alarm is a sentence that says what was measured and what to try. Trends are judged by the t statistic of a straight
+line through the last `WINDOW` iterations, so that the noise of single rollouts raises nothing.
+"""
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+
+History = Sequence[Mapping[str, float]]
+"""The metrics of all iterations so far, the newest last."""
+
+RATIO_TOLERANCE, RATIO_TOLERANCE_BF16 = 1e-4, 2e-2
+"""How far the first mean ratio may be from 1; bf16 rounds log-probs by up to .024 nat (transformers #31267)."""
+NEGATIVE_KL_ERRORS = 3
+"""A KL below zero by so many standard errors is no chance."""
+KL_ROUNDING = 1e-3
+"""Nats per completion that rounding explains."""
+WINDOW = 12
+"""Iterations that a trend is drawn from."""
+TREND = 3.0
+"""The t statistic above which a trend is taken for real (10 degrees of freedom: 1 in 150 by chance)."""
+MIN_EOS_FALL = 0.02
+"""The fall of the share of completions with EOS within a window that matters."""
+CRITIC_WARMUP = 8
+"""Iterations in which a critic may still be worse than a constant; critic warm-up comes on top."""
+
+
+def alarms(history: History, critic_warmup_iterations: int = 0, bf16: bool = False) -> dict[str, str]:
+    """The alarms that hold after the newest iteration, by name, each with its sentence."""
+    found = {
+        "ratio_first": _ratio_first(history[-1], RATIO_TOLERANCE_BF16 if bf16 else RATIO_TOLERANCE),
+        "negative_kl": _negative_kl(history[-1]),
+        "eos_falling": _eos_falling(history),
+        "critic": _critic(history, critic_warmup_iterations + CRITIC_WARMUP),
+        "gold_falling": _gold_falling(history),
+    }
+    return {name: sentence for name, sentence in found.items() if sentence is not None}
+
+
+def trend(values: Sequence[float]) -> tuple[float, float]:
+    """The least-squares line through equally spaced values [n > 2]: its rise from first to last, and the slope's t."""
+    x, y = np.arange(len(values)) - (len(values) - 1) / 2, np.asarray(values, dtype=float)
+    slope = (x @ y) / (x @ x)
+    residual = y - y.mean() - slope * x
+    error = np.sqrt((residual @ residual) / (len(values) - 2) / (x @ x))
+    t = slope / error if error > 0 else np.sign(slope) * np.inf if slope else 0.0
+    return float(slope * (len(values) - 1)), float(t)
+
+
+def _ratio_first(now: Mapping[str, float], tolerance: float) -> str | None:
+    ratio = now["val/ratio_first"]
+    if abs(ratio - 1) <= tolerance:
+        return None
+    return (
+        f"The ratio of new to old policy is {ratio:.4f} before an iteration's first step, where it must be 1: the "
+        "policy that was read is not the one that is trained. Try: train in float32 (bf16: false), and a model whose "
+        "forward pass gives the same numbers twice (no dropout, no noise)."
+    )
+
+
+def _negative_kl(now: Mapping[str, float]) -> str | None:
+    kl, error = now["objective/kl"], now["objective/kl_se"]
+    if kl >= -max(NEGATIVE_KL_ERRORS * error, KL_ROUNDING):
+        return None
+    return (
+        f"KL to the reference is {kl:.3f} nats per completion, with a standard error of {error:.3f}; it cannot be "
+        "below zero, so the samples are not the policy's. Try: the same dtype and attention for policy and reference, "
+        "and nothing that changes the sampling (top-k, a minimum length)."
+    )
+
+
+def _eos_falling(history: History) -> str | None:
+    if not (_rises(history, "objective/scores") and _falls(history, "response/eos_frac")):
+        return None
+    fall, _ = trend(_last(history, "response/eos_frac"))
+    if fall > -MIN_EOS_FALL:
+        return None
+    return (
+        f"Completions stop less and less (by {-fall:.0%} in {WINDOW} iterations) while scores rise: the reward is "
+        "collected by not stopping. Try: raise missing_eos_penalty, or missing_eos=replace; raise response_length."
+    )
+
+
+def _critic(history: History, warmup: int) -> str | None:
+    if len(history) < warmup + WINDOW:
+        return None
+    explained = float(np.mean(_last(history, "val/explained_variance")))
+    if not explained < 0:
+        return None
+    return (
+        f"The critic explains {explained:.2f} of the returns' variance over {WINDOW} iterations; below 0 a constant "
+        "would predict better, and advantages are noise. Try: critic_warmup_iterations, a higher critic_learning_rate "
+        "or vf_coef, or more num_ppo_epochs."
+    )
+
+
+def _gold_falling(history: History) -> str | None:
+    if not (_rises(history, "objective/scores") and _falls(history, "objective/gold")):
+        return None
+    fall, _ = trend(_last(history, "objective/gold"))
+    return (
+        f"Scores rise while the held-out judge's opinion falls (by {-fall:.2f} in {WINDOW} iterations): the reward is "
+        "being exploited. Try: raise kl_coef, or set kl_budget to the KL at which the judge was happiest; and train "
+        "the reward model on more rankings."
+    )
+
+
+def _last(history: History, name: str) -> list[float]:
+    return [line[name] for line in history[-WINDOW:] if name in line]
+
+
+def _rises(history: History, name: str, sign: int = 1) -> bool:
+    values = _last(history, name)
+    return len(values) == WINDOW and sign * trend(values)[1] > TREND
+
+
+def _falls(history: History, name: str) -> bool:
+    return _rises(history, name, sign=-1)

@@ -1,0 +1,76 @@
+"""What is refused before the first step, since it would fail late or go wrong without any error."""
+
+import itertools
+from collections.abc import Mapping, Sequence
+
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from chatpipe.errors import UsageError
+from chatpipe.generation.engine import context_length
+from chatpipe.ppo.model import reads_left_to_right
+from chatpipe.ppo.prompts import Prompt
+
+
+def check_models(models: Mapping[str, PreTrainedModel]) -> None:
+    """Raises UsageError where one model has two parts to play, or reads other tokens. `models`: by argument's name.
+
+    The policy comes first. Names of reward models begin with `reward_model`.
+    """
+    for (name, one), (other_name, other) in itertools.combinations(models.items(), 2):
+        if one is other:
+            raise UsageError(f"{name} and {other_name} are the same object.", "Give a copy, or leave one out.")
+    vocabulary = _vocabulary(next(iter(models.values())))
+    for name, model in models.items():
+        if _vocabulary(model) < vocabulary:
+            raise UsageError(
+                f"{name} knows {_vocabulary(model)} tokens, the policy {vocabulary}.",
+                "All models must share one tokenizer.",
+            )
+        if name.startswith("reward_model") and model.config.get_text_config().pad_token_id is None:
+            raise UsageError(
+                f"{name} has no pad token: other software that reads it scores the wrong position (or refuses).",
+                f"Set {name}.config.pad_token_id = tokenizer.pad_token_id, as chatpipe rm does.",
+            )
+    value_model = models.get("value_model")
+    if value_model is not None and not reads_left_to_right(value_model):
+        raise UsageError(
+            f"value_model is a {type(value_model).__name__}, which reads both ways: it would see what is to come.",
+            "Leave it out and set critic=policy.",
+        )
+
+
+def check_stop_token(tokenizer: PreTrainedTokenizerBase, policy: PreTrainedModel, stop_token_id: int | None) -> int:
+    """The token that ends completions. Raises UsageError where there is none that the policy could write."""
+    token = tokenizer.eos_token_id if stop_token_id is None else stop_token_id
+    if token is None:
+        raise UsageError("The tokenizer has no EOS token, so completions would never end.", "Set tokenizer.eos_token.")
+    if not 0 <= token < _vocabulary(policy):
+        raise UsageError(
+            f"The stop token {token} is none of the policy's {_vocabulary(policy)} tokens: no completion would end.",
+            "Give stop_token_id, or the policy's own tokenizer.",
+        )
+    return token
+
+
+def check_prompts(
+    prompts: Sequence[Prompt], response_length: int, models: Mapping[str, PreTrainedModel], name: str
+) -> None:
+    """Raises UsageError where there is no prompt, or one is empty or leaves too little room in some model's context."""
+    if not prompts:
+        raise UsageError("There are no prompts to train on.", f"Give {name} (recipe: ppo.data).")
+    lengths = [len(prompt.ids) for prompt in prompts]
+    if 0 in lengths:
+        raise UsageError(f"{name}, row {lengths.index(0)} has no tokens.", "A prompt has at least one.")
+    for model_name, model in models.items():
+        context = context_length(model)
+        too_long = sum(length + response_length > context for length in lengths) if context else 0
+        if too_long:
+            raise UsageError(
+                f"{name}: {too_long} of {len(prompts)} prompts leave no room for response_length = {response_length} "
+                f"tokens in the context of {model_name} ({context}); the longest has {max(lengths)} tokens.",
+                "Leave them out, lower response_length, or use a model with more positions.",
+            )
+
+
+def _vocabulary(model: PreTrainedModel) -> int:
+    return model.get_input_embeddings().num_embeddings

@@ -1,0 +1,55 @@
+"""Where the critic comes from, and its own learning rate."""
+
+import copy
+
+import torch
+from torch import nn
+from transformers import AutoModelForSequenceClassification, PreTrainedModel
+
+from chatpipe.errors import UsageError
+from chatpipe.ppo.model import reads_left_to_right
+
+
+def new_critic(policy: PreTrainedModel, reward_models: list[PreTrainedModel], start: str | None) -> PreTrainedModel:
+    """The critic: a copy of the first reward model (`start` = reward) or made from the policy (policy).
+
+    None takes the reward model where it can be a critic. A reward model gives better first values than a policy
+    (InstructGPT, section 3.5); one that reads both ways, or a function, gives none. Raises UsageError where `reward` is
+    asked for and cannot be.
+    """
+    able = bool(reward_models) and reads_left_to_right(reward_models[0])
+    if start == "reward" and not able:
+        reason = f"{type(reward_models[0]).__name__} reads both ways" if reward_models else "there is no reward model"
+        raise UsageError(f"critic = reward: {reason}, so no critic can start from it.", "Set critic = policy.")
+    return copy.deepcopy(reward_models[0]) if able and start != "policy" else critic_from_policy(policy)
+
+
+def critic_from_policy(policy: PreTrainedModel) -> PreTrainedModel:
+    """A sequence classification model with a copy of the policy's body and a scalar head of zeros: all values are 0."""
+    config = copy.deepcopy(policy.config)
+    config.num_labels = 1
+    with torch.device("meta"):  # its weights are replaced: none need be drawn
+        critic = AutoModelForSequenceClassification.from_config(config, attn_implementation=config._attn_implementation)
+    if not reads_left_to_right(critic):
+        raise UsageError(f"{type(policy).__name__} cannot start a critic.", "Give a value_model.")
+    setattr(critic, critic.base_model_prefix, copy.deepcopy(policy.base_model))
+    weight = next(policy.parameters())
+    critic.score = nn.Linear(critic.score.in_features, 1, bias=False, device=weight.device, dtype=weight.dtype)
+    nn.init.zeros_(critic.score.weight)
+    return critic
+
+
+def split_learning_rates(optimizer: torch.optim.Optimizer, critic: nn.Module, critic_learning_rate: float) -> None:
+    """Divide each parameter group of a new optimizer into the policy's and the critic's, which has a rate of its own.
+
+    In place. The policy's groups come first, so the rate that is logged is the policy's.
+    """
+    of_critic = {id(parameter) for parameter in critic.parameters()}
+    policy_groups, critic_groups = [], []
+    for group in optimizer.param_groups:
+        sides: tuple[list[nn.Parameter], list[nn.Parameter]] = ([], [])
+        for parameter in group["params"]:
+            sides[id(parameter) in of_critic].append(parameter)
+        policy_groups.append({**group, "params": sides[0]})
+        critic_groups.append({**group, "params": sides[1], "lr": critic_learning_rate})
+    optimizer.param_groups = [group for group in (*policy_groups, *critic_groups) if group["params"]]

@@ -1,0 +1,56 @@
+"""LoRA: low-rank layers inside the policy are trained, and the policy without them is the reference.
+
+Needs peft (`pip install 'chatpipe[lora]'`).
+"""
+
+import copy
+from contextlib import AbstractContextManager
+from typing import Any
+
+from torch import nn
+from transformers import PreTrainedModel
+
+from chatpipe.errors import UsageError
+
+
+class Adapter:
+    """The adapter that a peft configuration puts into a policy, in place.
+
+    `policy` is the policy itself, whose layers now add what the adapter says; its own weights are frozen.
+    """
+
+    def __init__(self, policy: PreTrainedModel, peft_config: Any) -> None:
+        peft = import_peft()
+        if isinstance(policy, peft.PeftModel):
+            raise UsageError(
+                "model has an adapter already.", "Merge it (merge_and_unload), and give the result with peft_config."
+            )
+        self._model = peft.get_peft_model(policy, peft_config)
+        self.policy: PreTrainedModel = self._model.get_base_model()
+
+    def off(self) -> AbstractContextManager[object]:
+        """Within this context the policy is what it was before training: the reference."""
+        return self._model.disable_adapter()
+
+    def merged(self) -> PreTrainedModel:
+        """A copy of the policy as a plain model, with the adapter in its weights."""
+        return copy.deepcopy(self._model).merge_and_unload()
+
+    def weights(self) -> nn.Module:
+        """What is trained, as a module of its own; names have `/` in place of dots."""
+        trained = {name: weight for name, weight in self.policy.named_parameters() if weight.requires_grad}
+        return nn.ParameterDict({name.replace(".", "/"): weight for name, weight in trained.items()})
+
+
+def lora_config(r: int, alpha: float, target_modules: str | list[str]) -> Any:
+    """peft's configuration of a LoRA adapter with rank `r`, scaled by alpha / r."""
+    return import_peft().LoraConfig(r=r, lora_alpha=alpha, target_modules=target_modules, task_type="CAUSAL_LM")
+
+
+def import_peft() -> Any:
+    """The peft package. Raises UsageError where it is not installed."""
+    try:
+        import peft
+    except ImportError as problem:
+        raise UsageError("LoRA needs the package peft.", "pip install 'chatpipe[lora]'") from problem
+    return peft

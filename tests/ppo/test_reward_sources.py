@@ -1,0 +1,173 @@
+"""Several reward models and Python functions, their weights, and a judge that is not trained on."""
+
+import math
+
+import parts
+import pytest
+import tiny
+import torch
+
+from chatpipe.errors import UsageError
+from chatpipe.ppo.prompts import Prompt, read_prompts
+from chatpipe.ppo.rewards import Rewards, load_function
+
+
+def long_ones(prompts, completions):
+    return [float(len(text.split())) for text in completions]
+
+
+def starts_alike(prompts, completions):
+    return [float(text.split()[:1] == prompt.split()[-1:]) for prompt, text in zip(prompts, completions, strict=True)]
+
+
+def test_scores_are_the_weighted_sum_of_all_sources(tmp_path):
+    models = [tiny.random_reward_model(seed=seed) for seed in (1, 2)]
+    settings = {"reward_weights": [2.0, -1.0, 0.5], "missing_eos_penalty": None, "num_mini_batches": 1}
+    ppo = parts.trainer(tmp_path, settings, reward_model=models, reward_funcs=long_ones)
+    made = ppo.make_experience()
+    singles = [
+        parts.trainer(tmp_path, settings | {"reward_weights": None}, reward_model=tiny.random_reward_model(seed=seed))
+        for seed in (1, 2)
+    ]
+    of_models = [single.make_experience().scores for single in singles]
+    texts = [
+        tiny.tokenizer().decode(ids[start:], skip_special_tokens=True)
+        for ids, start in zip(
+            made.sequences.ids.split(made.sequences.lengths.tolist()), made.sequences.prompt_lengths, strict=True
+        )
+    ]
+    lengths = torch.tensor(long_ones(None, texts))
+    assert len(set(lengths.tolist())) > 1
+    assert torch.allclose(made.scores, 2 * of_models[0] - of_models[1] + 0.5 * lengths, atol=1e-5)
+    ppo.train()
+    line = tiny.logged_iterations(ppo)[0]
+    means = {"rewards/model_0": of_models[0], "rewards/model_1": of_models[1], "rewards/long_ones": lengths}
+    for name, values in means.items():
+        assert line[name] == pytest.approx(values.mean().item(), abs=1e-5)
+    assert line["objective/scores"] == pytest.approx(made.scores.mean().item(), abs=1e-5)
+
+
+def test_a_function_alone_is_enough_and_is_learned_from(tmp_path):
+    """The critic then comes from the policy. More words are worth more, so completions get longer."""
+    settings = {
+        "total_episodes": 64 * 12,
+        "batch_size": 32,
+        "per_device_train_batch_size": 32,
+        "learning_rate": 1e-2,
+        "kl_coef": 0.0,
+        "missing_eos_penalty": None,
+    }
+    ppo = parts.trainer(tmp_path, settings, reward_model=None, reward_funcs=[long_ones])
+    ppo.train()
+    lines = tiny.logged_iterations(ppo)
+    assert lines[-1]["objective/scores"] > lines[0]["objective/scores"] + 1
+    assert not any(name.startswith("rewards/") for name in lines[0])  # the only source is objective/scores_raw
+
+
+def test_functions_are_shown_the_prompts_as_they_were_given(tmp_path):
+    seen = []
+
+    def spy(prompts, completions):
+        seen.extend(prompts)
+        return [0.0] * len(completions)
+
+    rows = [{"prompt": "w3 w4"}, {"input_ids": [5, 6]}, {"input_ids": [7], "prompt": "seven"}]
+    parts.trainer(tmp_path, reward_funcs=spy, train_prompts=None, train_dataset=rows).make_experience()
+    assert set(seen) == {"w3 w4", "w5 w6", "seven"}
+
+
+@pytest.mark.parametrize("kind", ["model", "function"])
+def test_the_held_out_judge_is_logged_and_not_trained_on(tmp_path, kind):
+    judge = tiny.random_reward_model(seed=9) if kind == "model" else long_ones
+    ppo = parts.trainer(tmp_path / "judged", gold_reward=judge)
+    ppo.train()
+    plain = parts.trainer(tmp_path / "plain")
+    plain.train()
+    assert not parts.changed(ppo.model, parts.weights(plain.model))
+    made = ppo.make_experience()
+    assert ppo._metrics["objective/gold"] != pytest.approx(made.scores.mean().item(), abs=1e-3)
+    if kind == "function":
+        lengths = made.sequences.completion_lengths - made.sequences.ended.long()
+        pads = (made.sequences.ids == tiny.PAD).sum().item()  # special, so not part of the text
+        assert ppo._metrics["objective/gold"] == pytest.approx((lengths.sum().item() - pads) / len(made), abs=1e-5)
+
+
+@pytest.mark.parametrize(
+    "returned, message",
+    [
+        (lambda n: [0.0] * (n - 1), "broken returned 15 numbers for 16 completions"),
+        (lambda n: [0.0] * (n - 1) + [math.nan], "broken returned nan for the completion"),
+        (lambda n: [math.inf] * n, "broken returned inf"),
+        (lambda n: [None] * n, "broken returned None"),
+        (lambda n: ["1"] * n, "broken returned '1'"),
+    ],
+)
+def test_functions_that_do_not_return_a_number_for_each_are_named_before_the_first_step(tmp_path, returned, message):
+    def broken(prompts, completions):
+        return returned(len(completions))
+
+    ppo = parts.trainer(tmp_path, reward_model=None, reward_funcs=broken)
+    before = parts.weights(ppo.model)
+    with pytest.raises(UsageError, match=message):
+        ppo.train()
+    assert ppo.state.global_step == 0
+    assert not parts.changed(ppo.model, before)
+
+
+def test_weights_must_fit():
+    model = tiny.random_reward_model()
+    for weights in ([1.0], [1.0, 2.0, 3.0], [1.0, math.nan]):
+        with pytest.raises(UsageError, match="there are 2 rewards"):
+            Rewards.of(model, [long_ones], weights)
+    with pytest.raises(UsageError, match="no reward to learn from"):
+        Rewards.of(None, None, None)
+    assert Rewards.of([model, model], [long_ones, long_ones, starts_alike], None).names() == [
+        "rewards/model_0",
+        "rewards/model_1",
+        "rewards/long_ones_0",
+        "rewards/long_ones_1",
+        "rewards/starts_alike",
+    ]
+
+
+def test_functions_are_found_in_the_working_folder(tmp_path, monkeypatch):
+    (tmp_path / "my_rewards_of_test.py").write_text(
+        "def good(prompts, completions):\n    return [1.0] * len(completions)\n"
+    )
+    monkeypatch.chdir(tmp_path)
+    assert load_function("my_rewards_of_test:good", "ppo.reward")(["a"], ["b"]) == [1.0]
+    for name in ("my_rewards_of_test:bad", "no_such_module_here:good"):
+        with pytest.raises(UsageError, match=f"ppo.reward = {name} cannot be imported"):
+            load_function(name, "ppo.reward")
+
+
+def test_rows_of_a_dataset():
+    tokenizer = tiny.tokenizer()
+    rows = [{"input_ids": [0, 0, 5, 6], "attention_mask": [0, 0, 1, 1]}, {"prompt": "w3 w4"}]
+    assert read_prompts(rows, tokenizer) == [Prompt([5, 6], None), Prompt([3, 4], "w3 w4")]
+    tokenizer.chat_template = (
+        "{% for m in messages %}{{ m['role'][0] == 'u' and 'w7 ' or 'w8 ' }}{{ m['content'] }} {% endfor %}w9"
+    )
+    chat = [
+        {"role": "user", "content": "w3"},
+        {"role": "assistant", "content": "w4"},
+        {"role": "user", "content": "w5"},
+    ]
+    read = read_prompts([{"prompt": chat}, {"prompt": "w3"}], tokenizer)
+    assert [prompt.ids for prompt in read] == [[7, 3, 8, 4, 7, 5, 9], [7, 3, 9]]
+    assert read[0].shown(tokenizer) == chat
+
+
+@pytest.mark.parametrize(
+    "row, message",
+    [
+        ({"text": "w3"}, "train_dataset, row 1 has neither input_ids nor a prompt"),
+        ("w3", "row 1 has neither"),
+        ({"prompt": [{"role": "user", "content": "w3"}]}, "the tokenizer has no chat template"),
+        ({"prompt": 3}, "neither a text nor messages"),
+        ({"prompt": []}, "neither a text nor messages"),
+    ],
+)
+def test_rows_that_are_no_prompts_are_named(row, message):
+    with pytest.raises(UsageError, match=message):
+        read_prompts([{"prompt": "w3"}, row], tiny.tokenizer())
