@@ -6,6 +6,7 @@ import parts
 import pytest
 import tiny
 import torch
+from tokenizers.pre_tokenizers import WhitespaceSplit
 
 from chatpipe.errors import UsageError
 from chatpipe.ppo.prompts import Prompt, read_prompts
@@ -143,6 +144,7 @@ def test_functions_are_found_in_the_working_folder(tmp_path, monkeypatch):
 
 def test_rows_of_a_dataset():
     tokenizer = tiny.tokenizer()
+    tokenizer.backend_tokenizer.pre_tokenizer = WhitespaceSplit()
     rows = [{"input_ids": [0, 0, 5, 6], "attention_mask": [0, 0, 1, 1]}, {"prompt": "w3 w4"}]
     assert read_prompts(rows, tokenizer) == [Prompt([5, 6], None), Prompt([3, 4], "w3 w4")]
     tokenizer.chat_template = (

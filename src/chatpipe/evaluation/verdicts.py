@@ -131,10 +131,14 @@ def ppo_verdict(metrics: Mapping[str, Any]) -> Verdict:
     Reads `objective/kl` (nats per answer), `eos_share`, `eos_share_before`, `length_before` and `length_after`
     (tokens); with a gold rater (`gold_score` is there) `win_rate`, `win_rate_low`, `win_rate_high`, `gold_score`,
     `gold_score_before`, `gold_change_high`, `right`, `right_before` and `right_change_high`; without one
-    `reward_score`, `reward_score_before`, `reward_change_low` and `reward_change_high`.
+    `reward_score`, `reward_score_before`, `reward_change_low` and `reward_change_high`. What was said while it trained
+    is repeated: `alarms` (sentences by name), and `kl_budget_note` where training ended early.
     """
     judged = _gold_findings(metrics) if "gold_score" in metrics else _reward_findings(metrics)
-    return _verdict([*judged, *_drift_findings(metrics)])
+    alarms: list[Finding] = [("warn", sentence) for sentence in metrics.get("alarms", {}).values()]
+    note = metrics.get("kl_budget_note")
+    ended: list[Finding] = [("pass", f"{note} (ppo.kl_budget).")] if note else []
+    return _verdict([*judged, *_drift_findings(metrics), *alarms, *ended])
 
 
 def _stops(metrics: Mapping[str, Any]) -> Finding:

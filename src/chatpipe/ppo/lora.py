@@ -4,6 +4,7 @@ Needs peft (`pip install 'chatpipe[lora]'`).
 """
 
 import copy
+import sys
 from contextlib import AbstractContextManager
 from typing import Any
 
@@ -20,12 +21,7 @@ class Adapter:
     """
 
     def __init__(self, policy: PreTrainedModel, peft_config: Any) -> None:
-        peft = import_peft()
-        if isinstance(policy, peft.PeftModel):
-            raise UsageError(
-                "model has an adapter already.", "Merge it (merge_and_unload), and give the result with peft_config."
-            )
-        self._model = peft.get_peft_model(policy, peft_config)
+        self._model = import_peft().get_peft_model(policy, peft_config)
         self.policy: PreTrainedModel = self._model.get_base_model()
 
     def off(self) -> AbstractContextManager[object]:
@@ -40,6 +36,15 @@ class Adapter:
         """What is trained, as a module of its own; names have `/` in place of dots."""
         trained = {name: weight for name, weight in self.policy.named_parameters() if weight.requires_grad}
         return nn.ParameterDict({name.replace(".", "/"): weight for name, weight in trained.items()})
+
+
+def check_no_adapter(policy: nn.Module) -> None:
+    """Raises UsageError for a policy that is wrapped in an adapter already."""
+    peft = sys.modules.get("peft")  # without it there is no such model
+    if peft is not None and isinstance(policy, peft.PeftModel):
+        raise UsageError(
+            "model has an adapter already.", "Merge it (merge_and_unload), and give the result with peft_config."
+        )
 
 
 def lora_config(r: int, alpha: float, target_modules: str | list[str]) -> Any:

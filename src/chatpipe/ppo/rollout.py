@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from chatpipe.generation.engine import context_length
 from chatpipe.ppo.advantages import SumOverRanks, gae, whiten
 from chatpipe.ppo.config import PPOConfig
 from chatpipe.ppo.experience import Experience, Sequences, flat_index
@@ -99,6 +100,25 @@ def score(
         values=_put_back(values, tokens),
         scores=scores[:, 0] if isinstance(reward_model, nn.Module) else scores,
     )
+
+
+@torch.no_grad()
+def reward_model_scores(
+    reward_models: Sequence[PreTrainedModel], sequences: Sequence[Sequence[int]], micro_batch_size: int
+) -> Tensor:
+    """What each model says of each whole sequence of token ids, [n, m] on the CPU.
+
+    A sequence that is longer than a model's context loses its beginning.
+    """
+    columns = []
+    for model in reward_models:
+        limit = context_length(model)
+        cut = [list(ids)[-limit:] if limit else list(ids) for ids in sequences]
+        whole = Sequences.of([ids[:1] for ids in cut], [ids[1:] for ids in cut], [True] * len(cut))
+        chunks = length_sorted(whole.lengths, micro_batch_size)
+        scores = [last_token_scores(model, pad(whole.select(rows)).to(model.device)).cpu() for rows in chunks]
+        columns.append(_put_back(torch.cat(scores), torch.cat(chunks)))
+    return torch.stack(columns, 1) if columns else torch.empty(len(sequences), 0)
 
 
 def with_advantages(

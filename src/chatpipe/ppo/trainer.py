@@ -28,7 +28,7 @@ from chatpipe.ppo.critic import new_critic
 from chatpipe.ppo.experience import Experience
 from chatpipe.ppo.kl import adapted_coefficient
 from chatpipe.ppo.loader import ExperienceLoader
-from chatpipe.ppo.lora import Adapter
+from chatpipe.ppo.lora import Adapter, check_no_adapter
 from chatpipe.ppo.making import ExperienceMaker
 from chatpipe.ppo.metrics import Metrics, UpdateStatistics
 from chatpipe.ppo.model import PolicyAndCritic, check_output_head, disable_dropout
@@ -79,6 +79,7 @@ class PPOTrainer(PPOUpdate, ResumePoints, SkipNonFinite):
         judges = {f"reward_model{i or ''}": each for i, each in enumerate(rewards.all_models)}
         given = {"model": model, "ref_model": ref_model, **judges, "value_model": value_model}
         models = {name: each for name, each in given.items() if each is not None}
+        check_no_adapter(model)
         check_models(models)
         stop_token_id = check_stop_token(processing_class, model, args.stop_token_id)
         self.prompts = [Prompt(ids) for ids in train_prompts or []]
@@ -202,7 +203,7 @@ class PPOTrainer(PPOUpdate, ResumePoints, SkipNonFinite):
         if "loss" in logs:
             logs = {**logs, **self._iteration_metrics(logs)}
             logs |= self._raise_alarms(logs)
-        self.state.epoch = self.state.global_step / self.state.max_steps  # Trainer counts anew after a resume
+        self.state.epoch = self.state.global_step / self.args.max_steps  # Trainer counts anew after a resume
         super().log(logs, start_time)
 
     def _iteration_metrics(self, logs: dict[str, float]) -> Metrics:

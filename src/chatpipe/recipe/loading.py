@@ -14,7 +14,7 @@ import yaml
 from pydantic import BaseModel, ValidationError
 
 from chatpipe.errors import UsageError
-from chatpipe.recipe.schema import DataBlock, Recipe
+from chatpipe.recipe.schema import DataBlock, Recipe, RewardSource
 
 MAX_PROBLEMS = 6
 MAX_LISTED_KEYS = 16
@@ -201,8 +201,8 @@ def _nearest_keys(parents: Sequence[str], last: str) -> list[str]:
 def _known_keys(parents: Sequence[str]) -> list[str]:
     section: type[BaseModel] = Recipe
     for parent in parents:
-        if parent.isdigit():  # the only lists of sections are lists of data blocks
-            section = DataBlock
+        if parent.isdigit():  # an item of a list of sections
+            section = RewardSource if parents[:2] == ["ppo", "reward"] else DataBlock
             continue
         below = section.model_fields.get(parent)
         candidates = [below.annotation, *get_args(below.annotation)] if below else []

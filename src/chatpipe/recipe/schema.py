@@ -6,7 +6,7 @@ The JSON Schema that `chatpipe schema` prints is made from these classes.
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, field_validator, model_validator
 
 STAGES = ("pretrain", "sft", "rm", "ppo")
 POCKETWORLD = "pocketworld"
@@ -152,18 +152,62 @@ class Rm(TrainingSection):
     max_length: int = Field(128, ge=16, description="Longer prompts lose their beginning; answers are never cut.")
 
 
+class RewardSource(Section):
+    """One of several rewards: a reward model or a Python function, and its weight."""
+
+    model: str | None = Field(None, description="A reward model.")
+    function: str | None = Field(
+        None,
+        pattern=r"^[\w.]+:\w+$",
+        description="module:function, called with prompts and completions; it returns a number for each completion.",
+    )
+    weight: float = 1.0
+
+    @model_validator(mode="after")
+    def _is_one_thing(self) -> "RewardSource":
+        if (self.model is None) == (self.function is None):
+            raise ValueError("a reward is either a model or a function")
+        return self
+
+
+class Lora(Section):
+    """Low-rank adapters in place of full fine-tuning; no dropout, since PPO needs the same policy in each reading."""
+
+    r: int = Field(16, ge=1, description="The rank.")
+    alpha: float = Field(32, gt=0, description="What the adapter says is scaled by alpha / r.")
+    target_modules: str | list[str] = Field("all-linear", description="Layers that get one, as in peft.LoraConfig.")
+
+
 class Ppo(TrainingSection):
     """PPO against the reward model. Names and defaults as in TRL's PPOConfig where it has them."""
 
     model: str | None = Field(None, description="The policy to start from, also the reference; default: what sft made.")
     reward_model: str | None = Field(None, description="Default: what rm made. The critic starts from it too.")
+    reward: list[RewardSource] | None = Field(
+        None, description="Several rewards, in place of reward_model; what counts is their weighted sum."
+    )
+    gold_reward_model: str | None = Field(
+        None,
+        description="A held-out reward model: it judges along, is logged as objective/gold, and is not trained on.",
+    )
     learning_rate: float = Field(3e-6, gt=0)
     total_episodes: int = Field(4096, ge=1, description="Completions sampled in all.")
     num_ppo_epochs: int = Field(4, ge=1)
     num_mini_batches: int = Field(
         1, ge=1, description="Optimizer steps per epoch; a rollout has batch_size times this."
     )
-    kl_coef: float = Field(0.05, ge=0)
+    kl_coef: float = Field(0.05, ge=0, description="Weight of the KL penalty; where it adapts, the first one.")
+    kl_estimator: str = Field("k1", description="Of the KL in the reward: k1, the only one with the right optimum.")
+    adaptive_kl_target: float | None = Field(
+        None, gt=0, description="Nats per answer to which kl_coef is adapted; lm-human-preferences takes 6."
+    )
+    adaptive_kl_horizon: int = Field(10_000, ge=1, description="Completions; a longer one adapts more slowly.")
+    kl_loss: Literal["k2", "k3"] | None = Field(None, description="A KL term in the loss, besides the reward's.")
+    kl_loss_coef: float = Field(0.0, ge=0)
+    target_kl: float | None = Field(
+        None, gt=0, description="Skip the rest of an iteration's steps once policy/approxkl of one of them is above it."
+    )
+    kl_budget: float | None = Field(None, gt=0, description="End training when objective/kl is above it.")
     cliprange: float = Field(0.2, gt=0)
     cliprange_value: float = Field(0.2, gt=0)
     vf_coef: float = Field(0.1, ge=0)
@@ -171,7 +215,38 @@ class Ppo(TrainingSection):
     lam: float = Field(0.95, ge=0, le=1)
     temperature: float = Field(1.0, gt=0)
     response_length: int = Field(48, ge=1, description="The longest completion, in tokens.")
-    missing_eos_penalty: float | None = Field(1.0, description="Subtracted from the score of a completion without EOS.")
+    missing_eos_penalty: float | None = Field(1.0, description="For the score of a completion without EOS.")
+    missing_eos: Literal["subtract", "replace"] = Field(
+        "subtract", description="The penalty is subtracted from the score, or replaces it with a minus sign."
+    )
+    critic: Literal["reward", "policy"] | None = Field(
+        None, description="What the critic starts from; default: the reward model where it can be a critic."
+    )
+    critic_warmup_iterations: int = Field(0, ge=0, description="Iterations that train the critic alone.")
+    critic_learning_rate: float | None = Field(None, gt=0, description="Default: learning_rate.")
+    ptx_coef: float = Field(
+        0.0, ge=0, description="Weight of the loss on raw text in the same step (InstructGPT: 27.8)."
+    )
+    ptx_batch_size: int | None = Field(None, ge=1, description="Blocks of text per step; default: batch_size.")
+    ptx_data: Data | None = Field(None, description="The raw text; default: pretrain.data.")
+    lora: Lora | None = Field(None, description="Train adapters instead of all weights (needs peft).")
+
+    @field_validator("kl_estimator")
+    @classmethod
+    def _only_k1(cls, name: str) -> str:
+        if name != "k1":
+            raise ValueError(
+                f"{name} in the reward has another optimum (arXiv 2510.01555); leave it k1, or add ppo.kl_loss: {name}"
+            )
+        return name
+
+    @model_validator(mode="after")
+    def _fits_together(self) -> "Ppo":
+        if self.reward is not None and (self.reward_model is not None or not self.reward):
+            raise ValueError("reward lists all rewards, at least one; reward_model is then left out")
+        if (self.kl_loss is None) != (self.kl_loss_coef == 0):
+            raise ValueError("kl_loss and kl_loss_coef belong together")
+        return self
 
 
 class Evaluation(Section):

@@ -16,7 +16,7 @@ from chatpipe.durable import replace_text, retire
 from chatpipe.errors import UsageError
 from chatpipe.models.folder import Kind, check_model
 from chatpipe.recipe.loading import flatten
-from chatpipe.recipe.schema import STAGES, DataBlock, Recipe, TrainingSection
+from chatpipe.recipe.schema import STAGES, DataBlock, Ppo, Recipe, TrainingSection
 
 # Which stage of the same run makes the model that a stage starts from, where the recipe names no other.
 PARENTS: Mapping[str, Mapping[str, str]] = {
@@ -25,10 +25,13 @@ PARENTS: Mapping[str, Mapping[str, str]] = {
     "rm": {"model": "sft"},
     "ppo": {"model": "sft", "reward_model": "rm"},
 }
-KIND_OF_KEY: Mapping[str, Kind] = {"model": "causal", "reward_model": "reward"}
 
 # Where and how a stage runs, not what comes out of it; models and data are compared by content.
-NOT_COMPARED = {"logging_steps", "save_steps", "model", "reward_model", "data"}
+NOT_COMPARED: dict[str, Any] = {
+    **dict.fromkeys(("logging_steps", "save_steps", "model", "reward_model", "gold_reward_model", "data"), True),
+    "ptx_data": True,
+    "reward": {"__all__": {"model"}},
+}
 LEFTOVER_SUFFIXES = {".partial", ".log"}
 LAUNCH_FILES = {"recipe.yaml", "launch-error.json", "stop-requested"}
 STARTED = "checkpoints/stage.json"
@@ -39,6 +42,7 @@ WHAT_OF_KEY: Mapping[str, What] = {
     "sft.data": "conversations",
     "rm.data": "rankings",
     "ppo.data": "prompts",
+    "ppo.ptx_data": "documents",
 }
 
 
@@ -70,6 +74,8 @@ class Job:
         models = {key: getattr(section, key) or str(run / parent) for key, parent in PARENTS[stage].items()}
         if stage == "pretrain" and recipe.pretrain.model:
             models["model"] = recipe.pretrain.model
+        if stage == "ppo":
+            models = _with_all_rewards(models, recipe.ppo)
         return cls(recipe, stage, Path(out) if out else run / stage, models)
 
     @property
@@ -119,7 +125,7 @@ class Job:
             build_world(self.recipe.pocketworld)
         for key, model in self.models.items():
             parent = PARENTS[self.stage].get(key)
-            given = getattr(self.section, key) is not None
+            given = parent is None or getattr(self.section, key) is not None
             if not given and parent in made_by_this_run:
                 continue
             if not given and not Path(model).is_dir():
@@ -128,7 +134,8 @@ class Job:
                     f"{self.stage} starts from what {parent} makes, but there is no {model} yet.",
                     f"Run `chatpipe {parent}` first, or give a model with {flag}.",
                 )
-            check_model(model, KIND_OF_KEY[key], f"{self.stage}.{key}")
+            kind: Kind = "causal" if key == "model" else "reward"
+            check_model(model, kind, f"{self.stage}.{key}")
 
     def manifest(self) -> Manifest:
         """The manifest that this job's checkpoint will have, without results."""
@@ -224,13 +231,24 @@ def recipe_section(recipe: Recipe, stage: str) -> Any:
     return getattr(recipe, stage)
 
 
+def _with_all_rewards(models: dict[str, str], section: Ppo) -> dict[str, str]:
+    """The models of ppo with the reward models that `ppo.reward` lists (`reward.0`, ...) and the held-out one."""
+    if section.reward is not None:
+        listed = {f"reward.{i}": source.model for i, source in enumerate(section.reward) if source.model is not None}
+        models = {"model": models["model"], **listed}
+    if section.gold_reward_model is not None:
+        models = {**models, "gold_reward_model": section.gold_reward_model}
+    return models
+
+
 def stage_data(recipe: Recipe, stage: str) -> dict[str, list[DataBlock]]:
     """Recipe key -> data blocks of everything that `stage` reads."""
     if stage == "rm":
         demonstrations = {"sft.data": recipe.sft.data} if recipe.sft.data else {}
         return {"rm.data": rankings_blocks(recipe), **demonstrations}
     if stage == "ppo":
-        return {"ppo.data": recipe.ppo.data or recipe.rm.data or recipe.sample.data or []}
+        text = {"ppo.ptx_data": recipe.ppo.ptx_data or recipe.pretrain.data or []} if recipe.ppo.ptx_coef > 0 else {}
+        return {"ppo.data": recipe.ppo.data or recipe.rm.data or recipe.sample.data or [], **text}
     data = {f"{stage}.data": recipe_section(recipe, stage).data or []}
     if stage == "sft" and recipe.sft.pretrain_mix > 0:
         data["pretrain.data"] = recipe.pretrain.data or []

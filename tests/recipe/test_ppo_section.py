@@ -1,0 +1,105 @@
+"""What a recipe may say of ppo, and what the stage makes of it without torch."""
+
+import json
+
+import pytest
+
+from chatpipe.errors import UsageError
+from chatpipe.evaluation.verdicts import ppo_verdict
+from chatpipe.recipe.loading import load_recipe
+from chatpipe.stages.job import Job
+
+
+@pytest.mark.parametrize(
+    "override, message",
+    [
+        ("ppo.kl_estimator=k3", "ppo.kl_estimator: k3 in the reward has another optimum"),
+        ("ppo.kl_loss=k2", "ppo: kl_loss and kl_loss_coef belong together"),
+        ("ppo.missing_eos=drop", "ppo.missing_eos"),
+        ("ppo.target_kl=0", "ppo.target_kl"),
+        ("ppo.reward=[]", "at least one"),
+        ("ppo.reward=[{model: a, function: 'm:f'}]", "ppo.reward.0: a reward is either a model or a function"),
+        ("ppo.reward=[{function: nothing}]", "ppo.reward.0.function"),
+        ("ppo.reward=[{model: a, wieght: 2}]", "did you mean ppo.reward.0.weight"),
+        ("ppo.lora={r: 8, dropout: 0.1}", "there is no key ppo.lora.dropout"),
+    ],
+)
+def test_what_cannot_be_is_refused_with_its_key(override, message):
+    with pytest.raises(UsageError, match=message):
+        load_recipe(None, [override])
+
+
+def test_reward_model_and_a_list_of_rewards_exclude_each_other():
+    with pytest.raises(UsageError, match="reward_model is then left out"):
+        load_recipe(None, ["ppo.reward=[{model: a}]", "ppo.reward_model=b"])
+
+
+def model_folder(path, architecture):
+    path.mkdir(parents=True)
+    (path / "config.json").write_text(json.dumps({"architectures": [architecture]}))
+    (path / "model.safetensors").write_bytes(architecture.encode())
+    return path
+
+
+@pytest.fixture
+def job(tmp_path):
+    """A stage with two reward models, a function and a held-out judge."""
+    sft = model_folder(tmp_path / "sft", "GPT2LMHeadModel")
+    for name in ("helpful", "harmless", "judge"):
+        model_folder(tmp_path / name, "GPT2ForSequenceClassification")
+    rewards = f"[{{model: {tmp_path}/helpful, weight: 2}}, {{function: 'mine:short'}}, {{model: {tmp_path}/harmless}}]"
+    overrides = [f"out={tmp_path}/run", f"ppo.model={sft}", f"ppo.reward={rewards}", "ppo.data=pocketworld"]
+    overrides += [f"ppo.gold_reward_model={tmp_path}/judge"]
+    return Job.of(load_recipe(None, overrides).recipe, "ppo")
+
+
+def test_all_reward_models_are_checked_and_stand_in_the_manifest(job, tmp_path):
+    job.check()
+    parents = job.manifest().parents
+    assert set(parents) == {"ppo.model", "ppo.reward.0", "ppo.reward.2", "ppo.gold_reward_model"}
+    before = job.manifest()
+    (tmp_path / "harmless" / "model.safetensors").write_bytes(b"another")
+    assert before.differences(job.manifest())
+    assert "ppo.reward.2" in before.differences(job.manifest())[0]
+    job.recipe.ppo.reward[0].weight = 3.0
+    assert any("ppo.reward was" in line for line in before.differences(job.manifest()))
+
+
+def test_a_policy_in_the_list_of_rewards_is_refused(job, tmp_path):
+    job.models["reward.0"] = str(tmp_path / "sft")
+    with pytest.raises(UsageError, match=r"ppo.reward.0 = .* is a causal language model, but a reward model is needed"):
+        job.check()
+
+
+def test_text_to_mix_in_is_part_of_what_the_stage_is_made_from(tmp_path):
+    text = tmp_path / "text.txt"
+    text.write_text("word " * 1000)
+    base = ["ppo.data=pocketworld", f"pretrain.data={text}"]
+    assert "ppo.ptx_data" not in Job.of(load_recipe(None, base).recipe, "ppo").data()
+    mixed = Job.of(load_recipe(None, [*base, "ppo.ptx_coef=1"]).recipe, "ppo").data()
+    assert [block.source for block in mixed["ppo.ptx_data"]] == [str(text)]
+    own = Job.of(load_recipe(None, [*base, "ppo.ptx_coef=1", "ppo.ptx_data=pocketworld"]).recipe, "ppo").data()
+    assert [block.source for block in own["ppo.ptx_data"]] == ["pocketworld"]
+
+
+GOOD = {
+    "objective/kl": 3.0,
+    "eos_share": 1.0,
+    "eos_share_before": 1.0,
+    "length_before": 10.0,
+    "length_after": 10.0,
+    "reward_score": 1.0,
+    "reward_score_before": 0.0,
+    "reward_change_low": 0.5,
+    "reward_change_high": 1.5,
+}
+
+
+def test_what_was_said_while_it_trained_stands_in_the_verdict():
+    assert ppo_verdict({**GOOD, "alarms": {}, "kl_budget_note": None}).status == "pass"
+    warned = ppo_verdict({**GOOD, "alarms": {"critic": "Iteration 20: The critic ... Try: more."}})
+    assert warned.status == "warn"
+    assert warned.reasons[0] == "Iteration 20: The critic ... Try: more."
+    ended = ppo_verdict({**GOOD, "kl_budget_note": "Training ended after 3 of 9 iterations: ..."})
+    assert ended.status == "pass"
+    assert any("ppo.kl_budget" in reason for reason in ended.reasons)
