@@ -1,0 +1,66 @@
+"""The ppo stage with what a recipe can add: LoRA, several rewards, raw text, a KL budget."""
+
+import json
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM
+
+pytest.importorskip("peft")
+
+REWARD_FUNCTION = """
+def short(prompts, completions):
+    assert all(message["role"] for prompt in prompts for message in prompt)
+    return [-len(text) / 10 for text in completions]
+"""
+
+
+@pytest.fixture(scope="module")
+def stage(tiny_run, chatpipe, small, tmp_path_factory):
+    """One stage with all of it, on the models of the shared run."""
+    folder = tmp_path_factory.mktemp("ppo")
+    (folder / "rewards_of_this_test.py").write_text(REWARD_FUNCTION)
+    rewards = f"[{{model: {tiny_run.folder}/rm, weight: 0.5}}, {{function: 'rewards_of_this_test:short', weight: 2}}]"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        said = chatpipe(
+            *("ppo", "pocket", f"out={folder}/run", "--model", tiny_run.folder / "sft", *small),
+            *(f"ppo.reward={rewards}", "ppo.lora={r: 4}", "ppo.ptx_coef=1", "ppo.learning_rate=1e-2"),
+            *("ppo.total_episodes=160", "ppo.kl_budget=0.05", "--json"),
+        )
+    assert said.code == 0, said.err
+    return folder / "run" / "ppo", said.object, tiny_run
+
+
+def test_the_saved_policy_is_a_plain_model_that_has_learned(stage):
+    folder, _, run = stage
+    model, before = (AutoModelForCausalLM.from_pretrained(path) for path in (folder, run.folder / "sft"))
+    ids = torch.tensor([[5, 6, 7, 8]])
+    assert not torch.allclose(model(ids).logits, before(ids).logits, atol=1e-3)
+    assert {name for name, _ in model.named_parameters()} == {name for name, _ in before.named_parameters()}
+
+
+def test_metrics_name_every_reward_and_the_gold_rater(stage):
+    folder, _, _ = stage
+    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    first = lines[0]
+    raw = 0.5 * first["rewards/model"] + 2 * first["rewards/short"]
+    assert first["objective/scores_raw"] == pytest.approx(raw, abs=1e-4)
+    assert {"objective/gold", "loss/ptx", "objective/kl_se"} <= set(first)
+
+
+def test_training_ended_at_its_budget_and_the_verdict_says_so(stage):
+    folder, said, _ = stage
+    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    assert lines[-1]["objective/kl"] > 0.05
+    assert lines[-1]["step"] < lines[-1]["max_steps"]
+    assert any("above the budget of 0.05 (ppo.kl_budget)" in reason for reason in said["verdict"]["reasons"])
+
+
+def test_the_manifest_says_what_it_was_made_from(stage):
+    folder, _, _ = stage
+    manifest = json.loads((folder / "chatpipe.json").read_text())
+    assert set(manifest["parents"]) == {"ppo.model", "ppo.reward.0"}
+    assert set(manifest["data"]) == {"ppo.data", "ppo.ptx_data"}
+    assert manifest["settings"]["ppo.lora.r"] == 4
+    assert manifest["settings"]["ppo.reward"][1] == {"function": "rewards_of_this_test:short", "weight": 2.0}
