@@ -38,7 +38,7 @@ def joined(ranks) -> Experience:
 
 
 def test_two_ranks_take_the_step_of_one(ranks, tmp_path):
-    """Ranks with different numbers of tokens and two micro-batches each: the same loss and gradient as one rank."""
+    """Ranks with different numbers of tokens, two micro-batches each and text mixed in: the gradient of one rank."""
     experience = joined(ranks)
     tokens = [len(rank["floats"]["logprobs"]) for rank in ranks]
     assert tokens[0] != tokens[1]
@@ -70,5 +70,13 @@ def test_metrics_are_those_of_both(ranks):
     assert first[0]["response/length"] == experience.num_tokens / 8
     for one, other in zip(first, second, strict=True):
         for name in one:
-            if name.startswith(("objective/", "policy/", "val/", "returns/", "response/", "loss")):
+            if name.startswith(("objective/", "policy/", "val/", "returns/", "response/", "loss", "rewards/")):
                 assert one[name] == other[name], name
+    assert ranks[0]["evaluated"] == ranks[1]["evaluated"]
+
+
+def test_both_end_an_update_at_the_same_step(ranks):
+    """One rank that went on alone would wait for the other for ever."""
+    for rank in ranks:
+        assert [line["val/skipped_steps"] for line in rank["lines"]] == [3, 3]
+        assert rank["lines"][-1]["optimizer_steps"] == 8

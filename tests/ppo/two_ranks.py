@@ -10,22 +10,31 @@ from pathlib import Path
 import torch
 
 sys.path.append(str(Path(__file__).parent.parent / "exact"))
+import parts  # noqa: E402
 import tiny  # noqa: E402
+
+TEXT = [{"input_ids": [(3 * i + 5 * j) % 12 for j in range(2 + i % 4)]} for i in range(11)]
 
 FLOATS = ("scores", "logprobs", "ref_logprobs", "values", "rewards", "advantages", "returns")
 
 
 def make(folder: Path, **overrides):
-    return tiny.trainer(
+    settings = {
+        "num_mini_batches": 1,
+        "per_device_train_batch_size": 2,
+        "total_episodes": 16,
+        "response_length": 12,
+        "ddp_find_unused_parameters": False,
+        "ptx_coef": 0.7,
+    }
+    return parts.trainer(
         folder,
+        settings | overrides,
         model=tiny.policy().double(),
         reward_model=tiny.random_reward_model().double(),
-        num_mini_batches=1,
-        per_device_train_batch_size=2,
-        total_episodes=16,
-        response_length=12,
-        ddp_find_unused_parameters=False,
-        **overrides,
+        reward_funcs=lambda prompts, completions: [0.1 * len(text) for text in completions],
+        ptx_dataset=TEXT,
+        eval_dataset=[{"input_ids": ids} for ids in ([3], [4, 5], [6])],
     )
 
 
@@ -52,7 +61,7 @@ if __name__ == "__main__":
     sequences = {field.name: getattr(experience.sequences, field.name) for field in fields(experience.sequences)}
     floats = {name: getattr(experience, name) for name in FLOATS}
 
-    trained = make(folder)
+    trained = make(folder, target_kl=1e-6, learning_rate=1e-2, num_ppo_epochs=4, critic_learning_rate=1e-3)
     trained.train()
     weights = torch.cat([parameter.detach().flatten() for parameter in trained.model.parameters()])
     torch.save(
@@ -63,6 +72,7 @@ if __name__ == "__main__":
             "gradient": gradients,
             "weights": weights,
             "lines": tiny.logged_iterations(trained),
+            "evaluated": trained.evaluate(),
         },
         folder / f"rank-{rank}.pt",
     )

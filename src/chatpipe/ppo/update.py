@@ -121,7 +121,7 @@ class PPOUpdate(Trainer):
         rows = [row_of(self.ptx_dataset, number) for number in numbers]
         tokens = sum(len(row) - 1 for row in rows)
         all_tokens = self._sum_over_ranks(torch.tensor(tokens)).item()
-        total = torch.zeros((), dtype=torch.float64, device=args.device)
+        total = torch.zeros((), device=args.device)
         for start in range(0, size, args.per_device_train_batch_size):
             with self.accelerator.no_sync(model):
                 with self.accelerator.autocast():
@@ -130,8 +130,8 @@ class PPOUpdate(Trainer):
                     )
                 self.accelerator.backward(args.ptx_coef * loss * args.world_size / all_tokens)
             total = total + loss.detach()
-        statistics = {"ptx_loss": total, "ptx_tokens": torch.tensor(float(tokens), device=args.device).double()}
-        return (args.ptx_coef * total * args.world_size / all_tokens).float(), statistics
+        statistics = {"ptx_loss": total.double(), "ptx_tokens": torch.tensor(tokens, device=args.device).double()}
+        return args.ptx_coef * total * args.world_size / all_tokens, statistics
 
     def _moved_too_far(self, statistics: Statistics) -> bool:
         """Whether approxkl of this minibatch, over all ranks, is above the limit; all ranks find the same."""
