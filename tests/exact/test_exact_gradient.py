@@ -17,11 +17,11 @@ from tiny import tokenizer
 from torch import nn
 from transformers import GPT2Config, GPT2ForSequenceClassification, GPT2LMHeadModel
 
+from chatpipe.data.padding import length_sorted
 from chatpipe.generation import Completion, generate
 from chatpipe.ppo.config import PPOConfig
 from chatpipe.ppo.experience import flat_index
 from chatpipe.ppo.loss import ppo_loss
-from chatpipe.ppo.microbatch import length_sorted
 from chatpipe.ppo.trainer import PPOTrainer
 
 BETA, PENALTY = 0.5, 0.7

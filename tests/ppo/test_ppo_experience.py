@@ -2,7 +2,7 @@ import pytest
 import torch
 
 from chatpipe.ppo.experience import Sequences, flat_index
-from chatpipe.ppo.microbatch import length_sorted, pad
+from chatpipe.ppo.microbatch import pad
 
 # EOS is 1; the second prompt has one in its middle; the policy sampled 0, which is also the padding, in the third
 PROMPTS = [[5, 6], [7, 1, 8, 9], [4]]
@@ -47,9 +47,3 @@ def test_padding_is_on_the_right_and_masked(sequences):
     assert batch.attention_mask.tolist() == [[1] * 6, [1, 1, 1, 1, 1, 0], [1, 1, 0, 0, 0, 0]]
     assert batch.position_ids.tolist() == [list(range(6))] * 3
     assert batch.input_ids[1, :5].tolist() == [7, 1, 8, 9, 6]
-
-
-def test_micro_batches_hold_each_row_once_and_similar_lengths_together():
-    lengths = torch.tensor([3, 9, 1, 7, 8, 2, 5])
-    chunks = length_sorted(lengths, 3)
-    assert [lengths[chunk].tolist() for chunk in chunks] == [[9, 8, 7], [5, 3, 2], [1]]

@@ -4,7 +4,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, GPT2Config, GPT2LMHeadModel
 
-from chatpipe.reward.batches import pad_right
+from chatpipe.data.padding import pad_right
 from chatpipe.reward.model import at_last_token, centre_rewards, new_reward_model, sequence_scores, token_scores
 
 KINDS = ("gpt2", "llama", "qwen3")

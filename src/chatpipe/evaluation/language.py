@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from chatpipe.data.padding import length_sorted, pad_right
 from chatpipe.data.token_store import TokenStore
 from chatpipe.errors import UsageError
 from chatpipe.evaluation.intervals import bootstrap_interval
@@ -133,10 +134,9 @@ def _answer_nats(
 ) -> tuple[np.ndarray, np.ndarray]:
     """For each row the nats of its masked tokens, and how many these are: two float arrays [rows]."""
     nats, counts = np.zeros(len(rows)), np.zeros(len(rows))
-    by_length = sorted(range(len(rows)), key=lambda i: len(rows[i][0]))  # little padding
     with evaluation_mode(model), torch.no_grad():
-        for start in range(0, len(rows), batch_size):
-            chosen = by_length[start : start + batch_size]
+        for micro_batch in length_sorted(torch.tensor([len(ids) for ids, _ in rows]), batch_size):
+            chosen = micro_batch.tolist()
             losses, predicted = _masked_losses(model, [rows[i] for i in chosen], pad_token_id)
             nats[chosen] = losses.sum(1).double().cpu().numpy()
             counts[chosen] = predicted.sum(1).cpu().numpy()
@@ -147,11 +147,9 @@ def _masked_losses(
     model: PreTrainedModel, rows: Sequence[EncodedConversation], pad_token_id: int
 ) -> tuple[Tensor, Tensor]:
     """The nats of each token after the first, 0 where the mask is 0, and that mask: both [rows, longest - 1]."""
-    width = max(len(ids) for ids, _ in rows)
-    ids = torch.tensor([ids + [pad_token_id] * (width - len(ids)) for ids, _ in rows], device=model.device)
-    attention = torch.tensor([[1] * len(ids) + [0] * (width - len(ids)) for ids, _ in rows], device=model.device)
-    masks = torch.tensor([mask + [0] * (width - len(mask)) for _, mask in rows], device=model.device)
-    predicted = masks[:, 1:].bool()
+    ids, attention = (tensor.to(model.device) for tensor in pad_right([ids for ids, _ in rows], pad_token_id))
+    masks, _ = pad_right([mask for _, mask in rows], 0)
+    predicted = masks[:, 1:].bool().to(model.device)
     logits = model(input_ids=ids, attention_mask=attention, use_cache=False).logits[:, :-1][predicted]
     losses = torch.zeros(predicted.shape, device=model.device)
     losses[predicted] = F.cross_entropy(logits.float(), ids[:, 1:][predicted], reduction="none")

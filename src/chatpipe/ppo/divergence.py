@@ -5,9 +5,10 @@ from collections.abc import Sequence
 import torch
 from transformers import PreTrainedModel
 
+from chatpipe.data.padding import length_sorted
 from chatpipe.generation import SamplingParams, generate
 from chatpipe.ppo.experience import Sequences
-from chatpipe.ppo.microbatch import length_sorted, pad
+from chatpipe.ppo.microbatch import pad
 from chatpipe.ppo.model import completion_logprobs
 
 

@@ -9,6 +9,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from chatpipe.data.padding import pad_right
 from chatpipe.ppo.experience import Sequences
 
 
@@ -35,18 +36,8 @@ PADDING_ID = 0  # any token would do: nothing that PPO computes depends on it
 
 def pad(sequences: Sequences) -> MicroBatch:
     """Lay out `sequences` for a forward pass."""
-    lengths, prompt_lengths = sequences.lengths[:, None], sequences.prompt_lengths[:, None]
-    position_ids = torch.arange(int(lengths.max())).expand(len(sequences), -1)
-    is_token = position_ids < lengths
-    input_ids = torch.full(position_ids.shape, PADDING_ID)
-    input_ids[is_token] = sequences.ids
-    rows, columns = (is_token & (position_ids >= prompt_lengths)).nonzero(as_tuple=True)
-    return MicroBatch(input_ids, is_token.long(), position_ids, rows, columns - 1)
-
-
-def length_sorted(lengths: Tensor, size: int) -> tuple[Tensor, ...]:
-    """Split rows of `lengths` [n] into micro-batches of `size` rows of similar length: tuple of [<= size] int64.
-
-    Similar lengths save padding. The longest come first: if they do not fit in memory, one knows at once.
-    """
-    return lengths.argsort(descending=True, stable=True).split(size)
+    input_ids, attention_mask = pad_right(sequences.ids.split(sequences.lengths.tolist()), PADDING_ID)
+    position_ids = torch.arange(input_ids.shape[1]).expand_as(input_ids)
+    is_completion = attention_mask.bool() & (position_ids >= sequences.prompt_lengths[:, None])
+    rows, columns = is_completion.nonzero(as_tuple=True)
+    return MicroBatch(input_ids, attention_mask, position_ids, rows, columns - 1)

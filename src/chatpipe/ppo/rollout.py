@@ -10,12 +10,13 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from chatpipe.data.padding import length_sorted
 from chatpipe.generation.engine import context_length
 from chatpipe.ppo.advantages import SumOverRanks, gae, whiten
 from chatpipe.ppo.config import PPOConfig
 from chatpipe.ppo.experience import Experience, Sequences, flat_index
 from chatpipe.ppo.kl import k1, shape_rewards
-from chatpipe.ppo.microbatch import length_sorted, pad
+from chatpipe.ppo.microbatch import pad
 from chatpipe.ppo.model import PolicyAndCritic, completion_logprobs, last_token_scores
 
 

@@ -7,12 +7,13 @@ import torch
 from torch import Tensor, nn
 from transformers import Trainer
 
+from chatpipe.data.padding import length_sorted
 from chatpipe.ppo.config import PPOConfig
 from chatpipe.ppo.critic import split_learning_rates
 from chatpipe.ppo.experience import Experience
 from chatpipe.ppo.loss import Statistics, ppo_loss
 from chatpipe.ppo.metrics import UpdateStatistics, add_statistics
-from chatpipe.ppo.microbatch import length_sorted, pad
+from chatpipe.ppo.microbatch import pad
 from chatpipe.ppo.model import PolicyAndCritic
 from chatpipe.ppo.ptx import row_of, text_loss
 from chatpipe.ppo.rollout import Stream, prompt_numbers

@@ -9,6 +9,7 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from chatpipe.data.formats import Ranking
+from chatpipe.data.padding import pad_right
 from chatpipe.data.rows import BadRow
 from chatpipe.data.template import Message, encode_completion
 
@@ -81,26 +82,14 @@ class RankingCollator:
 
     def __call__(self, rankings: Sequence[EncodedRanking]) -> dict[str, Tensor]:
         """The batch of `rankings`, their rows in order."""
-        input_ids, attention_mask = pad_right(
-            [ids for ranking in rankings for ids in ranking.sequences], self.pad_token_id
-        )
+        rows = [ids for ranking in rankings for ids in ranking.sequences]
+        input_ids, attention_mask = pad_right(rows, self.pad_token_id)
         return {
             "input_ids": input_ids,
             "attention_mask": attention_mask,
             "ranks": torch.tensor([rank for ranking in rankings for rank in ranking.ranks]),
             "sizes": torch.tensor([len(ranking.sequences) for ranking in rankings]),
         }
-
-
-def pad_right(sequences: Sequence[Sequence[int]], pad_token_id: int) -> tuple[Tensor, Tensor]:
-    """Sequences as rows of one tensor (n, longest), and the attention mask: 1 on their tokens, 0 behind them."""
-    longest = max(len(sequence) for sequence in sequences)
-    input_ids = torch.full((len(sequences), longest), pad_token_id)
-    attention_mask = torch.zeros_like(input_ids)
-    for row, sequence in enumerate(sequences):
-        input_ids[row, : len(sequence)] = torch.tensor(sequence)
-        attention_mask[row, : len(sequence)] = 1
-    return input_ids, attention_mask
 
 
 def _tie_equal(sequences: Sequence[Sequence[int]], ranks: Sequence[int]) -> list[int]:

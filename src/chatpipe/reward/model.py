@@ -14,7 +14,7 @@ from torch.nn import functional
 from transformers import AutoConfig, AutoModelForSequenceClassification, PretrainedConfig, PreTrainedModel
 from transformers.utils import logging
 
-from chatpipe.reward.batches import pad_right
+from chatpipe.data.padding import length_sorted, pad_right
 
 
 def new_reward_model(body_folder: str, pad_token_id: int, seed: int) -> PreTrainedModel:
@@ -76,13 +76,11 @@ def sequence_scores(
     `model` answers in evaluation mode and is left as it was. Longest first: memory that runs out does so at once.
     """
     scores = torch.empty(len(sequences))
-    order = sorted(range(len(sequences)), key=lambda i: -len(sequences[i]))
     was_training = model.training
     model.eval()
     try:
         with torch.inference_mode():
-            for start in range(0, len(order), batch_size):
-                rows = order[start : start + batch_size]
+            for rows in length_sorted(torch.tensor([len(ids) for ids in sequences]), batch_size):
                 input_ids, mask = pad_right([sequences[i] for i in rows], pad_token_id)
                 input_ids, mask = input_ids.to(model.device), mask.to(model.device)
                 scores[rows] = at_last_token(token_scores(model, input_ids, mask), mask).float().cpu()
