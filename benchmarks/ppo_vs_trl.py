@@ -44,7 +44,14 @@ TRL = "trl==1.12.0"
 TRL_FOLDER = Path(__file__).parent.parent / "build" / "trl-1.12"
 KEEP_FREED_MEMORY = {"MALLOC_TRIM_THRESHOLD_": str(2**30), "MALLOC_MMAP_THRESHOLD_": str(2**25)}
 PAD, EOS = 0, 1
-COLUMNS = {"episodes/s": 2, "completion tokens/s": 0, "mean length": 1, "peak GB": 3}  # with their decimals
+# What is measured, with the decimals that are shown.
+COLUMNS = {
+    "episodes/s": 2,
+    "completion tokens/s": 0,
+    "mean length": 1,
+    "processor s an iteration": 2,
+    "peak GB": 3,
+}
 Result = dict[str, float]
 
 
@@ -108,7 +115,7 @@ def compare(name: str, rounds: int, iterations: int, folder: Path) -> str:
     make_models(SIZES[name], folder)
     speeds, memories = [], []
     print(f"\n{name}: {SIZES[name]}\n")
-    print("| run | episodes/s | completion tokens/s | mean length | peak GB |\n|---|---|---|---|---|")
+    print("| run | " + " | ".join(COLUMNS) + " |\n|" + "---|" * (len(COLUMNS) + 1))
     for number in range(rounds):
         sides = list(RUN_SIDE) if number % 2 == 0 else list(reversed(RUN_SIDE))
         results = {side: run(side, name, iterations, folder) for side in sides}
@@ -144,14 +151,16 @@ def run(side: str, name: str, iterations: int, folder: Path) -> Result:
 
 
 class Iterations(TrainerCallback):
-    """When each iteration was over."""
+    """When each iteration was over, in seconds and in processor seconds."""
 
     def __init__(self) -> None:
         self.ends: list[float] = []
+        self.processor_seconds: list[float] = []
 
     def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, float], **_: Any) -> None:
         if "objective/kl" in logs:
             self.ends.append(time.perf_counter())
+            self.processor_seconds.append(time.process_time())
 
 
 def run_here(side: str, size: Size, folder: Path, iterations: int) -> None:
@@ -159,14 +168,15 @@ def run_here(side: str, size: Size, folder: Path, iterations: int) -> None:
     watch = Iterations()
     lengths = RUN_SIDE[side](size, folder, size.episodes * (iterations + 1), watch)
     seconds = watch.ends[-1] - watch.ends[0]
+    processor = watch.processor_seconds[-1] - watch.processor_seconds[0]
     episodes, length = size.episodes * iterations, statistics.mean(lengths[1:])
     if torch.cuda.is_available():
         peak = torch.cuda.max_memory_allocated()
     else:
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
     speed = episodes / seconds
-    result = {"episodes/s": speed, "completion tokens/s": speed * length, "mean length": length, "peak GB": peak / 1e9}
-    print("\n" + json.dumps(result))
+    values = (speed, speed * length, length, processor / iterations, peak / 1e9)
+    print("\n" + json.dumps(dict(zip(COLUMNS, values, strict=True))))
 
 
 def run_chatpipe(size: Size, folder: Path, episodes: int, watch: Iterations) -> list[float]:

@@ -4,11 +4,16 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 from transformers import PreTrainedModel
 
 from chatpipe.errors import UsageError
 from chatpipe.ppo.microbatch import MicroBatch
 from chatpipe.reward.model import at_last_token, reward_offset, token_scores
+
+
+MAX_LOGITS = 2**25
+"""Logits that are held at once, times about four in float32 with what log-softmax and entropy need: 0.5 GB."""
 
 
 class Outputs(NamedTuple):
@@ -49,20 +54,34 @@ def completion_logprobs(policy: PreTrainedModel, batch: MicroBatch, temperature:
     """Log-probs of the completion tokens under softmax(logits / temperature) and its entropy, [N] each, in nats.
 
     Computed in float32 or wider. The output head sees the N positions that predict a completion token and no other.
-    The entropy has no gradient.
+    Where their logits are more than `MAX_LOGITS` numbers, it sees them in parts, each of which the backward pass
+    computes anew. The entropy has no gradient.
     """
     hidden = policy.base_model(
         input_ids=batch.input_ids,
         attention_mask=batch.attention_mask,
         position_ids=batch.position_ids,
         use_cache=False,
-    ).last_hidden_state
-    logits = policy.get_output_embeddings()(hidden[batch.rows, batch.columns])
-    logits = logits.to(torch.promote_types(logits.dtype, torch.float32)) / temperature
-    logprobs = logits.log_softmax(-1)
+    ).last_hidden_state[batch.rows, batch.columns]
+    tokens = batch.input_ids[batch.rows, batch.columns + 1]
+    head = policy.get_output_embeddings()
+    at_once = max(1, MAX_LOGITS // policy.config.get_text_config().vocab_size)
+    if len(tokens) <= at_once:
+        return _token_logprobs(head, hidden, tokens, temperature)
+    parts = [
+        checkpoint(_token_logprobs, head, *part, temperature, use_reentrant=False)
+        for part in zip(hidden.split(at_once), tokens.split(at_once), strict=True)
+    ]
+    logprobs, entropy = (torch.cat(kind) for kind in zip(*parts, strict=True))
+    return logprobs, entropy
+
+
+def _token_logprobs(head: nn.Module, hidden: Tensor, tokens: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
+    """Log-prob of `tokens` [N] and entropy [N] where the output head sees the states `hidden` [N, d]."""
+    logits = head(hidden)
+    logprobs = (logits.to(torch.promote_types(logits.dtype, torch.float32)) / temperature).log_softmax(-1)
     with torch.no_grad():
         entropy = -(logprobs.exp() * logprobs).sum(-1)
-    tokens = batch.input_ids[batch.rows, batch.columns + 1]
     return logprobs.gather(-1, tokens[:, None])[:, 0], entropy
 
 

@@ -108,7 +108,8 @@ class PPOUpdate(Trainer):
             kl_loss=args.kl_loss,  # type: ignore[arg-type]  # checked by PPOConfig
             kl_loss_coef=args.kl_loss_coef,
         )
-        return loss, {**statistics, "entropy": outputs.entropy.sum()}
+        read = {"positions": torch.tensor(batch.input_ids.numel()), "padding": (1 - batch.attention_mask).sum()}
+        return loss, {**statistics, **read, "entropy": outputs.entropy.sum()}
 
     def _text_step(self, model: nn.Module) -> tuple[Tensor, Statistics]:
         """The gradient of ptx_coef * mean loss per token of this step's text, over all ranks; its loss and statistics.
