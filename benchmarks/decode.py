@@ -22,8 +22,8 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
-from transformers import GPT2Config, PreTrainedConfig, PreTrainedModel, Qwen3Config, set_seed
 from transformers import AutoModelForCausalLM as AutoModel
+from transformers import GPT2Config, PreTrainedConfig, PreTrainedModel, Qwen3Config, set_seed
 from transformers.utils import logging
 
 from chatpipe.generation import SamplingParams, generate

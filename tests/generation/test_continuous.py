@@ -1,10 +1,10 @@
 """transformers' continuous batching as a backend: the conformance suite, and what it refuses."""
 
 import pytest
+from conformance import NEVER, Conformance
 
 from chatpipe.errors import UsageError
 from chatpipe.generation import SamplingParams, generate
-from conformance import NEVER, Conformance
 
 pytest.importorskip("transformers.generation.continuous_batching")
 
@@ -23,6 +23,4 @@ class TestContinuous(Conformance):
 )
 def test_what_it_cannot_do_is_refused(tiny_model, params, words):
     with pytest.raises(UsageError, match=words):
-        generate(
-            tiny_model("gpt2"), [[1]], SamplingParams(4, **params), NEVER, 0, logprobs=True, backend="continuous"
-        )
+        generate(tiny_model("gpt2"), [[1]], SamplingParams(4, **params), NEVER, 0, logprobs=True, backend="continuous")

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from conformance import FINITE_EOS, GREEDY, NEVER, SAMPLED, ids_of
 from hypothesis import given
 from hypothesis import strategies as st
 from transformers import BloomConfig, BloomForCausalLM
@@ -10,7 +11,6 @@ from chatpipe.errors import UsageError
 from chatpipe.generation import engine, generate, rows
 from chatpipe.generation.graphs import bucket
 from chatpipe.generation.rows import DecodeRows
-from conformance import FINITE_EOS, GREEDY, NEVER, SAMPLED, ids_of
 
 
 def test_prefill_in_several_passes_changes_nothing(tiny_model, monkeypatch, prompts):

@@ -1,9 +1,9 @@
 """The decode engine as a backend: the conformance suite, and what it promises beyond it."""
 
 import pytest
+from conformance import FINITE_EOS, GREEDY, NEVER, SAMPLED, Conformance, ids_of, transformers_greedy
 
 from chatpipe.generation import SamplingParams, generate
-from conformance import FINITE_EOS, GREEDY, NEVER, SAMPLED, Conformance, ids_of, transformers_greedy
 
 
 class TestNative(Conformance):

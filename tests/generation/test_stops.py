@@ -2,12 +2,12 @@
 
 import pytest
 import torch
+from conformance import NEVER
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
 from chatpipe.errors import UsageError
 from chatpipe.generation import SamplingParams, generate, stream
-from conformance import NEVER
 
 WORDS = ["Hello", " wor", "ld", ".\n", "\nUs", "er", ":", " more", "😀"]
 EOS = 0

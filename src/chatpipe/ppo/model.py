@@ -11,7 +11,6 @@ from chatpipe.errors import UsageError
 from chatpipe.ppo.microbatch import MicroBatch
 from chatpipe.reward.model import at_last_token, reward_offset, token_scores
 
-
 MAX_LOGITS = 2**25
 """Logits that are held at once, times about four in float32 with what log-softmax and entropy need: 0.5 GB."""
 
