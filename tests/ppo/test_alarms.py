@@ -6,7 +6,7 @@ import tiny
 import torch
 
 from chatpipe import console
-from chatpipe.ppo.alarms import WINDOW, alarms, trend
+from chatpipe.ppo.alarms import CRITIC_WARMUP, CRITIC_WINDOW, WINDOW, alarms, trend
 
 HEALTHY = {
     "val/ratio_first": 1.0,
@@ -17,7 +17,7 @@ HEALTHY = {
     "response/eos_frac": 0.95,
     "val/explained_variance": 0.5,
 }
-NOISE = [0.3, -0.2, 0.1, -0.4, 0.2, 0.0, -0.1, 0.4, -0.3, 0.1, 0.2, -0.2]
+NOISE = [0.3, -0.2, 0.1, -0.4, 0.2, 0.0, -0.1, 0.4, -0.3, 0.1, 0.2, -0.2, 0.3, -0.1, -0.3, 0.2, 0.1, -0.2, 0.0, 0.1]
 
 
 def history(**series) -> list[dict]:
@@ -86,7 +86,7 @@ def test_scores_that_rise_while_the_held_out_judge_falls():
 def test_a_critic_that_is_worse_than_a_constant_after_its_warm_up():
     bad = [dict(HEALTHY, **{"val/explained_variance": -0.3}) for _ in range(40)]
     first = next(n for n in range(1, 41) if alarms(bad[:n]))
-    assert first == WINDOW + 8
+    assert first == CRITIC_WARMUP + CRITIC_WINDOW
     assert next(n for n in range(1, 41) if alarms(bad[:n], critic_warmup_iterations=5)) == first + 5
     assert "critic_warmup_iterations" in alarms(bad)["critic"]
     mended = bad[:10] + [dict(HEALTHY)] * 30
