@@ -93,8 +93,8 @@ def _critic(history: History, warmup: int) -> str | None:
         return None
     return (
         f"The critic explains {explained:.2f} of the returns' variance over {CRITIC_WINDOW} iterations; below 0 a "
-        "constant would predict better, and advantages are noise. Try: critic_warmup_iterations, a higher critic_learning_rate "
-        "or vf_coef, or more num_ppo_epochs."
+        "constant would predict better, and advantages are noise. Try: critic_warmup_iterations, a higher "
+        "critic_learning_rate or vf_coef, or more num_ppo_epochs."
     )
 
 
