@@ -34,7 +34,7 @@ def check_sampler_is_what_is_trained(folder):
     drawn, sample = [], generate
 
     def recording(*args, **kwargs):
-        drawn.extend(sample(*args, **kwargs))
+        drawn.extend(sample(*args, **kwargs, logprobs=True))
         return drawn
 
     ppo = tiny.trainer(folder, temperature=0.7)

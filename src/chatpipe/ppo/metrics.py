@@ -94,7 +94,6 @@ class UpdateStatistics:
 
         `val/ratio_first` is the mean ratio of the first step, where the policy is still the one that sampled: 1.
         `loss/kl_avg` and `loss/ptx`, where such a term is trained on, are means per token without their coefficients.
-        `perf/padding` is the share of padding among the tokens that went through the models.
         """
         first, pooled = _pool(self.first_step, sum_over_ranks), _pool(self.all_steps, sum_over_ranks)
         tokens = pooled["tokens"]
@@ -117,8 +116,12 @@ class UpdateStatistics:
             "val/ratio_max": float(max_over_ranks(self.all_steps["max_ratio"].double())),
             "val/ratio_first": first["ratio"] / first["tokens"],
             "val/clipfrac_avg": pooled["value_clipped"] / tokens,
-            "perf/padding": pooled["padding"] / pooled["positions"],
         }
+
+    def padding(self, sum_over_ranks: SumOverRanks) -> float:
+        """`perf/padding`: the share of padding among the tokens that went through the policy in the update."""
+        pooled = _pool({name: self.all_steps[name] for name in ("padding", "positions")}, sum_over_ranks)
+        return pooled["padding"] / pooled["positions"]
 
 
 def add_statistics(total: Statistics, more: Statistics) -> Statistics:

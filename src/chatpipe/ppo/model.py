@@ -9,7 +9,7 @@ from transformers import PreTrainedModel
 
 from chatpipe.errors import UsageError
 from chatpipe.ppo.microbatch import MicroBatch
-from chatpipe.reward.model import at_last_token, reward_offset, token_scores
+from chatpipe.reward.model import at_last_token, head_scores, reward_offset, token_scores
 
 MAX_LOGITS = 2**25
 """Logits that are held at once, times about four in float32 with what log-softmax and entropy need: 0.5 GB."""
@@ -86,7 +86,14 @@ def _token_logprobs(head: nn.Module, hidden: Tensor, tokens: Tensor, temperature
 
 def completion_values(critic: PreTrainedModel, batch: MicroBatch) -> Tensor:
     """The critic's value before each completion token, [N]."""
-    return _scores_everywhere(critic, batch)[batch.rows, batch.columns]
+    hidden = getattr(critic, critic.base_model_prefix)(
+        input_ids=batch.input_ids,
+        attention_mask=batch.attention_mask,
+        position_ids=batch.position_ids,
+        use_cache=False,
+    ).last_hidden_state
+    # Taken out before the head: padded cells would add 0 times what stands in them to its gradient.
+    return head_scores(critic.score, hidden[batch.rows, batch.columns]) - reward_offset(critic)
 
 
 def last_token_scores(reward_model: PreTrainedModel, batch: MicroBatch) -> Tensor:
@@ -97,7 +104,8 @@ def last_token_scores(reward_model: PreTrainedModel, batch: MicroBatch) -> Tenso
     if not reads_left_to_right(reward_model):
         logits = reward_model(input_ids=batch.input_ids, attention_mask=batch.attention_mask).logits
         return logits[:, 0].to(torch.promote_types(logits.dtype, torch.float32)) - reward_offset(reward_model)
-    return at_last_token(_scores_everywhere(reward_model, batch), batch.attention_mask)
+    scores = token_scores(reward_model, batch.input_ids, batch.attention_mask, batch.position_ids)
+    return at_last_token(scores, batch.attention_mask)
 
 
 def reads_left_to_right(model: PreTrainedModel) -> bool:
@@ -106,10 +114,6 @@ def reads_left_to_right(model: PreTrainedModel) -> bool:
     One that reads both ways (BERT) would see the completion before it is written: it can be no critic.
     """
     return hasattr(model, "score")
-
-
-def _scores_everywhere(model: PreTrainedModel, batch: MicroBatch) -> Tensor:
-    return token_scores(model, batch.input_ids, batch.attention_mask, batch.position_ids)
 
 
 def disable_dropout(model: nn.Module) -> None:

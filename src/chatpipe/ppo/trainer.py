@@ -219,6 +219,7 @@ class PPOTrainer(PPOUpdate, ResumePoints, SkipNonFinite):
             "eps": self.args.rollout_size / seconds,
             "optimizer_steps": self.state.global_step,
             "time/update": update_seconds,
+            "perf/padding": self._update.padding(self._sum_over_ranks),
         }
 
     def _raise_alarms(self, now: Metrics) -> Metrics:

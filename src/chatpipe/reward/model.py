@@ -52,7 +52,7 @@ def token_scores(
 
 
 def head_scores(head: nn.Linear, hidden: Tensor) -> Tensor:
-    """What a score head gives for hidden states (b, t, d), before centring: (b, t), float32 at least.
+    """What a score head gives for hidden states (..., d), before centring: (...), float32 at least.
 
     Never in bfloat16, whose three digits would tie answers that differ.
     """
