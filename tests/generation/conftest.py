@@ -4,6 +4,8 @@ import pytest
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
+pytest.register_assert_rewrite("conformance")
+
 VOCAB = 40
 ROTARY = {
     "vocab_size": VOCAB,

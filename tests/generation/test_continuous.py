@@ -12,6 +12,12 @@ pytest.importorskip("transformers.generation.continuous_batching")
 class TestContinuous(Conformance):
     backend = "continuous"
 
+    @pytest.fixture(scope="class", params=[("gpt2", "eager"), ("qwen3", "sdpa"), ("llama", "sdpa")])
+    def model(self, request: pytest.FixtureRequest, tiny_model):
+        """Half of the combinations: a call takes half a second here."""
+        architecture, attention = request.param
+        return tiny_model(architecture, attn_implementation=attention)
+
 
 @pytest.mark.parametrize(
     "params, words",

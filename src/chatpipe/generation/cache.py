@@ -64,7 +64,8 @@ class RowCacheLayer(CacheLayerMixin):
         if this.positions is None:
             stored[this.first_row : this.first_row + rows, :, :tokens] = states
             return states
-        stored.flatten(0, 2).index_copy_(0, this.write_at(heads, self.max_length), states.flatten(0, 2))
+        flat = stored.view(-1, stored.shape[-1])
+        flat.index_copy_(0, this.write_at(heads, self.max_length), states.reshape(-1, stored.shape[-1]))
         return stored[:rows, :, : this.kv_length]
 
     def get_mask_sizes(self, query_length: int) -> tuple[int, int]:

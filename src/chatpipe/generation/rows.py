@@ -121,7 +121,7 @@ class DecodeRows:
         self.cache.begin_prefill(first_row, width)
         self.model.get_decoder()(
             input_ids=torch.tensor(padded, device=positions.device),
-            attention_mask=self._mask(positions <= positions[:, None]).expand(len(prefixes), 1, -1, -1),
+            attention_mask=self._mask(positions > positions[:, None]).expand(len(prefixes), 1, -1, -1),
             position_ids=positions.expand(len(prefixes), width),
             past_key_values=self.cache,
             use_cache=True,
@@ -144,10 +144,10 @@ class DecodeRows:
         """One step of the first `rows` rows over the first `kv_length` positions, from and to the buffers alone."""
         last, position, count = self._state[:, :rows]
         self.cache.begin_decode(position, kv_length)
-        visible = self._key_positions[:kv_length] <= position[:, None]
+        later = self._key_positions[:kv_length] > position[:, None]
         logits = self.model(
             input_ids=last.clamp(min=0)[:, None],  # BROKEN is no token
-            attention_mask=self._mask(visible[:, None, None]),
+            attention_mask=self._mask(later[:, None, None]),
             position_ids=position[:, None],
             past_key_values=self.cache,
             use_cache=True,
@@ -161,10 +161,9 @@ class DecodeRows:
         last.copy_(tokens)
         self._state[1:, :rows] += 1
 
-    def _mask(self, visible: Tensor) -> Tensor:
-        """The additive form, since eager attention adds the mask to its scores; sdpa takes it too."""
-        mask = torch.zeros(visible.shape, dtype=self.model.dtype, device=visible.device)
-        return mask.masked_fill_(~visible, torch.finfo(mask.dtype).min)
+    def _mask(self, hidden: Tensor) -> Tensor:
+        """The lowest number where `hidden`: added to the scores by eager attention, and taken by sdpa too."""
+        return hidden.to(self.model.dtype) * torch.finfo(self.model.dtype).min
 
     def _longest(self) -> int:
         """The number of tokens read in the longest row, after the next step."""

@@ -108,13 +108,14 @@ def _invert_cdf(weights: Tensor, uniforms: Tensor) -> Tensor:
     else here. Sums are float64.
     """
     blocks = pad(weights, (0, -weights.shape[-1] % BLOCK)).unflatten(-1, (-1, BLOCK))
-    through_block = blocks.sum(-1, dtype=torch.float64).cumsum(-1)
-    threshold = uniforms[:, None] * through_block[:, -1:]
-    block = torch.searchsorted(through_block, threshold, right=True).clamp_(max=blocks.shape[1] - 1)
-    members = blocks[torch.arange(len(blocks), device=block.device), block[:, 0]].double()
+    sums = blocks.sum(-1, dtype=torch.float64)
+    through = sums.cumsum(-1)
+    threshold = uniforms[:, None] * through[:, -1:]
+    block = torch.searchsorted(through, threshold, right=True).clamp_(max=blocks.shape[1] - 1)
+    members = blocks.gather(1, block[:, :, None].expand(-1, 1, BLOCK))[:, 0].double()
     within = members.cumsum(-1)
-    before_block = (through_block - through_block.diff(dim=-1, prepend=torch.zeros_like(threshold))).gather(-1, block)
-    # Rounding may put the threshold a little outside the block.
-    threshold = torch.minimum(threshold - before_block, within[:, -1:] * (1 - 2.0**-40))
+    # What is left for the block; rounding may put it a little outside.
+    threshold = threshold - (through - sums).gather(-1, block)
+    threshold = torch.minimum(threshold, within[:, -1:] * (1 - 2.0**-40))
     first = ((within > threshold) & (members > 0)).int().argmax(-1)
     return block[:, 0] * BLOCK + first
