@@ -12,7 +12,7 @@ pytest.importorskip("transformers.generation.continuous_batching")
 class TestContinuous(Conformance):
     backend = "continuous"
 
-    @pytest.fixture(scope="class", params=[("gpt2", "eager"), ("qwen3", "sdpa"), ("llama", "sdpa")])
+    @pytest.fixture(params=[("gpt2", "eager"), ("qwen3", "sdpa"), ("llama", "sdpa")])
     def model(self, request: pytest.FixtureRequest, tiny_model):
         """Half of the combinations: a call takes half a second here."""
         architecture, attention = request.param

@@ -10,7 +10,7 @@ from transformers import BloomConfig, BloomForCausalLM
 from chatpipe.errors import UsageError
 from chatpipe.generation import engine, generate, rows
 from chatpipe.generation.graphs import bucket
-from chatpipe.generation.rows import DecodeRows
+from chatpipe.generation.rows import DecodeRows, Prompt
 
 
 def test_prefill_in_several_passes_changes_nothing(tiny_model, monkeypatch, prompts):
@@ -23,7 +23,7 @@ def test_prefill_in_several_passes_changes_nothing(tiny_model, monkeypatch, prom
 def test_the_cache_holds_as_many_rows_as_slots(tiny_model, prompts):
     decoding = DecodeRows(tiny_model("qwen3"), SAMPLED, NEVER, seed=0, slots=4, max_length=24)
     for start in range(0, 12, 4):
-        decoding.admit(list(enumerate(prompts))[start : start + 4])
+        decoding.admit([Prompt(prompts[place], place, place) for place in range(start, start + 4)])
         while decoding.occupants:
             decoding.step()
             decoding.collect()

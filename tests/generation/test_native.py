@@ -21,12 +21,16 @@ def test_a_seed_gives_the_same_tokens_for_any_number_of_slots(tiny_model, archit
     assert ids_of(generate(model, prompts, params, FINITE_EOS, seed=6)) != ids_of(one)
 
 
-def test_other_prompts_in_the_batch_change_nothing(tiny_model, prompts):
-    """Random numbers belong to the place of a prompt, so a prompt that keeps its place keeps its completion."""
-    model = tiny_model("gpt2").double()
+def test_a_seed_gives_a_prompt_the_same_tokens_in_any_order(tiny_model, prompts):
+    """Also with others beside it; of equal prompts the first gets the same as the first."""
+    model, prompts = tiny_model("gpt2").double(), [*prompts, prompts[2]]
     completions = ids_of(generate(model, prompts, SAMPLED, FINITE_EOS, seed=5, slots=3))
-    others = [prompt if place % 2 else [9] * 12 for place, prompt in enumerate(prompts)]
-    assert ids_of(generate(model, others, SAMPLED, FINITE_EOS, seed=5, slots=5))[1::2] == completions[1::2]
+    assert completions[2] != completions[-1]
+    order = [*range(20, -1, -3), *range(19, -1, -3), *range(18, -1, -3)]
+    mixed = [[9] * 12, *(prompts[place] for place in order), [8], prompts[2]]
+    others = ids_of(generate(model, mixed, SAMPLED, FINITE_EOS, seed=5, slots=5))
+    assert others[1:-2] == [completions[place] for place in order]
+    assert others[-1] == completions[-1]
 
 
 def test_logprobs_are_of_the_full_distribution(tiny_model, prompts):

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from chatpipe.errors import UsageError
 from chatpipe.generation import SamplingParams
-from chatpipe.generation.sampling import BLOCK, BROKEN, sample, token_logprobs, uniform_numbers
+from chatpipe.generation.sampling import BLOCK, BROKEN, random_streams, sample, token_logprobs, uniform_numbers
 
 GRID = 4096
 LARGEST_UNIFORM = 1 - 2.0**-32
@@ -95,8 +95,16 @@ def test_logprobs_follow_the_temperature_but_not_top_k(temperature, share):
     torch.testing.assert_close(logprobs.exp().item(), float(share))
 
 
-def test_random_numbers_depend_on_seed_prompt_and_step_alone():
-    numbers = uniform_numbers(seed=3, prompt_index=5, count=1000)
+def test_streams_depend_on_the_prompt_and_how_often_it_came():
+    one, other = [3, 1, 2], [3, 1]
+    first, second, third = random_streams([one, other, one])
+    assert len({first, second, third}) == 3
+    assert random_streams([other, one, [7], one])[:2] == [second, first]
+    assert random_streams([one, [7], one])[2] == third
+
+
+def test_random_numbers_depend_on_seed_stream_and_step_alone():
+    numbers = uniform_numbers(seed=3, stream=5, count=1000)
     np.testing.assert_array_equal(uniform_numbers(3, 5, 10), numbers[:10])
     assert not np.array_equal(uniform_numbers(4, 5, 10), numbers[:10])
     assert not np.array_equal(uniform_numbers(3, 6, 10), numbers[:10])
@@ -105,7 +113,7 @@ def test_random_numbers_depend_on_seed_prompt_and_step_alone():
     assert numbers.max() < 1
 
 
-def test_random_numbers_are_uniform_over_prompts():
+def test_random_numbers_are_uniform_over_streams():
     first = np.sort([uniform_numbers(0, index, 1)[0] for index in range(2000)])
     kolmogorov = np.abs(first - (np.arange(2000) + 0.5) / 2000).max()
     assert kolmogorov < 1.95 / 2000**0.5  # the 99.9 % quantile

@@ -14,8 +14,8 @@ from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerB
 
 from chatpipe.errors import UsageError
 from chatpipe.generation.continuous import generate_continuous
-from chatpipe.generation.rows import Completion, DecodeRows
-from chatpipe.generation.sampling import SamplingParams
+from chatpipe.generation.rows import Completion, DecodeRows, Prompt
+from chatpipe.generation.sampling import SamplingParams, random_streams
 from chatpipe.generation.stops import StopFinder
 
 Backend = Literal["native", "continuous"]
@@ -34,8 +34,9 @@ def generate(
     tokenizer: PreTrainedTokenizerBase | None = None,
     backend: Backend = "native",
 ) -> list[Completion]:
-    """Complete every prompt, in the order given. A seed gives the same tokens whatever the number of `slots`.
+    """Complete every prompt, in the order given.
 
+    A seed gives a prompt the same tokens whatever the number of `slots` and whatever other prompts there are.
     Memory for keys and values is that of `slots` rows of the longest prompt plus `max_new_tokens`. `on_finished` is
     called with the number of completions that are finished so far. `logprobs` asks for those of the tokens; stop
     strings need the `tokenizer`. The model is used in evaluation mode, without gradients, and left as it was. What
@@ -68,7 +69,8 @@ def _run(
     on_finished: Callable[[int], None] | None,
 ) -> list[Completion]:
     # Prompts of similar length are prefilled together (less padding), and the long ones do not come last.
-    waiting = sorted(enumerate(prompts), key=lambda item: len(item[1]))
+    numbered = zip(prompts, range(len(prompts)), random_streams(prompts), strict=True)
+    waiting = sorted((Prompt(*prompt) for prompt in numbered), key=lambda prompt: len(prompt.ids))
     finders = {i: StopFinder(tokenizer, rows.params.stop) for i in range(len(prompts))} if rows.params.stop else {}
     finished: dict[int, Completion] = {}
     while waiting or rows.occupants:
@@ -77,17 +79,17 @@ def _run(
             rows.admit([waiting.pop() for _ in range(min(free, len(waiting)))])
         tokens = rows.step()
         stopped = _read(tokens.tolist(), rows, finders) if finders else []
-        for index, completion in rows.collect(stopped):
-            finished[index] = finders[index].cut(completion) if finders else completion
+        for place, completion in rows.collect(stopped):
+            finished[place] = finders[place].cut(completion) if finders else completion
             if on_finished:
                 on_finished(len(finished))
-    return [finished[index] for index in range(len(prompts))]
+    return [finished[place] for place in range(len(prompts))]
 
 
 def _read(tokens: list[int], rows: DecodeRows, finders: dict[int, StopFinder]) -> list[int]:
-    """Show each row's newest token to its finder; the indices of the prompts whose stop string is complete."""
-    newest = zip((occupant.index for occupant in rows.occupants), tokens, strict=True)
-    return [index for index, token in newest if token != rows.eos_token_id and finders[index].add(token)]
+    """Show each row's newest token to its finder; the places of the prompts whose stop string is complete."""
+    newest = zip((occupant.place for occupant in rows.occupants), tokens, strict=True)
+    return [place for place, token in newest if token != rows.eos_token_id and finders[place].add(token)]
 
 
 def _cut(completion: Completion, params: SamplingParams, tokenizer: PreTrainedTokenizerBase | None) -> Completion:

@@ -8,6 +8,7 @@ other position.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -42,11 +43,19 @@ class Completion:
     text: str | None = None
 
 
+class Prompt(NamedTuple):
+    """The tokens of a prompt, its place among the prompts, and the number of its stream of random numbers."""
+
+    ids: Sequence[int]
+    place: int
+    stream: int
+
+
 @dataclass(frozen=True)
 class _Occupant:
-    """Whose row it is: `index` of the prompt, its number of tokens, and the step before which it came in."""
+    """Whose row it is: the place of the prompt, its number of tokens, and the step before which it came in."""
 
-    index: int
+    place: int
     prompt_length: int
     admitted: int
 
@@ -90,22 +99,24 @@ class DecodeRows:
         self._key_positions = torch.arange(max_length, device=device)
 
     @torch.no_grad()
-    def admit(self, prompts: Sequence[tuple[int, Sequence[int]]]) -> None:
-        """Give free slots to `prompts`: pairs of an index, which selects the random numbers, and the token ids."""
+    def admit(self, prompts: Sequence[Prompt]) -> None:
+        """Give free slots to `prompts`, best with the longest first."""
         first = len(self.occupants)
         rows = slice(first, first + len(prompts))
-        lengths = [len(ids) for _, ids in prompts]
-        self.occupants += [
-            _Occupant(index, length, self.steps) for (index, _), length in zip(prompts, lengths, strict=True)
+        self.occupants += [_Occupant(prompt.place, len(prompt.ids), self.steps) for prompt in prompts]
+        state = [
+            [prompt.ids[-1] for prompt in prompts],
+            [len(prompt.ids) - 1 for prompt in prompts],
+            [0] * len(prompts),
         ]
-        state = [[ids[-1] for _, ids in prompts], [length - 1 for length in lengths], [0] * len(prompts)]
         self._state[:, rows] = torch.tensor(state, device=self._state.device)
-        uniforms = np.stack([uniform_numbers(self.seed, index, self.params.max_new_tokens) for index, _ in prompts])
+        count = self.params.max_new_tokens
+        uniforms = np.stack([uniform_numbers(self.seed, prompt.stream, count) for prompt in prompts])
         self._uniforms[rows] = torch.from_numpy(uniforms).to(self._uniforms.device)
         start = 0
         while start < len(prompts):
-            per_pass = max(1, prefill_tokens(self.model) // lengths[start])  # `generate` brings the longest first
-            self._prefill(first + start, [ids[:-1] for _, ids in prompts[start : start + per_pass]])
+            per_pass = max(1, prefill_tokens(self.model) // len(prompts[start].ids))
+            self._prefill(first + start, [prompt.ids[:-1] for prompt in prompts[start : start + per_pass]])
             start += per_pass
 
     def _prefill(self, first_row: int, prefixes: list[Sequence[int]]) -> None:
@@ -170,18 +181,18 @@ class DecodeRows:
         return self.steps + max(row.prompt_length - row.admitted for row in self.occupants)
 
     def collect(self, stopped: Sequence[int] = ()) -> list[tuple[int, Completion]]:
-        """Take out the rows that have finished: pairs of the prompt's index and its completion.
+        """Take out the rows that have finished: pairs of the prompt's place and its completion.
 
-        A row is finished after the eos or `max_new_tokens` tokens, or if its index is among `stopped`. Raises
+        A row is finished after the eos or `max_new_tokens` tokens, or if its prompt's place is among `stopped`. Raises
         TrainingError when the model's logits were not finite.
         """
         last, _, count = self._state[:, : len(self.occupants)]
         done = (last == self.eos_token_id) | (count == self.params.max_new_tokens) | (last == BROKEN)
         finished = done.nonzero()[:, 0].tolist()  # the one point of a step where the CPU waits for the GPU
         if stopped:
-            asked = {row for row, occupant in enumerate(self.occupants) if occupant.index in stopped}
+            asked = {row for row, occupant in enumerate(self.occupants) if occupant.place in stopped}
             finished = sorted(asked.union(finished))
-        completions = [(self.occupants[row].index, self._completion(row)) for row in finished]
+        completions = [(self.occupants[row].place, self._completion(row)) for row in finished]
         if finished:
             self._close_gaps(finished)
         return completions

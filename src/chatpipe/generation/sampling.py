@@ -1,10 +1,14 @@
 """How a token is drawn from logits: the parameters, the random numbers, and the draw itself.
 
-The random number of prompt i at step t depends on (seed, i, t) alone, through a counter-based generator (Philox). So a
-seed gives the same completions whatever the number of slots, and in whatever order the rows of a batch finish.
+The random number of a prompt at step t depends on nothing but the seed, the prompt's tokens, how often the prompt came
+before, and t, through a counter-based generator (Philox). So a seed gives a prompt the same completion whatever the
+number of slots, the order of the prompts, and the order in which rows finish.
 """
 
+import hashlib
 import math
+from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -53,9 +57,24 @@ class SamplingParams:
                 raise UsageError(f"{name} is {getattr(self, name)}", f"It must be {allowed}.")
 
 
-def uniform_numbers(seed: int, prompt_index: int, count: int) -> np.ndarray:
+def random_streams(prompts: Sequence[Sequence[int]]) -> list[int]:
+    """For each prompt the number of its stream of random numbers: 64 bits of a hash.
+
+    Equal prompts get different streams, and which prompts stand between them does not matter.
+    """
+    seen: Counter[bytes] = Counter()
+    streams = []
+    for prompt in prompts:
+        tokens = np.asarray(prompt, dtype=np.int64).tobytes()
+        digest = hashlib.blake2b(tokens + seen[tokens].to_bytes(8, "little"), digest_size=8).digest()
+        streams.append(int.from_bytes(digest, "little"))
+        seen[tokens] += 1
+    return streams
+
+
+def uniform_numbers(seed: int, stream: int, count: int) -> np.ndarray:
     """The random numbers of one prompt: [count] float64, multiples of 2**-32 in [0, 1)."""
-    generator = np.random.Philox(key=np.array([seed % 2**64, prompt_index], dtype=np.uint64))
+    generator = np.random.Philox(key=np.array([seed % 2**64, stream], dtype=np.uint64))
     return (generator.random_raw(count) >> np.uint64(32)) * 2.0**-32
 
 

@@ -5,8 +5,8 @@ from collections.abc import Iterator, Sequence
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 from chatpipe.generation.engine import check_prompts, evaluation_mode
-from chatpipe.generation.rows import DecodeRows
-from chatpipe.generation.sampling import SamplingParams
+from chatpipe.generation.rows import DecodeRows, Prompt
+from chatpipe.generation.sampling import SamplingParams, random_streams
 from chatpipe.generation.stops import StopFinder
 
 
@@ -29,7 +29,7 @@ def stream(
     check_prompts(model, [prompt_ids], params)
     with evaluation_mode(model):
         rows = DecodeRows(model, params, eos_token_id, seed, 1, len(prompt_ids) + params.max_new_tokens)
-        rows.admit([(0, prompt_ids)])
+        rows.admit([Prompt(prompt_ids, 0, random_streams([prompt_ids])[0])])
         finder, shown = StopFinder(tokenizer, params.stop), 0
         while rows.occupants and not finder.stopped:
             token = int(rows.step()[0])
