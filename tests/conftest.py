@@ -4,6 +4,7 @@ import contextlib
 import io
 import json
 import os
+import signal
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -22,6 +23,9 @@ import torch
 from chatpipe.cli.app import main
 
 torch.set_num_threads(1)
+
+# A shell without job control has what it starts in the background ignore Ctrl-C, and so would all that the tests start.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 # A world and models as small as they can be and still learn something. All that the tests rely on stands here, so that
 # other numbers in the packaged recipe change nothing.
