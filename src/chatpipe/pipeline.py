@@ -77,7 +77,7 @@ def run_recipe(recipe: Recipe, how: How, on_result: Callable[[StageResult], None
         if how.fresh:
             for job in jobs:
                 job.clear()
-            rankings_file(recipe).unlink(missing_ok=True)
+            _forget_rankings(recipe)
         write_recipe(recipe, Path(recipe.out) / RECIPE_FILE)
         for job in jobs:
             if job.stage == "rm":
@@ -98,8 +98,8 @@ def run_one(recipe: Recipe, stage: str, how: How, out: str | None) -> StageResul
     if how.fresh:  # which may delete the folder that is held
         with alone_in(Path(out or recipe.out)):
             job.clear()
-            if stage == "rm" and recipe.rm.data is None and out is None:
-                rankings_file(recipe).unlink(missing_ok=True)
+            if stage == "rm" and out is None:
+                _forget_rankings(recipe)
     with alone_in(Path(out or recipe.out)):
         if stage == "rm" and (out is None or recipe.rm.data is None):
             if rankings_file(recipe).exists():
@@ -114,6 +114,8 @@ def run_one(recipe: Recipe, stage: str, how: How, out: str | None) -> StageResul
 def check_stage(recipe: Recipe, stage: str, out: str | None) -> Job:
     """The job of one stage; raises `UsageError` where its data, its models or its folder cannot be used."""
     job = Job.of(recipe, stage, out)
+    if out is None:
+        _check_run(recipe)
     if stage == "rm" and recipe.rm.data is None:
         _check_rankings_can_be_made(recipe)
     job.check()
@@ -129,6 +131,7 @@ def check_recipe(recipe: Recipe) -> None:
         done |= {stage}
     if recipe.rm.data is None:
         _check_rankings_can_be_made(recipe)
+    _check_rankings_apart(recipe)
 
 
 def run_stage(job: Job, how: How, standing: Standing) -> StageResult:
@@ -176,11 +179,14 @@ def _run_here(job: Job) -> None:
 def _run_launched(job: Job, how: How) -> None:
     """Starts the stage again in several processes, from a recipe file in its folder that holds every value."""
     job.begin()  # from now on the folder is known as ours, also if no rank lives to say so
-    path = job.folder / RECIPE_FILE
-    write_recipe(job.recipe, path)
-    arguments = [job.stage, str(path), "--out", str(job.folder)]
-    command = launch.accelerate_command(how.processes, how.launch, how.accelerate_flags, arguments)
-    launch.launch(command, how.processes, job.stage, job.folder)
+    write_recipe(job.recipe, job.folder / RECIPE_FILE)
+    launch.launch(launch_command(job, how), how.processes, job.stage, job.folder)
+
+
+def launch_command(job: Job, how: How) -> list[str]:
+    """What starts the stage in several processes."""
+    arguments = [job.stage, str(job.folder / RECIPE_FILE), "--out", str(job.folder)]
+    return launch.accelerate_command(how.processes, how.launch, how.accelerate_flags, arguments)
 
 
 def _ensure_rankings(recipe: Recipe) -> None:
@@ -233,6 +239,9 @@ def check_folder(recipe: Recipe, fresh: bool) -> None:
     before = _recipe_of_run(run)
     if before is None and any(path.suffix != PARTIAL for path in run.iterdir()):
         raise UsageError(f"out = {run} holds something that chatpipe did not make.", "Choose another folder: out=.")
+    if fresh:
+        for stage in STAGES:  # all of them before the first is deleted
+            Job.of(recipe, stage).check_ours()
     if before is None or fresh:
         return
     _check_same_run(before, recipe)
@@ -247,10 +256,33 @@ def _note_in_run(recipe: Recipe, stage: str) -> None:
     run = Path(recipe.out)
     before = _recipe_of_run(run)
     if before is not None:
-        _check_same_run(before, recipe)
         sections = {stage, *(("sample", "rank") if stage == "rm" else ())}
         recipe = before.model_copy(update={name: getattr(recipe, name) for name in sections})
     write_recipe(recipe, run / RECIPE_FILE)
+
+
+def _check_run(recipe: Recipe) -> None:
+    """Raises `UsageError` where a stage does not belong to the run, or reads what is written there."""
+    before = _recipe_of_run(Path(recipe.out))
+    if before is not None:
+        _check_same_run(before, recipe)
+    _check_rankings_apart(recipe)
+
+
+def _check_rankings_apart(recipe: Recipe) -> None:
+    """The run writes down what it was ranked by: that file cannot be what `rm.data` names."""
+    written = rankings_file(recipe).resolve()
+    if any(Path(block.source).resolve() == written for block in recipe.rm.data or []):
+        raise UsageError(
+            f"rm.data = {rankings_file(recipe)} is the file into which this run writes its rankings.",
+            "Copy it to another place and give the copy, or leave rm.data out.",
+        )
+
+
+def _forget_rankings(recipe: Recipe) -> None:
+    """Deletes the rankings that the run made; those of `rm.data` are only written down anew."""
+    if recipe.rm.data is None:
+        rankings_file(recipe).unlink(missing_ok=True)
 
 
 def _recipe_of_run(run: Path) -> Recipe | None:

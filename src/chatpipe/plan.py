@@ -9,11 +9,10 @@ from typing import Any
 
 from chatpipe.data.load import HELD_OUT_SHARE, load_conversations, load_prompts, load_rankings
 from chatpipe.errors import UsageError
-from chatpipe.pipeline import How
+from chatpipe.pipeline import How, launch_command
 from chatpipe.recipe.schema import Recipe
 from chatpipe.stages.job import PARENTS, Job, rankings_file
 from chatpipe.training.batches import micro_batches
-from chatpipe.training.launch import accelerate_command
 
 
 def plan_stage(recipe: Recipe, stage: str, how: How, out: str | None = None) -> dict[str, Any]:
@@ -28,9 +27,7 @@ def plan_stage(recipe: Recipe, stage: str, how: How, out: str | None = None) -> 
     plan.update(_amounts(job))
     plan["models"] = ", ".join(job.models.values()) or "a new one"
     if how.processes > 1:
-        arguments = [stage, str(Path(recipe.out) / "recipe.yaml"), "--out", str(job.folder)]
-        command = accelerate_command(how.processes, how.launch, how.accelerate_flags, arguments)
-        plan["command"] = shlex.join(["accelerate", "launch", *command[3:]])
+        plan["command"] = shlex.join(["accelerate", "launch", *launch_command(job, how)[3:]])
     else:
         plan["command"] = "in this process"
     return plan

@@ -93,4 +93,4 @@ def test_the_plan_of_a_stage_with_a_folder_of_its_own_names_that_folder(chatpipe
     words = ("--model", model, "--data", chats, "--out", "tuned", "--processes", "2", "--dry-run", "--json")
     [plan] = json.loads(chatpipe("sft", *words).out)["stages"]
     assert (plan["out"], plan["models"], plan["processes"]) == ("tuned", "base", 2)
-    assert plan["command"].endswith("--out tuned")
+    assert plan["command"].endswith("chatpipe sft tuned/recipe.yaml --out tuned")

@@ -6,7 +6,9 @@ from pathlib import Path
 import pytest
 
 from chatpipe import pipeline
+from chatpipe.checkpoints import MANIFEST
 from chatpipe.errors import UsageError
+from chatpipe.locking import alone_in
 from chatpipe.recipe import load_recipe
 from chatpipe.stages.job import STARTED, Job, rankings_file
 
@@ -23,6 +25,12 @@ def files(tmp_path, monkeypatch):
     (model / "config.json").write_text('{"architectures": ["GPT2LMHeadModel"]}')
     (model / "model.safetensors").write_bytes(b"weights")
     return tmp_path
+
+
+def listing() -> dict[str, str]:
+    return {
+        str(path): path.read_text() for path in Path().rglob("*") if path.is_file() and path.suffix != ".safetensors"
+    }
 
 
 def job(out: str | None, *overrides: str) -> Job:
@@ -71,10 +79,56 @@ def test_a_stage_of_a_run_keeps_the_other_stages_of_its_recipe(files):
     assert [block.source for block in kept.rm.data] == ["c.jsonl"]
 
 
-def test_a_stage_with_another_seed_does_not_belong_to_the_run(files):
-    pipeline._note_in_run(load_recipe(None, ["out=run"]).recipe, "pretrain")
-    with pytest.raises(UsageError, match="seed was 0, is 4 now"):
-        pipeline._note_in_run(load_recipe(None, ["out=run", "seed=4"]).recipe, "ppo")
+@pytest.mark.parametrize("fresh", [False, True])
+def test_a_stage_with_another_seed_does_not_belong_to_the_run_and_deletes_nothing_of_it(files, fresh):
+    made = job(None, "out=run")
+    made.begin()
+    pipeline._note_in_run(made.recipe, "sft")
+    rankings_file(made.recipe).parent.mkdir()
+    rankings_file(made.recipe).write_text("ranked by hand")
+    before = listing()
+    other = job(None, "out=run", "seed=4").recipe
+    for stage in ("sft", "rm"):
+        with pytest.raises(UsageError, match="seed was 0, is 4 now"):
+            pipeline.run_one(other, stage, pipeline.How(1, fresh=fresh), None)
+    assert listing() == before
+
+
+def test_fresh_looks_at_all_folders_before_it_deletes_the_first(files):
+    recipe = load_recipe("pocket", ["out=run"]).recipe
+    for stage in ("pretrain", "sft", "rm"):
+        Job.of(recipe, stage).folder.mkdir(parents=True)
+        (Job.of(recipe, stage).folder / MANIFEST).write_text("{}")
+    pipeline.write_recipe(recipe, Path("run") / pipeline.RECIPE_FILE)
+    (Path("run") / "ppo").mkdir()
+    (Path("run") / "ppo" / "thesis.txt").write_text("years of work")
+    before = listing()
+    with pytest.raises(UsageError, match="run/ppo holds something that chatpipe did not make"):
+        pipeline.run_recipe(recipe, pipeline.How(1, fresh=True), print)
+    assert listing() == before
+
+
+def test_the_rankings_file_of_a_run_is_not_what_it_can_rank_by(files):
+    recipe = load_recipe("pocket", ["out=run"]).recipe
+    rankings_file(recipe).parent.mkdir(parents=True)
+    rows = [{"prompt": f"q {i}", "responses": ["a", "b"], "ranks": [1, 2]} for i in range(60)]
+    rankings_file(recipe).write_text("".join(json.dumps(row) + "\n" for row in rows))
+    recipe = load_recipe("pocket", ["out=run", f"rm.data={rankings_file(recipe)}"]).recipe
+    for start in (
+        lambda: pipeline.check_recipe(recipe),
+        lambda: pipeline.check_stage(recipe, "rm", None),
+    ):
+        with pytest.raises(UsageError, match="into which this run writes its rankings"):
+            start()
+
+
+def test_a_run_and_a_stage_are_refused_where_another_is_at_work(files):
+    made = job(None, "out=run")
+    with alone_in(Path("run")):
+        with pytest.raises(UsageError, match="Another chatpipe is at work in run"):
+            pipeline.run_one(made.recipe, "sft", pipeline.How(1), None)
+        with pytest.raises(UsageError, match="Another chatpipe is at work in run"):
+            pipeline.run_recipe(load_recipe("pocket", ["out=run"]).recipe, pipeline.How(1), print)
 
 
 def test_rankings_of_other_data_are_written_anew(files):

@@ -198,14 +198,17 @@ class Job:
 
     def clear(self) -> None:
         """Deletes what an earlier run of the stage left; refuses to delete what chatpipe did not make."""
-        if not self.folder.exists():
-            return
-        if self._is_foreign():
+        self.check_ours()
+        if self.folder.exists():
+            retire(self.folder)
+
+    def check_ours(self) -> None:
+        """Raises `UsageError` where the folder holds something that chatpipe did not make."""
+        if self.folder.exists() and self._is_foreign():
             raise UsageError(
                 f"{self.folder} holds something that chatpipe did not make; it is not deleted.",
                 "Choose another folder.",
             )
-        retire(self.folder)
 
     def _is_foreign(self) -> bool:
         """Whether the folder holds files, but neither a manifest nor the note that a stage began in it."""

@@ -107,5 +107,5 @@ def _limit_bytes(documents: list[str]) -> list[str]:
         if size >= MAX_EVAL_BYTES:
             break
         kept.append(document[:MAX_EVAL_BYTES])
-        size += len(kept[-1])
+        size += len(kept[-1].encode())
     return kept
