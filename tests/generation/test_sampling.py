@@ -78,13 +78,13 @@ def test_every_token_has_its_share_of_the_random_numbers(vocabulary):
     assert tokens.tolist() == torch.searchsorted(cumulative / cumulative[-1], uniforms, right=True).tolist()
 
 
-@pytest.mark.parametrize("temperature", [0.0, 1.0])
+@pytest.mark.parametrize("params", [{"temperature": 0.0}, {}, {"top_k": 5}, {"top_p": 0.5}, {"min_p": 0.1}])
 @pytest.mark.parametrize("broken", [torch.nan, torch.inf])
-def test_a_row_that_is_not_finite_is_marked(temperature, broken):
+def test_a_row_that_is_not_finite_is_marked(params, broken):
     logits = torch.zeros(3, 300)
     logits[1, 200] = broken
     logits[2, :299] = -torch.inf
-    tokens = sample(logits, torch.zeros(3, dtype=torch.float64), SamplingParams(1, temperature))
+    tokens = sample(logits, torch.zeros(3, dtype=torch.float64), SamplingParams(1, **params))
     assert tokens.tolist() == [0, BROKEN, 299]
 
 

@@ -6,7 +6,7 @@ from conformance import NEVER
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
-from chatpipe.errors import UsageError
+from chatpipe.errors import TrainingError, UsageError
 from chatpipe.generation import SamplingParams, generate, stream
 
 WORDS = ["Hello", " wor", "ld", ".\n", "\nUs", "er", ":", " more", "😀"]
@@ -69,6 +69,13 @@ def test_a_completion_ends_before_the_first_stop_string(recite, tokenizer, words
     assert done.ended
     assert text.startswith(tokenizer.decode(done.ids, skip_special_tokens=True))
     assert "".join(stream(model, tokenizer, [start], params, EOS, 0)) == text
+
+
+def test_a_broken_model_is_an_error_with_stop_strings_too(recite, tokenizer):
+    model, start = recite(["Hello"])
+    model.transformer.ln_f.bias.data[0] = float("nan")
+    with pytest.raises(TrainingError, match="not finite"):
+        generate(model, [[start]], SamplingParams(20, stop=["lo"]), EOS, 0, tokenizer=tokenizer)
 
 
 def test_without_a_stop_string_the_limit_is_no_end(recite, tokenizer):

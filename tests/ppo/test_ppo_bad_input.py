@@ -19,6 +19,12 @@ def smaller_reward_model():
     return model
 
 
+def reward_model_of_two_labels():
+    model = tiny.random_reward_model()
+    model.config.num_labels = 2
+    return model
+
+
 def tokenizer_without_eos():
     tokenizer = tiny.tokenizer()
     tokenizer.eos_token = None
@@ -31,6 +37,9 @@ def tokenizer_without_eos():
         (lambda: {"reward_model": smaller_reward_model()}, "reward_model knows 5 tokens, the policy 12", "tokenizer"),
         (lambda: {"gold_reward": smaller_reward_model()}, "reward_model1 knows 5 tokens", "tokenizer"),
         (lambda: {"reward_model": reward_model_without_pad()}, "reward_model has no pad token", "pad_token_id"),
+        (lambda: {"reward_model": reward_model_of_two_labels()}, "reward_model gives 2 numbers", "num_labels=1"),
+        (lambda: {"value_model": tiny.random_reward_model().bfloat16()}, "value_model is trained in", "float32"),
+        (lambda: {"settings": {"num_ppo_epochs": 0}}, "num_ppo_epochs = 0 must be above 0", "larger"),
         (lambda: {"processing_class": tokenizer_without_eos()}, "no EOS token", "eos_token"),
         (lambda: {"settings": {"stop_token_id": 99}}, "stop token 99 is none of the policy's 12", "stop_token_id"),
         (lambda: {"train_prompts": [[3] * 26, [3] * 27]}, "1 of 2 prompts leave no room", "response_length"),

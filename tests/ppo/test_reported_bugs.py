@@ -10,7 +10,7 @@ Proved elsewhere, for every run and not for one case (T1 ... T8 are in tests/exa
     trl #2358                      log-probs of processed logits: generation/test_engine, test_sampling
     trl #3169, OpenRLHF #853       temperature not in reference and KL: T1 at .7
     trl #1783                      critic loses the reward's centring: test_ppo_trainer
-    trl #495, #1340, #1871         LoRA with the wrong reference: comes with LoRA
+    trl #495, #1340, #1871         LoRA with the wrong reference: test_lora.py
     OpenRLHF #1240                 NaN * mask: T5
     SkyRL #1305, torchtune         whitening over padding, mean added back: T3, mutants
     DeepSpeedExamples #316, #672   end of the answer off by one: T1

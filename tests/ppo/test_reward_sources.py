@@ -2,13 +2,14 @@
 
 import math
 
+import numpy as np
 import parts
 import pytest
 import tiny
 import torch
 from tokenizers.pre_tokenizers import WhitespaceSplit
 
-from chatpipe.errors import UsageError
+from chatpipe.errors import TrainingError, UsageError
 from chatpipe.ppo.prompts import Prompt, read_prompts
 from chatpipe.ppo.rewards import Rewards, load_function
 
@@ -113,6 +114,19 @@ def test_functions_that_do_not_return_a_number_for_each_are_named_before_the_fir
         ppo.train()
     assert ppo.state.global_step == 0
     assert not parts.changed(ppo.model, before)
+
+
+@pytest.mark.parametrize("kind", [torch.tensor, np.float32, lambda value: torch.tensor(value).unbind()])
+def test_functions_may_return_tensors_and_arrays(kind):
+    rewards = Rewards.of(None, lambda prompts, completions: kind([0.5, -1.0]), None, None)
+    total, _ = rewards.judge(torch.zeros(2, 0), ["a", "b"], ["c", "d"])
+    assert total.tolist() == [0.5, -1.0]
+
+
+def test_a_reward_model_that_gives_nan_ends_training():
+    rewards = Rewards.of(tiny.random_reward_model(), None, None, None)
+    with pytest.raises(TrainingError, match="reward model gives NaN"):
+        rewards.judge(torch.tensor([[1.0], [math.nan]]), ["a", "b"], ["c", "d"])
 
 
 def test_weights_must_fit():

@@ -15,7 +15,7 @@ from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerB
 from chatpipe.errors import UsageError
 from chatpipe.generation.continuous import generate_continuous
 from chatpipe.generation.rows import Completion, DecodeRows, Prompt
-from chatpipe.generation.sampling import SamplingParams, random_streams
+from chatpipe.generation.sampling import BROKEN, SamplingParams, random_streams
 from chatpipe.generation.stops import StopFinder
 
 Backend = Literal["native", "continuous"]
@@ -89,7 +89,8 @@ def _run(
 def _read(tokens: list[int], rows: DecodeRows, finders: dict[int, StopFinder]) -> list[int]:
     """Show each row's newest token to its finder; the places of the prompts whose stop string is complete."""
     newest = zip((occupant.place for occupant in rows.occupants), tokens, strict=True)
-    return [place for place, token in newest if token != rows.eos_token_id and finders[place].add(token)]
+    no_text = (rows.eos_token_id, BROKEN)
+    return [place for place, token in newest if token not in no_text and finders[place].add(token)]
 
 
 def _cut(completion: Completion, params: SamplingParams, tokenizer: PreTrainedTokenizerBase | None) -> Completion:

@@ -86,9 +86,9 @@ def sample(logits: Tensor, uniforms: Tensor, params: SamplingParams) -> Tensor:
     if params.temperature == 0:
         highest, tokens = logits.max(-1)
         return tokens.masked_fill_(~highest.isfinite(), BROKEN)
-    probs = _truncate(_tempered(logits, params).softmax(-1), params)
-    tokens = _invert_cdf(probs, uniforms)
-    return tokens.masked_fill_(probs[:, 0].isnan(), BROKEN)  # one NaN or infinity makes a whole row of a softmax NaN
+    probs = _tempered(logits, params).softmax(-1)
+    broken = probs[:, 0].isnan()  # one NaN or infinity makes a whole row of a softmax NaN
+    return _invert_cdf(_truncate(probs, params), uniforms).masked_fill_(broken, BROKEN)
 
 
 def token_logprobs(logits: Tensor, tokens: Tensor, params: SamplingParams) -> Tensor:

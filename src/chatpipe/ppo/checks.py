@@ -3,6 +3,8 @@
 import itertools
 from collections.abc import Mapping, Sequence
 
+import torch
+from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from chatpipe.errors import UsageError
@@ -26,6 +28,11 @@ def check_models(models: Mapping[str, PreTrainedModel]) -> None:
                 f"{name} knows {_vocabulary(model)} tokens, the policy {vocabulary}.",
                 "All models must share one tokenizer.",
             )
+        if name.startswith(("reward_model", "value_model")) and model.config.num_labels != 1:
+            raise UsageError(
+                f"{name} gives {model.config.num_labels} numbers for a text, where a reward is one.",
+                "Use a model with num_labels=1, or wrap it into a function for reward_funcs.",
+            )
         if name.startswith("reward_model") and model.config.get_text_config().pad_token_id is None:
             raise UsageError(
                 f"{name} has no pad token: other software that reads it scores the wrong position (or refuses).",
@@ -37,6 +44,21 @@ def check_models(models: Mapping[str, PreTrainedModel]) -> None:
             f"value_model is a {type(value_model).__name__}, which reads both ways: it would see what is to come.",
             "Leave it out and set critic=policy.",
         )
+
+
+def check_precision(models: Mapping[str, nn.Module]) -> None:
+    """Raises UsageError where weights that are trained have fewer digits than float32.
+
+    At PPO's learning rates most steps of AdamW would be rounded away. transformers loads a checkpoint in the dtype it
+    was saved in.
+    """
+    for name, model in models.items():
+        for weights in model.parameters():
+            if weights.requires_grad and torch.finfo(weights.dtype).bits < 32:
+                raise UsageError(
+                    f"{name} is trained in {weights.dtype}: most of its steps would be rounded away.",
+                    "Load it with dtype=torch.float32; bf16=True still computes in bfloat16.",
+                )
 
 
 def check_stop_token(tokenizer: PreTrainedTokenizerBase, policy: PreTrainedModel, stop_token_id: int | None) -> int:

@@ -152,12 +152,18 @@ class PPOConfig(TrainingArguments):
                 f"stop_token = {self.stop_token}: completions always end at a token.",
                 "Leave it at eos, or give stop_token_id.",
             )
+        if self.fp16 and self.target_kl is not None:
+            raise UsageError(
+                "target_kl skips steps, which the loss scaling of fp16 does not allow.", "Use bf16, or leave one out."
+            )
         self._check_choice("missing_eos", ("subtract", "replace"))
         self._check_choice("critic", (None, "reward", "policy"))
         self._check_choice("kl_loss", (None, "k2", "k3"))
         if (self.kl_loss is None) != (self.kl_loss_coef == 0):
             raise UsageError("kl_loss and kl_loss_coef belong together.", "Give both, such as kl_loss=k2 and 0.01.")
         self._check_positive("adaptive_kl_target", "target_kl", "kl_budget", "critic_learning_rate")
+        self._check_positive("num_ppo_epochs", "num_mini_batches", "response_length", "total_episodes")
+        self._check_positive("cliprange", "cliprange_value")
         if self.adaptive_kl_target is not None and (self.kl_coef <= 0 or self.adaptive_kl_horizon < self.rollout_size):
             raise UsageError(
                 f"An adaptive KL coefficient starts from kl_coef = {self.kl_coef}, which must be above 0, and its "
@@ -176,4 +182,4 @@ class PPOConfig(TrainingArguments):
         for key in keys:
             value = getattr(self, key)
             if value is not None and not value > 0:
-                raise UsageError(f"{key} = {value} must be above 0.", "Leave it out to switch it off.")
+                raise UsageError(f"{key} = {value} must be above 0.", "Leave it out, or give a larger number.")

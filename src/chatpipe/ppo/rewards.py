@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from chatpipe.errors import UsageError
+from chatpipe.errors import TrainingError, UsageError
 from chatpipe.ppo.prompts import Content
 
 RewardFunction = Callable[[list[Content], list[str]], Sequence[float]]
@@ -78,6 +78,11 @@ class Rewards:
         model_scores: [n, m], of `all_models`. The single source of a run is not named, it is `objective/scores_raw`.
         """
         count = len(self.models)
+        if not model_scores.isfinite().all():
+            raise TrainingError(
+                "A reward model gives NaN or infinity for some completions.",
+                "Its weights are broken, or overflow in this dtype: look at how it was trained.",
+            )
         called = [call(function, prompts, completions).to(model_scores.dtype) for function in self.functions]
         columns = [*model_scores[:, :count].unbind(1), *called]
         total = sum(weight * column for weight, column in zip(self.weights, columns, strict=True))
@@ -103,7 +108,8 @@ def call(function: RewardFunction, prompts: list[Content], completions: list[str
 
     Raises UsageError naming it where that is not one finite number for each.
     """
-    said = list(function(prompts=prompts, completions=completions))  # type: ignore[call-arg]  # by name, as documented
+    said: Any = function(prompts=prompts, completions=completions)  # type: ignore[call-arg]  # by name, as documented
+    said = [_plain(value) for value in _plain(said)]
     name = name_of(function)
     if len(said) != len(completions):
         raise UsageError(
@@ -117,6 +123,11 @@ def call(function: RewardFunction, prompts: list[Content], completions: list[str
                 "It must return a finite number for every completion; give one without an answer a low score.",
             )
     return torch.tensor([float(value) for value in said])
+
+
+def _plain(value: Any) -> Any:
+    """A tensor or numpy value as Python's own."""
+    return value.tolist() if hasattr(value, "tolist") else value
 
 
 def load_function(name: str, key: str) -> RewardFunction:

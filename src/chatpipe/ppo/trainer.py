@@ -22,7 +22,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainerCallba
 from chatpipe import console
 from chatpipe.errors import UsageError
 from chatpipe.ppo.alarms import alarms
-from chatpipe.ppo.checks import check_models, check_prompts, check_stop_token
+from chatpipe.ppo.checks import check_models, check_precision, check_prompts, check_stop_token
 from chatpipe.ppo.config import PPOConfig
 from chatpipe.ppo.critic import new_critic
 from chatpipe.ppo.experience import Experience
@@ -104,6 +104,8 @@ class PPOTrainer(PPOUpdate, ResumePoints, SkipNonFinite):
         disable_dropout(model)  # that of the adapter
         for each in rewards.all_models if ref_model is None else [ref_model, *rewards.all_models]:
             each.eval().requires_grad_(False).to(args.device)
+        critic.requires_grad_(True)
+        check_precision({"model": model, "value_model": critic})
         self.ref_model, self.reward_model, self.ptx_dataset = ref_model, reward_model, ptx_dataset
         self.kl_coef = args.kl_coef
         self.alarms: dict[str, str] = {}
@@ -111,12 +113,17 @@ class PPOTrainer(PPOUpdate, ResumePoints, SkipNonFinite):
         self._metrics: Metrics = {}
         self._update = UpdateStatistics()
         super().__init__(
-            model=PolicyAndCritic(model, critic.requires_grad_(True), args.temperature),
+            model=PolicyAndCritic(model, critic, args.temperature),
             args=args,
             processing_class=processing_class,
             eval_dataset=eval_dataset,
             callbacks=callbacks,
         )
+        if self.is_fsdp_enabled:
+            raise UsageError(
+                "PPO does not run under FSDP: it samples from whole models on every process.",
+                "Launch it without FSDP flags (DDP); LoRA (peft_config, ppo.lora) saves memory.",
+            )
         self._maker = ExperienceMaker(
             args,
             processing_class,

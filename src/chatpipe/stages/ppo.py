@@ -77,6 +77,7 @@ def run_ppo(job: Job) -> Outcome | None:
     context = min(context_length(model) or 2**31 for model in (policy, *rewards.all_models))
 
     asked = judged_prompts(job, tokenizer, prompts.held_out, policy.config.max_position_embeddings)
+    asked_ids = [encode_prompt(tokenizer, prompt) for prompt in _fitting(job, tokenizer, asked, context)]
 
     args = stage_arguments(
         job,
@@ -109,11 +110,10 @@ def run_ppo(job: Job) -> Outcome | None:
         return None
 
     policy = trainer.trained_policy()
-    reference = reference or load_causal_model(job.models["model"])
+    reference = (reference or load_causal_model(job.models["model"])).to(policy.device)
     before, after = (judge(job, model, tokenizer, asked) for model in (reference, policy))
     scores_before, scores_after = (_scores(rewards, tokenizer, asked, judged) for judged in (before, after))
     params = SamplingParams(max_new_tokens=section.response_length, temperature=section.temperature)
-    asked_ids = [encode_prompt(tokenizer, prompt) for prompt in _fitting(job, tokenizer, asked, context)]
     metrics = {
         **after.metrics(job),
         **_reward_comparison(scores_after, scores_before),
