@@ -193,7 +193,7 @@ def compare(name: str, load: Load, count: int, ways: list[str], rounds: int) -> 
         mean_length = statistics.mean(speed.tokens for speed in mine) / count
         cells = (name, count, way, f"{statistics.median(rates):.0f}", spread(ratios), spread(cpu_ratios))
         memory = peak_memory(way, load, count)
-        print("", *cells, f"{mean_length:.1f}", f"{memory:.2f}", sep=" | ", end=" |\n", flush=True)
+        print("| " + " | ".join(map(str, (*cells, f"{mean_length:.1f}", f"{memory:.2f}"))) + " |", flush=True)
 
 
 def _quiet() -> None:
