@@ -230,7 +230,9 @@ def test_dry_run_of_a_run_that_is_not_there(tmp_path, small, chatpipe):
         assert stage["processes"] == 2
         assert stage["command"].startswith("accelerate launch ")
         assert "--multi_gpu --num_processes 2 " in stage["command"]
-        assert stage["command"].endswith(f"{stage['stage']} {out}/recipe.yaml --out {out}/{stage['stage']}")
+        assert stage["command"].endswith(
+            f"{stage['stage']} {out}/{stage['stage']}/recipe.yaml --out {out}/{stage['stage']}"
+        )
 
 
 def test_dry_run_for_people(tmp_path, own, chatpipe):

@@ -24,6 +24,8 @@ from test_padding_and_order import (
     check_splits,
 )
 
+from chatpipe.errors import TrainingError
+
 CHECKS = {
     "T1 tabular": lambda folder: check_tabular_gradient(lam=1.0, micro_batch_size=192),
     "T1 trainer": lambda folder: check_trainer_gradient(folder, temperature=0.7, micro_batch_size=100),
@@ -42,11 +44,11 @@ CHECKS = {
 
 
 def caught(check, folder):
-    """Only a failed assertion counts: a mutant that crashes has shown nothing about the check."""
+    """A failed assertion counts, or PPO's own refusal of scores that are not finite; a crash shows nothing."""
     try:
         with contextlib.redirect_stdout(io.StringIO()):  # Trainer's log lines
             CHECKS[check](folder)
-    except AssertionError:
+    except (AssertionError, TrainingError):
         return True
     return False
 

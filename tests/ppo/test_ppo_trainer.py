@@ -83,7 +83,15 @@ def test_metrics_against_the_experience(tmp_path):
     assert {"loss", "grad_norm", "lr", "eps", "policy/approxkl_avg", "policy/clipfrac_avg", "policy/entropy_avg",
             "loss/policy_avg", "loss/value_avg", "val/ratio", "val/ratio_var", "val/ratio_max", "val/clipfrac_avg",
             "advantages/mean", "advantages/var", "time/rollout", "time/score", "time/update"} <= set(line)  # fmt: skip
-    assert line["loss"] == pytest.approx(line["loss/policy_avg"] + 0.1 * line["loss/value_avg"], abs=1e-2)
+
+
+def test_the_loss_is_that_of_its_parts(tmp_path):
+    """With one minibatch a mean over steps is a mean over tokens."""
+    ppo = tiny.trainer(tmp_path, num_mini_batches=1, batch_size=16, learning_rate=1e-2)
+    ppo.train()
+    for line in tiny.logged_iterations(ppo):
+        assert abs(line["loss"]) > 1e-3
+        assert line["loss"] == pytest.approx(line["loss/policy_avg"] + 0.1 * line["loss/value_avg"], abs=1e-5)
 
 
 def test_reference_and_reward_model_do_not_change_and_policy_and_critic_do(tmp_path):
