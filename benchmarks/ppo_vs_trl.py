@@ -1,12 +1,13 @@
 """PPO here against the PPOTrainer of TRL 1.12, the last release that has one, in turns on the same work.
 
-    python benchmarks/ppo_vs_trl.py [--sizes pocket 20m] [--rounds 3] [--iterations 3] [--folder build/ppo_vs_trl]
+    python benchmarks/ppo_vs_trl.py [--sizes pocket 20m] [--rounds 3] [--iterations 3] [--float32]
 
 Each run is a process of its own, and both have the same interpreter, torch and transformers: TRL 1.12 lies in a folder
 that its runs alone have in front of their path (build/trl-1.12; it is installed at first use). Both load the same
-checkpoints and prompts and do the same number of episodes, epochs, optimizer steps and rows per micro-batch, in
-float32 on a CPU and bfloat16 (autocast) on a GPU, without gradient checkpointing. Completions have natural lengths: the
-policy is made so that it ends them after a third of the limit on average. glibc is told to keep freed memory in both.
+checkpoints and prompts and do the same number of episodes, epochs, optimizer steps and rows per micro-batch, without
+gradient checkpointing, in bfloat16 (autocast; TRL's default) where the machine has it. Completions have natural
+lengths: the policy is made so that it ends them after a third of the limit on average. glibc is told to keep freed
+memory in both.
 
 Seconds are those between the ends of iterations, so neither start nor the first iteration count. Memory is the largest
 resident size of the process, on a GPU the largest amount of memory that tensors had. The last line is the ratio.
@@ -85,19 +86,26 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3, help="runs of each side")
     parser.add_argument("--iterations", type=int, default=3, help="timed iterations of a run; one more comes before")
     parser.add_argument("--folder", type=Path, default=Path("build/ppo_vs_trl"), help="where the models are put")
+    parser.add_argument("--float32", action="store_true", help="in place of bfloat16")
     parser.add_argument("--side", choices=RUN_SIDE, help=argparse.SUPPRESS)  # what a run's own process is told
     asked = parser.parse_args()
     if asked.side:
-        run_here(asked.side, SIZES[asked.sizes[0]], asked.folder, asked.iterations)
+        run_here(asked.side, SIZES[asked.sizes[0]], asked.folder, asked.iterations, not asked.float32)
         return
     install_trl()
-    sizes = asked.sizes or default_sizes()
-    ratios = [compare(size, asked.rounds, asked.iterations, asked.folder / size) for size in sizes]
+    more = ["--iterations", str(asked.iterations)]
+    more += ["--float32"] if asked.float32 or not has_bfloat16() else []
+    ratios = [compare(size, asked.rounds, asked.folder / size, more) for size in asked.sizes or default_sizes()]
     print("ratio of episodes/s to TRL 1.12, median (lowest-highest): " + "; ".join(ratios))
 
 
 def default_sizes() -> list[str]:
     return ["0.5b"] if torch.cuda.is_available() else ["pocket", "20m"]
+
+
+def has_bfloat16() -> bool:
+    """Whether the GPU, or the CPU, multiplies in bfloat16."""
+    return torch.cuda.is_bf16_supported() if torch.cuda.is_available() else torch.cpu._is_avx512_bf16_supported()
 
 
 # ---- both sides in turns ----
@@ -110,15 +118,15 @@ def install_trl() -> None:
         subprocess.run(command, check=True)
 
 
-def compare(name: str, rounds: int, iterations: int, folder: Path) -> str:
+def compare(name: str, rounds: int, folder: Path, more: list[str]) -> str:
     """Prints a row for each run; returns the ratio of speeds with its spread over the rounds."""
     make_models(SIZES[name], folder)
     speeds, memories = [], []
-    print(f"\n{name}: {SIZES[name]}\n")
+    print(f"\n{name}, {' '.join(more)}: {SIZES[name]}\n")
     print("| run | " + " | ".join(COLUMNS) + " |\n|" + "---|" * (len(COLUMNS) + 1))
     for number in range(rounds):
         sides = list(RUN_SIDE) if number % 2 == 0 else list(reversed(RUN_SIDE))
-        results = {side: run(side, name, iterations, folder) for side in sides}
+        results = {side: run(side, name, folder, more) for side in sides}
         for side, result in results.items():
             cells = [f"{result[key]:.{digits}f}" for key, digits in COLUMNS.items()]
             print(f"| {side} {number + 1} | " + " | ".join(cells) + " |", flush=True)
@@ -133,13 +141,12 @@ def spread(ratios: list[float]) -> str:
     return f"{statistics.median(ratios):.2f} ({min(ratios):.2f}-{max(ratios):.2f})"
 
 
-def run(side: str, name: str, iterations: int, folder: Path) -> Result:
+def run(side: str, name: str, folder: Path, more: list[str]) -> Result:
     """One run in a process of its own."""
     env = {**os.environ, **KEEP_FREED_MEMORY, "HF_HUB_OFFLINE": "1", "TRL_EXPERIMENTAL_SILENCE": "1"}
     if side == "trl":
         env["PYTHONPATH"] = os.pathsep.join([str(TRL_FOLDER), env.get("PYTHONPATH", "")])
-    command = [sys.executable, __file__, "--side", side, "--sizes", name]
-    command += ["--iterations", str(iterations), "--folder", str(folder)]
+    command = [sys.executable, __file__, "--side", side, "--sizes", name, "--folder", str(folder), *more]
     with (folder / f"{side}.log").open("w") as log:
         done = subprocess.run(command, env=env, stdout=subprocess.PIPE, stderr=log)
     if done.returncode:
@@ -163,10 +170,11 @@ class Iterations(TrainerCallback):
             self.processor_seconds.append(time.process_time())
 
 
-def run_here(side: str, size: Size, folder: Path, iterations: int) -> None:
+def run_here(side: str, size: Size, folder: Path, iterations: int, bf16: bool) -> None:
     """Trains for `iterations` and one before them; prints what was measured as one line of JSON."""
     watch = Iterations()
-    lengths = RUN_SIDE[side](size, folder, size.episodes * (iterations + 1), watch)
+    arguments = {**common_arguments(size, folder), "total_episodes": size.episodes * (iterations + 1), "bf16": bf16}
+    lengths = RUN_SIDE[side](size, folder, arguments, watch)
     seconds = watch.ends[-1] - watch.ends[0]
     processor = watch.processor_seconds[-1] - watch.processor_seconds[0]
     episodes, length = size.episodes * iterations, statistics.mean(lengths[1:])
@@ -179,14 +187,14 @@ def run_here(side: str, size: Size, folder: Path, iterations: int) -> None:
     print("\n" + json.dumps(dict(zip(COLUMNS, values, strict=True))))
 
 
-def run_chatpipe(size: Size, folder: Path, episodes: int, watch: Iterations) -> list[float]:
+def run_chatpipe(size: Size, folder: Path, arguments: dict[str, Any], watch: Iterations) -> list[float]:
     """Trains with this project's PPOTrainer; returns the mean length of the completions of each iteration."""
     from chatpipe.ppo.config import PPOConfig
     from chatpipe.ppo.trainer import PPOTrainer
 
     rows = size.episodes // size.minibatches
     trainer = PPOTrainer(
-        args=PPOConfig(**common_arguments(size, folder, episodes), per_device_train_batch_size=rows, batch_size=rows),
+        args=PPOConfig(**arguments, per_device_train_batch_size=rows, batch_size=rows),
         train_prompts=json.loads((folder / "prompts.json").read_text()),
         callbacks=[watch],
         **load(folder),
@@ -195,7 +203,7 @@ def run_chatpipe(size: Size, folder: Path, episodes: int, watch: Iterations) -> 
     return [line["response/length"] for line in trainer.state.log_history if "response/length" in line]
 
 
-def run_trl(size: Size, folder: Path, episodes: int, watch: Iterations) -> list[float]:
+def run_trl(size: Size, folder: Path, arguments: dict[str, Any], watch: Iterations) -> list[float]:
     """Trains with TRL's; returns the same.
 
     Its optimizer steps once in `gradient_accumulation_steps` micro-batches whatever `num_mini_batches` says, so a
@@ -215,7 +223,7 @@ def run_trl(size: Size, folder: Path, episodes: int, watch: Iterations) -> list[
     ppo_trainer.truncate_response = truncate_and_count
     trainer = PPOTrainer(
         args=PPOConfig(
-            **common_arguments(size, folder, episodes),
+            **arguments,
             per_device_train_batch_size=size.episodes,
             stop_token="eos",
             num_sample_generations=0,
@@ -233,11 +241,10 @@ def run_trl(size: Size, folder: Path, episodes: int, watch: Iterations) -> list[
 RUN_SIDE = {"chatpipe": run_chatpipe, "trl": run_trl}
 
 
-def common_arguments(size: Size, folder: Path, episodes: int) -> dict[str, Any]:
+def common_arguments(size: Size, folder: Path) -> dict[str, Any]:
     """What both are told in the same words. The learning rate leaves the lengths as they are."""
     return {
         "output_dir": str(folder / "out"),
-        "total_episodes": episodes,
         "num_mini_batches": size.minibatches,
         "num_ppo_epochs": size.epochs,
         "response_length": size.response_length,
@@ -245,7 +252,6 @@ def common_arguments(size: Size, folder: Path, episodes: int) -> dict[str, Any]:
         "missing_eos_penalty": 1.0,
         "learning_rate": 1e-6,
         "gradient_accumulation_steps": 1,
-        "bf16": torch.cuda.is_available(),
         "use_cpu": not torch.cuda.is_available(),
         "gradient_checkpointing": False,
         "save_strategy": "no",

@@ -2,7 +2,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from chatpipe.data.padding import length_sorted, pad_right
+from chatpipe.data.padding import equal_tokens, length_sorted, pad_right
 
 
 def padded_tokens(lengths, chunk):
@@ -27,10 +27,25 @@ def test_a_micro_batch_is_filled_up_to_its_tokens():
     assert [lengths[chunk].tolist() for chunk in length_sorted(lengths, 8)] == [[10] * 3, [5] * 5]
 
 
-def test_padding_is_what_may_be_given_away_for_fewer_micro_batches():
-    lengths = torch.tensor([10, 9, 8])
-    for max_padding, expected in ((0.05, [[10, 9], [8]]), (0.049, [[10], [9], [8]]), (0.1, [[10, 9, 8]])):
-        assert [lengths[chunk].tolist() for chunk in length_sorted(lengths, 3, max_padding)] == expected
+def test_a_twentieth_of_a_micro_batch_may_be_padding():
+    lengths = torch.tensor([18, 20, 19, 17])
+    assert [lengths[chunk].tolist() for chunk in length_sorted(lengths, 4)] == [[20, 19, 18], [17]]
+
+
+@given(st.lists(st.integers(1, 200), min_size=1, max_size=60), st.integers(1, 8))
+def test_micro_batches_of_equal_tokens_hold_each_row_once(lengths, size):
+    lengths = torch.tensor(lengths)
+    longest = int(lengths.max())
+    chunks = equal_tokens(lengths, size * longest)
+    assert lengths[torch.cat(chunks)].tolist() == sorted(lengths.tolist(), reverse=True)
+    assert sorted(torch.cat(chunks).tolist()) == list(range(len(lengths)))
+    for chunk in chunks:
+        assert 1 <= lengths[chunk].sum() <= (size + 1) * longest
+
+
+def test_equal_tokens():
+    lengths = torch.tensor([4, 2, 8, 2, 4, 4])
+    assert [lengths[chunk].tolist() for chunk in equal_tokens(lengths, 12)] == [[8, 4], [4, 4, 2, 2]]
 
 
 def test_no_rows_are_no_micro_batches():

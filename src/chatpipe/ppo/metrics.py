@@ -120,8 +120,8 @@ class UpdateStatistics:
 
     def padding(self, sum_over_ranks: SumOverRanks) -> float:
         """`perf/padding`: the share of padding among the tokens that went through the policy in the update."""
-        pooled = _pool({name: self.all_steps[name] for name in ("padding", "positions")}, sum_over_ranks)
-        return pooled["padding"] / pooled["positions"]
+        pooled = _pool({name: self.all_steps[name] for name in ("read", "read_tokens")}, sum_over_ranks)
+        return 1 - pooled["read_tokens"] / pooled["read"]
 
 
 def add_statistics(total: Statistics, more: Statistics) -> Statistics:

@@ -4,15 +4,21 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.nn.functional import pad
 from torch.utils.checkpoint import checkpoint
 from transformers import PreTrainedModel
 
+from chatpipe.data.padding import equal_tokens, length_sorted
 from chatpipe.errors import UsageError
+from chatpipe.models.unpadded import MULTIPLE, Rows, hidden_states_at, positions_read, reads_unpadded
 from chatpipe.ppo.microbatch import MicroBatch
-from chatpipe.reward.model import at_last_token, head_scores, reward_offset, token_scores
+from chatpipe.reward.model import head_scores, reward_offset
 
 MAX_LOGITS = 2**25
 """Logits that are held at once, times about four in float32 with what log-softmax and entropy need: 0.5 GB."""
+
+MAX_TOKENS_ON_CPU = 1024
+"""Of a micro-batch that is read without padding: on a CPU more at once take more memory and no less time."""
 
 
 class Outputs(NamedTuple):
@@ -38,6 +44,20 @@ class PolicyAndCritic(nn.Module):
         logprobs, entropy = completion_logprobs(self.policy, batch, self.temperature)
         return Outputs(logprobs, entropy, completion_values(self.critic, batch))
 
+    def micro_batches(self, lengths: Tensor, size: int) -> tuple[Tensor, ...]:
+        """Split rows of `lengths` [n] into micro-batches with the memory of about `size` of the longest rows.
+
+        Returns the row numbers of each, int64.
+        """
+        if not all(reads_unpadded(_body(model)) for model in (self.policy, self.critic)):
+            return length_sorted(lengths, size)
+        tokens = size * int(lengths.max())
+        return equal_tokens(lengths, min(tokens, MAX_TOKENS_ON_CPU) if self.policy.device.type == "cpu" else tokens)
+
+    def positions_read(self, batch: MicroBatch) -> Tensor:
+        """How many tokens of `batch`, padding included, go through the policy: a number."""
+        return torch.tensor(positions_read(_body(self.policy), batch.attention_mask))
+
     def activation_checkpointing_enable(self, **kwargs: Any) -> None:
         """What Trainer calls for `gradient_checkpointing`."""
         for model in (self.policy, self.critic):
@@ -56,12 +76,7 @@ def completion_logprobs(policy: PreTrainedModel, batch: MicroBatch, temperature:
     Where their logits are more than `MAX_LOGITS` numbers, it sees them in parts, each of which the backward pass
     computes anew. The entropy has no gradient.
     """
-    hidden = policy.base_model(
-        input_ids=batch.input_ids,
-        attention_mask=batch.attention_mask,
-        position_ids=batch.position_ids,
-        use_cache=False,
-    ).last_hidden_state[batch.rows, batch.columns]
+    hidden = _hidden_states(policy, batch, batch.rows, batch.columns)
     tokens = batch.input_ids[batch.rows, batch.columns + 1]
     head = policy.get_output_embeddings()
     at_once = max(1, MAX_LOGITS // policy.config.get_text_config().vocab_size)
@@ -77,7 +92,8 @@ def completion_logprobs(policy: PreTrainedModel, batch: MicroBatch, temperature:
 
 def _token_logprobs(head: nn.Module, hidden: Tensor, tokens: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
     """Log-prob of `tokens` [N] and entropy [N] where the output head sees the states `hidden` [N, d]."""
-    logits = head(hidden)
+    # Filled up for the same reason as the tokens that a model reads.
+    logits = head(pad(hidden, (0, 0, 0, -len(hidden) % MULTIPLE)))[: len(hidden)]
     logprobs = (logits.to(torch.promote_types(logits.dtype, torch.float32)) / temperature).log_softmax(-1)
     with torch.no_grad():
         entropy = -(logprobs.exp() * logprobs).sum(-1)
@@ -86,14 +102,9 @@ def _token_logprobs(head: nn.Module, hidden: Tensor, tokens: Tensor, temperature
 
 def completion_values(critic: PreTrainedModel, batch: MicroBatch) -> Tensor:
     """The critic's value before each completion token, [N]."""
-    hidden = getattr(critic, critic.base_model_prefix)(
-        input_ids=batch.input_ids,
-        attention_mask=batch.attention_mask,
-        position_ids=batch.position_ids,
-        use_cache=False,
-    ).last_hidden_state
     # Taken out before the head: padded cells would add 0 times what stands in them to its gradient.
-    return head_scores(critic.score, hidden[batch.rows, batch.columns]) - reward_offset(critic)
+    hidden = _hidden_states(critic, batch, batch.rows, batch.columns)
+    return head_scores(critic.score, hidden) - reward_offset(critic)
 
 
 def last_token_scores(reward_model: PreTrainedModel, batch: MicroBatch) -> Tensor:
@@ -104,8 +115,18 @@ def last_token_scores(reward_model: PreTrainedModel, batch: MicroBatch) -> Tenso
     if not reads_left_to_right(reward_model):
         logits = reward_model(input_ids=batch.input_ids, attention_mask=batch.attention_mask).logits
         return logits[:, 0].to(torch.promote_types(logits.dtype, torch.float32)) - reward_offset(reward_model)
-    scores = token_scores(reward_model, batch.input_ids, batch.attention_mask, batch.position_ids)
-    return at_last_token(scores, batch.attention_mask)
+    lengths = batch.attention_mask.sum(1)
+    hidden = _hidden_states(reward_model, batch, torch.arange(len(lengths), device=lengths.device), lengths - 1)
+    return head_scores(reward_model.score, hidden) - reward_offset(reward_model)
+
+
+def _hidden_states(model: PreTrainedModel, batch: MicroBatch, rows: Tensor, columns: Tensor) -> Tensor:
+    tokens = Rows(batch.input_ids, batch.attention_mask, batch.position_ids)
+    return hidden_states_at(_body(model), tokens, rows, columns)
+
+
+def _body(model: PreTrainedModel) -> nn.Module:
+    return getattr(model, model.base_model_prefix)
 
 
 def reads_left_to_right(model: PreTrainedModel) -> bool:

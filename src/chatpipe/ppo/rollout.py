@@ -81,7 +81,7 @@ def score(
     """
     lengths = sequences.completion_lengths
     reward_models = [reward_model] if isinstance(reward_model, nn.Module) else list(reward_model)
-    chunks, read = length_sorted(sequences.lengths, micro_batch_size), []
+    chunks, read = trained.micro_batches(sequences.lengths, micro_batch_size), []
     for rows in chunks:
         batch = pad(sequences.select(rows)).to(device)
         outputs = trained(*batch)

@@ -7,7 +7,6 @@ import torch
 from torch import Tensor, nn
 from transformers import Trainer
 
-from chatpipe.data.padding import length_sorted
 from chatpipe.ppo.config import PPOConfig
 from chatpipe.ppo.critic import split_learning_rates
 from chatpipe.ppo.experience import Experience
@@ -69,7 +68,7 @@ class PPOUpdate(Trainer):
             self.skipped_steps += 1
             return torch.zeros((), device=device)
         all_tokens = self._sum_over_ranks(torch.tensor(minibatch.num_tokens)).item()
-        chunks = length_sorted(minibatch.sequences.lengths, args.per_device_train_batch_size)
+        chunks = self.model.micro_batches(minibatch.sequences.lengths, args.per_device_train_batch_size)
         statistics: Statistics = {}
         mixes_text = self.ptx_dataset is not None and not self.trains_critic_alone
         total, text_statistics = self._text_step(model) if mixes_text else (torch.zeros((), device=device), {})
@@ -108,7 +107,7 @@ class PPOUpdate(Trainer):
             kl_loss=args.kl_loss,  # type: ignore[arg-type]  # checked by PPOConfig
             kl_loss_coef=args.kl_loss_coef,
         )
-        read = {"positions": torch.tensor(batch.input_ids.numel()), "padding": (1 - batch.attention_mask).sum()}
+        read = {"read": self.model.positions_read(batch), "read_tokens": batch.attention_mask.sum()}
         return loss, {**statistics, **read, "entropy": outputs.entropy.sum()}
 
     def _text_step(self, model: nn.Module) -> tuple[Tensor, Statistics]:

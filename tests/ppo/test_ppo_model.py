@@ -1,0 +1,49 @@
+"""The forward pass of PPO: the output head in parts, and how much padding the models read."""
+
+import pytest
+import tiny
+import torch
+
+from chatpipe.ppo import model
+from chatpipe.ppo.microbatch import pad
+
+
+def read(ppo, batch):
+    """Log-probs, entropies and the gradient of the policy."""
+    ppo.model.zero_grad()
+    logprobs, entropy = model.completion_logprobs(ppo.model.policy, batch, 0.7)
+    (logprobs * torch.arange(len(logprobs))).sum().backward()
+    return logprobs, entropy, torch.cat([parameter.grad.flatten() for parameter in ppo.model.policy.parameters()])
+
+
+def test_the_output_head_in_parts_gives_what_it_gives_at_once(tmp_path, monkeypatch):
+    ppo = tiny.trainer(tmp_path, model=tiny.policy().double(), reward_model=tiny.random_reward_model().double())
+    batch = pad(ppo.make_experience().sequences)
+    at_once = read(ppo, batch)
+    seen = []
+    ppo.model.policy.lm_head.register_forward_hook(lambda _, __, logits: seen.append(logits.numel()))
+    monkeypatch.setattr(model, "MAX_LOGITS", 5 * tiny.VOCABULARY)
+    for one, other in zip(read(ppo, batch), at_once, strict=True):
+        assert torch.allclose(one, other, rtol=0, atol=1e-10)
+    parts = -(-len(batch.rows) // 5)
+    assert parts > 2
+    assert len(seen) == 2 * parts  # each again in the backward pass
+    assert max(seen) <= model.MULTIPLE * tiny.VOCABULARY
+
+
+def test_the_share_of_padding_is_logged(tmp_path):
+    ppo = tiny.trainer(tmp_path, batch_size=32, num_mini_batches=1, per_device_train_batch_size=32)
+    ppo.train()
+    for line in tiny.logged_iterations(ppo):
+        assert 0 <= line["perf/padding"] < 0.5  # of 64 or 128 tokens, filled up to a multiple of 32
+
+
+def test_models_that_need_padding_are_read_with_little(tmp_path):
+    """Gradient checkpointing is one reason to be read in padded rows."""
+    ppo = tiny.trainer(tmp_path, batch_size=32, num_mini_batches=1, per_device_train_batch_size=32)
+    lengths = torch.tensor([10, 20, 10, 20])
+    assert [rows.tolist() for rows in ppo.model.micro_batches(lengths, 4)] == [[1, 3, 0, 2]]
+    ppo.model.gradient_checkpointing_enable()
+    assert [rows.tolist() for rows in ppo.model.micro_batches(lengths, 4)] == [[1, 3], [0, 2]]
+    ppo.train()
+    assert [line["perf/padding"] for line in tiny.logged_iterations(ppo)] == [pytest.approx(0, abs=0.05)]
