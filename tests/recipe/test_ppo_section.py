@@ -92,6 +92,7 @@ GOOD = {
     "reward_score_before": 0.0,
     "reward_change_low": 0.5,
     "reward_change_high": 1.5,
+    "reward_sources": ["model"],
 }
 
 
