@@ -29,7 +29,7 @@ class Manifest:
     parents: dict[str, str]
     """Recipe key of each model it was made from -> that checkpoint's id."""
     data: dict[str, dict[str, str]]
-    """Recipe key of each data source -> its files' SHA-256."""
+    """Recipe key of each data source, and of each reward function -> its files' SHA-256."""
     settings: dict[str, Any]
     """Dotted recipe keys that decide what comes out."""
     seed: int

@@ -162,15 +162,14 @@ def _run_here(job: Job) -> None:
         launch.stop_with_parent()
     if launch.is_rank():
         launch.join_world(job.processes)
-    if job.is_main:
-        job.begin()
+    # Taken now: what is edited while the stage trains is not what it was made from.
+    manifest = job.begin() if job.is_main else None
     start = time.monotonic()
     # Imported here since a stage brings torch along, which a wrong command must not wait for.
     module = importlib.import_module(f"chatpipe.stages.{job.stage}")
     outcome: Outcome | None = getattr(module, f"run_{job.stage}")(job)
-    if outcome is None:
+    if manifest is None or outcome is None:
         return
-    manifest = job.manifest()
     manifest.metrics, manifest.verdict = outcome.metrics, outcome.verdict
     manifest.seconds = time.monotonic() - start
     write_manifest(job.folder, manifest)
