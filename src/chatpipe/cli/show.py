@@ -34,12 +34,15 @@ def show_plan(resolved: Resolved, stages: Sequence[str], how: How, json: bool, o
 
 
 def show_stage(result: StageResult) -> None:
-    """One line for a stage that is done, and its verdict's reasons where it did not pass."""
+    """One line for a stage that is done, its verdict's reasons, and whether the recipe now measures in another way."""
     status = result.manifest.verdict.get("status", "?")
     state = "done before" if result.skipped else f"{result.manifest.seconds:.0f} s"
     console.note(f"{result.stage}: {status} ({state}) -> {result.out}")
     for reason in result.manifest.verdict.get("reasons", []):
         console.note(f"  - {reason}")
+    if result.measured_otherwise:
+        changes = "; ".join(result.measured_otherwise)
+        console.warn(f"{result.stage} was measured with other settings: {changes} (--fresh trains and measures anew)")
 
 
 def show_run_table(results: Sequence[StageResult]) -> None:

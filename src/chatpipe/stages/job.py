@@ -108,6 +108,11 @@ class Job:
         rewards = self.recipe.ppo.reward or [] if self.stage == "ppo" else []
         return {f"ppo.reward.{i}.function": reward.function for i, reward in enumerate(rewards) if reward.function}
 
+    def evaluation(self) -> dict[str, Any]:
+        """Dotted keys by which the stage's result is measured, where the recipe has a say in that."""
+        measured = self.stage in ("sft", "ppo")
+        return flatten({"evaluation": self.recipe.evaluation.model_dump(mode="json")}) if measured else {}
+
     def uses_pocketworld(self) -> bool:
         """Whether some of what the stage reads is the built-in world."""
         return any(reads_pocketworld(blocks) for blocks in self.data().values())
@@ -165,6 +170,7 @@ class Job:
             settings={"seed": self.recipe.seed, **settings},
             seed=self.recipe.seed,
             processes=self.processes,
+            evaluation=self.evaluation(),
         )
 
     def _in_run(self, fingerprints: dict[str, str]) -> dict[str, str]:
