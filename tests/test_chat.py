@@ -66,6 +66,30 @@ def test_a_pipe_gets_one_answer_a_line_and_nothing_else(monkeypatch, capsys, fol
     assert err == ""
 
 
+@pytest.mark.parametrize(
+    "options, answer",
+    [
+        (("--temperature", 0, "--stop", "N"), "Yes"),
+        (("--temperature", 0, "--stop", "never", "--stop", "o!"), "Yes N"),
+        (("--temperature", 1, "--min-p", 0.5), "Yes No!"),  # any other token is e times less likely than the next byte
+    ],
+)
+def test_the_options_of_the_command_reach_the_engine(monkeypatch, chatpipe, folder, options, answer):
+    pipe(monkeypatch, "hello\n")
+    said = chatpipe("chat", folder, *options)
+    assert (said.code, said.out, said.err) == (0, answer + "\n", "")
+
+
+@pytest.mark.parametrize(
+    "options, message", [(("--stop", ""), "strings that are not empty"), (("--min-p", 1.5), "min-p")]
+)
+def test_options_that_cannot_be_are_refused(monkeypatch, chatpipe, folder, options, message):
+    pipe(monkeypatch, "hello\n")
+    said = chatpipe("chat", folder, *options)
+    assert (said.code, said.out) == (2, "")
+    assert message in said.err
+
+
 def test_reset_forgets(monkeypatch, capsys, folder):
     pipe(monkeypatch, "hello\n/reset\n")
     chat(folder, GREEDY, seed=0)

@@ -55,6 +55,15 @@ def test_a_damaged_manifest_is_a_user_error(folder, text):
     assert "--fresh" in caught.value.hint
 
 
+def test_how_a_result_was_measured_makes_no_other_checkpoint_but_is_known():
+    before = manifest(evaluation={"evaluation.prompts": 200, "evaluation.temperature": 0.0})
+    now = {"evaluation.prompts": 50, "evaluation.temperature": 0.0}
+    assert before.differences(manifest(evaluation=now)) == []
+    assert before.measured_otherwise(now) == ["evaluation.prompts was 200, is 50 now"]
+    assert before.measured_otherwise(before.evaluation) == []
+    assert manifest().measured_otherwise(now) == []  # written before this was noted
+
+
 def test_differences_name_what_changed_and_nothing_else():
     before = manifest(metrics={"eval_loss": 1.0}, seconds=3.0)
     assert before.differences(manifest(processes=2)) == []

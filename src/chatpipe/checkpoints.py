@@ -7,6 +7,7 @@ one is not a finished stage.
 import hashlib
 import json
 import platform
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from importlib import metadata
 from pathlib import Path
@@ -29,11 +30,13 @@ class Manifest:
     parents: dict[str, str]
     """Recipe key of each model it was made from -> that checkpoint's id."""
     data: dict[str, dict[str, str]]
-    """Recipe key of each data source -> its files' SHA-256."""
+    """Recipe key of each data source, and of each reward function -> its files' SHA-256."""
     settings: dict[str, Any]
     """Dotted recipe keys that decide what comes out."""
     seed: int
     processes: int
+    evaluation: dict[str, Any] = field(default_factory=dict)
+    """Dotted recipe keys that decide how the result was measured, and nothing of the result."""
     seconds: float = 0.0
     metrics: dict[str, Any] = field(default_factory=dict)
     verdict: dict[str, Any] = field(default_factory=dict)
@@ -42,12 +45,11 @@ class Manifest:
 
     def differences(self, other: "Manifest") -> list[str]:
         """What differs in how the two checkpoints were or would be made, a line each; empty if nothing does."""
-        mine, others = self._made_by(), other._made_by()
-        return [
-            f"{key} was {_short(mine.get(key))}, is {_short(others.get(key))} now"
-            for key in dict.fromkeys([*mine, *others])
-            if mine.get(key) != others.get(key)
-        ]
+        return _differences(self._made_by(), other._made_by())
+
+    def measured_otherwise(self, evaluation: Mapping[str, Any]) -> list[str]:
+        """Where `evaluation` differs from how the result was measured, a line each; empty where that was not noted."""
+        return _differences(self.evaluation, evaluation) if self.evaluation else []
 
     def _made_by(self) -> dict[str, Any]:
         made_by: dict[str, Any] = {"stage": self.stage, **self.settings}
@@ -111,6 +113,14 @@ def versions() -> dict[str, str]:
         except metadata.PackageNotFoundError:
             continue
     return found
+
+
+def _differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
+    return [
+        f"{key} was {_short(before.get(key))}, is {_short(now.get(key))} now"
+        for key in dict.fromkeys([*before, *now])
+        if before.get(key) != now.get(key)
+    ]
 
 
 def _short(value: Any) -> str:

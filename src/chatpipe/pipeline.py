@@ -39,13 +39,16 @@ class How:
 
 @dataclass
 class StageResult:
-    """What a stage has to say for itself; `skipped` when it was done already."""
+    """What a stage has to say for itself; `skipped` when it was done already.
+
+    `measured_otherwise` says where the recipe's evaluation differs from how the stored result was measured.
+    """
 
     stage: str
     out: Path
     manifest: Manifest
     skipped: bool
-    notes: list[str] = field(default_factory=list)
+    measured_otherwise: list[str] = field(default_factory=list)
 
     def to_json(self) -> dict[str, Any]:
         """The object of the contract."""
@@ -139,7 +142,7 @@ def run_stage(job: Job, how: How, standing: Standing) -> StageResult:
     if standing == "done":
         manifest = read_manifest(job.folder)
         assert manifest is not None
-        return StageResult(job.stage, job.folder, manifest, skipped=True)
+        return StageResult(job.stage, job.folder, manifest, True, manifest.measured_otherwise(job.evaluation()))
     if how.processes > 1 and not launch.is_rank():
         _run_launched(job, how)
     else:
@@ -162,15 +165,14 @@ def _run_here(job: Job) -> None:
         launch.stop_with_parent()
     if launch.is_rank():
         launch.join_world(job.processes)
-    if job.is_main:
-        job.begin()
+    # Taken now: what is edited while the stage trains is not what it was made from.
+    manifest = job.begin() if job.is_main else None
     start = time.monotonic()
     # Imported here since a stage brings torch along, which a wrong command must not wait for.
     module = importlib.import_module(f"chatpipe.stages.{job.stage}")
     outcome: Outcome | None = getattr(module, f"run_{job.stage}")(job)
-    if outcome is None:
+    if manifest is None or outcome is None:
         return
-    manifest = job.manifest()
     manifest.metrics, manifest.verdict = outcome.metrics, outcome.verdict
     manifest.seconds = time.monotonic() - start
     write_manifest(job.folder, manifest)

@@ -177,6 +177,18 @@ def test_a_second_call_skips_all_stages(tiny_run, chatpipe, listing):
         assert now == {**first, "skipped": True}
 
 
+def test_a_changed_evaluation_costs_no_training_and_what_was_measured_otherwise_is_said(tiny_run, chatpipe):
+    result = tiny_run.stage("sft")
+    command = ("sft", tiny_run.recipe, "--out", tiny_run.folder / "sft", "--json")
+    again = chatpipe(*command, "evaluation.prompts=50", "evaluation.max_new_tokens=20")
+    assert again.object == {**result, "skipped": True}
+    changes = "evaluation.prompts was 40, is 50 now; evaluation.max_new_tokens was 24, is 20 now"
+    assert f"warning: sft was measured with other settings: {changes} (--fresh " in again.err
+    assert "other settings" not in chatpipe(*command).err
+    rm = ("rm", tiny_run.recipe, "evaluation.prompts=50", "--out", tiny_run.folder / "rm")
+    assert "other settings" not in chatpipe(*rm, f"rm.data={tiny_run.folder}/rankings/round-1.jsonl").err
+
+
 @pytest.mark.parametrize(
     "change, where", [("seed=1", "run"), ("pocketworld.seed=1", "run"), ("ppo.kl_coef=0.3", "ppo")]
 )

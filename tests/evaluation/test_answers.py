@@ -32,14 +32,14 @@ def _says_only(model, token_id: int) -> None:
 def test_a_model_that_stops_at_once_gives_empty_answers_that_ended(model, tokenizer):
     _says_only(model, tokenizer.eos_token_id)
     params = SamplingParams(max_new_tokens=5, temperature=0.0)
-    assert answer_prompts(model, tokenizer, PROMPTS, params, seed=0) == [Answer("", 1, True)] * 2
+    assert answer_prompts(model, tokenizer, PROMPTS, params, seed=0) == [Answer("", [tokenizer.eos_token_id], True)] * 2
 
 
 def test_a_model_that_never_stops_is_cut_off(model, tokenizer):
     [token_id] = tokenizer("a", add_special_tokens=False)["input_ids"]
     _says_only(model, token_id)
     params = SamplingParams(max_new_tokens=5, temperature=0.0)
-    assert answer_prompts(model, tokenizer, PROMPTS, params, seed=0) == [Answer("aaaaa", 5, False)] * 2
+    assert answer_prompts(model, tokenizer, PROMPTS, params, seed=0) == [Answer("aaaaa", [token_id] * 5, False)] * 2
 
 
 def test_answers_depend_on_the_seed_alone(model, tokenizer):
@@ -50,7 +50,7 @@ def test_answers_depend_on_the_seed_alone(model, tokenizer):
 
 
 def test_answer_metrics():
-    answers = [Answer("a", 2, True), Answer("b", 4, True), Answer("c", 9, False)]
+    answers = [Answer("a", [5] * 2, True), Answer("b", [5] * 4, True), Answer("c", [5] * 9, False)]
     assert answer_metrics(answers) == {"eos_share": pytest.approx(2 / 3), "answer_length": 5.0}
 
 
@@ -58,8 +58,8 @@ def test_gold_metrics_of_right_and_of_empty_answers():
     world = pocketworld.World.build(seed=1, people=40)
     prompts = pocketworld.prompts(world, "test", 60, seed=1)
     rater, rng = pocketworld.GoldRater(world), random.Random(0)
-    right = [Answer(good_answer(understand(world, prompt), rng), 5, True) for prompt in prompts]
-    empty = [Answer("", 1, True) for _ in prompts]
+    right = [Answer(good_answer(understand(world, prompt), rng), [], True) for prompt in prompts]
+    empty = [Answer("", [], True) for _ in prompts]
     good, bad = (gold_metrics(rate_answers(rater, prompts, answers)) for answers in (right, empty))
     assert good["right"] == 1.0
     assert bad["right"] == 0.0
@@ -75,6 +75,6 @@ def test_gold_rater_hears_whether_the_answer_ended():
     prompts = pocketworld.prompts(world, "test", 1, seed=1)
     rater = pocketworld.GoldRater(world)
     text = good_answer(understand(world, prompts[0]), random.Random(0))
-    [stopped] = rate_answers(rater, prompts, [Answer(text, 5, True)])
-    [cut] = rate_answers(rater, prompts, [Answer(text, 5, False)])
+    [stopped] = rate_answers(rater, prompts, [Answer(text, [], True)])
+    [cut] = rate_answers(rater, prompts, [Answer(text, [], False)])
     assert cut.score < stopped.score

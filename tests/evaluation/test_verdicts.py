@@ -45,7 +45,10 @@ PPO_REAL = {
     "reward_score_before": 0.0,
     "reward_change_low": 0.8,
     "reward_change_high": 1.2,
+    "reward_sources": ["model"],
 }
+JUDGE = {"judge_score": 1.5, "judge_score_before": 1.0, "judge_change_low": 0.3, "judge_change_high": 0.7}
+PPO_JUDGED = {**PPO_REAL, **JUDGE}
 RANDOM_RM = {"eval_accuracy": 0.51, "accuracy_low": 0.47, "accuracy_high": 0.55}
 
 # verdict, good metrics, what is changed in them, the status that must follow
@@ -101,6 +104,14 @@ CASES = [
     (ppo_verdict, PPO_REAL, {}, "pass"),
     (ppo_verdict, PPO_REAL, {"reward_score": 0.1, "reward_change_low": 0.0}, "warn"),
     (ppo_verdict, PPO_REAL, {"reward_score": 0.0, "reward_change_low": -0.2}, "fail"),
+    (ppo_verdict, PPO_JUDGED, {}, "pass"),
+    (ppo_verdict, PPO_JUDGED, {"reward_score": -1.0, "reward_change_low": -2.0}, "pass"),
+    (ppo_verdict, PPO_JUDGED, {"judge_change_low": 0.0}, "warn"),
+    (ppo_verdict, PPO_JUDGED, {"judge_score": 0.9, "judge_change_low": -0.3, "judge_change_high": 0.0}, "warn"),
+    (ppo_verdict, PPO_JUDGED, {"judge_score": 0.9, "judge_change_low": -0.3, "judge_change_high": -0.01}, "fail"),
+    (ppo_verdict, {**PPO_GOLD, **JUDGE}, {}, "pass"),
+    (ppo_verdict, {**PPO_GOLD, **JUDGE}, {"judge_change_low": -0.3, "judge_change_high": -0.01}, "fail"),
+    (ppo_verdict, {**PPO_GOLD, **JUDGE}, {"gold_score": 0.9, "gold_change_high": -0.1}, "fail"),
 ]
 
 
@@ -158,9 +169,29 @@ def test_random_rankings_fail_even_where_the_reward_model_is_right_by_accident()
 
 
 @pytest.mark.parametrize("change", [{}, {"reward_score": -1.0, "reward_change_low": -2.0}])
-def test_without_gold_the_verdict_says_who_judged(change):
-    assert any("Only the reward model judged this" in reason for reason in ppo_verdict({**PPO_REAL, **change}).reasons)
-    assert not any("Only the reward model" in reason for reason in ppo_verdict(PPO_GOLD).reasons)
+@pytest.mark.parametrize(
+    "sources, who",
+    [
+        (["model"], "Only the reward model judged this: its score on held-out prompts"),
+        (["function"], "Only the reward function judged this: its score on held-out prompts"),
+        (
+            ["model", "model", "function"],
+            "Only the 3 rewards that it was trained on judged this: their weighted sum on held-out prompts",
+        ),
+    ],
+)
+def test_where_only_the_rewards_judged_the_verdict_says_which(change, sources, who):
+    reasons = ppo_verdict({**PPO_REAL, **change, "reward_sources": sources}).reasons
+    assert any(reason.startswith(who) for reason in reasons)
+
+
+@pytest.mark.parametrize("judged", [PPO_GOLD, PPO_JUDGED, {**PPO_GOLD, **JUDGE}])
+def test_where_somebody_else_judged_the_verdict_says_so(judged):
+    reasons = ppo_verdict(judged).reasons
+    assert not any(reason.startswith("Only") for reason in reasons)
+    assert any("The gold rater prefers" in reason for reason in reasons) is ("gold_score" in judged)
+    held_out = "The held-out reward model (ppo.gold_reward_model) judged this: its score on held-out prompts is 1.50, "
+    assert any(reason.startswith(held_out) for reason in reasons) is ("judge_score" in judged)
 
 
 def test_as_stored():

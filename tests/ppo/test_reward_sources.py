@@ -10,8 +10,9 @@ import torch
 from tokenizers.pre_tokenizers import WhitespaceSplit
 
 from chatpipe.errors import TrainingError, UsageError
+from chatpipe.ppo.functions import load_function
 from chatpipe.ppo.prompts import Prompt, read_prompts
-from chatpipe.ppo.rewards import Rewards, load_function
+from chatpipe.ppo.rewards import Rewards
 
 
 def long_ones(prompts, completions):
@@ -78,6 +79,29 @@ def test_functions_are_shown_the_prompts_as_they_were_given(tmp_path):
     assert set(seen) == {"w3 w4", "w5 w6", "seven"}
 
 
+def test_functions_that_ask_are_told_which_completions_ended(tmp_path):
+    def finished(prompts, completions, ended):
+        return [float(did_end) for did_end in ended]
+
+    settings = {"missing_eos_penalty": None, "response_length": 12}
+    ppo = parts.trainer(tmp_path, settings, reward_model=None, reward_funcs=finished, gold_reward=finished)
+    made = ppo.make_experience()
+    ended = made.sequences.ended.float()
+    assert 0 < ended.mean() < 1
+    assert made.scores.equal(ended)
+    assert ppo._metrics["objective/gold"] == pytest.approx(ended.mean().item())
+
+
+def test_an_object_that_is_called_is_a_function_too_and_asks_like_one():
+    class Finished:
+        def __call__(self, prompts, completions, ended):
+            return [float(did_end) for did_end in ended]
+
+    rewards = Rewards.of(None, Finished(), None, None)
+    assert rewards.judge(torch.zeros(2, 0), ["a", "b"], ["c", "d"], [True, False])[0].tolist() == [1.0, 0.0]
+    assert rewards.names() == ["rewards/Finished"]
+
+
 @pytest.mark.parametrize("kind", ["model", "function"])
 def test_the_held_out_judge_is_logged_and_not_trained_on(tmp_path, kind):
     judge = tiny.random_reward_model(seed=9) if kind == "model" else long_ones
@@ -119,14 +143,14 @@ def test_functions_that_do_not_return_a_number_for_each_are_named_before_the_fir
 @pytest.mark.parametrize("kind", [torch.tensor, np.float32, lambda value: torch.tensor(value).unbind()])
 def test_functions_may_return_tensors_and_arrays(kind):
     rewards = Rewards.of(None, lambda prompts, completions: kind([0.5, -1.0]), None, None)
-    total, _ = rewards.judge(torch.zeros(2, 0), ["a", "b"], ["c", "d"])
+    total, _ = rewards.judge(torch.zeros(2, 0), ["a", "b"], ["c", "d"], [True, False])
     assert total.tolist() == [0.5, -1.0]
 
 
 def test_a_reward_model_that_gives_nan_ends_training():
     rewards = Rewards.of(tiny.random_reward_model(), None, None, None)
     with pytest.raises(TrainingError, match="reward model gives NaN"):
-        rewards.judge(torch.tensor([[1.0], [math.nan]]), ["a", "b"], ["c", "d"])
+        rewards.judge(torch.tensor([[1.0], [math.nan]]), ["a", "b"], ["c", "d"], [True, False])
 
 
 def test_weights_must_fit():

@@ -1,11 +1,14 @@
 """What a recipe may say of ppo, and what the stage makes of it without torch."""
 
+import hashlib
 import json
+import sys
 
 import pytest
 
 from chatpipe.errors import UsageError
 from chatpipe.evaluation.verdicts import ppo_verdict
+from chatpipe.ppo.functions import source_fingerprint
 from chatpipe.recipe.loading import load_recipe
 from chatpipe.stages.job import Job
 
@@ -42,8 +45,11 @@ def model_folder(path, architecture):
 
 
 @pytest.fixture
-def job(tmp_path):
-    """A stage with two reward models, a function and a held-out judge."""
+def job(tmp_path, monkeypatch):
+    """A stage with two reward models, a function in the working folder and a held-out judge."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    (tmp_path / "mine.py").write_text("raise SystemExit('this module was run')\n")
     sft = model_folder(tmp_path / "sft", "GPT2LMHeadModel")
     for name in ("helpful", "harmless", "judge"):
         model_folder(tmp_path / name, "GPT2ForSequenceClassification")
@@ -63,6 +69,33 @@ def test_all_reward_models_are_checked_and_stand_in_the_manifest(job, tmp_path):
     assert "ppo.reward.2" in before.differences(job.manifest())[0]
     job.recipe.ppo.reward[0].weight = 3.0
     assert any("ppo.reward was" in line for line in before.differences(job.manifest()))
+
+
+def test_a_changed_reward_function_makes_another_stage_and_is_not_run_to_find_out(job, tmp_path):
+    before = job.manifest()
+    assert before.differences(job.manifest()) == []
+    (tmp_path / "mine.py").write_text("def short(prompts, completions): ...\n")
+    [changed] = before.differences(job.manifest())
+    assert changed.startswith("ppo.reward.1.function (mine:short) was ")
+    assert "mine" not in sys.modules
+
+
+def test_a_reward_function_in_a_package_is_found_without_running_the_package(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    (tmp_path / "ours" / "rewards").mkdir(parents=True)
+    (tmp_path / "ours" / "__init__.py").write_text("raise SystemExit('this package was run')\n")
+    (tmp_path / "ours" / "rewards" / "short.py").write_text("def short(prompts, completions): ...\n")
+    whole = hashlib.sha256((tmp_path / "ours" / "rewards" / "short.py").read_bytes()).hexdigest()
+    assert source_fingerprint("ours.rewards.short:short", "ppo.reward.0.function") == whole
+
+
+@pytest.mark.parametrize("name", ["nowhere:f", "mine.inner:f", "sys:exit", "..mine:f"])
+def test_a_reward_function_without_a_file_is_refused_with_its_key_before_anything_is_written(job, tmp_path, name):
+    job.recipe.ppo.reward[1].function = name
+    with pytest.raises(UsageError, match=f"ppo.reward.1.function = {name} cannot be imported"):
+        job.check()
+    assert not (tmp_path / "run").exists()
 
 
 def test_a_policy_in_the_list_of_rewards_is_refused(job, tmp_path):
@@ -92,6 +125,7 @@ GOOD = {
     "reward_score_before": 0.0,
     "reward_change_low": 0.5,
     "reward_change_high": 1.5,
+    "reward_sources": ["model"],
 }
 
 

@@ -61,6 +61,55 @@ def test_the_manifest_says_what_it_was_made_from(stage):
     folder, _, _ = stage
     manifest = json.loads((folder / "chatpipe.json").read_text())
     assert set(manifest["parents"]) == {"ppo.model", "ppo.reward.0"}
-    assert set(manifest["data"]) == {"ppo.data", "ppo.ptx_data"}
+    assert set(manifest["data"]) == {"ppo.data", "ppo.ptx_data", "ppo.reward.1.function"}
     assert manifest["settings"]["ppo.lora.r"] == 4
     assert manifest["settings"]["ppo.reward"][1] == {"function": "rewards_of_this_test:short", "weight": 2.0}
+
+
+JUDGED_FUNCTION = """
+from pathlib import Path
+
+def finished(prompts, completions, ended):
+    Path(__file__).write_text(Path(__file__).read_text() + "# edited while it trained\\n")
+    return [float(did_end) for did_end in ended]
+"""
+
+
+@pytest.fixture(scope="module")
+def judged(tiny_run, chatpipe, small, tmp_path_factory):
+    """On prompts that no gold rater knows, with one function as the reward and a held-out reward model."""
+    folder = tmp_path_factory.mktemp("judged")
+    (folder / "judged_rewards.py").write_text(JUDGED_FUNCTION)
+    rows = [{"prompt": f"What is {number} and {number}?"} for number in range(200)]
+    (folder / "prompts.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    command = (
+        *("ppo", "pocket", f"out={folder}/run", "--model", tiny_run.folder / "sft", *small),
+        *("ppo.reward=[{function: 'judged_rewards:finished'}]", f"ppo.gold_reward_model={tiny_run.folder}/rm"),
+        *("--data", folder / "prompts.jsonl", "ppo.total_episodes=32", "evaluation.prompts=10", "--json"),
+    )
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        yield folder, command, chatpipe(*command)
+
+
+def test_a_held_out_reward_model_decides_the_verdict(judged):
+    folder, _, said = judged
+    metrics, reasons = said.object["metrics"], said.object["verdict"]["reasons"]
+    assert metrics["judge_change_low"] <= metrics["judge_score"] - metrics["judge_score_before"]
+    assert metrics["judge_score"] - metrics["judge_score_before"] <= metrics["judge_change_high"]
+    assert metrics["reward_score"] == pytest.approx(metrics["eos_share"] - (1 - metrics["eos_share"]), abs=1e-6)
+    told = f"ppo.gold_reward_model) judged this: its score on held-out prompts is {metrics['judge_score']:.2f}, "
+    assert any(told in reason for reason in reasons)
+    assert not any(reason.startswith("Only") for reason in reasons)
+    first = json.loads((folder / "run" / "ppo" / "metrics.jsonl").read_text().splitlines()[0])
+    assert first["objective/scores_raw"] == pytest.approx(first["response/eos_frac"], abs=1e-6)
+
+
+def test_a_reward_function_that_changed_while_it_trained_or_later_makes_another_stage(judged, chatpipe):
+    folder, command, _ = judged
+    said = chatpipe(*command)
+    assert said.code == 2
+    assert "holds another ppo:\nppo.reward.0.function (judged_rewards:finished) was " in said.err
+    assert "--fresh" in said.err
+    (folder / "judged_rewards.py").write_text(JUDGED_FUNCTION)
+    assert chatpipe(*command).object["skipped"]

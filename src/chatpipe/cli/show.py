@@ -34,12 +34,15 @@ def show_plan(resolved: Resolved, stages: Sequence[str], how: How, json: bool, o
 
 
 def show_stage(result: StageResult) -> None:
-    """One line for a stage that is done, and its verdict's reasons where it did not pass."""
+    """One line for a stage that is done, its verdict's reasons, and whether the recipe now measures in another way."""
     status = result.manifest.verdict.get("status", "?")
     state = "done before" if result.skipped else f"{result.manifest.seconds:.0f} s"
     console.note(f"{result.stage}: {status} ({state}) -> {result.out}")
     for reason in result.manifest.verdict.get("reasons", []):
         console.note(f"  - {reason}")
+    if result.measured_otherwise:
+        changes = "; ".join(result.measured_otherwise)
+        console.warn(f"{result.stage} was measured with other settings: {changes} (--fresh trains and measures anew)")
 
 
 def show_run_table(results: Sequence[StageResult]) -> None:
@@ -81,15 +84,22 @@ def _measured(stage: str, metrics: dict[str, Any]) -> list[tuple[str, str, str]]
     if stage == "rm":
         what = f"pairs ordered rightly (before: the {metrics['length_rule']} one)"
         return [(what, _percent(metrics["length_baseline"]), _percent(metrics["eval_accuracy"]))]
-    scored = f"{metrics['reward_score_before']:.2f}", f"{metrics['reward_score']:.2f}"
-    rows = [("reward model's score", *scored)]
+    rows = [("reward it was trained on", *_scores(metrics, "reward"))]
     if "gold_score" in metrics:
-        rows.append(("gold score", f"{metrics['gold_score_before']:.2f}", f"{metrics['gold_score']:.2f}"))
+        rows.append(("gold score", *_scores(metrics, "gold")))
         rows.append(("gold win rate over sft", "50 %", _percent(metrics["win_rate"])))
         rows.append(("right answers", _percent(metrics["right_before"]), _percent(metrics["right"])))
-    else:
-        rows.append(("win rate over sft (reward model's)", "50 %", _percent(metrics["reward_win_rate"])))
+    if "judge_score" in metrics:
+        rows.append(("held-out reward model's score", *_scores(metrics, "judge")))
+        rows.append(("win rate over sft (by that model)", "50 %", _percent(metrics["judge_win_rate"])))
+    if not metrics.keys() & {"gold_score", "judge_score"}:
+        rows.append(("win rate over sft (by that reward)", "50 %", _percent(metrics["reward_win_rate"])))
     return [*rows, ("KL to sft, nats an answer", "0.0", f"{metrics['objective/kl']:.1f}")]
+
+
+def _scores(metrics: dict[str, Any], judge: str) -> tuple[str, str]:
+    """Before and after."""
+    return f"{metrics[f'{judge}_score_before']:.2f}", f"{metrics[f'{judge}_score']:.2f}"
 
 
 def _percent(share: float) -> str:

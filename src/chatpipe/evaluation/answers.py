@@ -15,10 +15,10 @@ from chatpipe.pocketworld import GoldRater, Rating
 
 @dataclass(frozen=True)
 class Answer:
-    """What a model wrote to a prompt; `length` counts its tokens with the end-of-turn token, `ended`: that one came."""
+    """What a model wrote to a prompt: `ids` with the end-of-turn token, if that came (`ended`); `text` without."""
 
     text: str
-    length: int
+    ids: list[int]
     ended: bool
 
 
@@ -37,14 +37,14 @@ def answer_prompts(
     """
     ids = [encode_prompt(tokenizer, prompt) for prompt in prompts]
     completions = generate(model, ids, params, tokenizer.eos_token_id, seed, on_finished=on_finished)
-    return [Answer(decode_answer(tokenizer, done.ids), len(done.ids), done.ended) for done in completions]
+    return [Answer(decode_answer(tokenizer, done.ids), done.ids, done.ended) for done in completions]
 
 
 def answer_metrics(answers: Sequence[Answer]) -> dict[str, float]:
     """`eos_share`: the share that stopped by itself; `answer_length`: mean tokens."""
     return {
         "eos_share": sum(answer.ended for answer in answers) / len(answers),
-        "answer_length": sum(answer.length for answer in answers) / len(answers),
+        "answer_length": sum(len(answer.ids) for answer in answers) / len(answers),
     }
 
 

@@ -130,11 +130,16 @@ def ppo_verdict(metrics: Mapping[str, Any]) -> Verdict:
 
     Reads `objective/kl` (nats per answer), `eos_share`, `eos_share_before`, `length_before` and `length_after`
     (tokens); with a gold rater (`gold_score` is there) `win_rate`, `win_rate_low`, `win_rate_high`, `gold_score`,
-    `gold_score_before`, `gold_change_high`, `right`, `right_before` and `right_change_high`; without one
-    `reward_score`, `reward_score_before`, `reward_change_low` and `reward_change_high`. What was said while it trained
-    is repeated: `alarms` (sentences by name), and `kl_budget_note` where training ended early.
+    `gold_score_before`, `gold_change_high`, `right`, `right_before` and `right_change_high`; with a held-out reward
+    model `judge_score`, `judge_score_before`, `judge_change_low` and `judge_change_high`; with neither the same of what
+    it was trained on, `reward_score` and so on, and `reward_sources` (model or function, for each). What was said while
+    it trained is repeated: `alarms` (sentences by name), and `kl_budget_note` where training ended early.
     """
-    judged = _gold_findings(metrics) if "gold_score" in metrics else _reward_findings(metrics)
+    judged = _gold_findings(metrics) if "gold_score" in metrics else []
+    if "judge_score" in metrics:
+        judged.append(_judge_finding(metrics))
+    if not judged:
+        judged.append(_reward_finding(metrics))
     alarms: list[Finding] = [("warn", sentence) for sentence in metrics.get("alarms", {}).values()]
     note = metrics.get("kl_budget_note")
     ended: list[Finding] = [("pass", f"{note} (ppo.kl_budget).")] if note else []
@@ -217,19 +222,37 @@ def _gold_findings(metrics: Mapping[str, Any]) -> list[Finding]:
     ]
 
 
-def _reward_findings(metrics: Mapping[str, Any]) -> list[Finding]:
-    score, before, low, high = (
-        metrics[key] for key in ("reward_score", "reward_score_before", "reward_change_low", "reward_change_high")
+def _judge_finding(metrics: Mapping[str, Any]) -> Finding:
+    return _finding(
+        metrics["judge_change_low"] > 0,
+        f"The held-out reward model (ppo.gold_reward_model) judged this: its score {_change(metrics, 'judge')}",
+        "raise ppo.total_episodes or ppo.learning_rate if the reward rose little, ppo.kl_coef if it rose much; "
+        "and look at the verdict of rm",
+        otherwise="fail" if metrics["judge_change_high"] < 0 else "warn",
     )
-    return [
-        _finding(
-            low > 0,
-            f"Only the reward model judged this: its score on held-out prompts is {score:.2f}, before ppo {before:.2f} "
-            f"(95 % interval of the change {low:+.2f} to {high:+.2f}), to be above 0",
-            "raise ppo.total_episodes or ppo.learning_rate, or lower ppo.kl_coef",
-            otherwise="warn" if score > before else "fail",
-        )
-    ]
+
+
+def _reward_finding(metrics: Mapping[str, Any]) -> Finding:
+    sources = metrics["reward_sources"]
+    who, what = f"the {len(sources)} rewards that it was trained on", "their weighted sum"
+    if len(sources) == 1:
+        who, what = f"the reward {sources[0]}", "its score"
+    return _finding(
+        metrics["reward_change_low"] > 0,
+        f"Only {who} judged this: {what} {_change(metrics, 'reward')}",
+        "raise ppo.total_episodes or ppo.learning_rate, or lower ppo.kl_coef",
+        otherwise="warn" if metrics["reward_score"] > metrics["reward_score_before"] else "fail",
+    )
+
+
+def _change(metrics: Mapping[str, Any], name: str) -> str:
+    score, before, low, high = (
+        metrics[f"{name}_{key}"] for key in ("score", "score_before", "change_low", "change_high")
+    )
+    return (
+        f"on held-out prompts is {score:.2f}, before ppo {before:.2f} "
+        f"(95 % interval of the change {low:+.2f} to {high:+.2f}), to be above 0"
+    )
 
 
 def _drift_findings(metrics: Mapping[str, Any]) -> list[Finding]:

@@ -51,7 +51,7 @@ class ExperienceMaker:
                 self.args.device,
                 as_reference=nullcontext if self.adapter is None or self.ref_model is not None else self.adapter.off,
             )
-        total, judged = self.rewards.judge(scores.scores, *self._texts(prompts, sequences))
+        total, judged = self.rewards.judge(scores.scores, *self._texts(prompts, sequences), sequences.ended.tolist())
         scores = scores._replace(scores=total)
         experience, advantages = with_advantages(sequences, scores, self.args, self.sum_over_ranks, kl_coef=kl_coef)
         metrics = experience_metrics(

@@ -3,15 +3,16 @@
 def short(prompts, completions):
     return [-len(text) / 100 for text in completions]
 
+def finished(prompts, completions, ended):
+    return [float(did_end) for did_end in ended]
+
 PPOTrainer(..., reward_model=[helpful, harmless], reward_funcs=[short])    # PPOConfig(reward_weights=[1, 0.5, 0.1])
 """
 
-import importlib
+import inspect
 import math
-import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -21,12 +22,43 @@ from transformers import PreTrainedModel
 from chatpipe.errors import TrainingError, UsageError
 from chatpipe.ppo.prompts import Content
 
-RewardFunction = Callable[[list[Content], list[str]], Sequence[float]]
+RewardFunction = Callable[..., Any]
 """Called with prompts and completions by name (`prompts=`, `completions=`); returns a number for each completion.
 
 A prompt is what stands in the dataset, text or messages (of `input_ids` alone their decoded text); a completion is text
-without special tokens.
+without special tokens. A function with a parameter `ended` gets that too: for each completion whether it ended with
+EOS; else it was cut off, which its text does not show.
 """
+
+
+class CheckedFunction:
+    """A reward function as it is called: told what it has parameters for, and held to one finite number for each."""
+
+    def __init__(self, function: RewardFunction) -> None:
+        self.__name__ = name_of(function)
+        self._function = function
+        self._is_told_ended = "ended" in inspect.signature(function).parameters
+
+    def __call__(self, prompts: list[Content], completions: list[str], ended: list[bool]) -> Tensor:
+        """What the function says of each completion, [n] float32.
+
+        Raises UsageError naming it where that is not one finite number for each.
+        """
+        told = {"ended": ended} if self._is_told_ended else {}
+        said = [_plain(value) for value in _plain(self._function(prompts=prompts, completions=completions, **told))]
+        if len(said) != len(completions):
+            raise UsageError(
+                f"The reward function {self.__name__} returned {len(said)} numbers for {len(completions)} completions.",
+                "It must return one for each, in their order.",
+            )
+        for number, value in enumerate(said):
+            if not isinstance(value, (int, float)) or not math.isfinite(value):
+                raise UsageError(
+                    f"The reward function {self.__name__} returned {value!r} for the completion "
+                    f"{completions[number][:60]!r}.",
+                    "It must return a finite number for every completion; give one without an answer a low score.",
+                )
+        return torch.tensor([float(value) for value in said])
 
 
 @dataclass
@@ -34,9 +66,9 @@ class Rewards:
     """Reward models and functions with their weights (models first), and a judge that is never trained on, if any."""
 
     models: list[PreTrainedModel]
-    functions: list[RewardFunction]
+    functions: list[CheckedFunction]
     weights: list[float]
-    gold: PreTrainedModel | RewardFunction | None = None
+    gold: PreTrainedModel | CheckedFunction | None = None
 
     @classmethod
     def of(
@@ -47,7 +79,8 @@ class Rewards:
         gold: PreTrainedModel | RewardFunction | None = None,
     ) -> "Rewards":
         """Raises UsageError where there is no reward, or another number of weights."""
-        models, functions = _as_list(reward_model), _as_list(reward_funcs)
+        models = _as_list(reward_model)
+        functions = [CheckedFunction(function) for function in _as_list(reward_funcs)]
         count = len(models) + len(functions)
         if count == 0:
             raise UsageError("There is no reward to learn from.", "Give reward_model, or reward_funcs.")
@@ -58,7 +91,8 @@ class Rewards:
                 f"({len(models)} models, {len(functions)} functions).",
                 "Give one number for each, models first.",
             )
-        return cls(models, functions, weights, gold)
+        judge = gold if gold is None or isinstance(gold, nn.Module) else CheckedFunction(gold)
+        return cls(models, functions, weights, judge)
 
     @property
     def all_models(self) -> list[PreTrainedModel]:
@@ -68,14 +102,15 @@ class Rewards:
     @property
     def read_text(self) -> bool:
         """Whether texts are needed, for functions."""
-        return bool(self.functions) or (self.gold is not None and not isinstance(self.gold, nn.Module))
+        return bool(self.functions) or isinstance(self.gold, CheckedFunction)
 
     def judge(
-        self, model_scores: Tensor, prompts: list[Content], completions: list[str]
+        self, model_scores: Tensor, prompts: list[Content], completions: list[str], ended: list[bool]
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """The reward [n] of each completion, and by metric name what each source says of it, [n].
 
-        model_scores: [n, m], of `all_models`. The single source of a run is not named, it is `objective/scores_raw`.
+        model_scores: [n, m], of `all_models`. ended: whether each completion did, for functions; the missing-EOS
+        penalty comes later. The single source of a run is not named, it is `objective/scores_raw`.
         """
         count = len(self.models)
         if not model_scores.isfinite().all():
@@ -83,71 +118,29 @@ class Rewards:
                 "A reward model gives NaN or infinity for some completions.",
                 "Its weights are broken, or overflow in this dtype: look at how it was trained.",
             )
-        called = [call(function, prompts, completions).to(model_scores.dtype) for function in self.functions]
+        called = [function(prompts, completions, ended).to(model_scores.dtype) for function in self.functions]
         columns = [*model_scores[:, :count].unbind(1), *called]
         total = sum(weight * column for weight, column in zip(self.weights, columns, strict=True))
         named = dict(zip(self.names(), columns, strict=True)) if len(columns) > 1 else {}
-        if isinstance(self.gold, nn.Module):
-            named["objective/gold"] = model_scores[:, count]
+        if isinstance(self.gold, CheckedFunction):
+            named["objective/gold"] = self.gold(prompts, completions, ended)
         elif self.gold is not None:
-            named["objective/gold"] = call(self.gold, prompts, completions)
+            named["objective/gold"] = model_scores[:, count]
         assert isinstance(total, Tensor)
         return total, named
 
     def names(self) -> list[str]:
         """A metric name for each source; equal names are numbered."""
-        names = ["model"] * len(self.models) + [name_of(function) for function in self.functions]
+        names = ["model"] * len(self.models) + [function.__name__ for function in self.functions]
         numbered = [
             f"{name}_{names[:i].count(name)}" if names.count(name) > 1 else name for i, name in enumerate(names)
         ]
         return [f"rewards/{name}" for name in numbered]
 
 
-def call(function: RewardFunction, prompts: list[Content], completions: list[str]) -> Tensor:
-    """What a function says of each completion, [n] float32.
-
-    Raises UsageError naming it where that is not one finite number for each.
-    """
-    said: Any = function(prompts=prompts, completions=completions)  # type: ignore[call-arg]  # by name, as documented
-    said = [_plain(value) for value in _plain(said)]
-    name = name_of(function)
-    if len(said) != len(completions):
-        raise UsageError(
-            f"The reward function {name} returned {len(said)} numbers for {len(completions)} completions.",
-            "It must return one for each, in their order.",
-        )
-    for number, value in enumerate(said):
-        if not isinstance(value, (int, float)) or not math.isfinite(value):
-            raise UsageError(
-                f"The reward function {name} returned {value!r} for the completion {completions[number][:60]!r}.",
-                "It must return a finite number for every completion; give one without an answer a low score.",
-            )
-    return torch.tensor([float(value) for value in said])
-
-
 def _plain(value: Any) -> Any:
     """A tensor or numpy value as Python's own."""
     return value.tolist() if hasattr(value, "tolist") else value
-
-
-def load_function(name: str, key: str) -> RewardFunction:
-    """The function that `MODULE:FUNCTION` names; modules in the working folder are found too.
-
-    Raises UsageError naming the recipe's `key` where there is none.
-    """
-    module_name, _, function_name = name.partition(":")
-    here = str(Path.cwd())
-    try:
-        if here not in sys.path:
-            sys.path.append(here)
-        function: Any = getattr(importlib.import_module(module_name), function_name)
-    except (ImportError, AttributeError) as problem:
-        raise UsageError(
-            f"{key} = {name} cannot be imported: {problem}.", "Write it as module:function, seen from this folder."
-        ) from problem
-    if not callable(function):
-        raise UsageError(f"{key} = {name} is not a function.", "It is called with prompts and completions.")
-    return function
 
 
 def name_of(function: RewardFunction) -> str:

@@ -159,7 +159,8 @@ class RewardSource(Section):
     function: str | None = Field(
         None,
         pattern=r"^[\w.]+:\w+$",
-        description="module:function, called with prompts and completions; it returns a number for each completion.",
+        description="module:function, called with prompts and completions (and ended, where it has such a parameter); "
+        "it returns a number for each completion.",
     )
     weight: float = 1.0
 

@@ -15,6 +15,7 @@ from chatpipe.data.load import What, build_world, check_rows, data_fingerprints,
 from chatpipe.durable import replace_text, retire
 from chatpipe.errors import UsageError
 from chatpipe.models.folder import Kind, check_model
+from chatpipe.ppo.functions import source_fingerprint
 from chatpipe.recipe.loading import flatten
 from chatpipe.recipe.schema import STAGES, DataBlock, Ppo, Recipe, TrainingSection
 
@@ -102,6 +103,16 @@ class Job:
         """Recipe key -> data blocks of everything the stage reads."""
         return stage_data(self.recipe, self.stage)
 
+    def functions(self) -> dict[str, str]:
+        """Recipe key -> `module:function` of each reward that is Python code."""
+        rewards = self.recipe.ppo.reward or [] if self.stage == "ppo" else []
+        return {f"ppo.reward.{i}.function": reward.function for i, reward in enumerate(rewards) if reward.function}
+
+    def evaluation(self) -> dict[str, Any]:
+        """Dotted keys by which the stage's result is measured, where the recipe has a say in that."""
+        measured = self.stage in ("sft", "ppo")
+        return flatten({"evaluation": self.recipe.evaluation.model_dump(mode="json")}) if measured else {}
+
     def uses_pocketworld(self) -> bool:
         """Whether some of what the stage reads is the built-in world."""
         return any(reads_pocketworld(blocks) for blocks in self.data().values())
@@ -111,7 +122,7 @@ class Job:
         return reads_pocketworld(self.data()[f"{self.stage}.data"])
 
     def check(self, made_by_this_run: frozenset[str] = frozenset()) -> None:
-        """Raises `UsageError` where data or a model is missing or of the wrong kind, or the folder is a file.
+        """Raises `UsageError` where data, a model or code is missing or of the wrong kind, or the folder is a file.
 
         `made_by_this_run` names the stages that will have run before this one, so their folders need not exist yet.
         """
@@ -121,6 +132,8 @@ class Job:
         for key, blocks in self.data().items():
             if not (key == "rm.data" and self.recipe.rm.data is None):
                 check_rows(WHAT_OF_KEY[key], blocks, key)
+        for key, name in self.functions().items():
+            source_fingerprint(name, key)
         if self.uses_pocketworld():
             build_world(self.recipe.pocketworld)
         for key, model in self.models.items():
@@ -150,10 +163,14 @@ class Job:
         return Manifest(
             stage=self.stage,
             parents={f"{self.stage}.{key}": checkpoint_id(model) for key, model in self.models.items()},
-            data={key: self._in_run(data_fingerprints(blocks, key)) for key, blocks in self.data().items()},
+            data={
+                **{key: self._in_run(data_fingerprints(blocks, key)) for key, blocks in self.data().items()},
+                **{key: {name: source_fingerprint(name, key)} for key, name in self.functions().items()},
+            },
             settings={"seed": self.recipe.seed, **settings},
             seed=self.recipe.seed,
             processes=self.processes,
+            evaluation=self.evaluation(),
         )
 
     def _in_run(self, fingerprints: dict[str, str]) -> dict[str, str]:
@@ -192,9 +209,11 @@ class Job:
             )
         return "done" if finished else "started"
 
-    def begin(self) -> None:
-        """Notes how the stage is made before it starts, so that a changed recipe cannot resume it."""
-        replace_text(self.folder / STARTED, json.dumps(asdict(self.manifest()), indent=2))
+    def begin(self) -> Manifest:
+        """Notes how the stage is made before it starts, so that a changed recipe cannot resume it; returns the note."""
+        manifest = self.manifest()
+        replace_text(self.folder / STARTED, json.dumps(asdict(manifest), indent=2))
+        return manifest
 
     def clear(self) -> None:
         """Deletes what an earlier run of the stage left; refuses to delete what chatpipe did not make."""

@@ -1,0 +1,49 @@
+"""What the ppo stage says of answers to held-out prompts, some of which were cut off: as training does."""
+
+import pytest
+import torch
+
+from chatpipe.data.load import load_prompts
+from chatpipe.data.template import encode_prompt
+from chatpipe.models.loading import load_causal_model, load_reward_model, load_tokenizer
+from chatpipe.recipe import load_recipe
+from chatpipe.stages.job import Job
+from chatpipe.stages.judging import judge, judged_prompts
+from chatpipe.stages.rewarding import load_rewards, reward_scores
+
+
+@pytest.fixture(scope="module")
+def answered(tiny_run):
+    """The shared run's ppo stage, its tokenizer and rewards, prompts, and sft's answers: most are cut off."""
+    recipe = load_recipe(str(tiny_run.recipe), ["evaluation.max_new_tokens=9"]).recipe
+    job = Job.of(recipe, "ppo")
+    tokenizer, policy = load_tokenizer(job.models["model"]), load_causal_model(job.models["model"])
+    held_out = load_prompts(job.data()["ppo.data"], recipe.pocketworld, "ppo.data").held_out
+    prompts = judged_prompts(job, tokenizer, held_out, policy.config.max_position_embeddings)
+    judged = judge(job, policy, tokenizer, prompts)
+    assert len({answer.ended for answer in judged.answers}) == 2
+    return job, tokenizer, load_rewards(job, policy, tokenizer), prompts, judged
+
+
+def test_the_gold_rater_of_training_agrees_with_the_one_that_judges(answered):
+    _, _, rewards, prompts, judged = answered
+    columns = torch.zeros(len(prompts), 1)
+    texts, ended = ([getattr(answer, name) for answer in judged.answers] for name in ("text", "ended"))
+    _, named = rewards.judge(columns, prompts, texts, ended)
+    assert named["objective/gold"].tolist() == pytest.approx([rating.score for rating in judged.ratings])
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("how, penalised", [("subtract", lambda score: score - 2.0), ("replace", lambda score: -2.0)])
+def test_answers_are_scored_as_they_were_written_and_cut_off_ones_penalised(answered, how, penalised):
+    job, tokenizer, rewards, prompts, judged = answered
+    section = job.recipe.ppo.model_copy(update={"missing_eos": how, "missing_eos_penalty": 2.0})
+    job = Job.of(job.recipe.model_copy(update={"ppo": section}), "ppo")
+    model = load_reward_model(job.models["reward_model"]).eval()
+    scores = reward_scores(job, rewards, tokenizer, prompts, judged.answers)
+    assert set(scores) == {"reward"}
+    for prompt, answer, score in zip(prompts, judged.answers, scores["reward"], strict=True):
+        assert (answer.ids[-1] == tokenizer.eos_token_id) is answer.ended
+        ids = torch.tensor([encode_prompt(tokenizer, prompt) + answer.ids])
+        said = model(ids).logits.item() - model.config.chatpipe_reward_offset
+        assert score == pytest.approx(said if answer.ended else penalised(said), abs=1e-4)
