@@ -35,7 +35,7 @@ class Rows:
 
 
 def hidden_states_at(body: nn.Module, tokens: Rows, rows: Tensor, columns: Tensor) -> Tensor:
-    """The last hidden states of `body` at the cells [rows, columns] of `tokens`, all different and none padding: [N, d].
+    """The last hidden states of `body` at the cells [rows, columns] of `tokens`, all different, none padding: [N, d].
 
     rows and columns: [N] int64.
     """
