@@ -3,6 +3,8 @@
 import parts
 import pytest
 import tiny
+import torch
+from transformers import TrainerCallback
 
 FAST = {"learning_rate": 3e-2, "total_episodes": 64}
 
@@ -71,3 +73,30 @@ def test_a_budget_that_is_not_spent_changes_nothing(tmp_path):
     ppo.train()
     assert ppo.state.global_step == 16
     assert ppo.budget_note is None
+
+
+class SpoilGradient(TrainerCallback):
+    """Makes the gradient of one optimizer step (the first is 0) infinite."""
+
+    def __init__(self, step):
+        self.step = step
+
+    def on_step_begin(self, args, state, control, model, **kwargs):
+        if state.global_step == self.step:
+            weight = model.policy.transformer.ln_f.weight
+            self.hook = weight.register_hook(lambda gradient: gradient * torch.inf)
+
+    def on_step_end(self, args, state, control, **kwargs):
+        if state.global_step == self.step + 1:
+            self.hook.remove()
+
+
+@pytest.mark.parametrize("step", [1, 3])
+def test_an_iteration_with_a_step_that_is_not_finite_is_logged_all_the_same(tmp_path, step):
+    """Four steps an iteration: the spoilt one is in the middle of the first, or its last."""
+    ppo = tiny.trainer(tmp_path, callbacks=[SpoilGradient(step)])
+    ppo.train()
+    lines = tiny.logged_iterations(ppo)
+    assert [(line["episode"], line["optimizer_steps"]) for line in lines] == [(16, 4), (32, 8)]
+    assert [line["nonfinite_in_a_row"] for line in ppo.state.log_history if "nonfinite_in_a_row" in line] == [1]
+    assert all(line["lr"] >= 0 and "val/ratio_first" in line for line in lines)

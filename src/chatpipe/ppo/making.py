@@ -39,9 +39,11 @@ class ExperienceMaker:
     def make(self, prompts: Sequence[Prompt], seed: int, kl_coef: float) -> tuple[Experience, Metrics]:
         """One completion to each prompt with all that PPO learns from it, on the CPU, and the metrics of all ranks."""
         started = time.perf_counter()
-        with self.accelerator.autocast():
+        # On a CPU in bfloat16 a decode step is slower, and each of its shapes costs memory that stays (docs/log.md).
+        with nullcontext() if self.args.device.type == "cpu" else self.accelerator.autocast():
             sequences = self._complete([prompt.ids for prompt in prompts], seed)
-            completed = time.perf_counter()
+        completed = time.perf_counter()
+        with self.accelerator.autocast():
             scores = score(
                 sequences,
                 self.trained,

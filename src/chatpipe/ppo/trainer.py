@@ -208,8 +208,12 @@ class PPOTrainer(PPOUpdate, ResumePoints, SkipNonFinite):
     # ---- logging ----
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        """What Trainer logs, at the end of an iteration together with the iteration's metrics and its alarms."""
-        if "loss" in logs:
+        """What Trainer logs, at the end of an iteration together with the iteration's metrics and its alarms.
+
+        Where the last step of an iteration was not finite, `SkipNonFinite` logs in Trainer's place.
+        """
+        ends_with_nonfinite = "nonfinite_in_a_row" in logs and self.is_between_iterations(self.state)
+        if "loss" in logs or ends_with_nonfinite:
             logs = {**logs, **self._iteration_metrics(logs)}
             logs |= self._raise_alarms(logs)
         self.state.epoch = self.state.global_step / self.args.max_steps  # Trainer counts anew after a resume
@@ -223,7 +227,7 @@ class PPOTrainer(PPOUpdate, ResumePoints, SkipNonFinite):
             **self._metrics,
             **skipped,
             **self._update.metrics(self._sum_over_ranks, self._max_over_ranks),
-            "lr": logs["learning_rate"],
+            "lr": logs.get("learning_rate", self._get_learning_rate()),
             "episode": self.iteration * self.args.rollout_size,
             "eps": self.args.rollout_size / seconds,
             "optimizer_steps": self.state.global_step,
