@@ -48,12 +48,16 @@ class World:
         return len(self.lengths)
 
     @torch.no_grad()
-    def logprobs(self, policy: PreTrainedModel) -> Tensor:
-        """log pi of every completion, [n] float64: plain forward passes, read with no code of PPO's."""
+    def logprobs(self, policy: PreTrainedModel, temperature: float = 1.0) -> Tensor:
+        """log pi of every completion under softmax(logits / temperature), [n] float64.
+
+        Plain forward passes, read with no code of PPO's.
+        """
         rows = []
         for ids, is_token in zip(self.ids.split(8192), self.is_token.split(8192), strict=True):
             inputs = torch.cat([torch.tensor(PROMPT).expand(len(ids), -1), ids], 1)
-            logprobs = policy(inputs).logits[:, len(PROMPT) - 1 : -1].double().log_softmax(-1)
+            logits = policy(inputs).logits[:, len(PROMPT) - 1 : -1].double()
+            logprobs = (logits / temperature).log_softmax(-1)
             rows.append((logprobs.gather(-1, ids[..., None])[..., 0] * is_token).sum(1))
         return torch.cat(rows)
 

@@ -9,8 +9,8 @@ from typing import Any
 
 import torch
 
+from chatpipe.models import unpadded
 from chatpipe.ppo import advantages, experience, kl, loss, microbatch, model, rollout
-from chatpipe.reward.model import at_last_token
 
 Function = Callable[..., Any]
 
@@ -194,15 +194,22 @@ def temperature_1(true):
 
 
 def one_token_before_the_last(true):
-    return lambda values, attention_mask: true(values, attention_mask.flip(1)[:, :-1].flip(1))
+    def mutant(reward_model, batch):
+        mask = batch.attention_mask
+        is_last = torch.arange(mask.shape[1]) == mask.sum(1, keepdim=True) - 1
+        return true(reward_model, batch._replace(attention_mask=mask * ~is_last))
+
+    return mutant
 
 
 def multiplied_by_the_mask(_):
     """What is not wanted is multiplied by 0 instead of left out."""
 
-    def mutant(values, attention_mask):
-        is_last = torch.arange(values.shape[1]) == attention_mask.sum(1, keepdim=True) - 1
-        return (values * is_last).sum(1)
+    def mutant(body, tokens, rows, columns):
+        hidden = unpadded._padded(body, tokens).flatten(0, 1)
+        wanted = torch.zeros(len(rows), len(hidden), dtype=hidden.dtype)
+        wanted[torch.arange(len(rows)), rows * tokens.input_ids.shape[1] + columns] = 1
+        return wanted @ hidden
 
     return mutant
 
@@ -263,8 +270,8 @@ MUTANTS = [
     Mutant("value clipped around the return", loss.value_loss, value_clip_around_the_return, "T4 clip tables"),
     Mutant("value off by one", model.completion_values, one_column_further, "T1 trainer"),
     Mutant("sampled at .7, scored at 1", model.completion_logprobs, temperature_1, "T7 sampler"),
-    Mutant("score of the token before the last", at_last_token, one_token_before_the_last, "T1 trainer"),
-    Mutant("padding multiplied by 0", at_last_token, multiplied_by_the_mask, "T5 poison"),
+    Mutant("score of the token before the last", model.last_token_scores, one_token_before_the_last, "T1 trainer"),
+    Mutant("padding multiplied by 0", unpadded.hidden_states_at, multiplied_by_the_mask, "T5 poison"),
     Mutant("results in the order of reading", rollout._put_back, left_in_reading_order, "T1 trainer"),
     Mutant("left padding without position ids", microbatch.pad, padding_attended, "T6 loop"),
     Mutant("dropout in the update", model.disable_dropout, dropout_until_training, "T7 nothing moves"),

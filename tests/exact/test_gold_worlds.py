@@ -13,15 +13,20 @@ from chatpipe.ppo.kl import k1
 BETA = 0.3
 
 
-@pytest.fixture(scope="module", params=[(6, False), (5, True)], ids=["fixed length", "variable length"])
+WORLDS = {"fixed length": (6, False, 1.0), "variable length, temperature .7": (5, True, 0.7)}
+
+
+@pytest.fixture(scope="module", params=WORLDS.values(), ids=WORLDS)
 def trained(request, tmp_path_factory):
-    world = enumerable.World(*request.param)
+    longest, ends, temperature = request.param
+    world = enumerable.World(longest, ends)
     ref_model = enumerable.reference(world)
-    ref_logprobs = world.logprobs(ref_model)
+    ref_logprobs = world.logprobs(ref_model, temperature)
     scores = world.gold(ref_logprobs)
     folder = str(tmp_path_factory.mktemp("ppo"))
-    trainer = enumerable.train(world, ref_model, scores, BETA, folder, total_episodes=50 * 256)
-    return world, trainer, ref_logprobs, scores, world.logprobs(trainer.model.policy)
+    more = {"total_episodes": 50 * 256, "temperature": temperature}
+    trainer = enumerable.train(world, ref_model, scores, BETA, folder, **more)
+    return world, trainer, ref_logprobs, scores, world.logprobs(trainer.model.policy, temperature)
 
 
 def test_every_completion_is_there(trained):

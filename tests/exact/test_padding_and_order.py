@@ -8,6 +8,7 @@ import torch
 from mutation import replaced
 from torch.nn import functional
 
+from chatpipe.models.unpadded import reads_unpadded
 from chatpipe.ppo import microbatch
 from chatpipe.ppo.microbatch import pad
 
@@ -57,7 +58,16 @@ def assert_same(one, other):
 
 
 def check_poison(folder):
-    """NaN in all that a model computes for padding leaves everything as it was (NaN * 0 would be NaN)."""
+    """NaN in all that a model computes for padding leaves everything as it was (NaN * 0 would be NaN).
+
+    Without padding between rows there is still some behind them.
+    """
+    check_poisoned_models(folder)
+    with replaced(reads_unpadded, lambda body: False):
+        check_poisoned_models(folder)
+
+
+def check_poisoned_models(folder):
     ppo, poisoned = trainer(folder), set()
 
     def poison(body, _, inputs, output):
@@ -97,6 +107,12 @@ def check_splits(folder):
     assert expected[3]["policy/clipfrac_avg"] > 0
     for split in SPLITS:
         assert_same(one_step(trainer(folder, **split)), expected)
+
+
+def test_reading_with_padding_between_rows_and_without(tmp_path):
+    expected = one_step(trainer(tmp_path))
+    with replaced(reads_unpadded, lambda body: False):
+        assert_same(one_step(trainer(tmp_path)), expected)
 
 
 def check_row_order(folder):
