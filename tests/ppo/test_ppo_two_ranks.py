@@ -80,3 +80,15 @@ def test_both_end_an_update_at_the_same_step(ranks):
     for rank in ranks:
         assert [line["val/skipped_steps"] for line in rank["lines"]] == [3, 3]
         assert rank["lines"][-1]["optimizer_steps"] == 8
+
+
+def test_an_adapter_learns_the_same_on_both(ranks):
+    one, other = (rank["adapter"] for rank in ranks)
+    assert all("lora_" in name for name in one)
+    assert any(weight.abs().max() > 1e-3 for name, weight in one.items() if "lora_B" in name)  # it began at 0
+    for name in one:
+        assert one[name].equal(other[name]), name
+    lines = ranks[0]["adapted_lines"]
+    assert lines[0]["objective/kl"] == pytest.approx(0, abs=1e-6)
+    assert lines[1]["objective/kl"] > 1e-3
+    assert [line["val/ratio_first"] for line in lines] == pytest.approx([1, 1], abs=1e-6)

@@ -13,12 +13,14 @@ sys.path.append(str(Path(__file__).parent.parent / "exact"))
 import parts  # noqa: E402
 import tiny  # noqa: E402
 
+from chatpipe.ppo.lora import lora_config  # noqa: E402
+
 TEXT = [{"input_ids": [(3 * i + 5 * j) % 12 for j in range(2 + i % 4)]} for i in range(11)]
 
 FLOATS = ("scores", "logprobs", "ref_logprobs", "values", "rewards", "advantages", "returns")
 
 
-def make(folder: Path, **overrides):
+def make(folder: Path, peft_config=None, **overrides):
     settings = {
         "num_mini_batches": 1,
         "per_device_train_batch_size": 2,
@@ -35,6 +37,7 @@ def make(folder: Path, **overrides):
         reward_funcs=lambda prompts, completions: [0.1 * len(text) for text in completions],
         ptx_dataset=TEXT,
         eval_dataset=[{"input_ids": ids} for ids in ([3], [4, 5], [6])],
+        peft_config=peft_config,
     )
 
 
@@ -64,6 +67,9 @@ if __name__ == "__main__":
     trained = make(folder, target_kl=1e-6, learning_rate=1e-2, num_ppo_epochs=4, critic_learning_rate=1e-3)
     trained.train()
     weights = torch.cat([parameter.detach().flatten() for parameter in trained.model.parameters()])
+    torch.manual_seed(7)  # the adapter's first weights are random
+    adapted = make(folder, lora_config(r=4, alpha=8, target_modules=["c_attn"]), learning_rate=1e-2)
+    adapted.train()
     torch.save(
         {
             "sequences": sequences,
@@ -73,6 +79,8 @@ if __name__ == "__main__":
             "weights": weights,
             "lines": tiny.logged_iterations(trained),
             "evaluated": trained.evaluate(),
+            "adapter": {name: weight.detach() for name, weight in adapted.adapter.weights().named_parameters()},
+            "adapted_lines": tiny.logged_iterations(adapted),
         },
         folder / f"rank-{rank}.pt",
     )

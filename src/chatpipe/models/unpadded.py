@@ -39,7 +39,7 @@ def hidden_states_at(body: nn.Module, tokens: Rows, rows: Tensor, columns: Tenso
 
     rows and columns: [N] int64.
     """
-    if not reads_unpadded(body):
+    if not reads_unpadded(body) or tokens.attention_mask.all():
         return _padded(body, tokens)[rows, columns]
     lengths = tokens.attention_mask.sum(1)
     starts = lengths.cumsum(0) - lengths
@@ -48,7 +48,9 @@ def hidden_states_at(body: nn.Module, tokens: Rows, rows: Tensor, columns: Tenso
 
 def positions_read(body: nn.Module, attention_mask: Tensor) -> int:
     """How many tokens, padding included, go through `body` for rows with this mask [b, t]."""
-    return _filled(int(attention_mask.sum())) if reads_unpadded(body) else attention_mask.numel()
+    if not reads_unpadded(body) or attention_mask.all():
+        return attention_mask.numel()
+    return _filled(int(attention_mask.sum()))
 
 
 def reads_unpadded(body: nn.Module) -> bool:
