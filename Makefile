@@ -19,6 +19,9 @@ lint: .venv/installed
 bench: .venv/installed
 	$(RUN)/python benchmarks/pocket.py
 	$(RUN)/python benchmarks/cli.py
+	$(RUN)/python benchmarks/ppo_vs_trl.py
+	$(RUN)/python benchmarks/decode.py
+	$(RUN)/python benchmarks/gold_world.py --out build/gold_world
 
 .venv/installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv

@@ -1,13 +1,13 @@
 """PPO here against the PPOTrainer of TRL 1.12, the last release that has one, in turns on the same work.
 
-    python benchmarks/ppo_vs_trl.py [--sizes pocket 20m] [--rounds 3] [--iterations 3] [--float32]
+    python benchmarks/ppo_vs_trl.py [--sizes pocket 20m] [--rounds 3] [--iterations 3] [--float32] [--compile]
 
 Each run is a process of its own, and both have the same interpreter, torch and transformers: TRL 1.12 lies in a folder
 that its runs alone have in front of their path (build/trl-1.12; it is installed at first use). Both load the same
 checkpoints and prompts and do the same number of episodes, epochs, optimizer steps and rows per micro-batch, without
-gradient checkpointing, in bfloat16 (autocast; TRL's default) where the machine has it. Completions have natural
-lengths: the policy is made so that it ends them after a third of the limit on average. glibc is told to keep freed
-memory in both.
+gradient checkpointing, in bfloat16 (autocast; TRL's default) where the machine has it. --compile gives both
+torch_compile (TRL 1.12 runs no faster with it). Completions have natural lengths: the policy is made so that it ends
+them after a third of the limit on average. glibc is told to keep freed memory in both.
 
 Seconds are those between the ends of iterations, so neither start nor the first iteration count. Memory is the largest
 resident size of the process, on a GPU the largest amount of memory that tensors had. The last line is the ratio.
@@ -87,14 +87,17 @@ def main() -> None:
     parser.add_argument("--iterations", type=int, default=3, help="timed iterations of a run; one more comes before")
     parser.add_argument("--folder", type=Path, default=Path("build/ppo_vs_trl"), help="where the models are put")
     parser.add_argument("--float32", action="store_true", help="in place of bfloat16")
+    parser.add_argument("--compile", action="store_true", help="with torch_compile")
     parser.add_argument("--side", choices=RUN_SIDE, help=argparse.SUPPRESS)  # what a run's own process is told
     asked = parser.parse_args()
     if asked.side:
-        run_here(asked.side, SIZES[asked.sizes[0]], asked.folder, asked.iterations, not asked.float32)
+        settings = {"bf16": not asked.float32, "torch_compile": asked.compile}
+        run_here(asked.side, SIZES[asked.sizes[0]], asked.folder, asked.iterations, settings)
         return
     install_trl()
     more = ["--iterations", str(asked.iterations)]
     more += ["--float32"] if asked.float32 or not has_bfloat16() else []
+    more += ["--compile"] if asked.compile else []
     ratios = [compare(size, asked.rounds, asked.folder / size, more) for size in asked.sizes or default_sizes()]
     print("ratio of episodes/s to TRL 1.12, median (lowest-highest): " + "; ".join(ratios))
 
@@ -121,7 +124,7 @@ def install_trl() -> None:
 def compare(name: str, rounds: int, folder: Path, more: list[str]) -> str:
     """Prints a row for each run; returns the ratio of speeds with its spread over the rounds."""
     make_models(SIZES[name], folder)
-    speeds, memories = [], []
+    speeds, efforts, memories = [], [], []
     print(f"\n{name}, {' '.join(more)}: {SIZES[name]}\n")
     print("| run | " + " | ".join(COLUMNS) + " |\n|" + "---|" * (len(COLUMNS) + 1))
     for number in range(rounds):
@@ -132,8 +135,10 @@ def compare(name: str, rounds: int, folder: Path, more: list[str]) -> str:
             print(f"| {side} {number + 1} | " + " | ".join(cells) + " |", flush=True)
         ours, theirs = results["chatpipe"], results["trl"]
         speeds.append(ours["episodes/s"] / theirs["episodes/s"])
+        efforts.append(theirs["processor s an iteration"] / ours["processor s an iteration"])
         memories.append(ours["peak GB"] / theirs["peak GB"])
-    print(f"\n{name}: peak memory relative to TRL's, median (lowest-highest): {spread(memories)}", flush=True)
+    print(f"\n{name}: TRL's processor time relative to ours, median (lowest-highest): {spread(efforts)}")
+    print(f"{name}: peak memory relative to TRL's: {spread(memories)}", flush=True)
     return f"{name} {spread(speeds)}"
 
 
@@ -170,10 +175,10 @@ class Iterations(TrainerCallback):
             self.processor_seconds.append(time.process_time())
 
 
-def run_here(side: str, size: Size, folder: Path, iterations: int, bf16: bool) -> None:
+def run_here(side: str, size: Size, folder: Path, iterations: int, settings: dict[str, bool]) -> None:
     """Trains for `iterations` and one before them; prints what was measured as one line of JSON."""
     watch = Iterations()
-    arguments = {**common_arguments(size, folder), "total_episodes": size.episodes * (iterations + 1), "bf16": bf16}
+    arguments = {**common_arguments(size, folder), "total_episodes": size.episodes * (iterations + 1), **settings}
     lengths = RUN_SIDE[side](size, folder, arguments, watch)
     seconds = watch.ends[-1] - watch.ends[0]
     processor = watch.processor_seconds[-1] - watch.processor_seconds[0]
