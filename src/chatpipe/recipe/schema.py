@@ -6,18 +6,15 @@ The JSON Schema that `chatpipe schema` prints is made from these classes.
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, field_validator, model_validator
+from pydantic import BeforeValidator, Field, field_validator, model_validator
+
+from chatpipe.recipe.architecture import Architecture
+from chatpipe.recipe.section import Section
 
 STAGES = ("pretrain", "sft", "rm", "ppo")
 POCKETWORLD = "pocketworld"
 
 DataFormat = Literal["auto", "text", "messages", "alpaca", "pairs", "rankings", "prompts"]
-
-
-class Section(BaseModel):
-    """Base of all sections: unknown keys are refused, and defaults are checked like given values."""
-
-    model_config = ConfigDict(extra="forbid", validate_default=True, allow_inf_nan=False, protected_namespaces=())
 
 
 class DataBlock(Section):
@@ -70,28 +67,6 @@ class TrainingSection(Section):
     logging_steps: int = Field(10, ge=1)
     save_steps: int = Field(200, ge=1, description="Optimizer steps between resume points.")
     max_nonfinite_steps: int = Field(3, ge=1, description="Stop after so many NaN or infinite steps in a row.")
-
-
-class Architecture(Section):
-    """A GPT-2 of any size: pre-LN, final LN, residual init 0.02/sqrt(2N), tied embeddings."""
-
-    n_layer: int = Field(4, ge=1)
-    n_head: int = Field(4, ge=1)
-    n_embd: int = Field(128, ge=8)
-    n_positions: int = Field(128, ge=16, description="The longest sequence the model can read, in tokens.")
-    dropout: float = Field(0.0, ge=0, lt=1)
-
-    @model_validator(mode="after")
-    def _heads_share_the_width(self) -> "Architecture":
-        if self.n_embd % self.n_head:
-            raise ValueError(f"n_embd = {self.n_embd} cannot be shared by n_head = {self.n_head} heads")
-        return self
-
-    def parameters(self, vocab_size: int) -> int:
-        """Parameters of a GPT-2 of this size with tied embeddings, in closed form."""
-        d = self.n_embd
-        attention, mlp, norms = 4 * d * d + 4 * d, 8 * d * d + 5 * d, 4 * d
-        return (vocab_size + self.n_positions) * d + self.n_layer * (attention + mlp + norms) + 2 * d
 
 
 class Tokenizer(Section):
