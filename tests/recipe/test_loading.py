@@ -167,7 +167,7 @@ def test_many_wrong_keys_still_fit_eight_lines(write):
         ("ppo.batch_size=many", ("ppo.batch_size = 'many'", "integer")),
         ("ppo.batch_size=0", ("ppo.batch_size = 0", "greater than or equal to 1")),
         ("ppo.batch_size=1.5", ("ppo.batch_size = 1.5", "integer")),
-        ("pretrain.bf16=perhaps", ("pretrain.bf16 = 'perhaps'", "boolean")),
+        ("pretrain.bf16=perhaps", ("pretrain.bf16 = 'perhaps'", "True, False or 'auto'")),
         ("sft.lr_scheduler_type=cosinus", ("sft.lr_scheduler_type = 'cosinus'", "'cosine'")),
         ("ppo.learning_rate=.inf", ("ppo.learning_rate = inf", "finite")),
         ("ppo.kl_coef=.nan", ("ppo.kl_coef = nan", "finite")),

@@ -67,6 +67,10 @@ def strict_exit(results: Sequence[StageResult]) -> None:
 
 def _measured(stage: str, metrics: dict[str, Any]) -> list[tuple[str, str, str]]:
     """(what, before, after) of a stage, from its metrics."""
+    if stage == "pretrain" and "unigram_loss" in metrics:
+        before = metrics.get("untrained_eval_loss", metrics.get("eval_loss_before"))
+        what = f"nats per hidden token (by frequency: {metrics['unigram_loss']:.2f})"
+        return [(what, f"{before:.2f}", f"{metrics['eval_loss']:.2f}")]
     if stage == "pretrain":
         trigram = metrics["trigram_bits_per_byte"]
         before = metrics.get("untrained_bits_per_byte", metrics.get("bits_per_byte_before"))

@@ -14,7 +14,7 @@ CHUNK = 4_000_000
 def trigram_bits_per_byte(train: Sequence[bytes] | Sequence[str], held_out: Sequence[bytes] | Sequence[str]) -> float:
     """The bits that a 3-gram model of `train` needs for a byte of `held_out`, both documents; text is taken as UTF-8.
 
-    The ends of documents are predicted too, as a language model predicts its end-of-text token, and count no bytes.
+    The ends of documents are left out on both sides, as a language model's end-of-text tokens are.
     Raises ValueError when `held_out` has no bytes.
     """
     documents = _as_bytes(held_out)
@@ -24,7 +24,8 @@ def trigram_bits_per_byte(train: Sequence[bytes] | Sequence[str], held_out: Sequ
     model = TrigramModel(_as_bytes(train))
     bits = 0.0
     for first, second, symbol in _trigrams(documents):
-        bits -= np.log2(model.probability(first, second, symbol)).sum()
+        text = symbol != BOUNDARY
+        bits -= np.log2(model.probability(first[text], second[text], symbol[text])).sum()
     return float(bits / num_bytes)
 
 

@@ -40,7 +40,7 @@ def new_model(architecture: Architecture, tokenizer: PreTrainedTokenizerBase) ->
     if architecture.vocab_size is not None and len(tokenizer) > architecture.vocab_size:
         raise UsageError(
             f"The tokenizer has {len(tokenizer):,} tokens, but pretrain.architecture.vocab_size = "
-            f"{architecture.vocab_size:,}: the model could not read the last {len(tokenizer) - architecture.vocab_size:,}.",
+            f"{architecture.vocab_size:,}: the model could not read the last of them.",
             "Raise it (a multiple of 64 is quick on GPUs), leave it out, or take a smaller tokenizer.",
         )
     config = model_config(architecture, len(tokenizer), tokenizer.eos_token_id, tokenizer.pad_token_id)

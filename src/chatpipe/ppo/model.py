@@ -9,7 +9,7 @@ from transformers import PreTrainedModel
 
 from chatpipe.errors import UsageError
 from chatpipe.ppo.microbatch import MicroBatch
-from chatpipe.reward.model import at_last_token, head_scores, reward_offset, token_scores
+from chatpipe.reward.model import at_last_token, head_scores, reads_left_to_right, reward_offset, token_scores
 
 MAX_LOGITS = 2**25
 """Logits that are held at once, times about four in float32 with what log-softmax and entropy need: 0.5 GB."""
@@ -106,14 +106,6 @@ def last_token_scores(reward_model: PreTrainedModel, batch: MicroBatch) -> Tenso
         return logits[:, 0].to(torch.promote_types(logits.dtype, torch.float32)) - reward_offset(reward_model)
     scores = token_scores(reward_model, batch.input_ids, batch.attention_mask, batch.position_ids)
     return at_last_token(scores, batch.attention_mask)
-
-
-def reads_left_to_right(model: PreTrainedModel) -> bool:
-    """Whether a sequence classification model is a decoder, whose `score` head gives a number at each position.
-
-    One that reads both ways (BERT) would see the completion before it is written: it can be no critic.
-    """
-    return hasattr(model, "score")
 
 
 def disable_dropout(model: nn.Module) -> None:
