@@ -39,18 +39,19 @@ class TrigramModel:
     """
 
     def __init__(self, documents: Sequence[bytes]) -> None:
-        counts = np.zeros(SYMBOLS**3, dtype=np.int64)
+        counts = np.zeros(SYMBOLS**3, dtype=np.int32)
         for first, second, symbol in _trigrams(documents):
             keys = (first.astype(np.int64) * SYMBOLS + second) * SYMBOLS + symbol
-            counts += np.bincount(keys, minlength=SYMBOLS**3)
+            seen, times = np.unique(keys, return_counts=True)  # bincount would take another 136 MB
+            counts[seen] += times.astype(np.int32)
         self.trigrams = counts.reshape(SYMBOLS, SYMBOLS, SYMBOLS)
-        bigrams = self.trigrams.sum(0)
+        bigrams = self.trigrams.sum(0, dtype=np.int64)
         unigrams = bigrams.sum(0)
         uniform = np.full(SYMBOLS, 1 / SYMBOLS)
         unigram_probs = _interpolate(unigrams, unigrams.sum(), (unigrams > 0).sum(), uniform)
         totals, kinds = bigrams.sum(1, keepdims=True), (bigrams > 0).sum(1, keepdims=True)
         self.bigram_probs = _interpolate(bigrams, totals, kinds, unigram_probs)
-        self.totals, self.kinds = self.trigrams.sum(2), (self.trigrams > 0).sum(2)
+        self.totals, self.kinds = self.trigrams.sum(2, dtype=np.int64), (self.trigrams > 0).sum(2)
 
     def probability(self, first: np.ndarray, second: np.ndarray, symbol: np.ndarray) -> np.ndarray:
         """p(symbol | first, second), element by element; the arguments broadcast."""

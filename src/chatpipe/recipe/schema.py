@@ -118,6 +118,12 @@ class Pretrain(TrainingSection):
         [], description="What the samples go on from; default: the beginnings of two held-out documents."
     )
 
+    @property
+    def expected_tokens(self) -> int:
+        """How many tokens a new tokenizer will have where the text is large enough."""
+        mask = 1 if self.objective == "masked" else 0
+        return self.tokenizer.vocab_size + mask
+
     @model_validator(mode="after")
     def _phases_fit_in(self) -> "Pretrain":
         if self.warmup_steps + (self.decay_steps or 0) > self.max_steps:

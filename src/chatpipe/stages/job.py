@@ -122,15 +122,16 @@ class Job:
         """Whether the stage's own data is the built-in world, so that somebody knows what is true."""
         return reads_pocketworld(self.data()[f"{self.stage}.data"])
 
-    def check(self, made_by_this_run: frozenset[str] = frozenset()) -> None:
+    def check(self, made_by_this_run: frozenset[str] = frozenset(), reads_data: bool = True) -> None:
         """Raises `UsageError` where data or a model is missing or of the wrong kind, or the folder is a file.
 
-        `made_by_this_run` names the stages that will have run before this one, so their folders need not exist yet.
+        Without `reads_data` the data may be missing. `made_by_this_run` names the stages that will have run before this
+        one, so their folders need not exist yet.
         """
         if self.folder.exists() and not self.folder.is_dir():
             raise UsageError(f"{self.folder} is a file.", "Choose a folder with out= or --out.")
         self._check_apart()
-        for key, blocks in self.data().items():
+        for key, blocks in self.data().items() if reads_data else ():
             if not (key == "rm.data" and self.recipe.rm.data is None):
                 check_rows(WHAT_OF_KEY[key], blocks, key)
         if self.uses_pocketworld():

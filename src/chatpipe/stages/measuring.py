@@ -12,7 +12,9 @@ from chatpipe.generation import SamplingParams, generate
 from chatpipe.generation.engine import context_length
 from chatpipe.pretraining.masking import Masking
 
-EVAL_BATCH_SIZE = 32
+MAX_EVAL_BATCH_SIZE = 32
+MAX_LOGITS = 2**25
+"""Numbers in the logits of an evaluated batch: measuring must not take more memory than training."""
 SAMPLE_TOKENS, SAMPLE_TEMPERATURE = 32, 0.8
 PROMPT_WORDS = 4
 
@@ -29,10 +31,14 @@ class HeldOut:
     def score(self, model: PreTrainedModel) -> dict[str, float]:
         """`loss` in nats a token; of a causal model `perplexity` and `bits_per_byte`, of a masked one `accuracy`."""
         if self.masking is not None:
-            guessed = masked_score(model, self.store, self.masking, EVAL_BATCH_SIZE)
+            guessed = masked_score(model, self.store, self.masking, self._batch_size)
             return {"loss": guessed.nats_per_token, "accuracy": guessed.accuracy}
-        score = held_out_loss(model, self.store, EVAL_BATCH_SIZE, self.tokenizer.all_special_ids)
+        score = held_out_loss(model, self.store, self._batch_size, self.tokenizer.all_special_ids)
         return {"loss": score.nats_per_token, "perplexity": score.perplexity, "bits_per_byte": score.bits_per_byte}
+
+    @property
+    def _batch_size(self) -> int:
+        return max(1, min(MAX_EVAL_BATCH_SIZE, MAX_LOGITS // (self.store.block_size * len(self.tokenizer))))
 
     def measure(self, model: PreTrainedModel) -> dict[str, Any]:
         """The score as `eval_...`, and `samples` of a causal model."""

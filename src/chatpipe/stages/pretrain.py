@@ -61,6 +61,7 @@ def run_pretrain(job: Job) -> Outcome | None:
         return None
 
     save_checkpoint(job, model, tokenizer)
+    del trainer  # and with it the optimizer's memory
     # The trained one's forward may still run in bf16; before and after are both measured in float32.
     model = _load(job, job.folder)
     after = _score(held_out, model)
