@@ -58,6 +58,7 @@ def trainer_steps(peer: str, shape: tuple[int, ...], steps: int) -> dict[str, An
     import torch
     from transformers import GPT2Config, GPT2LMHeadModel, PrinterCallback, Trainer, TrainerCallback, TrainingArguments
 
+    from chatpipe.models.activation import quickest_gelu
     from chatpipe.models.architecture import build_model, model_config
     from chatpipe.models.loading import quickest_attention
     from chatpipe.pretraining.arguments import pretrain_arguments
@@ -99,7 +100,8 @@ def trainer_steps(peer: str, shape: tuple[int, ...], steps: int) -> dict[str, An
         if peer == "chatpipe":
             keep_freed_memory()
             architecture = Architecture(n_layer=layers, n_head=heads, n_embd=width, n_positions=context)
-            model = quickest_attention(build_model("gpt2", model_config(architecture, vocabulary, 0, 0)))
+            model = build_model("gpt2", model_config(architecture, vocabulary, 0, 0))
+            model = quickest_gelu(quickest_attention(model))
             section = Pretrain(
                 architecture=architecture, block_size=context, batch_size=batch, max_steps=steps, bf16="auto"
             )
@@ -145,7 +147,8 @@ def nanogpt_steps(given: argparse.Namespace) -> dict[str, Any]:
         for name in ("train.bin", "val.bin"):
             tokens.tofile(data / name)
         settings = {
-            "dataset": folder, "device": "cpu", "dtype": "float32", "compile": False, "eval_iters": 1, "log_interval": 1,
+            "dataset": folder, "device": "cpu", "dtype": "float32",
+            "compile": False, "eval_iters": 1, "log_interval": 1,
             "block_size": context, "batch_size": batch, "n_layer": layers, "n_head": heads, "n_embd": width,
             "dropout": 0.0, "gradient_accumulation_steps": 1, "max_iters": WARM_UP + given.steps, "bias": True,
             "eval_interval": 10**6, "out_dir": folder, "lr_decay_iters": 2000,

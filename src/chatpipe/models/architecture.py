@@ -17,6 +17,7 @@ from transformers import (
 )
 
 from chatpipe.errors import UsageError
+from chatpipe.models.activation import quickest_gelu
 from chatpipe.models.loading import quickest_attention
 from chatpipe.recipe.architecture import Architecture, Family
 
@@ -44,7 +45,7 @@ def new_model(architecture: Architecture, tokenizer: PreTrainedTokenizerBase) ->
             "Raise it (a multiple of 64 is quick on GPUs), leave it out, or take a smaller tokenizer.",
         )
     config = model_config(architecture, len(tokenizer), tokenizer.eos_token_id, tokenizer.pad_token_id)
-    return quickest_attention(build_model(architecture.family, config))
+    return quickest_gelu(quickest_attention(build_model(architecture.family, config)))
 
 
 def build_model(family: Family, config: PretrainedConfig) -> PreTrainedModel:

@@ -10,6 +10,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForMaskedLM, PretrainedConfig, PreTrainedModel
 
 from chatpipe.errors import UsageError
+from chatpipe.models.activation import quickest_gelu
 from chatpipe.models.architecture import model_config
 from chatpipe.models.loading import quickest_attention
 from chatpipe.pretraining.live_bytes import peak_of
@@ -105,7 +106,7 @@ def blank_model(section: Pretrain, tokens: int) -> PreTrainedModel:
     else:
         config = model_config(section.architecture, tokens, eos_token_id=1, pad_token_id=0)
     auto = AutoModelForMaskedLM if section.objective == "masked" else AutoModelForCausalLM
-    return quickest_attention(auto.from_config(config))
+    return quickest_gelu(quickest_attention(auto.from_config(config)))
 
 
 def _backward(section: Pretrain, model: PreTrainedModel, ids: torch.Tensor, passes: int) -> None:
