@@ -5,14 +5,16 @@
 Peers: a plain transformers Trainer on a GPT2LMHeadModel with transformers' own defaults, which installs from the
 package index, and nanoGPT's own train.py where a checkout of https://github.com/karpathy/nanoGPT is given (no package
 has it).
-Each runs in a process of its own. Shown are medians over the steps after the first ten by the clock, the share of the
-machine's measured matmul peak, and the share of a step that passes before the model is called: data and the loop.
+Each runs in a process of its own. Shown are medians over the steps after the first ten, by the clock and by processor
+time (which other work on the machine disturbs less), the share of the machine's measured matmul peak, and the share of
+a step that passes before the model is called: data and the loop.
 """
 
 import argparse
 import json
 import pickle
 import re
+import resource
 import statistics
 import subprocess
 import sys
@@ -89,10 +91,12 @@ def trainer_steps(peer: str, shape: tuple[int, ...], steps: int) -> dict[str, An
     class Clock(TrainerCallback):
         def __init__(self) -> None:
             self.ends: list[float] = []
+            self.processor: list[float] = []
             self.calls: list[float] = []
 
         def on_step_end(self, *_: Any, **__: Any) -> None:
             self.ends.append(time.perf_counter())
+            self.processor.append(time.process_time())
 
     quiet_libraries()
     torch.manual_seed(0)
@@ -129,6 +133,7 @@ def trainer_steps(peer: str, shape: tuple[int, ...], steps: int) -> dict[str, An
     waits = [call - before for before, call in zip(ends[WARM_UP - 1 :], calls[WARM_UP:], strict=False)]
     return {
         "seconds": statistics.median(seconds),
+        "processor": (clock.processor[-1] - clock.processor[WARM_UP - 1]) / len(seconds),
         "waiting": statistics.median(waits) / statistics.median(seconds),
         "flops": flops_per_token(model.num_parameters(), layers, width, context),
         "peak": peak_flops(torch.bfloat16 if bf16 else torch.float32),
@@ -137,6 +142,13 @@ def trainer_steps(peer: str, shape: tuple[int, ...], steps: int) -> dict[str, An
 
 def nanogpt_steps(given: argparse.Namespace) -> dict[str, Any]:
     """Seconds of a step of nanoGPT's own train.py, as it prints them, on as many random tokens."""
+    warm_up, _ = run_nanogpt(given, WARM_UP)
+    in_all, times = run_nanogpt(given, WARM_UP + given.steps)
+    return {"seconds": statistics.median(times[WARM_UP:]), "processor": (in_all - warm_up) / given.steps}
+
+
+def run_nanogpt(given: argparse.Namespace, steps: int) -> tuple[float, list[float]]:
+    """Processor seconds of the whole process, and seconds of each step by the clock."""
     import numpy as np
 
     layers, heads, width, context, vocabulary, batch = SHAPES[given.shape]
@@ -150,21 +162,25 @@ def nanogpt_steps(given: argparse.Namespace) -> dict[str, Any]:
             "dataset": folder, "device": "cpu", "dtype": "float32",
             "compile": False, "eval_iters": 1, "log_interval": 1,
             "block_size": context, "batch_size": batch, "n_layer": layers, "n_head": heads, "n_embd": width,
-            "dropout": 0.0, "gradient_accumulation_steps": 1, "max_iters": WARM_UP + given.steps, "bias": True,
+            "dropout": 0.0, "gradient_accumulation_steps": 1, "max_iters": steps, "bias": True,
             "eval_interval": 10**6, "out_dir": folder, "lr_decay_iters": 2000,
         }  # fmt: skip
         words = [sys.executable, "train.py"]
         words += [f"--{key}={value}" for key, value in settings.items()]
+        before = resource.getrusage(resource.RUSAGE_CHILDREN)
         done = subprocess.run(words, cwd=given.nanogpt, capture_output=True, text=True, check=True)
-    times = [float(found) / 1000 for found in re.findall(r"time ([\d.]+)ms", done.stdout)]
-    return {"seconds": statistics.median(times[WARM_UP:])}
+        after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    seconds = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+    return seconds, [float(found) / 1000 for found in re.findall(r"time ([\d.]+)ms", done.stdout)]
 
 
 def show(name: str, found: dict[str, list[dict[str, Any]]]) -> None:
     *_, context, _, batch = SHAPES[name]
     ours = found["chatpipe"]
-    print(f"| {name} | tokens/s | of chatpipe's | share of matmul peak | of a step before the model is called |")
-    print("|---|---|---|---|---|")
+    print(
+        f"| {name} | tokens/s | of chatpipe's | tokens per processor second | of chatpipe's | share of matmul peak | of a step before the model is called |"
+    )
+    print("|---|---|---|---|---|---|---|")
     for peer, rounds in found.items():
         seconds = statistics.median(one["seconds"] for one in rounds)
         speed = batch * context / seconds
@@ -172,7 +188,10 @@ def show(name: str, found: dict[str, list[dict[str, Any]]]) -> None:
         share = f"{speed * ours[0]['flops'] / peak:.0%}" if peak else "unknown"
         waiting = statistics.median(one["waiting"] for one in rounds) if "waiting" in rounds[0] else None
         ratio = statistics.median(one["seconds"] for one in ours) / seconds
-        print(f"| {peer} | {speed:,.0f} | {ratio:.2f} | {share} | {'-' if waiting is None else f'{waiting:.1%}'} |")
+        processor = statistics.median(one["processor"] for one in rounds)
+        of_ours = statistics.median(one["processor"] for one in ours) / processor
+        told = f"{speed:,.0f} | {ratio:.2f} | {batch * context / processor:,.0f} | {of_ours:.2f}"
+        print(f"| {peer} | {told} | {share} | {'-' if waiting is None else f'{waiting:.1%}'} |")
 
 
 if __name__ == "__main__":
