@@ -177,10 +177,8 @@ def run_nanogpt(given: argparse.Namespace, steps: int) -> tuple[float, list[floa
 def show(name: str, found: dict[str, list[dict[str, Any]]]) -> None:
     *_, context, _, batch = SHAPES[name]
     ours = found["chatpipe"]
-    print(
-        f"| {name} | tokens/s | of chatpipe's | tokens per processor second | of chatpipe's | share of matmul peak | of a step before the model is called |"
-    )
-    print("|---|---|---|---|---|---|---|")
+    columns = ["tokens/s", "of chatpipe's", "a processor second", "of chatpipe's", "of matmul peak", "before the model"]
+    print(f"| {name} | {' | '.join(columns)} |\n|{'---|' * (1 + len(columns))}")
     for peer, rounds in found.items():
         seconds = statistics.median(one["seconds"] for one in rounds)
         speed = batch * context / seconds
