@@ -36,7 +36,7 @@ MAX_SECONDS = 30.0
 """Of the probe's steps after the first, so that with everything else it stays below a minute."""
 MAX_STEP_SECONDS = 5.0
 MIN_STEPS, MAX_STEPS = 3, 30
-ASSUMED_SHARE_OF_PEAK = 0.3
+ASSUMED_SHARE_OF_PEAK = 0.5
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,7 @@ from chatpipe.generation.engine import context_length
 from chatpipe.pretraining.masking import Masking
 
 MAX_EVAL_BATCH_SIZE = 32
-MAX_LOGITS = 2**25
+MAX_LOGITS = 2**23
 """Numbers in the logits of an evaluated batch: measuring must not take more memory than training."""
 SAMPLE_TOKENS, SAMPLE_TEMPERATURE = 32, 0.8
 PROMPT_WORDS = 4

@@ -1,5 +1,6 @@
 """pretrain: a base model from raw text."""
 
+import gc
 from typing import Any
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainingArguments, set_seed
@@ -61,7 +62,8 @@ def run_pretrain(job: Job) -> Outcome | None:
         return None
 
     save_checkpoint(job, model, tokenizer)
-    del trainer  # and with it the optimizer's memory
+    del trainer
+    gc.collect()  # the optimizer's memory: trainer and callbacks hold each other
     # The trained one's forward may still run in bf16; before and after are both measured in float32.
     model = _load(job, job.folder)
     after = _score(held_out, model)
