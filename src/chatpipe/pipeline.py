@@ -114,14 +114,17 @@ def run_one(recipe: Recipe, stage: str, how: How, out: str | None) -> StageResul
         return run_stage(job, how, standing)
 
 
-def check_stage(recipe: Recipe, stage: str, out: str | None) -> Job:
-    """The job of one stage; raises `UsageError` where its data, its models or its folder cannot be used."""
+def check_stage(recipe: Recipe, stage: str, out: str | None, reads_data: bool = True) -> Job:
+    """The job of one stage; raises `UsageError` where its data, its models or its folder cannot be used.
+
+    Without `reads_data` the data may be missing.
+    """
     job = Job.of(recipe, stage, out)
     if out is None:
         _check_run(recipe)
     if stage == "rm" and recipe.rm.data is None:
         _check_rankings_can_be_made(recipe)
-    job.check()
+    job.check(reads_data=reads_data)
     return job
 
 

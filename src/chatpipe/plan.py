@@ -13,6 +13,10 @@ from chatpipe.pipeline import How, launch_command
 from chatpipe.recipe.schema import Recipe
 from chatpipe.stages.job import PARENTS, Job, rankings_file
 from chatpipe.training.batches import micro_batches
+from chatpipe.training.flops import flops_per_token
+
+CHINCHILLA_TOKENS = 20
+"""For each parameter, where compute is spent best (arXiv 2203.15556, table 3)."""
 
 
 def plan_stage(recipe: Recipe, stage: str, how: How, out: str | None = None) -> dict[str, Any]:
@@ -37,7 +41,7 @@ def _parameters(job: Job) -> int | str:
     """Of the trained model: of a new one in closed form, of a saved one from its files."""
     if not job.models:
         section = job.recipe.pretrain
-        return section.architecture.parameters(section.tokenizer.vocab_size)
+        return section.architecture.parameters(section.expected_tokens)
     model = Path(job.models["model"]).expanduser()
     if model.is_dir():
         return saved_parameters(model)
@@ -52,8 +56,17 @@ def _amounts(job: Job) -> dict[str, Any]:
 
 
 def _of_pretrain(job: Job) -> dict[str, Any]:
-    section = job.recipe.pretrain
-    return {"steps": section.max_steps, "tokens": section.max_steps * section.batch_size * section.block_size}
+    section, parameters = job.recipe.pretrain, _parameters(job)
+    tokens = section.max_steps * section.batch_size * section.block_size
+    amounts: dict[str, Any] = {"steps": section.max_steps, "tokens": tokens}
+    if isinstance(parameters, int):
+        amounts["tokens_per_parameter"] = round(tokens / parameters, 2)
+        amounts["chinchilla_ratio"] = round(tokens / parameters / CHINCHILLA_TOKENS, 3)
+        if not job.models:
+            shape = section.architecture
+            flops = flops_per_token(parameters, shape.n_layer, shape.n_embd, section.block_size)
+            amounts["flops"] = f"{tokens * flops:.2e}"
+    return amounts
 
 
 def _of_sft(job: Job) -> dict[str, Any]:

@@ -284,3 +284,46 @@ def test_one_stage_leaves_a_folder_that_is_not_its_run_s_as_it_was(refused, work
     (work / "thesis" / "pretrain").mkdir(parents=True)
     (work / "thesis" / "pretrain" / "chapter-1.md").write_text("years of work")
     assert "did not make" in refused("pretrain", "pocket", "out=thesis")
+
+
+@pytest.mark.parametrize(
+    "override, parts",
+    [
+        (
+            "pretrain.block_size=256",
+            ("pretrain.block_size = 256, but the model reads 128 tokens at most.", "n_positions"),
+        ),
+        ("pretrain.architecture.n_head=3", ("n_embd = 128 cannot be shared by n_head = 3 heads",)),
+        ("pretrain.architecture.preset=gpt3", ("there is no preset 'gpt3'; there are gpt2-1m",)),
+        ("pretrain.objective=masked", ("pretrain.objective = masked, but", "family = gpt2 learns the causal one")),
+        ("pretrain.architecture.family=modernbert", ("pretrain.objective = causal, but", "learns the masked one")),
+        ("pretrain.optimizer=sgd", ("pretrain.optimizer = 'sgd'", "'adamw' or 'muon'")),
+        ("pretrain.decay_steps=10", ("decay_steps and lr_scheduler_type: warmup_stable_decay belong together",)),
+    ],
+)
+def test_a_new_model_that_could_not_be(refused, override, parts):
+    told = refused("pretrain", "pocket", override)
+    for part in parts:
+        assert part in told
+
+
+def test_a_run_cannot_fine_tune_an_encoder(refused):
+    told = refused(
+        "run", "pocket", "pretrain.objective=masked", "pretrain.architecture={preset: encoder-1m}", "sft.model=null"
+    )
+    assert "sft starts from a causal language model; pretrain.objective = masked makes an encoder." in told
+
+
+def test_a_tokenizer_larger_than_the_model_s_vocabulary(chatpipe, work):
+    (work / "text.txt").write_text("A line of text.\n" * 400)
+    told = chatpipe("pretrain", "--data", "text.txt", "--out", "base", "pretrain.architecture={vocab_size: 100}")
+    assert told.code == 2
+    assert "tokens, but pretrain.architecture.vocab_size = 100" in told.err
+    assert not (work / "base" / "config.json").exists()
+
+
+def test_what_does_not_fit_into_memory_is_refused_before_it_is_tried(refused):
+    told = refused("pretrain", "gpt2-124m", "pretrain.per_device_train_batch_size=512", "--dry-run", "--processes", "1")
+    assert "GiB of memory, but this" in told
+    assert "logits" in told
+    assert "pretrain.per_device_train_batch_size to" in told

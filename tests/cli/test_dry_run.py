@@ -94,3 +94,18 @@ def test_the_plan_of_a_stage_with_a_folder_of_its_own_names_that_folder(chatpipe
     [plan] = json.loads(chatpipe("sft", *words).out)["stages"]
     assert (plan["out"], plan["models"], plan["processes"]) == ("tuned", "base", 2)
     assert plan["command"].endswith("chatpipe sft tuned/recipe.yaml --out tuned")
+
+
+def test_the_plan_of_pretrain_tells_memory_and_time_without_its_data(chatpipe, recipe, listing):
+    before = listing()
+    words = ("pretrain.data=not-there.txt", "pretrain.max_steps=100", "--processes", "1", "--dry-run", "--json")
+    [plan] = json.loads(chatpipe("pretrain", recipe, *words).out)["stages"]
+    assert listing() == before
+    assert plan["flops"] == f"{100 * 8 * 64 * (6 * plan['parameters'] + 12 * 3 * 64 * 64):.2e}"
+    assert plan["chinchilla_ratio"] == pytest.approx(100 * 8 * 64 / plan["parameters"] / 20, abs=1e-3)
+    memory = plan["memory_gib"]
+    assert memory["weights"] == pytest.approx(4 * plan["parameters"] / 2**30, abs=1e-3)
+    assert memory["optimizer"] == pytest.approx(8 * plan["parameters"] / 2**30, abs=1e-3)
+    assert memory["total"] == pytest.approx(sum(memory.values()) - memory["total"], abs=5e-3)
+    assert plan["train_seconds"] == pytest.approx(100 * 8 * 64 / plan["tokens_per_second"], rel=0.02)
+    assert "whole micro-batches" in plan["probed_with"]

@@ -5,7 +5,7 @@ from transformers import GPT2LMHeadModel, PreTrainedTokenizerFast
 from chatpipe.data.template import add_chat_template
 from chatpipe.models.architecture import new_model
 from chatpipe.models.tokenizer import train_tokenizer
-from chatpipe.recipe.schema import Architecture
+from chatpipe.recipe.architecture import Architecture
 
 TEXTS = ["Mara is a baker. She lives near the mill.", "Tomas has a dog called Rex.", "Who keeps a goat? Lina does."]
 

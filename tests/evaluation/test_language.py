@@ -28,6 +28,16 @@ def test_uniform_model_needs_log_vocabulary_nats_for_every_token(store, texts, m
     assert score.bits_per_byte == pytest.approx(len(store.tokens) * math.log2(len(tokenizer)) / text_bytes)
 
 
+def test_tokens_that_stand_for_no_text_cost_no_bits(store, texts, model, tokenizer):
+    for parameter in model.parameters():
+        torch.nn.init.zeros_(parameter)
+    score = held_out_loss(model, store, batch_size=2, special_ids=tokenizer.all_special_ids)
+    of_text = len(store.tokens) - len(texts)  # without an end-of-text token behind each document
+    text_bytes = sum(len(text.encode()) for text in texts)
+    assert score.bits_per_byte == pytest.approx(of_text * math.log2(len(tokenizer)) / text_bytes)
+    assert score.nats_per_token == pytest.approx(math.log(len(tokenizer)))
+
+
 def test_each_token_is_predicted_once_from_those_before_it_in_its_block(store, model):
     model.eval()
     tokens = [int(token) for token in store.tokens]

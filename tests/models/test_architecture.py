@@ -1,37 +1,134 @@
 import math
+from typing import get_args
 
 import pytest
 import torch
-from transformers import AutoModelForCausalLM, GPT2Config, GPT2LMHeadModel
+from pydantic import ValidationError
+from transformers import AutoModelForCausalLM, AutoModelForMaskedLM, GPT2Config, GPT2LMHeadModel, PreTrainedModel
 
-from chatpipe.models.architecture import gpt2_config, new_model
+from chatpipe.errors import UsageError
+from chatpipe.models.architecture import build_model, model_config, new_model
 from chatpipe.models.tokenizer import train_tokenizer
-from chatpipe.recipe.schema import Architecture
+from chatpipe.recipe.architecture import PRESETS, Architecture, Family
 
 SHAPE = Architecture(n_layer=3, n_head=4, n_embd=128, n_positions=64)
 
 
 @pytest.fixture(scope="module")
-def model() -> GPT2LMHeadModel:
+def model() -> PreTrainedModel:
     torch.manual_seed(0)
     return new_model(SHAPE, train_tokenizer([""], 300, 64)).eval()  # the 256 bytes and 5 special tokens
 
 
+def on_meta(architecture: Architecture, tokens: int = 300) -> PreTrainedModel:
+    """The model without memory: shapes only."""
+    with torch.device("meta"):
+        return build_model(architecture.family, model_config(architecture, tokens, eos_token_id=1, pad_token_id=0))
+
+
 def test_gpt2_small_has_its_published_number_of_parameters():
-    small = Architecture(n_layer=12, n_head=12, n_embd=768, n_positions=1024)
-    assert small.parameters(vocab_size=50257) == 124_439_808
+    small = Architecture(preset="gpt2-124m")
+    assert small.parameters(tokens=1) == 124_439_808
+    assert on_meta(small).num_parameters() == 124_439_808
     with torch.device("meta"):
         assert GPT2LMHeadModel(GPT2Config()).num_parameters() == 124_439_808
-        assert GPT2LMHeadModel(gpt2_config(small, 50257, 50256, 0)).num_parameters() == 124_439_808
+    config = on_meta(small).config
+    assert (config.vocab_size, config.n_positions) == (50257, 1024)
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+def test_every_preset_has_about_the_size_of_its_name(preset):
+    architecture = Architecture(preset=preset)
+    counted = architecture.parameters(tokens=300)
+    assert on_meta(architecture).num_parameters() == counted
+    number, unit = float(preset.split("-")[1][:-1]), preset[-1]
+    assert counted == pytest.approx(number * {"m": 1e6, "b": 1e9}[unit], rel=0.25)
 
 
 @pytest.mark.parametrize(
-    ("layers", "heads", "width", "positions", "vocab"), [(1, 1, 8, 16, 272), (4, 4, 128, 128, 1024)]
+    "keys",
+    [
+        {"n_layer": 1, "n_head": 1, "n_embd": 8, "n_positions": 16},
+        {"n_layer": 4, "n_head": 4, "n_embd": 128, "n_positions": 128, "n_inner": 300, "vocab_size": 1024},
+        {"family": "qwen3", "n_layer": 3, "n_head": 4, "n_kv_head": 2, "n_embd": 64},
+        {"family": "qwen3", "n_layer": 2, "n_head": 2, "n_embd": 48, "tie_word_embeddings": False},
+        {"family": "llama", "n_layer": 3, "n_head": 4, "n_kv_head": 1, "n_embd": 64, "n_inner": 100},
+        {"family": "llama", "n_layer": 1, "n_head": 2, "n_embd": 48, "tie_word_embeddings": False, "vocab_size": 77},
+        {"family": "modernbert", "n_layer": 1, "n_head": 2, "n_embd": 48},
+        {"family": "modernbert", "n_layer": 3, "n_head": 4, "n_embd": 64, "n_inner": 96, "vocab_size": 512},
+    ],
 )
-def test_the_closed_form_counts_what_the_model_has(layers, heads, width, positions, vocab):
-    shape = Architecture(n_layer=layers, n_head=heads, n_embd=width, n_positions=positions)
-    with torch.device("meta"):
-        assert GPT2LMHeadModel(gpt2_config(shape, vocab, 1, 0)).num_parameters() == shape.parameters(vocab)
+def test_the_closed_form_counts_what_the_model_has(keys):
+    architecture = Architecture(**keys)
+    assert on_meta(architecture, tokens=301).num_parameters() == architecture.parameters(tokens=301)
+
+
+def test_keys_beside_a_preset_win():
+    architecture = Architecture(preset="modern-124m", family="llama", n_layer=3)
+    assert (architecture.family, architecture.n_layer, architecture.n_embd) == ("llama", 3, 768)
+
+
+@pytest.mark.parametrize(
+    "keys, told",
+    [
+        ({"n_embd": 100, "n_head": 3}, "n_embd = 100 cannot be shared by n_head = 3 heads"),
+        ({"family": "llama", "n_embd": 60, "n_head": 4}, "n_embd / n_head = 15 is odd"),
+        ({"family": "qwen3", "n_head": 4, "n_kv_head": 3}, "n_head = 4 is no multiple of n_kv_head = 3"),
+        ({"n_head": 4, "n_kv_head": 2}, "gpt2 cannot share keys and values"),
+        ({"tie_word_embeddings": False}, "gpt2 always ties its embeddings"),
+        ({"preset": "gpt2-small"}, "there is no preset 'gpt2-small'; there are gpt2-1m,"),
+    ],
+)
+def test_sizes_that_do_not_go_together_are_refused(keys, told):
+    with pytest.raises(ValidationError, match=told):
+        Architecture(**keys)
+
+
+def test_a_vocabulary_has_room_for_every_token_and_may_have_more():
+    tokenizer = train_tokenizer([""], 300, 64)
+    with pytest.raises(UsageError) as caught:
+        new_model(SHAPE.model_copy(update={"vocab_size": 200}), tokenizer)
+    assert "The tokenizer has 261 tokens, but pretrain.architecture.vocab_size = 200" in caught.value.message
+    assert new_model(SHAPE.model_copy(update={"vocab_size": 320}), tokenizer).config.vocab_size == 320
+
+
+def test_logits_are_those_of_transformers_gpt2_with_the_same_weights(model):
+    stock = GPT2LMHeadModel(
+        GPT2Config(vocab_size=261, n_positions=64, n_embd=128, n_layer=3, n_head=4, bos_token_id=1, eos_token_id=1)
+    ).eval()
+    stock.load_state_dict(model.state_dict())
+    ids = torch.randint(5, 261, (2, 64), generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        torch.testing.assert_close(model(input_ids=ids).logits, stock(input_ids=ids).logits, atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("family", get_args(Family))
+def test_a_new_model_guesses_and_reopens_as_it_was(family, tmp_path):
+    torch.manual_seed(0)
+    architecture = Architecture(family=family, n_layer=2, n_head=4, n_embd=64, n_positions=64)
+    model = new_model(architecture, train_tokenizer([""], 300, 64)).eval()
+    ids = torch.randint(5, 261, (4, 32), generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        loss = model(input_ids=ids, labels=ids).loss.item()
+    assert loss == pytest.approx(math.log(261), abs=0.1)
+
+    model.save_pretrained(tmp_path)
+    auto = AutoModelForMaskedLM if architecture.objective == "masked" else AutoModelForCausalLM
+    again = auto.from_pretrained(tmp_path).eval()
+    assert type(again) is type(model)
+    with torch.no_grad():
+        torch.testing.assert_close(again(input_ids=ids).logits, model(input_ids=ids).logits)
+
+
+@pytest.mark.parametrize("family", ["qwen3", "llama"])
+def test_modern_weights_begin_at_002_and_norms_at_1(family):
+    torch.manual_seed(0)
+    model = new_model(Architecture(family=family, n_layer=2, n_embd=128), train_tokenizer([""], 300, 64))
+    for name, weight in model.named_parameters():
+        if "norm" in name:
+            assert torch.all(weight == 1), name
+        else:
+            assert weight.std().item() == pytest.approx(0.02, rel=0.03), name
 
 
 def test_weights_begin_at_002_and_residual_projections_at_002_over_sqrt_2n(model):
@@ -81,6 +178,8 @@ def test_the_model_knows_its_special_tokens_and_its_size(model):
 
 
 def test_dropout_is_off_unless_asked_for():
-    assert gpt2_config(SHAPE, 300, 1, 0).resid_pdrop == 0.0
-    config = gpt2_config(SHAPE.model_copy(update={"dropout": 0.1}), 300, 1, 0)
+    assert on_meta(SHAPE).config.resid_pdrop == 0.0
+    config = on_meta(SHAPE.model_copy(update={"dropout": 0.1})).config
     assert (config.embd_pdrop, config.resid_pdrop, config.attn_pdrop) == (0.1, 0.1, 0.1)
+    config = on_meta(Architecture(family="modernbert", dropout=0.1)).config
+    assert (config.embedding_dropout, config.mlp_dropout, config.attention_dropout) == (0.1, 0.1, 0.1)

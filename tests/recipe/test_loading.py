@@ -167,7 +167,7 @@ def test_many_wrong_keys_still_fit_eight_lines(write):
         ("ppo.batch_size=many", ("ppo.batch_size = 'many'", "integer")),
         ("ppo.batch_size=0", ("ppo.batch_size = 0", "greater than or equal to 1")),
         ("ppo.batch_size=1.5", ("ppo.batch_size = 1.5", "integer")),
-        ("pretrain.bf16=perhaps", ("pretrain.bf16 = 'perhaps'", "boolean")),
+        ("pretrain.bf16=perhaps", ("pretrain.bf16 = 'perhaps'", "True, False or 'auto'")),
         ("sft.lr_scheduler_type=cosinus", ("sft.lr_scheduler_type = 'cosinus'", "'cosine'")),
         ("ppo.learning_rate=.inf", ("ppo.learning_rate = inf", "finite")),
         ("ppo.kl_coef=.nan", ("ppo.kl_coef = nan", "finite")),
@@ -226,7 +226,7 @@ def test_an_override_that_cannot_be_read_is_quoted(override):
 
 def test_an_unknown_recipe_is_answered_with_the_nearest():
     assert "There is no recipe called pockte.\nDid you mean pocket?" in problem_of("pockte")
-    assert "Packaged recipes: pocket, small-real." in problem_of("zzzz")
+    assert "Packaged recipes: gpt2-124m, modern-124m, pocket, shakespeare-char, small-real." in problem_of("zzzz")
     assert "There is no recipe file nowhere/x.yaml." in problem_of("nowhere/x.yaml")
 
 

@@ -1,5 +1,9 @@
+import math
+
 import pytest
-from transformers import TrainingArguments
+import torch
+from pydantic import ValidationError
+from transformers import Trainer, TrainingArguments
 from trl import SFTConfig
 
 from chatpipe.recipe.schema import Pretrain, Sft
@@ -53,3 +57,66 @@ def test_what_only_a_stage_has_wins(tmp_path):
         SFTConfig, Sft(), "sft", tmp_path, 0, 1, num_train_epochs=2.5, max_length=77, save_steps=9
     )
     assert (args.num_train_epochs, args.max_length, args.save_steps) == (2.5, 77, 9)
+
+
+def rates(tmp_path, **keys):
+    """The learning rate of each of 20 steps."""
+    section = Pretrain(learning_rate=0.5, max_steps=20, warmup_steps=4, **keys)
+    args = training_arguments(TrainingArguments, section, "pretrain", tmp_path, 0, 1, max_steps=20)
+    optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=args.learning_rate)
+    trainer = Trainer(torch.nn.Linear(1, 1), args, optimizers=(optimizer, None))
+    scheduler = trainer.create_scheduler(20, optimizer)
+    found = []
+    for _ in range(20):
+        found.append(optimizer.param_groups[0]["lr"])
+        optimizer.step()
+        scheduler.step()
+    return found
+
+
+def warm(rest, start=0.0):
+    """Rates over 4 steps of warm-up, then `rest(t)`, t from 0 to 1 over the 16 steps after it; of a peak of 0.5."""
+    return [0.5 * (start + (1 - start) * step / 4 if step < 4 else rest((step - 4) / 16)) for step in range(20)]
+
+
+def cosine_to(lowest):
+    return lambda t: lowest + (1 - lowest) * 0.5 * (1 + math.cos(math.pi * t))
+
+
+@pytest.mark.parametrize(
+    "keys, expected",
+    [
+        ({"lr_scheduler_type": "cosine"}, warm(cosine_to(0))),
+        ({"lr_scheduler_type": "cosine", "min_lr_ratio": 0.1}, warm(cosine_to(0.1))),
+        ({"lr_scheduler_type": "linear"}, warm(lambda t: 1 - t)),
+        ({"lr_scheduler_type": "constant_with_warmup"}, warm(lambda t: 1)),
+        (
+            {"lr_scheduler_type": "warmup_stable_decay", "decay_steps": 8, "min_lr_ratio": 0.2},
+            warm(lambda t: 1 if t < 0.5 else 0.2 + 0.8 * (1 - math.sqrt(2 * t - 1)), start=0.2),
+        ),
+    ],
+)
+def test_each_schedule_is_its_formula(tmp_path, keys, expected):
+    assert rates(tmp_path, **keys) == pytest.approx(expected, abs=1e-12)
+
+
+@pytest.mark.parametrize(
+    "keys, told",
+    [
+        ({"lr_scheduler_type": "warmup_stable_decay"}, "decay_steps and lr_scheduler_type: warmup_stable_decay belong"),
+        ({"decay_steps": 5}, "decay_steps and lr_scheduler_type: warmup_stable_decay belong"),
+        ({"lr_scheduler_type": "linear", "min_lr_ratio": 0.1}, "linear has no min_lr_ratio"),
+        ({"warmup_steps": 30, "max_steps": 20}, "warmup_steps = 30 and decay_steps = 0 are more than max_steps = 20"),
+    ],
+)
+def test_schedules_that_do_not_fit_together_are_refused(keys, told):
+    with pytest.raises(ValidationError, match=told):
+        Pretrain(**keys)
+
+
+@pytest.mark.parametrize("multiplies", [True, False])
+def test_bf16_auto_means_where_it_is_multiplied(tmp_path, monkeypatch, multiplies):
+    monkeypatch.setattr("chatpipe.training.precision.multiplies_bf16", lambda device: multiplies)
+    for asked, expected in (("auto", multiplies), (True, True), (False, False)):
+        args = training_arguments(TrainingArguments, Pretrain(bf16=asked), "pretrain", tmp_path, 0, 1)
+        assert args.bf16 is expected

@@ -10,8 +10,9 @@ from transformers import GPT2Config, GPT2LMHeadModel, Trainer, TrainerControl, T
 from chatpipe import console
 from chatpipe.training import callbacks
 from chatpipe.training.callbacks import MetricsFile, Speedometer, watch
+from chatpipe.training.flops import flops_per_token
 from chatpipe.training.progress import follow, progress_words, read_metrics
-from chatpipe.training.speed import flops_per_token, peak_flops
+from chatpipe.training.speed import peak_flops
 
 
 @pytest.fixture

@@ -13,12 +13,20 @@ from chatpipe.recipe.loading import flatten
 STYLES = {"pass": "green", "warn": "yellow", "fail": "red"}
 
 
-def show_plan(resolved: Resolved, stages: Sequence[str], how: How, json: bool, out: str | None = None) -> None:
+def show_plan(
+    resolved: Resolved,
+    stages: Sequence[str],
+    how: How,
+    json: bool,
+    out: str | None = None,
+    more: dict[str, Any] | None = None,
+) -> None:
     """Every value with its origin, then for each stage parameters, steps, tokens and the command.
 
-    `out` is the folder of a stage that does not stand in its run's.
+    `out` is the folder of a stage that does not stand in its run's; `more` is what else is known of the last stage.
     """
     plans = [plan_stage(resolved.recipe, stage, how, out) for stage in stages]
+    plans[-1].update(more or {})
     rows = resolved.rows()
     if json:
         typed = flatten(resolved.recipe.model_dump(mode="json"))
@@ -30,7 +38,13 @@ def show_plan(resolved: Resolved, stages: Sequence[str], how: How, json: bool, o
     for plan in plans:
         console.data("")
         for key, value in plan.items():
-            console.data(f"{key:<12} {value:,}" if isinstance(value, int) else f"{key:<12} {value}")
+            console.data(f"{key:<20} {_shown(value)}")
+
+
+def _shown(value: Any) -> str:
+    if isinstance(value, dict):
+        return ", ".join(f"{key} {part}" for key, part in value.items())
+    return f"{value:,}" if isinstance(value, int) else str(value)
 
 
 def show_stage(result: StageResult) -> None:
@@ -70,6 +84,10 @@ def strict_exit(results: Sequence[StageResult]) -> None:
 
 def _measured(stage: str, metrics: dict[str, Any]) -> list[tuple[str, str, str]]:
     """(what, before, after) of a stage, from its metrics."""
+    if stage == "pretrain" and "unigram_loss" in metrics:
+        before = metrics.get("untrained_eval_loss", metrics.get("eval_loss_before"))
+        what = f"nats per hidden token (by frequency: {metrics['unigram_loss']:.2f})"
+        return [(what, f"{before:.2f}", f"{metrics['eval_loss']:.2f}")]
     if stage == "pretrain":
         trigram = metrics["trigram_bits_per_byte"]
         before = metrics.get("untrained_bits_per_byte", metrics.get("bits_per_byte_before"))

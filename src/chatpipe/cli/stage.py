@@ -116,13 +116,20 @@ def _run_stage(
         raise UsageError(f"Where should {stage} write to?", "Give a recipe, or a folder with --out.")
     if is_rank() or was_launched():
         check_world(resolved.recipe.processes)
-    job = check_stage(resolved.recipe, stage, out)
+    foresees = dry_run and stage == "pretrain"  # what such a run would take can be told without its data
+    job = check_stage(resolved.recipe, stage, out, reads_data=not foresees)
     makes_rankings = stage == "rm" and resolved.recipe.rm.data is None and not rankings_file(resolved.recipe).exists()
     if not (fresh or has_parent() or makes_rankings):
         job.standing()
     how = how_to_run(resolved.recipe, given, fresh)
     if dry_run:
-        show_plan(resolved, [stage], how, json, out)
+        more = None
+        if foresees:
+            import chatpipe.stages.pretrain  # noqa: F401 (what the run itself will have loaded counts as its memory)
+            from chatpipe.pretraining.foresight import foresee
+
+            more = foresee(resolved.recipe.pretrain, how.processes)
+        show_plan(resolved, [stage], how, json, out, more)
         return
     result = run_one(resolved.recipe, stage, how, out)
     if has_parent():

@@ -22,7 +22,10 @@ EncodedConversation = tuple[list[int], list[int]]
 
 @dataclass(frozen=True)
 class LanguageScore:
-    """Mean loss of a held-out text: in nats per token, and in bits per UTF-8 byte, which tokenizers do not change."""
+    """Mean loss of a held-out text: in nats per token, and in bits per UTF-8 byte, which tokenizers do not change.
+
+    Tokens that stand for no text (end of text) are among the former, and not among the latter.
+    """
 
     nats_per_token: float
     bits_per_byte: float
@@ -42,11 +45,13 @@ class QuestionGain:
     high: float
 
 
-def held_out_loss(model: PreTrainedModel, store: TokenStore, batch_size: int) -> LanguageScore:
+def held_out_loss(
+    model: PreTrainedModel, store: TokenStore, batch_size: int, special_ids: Sequence[int] = ()
+) -> LanguageScore:
     """The model's loss on all tokens of `store`, in blocks of its block size and `batch_size` blocks at a time.
 
     Each token is predicted once, end-of-text tokens included; a token sees only those before it in its block, as in
-    training. Bits per byte = total nats / ln 2 / bytes of the text.
+    training. Bits per byte = nats of tokens not in `special_ids` / ln 2 / bytes of the text.
     """
     tokens = np.asarray(store.tokens, dtype=np.int64)
     # The first token is predicted from what ends a document, with which the store ends.
@@ -57,14 +62,17 @@ def held_out_loss(model: PreTrainedModel, store: TokenStore, batch_size: int) ->
         *zip(_blocks(inputs[:whole], store, batch_size), _blocks(targets[:whole], store, batch_size), strict=True),
         (inputs[None, whole:], targets[None, whole:]),
     ]
-    nats = 0.0
+    special = torch.tensor(list(special_ids), dtype=torch.long, device=model.device)
+    nats, nats_of_text = 0.0, 0.0
     with evaluation_mode(model), torch.no_grad():
         for block, target in batches:
             if block.numel():
                 logits = model(input_ids=block.to(model.device), use_cache=False).logits.float()
-                losses = F.cross_entropy(logits.flatten(0, 1), target.flatten().to(model.device), reduction="none")
-                nats += losses.double().sum().item()
-    return LanguageScore(nats / len(tokens), nats / math.log(2) / store.num_bytes)
+                predicted = target.flatten().to(model.device)
+                losses = F.cross_entropy(logits.flatten(0, 1), predicted, reduction="none").double()
+                nats += losses.sum().item()
+                nats_of_text += losses[~torch.isin(predicted, special)].sum().item()
+    return LanguageScore(nats / len(tokens), nats_of_text / math.log(2) / store.num_bytes)
 
 
 def conversation_loss(

@@ -13,6 +13,8 @@ SEVERITY: tuple[Status, ...] = ("fail", "warn", "pass")
 MIN_PRETRAIN_GAIN = 0.40
 """Below the untrained model's bits per byte. Token frequencies alone, learned in the first steps, give 20 to 25 % (on
 tinyshakespeare and the pocketworld, 1,024 tokens)."""
+MIN_MASKED_GAIN = 0.10
+"""Below guessing by frequency, where an encoder's loss stands still at first: less, and it has not begun to read."""
 FAILING_EOS_SHARE, MIN_EOS_SHARE = 0.80, 0.95
 """Every answer that does not stop is cut off in chat and penalised in ppo: 1 in 20 is a nuisance, 1 in 5 a defect."""
 MIN_RIGHT = 0.90
@@ -77,6 +79,32 @@ def pretrain_verdict(metrics: Mapping[str, Any]) -> Verdict:
             otherwise="warn",
         )
     return _verdict([beats_counting, gained])
+
+
+def masked_verdict(metrics: Mapping[str, Any]) -> Verdict:
+    """Whether an encoder guesses hidden tokens from what stands around them.
+
+    Reads `eval_loss`, `unigram_loss`, and `eval_loss_before` of one that went on from another.
+    """
+    loss, unigram = metrics["eval_loss"], metrics["unigram_loss"]
+    longer = "raise pretrain.max_steps or pretrain.learning_rate"
+    reads = _finding(
+        loss < (1 - MIN_MASKED_GAIN) * unigram,
+        f"{loss:.2f} nats per hidden token; guessing by frequency takes {unigram:.2f}, and {MIN_MASKED_GAIN:.0%} less "
+        "are expected",
+        f"{longer}; masked models learn nothing but frequencies for the first thousand steps or so",
+        otherwise="warn" if loss < unigram else "fail",
+    )
+    if "eval_loss_before" not in metrics:
+        return _verdict([reads])
+    before = metrics["eval_loss_before"]
+    gained = _finding(
+        loss < before,
+        f"{loss:.2f} nats per hidden token; the model it went on from had {before:.2f}",
+        "lower pretrain.learning_rate",
+        otherwise="warn",
+    )
+    return _verdict([reads, gained])
 
 
 def sft_verdict(metrics: Mapping[str, Any]) -> Verdict:

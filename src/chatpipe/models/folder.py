@@ -28,15 +28,15 @@ def looks_like_path(name: str) -> bool:
     return not is_id or Path(name).exists() or ("/" in name and Path(name).parent.is_dir())
 
 
-def check_model(name: str, wanted: Kind, key: str) -> None:
-    """Raises `UsageError` naming `key` unless `name` is a folder with a `wanted` model, or a hub id.
+def check_model(name: str, wanted: Kind, key: str, or_else: Kind | None = None) -> None:
+    """Raises `UsageError` naming `key` unless `name` is a folder with a `wanted` model (or `or_else`), or a hub id.
 
     A hub id is taken on trust here; loading it answers for it.
     """
     if not looks_like_path(name):
         return
     kind = model_kind(name, key)
-    if kind != wanted:
+    if kind not in (wanted, or_else):
         raise UsageError(
             f"{key} = {name} is a {_NAME_OF_KIND[kind]}, but a {_NAME_OF_KIND[wanted]} is needed there.",
             _remedy(wanted),
@@ -75,4 +75,6 @@ def model_kind(folder: str, key: str) -> Kind:
 def _remedy(wanted: Kind) -> str:
     if wanted == "reward":
         return "Give what `chatpipe rm` wrote, or any sequence classification model with one label."
+    if wanted == "masked":
+        return "Give what `chatpipe pretrain` wrote with pretrain.objective=masked, or any masked language model."
     return "Give what `chatpipe pretrain` or `chatpipe sft` wrote, or any causal language model."

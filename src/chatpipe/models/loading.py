@@ -8,6 +8,7 @@ from typing import Any, TypeVar
 import torch
 from transformers import (
     AutoModelForCausalLM,
+    AutoModelForMaskedLM,
     AutoModelForSequenceClassification,
     AutoTokenizer,
     PreTrainedModel,
@@ -15,6 +16,7 @@ from transformers import (
 )
 
 from chatpipe.errors import UsageError
+from chatpipe.models.activation import quickest_gelu
 
 Model = TypeVar("Model", bound=PreTrainedModel)
 
@@ -27,7 +29,12 @@ MAX_EAGER_CONTEXT = 512
 
 def load_causal_model(model: str | Path) -> PreTrainedModel:
     """A causal language model from a folder or a hub id. Raises `UsageError` where there is none."""
-    return quickest_attention(_load(AutoModelForCausalLM, model, dtype=torch.float32))
+    return quickest_gelu(quickest_attention(_load(AutoModelForCausalLM, model, dtype=torch.float32)))
+
+
+def load_masked_model(model: str | Path) -> PreTrainedModel:
+    """A masked language model from a folder or a hub id. Raises `UsageError` where there is none."""
+    return quickest_attention(_load(AutoModelForMaskedLM, model, dtype=torch.float32))
 
 
 def load_reward_model(model: str | Path) -> PreTrainedModel:

@@ -9,8 +9,8 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from chatpipe.errors import UsageError
 from chatpipe.generation.engine import context_length
-from chatpipe.ppo.model import reads_left_to_right
 from chatpipe.ppo.prompts import Prompt
+from chatpipe.reward.model import reads_left_to_right
 
 
 def check_models(models: Mapping[str, PreTrainedModel]) -> None:

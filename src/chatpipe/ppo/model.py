@@ -12,7 +12,7 @@ from chatpipe.data.padding import equal_tokens, length_sorted
 from chatpipe.errors import UsageError
 from chatpipe.models.unpadded import MULTIPLE, Rows, hidden_states_at, positions_read, reads_unpadded
 from chatpipe.ppo.microbatch import MicroBatch
-from chatpipe.reward.model import head_scores, reward_offset
+from chatpipe.reward.model import head_scores, reads_left_to_right, reward_offset
 
 MAX_LOGITS = 2**25
 """Logits that are held at once, times about four in float32 with what log-softmax and entropy need: 0.5 GB."""
@@ -127,14 +127,6 @@ def _hidden_states(model: PreTrainedModel, batch: MicroBatch, rows: Tensor, colu
 
 def _body(model: PreTrainedModel) -> nn.Module:
     return getattr(model, model.base_model_prefix)
-
-
-def reads_left_to_right(model: PreTrainedModel) -> bool:
-    """Whether a sequence classification model is a decoder, whose `score` head gives a number at each position.
-
-    One that reads both ways (BERT) would see the completion before it is written: it can be no critic.
-    """
-    return hasattr(model, "score")
 
 
 def disable_dropout(model: nn.Module) -> None:

@@ -21,7 +21,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainerCallba
 
 from chatpipe import console
 from chatpipe.errors import UsageError
-from chatpipe.models.activations import fuse_gelu
+from chatpipe.models.activation import quickest_gelu
 from chatpipe.ppo.alarms import alarms
 from chatpipe.ppo.checks import check_models, check_precision, check_prompts, check_stop_token
 from chatpipe.ppo.config import PPOConfig
@@ -97,7 +97,7 @@ class PPOTrainer(PPOUpdate, ResumePoints, SkipNonFinite):
             args.count_steps(int(args.num_train_epochs * len(self.prompts)))
         for each in models.values():
             disable_dropout(each)
-            fuse_gelu(each)
+            quickest_gelu(each)
         check_output_head(model)
         critic = new_critic(model, rewards.models, args.critic) if value_model is None else value_model
         if ref_model is None and peft_config is None:

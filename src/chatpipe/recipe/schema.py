@@ -6,18 +6,15 @@ The JSON Schema that `chatpipe schema` prints is made from these classes.
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, field_validator, model_validator
+from pydantic import BeforeValidator, Field, field_validator, model_validator
+
+from chatpipe.recipe.architecture import Architecture
+from chatpipe.recipe.section import Section
 
 STAGES = ("pretrain", "sft", "rm", "ppo")
 POCKETWORLD = "pocketworld"
 
 DataFormat = Literal["auto", "text", "messages", "alpaca", "pairs", "rankings", "prompts"]
-
-
-class Section(BaseModel):
-    """Base of all sections: unknown keys are refused, and defaults are checked like given values."""
-
-    model_config = ConfigDict(extra="forbid", validate_default=True, allow_inf_nan=False, protected_namespaces=())
 
 
 class DataBlock(Section):
@@ -54,7 +51,13 @@ class TrainingSection(Section):
 
     data: Data | None = Field(None, description="Path, comma-separated paths, or a list of blocks.")
     learning_rate: float = Field(1e-4, gt=0)
-    lr_scheduler_type: Literal["cosine", "linear", "constant", "constant_with_warmup"] = "cosine"
+    lr_scheduler_type: Literal["cosine", "linear", "constant", "constant_with_warmup", "warmup_stable_decay"] = "cosine"
+    min_lr_ratio: float = Field(
+        0.0, ge=0, lt=1, description="Where cosine and warmup_stable_decay end, as a share of learning_rate."
+    )
+    decay_steps: int | None = Field(
+        None, ge=1, description="The last steps of warmup_stable_decay, in which the rate falls."
+    )
     warmup_steps: int = Field(0, ge=0)
     weight_decay: float = Field(0.0, ge=0, description="On matrices only, never on biases and norms.")
     adam_beta1: float = Field(0.9, ge=0, lt=1)
@@ -65,33 +68,24 @@ class TrainingSection(Section):
     per_device_train_batch_size: int | None = Field(
         None, ge=1, description="The micro-batch; accumulation follows. Default: batch_size / processes."
     )
-    bf16: bool = Field(False, description="Compute in bfloat16; weights stay in float32.")
+    bf16: Literal[True, False, "auto"] = Field(
+        False,
+        description="Compute in bfloat16; weights stay in float32. auto: where the device multiplies it; a CPU that "
+        "does not takes twelve times as long in it as in float32.",
+    )
     gradient_checkpointing: bool = False
     logging_steps: int = Field(10, ge=1)
     save_steps: int = Field(200, ge=1, description="Optimizer steps between resume points.")
     max_nonfinite_steps: int = Field(3, ge=1, description="Stop after so many NaN or infinite steps in a row.")
 
-
-class Architecture(Section):
-    """A GPT-2 of any size: pre-LN, final LN, residual init 0.02/sqrt(2N), tied embeddings."""
-
-    n_layer: int = Field(4, ge=1)
-    n_head: int = Field(4, ge=1)
-    n_embd: int = Field(128, ge=8)
-    n_positions: int = Field(128, ge=16, description="The longest sequence the model can read, in tokens.")
-    dropout: float = Field(0.0, ge=0, lt=1)
-
     @model_validator(mode="after")
-    def _heads_share_the_width(self) -> "Architecture":
-        if self.n_embd % self.n_head:
-            raise ValueError(f"n_embd = {self.n_embd} cannot be shared by n_head = {self.n_head} heads")
+    def _schedule_fits_together(self) -> "TrainingSection":
+        kind = self.lr_scheduler_type
+        if (self.decay_steps is not None) != (kind == "warmup_stable_decay"):
+            raise ValueError("decay_steps and lr_scheduler_type: warmup_stable_decay belong together")
+        if self.min_lr_ratio > 0 and kind not in ("cosine", "warmup_stable_decay"):
+            raise ValueError(f"lr_scheduler_type: {kind} has no min_lr_ratio; cosine and warmup_stable_decay have")
         return self
-
-    def parameters(self, vocab_size: int) -> int:
-        """Parameters of a GPT-2 of this size with tied embeddings, in closed form."""
-        d = self.n_embd
-        attention, mlp, norms = 4 * d * d + 4 * d, 8 * d * d + 5 * d, 4 * d
-        return (vocab_size + self.n_positions) * d + self.n_layer * (attention + mlp + norms) + 2 * d
 
 
 class Tokenizer(Section):
@@ -103,12 +97,41 @@ class Tokenizer(Section):
 class Pretrain(TrainingSection):
     """A base model from raw text."""
 
-    model: str | None = Field(None, description="Go on from this causal model instead of a new one.")
+    model: str | None = Field(None, description="Go on from this model instead of a new one.")
+    objective: Literal["causal", "masked"] = Field(
+        "causal", description="Predict the next token; or hidden ones, from both sides: an encoder for rm.model."
+    )
+    mlm_probability: float = Field(0.15, gt=0, lt=1, description="Share of tokens that objective: masked hides.")
     architecture: Architecture = Field(default_factory=Architecture)
     tokenizer: Tokenizer = Field(default_factory=Tokenizer)
+    optimizer: Literal["adamw", "muon"] = Field(
+        "adamw", description="muon: for the matrices inside the model; the rest keeps AdamW. Same learning rate."
+    )
     learning_rate: float = Field(6e-4, gt=0)
+    torch_compile: bool = Field(False, description="Compile the model first: minutes, then quicker steps on a GPU.")
     block_size: int = Field(128, ge=16, description="Tokens per training sequence.")
     max_steps: int = Field(2000, ge=1)
+    eval_steps: int | None = Field(
+        None, ge=1, description="Steps between evaluations: held-out loss and samples. Default: only at the end."
+    )
+    sample_prompts: list[str] = Field(
+        [], description="What the samples go on from; default: the beginnings of two held-out documents."
+    )
+
+    @property
+    def expected_tokens(self) -> int:
+        """How many tokens a new tokenizer will have where the text is large enough."""
+        mask = 1 if self.objective == "masked" else 0
+        return self.tokenizer.vocab_size + mask
+
+    @model_validator(mode="after")
+    def _phases_fit_in(self) -> "Pretrain":
+        if self.warmup_steps + (self.decay_steps or 0) > self.max_steps:
+            raise ValueError(
+                f"warmup_steps = {self.warmup_steps} and decay_steps = {self.decay_steps or 0} are more than "
+                f"max_steps = {self.max_steps}"
+            )
+        return self
 
 
 class Sft(TrainingSection):

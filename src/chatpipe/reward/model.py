@@ -1,8 +1,10 @@
-"""The reward model: a causal body with a score head, any `AutoModelForSequenceClassification` with one label.
+"""The reward model: any `AutoModelForSequenceClassification` with one label.
 
-A sequence is scored at its last token, found by its length: transformers looks for the pad token instead, and reads
-another position where pad is also the end of a turn (transformers #35352). What centres the scores stands in
-`config.chatpipe_reward_offset`, since the head has no bias; stock software, which ignores it, sees the same order.
+On a causal body its head is called `score`; a sequence is scored at its last token, found by its length: transformers
+looks for the pad token instead, and reads another position where pad is also the end of a turn (transformers #35352).
+An encoder reads both ways and gives the whole sequence one score, through its `classifier` head. What centres the
+scores stands in `config.chatpipe_reward_offset`, since `score` has no bias; stock software, which ignores it, sees the
+same order.
 """
 
 from collections.abc import Iterator, Sequence
@@ -18,7 +20,7 @@ from chatpipe.data.padding import length_sorted, pad_right
 
 
 def new_reward_model(body_folder: str, pad_token_id: int, seed: int) -> PreTrainedModel:
-    """A reward model in float32 with the body of the causal model in `body_folder` and a new score head.
+    """A reward model in float32 with the body of the causal or masked model in `body_folder` and a new score head.
 
     The head is N(0, 1/sqrt(d+1)), d the hidden size, so that first scores are of size 1 (lm-human-preferences, "The N
     Implementation Details of RLHF"; transformers would take 0.02). Dropout is off, in the configuration too: two
@@ -30,10 +32,27 @@ def new_reward_model(body_folder: str, pad_token_id: int, seed: int) -> PreTrain
     with _without_load_report():
         model = AutoModelForSequenceClassification.from_pretrained(body_folder, config=config, dtype=torch.float32)
     generator = torch.Generator().manual_seed(seed)
-    weight = model.score.weight
+    head = score_head(model)
     with torch.no_grad():
-        weight.copy_(torch.randn(weight.shape, generator=generator) * (weight.shape[1] + 1) ** -0.5)
+        head.weight.copy_(torch.randn(head.weight.shape, generator=generator) * (head.in_features + 1) ** -0.5)
+        if head.bias is not None:
+            head.bias.zero_()
     return model
+
+
+def reads_left_to_right(model: PreTrainedModel) -> bool:
+    """Whether a sequence classification model is a decoder, whose `score` head gives a number at each position.
+
+    One that reads both ways (BERT) would see the completion before it is written: it can be no critic.
+    """
+    return hasattr(model, "score")
+
+
+def score_head(model: PreTrainedModel) -> nn.Linear:
+    """The layer that gives the score: `score` of a decoder, the last linear layer of an encoder's `classifier`."""
+    if reads_left_to_right(model):
+        return model.score
+    return [module for module in model.classifier.modules() if isinstance(module, nn.Linear)][-1]
 
 
 def token_scores(
@@ -83,10 +102,17 @@ def sequence_scores(
             for rows in length_sorted(torch.tensor([len(ids) for ids in sequences]), batch_size):
                 input_ids, mask = pad_right([sequences[i] for i in rows], pad_token_id)
                 input_ids, mask = input_ids.to(model.device), mask.to(model.device)
-                scores[rows] = at_last_token(token_scores(model, input_ids, mask), mask).float().cpu()
+                scores[rows] = _scores(model, input_ids, mask).float().cpu()
     finally:
         model.train(was_training)
     return scores
+
+
+def _scores(model: PreTrainedModel, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
+    """The centred score of each row, (b,)."""
+    if reads_left_to_right(model):
+        return at_last_token(token_scores(model, input_ids, attention_mask), attention_mask)
+    return model(input_ids=input_ids, attention_mask=attention_mask).logits[:, 0].float() - reward_offset(model)
 
 
 def centre_rewards(

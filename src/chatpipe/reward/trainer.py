@@ -18,13 +18,13 @@ from transformers import PreTrainedModel, Trainer, TrainingArguments
 
 from chatpipe.reward.batches import EncodedRanking, RankingCollator
 from chatpipe.reward.loss import comparable_pairs, pair_margins, ranking_loss
-from chatpipe.reward.model import at_last_token, head_scores
+from chatpipe.reward.model import at_last_token, head_scores, reads_left_to_right, score_head
 from chatpipe.training.nonfinite import SkipNonFinite
 from chatpipe.training.resume import ResumePoints
 
 
 class RewardTrainer(ResumePoints, SkipNonFinite, Trainer):
-    """Trains `model`, a sequence classification model with one label and a `score` head, on `train_dataset`.
+    """Trains `model`, a sequence classification model with one label, on `train_dataset`.
 
     Batch sizes count prompts. Logs, over the pairs seen since the last log: `accuracy`, the share ordered rightly,
     and `margin`, the mean of r_better - r_worse.
@@ -60,19 +60,21 @@ class RewardTrainer(ResumePoints, SkipNonFinite, Trainer):
         return (loss, {"scores": scores}) if return_outputs else loss
 
     def _scores(self, model: nn.Module, inputs: dict[str, Tensor]) -> Tensor:
-        """Scores at the last tokens, (sum K,), of the model as DDP or FSDP wraps it.
+        """Scores of the sequences, (sum K,), of the model as DDP or FSDP wraps it.
 
         These synchronise only what passes through their own forward, so that is called, and what its head reads is
         taken on the way: its pooled result looks for the pad token and may come in bfloat16.
         """
-        at_tokens: list[Tensor] = []
-        head = self.accelerator.unwrap_model(model).score
-        hook = head.register_forward_hook(lambda module, read, _: at_tokens.append(head_scores(module, read[0])))
+        found: list[Tensor] = []
+        plain = self.accelerator.unwrap_model(model)
+        causal = reads_left_to_right(plain)
+        hook = score_head(plain).register_forward_hook(lambda head, read, _: found.append(head_scores(head, read[0])))
         try:
-            model(input_ids=inputs["input_ids"], attention_mask=inputs["attention_mask"], use_cache=False)
+            options = {"use_cache": False} if causal else {}
+            model(input_ids=inputs["input_ids"], attention_mask=inputs["attention_mask"], **options)
         finally:
             hook.remove()
-        return at_last_token(at_tokens[0], inputs["attention_mask"])
+        return at_last_token(found[0], inputs["attention_mask"]) if causal else found[0]
 
     # ---- what is logged ----
 

@@ -29,7 +29,19 @@ PARENTS: Mapping[str, Mapping[str, str]] = {
 
 # Where and how a stage runs, not what comes out of it; models and data are compared by content.
 NOT_COMPARED: dict[str, Any] = {
-    **dict.fromkeys(("logging_steps", "save_steps", "model", "reward_model", "gold_reward_model", "data"), True),
+    **dict.fromkeys(
+        (
+            "logging_steps",
+            "save_steps",
+            "eval_steps",
+            "sample_prompts",
+            "model",
+            "reward_model",
+            "gold_reward_model",
+            "data",
+        ),
+        True,
+    ),
     "ptx_data": True,
     "reward": {"__all__": {"model"}},
 }
@@ -121,15 +133,16 @@ class Job:
         """Whether the stage's own data is the built-in world, so that somebody knows what is true."""
         return reads_pocketworld(self.data()[f"{self.stage}.data"])
 
-    def check(self, made_by_this_run: frozenset[str] = frozenset()) -> None:
+    def check(self, made_by_this_run: frozenset[str] = frozenset(), reads_data: bool = True) -> None:
         """Raises `UsageError` where data, a model or code is missing or of the wrong kind, or the folder is a file.
 
-        `made_by_this_run` names the stages that will have run before this one, so their folders need not exist yet.
+        Without `reads_data` the data may be missing. `made_by_this_run` names the stages that will have run before this
+        one, so their folders need not exist yet.
         """
         if self.folder.exists() and not self.folder.is_dir():
             raise UsageError(f"{self.folder} is a file.", "Choose a folder with out= or --out.")
         self._check_apart()
-        for key, blocks in self.data().items():
+        for key, blocks in self.data().items() if reads_data else ():
             if not (key == "rm.data" and self.recipe.rm.data is None):
                 check_rows(WHAT_OF_KEY[key], blocks, key)
         for key, name in self.functions().items():
@@ -139,6 +152,11 @@ class Job:
         for key, model in self.models.items():
             parent = PARENTS[self.stage].get(key)
             given = parent is None or getattr(self.section, key) is not None
+            if not given and parent == "pretrain" and self.recipe.pretrain.objective == "masked":
+                raise UsageError(
+                    f"{self.stage} starts from a causal language model; pretrain.objective = masked makes an encoder.",
+                    f"Give {self.stage}.model. An encoder can be rm.model.",
+                )
             if not given and parent in made_by_this_run:
                 continue
             if not given and not Path(model).is_dir():
@@ -147,8 +165,32 @@ class Job:
                     f"{self.stage} starts from what {parent} makes, but there is no {model} yet.",
                     f"Run `chatpipe {parent}` first, or give a model with {flag}.",
                 )
-            kind: Kind = "causal" if key == "model" else "reward"
-            check_model(model, kind, f"{self.stage}.{key}")
+            check_model(model, self._kind(key), f"{self.stage}.{key}", or_else="masked" if self.stage == "rm" else None)
+        if self.stage == "pretrain" and not self.models:
+            self._check_new_model()
+
+    def _kind(self, key: str) -> Kind:
+        """What kind of model the section's `key` names."""
+        if key != "model":
+            return "reward"
+        return self.recipe.pretrain.objective if self.stage == "pretrain" else "causal"
+
+    def _check_new_model(self) -> None:
+        """Raises `UsageError` where a new model could not learn what it is to learn, or not read its blocks."""
+        section = self.recipe.pretrain
+        architecture = section.architecture
+        if architecture.objective != section.objective:
+            raise UsageError(
+                f"pretrain.objective = {section.objective}, but a model of pretrain.architecture.family = "
+                f"{architecture.family} learns the {architecture.objective} one.",
+                "Encoders (modernbert, presets encoder-...) are masked; all others are causal.",
+            )
+        if section.block_size > architecture.n_positions:
+            raise UsageError(
+                f"pretrain.block_size = {section.block_size}, but the model reads {architecture.n_positions} tokens "
+                "at most.",
+                "Lower it, or raise pretrain.architecture.n_positions.",
+            )
 
     def manifest(self) -> Manifest:
         """The manifest that this job's checkpoint will have, without results."""

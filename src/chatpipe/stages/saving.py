@@ -51,6 +51,11 @@ def save_checkpoint(job: Job, model: PreTrainedModel, tokenizer: PreTrainedToken
     model.config.pad_token_id = tokenizer.pad_token_id
     model.save_pretrained(job.folder)
     tokenizer.save_pretrained(job.folder)
-    auto = "AutoModelForSequenceClassification" if job.stage == "rm" else "AutoModelForCausalLM"
-    card = CARD.format(stage=job.stage, title=TITLES[job.stage], auto=auto, folder=job.folder.name)
+    card = CARD.format(stage=job.stage, title=TITLES[job.stage], auto=_auto_class(model), folder=job.folder.name)
     (job.folder / "README.md").write_text(card, encoding="utf-8")
+
+
+def _auto_class(model: PreTrainedModel) -> str:
+    """The class of transformers that opens the folder again."""
+    kinds = ("ForSequenceClassification", "ForMaskedLM")
+    return f"AutoModel{next((kind for kind in kinds if type(model).__name__.endswith(kind)), 'ForCausalLM')}"

@@ -8,20 +8,19 @@ from transformers import TrainingArguments
 
 from chatpipe.recipe.schema import TrainingSection
 from chatpipe.training.batches import micro_batches
+from chatpipe.training.precision import use_bf16
 
 Arguments = TypeVar("Arguments", bound=TrainingArguments)
 
 # Keys of a section that have the same name and meaning in TrainingArguments.
 SHARED_KEYS = (
     "learning_rate",
-    "lr_scheduler_type",
     "warmup_steps",
     "weight_decay",
     "adam_beta1",
     "adam_beta2",
     "adam_epsilon",
     "max_grad_norm",
-    "bf16",
     "logging_steps",
     "save_steps",
 )
@@ -45,6 +44,7 @@ def training_arguments(
         **{
             **{key: getattr(section, key) for key in SHARED_KEYS},
             recompute: section.gradient_checkpointing,
+            "bf16": use_bf16(section.bf16, torch.device("cuda" if torch.cuda.is_available() else "cpu")),
             "output_dir": str(folder),
             "seed": seed,
             "report_to": report_to,
@@ -58,7 +58,20 @@ def training_arguments(
             "dataloader_pin_memory": torch.cuda.is_available(),
             "use_cpu": not torch.cuda.is_available(),
             "ddp_find_unused_parameters": False,
+            **_schedule(section),
             **micro_batches(section, processes, stage),
             **more,
         }
     )
+
+
+def _schedule(section: TrainingSection) -> dict[str, Any]:
+    """The schedule under transformers' names: its own class has another one for a cosine that does not end at 0."""
+    kind, lowest = section.lr_scheduler_type, section.min_lr_ratio
+    if kind == "warmup_stable_decay":
+        # A fall as 1 - sqrt(t) ends at a lower loss than a linear one (arXiv 2405.18392, section 3).
+        shape = {"num_decay_steps": section.decay_steps, "decay_type": "1-sqrt", "min_lr_ratio": lowest}
+        return {"lr_scheduler_type": kind, "lr_scheduler_kwargs": shape}
+    if kind == "cosine" and lowest > 0:
+        return {"lr_scheduler_type": "cosine_with_min_lr", "lr_scheduler_kwargs": {"min_lr_rate": lowest}}
+    return {"lr_scheduler_type": kind}

@@ -19,7 +19,7 @@ from transformers import (
 
 from chatpipe import console
 from chatpipe.durable import finite, replace_text
-from chatpipe.training.progress import METRICS_FILE, progress_words, read_metrics
+from chatpipe.training.progress import METRICS_FILE, evaluation_words, progress_words, read_metrics
 
 
 def watch(trainer: Trainer, stage: str, folder: Path, flops_per_token: float, peak: float | None) -> "Watch":
@@ -54,6 +54,8 @@ class Speedometer(TrainerCallback):
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, logs: dict[str, Any], **_: Any
     ) -> None:
         """Measures since the last log; comes before the callbacks that write."""
+        if "eval_loss" in logs:
+            return
         if "train_loss" not in logs:
             # Trainer's own, which count from the beginning of this process
             logs.pop("train_runtime", None)
@@ -67,6 +69,12 @@ class Speedometer(TrainerCallback):
         self.train_seconds += seconds
         logs["tokens_per_second"] = round(tokens / seconds, 1)
         logs["mfu"] = self._mfu(tokens / seconds, args.world_size)
+
+    def on_evaluate(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, metrics: dict[str, Any], **_: Any
+    ) -> None:
+        """Leaves the time of an evaluation out."""
+        self._since += metrics["eval_runtime"]
 
     def averages(self, world_size: int) -> dict[str, Any]:
         """Speed over all that was trained."""
@@ -130,7 +138,11 @@ class Progress(TrainerCallback):
     def on_log(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, logs: dict[str, Any], **_: Any
     ) -> None:
-        """Renews the words beside it."""
+        """Renews the words beside it, and says what an evaluation found."""
+        if "eval_loss" in logs:
+            for line in evaluation_words(logs):
+                console.note(f"step {state.global_step}: {line}")
+            return
         self._words = progress_words(logs) or self._words
 
     def close(self) -> None:

@@ -1,7 +1,14 @@
-"""How the C library manages the memory of this process."""
+"""The memory of this process: how the C library manages it, how much it is, how much is left."""
 
 import ctypes
 import sys
+from pathlib import Path
+
+import psutil
+import torch
+
+CONTAINER_LIMIT = Path("/sys/fs/cgroup/memory.max")
+CONTAINER_USE = Path("/sys/fs/cgroup/memory.current")
 
 M_TRIM_THRESHOLD = -1
 M_MMAP_THRESHOLD = -3
@@ -23,3 +30,20 @@ def keep_freed_memory() -> None:
     if mallopt is not None:
         mallopt(M_MMAP_THRESHOLD, LARGEST_MMAP_THRESHOLD)
         mallopt(M_TRIM_THRESHOLD, KEPT_AT_THE_TOP)
+
+
+def used_memory() -> int:
+    """Bytes of main memory that this process holds."""
+    return psutil.Process().memory_info().rss
+
+
+def free_memory(device: torch.device) -> int:
+    """Bytes that this process could still take on `device`: of a CPU what the machine and its container leave."""
+    if device.type == "cuda":
+        return torch.cuda.mem_get_info(device)[0]
+    free = psutil.virtual_memory().available
+    try:
+        limit = int(CONTAINER_LIMIT.read_text()) - int(CONTAINER_USE.read_text())
+    except (OSError, ValueError):  # no container, or one without a limit ("max")
+        return free
+    return min(free, limit)

@@ -36,6 +36,13 @@ def progress_words(logs: dict[str, Any]) -> str:
     return "  ".join(words)
 
 
+def evaluation_words(logs: dict[str, Any]) -> list[str]:
+    """What an evaluation in the middle of training found: its numbers in a line, then a line for each sample."""
+    numbers = {name: value for name, value in logs.items() if name.startswith("eval_")}
+    told = [f"{name.removeprefix('eval_').replace('_', ' ')} {value:.3f}" for name, value in numbers.items()]
+    return [f"held out: {', '.join(told)}", *(" ".join(sample.split()) for sample in logs.get("samples", []))]
+
+
 @contextmanager
 def follow(stage: str, folder: Path) -> Iterator[Callable[[], None]]:
     """A progress bar over the stage's metrics file; the caller calls what it gets whenever it wants it renewed."""

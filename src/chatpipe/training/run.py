@@ -10,10 +10,11 @@ from transformers import PreTrainedModel, TrainerState
 from chatpipe import console
 from chatpipe.errors import Interrupted
 from chatpipe.training.callbacks import watch
+from chatpipe.training.flops import flops_per_token
 from chatpipe.training.interrupt import StopOnRequest
 from chatpipe.training.nonfinite import SkipNonFinite
 from chatpipe.training.resume import newest_resume_point
-from chatpipe.training.speed import flops_per_token, peak_flops
+from chatpipe.training.speed import peak_flops
 
 
 def run_trainer(

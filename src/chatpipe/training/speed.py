@@ -29,11 +29,6 @@ def peak_flops(dtype: torch.dtype) -> float | None:
     return _measured_matmul_flops(dtype)
 
 
-def flops_per_token(parameters: int, n_layer: int, n_embd: int, context: int) -> float:
-    """Forward and backward FLOPs for one token: 6N + 12 * layers * width * context (PaLM, arXiv 2204.02311, app. B)."""
-    return 6 * parameters + 12 * n_layer * n_embd * context
-
-
 def _measured_matmul_flops(dtype: torch.dtype, size: int = 1024, repeats: int = 8) -> float:
     left, right = torch.ones(size, size, dtype=dtype), torch.ones(size, size, dtype=dtype)
     best = float("inf")

@@ -1,0 +1,1 @@
+"""Pretraining: its trainer, its objectives, and what a run of it would take."""

@@ -1,0 +1,146 @@
+"""The time that a run of pretraining would take, from a few steps of its trainer on random tokens.
+
+Neither the data nor the hub is needed.
+"""
+
+import tempfile
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch.utils.data import Dataset
+from transformers import (
+    PreTrainedModel,
+    PrinterCallback,
+    ProgressCallback,
+    TrainerCallback,
+    TrainerControl,
+    TrainerState,
+    TrainingArguments,
+)
+
+from chatpipe.pretraining.arguments import pretrain_arguments
+from chatpipe.pretraining.estimate import blank_model, training_device
+from chatpipe.pretraining.masking import Masking
+from chatpipe.pretraining.trainer import PretrainTrainer
+from chatpipe.recipe.schema import Pretrain
+from chatpipe.training.arguments import training_arguments
+from chatpipe.training.batches import micro_batches
+from chatpipe.training.flops import flops_per_token
+from chatpipe.training.precision import use_bf16
+from chatpipe.training.speed import peak_flops
+
+MAX_SECONDS = 30.0
+"""Of the probe's steps after the first, so that with everything else it stays below a minute."""
+MAX_STEP_SECONDS = 5.0
+MIN_STEPS, MAX_STEPS = 3, 30
+ASSUMED_SHARE_OF_PEAK = 0.5
+
+
+@dataclass(frozen=True)
+class Timing:
+    """What a probe found: seconds of one optimizer step, and how many tokens of a micro-batch it was measured with."""
+
+    seconds_per_step: float
+    probed_tokens: int
+    micro_batch_tokens: int
+
+
+def probe(section: Pretrain, tokens: int, processes: int) -> Timing:
+    """Times a few steps of the trainer on random tokens, as large as a minute allows, and scales them to a step."""
+    spread = micro_batches(section, processes, "pretrain")
+    model = blank_model(section, tokens)
+    rows, length = _probe_size(section, model, spread["per_device_train_batch_size"])
+    clock = _Clock()
+    with tempfile.TemporaryDirectory() as folder:
+        args = _probe_arguments(section, rows, Path(folder))
+        vocabulary = model.get_input_embeddings().num_embeddings
+        masking = Masking(0, (), vocabulary, section.mlm_probability) if section.objective == "masked" else None
+        data = _RandomTokens(vocabulary, length, rows * MAX_STEPS)
+        trainer = PretrainTrainer(model, args, data, muon=section.optimizer == "muon", masking=masking)
+        trainer.remove_callback(PrinterCallback)
+        trainer.remove_callback(ProgressCallback)
+        trainer.add_callback(clock)
+        trainer.train()
+    pass_seconds, optimizer_seconds = clock.medians()
+    scale = _flops(model, section.block_size) * spread["per_device_train_batch_size"] * section.block_size
+    scale /= _flops(model, length) * rows * length
+    micro_batch = pass_seconds * scale
+    return Timing(
+        micro_batch * spread["gradient_accumulation_steps"] + optimizer_seconds,
+        rows * length,
+        spread["per_device_train_batch_size"] * section.block_size,
+    )
+
+
+class _Clock(TrainerCallback):
+    """Seconds of forward and backward, and of the optimizer, in each step; ends the training after a time.
+
+    The first step, which warms up or compiles, counts for nothing.
+    """
+
+    def __init__(self) -> None:
+        self._passes: list[float] = []
+        self._updates: list[float] = []
+        self._last_lap = self._warm_since = 0.0
+
+    def on_pre_optimizer_step(self, args: Any, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        """Forward and backward are done, and what lies between two steps: data, callbacks."""
+        self._passes.append(self._lap(args.device))
+
+    def on_step_end(self, args: Any, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        """The optimizer is done."""
+        self._updates.append(self._lap(args.device))
+        self._warm_since = self._warm_since or self._last_lap
+        enough = len(self._updates) >= MIN_STEPS and self._last_lap - self._warm_since > MAX_SECONDS
+        control.should_training_stop = enough or control.should_training_stop
+
+    def medians(self) -> tuple[float, float]:
+        """Of the passes and of the updates."""
+        passes, updates = sorted(self._passes[1:]), sorted(self._updates[1:])
+        return passes[len(passes) // 2], updates[len(updates) // 2]
+
+    def _lap(self, device: torch.device) -> float:
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+        now = time.perf_counter()
+        seconds, self._last_lap = now - self._last_lap, now
+        return seconds
+
+
+class _RandomTokens(Dataset[dict[str, torch.Tensor]]):
+    def __init__(self, vocabulary: int, length: int, rows: int) -> None:
+        self._vocabulary, self._length, self._rows = vocabulary, length, rows
+
+    def __len__(self) -> int:
+        return self._rows
+
+    def __getitem__(self, index: int) -> dict[str, torch.Tensor]:
+        generator = torch.Generator().manual_seed(index)
+        ids = torch.randint(self._vocabulary, (self._length,), generator=generator)
+        return {"input_ids": ids, "labels": ids}
+
+
+def _probe_arguments(section: Pretrain, rows: int, folder: Path) -> TrainingArguments:
+    small = section.model_copy(update={"batch_size": rows, "per_device_train_batch_size": rows, "eval_steps": None})
+    more = {**pretrain_arguments(small), "max_steps": MAX_STEPS, "save_strategy": "no", "logging_strategy": "no"}
+    more["torch_compile"] = section.torch_compile and torch.cuda.is_available()  # a CPU compiles for minutes
+    if section.lr_scheduler_type == "warmup_stable_decay":
+        more["lr_scheduler_type"], more["lr_scheduler_kwargs"] = "constant", None
+    return training_arguments(TrainingArguments, small, "pretrain", folder, 0, 1, **more)
+
+
+def _probe_size(section: Pretrain, model: PreTrainedModel, rows: int) -> tuple[int, int]:
+    """(rows, tokens in each) of a micro-batch that takes a few seconds: the whole one where that does."""
+    peak = peak_flops(torch.bfloat16 if use_bf16(section.bf16, training_device()) else torch.float32) or 1e14
+    affordable = MAX_STEP_SECONDS * ASSUMED_SHARE_OF_PEAK * peak / _flops(model, section.block_size)
+    if affordable >= section.block_size:
+        return min(rows, int(affordable / section.block_size)), section.block_size
+    return 1, max(16, min(section.block_size, int(affordable)))
+
+
+def _flops(model: PreTrainedModel, context: int) -> float:
+    config = model.config.get_text_config()
+    return flops_per_token(model.num_parameters(), config.num_hidden_layers, config.hidden_size, context)

@@ -1,0 +1,111 @@
+"""The trainer of pretraining: transformers' Trainer over the token store, with Muon, masking and our evaluation."""
+
+import math
+import time
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel, Trainer, TrainerControl, TrainingArguments
+
+from chatpipe.errors import UsageError
+from chatpipe.pretraining.masking import IGNORED, Masking, masked_loss
+from chatpipe.training.muon import MuonAdamW, hidden_matrices
+from chatpipe.training.nonfinite import SkipNonFinite
+from chatpipe.training.resume import ResumePoints
+
+Measure = Callable[[PreTrainedModel], dict[str, Any]]
+"""What is measured of a model at each evaluation: `eval_loss` and whatever else is to be logged."""
+
+
+class PretrainTrainer(ResumePoints, SkipNonFinite, Trainer):
+    """Causal or masked language modelling; each predicted token of a step weighs the same, however it is split up.
+
+    `masking` makes the objective a masked one. `measure` runs at each of Trainer's evaluations, on every process.
+    `bytes_per_token` of the text turns the training loss into `bits_per_byte`.
+    """
+
+    optimizer: torch.optim.Optimizer | None
+    control: TrainerControl
+
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        args: TrainingArguments,
+        train_dataset: Any,
+        muon: bool = False,
+        masking: Masking | None = None,
+        measure: Measure | None = None,
+        bytes_per_token: float | None = None,
+        **more: Any,
+    ) -> None:
+        if masking is not None:
+            more["compute_loss_func"] = masked_loss
+        super().__init__(model=model, args=args, train_dataset=train_dataset, **more)
+        self.muon, self.masking, self.measure, self.bytes_per_token = muon, masking, measure, bytes_per_token
+
+    def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
+        """AdamW with decay on matrices only; with `muon`, Muon in its place on the matrices inside the model."""
+        if not self.muon or self.optimizer is not None:
+            return super().create_optimizer(model)
+        if self.is_fsdp_enabled:
+            raise UsageError("pretrain.optimizer = muon needs whole matrices, which FSDP cuts up.", "Use adamw or DDP.")
+        trained = self.accelerator.unwrap_model(model or self.model, keep_torch_compile=False)
+        matrices = hidden_matrices(trained)
+        decayed = set(self.get_decay_parameter_names(trained))
+        groups: dict[bool, list[nn.Parameter]] = {True: [], False: []}
+        for name, parameter in trained.named_parameters():
+            if parameter.requires_grad and name not in matrices:
+                groups[name in decayed].append(parameter)
+        args = self.args
+        self.optimizer = MuonAdamW(
+            matrices.values(),
+            [{"params": groups[decay], "weight_decay": args.weight_decay if decay else 0.0} for decay in (True, False)],
+            lr=args.learning_rate,
+            weight_decay=args.weight_decay,
+            betas=(args.adam_beta1, args.adam_beta2),
+            eps=args.adam_epsilon,
+            fused=True,
+        )
+        return self.optimizer
+
+    def get_batch_samples(
+        self, epoch_iterator: Iterator[dict[str, Tensor]], num_batches: int, device: torch.device
+    ) -> tuple[list[dict[str, Tensor]], Any]:
+        """The micro-batches of the next optimizer step, and how many tokens they predict over all processes."""
+        batches, _ = super().get_batch_samples(epoch_iterator, num_batches, device)
+        if self.masking is not None:
+            batches = [self._masked(self.masking, batch, micro) for micro, batch in enumerate(batches)]
+        # Counted here: of a GPT-2, transformers counts the first label too, which no position predicts.
+        predicted = [batch["labels"] if self.masking else batch["labels"][:, 1:] for batch in batches]
+        items = torch.tensor(sum(int((labels != IGNORED).sum()) for labels in predicted), device=device)
+        return batches, self.accelerator.reduce(items, reduction="sum")
+
+    def _masked(self, masking: Masking, batch: dict[str, Tensor], micro: int) -> dict[str, Tensor]:
+        # A function of the step, not of a generator that has read ahead: resumed runs hide the same tokens.
+        args = self.args
+        position = (self.state.global_step * args.gradient_accumulation_steps + micro) * args.world_size
+        seed = (args.seed << 40) + position + args.process_index
+        inputs, labels = masking(batch["input_ids"], seed % 2**63)
+        return {**batch, "input_ids": inputs, "labels": labels}
+
+    def evaluate(self, *_: Any, **__: Any) -> dict[str, Any]:
+        """Measures the model, logs what comes out and returns it. Every process measures the same."""
+        if self.measure is None:
+            return {}
+        start = time.perf_counter()
+        metrics = self.measure(self.accelerator.unwrap_model(self.model, keep_torch_compile=False))
+        self.log(metrics)
+        metrics = {**metrics, "eval_runtime": time.perf_counter() - start}
+        self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
+        return metrics
+
+    def log(self, logs: dict[str, Any], start_time: float | None = None) -> None:
+        """Adds `perplexity` and, where the text's bytes are known, `bits_per_byte` to the training loss."""
+        if "loss" in logs:
+            loss = logs["loss"]
+            logs = {**logs, "perplexity": math.exp(loss) if loss < 700 else math.inf}
+            if self.bytes_per_token is not None:
+                logs["bits_per_byte"] = loss / math.log(2) / self.bytes_per_token
+        super().log(logs, start_time)

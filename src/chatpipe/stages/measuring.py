@@ -1,0 +1,67 @@
+"""What pretraining measures of a model on held-out text: before, at each evaluation, and at the end."""
+
+from dataclasses import dataclass
+from typing import Any
+
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from chatpipe.data.token_store import TokenStore
+from chatpipe.evaluation.language import held_out_loss
+from chatpipe.evaluation.masked import masked_score
+from chatpipe.generation import SamplingParams, generate
+from chatpipe.generation.engine import context_length
+from chatpipe.pretraining.masking import Masking
+
+MAX_EVAL_BATCH_SIZE = 32
+MAX_LOGITS = 2**23
+"""Numbers in the logits of an evaluated batch: measuring must not take more memory than training."""
+SAMPLE_TOKENS, SAMPLE_TEMPERATURE = 32, 0.8
+PROMPT_WORDS = 4
+
+
+@dataclass(frozen=True)
+class HeldOut:
+    """Held-out text, and the prompts that samples go on from; `masking` for an encoder, which writes no samples."""
+
+    store: TokenStore
+    tokenizer: PreTrainedTokenizerBase
+    prompts: list[str]
+    masking: Masking | None
+
+    def score(self, model: PreTrainedModel) -> dict[str, float]:
+        """`loss` in nats a token; of a causal model `perplexity` and `bits_per_byte`, of a masked one `accuracy`."""
+        if self.masking is not None:
+            guessed = masked_score(model, self.store, self.masking, self._batch_size)
+            return {"loss": guessed.nats_per_token, "accuracy": guessed.accuracy}
+        score = held_out_loss(model, self.store, self._batch_size, self.tokenizer.all_special_ids)
+        return {"loss": score.nats_per_token, "perplexity": score.perplexity, "bits_per_byte": score.bits_per_byte}
+
+    @property
+    def _batch_size(self) -> int:
+        return max(1, min(MAX_EVAL_BATCH_SIZE, MAX_LOGITS // (self.store.block_size * len(self.tokenizer))))
+
+    def measure(self, model: PreTrainedModel) -> dict[str, Any]:
+        """The score as `eval_...`, and `samples` of a causal model."""
+        metrics: dict[str, Any] = {f"eval_{name}": value for name, value in self.score(model).items()}
+        if self.masking is None:
+            metrics["samples"] = self._samples(model)
+        return metrics
+
+    def _samples(self, model: PreTrainedModel) -> list[str]:
+        """What the model makes of each prompt: the same one for the same weights."""
+        room = max(1, (context_length(model) or 2**31) - SAMPLE_TOKENS)
+        eos = self.tokenizer.eos_token_id
+        encoded = [
+            self.tokenizer(prompt, add_special_tokens=False)["input_ids"][:room] or [eos] for prompt in self.prompts
+        ]
+        params = SamplingParams(max_new_tokens=SAMPLE_TOKENS, temperature=SAMPLE_TEMPERATURE)
+        completions = generate(model, encoded, params, eos, seed=0)
+        return [
+            self.tokenizer.decode([*ids, *completion.ids], skip_special_tokens=True)
+            for ids, completion in zip(encoded, completions, strict=True)
+        ]
+
+
+def first_words(documents: list[str]) -> list[str]:
+    """The beginnings of the first two documents, as prompts for samples."""
+    return [" ".join(document[:200].split()[:PROMPT_WORDS]) for document in documents[:2]]

@@ -1,0 +1,78 @@
+"""Memory that is counted before anything is allocated."""
+
+import pytest
+import torch
+
+from chatpipe.errors import UsageError
+from chatpipe.pretraining.estimate import Memory, blank_model, check_memory, estimate_memory
+from chatpipe.pretraining.live_bytes import peak_of
+from chatpipe.recipe.schema import Pretrain
+
+TOKENS = 500
+
+
+def section(**keys) -> Pretrain:
+    shape = {"n_layer": 2, "n_head": 2, "n_embd": 32, "n_positions": 64, **keys.pop("architecture", {})}
+    return Pretrain(architecture=shape, block_size=64, batch_size=8, **keys)
+
+
+def test_every_tensor_is_counted_while_it_is_alive_and_no_longer():
+    def work():
+        kept = torch.zeros(100)  # 400 bytes
+        large = kept.expand(50, 100).contiguous()  # 20,000
+        view = large[1:]  # the same memory
+        del large, view
+        return kept, torch.ones(10, 7)  # 280 bytes, and the last size is that of the vocabulary
+
+    assert peak_of(work, vocabulary=7, parameters=[])["activations"] == 20_400
+    assert peak_of(lambda: torch.ones(10, 7), vocabulary=7, parameters=[]) == {"logits": 280}
+
+
+@pytest.mark.parametrize("family", ["gpt2", "qwen3", "modernbert"])
+@pytest.mark.parametrize("optimizer", ["adamw", "muon"])
+def test_weights_gradients_and_optimizer_are_as_large_as_they_are(family, optimizer):
+    objective = "masked" if family == "modernbert" else "causal"
+    made = section(architecture={"family": family}, objective=objective, optimizer=optimizer)
+    memory = estimate_memory(made, TOKENS, processes=1)
+    model = blank_model(made, TOKENS)
+    assert memory.weights == 4 * model.num_parameters()
+    matrices = sum(p.numel() for n, p in model.named_parameters() if p.ndim == 2 and (".h." in n or ".layers." in n))
+    matrices += 32 * 32 if family == "modernbert" else 0  # its prediction head's
+    assert memory.optimizer == 8 * model.num_parameters() - (4 * matrices if optimizer == "muon" else 0)
+
+
+def test_what_a_real_pass_allocates_is_what_was_counted():
+    made = section()
+    memory = estimate_memory(made, TOKENS, processes=1)
+    model = blank_model(made, TOKENS).train()
+    ids = torch.zeros(8, 64, dtype=torch.long)
+    real = peak_of(
+        lambda: model(input_ids=ids, labels=ids, use_cache=False).loss.backward(), TOKENS, list(model.parameters())
+    )
+    counted = memory.activations + memory.logits + memory.gradients
+    assert counted == pytest.approx(real.total(), rel=0.02)
+    assert memory.logits >= 8 * 64 * TOKENS * 4
+
+
+def test_rows_take_more_and_recomputing_takes_less():
+    one = estimate_memory(section(per_device_train_batch_size=2), TOKENS, 1)
+    four = estimate_memory(section(), TOKENS, 1)
+    assert four.logits == pytest.approx(4 * one.logits, rel=0.1)
+    deep = {"architecture": {"n_layer": 8}}
+    stored = estimate_memory(section(**deep), TOKENS, 1)
+    recomputed = estimate_memory(section(**deep, gradient_checkpointing=True), TOKENS, 1)
+    assert recomputed.activations < stored.activations / 2
+
+
+def test_what_is_too_much_is_refused_with_what_would_fit(monkeypatch):
+    monkeypatch.setattr("chatpipe.pretraining.estimate.free_memory", lambda device: 2**30)
+    monkeypatch.setattr("chatpipe.pretraining.estimate.used_memory", lambda: 0)
+    fits = Memory(process=0, weights=2**20, optimizer=2**21, gradients=0, activations=2**29, logits=2**29 - 2**22)
+    check_memory(fits, section(), 1)
+    too_much = Memory(process=0, weights=2**20, optimizer=2**21, gradients=0, activations=2**30, logits=2**30)
+    with pytest.raises(UsageError) as caught:
+        check_memory(too_much, section(), 1)
+    assert caught.value.message.startswith("A step takes 2.0 GiB of memory")
+    assert "pretrain.per_device_train_batch_size to 3 at most (it is 8)" in caught.value.hint
+    with pytest.raises(UsageError):
+        check_memory(fits, section(), 2)  # two processes share a CPU's memory
