@@ -23,9 +23,24 @@ class Section(BaseModel):
 class DataBlock(Section):
     """One source of rows."""
 
-    source: str = Field(description="A file (txt, json, jsonl), or `pocketworld`, the built-in world.")
+    source: str = Field(
+        description="A file (txt, json, jsonl, csv, parquet, each also .gz), a folder, a pattern with *, "
+        "`hub:OWNER/NAME`, a data set of the hub, or `pocketworld`, the built-in world."
+    )
     format: DataFormat = Field("auto", description="What the rows are; `auto` recognises it from the first row.")
     limit: int | None = Field(None, ge=1, description="Train on this many rows at most, and hold out as many.")
+    columns: dict[str, str | list[str]] = Field(
+        default_factory=dict,
+        description="Where a field of ours stands, e.g. {text: content}; several are joined with newlines.",
+    )
+    document: Literal["file", "line", "blank_line"] = Field(
+        "file",
+        description="What a document of a txt file is: all of it, each line, or what stands between blank lines.",
+    )
+    weight: float = Field(1.0, gt=0, description="Raw text: how often each of its tokens is read in an epoch.")
+    name: str | None = Field(None, description="Of a data set of the hub: its configuration.")
+    split: str = Field("train", description="Of a data set of the hub.")
+    revision: str | None = Field(None, description="Of a data set of the hub: a commit; else the newest.")
 
 
 def _as_blocks(value: Any) -> Any:
@@ -95,9 +110,16 @@ class Architecture(Section):
 
 
 class Tokenizer(Section):
-    """The byte-level BPE tokenizer that pretrain trains on its data."""
+    """The tokenizer of a new model: trained on its data, or an existing one."""
 
-    vocab_size: int = Field(1024, ge=272, description="With the 256 bytes and the special tokens.")
+    kind: Literal["bpe", "character"] = Field("bpe", description="Byte-level BPE, or one token for each character.")
+    vocab_size: int = Field(1024, ge=272, description="Entries at most, special tokens included.")
+    train_bytes: int = Field(
+        500_000_000, ge=1, description="bpe: bytes of text that it is trained on at most, from all sources alike."
+    )
+    pretrained: str | None = Field(
+        None, description="Take this one as it is instead (a folder or hub id, e.g. gpt2); the keys above do not count."
+    )
 
 
 class Pretrain(TrainingSection):
@@ -108,6 +130,9 @@ class Pretrain(TrainingSection):
     tokenizer: Tokenizer = Field(default_factory=Tokenizer)
     learning_rate: float = Field(6e-4, gt=0)
     block_size: int = Field(128, ge=16, description="Tokens per training sequence.")
+    documents: Literal["concatenate", "isolate"] = Field(
+        "concatenate", description="Whether a token sees the documents before its own in a sequence, or only its own."
+    )
     max_steps: int = Field(2000, ge=1)
 
 

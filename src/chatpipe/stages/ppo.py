@@ -6,9 +6,10 @@ import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, set_seed
 
 from chatpipe import console
-from chatpipe.data.load import Conversation, build_world, load_documents, load_prompts
+from chatpipe.data.load import Conversation, load_prompts
+from chatpipe.data.packing import TrainingText
+from chatpipe.data.sources import build_world
 from chatpipe.data.template import add_chat_template, encode_completion, encode_prompt
-from chatpipe.data.token_store import TokenStore, build_token_store
 from chatpipe.errors import UsageError
 from chatpipe.evaluation.answers import answer_metrics
 from chatpipe.evaluation.compare import gold_comparison, mean_change, win_rate
@@ -28,7 +29,8 @@ from chatpipe.stages.arguments import stage_arguments
 from chatpipe.stages.example import answer_example
 from chatpipe.stages.job import Job, Outcome
 from chatpipe.stages.judging import Judged, judge, judged_prompts
-from chatpipe.stages.saving import main_process_first, save_checkpoint
+from chatpipe.stages.saving import save_checkpoint
+from chatpipe.stages.text import stage_texts, training_text
 from chatpipe.training.run import run_trainer
 
 EVAL_BATCH_SIZE = 32
@@ -206,12 +208,10 @@ def _fitting(
     return fitting
 
 
-def _text(job: Job, tokenizer: PreTrainedTokenizerBase, context: int) -> TokenStore:
-    """Raw text to mix in, in blocks as pretraining reads them."""
-    documents = load_documents(job.data()["ppo.ptx_data"], job.recipe.pocketworld, "ppo.ptx_data").train
-    with main_process_first(job):
-        path = job.folder / "tokens" / "raw.bin"
-        return build_token_store(path, documents, tokenizer, min(job.recipe.pretrain.block_size, context))
+def _text(job: Job, tokenizer: PreTrainedTokenizerBase, context: int) -> TrainingText:
+    """Raw text to mix in, an epoch of it in blocks as pretraining reads them."""
+    block_size = min(job.recipe.pretrain.block_size, context)
+    return training_text(job, stage_texts(job, "ppo.ptx_data"), tokenizer, block_size)
 
 
 @torch.no_grad()
