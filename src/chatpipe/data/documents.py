@@ -22,7 +22,7 @@ from chatpipe.data.text_files import numbered_lines, text_chunks
 from chatpipe.errors import UsageError
 from chatpipe.recipe.schema import POCKETWORLD, DataBlock, Pocketworld
 
-PIECE_CHARACTERS = 1_000_000
+PIECE_CHARACTERS = 100_000
 """A longer document comes in pieces of about this size."""
 
 FEW_FILES = 100

@@ -24,8 +24,8 @@ from chatpipe.data.documents import Piece, cut
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-BATCH_CHARACTERS = 1 << 20
-SMALL_BATCHES = 4
+BATCH_CHARACTERS = 1 << 18
+SMALL_BATCHES = 16
 """So much is encoded before processes are started, for which a small text would only wait."""
 
 CUT_CHARACTERS = 4096
@@ -135,7 +135,7 @@ def cuts_cleanly(tokenizer: Tokenizer) -> bool:
 
 
 def _batches(pieces: Iterable[Piece]) -> Iterator[list[Piece]]:
-    """Pieces together as long as they have some 1 MB of text."""
+    """Pieces together until they have a quarter of a megabyte of text or more."""
     batch: list[Piece] = []
     size = 0
     for piece in pieces:
