@@ -100,7 +100,9 @@ def load_for_chat(model: str) -> tuple[PreTrainedTokenizerBase, PreTrainedModel]
     tokenizer = load_tokenizer(model)
     loaded = load_causal_model(model)
     add_chat_template(tokenizer)
-    if len(tokenizer) > loaded.get_input_embeddings().num_embeddings:
+    entries = loaded.get_input_embeddings().num_embeddings
+    if len(tokenizer) > entries:
+        console.note(f"sft: the vocabulary grows from {entries:,} to {len(tokenizer):,}: tokens of the chat template")
         set_seed(0)  # the new rows are drawn at random
         loaded.resize_token_embeddings(len(tokenizer))
     loaded.config.pad_token_id = tokenizer.pad_token_id
