@@ -13,7 +13,7 @@ import pytest
 from chatpipe.data import documents, encoding
 from chatpipe.data.documents import RawText
 from chatpipe.data.encoding import Encoder
-from chatpipe.data.token_store import TokenStore, build_token_store, store_fingerprint
+from chatpipe.data.token_store import TokenStore, build_token_store, find_token_store, store_fingerprint
 from chatpipe.errors import UsageError
 from chatpipe.models.tokenizer import train_tokenizer
 from chatpipe.recipe.schema import DataBlock, Pocketworld
@@ -170,6 +170,20 @@ def test_other_text_settings_or_tokenizers_are_tokenised_anew(tmp_path, encoder,
     changed = tokens_of(build_token_store(folder, raw(source), encoder))
     assert changed != first
     assert len(changed) > len(first)
+
+
+def test_a_store_of_the_same_text_is_found_among_others_when_it_is_complete(tmp_path, encoder, source):
+    folders = [tmp_path / name for name in ("other", "broken", "same")]
+    assert find_token_store(folders, raw(source), encoder) is None
+    build_token_store(folders[0], raw(source, limit=20), encoder)
+    with pytest.raises(Stopped):
+        text = BreaksOff(DataBlock(source=source), Pocketworld(), "pretrain.data")
+        build_token_store(folders[1], text, encoder, shard_tokens=400)
+    assert find_token_store(folders, raw(source), encoder) is None
+    built = build_token_store(folders[2], raw(source), encoder)
+    found = find_token_store(folders, raw(source), encoder)
+    assert found is not None
+    assert tokens_of(found) == tokens_of(built)
 
 
 def test_what_changes_no_token_is_no_other_store(encoder, source):

@@ -13,7 +13,7 @@ import hashlib
 import json
 import os
 from bisect import bisect_right
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import asdict, dataclass, field
 from itertools import accumulate, islice
@@ -31,6 +31,9 @@ from chatpipe.errors import UsageError
 from chatpipe.recipe.schema import POCKETWORLD
 
 SHARD_TOKENS = 1 << 24
+MAX_WORKERS = 32
+"""One process reads the text for all of them; it keeps no more busy."""
+
 FORMAT = 1
 """Raised when the same text and tokenizer would give another store."""
 
@@ -89,8 +92,19 @@ def build_token_store(
     fingerprint = store_fingerprint(text, encoder)
     manifest = _manifest_of(folder, fingerprint) or StoreManifest(fingerprint, encoder.dtype)
     if not manifest.complete:
-        _build(folder, text, encoder, manifest, workers or len(os.sched_getaffinity(0)), shard_tokens)
+        workers = workers or min(len(os.sched_getaffinity(0)), MAX_WORKERS)
+        _build(folder, text, encoder, manifest, workers, shard_tokens)
     return TokenStore(folder)
+
+
+def find_token_store(folders: Sequence[Path], text: RawText, encoder: Encoder) -> TokenStore | None:
+    """The first complete store of `text` among `folders`. Raises `UsageError` where its files were changed."""
+    fingerprint = store_fingerprint(text, encoder)
+    for folder in folders:
+        manifest = _manifest_of(folder, fingerprint)
+        if manifest is not None and manifest.complete:
+            return TokenStore(folder)
+    return None
 
 
 def store_fingerprint(text: RawText, encoder: Encoder) -> str:

@@ -13,7 +13,7 @@ from chatpipe.data.documents import RawText, raw_texts, sample_texts
 from chatpipe.data.encoding import Encoder
 from chatpipe.data.packing import HeldOutText, TrainingText
 from chatpipe.data.sources import data_fingerprints
-from chatpipe.data.token_store import build_token_store
+from chatpipe.data.token_store import TokenStore, build_token_store, find_token_store
 from chatpipe.durable import PARTIAL, fault_of, fsync, publish, write_json
 from chatpipe.errors import UsageError
 from chatpipe.models.loading import load_tokenizer
@@ -71,13 +71,13 @@ def training_text(
 ) -> TrainingText:
     """`texts` tokenised once into the stage's folder, in the order in which the stage's seed reads it.
 
+    What pretrain has tokenised in the same run, later stages read there.
     `samples` is how many blocks the stage reads in all; by default one epoch. Raises `UsageError` where a source has
     nothing to train on.
     """
     encoder = Encoder.of(tokenizer)
-    folders = [job.folder / TOKENS / f"train.{number}" for number in range(len(texts))]
     with main_process_first(job):
-        stores = [build_token_store(folder, text, encoder) for folder, text in zip(folders, texts, strict=True)]
+        stores = [_store(job, number, text, encoder) for number, text in enumerate(texts)]
     for text, store in zip(texts, stores, strict=True):
         if len(store) == 0:
             raise _too_little(text.key, [text.block.source])
@@ -111,6 +111,15 @@ def held_out_text(
 ) -> HeldOutText:
     """Held-out documents as the model reads them."""
     return HeldOutText.of(texts, Encoder.of(tokenizer), block_size, tokenizer.eos_token_id if isolate else None)
+
+
+def _store(job: Job, number: int, text: RawText, encoder: Encoder) -> TokenStore:
+    """The tokens of the stage's source with this number: pretrain's where they are the same, else the stage's own."""
+    if job.stage != "pretrain":
+        found = find_token_store(sorted(Path(job.recipe.out, "pretrain", TOKENS).glob("train.*")), text, encoder)
+        if found is not None:
+            return found
+    return build_token_store(job.folder / TOKENS / f"train.{number}", text, encoder)
 
 
 def _too_little(key: str, sources: Sequence[str]) -> UsageError:
