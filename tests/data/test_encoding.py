@@ -66,9 +66,12 @@ def bpe_of_all(cache: list = []):
     return cache[0]
 
 
-@pytest.fixture(autouse=True)
-def short_cuts(monkeypatch):
-    monkeypatch.setattr(encoding, "CUT_CHARACTERS", 5)
+def test_words_that_were_forgotten_are_encoded_again(bpe, monkeypatch):
+    monkeypatch.setattr(encoding, "MAX_KNOWN_WORDS", 3)
+    monkeypatch.setattr(encoding, "MAX_KNOWN_LENGTH", 4)
+    encoder, whole = Encoder.of(bpe), bpe(TEXT, add_special_tokens=False)["input_ids"]
+    for _ in range(3):
+        assert ids_of(encoder, document(TEXT)) == [*whole, encoder.eos_token_id]
 
 
 def backend(pre_tokenizer=None, normalizer=None, merges=()) -> Tokenizer:

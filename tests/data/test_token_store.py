@@ -176,8 +176,8 @@ def test_a_store_of_the_same_text_is_found_among_others_when_it_is_complete(tmp_
     folders = [tmp_path / name for name in ("other", "broken", "same")]
     assert find_token_store(folders, raw(source), encoder) is None
     build_token_store(folders[0], raw(source, limit=20), encoder)
+    text = BreaksOff(DataBlock(source=source), Pocketworld(), "pretrain.data")
     with pytest.raises(Stopped):
-        text = BreaksOff(DataBlock(source=source), Pocketworld(), "pretrain.data")
         build_token_store(folders[1], text, encoder, shard_tokens=400)
     assert find_token_store(folders, raw(source), encoder) is None
     built = build_token_store(folders[2], raw(source), encoder)

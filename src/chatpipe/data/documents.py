@@ -31,8 +31,8 @@ FEW_FILES = 100
 ROWS_BETWEEN_CHECKS = 10_000
 """So often a long source is looked at for too many bad rows, which need not be read to its end."""
 
-# Where a text can be cut in two that tokenise as the whole does: see `encoding.cuts_cleanly`.
-CLEAN_CUT = re.compile(r"(?<=\S)\n(?=\w)|(?<=[A-Za-z])(?= [A-Za-z])")
+# The places at which a text can be cut in two that tokenise as the whole does: see `encoding.cuts_cleanly`.
+CLEAN_CUT = re.compile(r"(?= [A-Za-z])(?<=[A-Za-z])|(?<=\S\n)(?=\w)")
 Characters = tuple[Path, int, int | None]
 
 
