@@ -4,6 +4,7 @@ import json
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from pydantic import ValidationError
 
 from chatpipe.data import documents
 from chatpipe.data.documents import RawText, check_documents, cut, sample_texts
@@ -214,6 +215,14 @@ def test_a_missing_column_is_found_before_anything_starts(write):
     told = problem_of(lambda: check(source, columns={"txt": "body"}))
     assert "raw text has no field txt" in told
     assert "is messages, not text" in problem_of(lambda: check(source, format="messages"))
+
+
+def test_a_setting_that_would_change_nothing_is_refused(write):
+    rows, text = write("a.jsonl", [{"text": "x"}]), write("a.txt", "x")
+    assert "has a document in each row" in problem_of(lambda: check(rows, document="line"))
+    assert "is running text, which has no columns" in problem_of(lambda: check(text, columns={"text": "body"}))
+    with pytest.raises(ValidationError, match="split is for data sets of the hub; a.jsonl is none"):
+        DataBlock(source="a.jsonl", split="test")
 
 
 def check_columns(source: str, name: str) -> None:

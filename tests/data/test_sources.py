@@ -84,7 +84,7 @@ def test_a_fingerprint_follows_the_files_and_the_settings(folder, write):
     block = DataBlock(source=str(folder))
     before = block_fingerprint(block, "k")
     assert block_fingerprint(block, "k") == before
-    for more in ({"limit": 3}, {"columns": {"text": "t"}}, {"document": "line"}, {"weight": 2.0}, {"split": "test"}):
+    for more in ({"limit": 3}, {"columns": {"text": "t"}}, {"document": "line"}, {"weight": 2.0}, {"name": "x"}):
         assert block_fingerprint(block.model_copy(update=more), "k") != before
     write("all/new.jsonl", [{"text": "e"}])
     after = block_fingerprint(block, "k")

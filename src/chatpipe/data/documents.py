@@ -167,7 +167,9 @@ def check_documents(blocks: Sequence[DataBlock] | None, key: str) -> None:
         _check_settings(block, key)
         if block.source == POCKETWORLD or is_hub(block):
             continue
-        for path in source_files(block.source, key):
+        files = source_files(block.source, key)
+        _check_used(block, {kind_of(path) for path in files}, key)
+        for path in files:
             if kind_of(path) == ".txt":
                 next(text_chunks(path), None)
             else:
@@ -198,6 +200,14 @@ def _check_settings(block: DataBlock, key: str) -> None:
     other = set(block.columns) - {"text"}
     if other:
         raise UsageError(f"{key}: raw text has no field {sorted(other)[0]}.", "columns takes text: {text: THEIR NAME}.")
+
+
+def _check_used(block: DataBlock, kinds: set[str], key: str) -> None:
+    """Raises `UsageError` for a setting that no file of the source heeds."""
+    if block.columns and kinds == {".txt"}:
+        raise UsageError(f"{key}: {block.source} is running text, which has no columns.", "Leave columns out.")
+    if block.document != "file" and ".txt" not in kinds:
+        raise UsageError(f"{key}: {block.source} has a document in each row.", "Leave document out.")
 
 
 def _check_first_row(block: DataBlock, key: str) -> None:

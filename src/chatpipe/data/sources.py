@@ -12,10 +12,9 @@ from chatpipe.data.hub import hub_rows
 from chatpipe.data.rows import READERS, BrokenRow, Row, file_rows, kind_of
 from chatpipe.durable import sha256_of
 from chatpipe.errors import UsageError
-from chatpipe.recipe.schema import POCKETWORLD, DataBlock, Pocketworld
+from chatpipe.recipe.schema import HUB, POCKETWORLD, DataBlock, Pocketworld
 
 KINDS = (".txt", *sorted(READERS))
-HUB = "hub:"
 
 
 def check_sources(blocks: Sequence[DataBlock] | None, key: str) -> None:

@@ -10,6 +10,8 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, field_valida
 
 STAGES = ("pretrain", "sft", "rm", "ppo")
 POCKETWORLD = "pocketworld"
+HUB = "hub:"
+"""What the source of a data set of the hub begins with."""
 
 DataFormat = Literal["auto", "text", "messages", "alpaca", "pairs", "rankings", "prompts"]
 
@@ -41,6 +43,13 @@ class DataBlock(Section):
     name: str | None = Field(None, description="Of a data set of the hub: its configuration.")
     split: str = Field("train", description="Of a data set of the hub.")
     revision: str | None = Field(None, description="Of a data set of the hub: a commit; else the newest.")
+
+    @model_validator(mode="after")
+    def _hub_keys_are_for_the_hub(self) -> "DataBlock":
+        given = [key for key in ("name", "split", "revision") if getattr(self, key) not in (None, "train")]
+        if given and not self.source.startswith(HUB):
+            raise ValueError(f"{given[0]} is for data sets of the hub; {self.source} is none (hub:OWNER/NAME)")
+        return self
 
 
 def _as_blocks(value: Any) -> Any:
