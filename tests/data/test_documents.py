@@ -6,8 +6,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from chatpipe.data import documents
-from chatpipe.data.documents import RawText, check_documents, cut, sample_texts
+from chatpipe.data import long_text
+from chatpipe.data.documents import RawText, check_documents, sample_texts
+from chatpipe.data.long_text import cut
 from chatpipe.data.split import is_held_out
 from chatpipe.errors import UsageError
 from chatpipe.recipe.schema import DataBlock, Pocketworld
@@ -95,6 +96,8 @@ def test_a_limit_holds_for_both_sides_and_ends_the_reading(write):
     train, held_out = sides(raw(source, limit=100))
     assert train == [text for text in texts if not is_held_out(text)][:100]
     assert 10 <= len(held_out) <= 100
+    bad = write("b.jsonl", "{oops\n" * 9 + "".join(json.dumps({"text": text}) + "\n" for text in texts))
+    assert "9 of 12" in problem_of(sides, raw(bad, limit=100))
 
 
 def test_the_built_in_world_comes_the_same_each_time():
@@ -109,21 +112,19 @@ def test_the_built_in_world_comes_the_same_each_time():
 
 @given(st.text("ab \n中é", max_size=300), st.integers(1, 40))
 def test_parts_of_a_text_are_the_text(text, size):
-    for longest in (None, 2 * size):
-        parts = list(cut(text, size, longest))
-        assert "".join(parts) == text
-        assert all(parts)
-        assert longest is None or all(len(part) <= longest for part in parts)
+    parts = list(cut(text, size, 2 * size))
+    assert "".join(parts) == text
+    assert all(0 < len(part) <= 2 * size for part in parts)
 
 
 def test_a_long_text_is_cut_where_words_end_anyway():
-    assert list(cut("one two three\nfour", 4)) == ["one two", " three\n", "four"]
-    assert list(cut("a\n\nb  c\n d", 1)) == ["a\n\nb  c\n d"]
+    assert list(cut("one two three\nfour", 4, 99)) == ["one two", " three\n", "four"]
+    assert list(cut("a\n\nb  c\n d", 1, 99)) == ["a\n\nb  c\n d"]
 
 
 @pytest.mark.parametrize("packed", [False, True])
 def test_a_long_file_comes_in_pieces_and_is_whole(tmp_path, monkeypatch, packed):
-    monkeypatch.setattr(documents, "PIECE_CHARACTERS", 1000)
+    monkeypatch.setattr(long_text, "PIECE_CHARACTERS", 1000)
     monkeypatch.setattr("chatpipe.data.text_files.CHUNK_BYTES", 777)
     text = "".join(f"Zeile {i}, größer als zuvor.\r\n" for i in range(900))
     path = tmp_path / ("a.txt.gz" if packed else "a.txt")
@@ -138,7 +139,7 @@ def test_a_long_file_comes_in_pieces_and_is_whole(tmp_path, monkeypatch, packed)
 
 
 def test_where_a_file_is_cut_does_not_depend_on_how_it_is_read(tmp_path, monkeypatch):
-    monkeypatch.setattr(documents, "PIECE_CHARACTERS", 100)
+    monkeypatch.setattr(long_text, "PIECE_CHARACTERS", 100)
     path = tmp_path / "a.txt"
     path.write_text("".join(f"some {'long ' * (i % 9)}line\n" for i in range(400)) + "中" * 700)
     found = []

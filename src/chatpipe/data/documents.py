@@ -7,14 +7,13 @@ Whether a document is held out depends on its content alone. A long document com
 into memory. Of a single document, and of each text file where a source has few of them, the last tenth is held out.
 """
 
-import hashlib
-import re
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
 
 from chatpipe import pocketworld
+from chatpipe.data.long_text import characters_between, in_pieces, line_start, survey
 from chatpipe.data.rows import BadRow, BrokenRow, Row, Skipped, kind_of
 from chatpipe.data.sources import build_world, check_sources, is_hub, source_files, source_rows
 from chatpipe.data.split import HELD_OUT_SHARE, is_held_out, is_held_out_digest
@@ -22,18 +21,11 @@ from chatpipe.data.text_files import numbered_lines, text_chunks
 from chatpipe.errors import UsageError
 from chatpipe.recipe.schema import POCKETWORLD, DataBlock, Pocketworld
 
-PIECE_CHARACTERS = 100_000
-"""A longer document comes in pieces of about this size."""
-
 FEW_FILES = 100
 """With fewer text files a hash might hold out none of them (0.9^100 = 0.00003), so each gives its last tenth."""
 
 ROWS_BETWEEN_CHECKS = 10_000
 """So often a long source is looked at for too many bad rows, which need not be read to its end."""
-
-# The places at which a text can be cut in two that tokenise as the whole does: see `encoding.cuts_cleanly`.
-CLEAN_CUT = re.compile(r"(?= [A-Za-z])(?<=[A-Za-z])|(?<=\S\n)(?=\w)")
-Characters = tuple[Path, int, int | None]
 
 
 @dataclass(frozen=True)
@@ -62,6 +54,7 @@ class RawText:
     def __init__(self, block: DataBlock, world: Pocketworld, key: str) -> None:
         self.block, self.world, self.key = block, world, key
         self.skipped = Skipped()
+        self._rows = 0
         self._built_in: list[str] | None = None
 
     def pieces(self) -> Iterator[Piece]:
@@ -72,6 +65,7 @@ class RawText:
             if limit is not None and counts[document.held_out] >= limit:
                 # Held out are at most as many; their usual share is enough to stop reading.
                 if counts[False] >= limit and counts[True] >= HELD_OUT_SHARE * limit:
+                    self._check_skipped()
                     return
                 continue
             counts[document.held_out] += 1
@@ -87,7 +81,7 @@ class RawText:
         return round((1 - HELD_OUT_SHARE) * sum(path.stat().st_size for path in files) / 10**6)
 
     def _documents(self) -> Iterator[_Document]:
-        self.skipped = Skipped()
+        self.skipped, self._rows = Skipped(), 0
         whole_files = self._whole_files()
         few = len(whole_files) < FEW_FILES
         for path in whole_files:
@@ -108,16 +102,19 @@ class RawText:
 
     def _texts(self) -> Iterator[str]:
         """All documents but whole files, bad ones left out and counted."""
-        total = 0
         for item in self._items():
-            total += 1
+            self._rows += 1
             try:
                 yield _text_of(item)
             except BadRow as problem:
                 self.skipped.add(str(problem), item.where)
-            if total % ROWS_BETWEEN_CHECKS == 0:
-                self.skipped.check(f"{self.key}: {self.block.source}", total)
-        self.skipped.check(f"{self.key}: {self.block.source}", total)
+            if self._rows % ROWS_BETWEEN_CHECKS == 0:
+                self._check_skipped()
+        self._check_skipped()
+
+    def _check_skipped(self) -> None:
+        """Raises `UsageError` where more than 1 % of the rows read so far cannot be used."""
+        self.skipped.check(f"{self.key}: {self.block.source}", self._rows)
 
     def _items(self) -> Iterator[Row | BrokenRow]:
         if self.block.source == POCKETWORLD:
@@ -174,24 +171,6 @@ def check_documents(blocks: Sequence[DataBlock] | None, key: str) -> None:
                 next(text_chunks(path), None)
             else:
                 _check_first_row(block.model_copy(update={"source": str(path)}), key)
-
-
-def cut(text: str, size: int, longest: int | None = None) -> Iterator[str]:
-    """`text` in parts of `size` characters and a little more, cut only where it tokenises as the whole does.
-
-    With `longest` a part that has no such place is cut there anyway.
-    """
-    start = 0
-    while len(text) - start > size:
-        window = len(text) if longest is None else start + longest
-        found = CLEAN_CUT.search(text, start + size, window)
-        if found is None and window > len(text) - 1:
-            break
-        end = window if found is None else found.end()
-        yield text[start:end]
-        start = end
-    if start < len(text):
-        yield text[start:]
 
 
 def _check_settings(block: DataBlock, key: str) -> None:
@@ -258,7 +237,7 @@ def _marked(document: _Document) -> Iterator[Piece]:
     """The document's pieces, the last of them marked."""
     before: str | None = None
     for part in document.parts:
-        for piece in cut(part, PIECE_CHARACTERS, 2 * PIECE_CHARACTERS):
+        for piece in in_pieces([part]):
             if before is not None:
                 yield Piece(before, document.held_out, False)
             before = piece
@@ -271,66 +250,20 @@ def _marked(document: _Document) -> Iterator[Piece]:
 
 def _sides_of_file(path: Path, key: str) -> Iterator[_Document]:
     """One running text: its last tenth is held out, from the start of a line on where one begins there."""
-    characters, _ = _survey(path, key)
+    characters, _ = survey(path, key)
     tenth = int(characters * (1 - HELD_OUT_SHARE))
-    at = tenth + _line_start(_between(path, tenth, None))
-    yield _Document(False, _recut(_between(path, 0, at)))
-    yield _Document(True, _recut(_between(path, at, None)))
+    at = tenth + line_start(characters_between(path, tenth, None))
+    yield _Document(False, in_pieces(characters_between(path, 0, at)))
+    yield _Document(True, in_pieces(characters_between(path, at, None)))
 
 
 def _sides_of_text(text: str) -> Iterator[_Document]:
     tenth = int(len(text) * (1 - HELD_OUT_SHARE))
-    at = tenth + _line_start([text[tenth:]])
+    at = tenth + line_start([text[tenth:]])
     yield _Document(False, [text[:at]])
     yield _Document(True, [text[at:]])
 
 
 def _file_as_one(path: Path, key: str) -> Iterator[_Document]:
-    _, sha256 = _survey(path, key)
-    yield _Document(is_held_out_digest(sha256), _recut(text_chunks(path)))
-
-
-def _survey(path: Path, key: str) -> tuple[int, bytes]:
-    """How many characters the file has, and the SHA-256 of its text. Raises `UsageError` where that is blank."""
-    characters, blank, digest = 0, True, hashlib.sha256()
-    for chunk in text_chunks(path):
-        characters += len(chunk)
-        blank = blank and not chunk.strip()
-        digest.update(chunk.encode())
-    if blank:
-        raise UsageError(f"{key}: {path} is empty.", "Give a file with text in it.")
-    return characters, digest.digest()
-
-
-def _line_start(chunks: Iterable[str]) -> int:
-    """How far into the text the first line begins that has something behind it; 0 where none does."""
-    passed, start = 0, 0
-    for chunk in chunks:
-        if not start and "\n" in chunk:
-            start = passed + chunk.index("\n") + 1
-        if start and chunk[max(start - passed, 0) :].strip():
-            return start
-        passed += len(chunk)
-    return 0
-
-
-def _between(path: Path, start: int, end: int | None) -> Iterator[str]:
-    """The characters of a file from `start` up to `end`."""
-    at = 0
-    for chunk in text_chunks(path):
-        part = chunk[max(start - at, 0) : None if end is None else max(end - at, 0)]
-        if part:
-            yield part
-        at += len(chunk)
-        if end is not None and at >= end:
-            return
-
-
-def _recut(chunks: Iterable[str]) -> Iterator[str]:
-    """The same text cut where it can be cut cleanly, not where a chunk of the file happened to end."""
-    rest = ""
-    for chunk in chunks:
-        *parts, rest = list(cut(rest + chunk, PIECE_CHARACTERS, 2 * PIECE_CHARACTERS)) or [""]
-        yield from parts
-    if rest:
-        yield rest
+    _, sha256 = survey(path, key)
+    yield _Document(is_held_out_digest(sha256), in_pieces(text_chunks(path)))

@@ -19,7 +19,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 from tokenizers import Tokenizer, normalizers
 
-from chatpipe.data.documents import CLEAN_CUT, Piece
+from chatpipe.data.documents import Piece
+from chatpipe.data.long_text import CLEAN_CUT
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase

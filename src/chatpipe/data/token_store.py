@@ -23,8 +23,9 @@ from typing import Any
 import numpy as np
 
 from chatpipe import console
-from chatpipe.data.documents import PIECE_CHARACTERS, RawText
+from chatpipe.data.documents import RawText
 from chatpipe.data.encoding import Encoded, Encoder, encode_stream
+from chatpipe.data.long_text import PIECE_CHARACTERS
 from chatpipe.data.sources import block_fingerprint
 from chatpipe.durable import MANIFEST, PARTIAL, fault_of, fsync, read_json, replace_text, retire
 from chatpipe.errors import UsageError
