@@ -14,7 +14,7 @@ from chatpipe.data import encoding, long_text
 from chatpipe.data.documents import RawText
 from chatpipe.data.encoding import Encoder
 from chatpipe.data.token_store import TokenStore, build_token_store, find_token_store, store_fingerprint
-from chatpipe.errors import UsageError
+from chatpipe.errors import Interrupted, UsageError
 from chatpipe.models.tokenizer import train_tokenizer
 from chatpipe.recipe.schema import DataBlock, Pocketworld
 
@@ -105,9 +105,13 @@ class Stopped(Exception):
 class BreaksOff(RawText):
     """Text whose reading stops behind some pieces."""
 
+    def __init__(self, block: DataBlock, world: Pocketworld, key: str, how: type[BaseException] = Stopped) -> None:
+        super().__init__(block, world, key)
+        self.how = how
+
     def pieces(self):
         yield from islice(super().pieces(), 150)
-        raise Stopped
+        raise self.how
 
 
 def test_a_store_is_built_once(tmp_path, encoder, source):
@@ -133,6 +137,14 @@ def test_an_interrupted_build_goes_on_behind_its_last_shard(tmp_path, encoder, s
     assert (broken / "manifest.json").read_text() == (whole / "manifest.json").read_text()
     for name, data in shards_of(whole).items():
         assert (broken / name).read_bytes() == data
+
+
+def test_ctrl_c_says_what_is_kept(tmp_path, encoder, source):
+    text = BreaksOff(DataBlock(source=source), Pocketworld(), "pretrain.data", KeyboardInterrupt)
+    with pytest.raises(Interrupted, match="finished shards are kept") as caught:
+        build_token_store(tmp_path / "store", text, encoder, shard_tokens=400)
+    kept = json.loads((tmp_path / "store" / "manifest.json").read_text())["files"]
+    assert f"{len(kept)} finished shards" in caught.value.message
 
 
 def test_a_build_that_is_killed_goes_on_and_ends_as_one_that_was_not(tmp_path, encoder, source):

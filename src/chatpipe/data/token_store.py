@@ -28,7 +28,7 @@ from chatpipe.data.encoding import Encoded, Encoder, encode_stream
 from chatpipe.data.long_text import PIECE_CHARACTERS
 from chatpipe.data.sources import block_fingerprint
 from chatpipe.durable import MANIFEST, PARTIAL, fault_of, fsync, read_json, replace_text, retire
-from chatpipe.errors import UsageError
+from chatpipe.errors import Interrupted, UsageError
 from chatpipe.recipe.schema import POCKETWORLD
 
 SHARD_TOKENS = 1 << 24
@@ -88,13 +88,19 @@ def build_token_store(
 
     A store of other text or of another tokenizer is replaced. `workers` processes (default: one for each core) encode;
     a shard has `shard_tokens` tokens and a little more. Raises `UsageError` where a finished shard was changed, the
-    text cannot be used, or the disk is full.
+    text cannot be used, or the disk is full, and `Interrupted` on Ctrl-C.
     """
     fingerprint = store_fingerprint(text, encoder)
     manifest = _manifest_of(folder, fingerprint) or StoreManifest(fingerprint, encoder.dtype)
     if not manifest.complete:
         workers = workers or min(len(os.sched_getaffinity(0)), MAX_WORKERS)
-        _build(folder, text, encoder, manifest, workers, shard_tokens)
+        try:
+            _build(folder, text, encoder, manifest, workers, shard_tokens)
+        except KeyboardInterrupt as problem:
+            raise Interrupted(
+                f"Tokenising {text.block.source} was interrupted; {len(manifest.files)} finished shards are kept.",
+                "The same command goes on behind them.",
+            ) from problem
     return TokenStore(folder)
 
 
