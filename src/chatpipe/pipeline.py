@@ -13,7 +13,8 @@ import yaml
 
 from chatpipe import console
 from chatpipe.checkpoints import Manifest, checkpoint_id, read_manifest, write_manifest
-from chatpipe.data.load import check_sources, data_fingerprints, load_rankings
+from chatpipe.data.load import load_rankings
+from chatpipe.data.sources import check_sources, data_fingerprints
 from chatpipe.durable import PARTIAL, replace_text
 from chatpipe.errors import UsageError
 from chatpipe.locking import alone_in

@@ -7,7 +7,8 @@ import struct
 from pathlib import Path
 from typing import Any
 
-from chatpipe.data.load import HELD_OUT_SHARE, load_conversations, load_prompts, load_rankings
+from chatpipe.data.load import load_conversations, load_prompts, load_rankings
+from chatpipe.data.split import HELD_OUT_SHARE
 from chatpipe.errors import UsageError
 from chatpipe.pipeline import How, launch_command
 from chatpipe.recipe.schema import Recipe

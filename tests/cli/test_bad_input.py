@@ -68,14 +68,15 @@ def test_a_stage_that_is_not_told_where_to_write(refused, chats):
     ("name", "content", "parts"),
     [
         ("no.jsonl", None, ("sft.data: there is no file no.jsonl.", "path")),
-        ("folder", "", ("sft.data: folder is not one of the files that can be read: .txt, .json, .jsonl.",)),
+        ("folder", "", ("sft.data: folder holds no file of a kind that can be read: .txt, .csv, .json,",)),
         ("empty.jsonl", "", ("sft.data: empty.jsonl is empty.",)),
         ("blank.jsonl", "\n\n", ("sft.data: blank.jsonl holds no rows.",)),
         ("bad.jsonl", '{"messages": []}\n{"messages": [}\n', ("bad.jsonl:2: this line is not JSON", "column 15")),
         ("bad.json", '[\n{"a": 1},\n{"a" 2}]', ("bad.json:3: this is not JSON",)),
         ("own.jsonl", '{"q": "x", "a": "y"}\n', ("own.jsonl:1: sft.data does not know what these fields mean: a, q.",)),
         ("text.jsonl", '{"text": "x"}\n', ("sft.data: text.jsonl: 1 of 1 rows", "it is text, not conversations")),
-        ("table.csv", "a,b\n", ("sft.data: table.csv is not one of the files",)),
+        ("table.pdf", "a,b\n", ("sft.data: table.pdf is not one of the files that can be read: .txt, .csv,",)),
+        ("table.csv", "a,b\n", ("sft.data: table.csv holds no rows.",)),
     ],
 )
 def test_data_that_cannot_be_read(refused, work, models, name, content, parts):

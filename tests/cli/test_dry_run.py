@@ -2,7 +2,7 @@ import json
 
 import pytest
 
-from chatpipe.recipe.schema import STAGES
+from chatpipe.recipe.schema import STAGES, DataBlock
 
 RECIPE = """\
 pretrain:
@@ -77,7 +77,7 @@ def test_values_are_json_values(chatpipe, recipe):
     assert values["pretrain.learning_rate"] == {"value": 0.003, "origin": "mine.yaml:5"}
     assert values["pretrain.bf16"]["value"] is False
     assert values["launch"]["value"] is None
-    assert values["sft.data"]["value"] == [{"source": "pocketworld", "format": "auto", "limit": None}]
+    assert values["sft.data"]["value"] == [DataBlock(source="pocketworld").model_dump()]
 
 
 def test_parameters_that_stand_in_no_safetensors_file_are_unknown(chatpipe, chats, make_model, work):

@@ -8,7 +8,6 @@ from chatpipe.data.formats import (
     check_messages,
     recognise,
     to_conversation,
-    to_document,
     to_prompt,
     to_ranking,
 )
@@ -49,8 +48,7 @@ def test_unknown_fields_are_refused_with_their_names_and_the_known_ones():
     assert "instruction, output" in caught.value.hint
 
 
-def test_documents_and_conversations_are_read_as_they_stand():
-    assert to_document(row(text=" A line.\n"), "text") == " A line.\n"
+def test_conversations_are_read_as_they_stand():
     messages = [SYSTEM, USER, ASSISTANT, USER, ASSISTANT]
     assert to_conversation(row(messages=messages), "messages") == messages
     assert to_prompt(row(messages=messages), "messages") == messages[:-1]
@@ -180,7 +178,6 @@ def test_a_pair_that_cannot_be_used_says_why(chosen, rejected, reason):
 
 def test_a_format_that_holds_something_else_says_so():
     for convert, form, wanted in (
-        (to_document, "messages", "text"),
         (to_conversation, "pairs", "conversations"),
         (to_ranking, "messages", "rankings"),
         (to_prompt, "text", "prompts"),

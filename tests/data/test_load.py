@@ -4,16 +4,13 @@ from hypothesis import strategies as st
 
 from chatpipe.data.load import (
     check_rows,
-    check_sources,
-    data_fingerprints,
-    is_held_out,
     load_conversations,
-    load_documents,
     load_prompts,
     load_rankings,
     prompt_key,
-    reads_pocketworld,
 )
+from chatpipe.data.sources import check_sources, data_fingerprints, reads_pocketworld
+from chatpipe.data.split import is_held_out
 from chatpipe.errors import UsageError
 from chatpipe.recipe.schema import DataBlock, Pocketworld
 
@@ -44,13 +41,6 @@ def test_the_same_text_is_always_on_the_same_side(text):
     assert is_held_out(text) == is_held_out(text)
 
 
-def test_documents_are_split_and_none_is_lost(write):
-    rows = [{"text": f"Document {i}."} for i in range(200)]
-    loaded = load_documents(blocks(write("a.jsonl", rows)), WORLD, "pretrain.data")
-    assert sorted(loaded.train + loaded.held_out) == sorted(row["text"] for row in rows)
-    assert loaded.held_out == [row["text"] for row in rows if is_held_out(row["text"])]
-
-
 def test_no_prompt_is_on_both_sides_and_all_stages_split_alike(write):
     questions = [f"Question {i % 100}?" for i in range(300)]
     chats = write("chats.jsonl", [chat(question, f"Answer {i}.") for i, question in enumerate(questions)])
@@ -70,21 +60,6 @@ def test_no_prompt_is_on_both_sides_and_all_stages_split_alike(write):
     assert len(prompted.train) + len(prompted.held_out) == 100
 
 
-def test_a_text_file_is_cut_at_a_line_and_its_last_tenth_held_out(write):
-    text = "".join(f"Line {i:03}.\n" for i in range(100))
-    loaded = load_documents(blocks(write("a.txt", text)), WORLD, "k")
-    assert loaded.train[0] + loaded.held_out[0] == text
-    assert loaded.held_out[0].startswith("Line 09")
-    assert loaded.train[0].endswith("\n")
-
-
-@pytest.mark.parametrize("text", ["word " * 200, "word " * 200 + "\n", "first\n" + "word " * 200 + "\n\n"])
-def test_a_text_of_one_long_line_has_two_sides_too(write, text):
-    loaded = load_documents(blocks(write("a.txt", text)), WORLD, "k")
-    assert loaded.train[0] + loaded.held_out[0] == text
-    assert len(loaded.train[0]) == pytest.approx(0.9 * len(text), abs=10)
-
-
 def test_several_files_of_different_formats_are_read_together(write):
     alpaca = [{"instruction": f"Do {i}.", "input": "", "output": "Done."} for i in range(60)]
     sources = write("a.jsonl", [chat(f"Q{i}?") for i in range(60)]), write("b.json", alpaca)
@@ -102,7 +77,6 @@ def test_a_format_may_be_named(write):
     rows = [{"text": f"t{i}", **chat(f"Q{i}?")} for i in range(60)]
     source = write("a.jsonl", rows)
     assert load_conversations(blocks(source, format="messages"), WORLD, "k").train
-    assert load_documents(blocks(source, format="text"), WORLD, "k").train
     assert "it is text, not conversations" in problem_of(
         load_conversations, blocks(source, format="text"), WORLD, "sft.data"
     )
@@ -147,9 +121,6 @@ def test_a_fingerprint_changes_with_what_a_file_holds_and_how_much_is_used(write
 
 
 def test_the_built_in_world_is_the_same_each_time_and_tests_on_other_people():
-    documents = load_documents(BUILT_IN, WORLD, "k")
-    assert documents == load_documents(BUILT_IN, WORLD, "k")
-    assert len(documents.train) + len(documents.held_out) == 200
     conversations = load_conversations(BUILT_IN, WORLD, "k")
     assert len(conversations.train) + len(conversations.held_out) == 100
     prompts = load_prompts(BUILT_IN, WORLD, "k")
@@ -177,7 +148,6 @@ def test_missing_data_is_named_by_its_key(tmp_path):
 def test_a_check_reads_every_row_of_every_file_before_anything_starts(write):
     good = write("a.jsonl", [chat(f"Q{i}?") for i in range(60)])
     check_rows("conversations", blocks("pocketworld", good), "sft.data")
-    check_rows("documents", blocks(write("a.txt", "Some text.")), "pretrain.data")
     late = write(
         "b.jsonl", '{"messages": [{"role": "user", "content": "Q"}, {"role": "assistant", "content": "A"}]}\n{oops\n'
     )

@@ -2,7 +2,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from chatpipe.data.padding import equal_tokens, length_sorted, pad_right
+from chatpipe.data.padding import equal_tokens, length_sorted, pad_right, similar_runs
 
 
 def padded_tokens(lengths, chunk):
@@ -57,3 +57,13 @@ def test_rows_are_padded_on_the_right():
     assert padded.tolist() == [[5, 7, 7], [7, 6, 5]]
     assert mask.tolist() == [[1, 1, 0], [1, 1, 1]]
     assert padded.dtype == mask.dtype == torch.int64
+
+
+@given(st.lists(st.integers(1, 50), max_size=30), st.sampled_from([0.0, 0.05, 0.25]))
+def test_similar_runs_hold_all_rows_in_order_within_their_padding(lengths, max_padding):
+    sizes = similar_runs(lengths, max_padding)
+    assert sum(sizes) == len(lengths)
+    assert all(sizes)
+    for run in torch.tensor(lengths, dtype=torch.long).split(sizes) if sizes else ():
+        padded = len(run) * int(run.max())
+        assert padded - int(run.sum()) <= max_padding * padded

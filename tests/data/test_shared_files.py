@@ -5,7 +5,9 @@ from pathlib import Path
 
 import pytest
 
-from chatpipe.data.load import Loaded, load_conversations, load_documents, load_prompts, load_rankings
+from chatpipe.data.documents import RawText
+from chatpipe.data.load import Loaded, load_conversations, load_prompts, load_rankings
+from chatpipe.data.split import is_held_out
 from chatpipe.errors import UsageError
 from chatpipe.recipe.schema import DataBlock, Pocketworld
 
@@ -29,19 +31,45 @@ def count(loaded: Loaded) -> int:
     return len(loaded.train) + len(loaded.held_out)
 
 
+def documents(name: str, **more: object) -> tuple[list[str], list[str]]:
+    """The documents of a file to train on, and those held out."""
+    sides: tuple[list[str], list[str]] = ([], [])
+    block = DataBlock(source=str(SHARED / name), **more)
+    text = ""
+    for piece in RawText(block, Pocketworld(), "data").pieces():
+        text += piece.text
+        if piece.ends:
+            sides[piece.held_out].append(text)
+            text = ""
+    return sides
+
+
 @pytest.mark.parametrize("name", ["tinyshakespeare.txt", "wiki_demo.txt"])
 def test_running_text_is_whole_with_its_last_tenth_held_out(name):
-    loaded = load(load_documents, name)
+    [train], [held_out] = documents(name)
     text = (SHARED / name).read_text(encoding="utf-8")
-    assert loaded.train[0] + loaded.held_out[0] == text
-    assert loaded.train[0].endswith("\n")
-    assert len(text) / 25 < len(loaded.held_out[0]) <= len(text) / 10  # an article a line in one of them
+    assert train + held_out == text
+    assert train.endswith("\n")
+    assert len(text) / 25 < len(held_out) <= len(text) / 10  # an article a line in one of them
+
+
+def test_articles_a_line_each():
+    train, held_out = documents("wiki_demo.txt", document="line")
+    lines = [line for line in (SHARED / "wiki_demo.txt").read_text(encoding="utf-8").split("\n") if line.strip()]
+    assert sorted(train + held_out) == sorted(lines)
+    assert held_out == [line for line in lines if is_held_out(line)]
 
 
 def test_web_text():
-    loaded = load(load_documents, "c4_demo.jsonl")
-    assert sorted(loaded.train + loaded.held_out) == sorted(row["text"] for row in rows_of("c4_demo.jsonl"))
-    assert count(loaded) == 300
+    train, held_out = documents("c4_demo.jsonl")
+    assert sorted(train + held_out) == sorted(row["text"] for row in rows_of("c4_demo.jsonl"))
+    assert len(train + held_out) == 300
+
+
+def test_questions_and_answers_as_text():
+    train, held_out = documents("gsm8k_train.jsonl", columns={"text": ["question", "answer"]})
+    rows = rows_of("gsm8k_train.jsonl")
+    assert sorted(train + held_out) == sorted(f"{row['question']}\n{row['answer']}" for row in rows)
 
 
 def test_alpaca_instructions():

@@ -54,6 +54,11 @@ def test_people_are_told_on_stderr(tiny_run):
         assert f"{stage}: {tiny_run.stage(stage)['verdict']['status']} (" in tiny_run.said.err
 
 
+def test_text_is_tokenised_once_in_a_run(tiny_run):
+    assert (tiny_run.folder / "pretrain" / "tokens" / "train.0" / "manifest.json").is_file()
+    assert not (tiny_run.folder / "sft" / "tokens").exists()
+
+
 def test_the_folder_of_the_contract(tiny_run):
     assert {path.name for path in tiny_run.folder.iterdir()} == {"recipe.yaml", "rankings", *STAGES}
     assert (tiny_run.folder / "rankings" / "round-1.jsonl").is_file()

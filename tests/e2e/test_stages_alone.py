@@ -8,9 +8,12 @@ import torch
 from own_files import FEW_PROMPTS, LEARN, as_messages, asked, write_rows
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
 
+from chatpipe.data.documents import RawText, sample_texts
+from chatpipe.data.encoding import Encoder
+from chatpipe.data.packing import HeldOutText
 from chatpipe.data.template import encode_conversation, encode_prompt
-from chatpipe.data.token_store import TokenStore
 from chatpipe.evaluation.language import held_out_loss
+from chatpipe.recipe.schema import DataBlock, Pocketworld
 
 STAGES = ("pretrain", "sft", "rm", "ppo")
 TINY = (
@@ -195,8 +198,10 @@ def test_pretrain_mix_keeps_raw_text_from_being_forgotten(base, tmp_path, chatpi
         raw = (f"sft.pretrain_mix={mix}", f"pretrain.data={folder}/a.txt")
         assert chatpipe(*command, *raw).code == 0
         model = AutoModelForCausalLM.from_pretrained(tmp_path / f"mix-{mix}")
-        text = TokenStore(folder / "base" / "tokens" / "held_out.bin", 32)
-        losses[mix] = held_out_loss(model, text, 32).nats_per_token
+        source = RawText(DataBlock(source=f"{folder}/a.txt"), Pocketworld(), "data")
+        texts = sample_texts([source], held_out=True, max_bytes=10**6)
+        tokenizer = AutoTokenizer.from_pretrained(folder / "base")
+        losses[mix] = held_out_loss(model, HeldOutText.of(texts, Encoder.of(tokenizer), 32), 32).nats_per_token
     assert losses[0.5] < losses[0.0] - 0.3
 
 

@@ -9,7 +9,8 @@ import random
 import pytest
 from own_files import FEW_PROMPTS, LEARN, as_messages, asked, write_rows
 
-from chatpipe.data.load import is_held_out, prompt_key
+from chatpipe.data.load import prompt_key
+from chatpipe.data.split import is_held_out
 
 
 def reason(told, beginning):

@@ -5,7 +5,8 @@ import torch
 import torch.nn.functional as F
 from transformers import GPT2Config, GPT2LMHeadModel
 
-from chatpipe.data.token_store import build_token_store
+from chatpipe.data.encoding import Encoder
+from chatpipe.data.packing import HeldOutText
 from chatpipe.errors import UsageError
 from chatpipe.evaluation.language import conversation_loss, held_out_loss, question_gain, swap_answers
 
@@ -13,8 +14,8 @@ PAD, EOS = 0, 1
 
 
 @pytest.fixture
-def store(tmp_path, texts, tokenizer):
-    return build_token_store(tmp_path / "held_out.bin", texts, tokenizer, block_size=7)
+def store(texts, tokenizer):
+    return HeldOutText.of(texts, Encoder.of(tokenizer), block_size=7)
 
 
 def test_uniform_model_needs_log_vocabulary_nats_for_every_token(store, texts, model, tokenizer):

@@ -3,7 +3,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
-from chatpipe.models.tokenizer import train_tokenizer
+from chatpipe.errors import UsageError
+from chatpipe.models.tokenizer import character_tokenizer, train_tokenizer
 
 SPECIAL = ["<|pad|>", "<|endoftext|>", "<|system|>", "<|user|>", "<|assistant|>"]
 
@@ -51,3 +52,52 @@ def test_it_opens_with_from_pretrained(tokenizer, tmp_path):
     assert again(text)["input_ids"] == tokenizer(text)["input_ids"]
     assert (again.pad_token_id, again.eos_token_id, len(again)) == (0, 1, 275)
     assert again.decode(again(text)["input_ids"]) == text
+
+
+# ---- characters ----
+
+KNOWN = "Who is Mara? Größe 中\n\t🙂"
+
+
+@pytest.fixture(scope="module")
+def characters() -> PreTrainedTokenizerFast:
+    return character_tokenizer([KNOWN, "abc"], 300, 64)
+
+
+def test_each_character_of_the_text_is_a_token_behind_the_special_ones(characters):
+    known = sorted(set(KNOWN + "abc"))
+    assert characters.convert_ids_to_tokens(range(len(characters))) == [*SPECIAL, "<|unknown|>", *known]
+    assert characters.pad_token_id != characters.eos_token_id
+
+
+@given(st.text(KNOWN))
+def test_text_of_known_characters_comes_back_as_it_was(characters, text):
+    ids = characters(text, add_special_tokens=False)["input_ids"]
+    assert len(ids) == len(text)
+    assert characters.decode(ids) == text
+
+
+def test_an_unknown_character_is_one_token_of_its_own(characters):
+    ids = characters("aXb\u4e01", add_special_tokens=False)["input_ids"]
+    unknown = characters.unk_token_id
+    assert ids == [characters.convert_tokens_to_ids("a"), unknown, characters.convert_tokens_to_ids("b"), unknown]
+    assert characters.decode(ids, skip_special_tokens=True) == "ab"
+
+
+def test_role_tokens_are_one_token_each_for_the_chat_template(characters):
+    assert characters("<|user|>a", add_special_tokens=False)["input_ids"][0] == 3
+
+
+def test_more_characters_than_the_vocabulary_has_room_for_are_refused():
+    with pytest.raises(UsageError) as caught:
+        character_tokenizer(["".join(map(chr, range(0x4E00, 0x4E00 + 300)))], 300, 64)
+    assert "has 300 different characters, with the special tokens 306 entries" in caught.value.message
+    assert "vocab_size is 300" in caught.value.message
+
+
+def test_a_character_tokenizer_opens_with_from_pretrained(characters, tmp_path):
+    characters.save_pretrained(tmp_path)
+    again = AutoTokenizer.from_pretrained(tmp_path)
+    assert again("Mara?X")["input_ids"] == characters("Mara?X")["input_ids"]
+    assert again.unk_token_id == characters.unk_token_id
+    assert again.decode(again("Who is Mara?")["input_ids"]) == "Who is Mara?"

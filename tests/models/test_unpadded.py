@@ -81,11 +81,30 @@ def test_fewer_positions_go_through_the_model():
     assert unpadded.positions_read(model, tokens.attention_mask) == 64
 
 
+def test_a_long_row_among_short_ones_costs_no_attention_of_all_to_all(monkeypatch):
+    """Rows attend in runs of similar length, in each of the two layers, not all as long as the longest."""
+    seen, attend = [], unpadded.scaled_dot_product_attention
+
+    def counting(query, *more, **options):
+        seen.append(query.shape[0] * query.shape[2])
+        return attend(query, *more, **options)
+
+    ids, mask = pad_right([torch.arange(length) for length in [12] + [3] * 20 + [2] * 8], 0)
+    tokens, model = unpadded.Rows(ids, mask, torch.arange(12).expand_as(ids)), body("gpt2")
+    assert unpadded.reads_unpadded(model)
+    monkeypatch.setattr(unpadded, "scaled_dot_product_attention", counting)
+    assert torch.allclose(states(model, tokens), padded_states(model, tokens), rtol=0, atol=1e-10)
+    assert mask.sum() <= sum(seen) / 2 <= mask.sum() / (1 - unpadded.MAX_ATTENTION_PADDING)
+
+
 @pytest.mark.parametrize(
     "kind, more",
     [
         ("gemma2", {"attn_logit_softcapping": 0.5, "query_pre_attn_scalar": 4, "layer_types": ["full_attention"] * 2}),
         ("mistral", {"sliding_window": 3}),
+        ("llama4_text", {"attention_chunk_size": 8, "num_local_experts": 1, "intermediate_size_mlp": 32}),
+        ("lfm2", {"layer_types": ["conv", "full_attention"]}),
+        ("nemotron", {}),  # does not hand on to its attention what it was called with
         ("bert", {}),
     ],
 )

@@ -68,7 +68,7 @@ def test_completions_that_stop_less_and_less_while_scores_rise():
     assert "missing_eos_penalty" in found["eos_falling"]
     assert alarms(history(objective__scores=line(2, 1), response__eos_frac=line(0.95, 0.6))) == {}
     assert alarms(history(objective__scores=rising, response__eos_frac=line(0.95, 0.94))) == {}  # too little to matter
-    short = history(objective__scores=rising, response__eos_frac=line(0.95, 0.6))[:-1]
+    short = history(objective__scores=rising, response__eos_frac=line(0.95, 0.6))[:7]
     assert alarms(short) == {}
 
 
@@ -142,3 +142,11 @@ def test_a_run_that_is_well_raises_no_alarm(tmp_path, monkeypatch):
     monkeypatch.setattr(console, "warn", said.append)
     parts.trainer(tmp_path, {"total_episodes": 64}).train()
     assert said == []
+
+
+@pytest.mark.parametrize("iterations, raised", [(7, False), (8, True), (15, True)])
+def test_a_short_run_needs_a_clearer_trend(iterations, raised):
+    falling = {"objective__scores": line(0, 3, 0.05), "response__eos_frac": line(0.95, 0.3, 0.01)}
+    assert ("eos_falling" in alarms(history(**falling)[:iterations])) == raised
+    noisy = {"objective__scores": line(0, 3, 8.0), "response__eos_frac": line(0.95, 0.3, 2.0)}
+    assert alarms(history(**noisy)[:iterations]) == {}

@@ -25,6 +25,12 @@ def reward_model_of_two_labels():
     return model
 
 
+def broken_policy():
+    policy = tiny.policy()
+    policy.lm_head.weight.data[3, 3] = float("nan")
+    return policy
+
+
 def tokenizer_without_eos():
     tokenizer = tiny.tokenizer()
     tokenizer.eos_token = None
@@ -40,6 +46,15 @@ def tokenizer_without_eos():
         (lambda: {"reward_model": reward_model_of_two_labels()}, "reward_model gives 2 numbers", "num_labels=1"),
         (lambda: {"value_model": tiny.random_reward_model().bfloat16()}, "value_model is trained in", "float32"),
         (lambda: {"settings": {"num_ppo_epochs": 0}}, "num_ppo_epochs = 0 must be above 0", "larger"),
+        (lambda: {"settings": {"batch_size": -8}}, "batch_size = -8 must be above 0", "larger"),
+        (lambda: {"settings": {"kl_coef": -1.0}}, "kl_coef = -1.0 must be at least 0", "default"),
+        (lambda: {"settings": {"kl_coef": float("nan")}}, "kl_coef = nan must be at least 0", "default"),
+        (lambda: {"settings": {"gamma": 2.0}}, "gamma = 2.0 must be from 0 to 1", "default"),
+        (lambda: {"settings": {"missing_eos_penalty": -1.0}}, "missing_eos_penalty = -1.0 must be", "default"),
+        (lambda: {"settings": {"response_length": 2.5}}, "response_length = 2.5 must be a whole number", "one"),
+        (lambda: {"settings": {"temperature": float("inf")}}, "temperature = inf", "1.0"),
+        (lambda: {"model": broken_policy()}, "policy's output is not finite", "weights"),
+        (lambda: {"train_prompts": [[3], [12]]}, "row 1 has token ids that are none of the policy's 12", "tokenizer"),
         (lambda: {"processing_class": tokenizer_without_eos()}, "no EOS token", "eos_token"),
         (lambda: {"settings": {"stop_token_id": 99}}, "stop token 99 is none of the policy's 12", "stop_token_id"),
         (lambda: {"train_prompts": [[3] * 26, [3] * 27]}, "1 of 2 prompts leave no room", "response_length"),
@@ -87,3 +102,21 @@ def test_another_stop_token_ends_completions(tmp_path):
     for completion, ended in zip(completions, made.sequences.ended.tolist(), strict=True):
         assert (completion[-1] == 5) == ended
         assert 5 not in completion[:-1]
+
+
+def test_a_reward_model_from_a_folder_with_another_tokenizer_is_refused(tmp_path):
+    """Also where it knows more tokens than the policy, so that every id would be read."""
+    folder = tmp_path / "reward"
+    tiny.random_reward_model().save_pretrained(folder)
+    tiny.tokenizer().save_pretrained(folder)
+    parts.trainer(tmp_path, reward_model=type(tiny.random_reward_model()).from_pretrained(folder))
+    other = tiny.tokenizer()
+    other.add_tokens(["another"])
+    other.save_pretrained(folder)
+    with pytest.raises(UsageError, match="reward_model was loaded from .*reward, whose tokenizer is not"):
+        parts.trainer(tmp_path, reward_model=type(tiny.random_reward_model()).from_pretrained(folder))
+
+
+def test_evaluation_without_prompts_is_refused(tmp_path):
+    with pytest.raises(UsageError, match="no prompts to evaluate on"):
+        parts.trainer(tmp_path).evaluate()

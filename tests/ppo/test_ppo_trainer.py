@@ -260,3 +260,20 @@ def test_a_model_that_changes_its_logits_after_the_head_is_refused():
     model.forward = capped
     with pytest.raises(UsageError, match="changes its logits"):
         check_output_head(model)
+
+
+def test_compiled_it_takes_the_same_steps_and_saves_the_same_names(tmp_path):
+    """Through dynamo alone: what a compiler then makes of it is torch's affair, and takes minutes on a CPU."""
+    ends = []
+    for compiled in ({}, {"torch_compile": True, "torch_compile_backend": "eager"}):
+        models = {"model": tiny.policy().double(), "reward_model": tiny.random_reward_model().double()}
+        settings = {"total_episodes": 16, "save_strategy": "steps", "save_steps": 4}
+        ppo = tiny.trainer(tmp_path / f"{len(ends)}", **models, **settings, **compiled)
+        ppo.train()
+        point = newest_resume_point(tmp_path / f"{len(ends)}" / "checkpoints")
+        ends.append((ppo.model.state_dict(), sorted(path.name for path in point.iterdir())))
+    (plain, files), (other, other_files) = ends
+    assert files == other_files
+    assert plain.keys() == other.keys()
+    for name in plain:
+        assert torch.allclose(plain[name], other[name], rtol=0, atol=1e-9), name

@@ -126,6 +126,10 @@ def test_the_held_out_judge_is_logged_and_not_trained_on(tmp_path, kind):
         (lambda n: [math.inf] * n, "broken returned inf"),
         (lambda n: [None] * n, "broken returned None"),
         (lambda n: ["1"] * n, "broken returned '1'"),
+        (lambda n: None, "broken returned NoneType, not a list"),
+        (lambda n: 0.5, "broken returned float, not a list"),
+        (lambda n: torch.tensor(0.5), "broken returned float, not a list"),
+        (lambda n: dict.fromkeys(range(n), 0.0), "broken returned dict, not a list"),
     ],
 )
 def test_functions_that_do_not_return_a_number_for_each_are_named_before_the_first_step(tmp_path, returned, message):

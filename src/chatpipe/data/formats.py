@@ -1,4 +1,4 @@
-"""What the rows of a file mean: documents, conversations, rankings or prompts."""
+"""What the rows of a file mean: conversations, rankings or prompts."""
 
 import json
 from collections.abc import Callable, Sequence
@@ -59,13 +59,6 @@ def check_characters(row: Row) -> None:
         raise BadRow("a text holds half a character, a lone surrogate") from problem
 
 
-def to_document(row: Row, form: str) -> str:
-    """The text of a row of format `text`."""
-    if form != "text":
-        raise BadRow(f"it is {form}, not text")
-    return _text(row.values, "text")
-
-
 def to_conversation(row: Row, form: str) -> list[Message]:
     """A conversation that ends with what the assistant said."""
     if form == "messages":
@@ -100,7 +93,6 @@ def to_prompt(row: Row, form: str) -> list[Message]:
 
 
 CONVERTERS: dict[str, Callable[[Row, str], Any]] = {
-    "documents": to_document,
     "conversations": to_conversation,
     "rankings": to_ranking,
     "prompts": to_prompt,

@@ -4,26 +4,23 @@ The split is by content: whether a document, a conversation or a prompt is held 
 the same in every stage that reads it, and no prompt is on both sides.
 """
 
-import hashlib
 import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any, Generic, Literal, TypeVar
 
 from chatpipe import pocketworld
-from chatpipe.data import rows as files
 from chatpipe.data.formats import CONVERTERS, Ranking, check_characters, recognise
-from chatpipe.data.rows import BadRow, Skipped
+from chatpipe.data.rows import BadRow, BrokenRow, Row, Skipped
+from chatpipe.data.sources import build_world, check_sources, is_hub, reads_pocketworld, source_rows
+from chatpipe.data.split import is_held_out
 from chatpipe.data.template import Message
-from chatpipe.durable import sha256_of
 from chatpipe.errors import UsageError
 from chatpipe.recipe.schema import POCKETWORLD, DataBlock, Pocketworld
 
-HELD_OUT_SHARE = 0.1
 POCKETWORLD_PROMPTS = 2000
 
-What = Literal["documents", "conversations", "rankings", "prompts"]
+What = Literal["conversations", "rankings", "prompts"]
 Item = TypeVar("Item")
 Conversation = list[Message]
 
@@ -35,11 +32,6 @@ class Loaded(Generic[Item]):
     train: list[Item]
     held_out: list[Item]
     skipped: dict[str, int] = field(default_factory=dict)
-
-
-def load_documents(blocks: Sequence[DataBlock], world: Pocketworld, key: str) -> Loaded[str]:
-    """Raw text, a document each. A text file is one document; its last tenth is held out."""
-    return _load("documents", blocks, world, key)
 
 
 def load_conversations(blocks: Sequence[DataBlock], world: Pocketworld, key: str) -> Loaded[Conversation]:
@@ -62,27 +54,12 @@ def prompt_key(messages: Sequence[Message]) -> str:
     return json.dumps([[message["role"], message["content"]] for message in messages], ensure_ascii=False)
 
 
-def is_held_out(text: str) -> bool:
-    """Whether the item with this text is held out: true for a tenth of all texts, the same ones always."""
-    return int.from_bytes(hashlib.sha256(text.encode()).digest()[:4], "big") < HELD_OUT_SHARE * 2**32
-
-
 SPLIT_BY: Mapping[What, Callable[[Any], str]] = {
-    "documents": lambda text: text,
     "conversations": lambda messages: prompt_key(messages[:-1]),
     "rankings": lambda ranking: prompt_key(ranking.prompt),
     "prompts": prompt_key,
 }
 """The text by which an item of each kind is held out or not."""
-
-
-def check_sources(blocks: Sequence[DataBlock] | None, key: str) -> None:
-    """Raises `UsageError` where a stage's data is not given or a file is missing, empty or of an unknown kind."""
-    if not blocks:
-        raise UsageError(f"{key} is not given.", f"Give a file: {key}=FILE, or in the recipe.")
-    for block in blocks:
-        if block.source != POCKETWORLD:
-            files.data_file(block.source, key)
 
 
 def check_rows(what: What, blocks: Sequence[DataBlock] | None, key: str) -> None:
@@ -93,32 +70,11 @@ def check_rows(what: What, blocks: Sequence[DataBlock] | None, key: str) -> None
     for block in blocks:
         if block.source == POCKETWORLD:
             _check_world_has(what, key)
-        else:
-            some, others = _sides_of_file(what, block, key, Skipped())
+        elif not is_hub(block):  # which would be fetched for it
+            some, others = _split(what, _read(what, block, key, Skipped()))
             train, held_out = train + len(some), held_out + len(others)
-    if not reads_pocketworld(blocks):
+    if not reads_pocketworld(blocks) and not any(map(is_hub, blocks)):
         _check_enough(train, held_out, blocks, key)
-
-
-def data_fingerprints(blocks: Sequence[DataBlock], key: str) -> dict[str, str]:
-    """Source -> what it holds: SHA-256 of a file (the built-in world is known by its settings), format and limit."""
-    return {block.source: f"{_content(block, key)} {block.format} {block.limit}" for block in blocks}
-
-
-def _content(block: DataBlock, key: str) -> str:
-    if block.source == POCKETWORLD:
-        return POCKETWORLD
-    return sha256_of(files.data_file(block.source, key))
-
-
-def reads_pocketworld(blocks: Sequence[DataBlock] | None) -> bool:
-    """Whether some of the data is the built-in world, whose gold rater then knows what is true."""
-    return any(block.source == POCKETWORLD for block in blocks or ())
-
-
-def build_world(settings: Pocketworld) -> pocketworld.World:
-    """The built-in world of a recipe."""
-    return pocketworld.World.build(seed=settings.seed, people=settings.people)
 
 
 def _load(what: What, blocks: Sequence[DataBlock], settings: Pocketworld, key: str) -> Loaded[Any]:
@@ -132,20 +88,13 @@ def _load(what: What, blocks: Sequence[DataBlock], settings: Pocketworld, key: s
             made = _pocketworld(what, settings)
             some, others = made if what == "prompts" else _split(what, made[0])
         else:
-            some, others = _sides_of_file(what, block, key, skipped)
+            some, others = _split(what, _read(what, block, key, skipped))
         train += some[: block.limit]
         held_out += others[: block.limit]
     if what == "prompts":
         train, held_out = _distinct(train), _distinct(held_out)
     _check_enough(len(train), len(held_out), blocks, key)
     return Loaded(train, held_out, dict(skipped.reasons))
-
-
-def _sides_of_file(what: What, block: DataBlock, key: str, skipped: Skipped) -> tuple[list[Any], list[Any]]:
-    """What one file holds to train on, and what is held out of it."""
-    if _is_running_text(what, block):
-        return _split_text(files.read_text(block.source, key))
-    return _split(what, _read(what, block, key, skipped))
 
 
 def _check_enough(train: int, held_out: int, blocks: Sequence[DataBlock], key: str) -> None:
@@ -159,13 +108,13 @@ def _check_enough(train: int, held_out: int, blocks: Sequence[DataBlock], key: s
     )
 
 
-def _is_running_text(what: What, block: DataBlock) -> bool:
-    return what == "documents" and Path(block.source).suffix == ".txt"
-
-
 def _read(what: What, block: DataBlock, key: str, skipped: Skipped) -> list[Any]:
-    """The usable rows of one file; more than 1 % unusable ones are refused."""
-    found = files.read_rows(block.source, key)
+    """The usable rows of one source; more than 1 % unusable ones are refused."""
+    if block.weight != 1 or block.document != "file":
+        raise UsageError(f"{key}: weight and document are for raw text, not for {what}.", "Leave them out.")
+    found = [_whole(row) for row in source_rows(block, key)]
+    if not found:
+        raise UsageError(f"{key}: {block.source} holds no rows.", "Give a file with at least one row.")
     form = block.format if block.format != "auto" else recognise(found[0], key)
     convert = CONVERTERS[what]
     here = Skipped()
@@ -182,20 +131,17 @@ def _read(what: What, block: DataBlock, key: str, skipped: Skipped) -> list[Any]
     return items
 
 
+def _whole(row: Row | BrokenRow) -> Row:
+    if isinstance(row, BrokenRow):
+        raise row.problem()
+    return row
+
+
 def _split(what: What, items: list[Any]) -> tuple[list[Any], list[Any]]:
     sides: tuple[list[Any], list[Any]] = ([], [])
     for item in items:
         sides[is_held_out(SPLIT_BY[what](item))].append(item)
     return sides
-
-
-def _split_text(text: str) -> tuple[list[str], list[str]]:
-    """One running text: its last tenth is held out, from the start of a line on where one begins there."""
-    tenth = int(len(text) * (1 - HELD_OUT_SHARE))
-    cut = text.find("\n", tenth) + 1
-    if not text[cut:].strip() or cut == 0:
-        cut = tenth
-    return [text[:cut]], [text[cut:]]
 
 
 def _distinct(prompts: list[Conversation]) -> list[Conversation]:
@@ -212,8 +158,6 @@ def _check_world_has(what: What, key: str) -> None:
 def _pocketworld(what: What, settings: Pocketworld) -> tuple[list[Any], list[Any]]:
     """The built-in world's rows; only its prompts come divided, practice and test being about different people."""
     world, seed = build_world(settings), settings.seed
-    if what == "documents":
-        return pocketworld.documents(world, settings.documents, seed), []
     if what == "conversations":
         return pocketworld.conversations(world, settings.conversations, seed), []
     return (

@@ -1,5 +1,6 @@
 """Rows of different length in one tensor: which rows go together, and how they are laid out."""
 
+import math
 from collections.abc import Sequence
 
 import torch
@@ -19,17 +20,25 @@ def length_sorted(lengths: Tensor, size: int) -> tuple[Tensor, ...]:
     """
     order = lengths.argsort(descending=True, stable=True)
     descending = lengths[order].tolist()
-    max_tokens = size * max(descending, default=0)
+    return order.split(similar_runs(descending, MAX_PADDING, size * max(descending, default=0)))
+
+
+def similar_runs(lengths: Sequence[int], max_padding: float, max_tokens: float = math.inf) -> list[int]:
+    """How many neighbouring rows of `lengths` go together, run after run, as `length_sorted` has it.
+
+    Of the tokens of a run, padded to its longest row, at most the share `max_padding` is padding, and there are at most
+    `max_tokens` of them, padding included (or one row).
+    """
     sizes: list[int] = []
     longest = rows = tokens = 0
-    for length in descending:
-        padded = longest * (rows + 1)
-        if padded > max_tokens or padded - tokens - length > MAX_PADDING * padded:
+    for length in lengths:
+        padded = max(longest, length) * (rows + 1)
+        if rows and (padded > max_tokens or padded - tokens - length > max_padding * padded):
             sizes.append(rows)
-            rows = tokens = 0
-        longest = longest if rows else length
+            longest = rows = tokens = 0
+        longest = max(longest, length)
         rows, tokens = rows + 1, tokens + length
-    return order.split([*sizes, rows] if rows else [])
+    return [*sizes, rows] if rows else []
 
 
 def equal_tokens(lengths: Tensor, max_tokens: int) -> tuple[Tensor, ...]:

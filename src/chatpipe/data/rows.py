@@ -1,24 +1,44 @@
-"""Reading data files into rows, each of which knows where it stands."""
+"""Reading data files into rows, each of which knows where it stands: one at a time, whatever the size of the file.
 
+A `.json` file alone, one list of rows, is read whole.
+"""
+
+import csv
 import json
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from chatpipe.data.text_files import numbered_lines, open_bytes, text_chunks
 from chatpipe.errors import UsageError
 
-SUFFIXES = (".txt", ".json", ".jsonl")
 MAX_SKIPPED_SHARE = 0.01
+PARQUET_ROWS = 1024
+MAX_CSV_FIELD = 2**31 - 1
 
 
 @dataclass(frozen=True)
 class Row:
-    """One row of a data file; `where` is `file:line` (jsonl) or `file row N` (json)."""
+    """One row of a data file; `where` is `file:line` (jsonl, csv) or `file row N` (json, parquet, the hub)."""
 
     values: dict[str, Any]
     where: str
+
+
+@dataclass(frozen=True)
+class BrokenRow:
+    """What stands where a row should; `reason` is short enough to count by, `detail` belongs to this one."""
+
+    reason: str
+    detail: str
+    where: str
+
+    def problem(self) -> UsageError:
+        """The error for where each row is needed."""
+        detail = f": {self.detail}" if self.detail else ""
+        return UsageError(f"{self.where}: {self.reason}{detail}.", "Each row is one JSON object with named fields.")
 
 
 class BadRow(Exception):
@@ -44,71 +64,43 @@ class Skipped:
         lines = [f"{n} rows: {reason} (first at {self.first[reason]})" for reason, n in self.reasons.most_common(4)]
         raise UsageError(
             "\n".join([f"{source}: {count} of {total} rows cannot be used.", *lines]),
-            "Mend the file, or name its format: data: [{source: FILE, format: ...}].",
+            "Mend the file, or say what it holds: data: [{source: FILE, format: ..., columns: ...}].",
         )
 
 
-def read_rows(source: str, key: str) -> list[Row]:
-    """All rows of a json or jsonl file. Raises `UsageError` naming `key`, or file and line, where it is unreadable."""
-    path = data_file(source, key)
-    rows = list(_jsonl_rows(path) if path.suffix == ".jsonl" else _json_rows(path))
-    if not rows:
-        raise UsageError(f"{key}: {path} holds no rows.", "Give a file with at least one row.")
-    return rows
+def kind_of(path: Path) -> str:
+    """What a file's name says that it is: `.txt`, `.jsonl`, ... (`a.jsonl.gz` too is `.jsonl`)."""
+    return Path(path.stem).suffix if path.suffix == ".gz" else path.suffix
 
 
-def read_text(source: str, key: str) -> str:
-    """The whole of a text file; raises `UsageError` naming `key` when it is missing, empty or not UTF-8."""
-    path = data_file(source, key)
-    text = _decode(path)
-    if not text.strip():
-        raise UsageError(f"{key}: {path} is empty.", "Give a file with text in it.")
-    return text
+def file_rows(path: Path) -> Iterator[Row | BrokenRow]:
+    """The rows of one json, jsonl, csv or parquet file. Raises `UsageError` where the file itself cannot be read."""
+    return READERS[kind_of(path)](path)
 
 
-def data_file(source: str, key: str) -> Path:
-    """The file that `source` names, checked to be one that can be read; raises `UsageError` naming `key`."""
-    path = Path(source).expanduser()
-    if not path.exists():
-        raise UsageError(f"{key}: there is no file {source}.", f"{key} takes a path, or several with commas between.")
-    if path.is_dir() or path.suffix not in SUFFIXES:
-        raise UsageError(
-            f"{key}: {source} is not one of the files that can be read: {', '.join(SUFFIXES)}.",
-            "Convert it, or give its files one by one.",
-        )
-    if path.stat().st_size == 0:
-        raise UsageError(f"{key}: {path} is empty.", "Give a file with at least one row.")
-    return path
+def as_row(values: Any, where: str) -> Row | BrokenRow:
+    """`values` as a row, which is an object."""
+    if isinstance(values, dict):
+        return Row(values, where)
+    return BrokenRow(f"a row is an object with named fields, not a {type(values).__name__}", "", where)
 
 
-def _decode(path: Path) -> str:
-    try:
-        return path.read_text(encoding="utf-8-sig")  # some editors begin a file with a byte order mark
-    except UnicodeDecodeError as problem:
-        raise UsageError(
-            f"{path} is not UTF-8 text: byte {problem.start} cannot be read.", "Convert it, e.g. with iconv."
-        ) from problem
-
-
-def _jsonl_rows(path: Path) -> Iterator[Row]:
-    # Split at "\n" alone: splitlines() would also split inside strings that hold U+2028 or U+0085.
-    for number, line in enumerate(_decode(path).split("\n"), start=1):
+def _jsonl_rows(path: Path) -> Iterator[Row | BrokenRow]:
+    for number, line in numbered_lines(path):
         if not line.strip():
             continue
         where = f"{path}:{number}"
         try:
             values = json.loads(line)
         except json.JSONDecodeError as problem:
-            raise UsageError(
-                f"{where}: this line is not JSON: {problem.msg} at column {problem.colno}.",
-                "Each line is one JSON object.",
-            ) from problem
-        yield _row(values, where)
+            yield BrokenRow("this line is not JSON", f"{problem.msg} at column {problem.colno}", where)
+        else:
+            yield as_row(values, where)
 
 
-def _json_rows(path: Path) -> Iterator[Row]:
+def _json_rows(path: Path) -> Iterator[Row | BrokenRow]:
     try:
-        values = json.loads(_decode(path))
+        values = json.loads("".join(text_chunks(path)))
     except json.JSONDecodeError as problem:
         raise UsageError(
             f"{path}:{problem.lineno}: this is not JSON: {problem.msg} at column {problem.colno}.",
@@ -117,10 +109,44 @@ def _json_rows(path: Path) -> Iterator[Row]:
     if not isinstance(values, list):
         raise UsageError(f"{path}: a list of rows is expected, not one {type(values).__name__}.", "Put it in [ ].")
     for number, value in enumerate(values, start=1):
-        yield _row(value, f"{path} row {number}")
+        yield as_row(value, f"{path} row {number}")
 
 
-def _row(values: Any, where: str) -> Row:
-    if not isinstance(values, dict):
-        raise UsageError(f"{where}: a row is an object with named fields, not a {type(values).__name__}.", "Name them.")
-    return Row(values, where)
+def _csv_rows(path: Path) -> Iterator[Row | BrokenRow]:
+    csv.field_size_limit(MAX_CSV_FIELD)
+    reader = csv.DictReader((f"{line}\n" for _, line in numbered_lines(path)), strict=True)
+    before = 1
+    try:
+        for values in reader:
+            where, before = f"{path}:{before + 1}", reader.line_num
+            if None in values:
+                yield BrokenRow("there are more fields than the first line names", "", where)
+            else:
+                yield Row(values, where)
+    except csv.Error as problem:
+        raise UsageError(f"{path}:{reader.line_num}: this is not CSV: {problem}.", "Is a quote left open?") from problem
+
+
+def _parquet_rows(path: Path) -> Iterator[Row | BrokenRow]:
+    import pyarrow
+    from pyarrow import parquet
+
+    number = 0
+    try:
+        with open_bytes(path) as file:
+            for batch in parquet.ParquetFile(file).iter_batches(PARQUET_ROWS):
+                for values in batch.to_pylist():
+                    number += 1
+                    yield Row(values, f"{path} row {number}")
+    except (pyarrow.ArrowException, OSError) as problem:
+        reason = str(problem).splitlines()[0]
+        raise UsageError(f"{path} is not a whole parquet file: {reason}", "Fetch it anew.") from problem
+
+
+READERS: dict[str, Callable[[Path], Iterator[Row | BrokenRow]]] = {
+    ".jsonl": _jsonl_rows,
+    ".json": _json_rows,
+    ".csv": _csv_rows,
+    ".parquet": _parquet_rows,
+}
+"""How the rows of each kind of file are read; txt has none."""

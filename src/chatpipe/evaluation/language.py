@@ -10,8 +10,8 @@ import torch.nn.functional as F
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from chatpipe.data.packing import HeldOutText, isolating
 from chatpipe.data.padding import length_sorted, pad_right
-from chatpipe.data.token_store import TokenStore
 from chatpipe.errors import UsageError
 from chatpipe.evaluation.intervals import bootstrap_interval
 from chatpipe.generation.engine import context_length, evaluation_mode
@@ -46,20 +46,21 @@ class QuestionGain:
 
 
 def held_out_loss(
-    model: PreTrainedModel, store: TokenStore, batch_size: int, special_ids: Sequence[int] = ()
+    model: PreTrainedModel, held_out: HeldOutText, batch_size: int, special_ids: Sequence[int] = ()
 ) -> LanguageScore:
-    """The model's loss on all tokens of `store`, in blocks of its block size and `batch_size` blocks at a time.
+    """The model's loss on all tokens of `held_out`, in blocks of its block size and `batch_size` blocks at a time.
 
     Each token is predicted once, end-of-text tokens included; a token sees only those before it in its block, as in
     training. Bits per byte = nats of tokens not in `special_ids` / ln 2 / bytes of the text.
     """
-    tokens = np.asarray(store.tokens, dtype=np.int64)
-    # The first token is predicted from what ends a document, with which the store ends.
+    tokens = held_out.tokens
+    # The first token is predicted from what ends a document, with which the text ends.
     inputs = torch.from_numpy(np.concatenate([tokens[-1:], tokens[:-1]]))
     targets = torch.from_numpy(tokens)
-    whole = len(tokens) // store.block_size * store.block_size
+    size = held_out.block_size
+    whole = len(tokens) // size * size
     batches = [
-        *zip(_blocks(inputs[:whole], store, batch_size), _blocks(targets[:whole], store, batch_size), strict=True),
+        *zip(_blocks(inputs[:whole], size, batch_size), _blocks(targets[:whole], size, batch_size), strict=True),
         (inputs[None, whole:], targets[None, whole:]),
     ]
     special = torch.tensor(list(special_ids), dtype=torch.long, device=model.device)
@@ -67,12 +68,14 @@ def held_out_loss(
     with evaluation_mode(model), torch.no_grad():
         for block, target in batches:
             if block.numel():
-                logits = model(input_ids=block.to(model.device), use_cache=False).logits.float()
+                block = block.to(model.device)
+                told = {"use_cache": False, **isolating(block, held_out.isolate_at)}
+                logits = model(input_ids=block, **told).logits.float()
                 predicted = target.flatten().to(model.device)
                 losses = F.cross_entropy(logits.flatten(0, 1), predicted, reduction="none").double()
                 nats += losses.sum().item()
                 nats_of_text += losses[~torch.isin(predicted, special)].sum().item()
-    return LanguageScore(nats / len(tokens), nats_of_text / math.log(2) / store.num_bytes)
+    return LanguageScore(nats / len(tokens), nats_of_text / math.log(2) / held_out.num_bytes)
 
 
 def conversation_loss(
@@ -120,9 +123,9 @@ def swap_answers(rows: Sequence[EncodedConversation]) -> list[EncodedConversatio
     ]
 
 
-def _blocks(tokens: Tensor, store: TokenStore, batch_size: int) -> tuple[Tensor, ...]:
+def _blocks(tokens: Tensor, block_size: int, batch_size: int) -> tuple[Tensor, ...]:
     """`tokens` as batches of [batch_size, block_size]; their number must be a multiple of the block size."""
-    return tokens.view(-1, store.block_size).split(batch_size)
+    return tokens.view(-1, block_size).split(batch_size)
 
 
 def _last_answer(mask: list[int]) -> int:

@@ -1,6 +1,7 @@
 """How well an encoder guesses hidden tokens of held-out text."""
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -8,9 +9,13 @@ import torch
 import torch.nn.functional as F
 from transformers import PreTrainedModel
 
+from chatpipe.data.packing import HeldOutText
 from chatpipe.data.token_store import TokenStore
 from chatpipe.generation.engine import evaluation_mode
 from chatpipe.pretraining.masking import IGNORED, Masking
+
+COUNTED_AT_ONCE = 2**22
+"""Tokens, which bounds the memory that a large store takes."""
 
 
 @dataclass(frozen=True)
@@ -21,16 +26,15 @@ class MaskedScore:
     accuracy: float
 
 
-def masked_score(model: PreTrainedModel, store: TokenStore, masking: Masking, batch_size: int) -> MaskedScore:
-    """The model's guesses at tokens of `store`, hidden in the same places at each call and for each model.
+def masked_score(model: PreTrainedModel, text: HeldOutText, masking: Masking, batch_size: int) -> MaskedScore:
+    """The model's guesses at tokens of `text`, hidden in the same places at each call and for each model.
 
     A text in which no token happens to be hidden gives NaN.
     """
     nats, right, hidden = 0.0, 0, 0
     with evaluation_mode(model), torch.no_grad():
-        for start in range(0, len(store), batch_size):
-            blocks = [store[i]["input_ids"] for i in range(start, min(start + batch_size, len(store)))]
-            inputs, labels = masking(torch.stack(blocks), seed=start)
+        for number, blocks in enumerate(text.blocks().split(batch_size)):
+            inputs, labels = masking(blocks, seed=number)
             chosen = labels != IGNORED
             logits = model(input_ids=inputs.to(model.device)).logits[chosen.to(model.device)].float()
             answers = labels[chosen].to(model.device)
@@ -40,10 +44,15 @@ def masked_score(model: PreTrainedModel, store: TokenStore, masking: Masking, ba
     return MaskedScore(nats / hidden, right / hidden) if hidden else MaskedScore(math.nan, math.nan)
 
 
-def unigram_nats(train: TokenStore, held_out: TokenStore, special_ids: tuple[int, ...], tokens: int) -> float:
+def unigram_nats(
+    train: Sequence[TokenStore], held_out: HeldOutText, special_ids: tuple[int, ...], tokens: int
+) -> float:
     """Nats per token of guessing by frequencies in `train` (plus one, for `tokens` tokens), without special ones."""
-    counts = np.bincount(np.asarray(train.tokens), minlength=tokens) + 1.0
+    counts = np.ones(tokens)
+    for store in train:
+        for start in range(0, len(store), COUNTED_AT_ONCE):
+            counts += np.bincount(store.read(start, min(COUNTED_AT_ONCE, len(store) - start)), minlength=tokens)
     counts[list(special_ids)] = 0
-    asked = np.asarray(held_out.tokens)
+    asked = held_out.tokens
     asked = asked[~np.isin(asked, special_ids)]
     return float(-np.log(counts[asked] / counts.sum()).mean())

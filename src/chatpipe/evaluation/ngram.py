@@ -1,6 +1,6 @@
 """The byte 3-gram model: how well text is predicted by counting alone, which a language model must beat."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
 import numpy as np
 
@@ -8,16 +8,17 @@ BOUNDARY = 256
 """The symbol at the beginning and the end of a document; 0 to 255 are bytes."""
 SYMBOLS = 257
 CHUNK = 4_000_000
-"""Symbols counted at a time, which bounds the memory that a large corpus takes."""
+"""Bytes counted at a time, and the rest of a document, which bounds the memory that a large corpus takes."""
 
 
-def trigram_bits_per_byte(train: Sequence[bytes] | Sequence[str], held_out: Sequence[bytes] | Sequence[str]) -> float:
+def trigram_bits_per_byte(train: Iterable[bytes] | Iterable[str], held_out: Sequence[bytes] | Sequence[str]) -> float:
     """The bits that a 3-gram model of `train` needs for a byte of `held_out`, both documents; text is taken as UTF-8.
 
+    `train` is read once, and what is kept of it are the counts.
     The ends of documents are left out on both sides, as a language model's end-of-text tokens are.
     Raises ValueError when `held_out` has no bytes.
     """
-    documents = _as_bytes(held_out)
+    documents = list(_as_bytes(held_out))
     num_bytes = sum(map(len, documents))
     if num_bytes == 0:
         raise ValueError("there is no held-out text")
@@ -38,7 +39,7 @@ class TrigramModel:
     Language Modeling", section 2.6.)
     """
 
-    def __init__(self, documents: Sequence[bytes]) -> None:
+    def __init__(self, documents: Iterable[bytes]) -> None:
         counts = np.zeros(SYMBOLS**3, dtype=np.int32)
         for first, second, symbol in _trigrams(documents):
             keys = (first.astype(np.int64) * SYMBOLS + second) * SYMBOLS + symbol
@@ -68,19 +69,31 @@ def _interpolate(count: np.ndarray, total: np.ndarray, kinds: np.ndarray, lower:
     return np.where(total > 0, (count + kinds * lower) / np.maximum(total + kinds, 1), lower)
 
 
-def _as_bytes(documents: Sequence[bytes] | Sequence[str]) -> list[bytes]:
-    return [document.encode() if isinstance(document, str) else document for document in documents]
+def _as_bytes(documents: Iterable[bytes] | Iterable[str]) -> Iterator[bytes]:
+    return (document.encode() if isinstance(document, str) else document for document in documents)
 
 
-def _trigrams(documents: Sequence[bytes]) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
+def _trigrams(documents: Iterable[bytes]) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
     """All (first, second, symbol) of the documents, each with two boundaries before it and one behind, in chunks."""
+    waiting: list[bytes] = []
+    size = 0
+    for document in documents:
+        waiting.append(document)
+        size += len(document)
+        if size >= CHUNK:
+            yield _trigrams_of(waiting)
+            waiting, size = [], 0
+    if waiting:
+        yield _trigrams_of(waiting)
+
+
+def _trigrams_of(documents: Sequence[bytes]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     symbols = np.full(2 + sum(len(document) + 2 for document in documents), BOUNDARY, dtype=np.uint16)
     at = 2
     for document in documents:
         symbols[at : at + len(document)] = np.frombuffer(document, dtype=np.uint8)
         at += len(document) + 2
-    for start in range(0, len(symbols) - 2, CHUNK):
-        first, second, symbol = (symbols[start + i : len(symbols) - 2 + i][:CHUNK] for i in range(3))
-        # Of the two boundaries between documents, the first ends one, the second only begins the next.
-        predicted = (second != BOUNDARY) | (symbol != BOUNDARY)
-        yield first[predicted], second[predicted], symbol[predicted]
+    first, second, symbol = symbols[:-2], symbols[1:-1], symbols[2:]
+    # Of the two boundaries between documents, the first ends one, the second only begins the next.
+    predicted = (second != BOUNDARY) | (symbol != BOUNDARY)
+    return first[predicted], second[predicted], symbol[predicted]

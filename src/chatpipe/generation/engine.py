@@ -10,13 +10,14 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Literal, get_args
 
 import torch
-from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from chatpipe.errors import UsageError
 from chatpipe.generation.continuous import generate_continuous
 from chatpipe.generation.rows import Completion, DecodeRows, Prompt
 from chatpipe.generation.sampling import BROKEN, SamplingParams, random_streams
 from chatpipe.generation.stops import StopFinder
+from chatpipe.models.layers import layer_types
 
 Backend = Literal["native", "continuous"]
 
@@ -125,21 +126,16 @@ def context_length(model: PreTrainedModel) -> int | None:
     """
     config = model.config.get_text_config()
     limits = [getattr(config, "max_position_embeddings", None)]
-    if "sliding_attention" in _layer_types(config):
+    if "sliding_attention" in layer_types(config):
         limits.append(config.sliding_window)
     return min((limit for limit in limits if limit), default=None)
-
-
-def _layer_types(config: PreTrainedConfig) -> set[str]:
-    sliding = getattr(config, "sliding_window", None)
-    return set(getattr(config, "layer_types", None) or ["sliding_attention" if sliding else "full_attention"])
 
 
 def check_prompts(model: PreTrainedModel, prompts: Sequence[Sequence[int]], params: SamplingParams) -> None:
     """Raise UsageError if the engine cannot run `model`, or a prompt is empty or leaves no room for its completion."""
     config, name = model.config.get_text_config(), type(model).__name__
     takes_positions = "position_ids" in inspect.signature(model.get_decoder().forward).parameters
-    if not takes_positions or _layer_types(config) - {"full_attention", "sliding_attention"}:
+    if not takes_positions or layer_types(config) - {"full_attention", "sliding_attention"}:
         raise UsageError(f"the decode engine cannot run {name}", "Use a decoder such as GPT-2, Llama or Qwen3.")
     if config._attn_implementation not in ("sdpa", "eager"):
         raise UsageError(

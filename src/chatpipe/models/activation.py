@@ -8,6 +8,7 @@ from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 from transformers import PreTrainedModel
 from transformers.activations import GELUTanh, NewGELUActivation
 
@@ -49,6 +50,7 @@ class _SigmoidGelu(torch.autograd.Function):
         return x * sigmoid
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, *gradients: Tensor) -> Tensor:
         """d/dx x s(u) = s (1 + x u' (1 - s))"""
         x, sigmoid = ctx.saved_tensors

@@ -47,6 +47,15 @@ def check_model(name: str, wanted: Kind, key: str, or_else: Kind | None = None) 
         )
 
 
+def check_tokenizer(name: str, key: str) -> None:
+    """Raises `UsageError` naming `key` unless `name` is a folder with a fast tokenizer, or a hub id."""
+    if looks_like_path(name) and not (Path(name).expanduser() / "tokenizer.json").is_file():
+        raise UsageError(
+            f"{key} = {name} is not the folder of a tokenizer: it has no tokenizer.json.",
+            "Give a folder that save_pretrained or a chatpipe stage wrote, or a hub id such as gpt2.",
+        )
+
+
 def model_kind(folder: str, key: str) -> Kind:
     """What kind of model `folder` holds; raises `UsageError` naming `key` if it holds none that we know."""
     path = Path(folder).expanduser()

@@ -2,10 +2,12 @@
 
 The tokens of all rows go through the model as one row, so that embeddings, linear layers, norms and activations see no
 padding. Attention alone has to know which tokens belong together: queries, keys and values are laid out in padded rows,
-attended to there, and taken back. That needs no mask: padding stands on the right, where no token looks.
+neighbours of similar length at a time, attended to there, and taken back. That needs no mask: padding stands on the
+right, where no token looks. Where rows come sorted by length, there are few such runs.
 
-A model can be read so if it is one of transformers' with exchangeable attention, and if what it computes is the same,
-which is tried out once for each model. Others are read in padded rows.
+A model can be read so if it is one of transformers' with exchangeable attention, if all its layers attend to all that
+came before, and if what it computes is the same, which is tried out once for each model. Others are read in padded
+rows.
 """
 
 from collections.abc import Iterator
@@ -19,10 +21,17 @@ from torch import Tensor, nn
 from torch.nn.functional import pad, scaled_dot_product_attention
 from transformers import AttentionInterface, PreTrainedConfig
 
+from chatpipe.data.padding import pad_right, similar_runs
+from chatpipe.models.layers import layer_types
+
 IMPLEMENTATION = "chatpipe_unpadded"
 MULTIPLE = 32
 """The number of tokens is filled up to a multiple of this. On a CPU in bfloat16 oneDNN compiles a kernel for every
 number of tokens it meets, and keeps it (docs/log.md)."""
+MAX_ATTENTION_PADDING = 0.25
+"""Share of padding among the cells that attend together: less means more and smaller calls."""
+TRIED_LENGTHS = (40, 7)
+"""Of the rows on which a model is tried out: windows and chunks of a few tokens would show."""
 
 
 @dataclass(frozen=True)
@@ -60,6 +69,8 @@ def reads_unpadded(body: nn.Module) -> bool:
     """
     if not getattr(body, "_supports_attention_backend", False) or body.config._attn_implementation not in _KNOWN:
         return False
+    if layer_types(body.config.get_text_config()) != {"full_attention"}:
+        return False
     if any(getattr(module, "gradient_checkpointing", False) for module in body.modules()):
         return False
     if body not in _agrees:
@@ -75,11 +86,13 @@ _agrees: WeakKeyDictionary[nn.Module, bool] = WeakKeyDictionary()
 @torch.no_grad()
 def _is_same(body: nn.Module) -> bool:
     """Whether `body` says the same of two rows in both ways: it may cap scores, have biases by position, or look on."""
-    mask = torch.tensor([[1, 1, 1], [1, 1, 0]], device=next(body.parameters()).device)
-    positions = torch.arange(3, device=mask.device).expand_as(mask)
-    tokens = Rows(positions % 2, mask, positions)
+    device, vocabulary = next(body.parameters()).device, body.get_input_embeddings().num_embeddings
+    context = getattr(body.config.get_text_config(), "max_position_embeddings", None) or max(TRIED_LENGTHS)
+    rows = [(torch.arange(min(length, context)) * 7 + 3) % vocabulary for length in TRIED_LENGTHS]
+    ids, mask = (cells.to(device) for cells in pad_right(rows, fill=0))
+    tokens = Rows(ids, mask, torch.arange(ids.shape[1], device=device).expand_as(ids))
     try:
-        with torch.autocast(mask.device.type, enabled=False):
+        with torch.autocast(device.type, enabled=False):
             one, other = _padded(body, tokens)[mask.bool()], _flat(body, tokens)[: mask.sum()]
     except NotImplementedError:
         return False
@@ -111,7 +124,7 @@ def _flat(body: nn.Module, tokens: Rows) -> Tensor:
             attention_mask=ones,
             position_ids=position_ids,
             use_cache=False,
-            unpadded_places=Places(cells, mask.shape[0], mask.shape[1]),
+            unpadded_runs=_runs(mask.sum(1)),
         ).last_hidden_state[0]
 
 
@@ -130,12 +143,27 @@ def _attention(config: PreTrainedConfig) -> Iterator[None]:
 
 
 @dataclass(frozen=True)
-class Places:
-    """Where the tokens of a flat row stand in padded rows [rows, columns]: in which of their cells, [T] int64."""
+class Run:
+    """Neighbouring rows that attend together: `tokens` of the flat row in padded `rows` x `columns`.
 
+    cells: [tokens of the run] int64, the cell of each.
+    """
+
+    tokens: slice
     cells: Tensor
     rows: int
     columns: int
+
+
+def _runs(lengths: Tensor) -> list[Run]:
+    """For rows of `lengths` [b], one after another in a flat row."""
+    runs, start = [], 0
+    for some in lengths.split(similar_runs(lengths.tolist(), MAX_ATTENTION_PADDING)):
+        rows, columns = len(some), int(some.max())
+        cells = (torch.arange(columns, device=some.device) < some[:, None]).flatten().nonzero()[:, 0]
+        runs.append(Run(slice(start, start + len(cells)), cells, rows, columns))
+        start += len(cells)
+    return runs
 
 
 class _Spread(torch.autograd.Function):
@@ -173,7 +201,7 @@ def _attend(
     value: Tensor,
     attention_mask: Tensor | None,
     *,
-    unpadded_places: Places,
+    unpadded_runs: list[Run] | None = None,
     scaling: float | None = None,
     dropout: float = 0.0,
     **more: Any,
@@ -185,28 +213,32 @@ def _attend(
     asked = {name for name, value in more.items() if value is not None} - _WITHOUT_EFFECT
     if asked or not getattr(module, "is_causal", True):
         raise NotImplementedError(f"attention with {sorted(asked)}")
-    places, filled = unpadded_places, query.shape[2]
+    if unpadded_runs is None:
+        raise NotImplementedError("a model that does not hand on to its attention what it was called with")
     # On a CPU in float32: there bfloat16 is slower here, and its kernels are kept for every new shape.
     dtype = torch.promote_types(query.dtype, torch.float32) if query.device.type == "cpu" else query.dtype
 
-    def in_rows(states: Tensor) -> Tensor:
+    def in_rows(states: Tensor, run: Run) -> Tensor:
         """[1, heads, T, d] -> [rows, heads, columns, d]"""
-        tokens = states[0].transpose(0, 1)[: len(places.cells)].to(dtype)
-        spread = _Spread.apply(tokens, places.cells, places.rows * places.columns)
-        return spread.unflatten(0, (places.rows, places.columns)).transpose(1, 2)
+        tokens = states[0].transpose(0, 1)[run.tokens].to(dtype)
+        spread = _Spread.apply(tokens, run.cells, run.rows * run.columns)
+        return spread.unflatten(0, (run.rows, run.columns)).transpose(1, 2)
 
+    parts = []
     with torch.autocast(query.device.type, enabled=False):
-        attended = scaled_dot_product_attention(
-            in_rows(query),
-            in_rows(key),
-            in_rows(value),
-            dropout_p=dropout,
-            is_causal=True,
-            scale=scaling,
-            enable_gqa=query.shape[1] != key.shape[1],
-        )
-        flat = _Collect.apply(attended.transpose(1, 2).flatten(0, 1), places.cells)
-    return pad(flat, (0, 0, 0, 0, 0, filled - len(flat)))[None].to(query.dtype), None
+        for run in unpadded_runs:
+            attended = scaled_dot_product_attention(
+                in_rows(query, run),
+                in_rows(key, run),
+                in_rows(value, run),
+                dropout_p=dropout,
+                is_causal=True,
+                scale=scaling,
+                enable_gqa=query.shape[1] != key.shape[1],
+            )
+            parts.append(_Collect.apply(attended.transpose(1, 2).flatten(0, 1), run.cells))
+    flat = torch.cat(parts)
+    return pad(flat, (0, 0, 0, 0, 0, query.shape[2] - len(flat)))[None].to(query.dtype), None
 
 
 AttentionInterface.register(IMPLEMENTATION, _attend)

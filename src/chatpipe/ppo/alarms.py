@@ -20,8 +20,11 @@ KL_ROUNDING = 1e-3
 WINDOW = 20
 """Iterations that a trend is drawn from. With 12 a fall of the gold score was found 13 iterations later on the
 pocketworld, and level noise raised an alarm in 12 % of runs of 40 iterations; with 20 in 7 %."""
-TREND = 3.0
-"""The t statistic above which a trend is taken for real (18 degrees of freedom: 1 in 260 by chance)."""
+SHORTEST_WINDOW = 8
+"""In a run that has had fewer iterations than WINDOW a trend is drawn from all of them, if there are so many."""
+TREND, SHORT_TREND = 3.0, 4.5
+"""The t statistic above which a trend is taken for real (18 degrees of freedom: 1 in 260 by chance), and the one in a
+run shorter than WINDOW (6 degrees of freedom: 1 in 490)."""
 MIN_EOS_FALL = 0.02
 """The fall of the share of completions with EOS within a window that matters."""
 CRITIC_WARMUP, CRITIC_WINDOW = 8, 12
@@ -80,8 +83,8 @@ def _eos_falling(history: History) -> str | None:
     if fall > -MIN_EOS_FALL:
         return None
     return (
-        f"Completions stop less and less (by {-fall:.0%} in {WINDOW} iterations) while scores rise: the reward is "
-        "collected by not stopping. Try: raise missing_eos_penalty, or missing_eos=replace; raise response_length."
+        f"Completions stop less and less (by {-fall:.0%} in {_seen(history)} iterations) while scores rise: the reward "
+        "is collected by not stopping. Try: raise missing_eos_penalty, or missing_eos=replace; raise response_length."
     )
 
 
@@ -103,9 +106,9 @@ def _gold_falling(history: History) -> str | None:
         return None
     fall, _ = trend(_last(history, "objective/gold"))
     return (
-        f"Scores rise while the held-out judge's opinion falls (by {-fall:.2f} in {WINDOW} iterations): the reward is "
-        "being exploited. Try: raise kl_coef, or set kl_budget to the KL at which the judge was happiest; and train "
-        "the reward model on more rankings."
+        f"Scores rise while the held-out judge's opinion falls (by {-fall:.2f} in {_seen(history)} iterations): the "
+        "reward is being exploited. Try: raise kl_coef, or set kl_budget to the KL at which the judge was happiest; and "
+        "train the reward model on more rankings."
     )
 
 
@@ -113,9 +116,15 @@ def _last(history: History, name: str) -> list[float]:
     return [line[name] for line in history[-WINDOW:] if name in line]
 
 
+def _seen(history: History) -> int:
+    return min(len(history), WINDOW)
+
+
 def _rises(history: History, name: str, sign: int = 1) -> bool:
     values = _last(history, name)
-    return len(values) == WINDOW and sign * trend(values)[1] > TREND
+    if len(values) < max(SHORTEST_WINDOW, _seen(history)):
+        return False
+    return sign * trend(values)[1] > (TREND if len(values) == WINDOW else SHORT_TREND)
 
 
 def _falls(history: History, name: str) -> bool:

@@ -2,10 +2,11 @@
 
 import itertools
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 
 import torch
 from torch import nn
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from chatpipe.errors import UsageError
 from chatpipe.generation.engine import context_length
@@ -46,6 +47,18 @@ def check_models(models: Mapping[str, PreTrainedModel]) -> None:
         )
 
 
+def check_tokenizers(models: Mapping[str, PreTrainedModel], tokenizer: PreTrainedTokenizerBase) -> None:
+    """Raises UsageError where a model was loaded from a folder whose tokenizer is another one: it is fed token ids."""
+    for name, model in models.items():
+        folder = Path(model.name_or_path)
+        has_tokenizer = (folder / "tokenizer.json").is_file()
+        if has_tokenizer and AutoTokenizer.from_pretrained(folder).get_vocab() != tokenizer.get_vocab():
+            raise UsageError(
+                f"{name} was loaded from {folder}, whose tokenizer is not processing_class.",
+                "All models must share one tokenizer: train the reward model on the policy's own.",
+            )
+
+
 def check_precision(models: Mapping[str, nn.Module]) -> None:
     """Raises UsageError where weights that are trained have fewer digits than float32.
 
@@ -83,6 +96,13 @@ def check_prompts(
     lengths = [len(prompt.ids) for prompt in prompts]
     if 0 in lengths:
         raise UsageError(f"{name}, row {lengths.index(0)} has no tokens.", "A prompt has at least one.")
+    vocabulary = _vocabulary(next(iter(models.values())))
+    for row, prompt in enumerate(prompts):
+        if not 0 <= min(prompt.ids) <= max(prompt.ids) < vocabulary:
+            raise UsageError(
+                f"{name}, row {row} has token ids that are none of the policy's {vocabulary}.",
+                "Tokenise it with the policy's own tokenizer.",
+            )
     for model_name, model in models.items():
         context = context_length(model)
         too_long = sum(length + response_length > context for length in lengths) if context else 0

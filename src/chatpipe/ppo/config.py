@@ -126,13 +126,14 @@ class PPOConfig(TrainingArguments):
         return self.num_ppo_epochs * self.num_mini_batches
 
     def _check(self) -> None:
+        self._check_positive("batch_size", "ptx_batch_size")
         for key in ("batch_size", "ptx_batch_size"):
             if getattr(self, key) % self.world_size:
                 raise UsageError(
                     f"{key} = {getattr(self, key)} cannot be shared by {self.world_size} processes.",
                     f"Make it a multiple of {self.world_size}.",
                 )
-        if self.temperature <= 0:
+        if not 0 < self.temperature < math.inf:
             raise UsageError(
                 f"temperature = {self.temperature}: PPO samples, so it must be above 0.", "1.0 is the model as it is."
             )
@@ -164,6 +165,15 @@ class PPOConfig(TrainingArguments):
         self._check_positive("adaptive_kl_target", "target_kl", "kl_budget", "critic_learning_rate")
         self._check_positive("num_ppo_epochs", "num_mini_batches", "response_length", "total_episodes")
         self._check_positive("cliprange", "cliprange_value")
+        self._check_range("kl_coef", 0)
+        self._check_range("vf_coef", 0)
+        self._check_range("kl_loss_coef", 0)
+        self._check_range("ptx_coef", 0)
+        self._check_range("critic_warmup_iterations", 0)
+        self._check_range("missing_eos_penalty", 0)
+        self._check_range("gamma", 0, 1)
+        self._check_range("lam", 0, 1)
+        self._check_whole("batch_size", "num_mini_batches", "num_ppo_epochs", "response_length")
         if self.adaptive_kl_target is not None and (self.kl_coef <= 0 or self.adaptive_kl_horizon < self.rollout_size):
             raise UsageError(
                 f"An adaptive KL coefficient starts from kl_coef = {self.kl_coef}, which must be above 0, and its "
@@ -177,6 +187,17 @@ class PPOConfig(TrainingArguments):
             raise UsageError(
                 f"{key} = {getattr(self, key)} is not known.", f"Choose one of {', '.join(map(str, choices))}."
             )
+
+    def _check_range(self, key: str, low: float, high: float = math.inf) -> None:
+        value = getattr(self, key)
+        if value is not None and not (low <= value <= high and math.isfinite(value)):
+            allowed = f"at least {low:g}" if high == math.inf else f"from {low:g} to {high:g}"
+            raise UsageError(f"{key} = {value} must be {allowed}.", "Leave it out for the default.")
+
+    def _check_whole(self, *keys: str) -> None:
+        for key in keys:
+            if not isinstance(getattr(self, key), int):
+                raise UsageError(f"{key} = {getattr(self, key)} must be a whole number.", "Give one.")
 
     def _check_positive(self, *keys: str) -> None:
         for key in keys:

@@ -1,5 +1,6 @@
 """What PPO trains: policy and critic in one module, so that DDP sees one forward and one backward pass."""
 
+from collections.abc import Iterable
 from typing import Any, NamedTuple
 
 import torch
@@ -44,16 +45,6 @@ class PolicyAndCritic(nn.Module):
         logprobs, entropy = completion_logprobs(self.policy, batch, self.temperature)
         return Outputs(logprobs, entropy, completion_values(self.critic, batch))
 
-    def micro_batches(self, lengths: Tensor, size: int) -> tuple[Tensor, ...]:
-        """Split rows of `lengths` [n] into micro-batches with the memory of about `size` of the longest rows.
-
-        Returns the row numbers of each, int64.
-        """
-        if not all(reads_unpadded(_body(model)) for model in (self.policy, self.critic)):
-            return length_sorted(lengths, size)
-        tokens = size * int(lengths.max())
-        return equal_tokens(lengths, min(tokens, MAX_TOKENS_ON_CPU) if self.policy.device.type == "cpu" else tokens)
-
     def positions_read(self, batch: MicroBatch) -> Tensor:
         """How many tokens of `batch`, padding included, go through the policy: a number."""
         return torch.tensor(positions_read(_body(self.policy), batch.attention_mask))
@@ -67,6 +58,19 @@ class PolicyAndCritic(nn.Module):
         """The same under its name before transformers 5.2x."""
         for model in (self.policy, self.critic):
             model.gradient_checkpointing_enable(**kwargs)
+
+
+def micro_batch_rows(models: Iterable[PreTrainedModel], lengths: Tensor, size: int) -> tuple[Tensor, ...]:
+    """Split rows of `lengths` [n], which all `models` read, into micro-batches: the row numbers of each, int64.
+
+    A micro-batch takes at most about the memory of `size` of the longest rows. Where some model needs padding between
+    rows, rows of similar length go together.
+    """
+    models = list(models)
+    if not all(reads_unpadded(_body(model)) for model in models):
+        return length_sorted(lengths, size)
+    tokens = size * int(lengths.max())
+    return equal_tokens(lengths, min(tokens, MAX_TOKENS_ON_CPU) if models[0].device.type == "cpu" else tokens)
 
 
 def completion_logprobs(policy: PreTrainedModel, batch: MicroBatch, temperature: float) -> tuple[Tensor, Tensor]:
@@ -152,6 +156,10 @@ def check_output_head(policy: PreTrainedModel) -> None:
     inputs = {"input_ids": ids, "attention_mask": torch.ones_like(ids), "use_cache": False}
     ours = policy.get_output_embeddings()(policy.base_model(**inputs).last_hidden_state)
     theirs = policy(**inputs).logits
+    if not theirs.isfinite().all():
+        raise UsageError(
+            "The policy's output is not finite (NaN or infinity).", "Its weights are broken: look at them."
+        )
     if not torch.allclose(ours.float(), theirs.float(), rtol=1e-3, atol=1e-3):
         raise UsageError(
             f"{type(policy).__name__} changes its logits after the output head, which PPO here does not do.",

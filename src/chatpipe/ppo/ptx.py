@@ -34,6 +34,6 @@ def row_of(dataset: Any, number: int) -> list[int]:
     if ids is None or len(ids) < 2:
         raise UsageError(
             f"ptx_dataset, row {number} has no input_ids, or fewer than two.",
-            "Give tokenised text: chatpipe's TokenStore.",
+            "Give tokenised text: chatpipe's TrainingText.",
         )
     return [int(token) for token in ids]

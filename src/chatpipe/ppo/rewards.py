@@ -45,7 +45,13 @@ class CheckedFunction:
         Raises UsageError naming it where that is not one finite number for each.
         """
         told = {"ended": ended} if self._is_told_ended else {}
-        said = [_plain(value) for value in _plain(self._function(prompts=prompts, completions=completions, **told))]
+        said = _plain(self._function(prompts=prompts, completions=completions, **told))
+        if not isinstance(said, (list, tuple)):
+            raise UsageError(
+                f"The reward function {self.__name__} returned {type(said).__name__}, not a list.",
+                "It must return a list of one number for each completion, in their order.",
+            )
+        said = [_plain(value) for value in said]
         if len(said) != len(completions):
             raise UsageError(
                 f"The reward function {self.__name__} returned {len(said)} numbers for {len(completions)} completions.",

@@ -17,7 +17,7 @@ from chatpipe.ppo.config import PPOConfig
 from chatpipe.ppo.experience import Experience, Sequences, flat_index
 from chatpipe.ppo.kl import k1, shape_rewards
 from chatpipe.ppo.microbatch import pad
-from chatpipe.ppo.model import PolicyAndCritic, completion_logprobs, last_token_scores
+from chatpipe.ppo.model import PolicyAndCritic, completion_logprobs, last_token_scores, micro_batch_rows
 
 
 class Stream(IntEnum):
@@ -81,7 +81,8 @@ def score(
     """
     lengths = sequences.completion_lengths
     reward_models = [reward_model] if isinstance(reward_model, nn.Module) else list(reward_model)
-    chunks, read = trained.micro_batches(sequences.lengths, micro_batch_size), []
+    readers = [trained.policy, trained.critic, ref_model, *reward_models]
+    chunks, read = micro_batch_rows(readers, sequences.lengths, micro_batch_size), []
     for rows in chunks:
         batch = pad(sequences.select(rows)).to(device)
         outputs = trained(*batch)

@@ -23,7 +23,7 @@ from chatpipe import console
 from chatpipe.errors import UsageError
 from chatpipe.models.activation import quickest_gelu
 from chatpipe.ppo.alarms import alarms
-from chatpipe.ppo.checks import check_models, check_precision, check_prompts, check_stop_token
+from chatpipe.ppo.checks import check_models, check_precision, check_prompts, check_stop_token, check_tokenizers
 from chatpipe.ppo.config import PPOConfig
 from chatpipe.ppo.critic import new_critic
 from chatpipe.ppo.experience import Experience
@@ -53,9 +53,9 @@ class PPOTrainer(PPOUpdate, ResumePoints, SkipNonFinite):
     train_prompts: token ids of prompts. eval_dataset: prompts that `evaluate` completes. ptx_dataset: rows with
     `input_ids` for `args.ptx_coef`. processing_class: the tokenizer.
 
-    Dropout is set to 0 in all models, in place, and reference and reward models are frozen. `trainer.model` holds
-    `.policy` and `.critic`. `trainer.alarms` says what went wrong, by name. Raises UsageError where the parts do not
-    fit each other.
+    In all models, in place, dropout is set to 0 and GPT-2's GELU put into its quickest form; reference and reward
+    models are frozen. `trainer.model` holds `.policy` and `.critic`. `trainer.alarms` says what went wrong, by name. Raises
+    UsageError where the parts do not fit each other.
     """
 
     def __init__(
@@ -82,6 +82,7 @@ class PPOTrainer(PPOUpdate, ResumePoints, SkipNonFinite):
         models = {name: each for name, each in given.items() if each is not None}
         check_no_adapter(model)
         check_models(models)
+        check_tokenizers(models, processing_class)
         stop_token_id = check_stop_token(processing_class, model, args.stop_token_id)
         self.prompts = [Prompt(ids) for ids in train_prompts or []]
         self.prompts += read_prompts(train_dataset if train_dataset is not None else [], processing_class)
@@ -192,6 +193,8 @@ class PPOTrainer(PPOUpdate, ResumePoints, SkipNonFinite):
         Sampled as in training, with random numbers of its own: always the same ones for the same weights.
         """
         prompts: Any = self.eval_dataset
+        if prompts is None and eval_dataset is None:
+            raise UsageError("There are no prompts to evaluate on.", "Give eval_dataset.")
         if eval_dataset is not None:
             prompts = read_prompts(eval_dataset, self.processing_class, "eval_dataset")
         args, rank = self.args, self.args.process_index

@@ -13,7 +13,7 @@ from chatpipe.ppo.experience import Experience
 from chatpipe.ppo.loss import Statistics, ppo_loss
 from chatpipe.ppo.metrics import UpdateStatistics, add_statistics
 from chatpipe.ppo.microbatch import pad
-from chatpipe.ppo.model import PolicyAndCritic
+from chatpipe.ppo.model import PolicyAndCritic, micro_batch_rows
 from chatpipe.ppo.ptx import row_of, text_loss
 from chatpipe.ppo.rollout import Stream, prompt_numbers
 
@@ -68,7 +68,8 @@ class PPOUpdate(Trainer):
             self.skipped_steps += 1
             return torch.zeros((), device=device)
         all_tokens = self._sum_over_ranks(torch.tensor(minibatch.num_tokens)).item()
-        chunks = self.model.micro_batches(minibatch.sequences.lengths, args.per_device_train_batch_size)
+        readers = [self.model.policy, self.model.critic]
+        chunks = micro_batch_rows(readers, minibatch.sequences.lengths, args.per_device_train_batch_size)
         statistics: Statistics = {}
         mixes_text = self.ptx_dataset is not None and not self.trains_critic_alone
         total, text_statistics = self._text_step(model) if mixes_text else (torch.zeros((), device=device), {})

@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils.data import Sampler, SequentialSampler
 from transformers import PreTrainedModel, Trainer, TrainerControl, TrainingArguments
 
 from chatpipe.errors import UsageError
@@ -44,6 +45,10 @@ class PretrainTrainer(ResumePoints, SkipNonFinite, Trainer):
             more["compute_loss_func"] = masked_loss
         super().__init__(model=model, args=args, train_dataset=train_dataset, **more)
         self.muon, self.masking, self.measure, self.bytes_per_token = muon, masking, measure, bytes_per_token
+
+    def _get_train_sampler(self, *_: Any, **__: Any) -> Sampler[int]:
+        # item s of the data set is sample s of the run: processes and resumes only say who takes which, and from where
+        return SequentialSampler(self.train_dataset)
 
     def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
         """AdamW with decay on matrices only; with `muon`, Muon in its place on the matrices inside the model."""

@@ -7,7 +7,8 @@ from pathlib import Path
 
 from chatpipe import console
 from chatpipe.data.formats import Ranking
-from chatpipe.data.load import build_world, load_prompts
+from chatpipe.data.load import load_prompts
+from chatpipe.data.sources import build_world
 from chatpipe.data.template import decode_answer
 from chatpipe.durable import replace_text
 from chatpipe.errors import UsageError

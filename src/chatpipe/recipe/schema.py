@@ -13,6 +13,8 @@ from chatpipe.recipe.section import Section
 
 STAGES = ("pretrain", "sft", "rm", "ppo")
 POCKETWORLD = "pocketworld"
+HUB = "hub:"
+"""What the source of a data set of the hub begins with."""
 
 DataFormat = Literal["auto", "text", "messages", "alpaca", "pairs", "rankings", "prompts"]
 
@@ -20,9 +22,31 @@ DataFormat = Literal["auto", "text", "messages", "alpaca", "pairs", "rankings", 
 class DataBlock(Section):
     """One source of rows."""
 
-    source: str = Field(description="A file (txt, json, jsonl), or `pocketworld`, the built-in world.")
+    source: str = Field(
+        description="A file (txt, json, jsonl, csv, parquet, each also .gz), a folder, a pattern with *, "
+        "`hub:OWNER/NAME`, a data set of the hub, or `pocketworld`, the built-in world."
+    )
     format: DataFormat = Field("auto", description="What the rows are; `auto` recognises it from the first row.")
     limit: int | None = Field(None, ge=1, description="Train on this many rows at most, and hold out as many.")
+    columns: dict[str, str | list[str]] = Field(
+        default_factory=dict,
+        description="Where a field of ours stands, e.g. {text: content}; several are joined with newlines.",
+    )
+    document: Literal["file", "line", "blank_line"] = Field(
+        "file",
+        description="What a document of a txt file is: all of it, each line, or what stands between blank lines.",
+    )
+    weight: float = Field(1.0, gt=0, description="Raw text: how often each of its tokens is read in an epoch.")
+    name: str | None = Field(None, description="Of a data set of the hub: its configuration.")
+    split: str = Field("train", description="Of a data set of the hub.")
+    revision: str | None = Field(None, description="Of a data set of the hub: a commit; else the newest.")
+
+    @model_validator(mode="after")
+    def _hub_keys_are_for_the_hub(self) -> "DataBlock":
+        given = [key for key in ("name", "split", "revision") if getattr(self, key) not in (None, "train")]
+        if given and not self.source.startswith(HUB):
+            raise ValueError(f"{given[0]} is for data sets of the hub; {self.source} is none (hub:OWNER/NAME)")
+        return self
 
 
 def _as_blocks(value: Any) -> Any:
@@ -89,9 +113,16 @@ class TrainingSection(Section):
 
 
 class Tokenizer(Section):
-    """The byte-level BPE tokenizer that pretrain trains on its data."""
+    """The tokenizer of a new model: trained on its data, or an existing one."""
 
-    vocab_size: int = Field(1024, ge=272, description="With the 256 bytes and the special tokens.")
+    kind: Literal["bpe", "character"] = Field("bpe", description="Byte-level BPE, or one token for each character.")
+    vocab_size: int = Field(1024, ge=272, description="Entries at most, special tokens included.")
+    train_bytes: int = Field(
+        500_000_000, ge=1, description="bpe: bytes of text that it is trained on at most, from all sources alike."
+    )
+    pretrained: str | None = Field(
+        None, description="Take this one as it is instead (a folder or hub id, e.g. gpt2); the keys above do not count."
+    )
 
 
 class Pretrain(TrainingSection):
@@ -110,6 +141,9 @@ class Pretrain(TrainingSection):
     learning_rate: float = Field(6e-4, gt=0)
     torch_compile: bool = Field(False, description="Compile the model first: minutes, then quicker steps on a GPU.")
     block_size: int = Field(128, ge=16, description="Tokens per training sequence.")
+    documents: Literal["concatenate", "isolate"] = Field(
+        "concatenate", description="Whether a token sees the documents before its own in a sequence, or only its own."
+    )
     max_steps: int = Field(2000, ge=1)
     eval_steps: int | None = Field(
         None, ge=1, description="Steps between evaluations: held-out loss and samples. Default: only at the end."
@@ -120,17 +154,23 @@ class Pretrain(TrainingSection):
 
     @property
     def expected_tokens(self) -> int:
-        """How many tokens a new tokenizer will have where the text is large enough."""
+        """How many tokens a new tokenizer will have where the text is large enough; of other kinds, at most."""
         mask = 1 if self.objective == "masked" else 0
         return self.tokenizer.vocab_size + mask
 
     @model_validator(mode="after")
     def _phases_fit_in(self) -> "Pretrain":
-        if self.warmup_steps + (self.decay_steps or 0) > self.max_steps:
+        if self.decay_steps is not None and self.warmup_steps + self.decay_steps > self.max_steps:
             raise ValueError(
-                f"warmup_steps = {self.warmup_steps} and decay_steps = {self.decay_steps or 0} are more than "
+                f"warmup_steps = {self.warmup_steps} and decay_steps = {self.decay_steps} are more than "
                 f"max_steps = {self.max_steps}"
             )
+        return self
+
+    @model_validator(mode="after")
+    def _encoders_read_across_documents(self) -> "Pretrain":
+        if self.objective == "masked" and self.documents == "isolate":
+            raise ValueError("documents: isolate is for objective: causal; an encoder reads across documents")
         return self
 
 
@@ -253,6 +293,7 @@ class Ppo(TrainingSection):
     )
     ptx_batch_size: int | None = Field(None, ge=1, description="Blocks of text per step; default: batch_size.")
     ptx_data: Data | None = Field(None, description="The raw text; default: pretrain.data.")
+    torch_compile: bool = Field(False, description="Compile the update: a minute first, then quicker steps.")
     lora: Lora | None = Field(None, description="Train adapters instead of all weights (needs peft).")
 
     @field_validator("kl_estimator")

@@ -11,10 +11,12 @@ from pathlib import Path
 from typing import Any, Literal
 
 from chatpipe.checkpoints import MANIFEST, Manifest, checkpoint_id, read_manifest
-from chatpipe.data.load import What, build_world, check_rows, data_fingerprints, reads_pocketworld
+from chatpipe.data.documents import check_documents
+from chatpipe.data.load import What, check_rows
+from chatpipe.data.sources import build_world, data_fingerprints, named_files, reads_pocketworld
 from chatpipe.durable import replace_text, retire
 from chatpipe.errors import UsageError
-from chatpipe.models.folder import Kind, check_model
+from chatpipe.models.folder import Kind, check_model, check_tokenizer
 from chatpipe.ppo.functions import source_fingerprint
 from chatpipe.recipe.loading import flatten
 from chatpipe.recipe.schema import STAGES, DataBlock, Ppo, Recipe, TrainingSection
@@ -50,13 +52,8 @@ LAUNCH_FILES = {"recipe.yaml", "launch-error.json", "stop-requested"}
 STARTED = "checkpoints/stage.json"
 COMPLETE_POINTS = "checkpoints/step-*[0-9]"
 
-WHAT_OF_KEY: Mapping[str, What] = {
-    "pretrain.data": "documents",
-    "sft.data": "conversations",
-    "rm.data": "rankings",
-    "ppo.data": "prompts",
-    "ppo.ptx_data": "documents",
-}
+# What the rows of each key are read as; the other keys name raw text.
+WHAT_OF_KEY: Mapping[str, What] = {"sft.data": "conversations", "rm.data": "rankings", "ppo.data": "prompts"}
 
 
 Standing = Literal["done", "started", "new"]
@@ -143,7 +140,9 @@ class Job:
             raise UsageError(f"{self.folder} is a file.", "Choose a folder with out= or --out.")
         self._check_apart()
         for key, blocks in self.data().items() if reads_data else ():
-            if not (key == "rm.data" and self.recipe.rm.data is None):
+            if key not in WHAT_OF_KEY:
+                check_documents(blocks, key)
+            elif not (key == "rm.data" and self.recipe.rm.data is None):
                 check_rows(WHAT_OF_KEY[key], blocks, key)
         for key, name in self.functions().items():
             source_fingerprint(name, key)
@@ -168,6 +167,8 @@ class Job:
             check_model(model, self._kind(key), f"{self.stage}.{key}", or_else="masked" if self.stage == "rm" else None)
         if self.stage == "pretrain" and not self.models:
             self._check_new_model()
+        if self.stage == "pretrain" and self.recipe.pretrain.tokenizer.pretrained:
+            check_tokenizer(self.recipe.pretrain.tokenizer.pretrained, "pretrain.tokenizer.pretrained")
 
     def _kind(self, key: str) -> Kind:
         """What kind of model the section's `key` names."""
@@ -202,9 +203,12 @@ class Job:
             for name in ("sample", "rank"):
                 made = getattr(self.recipe, name).model_dump(mode="json", exclude={"data"})
                 settings.update(flatten({name: made}))
+        parents = {f"{self.stage}.{key}": model for key, model in self.models.items()}
+        if self.stage == "pretrain" and self.recipe.pretrain.tokenizer.pretrained:
+            parents["pretrain.tokenizer.pretrained"] = self.recipe.pretrain.tokenizer.pretrained
         return Manifest(
             stage=self.stage,
-            parents={f"{self.stage}.{key}": checkpoint_id(model) for key, model in self.models.items()},
+            parents={key: checkpoint_id(model) for key, model in parents.items()},
             data={
                 **{key: self._in_run(data_fingerprints(blocks, key)) for key, blocks in self.data().items()},
                 **{key: {name: source_fingerprint(name, key)} for key, name in self.functions().items()},
@@ -281,7 +285,8 @@ class Job:
     def _check_apart(self) -> None:
         """The folder may be deleted by --fresh: no model or data file of the stage may lie in it."""
         blocks = [block for some in self.data().values() for block in some]
-        for source in [*self.models.values(), *(block.source for block in blocks)]:
+        sources: list[str | Path] = [path for block in blocks for path in named_files(block)]
+        for source in [*self.models.values(), *sources]:
             if Path(source).exists() and Path(source).resolve().is_relative_to(self.folder.resolve()):
                 raise UsageError(
                     f"{self.folder} cannot be the folder of {self.stage}: it holds {source}, which {self.stage} reads.",

@@ -6,7 +6,8 @@ from typing import Any
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from chatpipe import console
-from chatpipe.data.load import Conversation, build_world, load_prompts
+from chatpipe.data.load import Conversation, load_prompts
+from chatpipe.data.sources import build_world
 from chatpipe.data.template import encode_prompt
 from chatpipe.errors import UsageError
 from chatpipe.evaluation.answers import Answer, answer_metrics, answer_prompts, gold_metrics, rate_answers

@@ -5,7 +5,7 @@ from typing import Any
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from chatpipe.data.token_store import TokenStore
+from chatpipe.data.packing import HeldOutText
 from chatpipe.evaluation.language import held_out_loss
 from chatpipe.evaluation.masked import masked_score
 from chatpipe.generation import SamplingParams, generate
@@ -23,7 +23,7 @@ PROMPT_WORDS = 4
 class HeldOut:
     """Held-out text, and the prompts that samples go on from; `masking` for an encoder, which writes no samples."""
 
-    store: TokenStore
+    text: HeldOutText
     tokenizer: PreTrainedTokenizerBase
     prompts: list[str]
     masking: Masking | None
@@ -31,14 +31,14 @@ class HeldOut:
     def score(self, model: PreTrainedModel) -> dict[str, float]:
         """`loss` in nats a token; of a causal model `perplexity` and `bits_per_byte`, of a masked one `accuracy`."""
         if self.masking is not None:
-            guessed = masked_score(model, self.store, self.masking, self._batch_size)
+            guessed = masked_score(model, self.text, self.masking, self._batch_size)
             return {"loss": guessed.nats_per_token, "accuracy": guessed.accuracy}
-        score = held_out_loss(model, self.store, self._batch_size, self.tokenizer.all_special_ids)
+        score = held_out_loss(model, self.text, self._batch_size, self.tokenizer.all_special_ids)
         return {"loss": score.nats_per_token, "perplexity": score.perplexity, "bits_per_byte": score.bits_per_byte}
 
     @property
     def _batch_size(self) -> int:
-        return max(1, min(MAX_EVAL_BATCH_SIZE, MAX_LOGITS // (self.store.block_size * len(self.tokenizer))))
+        return max(1, min(MAX_EVAL_BATCH_SIZE, MAX_LOGITS // (self.text.block_size * len(self.tokenizer))))
 
     def measure(self, model: PreTrainedModel) -> dict[str, Any]:
         """The score as `eval_...`, and `samples` of a causal model."""

@@ -3,9 +3,9 @@
 from transformers import PreTrainedTokenizerBase, set_seed
 
 from chatpipe import console
-from chatpipe.data.load import Conversation, load_documents, load_prompts
+from chatpipe.data.load import Conversation, load_prompts
+from chatpipe.data.packing import TrainingText
 from chatpipe.data.template import add_chat_template, encode_prompt
-from chatpipe.data.token_store import TokenStore, build_token_store
 from chatpipe.errors import UsageError
 from chatpipe.evaluation.answers import answer_metrics
 from chatpipe.evaluation.compare import gold_comparison
@@ -22,7 +22,8 @@ from chatpipe.stages.example import answer_example
 from chatpipe.stages.job import Job, Outcome
 from chatpipe.stages.judging import judge, judged_prompts
 from chatpipe.stages.rewarding import load_rewards, reward_comparison, reward_scores
-from chatpipe.stages.saving import main_process_first, save_checkpoint
+from chatpipe.stages.saving import save_checkpoint
+from chatpipe.stages.text import stage_texts, training_text
 from chatpipe.training.run import run_trainer
 
 # Keys of the recipe's section that have the same name and meaning in PPOConfig.
@@ -53,6 +54,7 @@ PPO_KEYS = (
     "critic_learning_rate",
     "ptx_coef",
     "ptx_batch_size",
+    "torch_compile",
 )
 
 
@@ -68,7 +70,7 @@ def run_ppo(job: Job) -> Outcome | None:
     rewards = load_rewards(job, policy, tokenizer)
     context = min(context_length(model) or 2**31 for model in (policy, *rewards.all_models))
 
-    asked = judged_prompts(job, tokenizer, prompts.held_out, policy.config.max_position_embeddings)
+    asked = judged_prompts(job, tokenizer, prompts.held_out, context)
     asked_ids = [encode_prompt(tokenizer, prompt) for prompt in _fitting(job, tokenizer, asked, context)]
 
     args = stage_arguments(
@@ -145,9 +147,7 @@ def _fitting(
     return fitting
 
 
-def _text(job: Job, tokenizer: PreTrainedTokenizerBase, context: int) -> TokenStore:
-    """Raw text to mix in, in blocks as pretraining reads them."""
-    documents = load_documents(job.data()["ppo.ptx_data"], job.recipe.pocketworld, "ppo.ptx_data").train
-    with main_process_first(job):
-        path = job.folder / "tokens" / "raw.bin"
-        return build_token_store(path, documents, tokenizer, min(job.recipe.pretrain.block_size, context))
+def _text(job: Job, tokenizer: PreTrainedTokenizerBase, context: int) -> TrainingText:
+    """Raw text to mix in, an epoch of it in blocks as pretraining reads them."""
+    block_size = min(job.recipe.pretrain.block_size, context)
+    return training_text(job, stage_texts(job, "ppo.ptx_data"), tokenizer, block_size)

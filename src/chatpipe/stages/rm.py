@@ -6,8 +6,9 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainingArgum
 
 from chatpipe import console
 from chatpipe.data.formats import Ranking
-from chatpipe.data.load import build_world, load_conversations, load_rankings, reads_pocketworld
+from chatpipe.data.load import load_conversations, load_rankings
 from chatpipe.data.rows import BadRow
+from chatpipe.data.sources import build_world, reads_pocketworld
 from chatpipe.data.template import add_chat_template, encode_completion
 from chatpipe.evaluation.pairs import pair_metrics
 from chatpipe.evaluation.verdicts import rm_verdict

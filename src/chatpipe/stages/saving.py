@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from datetime import timedelta
 
 from torch import distributed
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -32,14 +33,22 @@ TITLES = {
 }
 
 
+LONGEST_WAIT = timedelta(days=7)
+"""Tokenising a large corpus takes hours, the usual barrier gives up after minutes."""
+
+
 @contextmanager
 def main_process_first(job: Job) -> Iterator[None]:
     """The main process runs the block while the others wait; then they run it and find its work done."""
-    if not job.is_main and distributed.is_initialized():
-        distributed.barrier()
+    if not distributed.is_initialized():
+        yield
+        return
+    patient = distributed.new_group(backend="gloo", timeout=LONGEST_WAIT)
+    if not job.is_main:
+        distributed.barrier(patient)
     yield
-    if job.is_main and distributed.is_initialized():
-        distributed.barrier()
+    if job.is_main:
+        distributed.barrier(patient)
 
 
 def save_checkpoint(job: Job, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:

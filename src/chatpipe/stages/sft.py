@@ -1,6 +1,5 @@
 """sft: a chat model from a base model and conversations."""
 
-import random
 from typing import Any
 
 from datasets import Dataset
@@ -8,9 +7,8 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase, set_seed
 from trl import SFTConfig, SFTTrainer
 
 from chatpipe import console
-from chatpipe.data.load import Conversation, load_conversations, load_documents
+from chatpipe.data.load import Conversation, load_conversations
 from chatpipe.data.template import add_chat_template, encode_conversation
-from chatpipe.data.token_store import build_token_store
 from chatpipe.errors import UsageError
 from chatpipe.evaluation.language import conversation_loss, question_gain
 from chatpipe.evaluation.verdicts import sft_verdict
@@ -19,7 +17,8 @@ from chatpipe.stages.arguments import stage_arguments
 from chatpipe.stages.example import answer_example
 from chatpipe.stages.job import Job, Outcome
 from chatpipe.stages.judging import judge, judged_prompts
-from chatpipe.stages.saving import main_process_first, save_checkpoint
+from chatpipe.stages.saving import save_checkpoint
+from chatpipe.stages.text import stage_texts, training_text
 from chatpipe.training.nonfinite import SkipNonFinite
 from chatpipe.training.resume import ResumePoints
 from chatpipe.training.run import run_trainer
@@ -101,7 +100,9 @@ def load_for_chat(model: str) -> tuple[PreTrainedTokenizerBase, PreTrainedModel]
     tokenizer = load_tokenizer(model)
     loaded = load_causal_model(model)
     add_chat_template(tokenizer)
-    if len(tokenizer) > loaded.get_input_embeddings().num_embeddings:
+    entries = loaded.get_input_embeddings().num_embeddings
+    if len(tokenizer) > entries:
+        console.note(f"sft: the vocabulary grows from {entries:,} to {len(tokenizer):,}: tokens of the chat template")
         set_seed(0)  # the new rows are drawn at random
         loaded.resize_token_embeddings(len(tokenizer))
     loaded.config.pad_token_id = tokenizer.pad_token_id
@@ -150,12 +151,7 @@ def _raw_text_rows(job: Job, tokenizer: PreTrainedTokenizerBase, train: list[Enc
     mix = job.recipe.sft.pretrain_mix
     if mix == 0:
         return []
-    documents = load_documents(job.data()["pretrain.data"], job.recipe.pocketworld, "pretrain.data")
-    block_size = max(len(ids) for ids, _ in train)
-    with main_process_first(job):
-        path = job.folder / "tokens" / "raw.bin"
-        store = build_token_store(path, documents.train, tokenizer, block_size)
     count = round(len(train) * mix / (1 - mix))
-    chosen = random.Random(job.recipe.seed).choices(range(len(store)), k=count)
-    blocks = [store[index]["input_ids"].tolist() for index in chosen]
-    return [{"input_ids": block, "labels": block} for block in blocks]
+    block_size = max(len(ids) for ids, _ in train)
+    blocks = training_text(job, stage_texts(job, "pretrain.data"), tokenizer, block_size, samples=count)
+    return [{name: ids.tolist() for name, ids in blocks[number].items()} for number in range(count)]

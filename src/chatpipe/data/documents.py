@@ -1,0 +1,269 @@
+"""Raw text as a stream of documents, each on one side of the split: to train on, or held out.
+
+    text = RawText(block, recipe.pocketworld, "pretrain.data")
+    for piece in text.pieces(): ...
+
+Whether a document is held out depends on its content alone. A long document comes in pieces, so that no file has to fit
+into memory. Of a single document, and of each text file where a source has few of them, the last tenth is held out.
+"""
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from itertools import chain
+from pathlib import Path
+
+from chatpipe import pocketworld
+from chatpipe.data.long_text import characters_between, in_pieces, line_start, survey
+from chatpipe.data.rows import BadRow, BrokenRow, Row, Skipped, kind_of
+from chatpipe.data.sources import build_world, check_sources, is_hub, source_files, source_rows
+from chatpipe.data.split import HELD_OUT_SHARE, is_held_out, is_held_out_digest
+from chatpipe.data.text_files import numbered_lines, text_chunks
+from chatpipe.errors import UsageError
+from chatpipe.recipe.schema import POCKETWORLD, DataBlock, Pocketworld
+
+FEW_FILES = 100
+"""With fewer text files a hash might hold out none of them (0.9^100 = 0.00003), so each gives its last tenth."""
+
+ROWS_BETWEEN_CHECKS = 10_000
+"""So often a long source is looked at for too many bad rows, which need not be read to its end."""
+
+
+@dataclass(frozen=True)
+class Piece:
+    """A document or a part of it; `ends` says that the document ends here."""
+
+    text: str
+    held_out: bool
+    ends: bool
+
+
+@dataclass(frozen=True)
+class _Document:
+    """A document whose text comes in parts; `parts` can be left alone where it is not needed."""
+
+    held_out: bool
+    parts: Iterable[str]
+
+
+class RawText:
+    """The documents of one block of `data:`, which can be read any number of times and come the same each time.
+
+    After a whole reading `skipped` has the rows that could not be used; more than 1 % of them raise `UsageError`.
+    """
+
+    def __init__(self, block: DataBlock, world: Pocketworld, key: str) -> None:
+        self.block, self.world, self.key = block, world, key
+        self.skipped = Skipped()
+        self._rows = 0
+        self._built_in: list[str] | None = None
+
+    def pieces(self) -> Iterator[Piece]:
+        """Both sides in the order of the source, as far as `limit` lets them."""
+        limit = self.block.limit
+        counts = {False: 0, True: 0}
+        for document in self._documents():
+            if limit is not None and counts[document.held_out] >= limit:
+                # Held out are at most as many; their usual share is enough to stop reading.
+                if counts[False] >= limit and counts[True] >= HELD_OUT_SHARE * limit:
+                    self._check_skipped()
+                    return
+                continue
+            counts[document.held_out] += 1
+            yield from _marked(document)
+
+    def megabytes(self) -> float | None:
+        """About how much text there is to train on, where the sizes of files tell."""
+        if self.block.source == POCKETWORLD or is_hub(self.block) or self.block.limit is not None:
+            return None
+        files = source_files(self.block.source, self.key)
+        if any(path.suffix == ".gz" or kind_of(path) == ".parquet" for path in files):
+            return None
+        return round((1 - HELD_OUT_SHARE) * sum(path.stat().st_size for path in files) / 10**6)
+
+    def _documents(self) -> Iterator[_Document]:
+        self.skipped, self._rows = Skipped(), 0
+        whole_files = self._whole_files()
+        few = len(whole_files) < FEW_FILES
+        for path in whole_files:
+            yield from _sides_of_file(path, self.key) if few else _file_as_one(path, self.key)
+        texts = iter(self._texts())
+        first, second = next(texts, None), next(texts, None)
+        if first is not None and second is None and not whole_files:
+            yield from _sides_of_text(first)
+            return
+        for text in chain((text for text in (first, second) if text is not None), texts):
+            yield _Document(is_held_out(text), [text])
+
+    def _whole_files(self) -> list[Path]:
+        """The text files that are a document each."""
+        if self.block.source == POCKETWORLD or is_hub(self.block) or self.block.document != "file":
+            return []
+        return [path for path in source_files(self.block.source, self.key) if kind_of(path) == ".txt"]
+
+    def _texts(self) -> Iterator[str]:
+        """All documents but whole files, bad ones left out and counted."""
+        for item in self._items():
+            self._rows += 1
+            try:
+                yield _text_of(item)
+            except BadRow as problem:
+                self.skipped.add(str(problem), item.where)
+            if self._rows % ROWS_BETWEEN_CHECKS == 0:
+                self._check_skipped()
+        self._check_skipped()
+
+    def _check_skipped(self) -> None:
+        """Raises `UsageError` where more than 1 % of the rows read so far cannot be used."""
+        self.skipped.check(f"{self.key}: {self.block.source}", self._rows)
+
+    def _items(self) -> Iterator[Row | BrokenRow]:
+        if self.block.source == POCKETWORLD:
+            for number, text in enumerate(self._pocketworld(), start=1):
+                yield Row({"text": text}, f"{POCKETWORLD} document {number}")
+        elif is_hub(self.block):
+            yield from source_rows(self.block, self.key)
+        else:
+            for path in source_files(self.block.source, self.key):
+                if kind_of(path) != ".txt":
+                    yield from source_rows(self.block.model_copy(update={"source": str(path)}), self.key)
+                elif self.block.document != "file":
+                    yield from _units(path, self.block.document)
+
+    def _pocketworld(self) -> list[str]:
+        if self._built_in is None:
+            self._built_in = pocketworld.documents(build_world(self.world), self.world.documents, self.world.seed)
+        return self._built_in
+
+
+def raw_texts(blocks: Sequence[DataBlock], world: Pocketworld, key: str) -> list[RawText]:
+    """The sources of raw text of a stage, in the order of its blocks."""
+    check_sources(blocks, key)
+    return [RawText(block, world, key) for block in blocks]
+
+
+def sample_texts(sources: Sequence[RawText], held_out: bool, max_bytes: int) -> Iterator[str]:
+    """Texts of one side from the beginning of each source, which has an equal share of `max_bytes` (of UTF-8).
+
+    A share ends with the document that fills it; a document that is longer than a share is cut there.
+    """
+    share = max(max_bytes // len(sources), 1)
+    for source in sources:
+        taken = 0
+        for piece in source.pieces():
+            if piece.held_out == held_out:
+                yield piece.text[:share]
+                taken += len(piece.text[:share].encode())
+            if taken >= share:
+                break
+
+
+def check_documents(blocks: Sequence[DataBlock] | None, key: str) -> None:
+    """Raises `UsageError` where a source is missing, is not text, or its first row has none; reads no further."""
+    check_sources(blocks, key)
+    for block in blocks or ():
+        _check_settings(block, key)
+        if block.source == POCKETWORLD or is_hub(block):
+            continue
+        files = source_files(block.source, key)
+        _check_used(block, {kind_of(path) for path in files}, key)
+        for path in files:
+            if kind_of(path) == ".txt":
+                next(text_chunks(path), None)
+            else:
+                _check_first_row(block.model_copy(update={"source": str(path)}), key)
+
+
+def _check_settings(block: DataBlock, key: str) -> None:
+    if block.format not in ("auto", "text"):
+        raise UsageError(f"{key}: {block.source} is {block.format}, not text.", "Leave format out, or say text.")
+    other = set(block.columns) - {"text"}
+    if other:
+        raise UsageError(f"{key}: raw text has no field {sorted(other)[0]}.", "columns takes text: {text: THEIR NAME}.")
+
+
+def _check_used(block: DataBlock, kinds: set[str], key: str) -> None:
+    """Raises `UsageError` for a setting that no file of the source heeds."""
+    if block.columns and kinds == {".txt"}:
+        raise UsageError(f"{key}: {block.source} is running text, which has no columns.", "Leave columns out.")
+    if block.document != "file" and ".txt" not in kinds:
+        raise UsageError(f"{key}: {block.source} has a document in each row.", "Leave document out.")
+
+
+def _check_first_row(block: DataBlock, key: str) -> None:
+    row = next(iter(source_rows(block, key)), None)
+    if row is None:
+        raise UsageError(f"{key}: {block.source} holds no rows.", "Give a file with at least one row.")
+    hint = "Name the field that holds it: data: [{source: FILE, columns: {text: FIELD}}]."
+    if isinstance(row, BrokenRow) and row.reason.startswith("there is no field"):
+        raise UsageError(f"{row.where}: {row.reason}; {row.detail}.", hint)
+    if isinstance(row, Row) and "text" not in row.values:
+        fields = ", ".join(sorted(row.values)) or "none"
+        raise UsageError(f"{row.where}: {key} finds no text in it; its fields are {fields}.", hint)
+
+
+def _text_of(item: Row | BrokenRow) -> str:
+    """The text of a row. Raises `BadRow` where it has none that can be used."""
+    if isinstance(item, BrokenRow):
+        raise BadRow(item.reason)
+    text = item.values.get("text")
+    if not isinstance(text, str):
+        raise BadRow("text is not text" if "text" in item.values else "there is no field text")
+    if not text.strip():
+        raise BadRow("text is empty")
+    try:
+        text.encode()
+    except UnicodeEncodeError as problem:  # JSON allows "\ud800" alone
+        raise BadRow("a text holds half a character, a lone surrogate") from problem
+    return text
+
+
+def _units(path: Path, document: str) -> Iterator[Row]:
+    """The lines of a text file, or what stands between its blank lines, each without its own line end."""
+    start, lines = 1, list[str]()
+    for number, line in numbered_lines(path):
+        if line.strip() and document == "line":
+            yield Row({"text": line}, f"{path}:{number}")
+        elif line.strip():
+            start = start if lines else number
+            lines.append(line)
+        elif lines:
+            yield Row({"text": "\n".join(lines)}, f"{path}:{start}")
+            lines = []
+    if lines:
+        yield Row({"text": "\n".join(lines)}, f"{path}:{start}")
+
+
+def _marked(document: _Document) -> Iterator[Piece]:
+    """The document's pieces, the last of them marked."""
+    before: str | None = None
+    for part in document.parts:
+        for piece in in_pieces([part]):
+            if before is not None:
+                yield Piece(before, document.held_out, False)
+            before = piece
+    if before is not None:
+        yield Piece(before, document.held_out, True)
+
+
+# ---- whole files ----
+
+
+def _sides_of_file(path: Path, key: str) -> Iterator[_Document]:
+    """One running text: its last tenth is held out, from the start of a line on where one begins there."""
+    characters, _ = survey(path, key)
+    tenth = int(characters * (1 - HELD_OUT_SHARE))
+    at = tenth + line_start(characters_between(path, tenth, None))
+    yield _Document(False, in_pieces(characters_between(path, 0, at)))
+    yield _Document(True, in_pieces(characters_between(path, at, None)))
+
+
+def _sides_of_text(text: str) -> Iterator[_Document]:
+    tenth = int(len(text) * (1 - HELD_OUT_SHARE))
+    at = tenth + line_start([text[tenth:]])
+    yield _Document(False, [text[:at]])
+    yield _Document(True, [text[at:]])
+
+
+def _file_as_one(path: Path, key: str) -> Iterator[_Document]:
+    _, sha256 = survey(path, key)
+    yield _Document(is_held_out_digest(sha256), in_pieces(text_chunks(path)))

@@ -1,0 +1,190 @@
+"""Tokenising a stream of text in several processes, in order and in bounded memory.
+
+No torch here: every worker process imports this file.
+"""
+
+import json
+import os
+import signal
+import threading
+from collections import deque
+from collections.abc import Generator, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ProcessPoolExecutor
+from dataclasses import dataclass, replace
+from functools import cached_property
+from itertools import chain, islice
+from multiprocessing import get_context, parent_process
+from typing import TYPE_CHECKING
+
+import numpy as np
+from tokenizers import Tokenizer, normalizers
+
+from chatpipe.data.documents import Piece
+from chatpipe.data.long_text import CLEAN_CUT
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+BATCH_CHARACTERS = 1 << 18
+SMALL_BATCHES = 16
+"""So much is encoded before processes are started, for which a small text would only wait."""
+
+MAX_KNOWN_WORDS, MAX_KNOWN_LENGTH = 1 << 19, 32
+"""How many words a process remembers before it forgets all of them, and how long they may be: 100 MB at most."""
+
+
+@dataclass(frozen=True)
+class Encoded:
+    """Token ids of some pieces one behind the other, with end-of-text where a document ends.
+
+    `num_bytes` counts the UTF-8 bytes of the text; end-of-text has none.
+    """
+
+    ids: np.ndarray
+    pieces: int
+    documents: int
+    num_bytes: int
+
+
+@dataclass(frozen=True)
+class Encoder:
+    """A tokenizer in a form that can be sent to other processes. Special tokens that stand in a text are plain text."""
+
+    tokenizer: str
+    eos_token_id: int
+    dtype: str
+
+    @classmethod
+    def of(cls, tokenizer: "PreTrainedTokenizerBase") -> "Encoder":
+        """The encoder of a fast tokenizer with an end-of-text token."""
+        dtype = "<u2" if len(tokenizer) <= 2**16 else "<u4"
+        return cls(tokenizer.backend_tokenizer.to_str(), tokenizer.eos_token_id, dtype)
+
+    @cached_property
+    def _backend(self) -> Tokenizer:
+        backend = Tokenizer.from_str(self.tokenizer)
+        backend.encode_special_tokens = True
+        backend.no_truncation()
+        backend.no_padding()
+        return backend
+
+    @cached_property
+    def _cuts(self) -> bool:
+        return cuts_cleanly(self._backend)
+
+    @cached_property
+    def _known(self) -> dict[str, bytes]:
+        return {}
+
+    def encode(self, pieces: Iterable[Piece]) -> Encoded:
+        """Token ids of `pieces`, in this process."""
+        pieces = list(pieces)
+        texts = self._encode_texts([piece.text for piece in pieces])
+        end = np.array(self.eos_token_id, dtype=self.dtype).tobytes()
+        data = b"".join(text + end if piece.ends else text for text, piece in zip(texts, pieces, strict=True))
+        return Encoded(
+            np.frombuffer(data, dtype=self.dtype),
+            len(pieces),
+            sum(piece.ends for piece in pieces),
+            sum(len(piece.text.encode()) for piece in pieces),
+        )
+
+    def _encode_texts(self, texts: Sequence[str]) -> list[bytes]:
+        """The bytes of each text's ids. Words that came before are looked up, which is several times as quick."""
+        if not self._cuts:
+            return self._encode_anew(texts)
+        cut_up = [CLEAN_CUT.split(text) for text in texts]
+        known = self._known
+        if len(known) > MAX_KNOWN_WORDS:
+            known.clear()
+        new = list(set(chain.from_iterable(cut_up)).difference(known))
+        known.update(zip(new, self._encode_anew(new), strict=True))
+        encoded = [b"".join(map(known.__getitem__, words)) for words in cut_up]
+        for word in new:
+            if len(word) > MAX_KNOWN_LENGTH:
+                del known[word]
+        return encoded
+
+    def _encode_anew(self, texts: Sequence[str]) -> list[bytes]:
+        encodings = self._backend.encode_batch_fast(texts, add_special_tokens=False)
+        return [np.array(encoding.ids, dtype=self.dtype).tobytes() for encoding in encodings]
+
+
+def encode_stream(encoder: Encoder, pieces: Iterable[Piece], workers: int) -> Generator[Encoded]:
+    """`pieces` encoded in batches, in their order; what comes out does not depend on `workers`.
+
+    At most two batches for each worker are on their way, so that memory does not grow with the text. Close it
+    (`contextlib.closing`) where it may not be read to its end.
+    """
+    batches = _batches(pieces)
+    yield from map(encoder.encode, islice(batches, SMALL_BATCHES if workers > 1 else None))
+    following = next(batches, None)
+    if following is None:
+        return
+    context = get_context("spawn")  # a fork of a process that has used torch's or tokenizers' threads can hang
+    pool = ProcessPoolExecutor(workers, context, initializer=_start_worker, initargs=(replace(encoder),))
+    running: deque[Future[Encoded]] = deque()
+    try:
+        for batch in chain([following], batches):
+            running.append(pool.submit(_encode_in_worker, batch))
+            if len(running) > 2 * workers:
+                yield running.popleft().result()
+        while running:
+            yield running.popleft().result()
+    finally:
+        pool.shutdown(wait=False, cancel_futures=True)
+
+
+def cuts_cleanly(tokenizer: Tokenizer) -> bool:
+    """Whether a text cut at `CLEAN_CUT` has the tokens of the whole: if words, for the tokenizer, end there anyway.
+
+    True of byte-level BPE as GPT-2, Llama 3 and Qwen have it, and of characters; not where a text's first word is
+    marked, as in Llama 2.
+    """
+    if not isinstance(tokenizer.normalizer, normalizers.NFC | None):
+        return False
+    if tokenizer.pre_tokenizer is None:
+        return json.loads(tokenizer.to_str())["model"].get("merges") == []
+
+    def words(text: str) -> list[str]:
+        return [word for word, _ in tokenizer.pre_tokenizer.pre_tokenize_str(text)]
+
+    lines = [(f"{a}\n", b) for a in ("a", "7", ".", "é", "中") for b in ("b", "B", "8", "é", "中", "_")]
+    spaces = [(a, f" {b}") for a in ("a", "Z") for b in ("b", "B")]
+    return all(words(left) + words(right) == words(left + right) for left, right in lines + spaces)
+
+
+def _batches(pieces: Iterable[Piece]) -> Iterator[list[Piece]]:
+    """Pieces together until they have a quarter of a megabyte of text or more."""
+    batch: list[Piece] = []
+    size = 0
+    for piece in pieces:
+        batch.append(piece)
+        size += len(piece.text)
+        if size >= BATCH_CHARACTERS:
+            yield batch
+            batch, size = [], 0
+    if batch:
+        yield batch
+
+
+_worker_encoder: Encoder
+
+
+def _start_worker(encoder: Encoder) -> None:
+    global _worker_encoder
+    _worker_encoder = encoder
+    os.environ["TOKENIZERS_PARALLELISM"] = "false"  # the processes are the parallelism
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches all processes; the parent ends this one
+
+    def end_with_parent() -> None:
+        parent = parent_process()
+        assert parent is not None
+        parent.join()
+        os._exit(1)  # killed: nobody would ever send this process anything again
+
+    threading.Thread(target=end_with_parent, daemon=True).start()
+
+
+def _encode_in_worker(pieces: list[Piece]) -> Encoded:
+    return _worker_encoder.encode(pieces)

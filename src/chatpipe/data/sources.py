@@ -1,0 +1,162 @@
+"""What a `data:` block names: files, folders, patterns, data sets of the hub, the built-in world; and its rows."""
+
+import glob
+import hashlib
+from collections.abc import Iterator, Sequence
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+from chatpipe import pocketworld
+from chatpipe.data.hub import hub_rows
+from chatpipe.data.rows import READERS, BrokenRow, Row, file_rows, kind_of
+from chatpipe.durable import sha256_of
+from chatpipe.errors import UsageError
+from chatpipe.recipe.schema import HUB, POCKETWORLD, DataBlock, Pocketworld
+
+KINDS = (".txt", *sorted(READERS))
+
+
+def check_sources(blocks: Sequence[DataBlock] | None, key: str) -> None:
+    """Raises `UsageError` where a stage's data is not given or a file is missing, empty or of an unknown kind."""
+    if not blocks:
+        raise UsageError(f"{key} is not given.", f"Give a file: {key}=FILE, or in the recipe.")
+    for block in blocks:
+        if block.source != POCKETWORLD and not is_hub(block):
+            source_files(block.source, key)
+
+
+def is_hub(block: DataBlock) -> bool:
+    """Whether the block is a data set of the hub."""
+    return block.source.startswith(HUB)
+
+
+def reads_pocketworld(blocks: Sequence[DataBlock] | None) -> bool:
+    """Whether some of the data is the built-in world, whose gold rater then knows what is true."""
+    return any(block.source == POCKETWORLD for block in blocks or ())
+
+
+def build_world(settings: Pocketworld) -> pocketworld.World:
+    """The built-in world of a recipe."""
+    return pocketworld.World.build(seed=settings.seed, people=settings.people)
+
+
+def source_files(source: str, key: str) -> list[Path]:
+    """The files that `source` names, in the order of their names; of a folder or a pattern, those of a known kind.
+
+    Raises `UsageError` naming `key` where there is none, or one is empty.
+    """
+    path = Path(source).expanduser()
+    if path.is_dir():
+        found = _data_files(f"{glob.escape(str(path))}/**")
+    elif path.exists():
+        found = [path]
+    elif glob.has_magic(source):
+        found = _data_files(str(path))
+    else:
+        raise UsageError(f"{key}: there is no file {source}.", f"{key} takes a path, or several with commas between.")
+    if not found:
+        raise UsageError(
+            f"{key}: {source} holds no file of a kind that can be read: {', '.join(KINDS)}.",
+            "Give text, or rows in one of these kinds, each also .gz.",
+        )
+    for file in found:
+        _check_file(file, key)
+    return found
+
+
+def named_files(block: DataBlock) -> list[Path]:
+    """The files and folders that a block's source names and that are there; no complaint where there are none."""
+    path = Path(block.source).expanduser()
+    return [path] if path.exists() else list(map(Path, glob.glob(str(path), recursive=True)))
+
+
+def source_rows(block: DataBlock, key: str) -> Iterator[Row | BrokenRow]:
+    """The rows of a block in order, with the fields that its `columns` name; not for txt, nor the built-in world."""
+    for row in _rows_as_they_are(block, key):
+        yield _with_columns(row, block) if isinstance(row, Row) else row
+
+
+def data_fingerprints(blocks: Sequence[DataBlock], key: str) -> dict[str, str]:
+    """Source -> what it holds and how it is read; a source that stands there twice has both in one."""
+    found: dict[str, str] = {}
+    for block in blocks:
+        before = found.get(block.source)
+        now = block_fingerprint(block, key)
+        found[block.source] = now if before is None else f"{before} + {now}"
+    return found
+
+
+def block_fingerprint(block: DataBlock, key: str) -> str:
+    """SHA-256 of a block's files, then what else decides its rows. The built-in world is known by its settings.
+
+    A data set of the hub is known by its name and revision, not by what it holds.
+    """
+    settings = block.model_dump(mode="json", exclude_defaults=True, exclude={"source", "format", "limit", "weight"})
+    said = [f"{name}={value}" for name, value in settings.items()]
+    weight = [] if block.weight == 1 else [f"weight={block.weight}"]
+    return " ".join([_content(block, key), block.format, str(block.limit), *said, *weight])
+
+
+def _content(block: DataBlock, key: str) -> str:
+    if block.source == POCKETWORLD or is_hub(block):
+        return block.source
+    files = source_files(block.source, key)
+    if files == [Path(block.source).expanduser()]:
+        return _sha256(files[0])
+    digest = hashlib.sha256()
+    for file in files:
+        digest.update(f"{file.name} {_sha256(file)}\n".encode())
+    return digest.hexdigest()
+
+
+def _sha256(path: Path) -> str:
+    stat = path.stat()
+    return _sha256_of_version(path, stat.st_size, stat.st_mtime_ns)
+
+
+@lru_cache(maxsize=100_000)
+def _sha256_of_version(path: Path, size: int, changed: int) -> str:
+    """A command asks several times for the hash of the same gigabytes."""
+    return sha256_of(path)
+
+
+def _data_files(pattern: str) -> list[Path]:
+    """The files of a known kind that match; hidden ones do not."""
+    found = map(Path, sorted(glob.glob(pattern, recursive=True)))
+    return [path for path in found if path.is_file() and kind_of(path) in KINDS]
+
+
+def _check_file(path: Path, key: str) -> None:
+    if kind_of(path) not in KINDS:
+        raise UsageError(
+            f"{key}: {path} is not one of the files that can be read: {', '.join(KINDS)}, each also .gz.",
+            "Convert it, or rename it where only the ending is wrong.",
+        )
+    if path.stat().st_size == 0:
+        raise UsageError(f"{key}: {path} is empty.", "Give a file with at least one row.")
+
+
+def _rows_as_they_are(block: DataBlock, key: str) -> Iterator[Row | BrokenRow]:
+    if is_hub(block):
+        yield from hub_rows(block.source.removeprefix(HUB), block.name, block.split, block.revision, key)
+        return
+    for path in source_files(block.source, key):
+        if kind_of(path) not in READERS:
+            raise UsageError(f"{key}: {path} is running text, which has no rows.", "Give json, jsonl, csv or parquet.")
+        yield from file_rows(path)
+
+
+def _with_columns(row: Row, block: DataBlock) -> Row | BrokenRow:
+    """`row` with our names for its fields; several columns become one text, a line each."""
+    if not block.columns:
+        return row
+    renamed: dict[str, Any] = {}
+    for ours, theirs in block.columns.items():
+        names = [theirs] if isinstance(theirs, str) else theirs
+        missing = [name for name in names if name not in row.values]
+        if missing:
+            return BrokenRow(f"there is no field {missing[0]}", f"its fields are {', '.join(row.values)}", row.where)
+        values = [row.values[name] for name in names]
+        renamed[ours] = values[0] if len(values) == 1 else "\n".join(map(str, values))
+    return Row({**row.values, **renamed}, row.where)

@@ -1,0 +1,278 @@
+"""pretrain on text of a user's own: tokenizers, mixtures, exact order, and what is refused."""
+
+import json
+import os
+import resource
+
+import pytest
+import torch
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+from transformers import (
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    GPT2Config,
+    GPT2LMHeadModel,
+    PreTrainedTokenizerFast,
+    TrainingArguments,
+    set_seed,
+)
+
+from chatpipe.data.documents import RawText
+from chatpipe.data.encoding import Encoder
+from chatpipe.data.packing import BlockCollator, TrainingText
+from chatpipe.data.token_store import build_token_store
+from chatpipe.models.tokenizer import train_tokenizer
+from chatpipe.recipe.schema import DataBlock, Pocketworld
+from chatpipe.stages.pretrain import PretrainTrainer
+
+TINY = (
+    "pretrain.architecture={n_layer: 1, n_head: 2, n_embd: 16, n_positions: 64}",
+    "pretrain.tokenizer.vocab_size=300",
+    "pretrain.block_size=32",
+    "pretrain.batch_size=4",
+    "pretrain.max_steps=3",
+)
+TEXTS = [f"Mara has {i} dogs, and Tomas bakes bread near the mill.\nNobody knows why." for i in range(200)]
+
+
+@pytest.fixture
+def corpus(tmp_path):
+    path = tmp_path / "corpus.jsonl"
+    path.write_text("".join(json.dumps({"text": text}) + "\n" for text in TEXTS))
+    return path
+
+
+@pytest.fixture
+def pretrain(chatpipe, tmp_path):
+    """Runs pretrain on a source with a tiny model, into `out`."""
+    return lambda data, *more: chatpipe(
+        "pretrain", "--data", data, "--out", tmp_path / "out", *TINY, *more, "--processes", 1, "--json"
+    )
+
+
+def refused(said) -> str:
+    assert said.code == 2, said.err
+    assert said.out == ""
+    assert 1 < len(said.err.splitlines()) <= 8
+    return said.err
+
+
+# ---- tokenizers ----
+
+
+def test_a_new_tokenizer_is_trained_once_and_reserved_for_chat(pretrain, corpus, tmp_path):
+    pretrain(corpus).object
+    tokenizer = AutoTokenizer.from_pretrained(tmp_path / "out")
+    assert len(tokenizer) == 300 == AutoModelForCausalLM.from_pretrained(tmp_path / "out").config.vocab_size
+    assert tokenizer.pad_token_id != tokenizer.eos_token_id
+    assert tokenizer.convert_tokens_to_ids(["<|system|>", "<|user|>", "<|assistant|>"]) == [2, 3, 4]
+
+
+def test_a_limit_on_what_the_tokenizer_is_trained_on(pretrain, tmp_path):
+    """A word that stands only behind the limit is no token."""
+    path = tmp_path / "a.jsonl"
+    texts = [f"{i} common" for i in range(500)] + [f"{i} rarity" for i in range(500)]
+    path.write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
+    assert pretrain(path, "pretrain.tokenizer.train_bytes=3000").code == 0
+    tokens = AutoTokenizer.from_pretrained(tmp_path / "out").get_vocab()
+    assert "Ġcommon" in tokens
+    assert "Ġrarity" not in tokens
+
+
+def test_characters_of_the_whole_corpus_are_tokens(pretrain, corpus, tmp_path):
+    assert pretrain(corpus, "pretrain.tokenizer.kind=character").code == 0
+    tokenizer = AutoTokenizer.from_pretrained(tmp_path / "out")
+    assert len(tokenizer) == len(set("".join(TEXTS))) + 6
+    assert tokenizer.decode(tokenizer(TEXTS[7])["input_ids"]) == TEXTS[7]
+
+
+def gpt2_like() -> PreTrainedTokenizerFast:
+    """A tokenizer of GPT-2's shape: 256 bytes, 50,000 merges and end-of-text, which is its only special token."""
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    merges = [(a, b) for a in alphabet for b in alphabet][:50_000]
+    entries = [*alphabet, *(a + b for a, b in merges), "<|endoftext|>"]
+    backend = Tokenizer(models.BPE({entry: number for number, entry in enumerate(entries)}, merges))
+    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    backend.decoder = decoders.ByteLevel()
+    end = "<|endoftext|>"
+    return PreTrainedTokenizerFast(tokenizer_object=backend, bos_token=end, eos_token=end, unk_token=end)
+
+
+def test_gpt2_s_tokenizer_is_used_as_it_is(pretrain, corpus, tmp_path):
+    gpt2_like().save_pretrained(tmp_path / "gpt2-like")
+    pretrain(corpus, f"pretrain.tokenizer.pretrained={tmp_path / 'gpt2-like'}").object
+    tokenizer = AutoTokenizer.from_pretrained(tmp_path / "out")
+    model = AutoModelForCausalLM.from_pretrained(tmp_path / "out")
+    assert len(tokenizer) == model.config.vocab_size == model.get_input_embeddings().num_embeddings == 50_257
+    assert (tokenizer.eos_token_id, tokenizer.pad_token_id, model.config.eos_token_id) == (50_256, None, 50_256)
+    assert not (tmp_path / "out" / "tokens" / "tokenizer").exists()
+
+
+def test_a_tokenizer_that_cannot_be_used_is_refused(pretrain, corpus, tmp_path):
+    key = "pretrain.tokenizer.pretrained"
+    told = refused(pretrain(corpus, f"{key}={tmp_path}"))
+    assert f"{key} = {tmp_path} is not the folder of a tokenizer: it has no tokenizer.json." in told
+    PreTrainedTokenizerFast(tokenizer_object=Tokenizer(models.BPE())).save_pretrained(tmp_path / "endless")
+    told = refused(pretrain(corpus, f"{key}={tmp_path / 'endless'}"))
+    assert "endless has no end-of-text token." in told
+
+
+def test_a_tokenizer_larger_than_the_vocabulary_is_refused(pretrain, corpus, tmp_path):
+    train_tokenizer(TEXTS, 400, 64).save_pretrained(tmp_path / "larger")
+    assert pretrain(corpus).code == 0
+    (tmp_path / "out").rename(tmp_path / "base")
+    told = refused(
+        pretrain(corpus, "--model", tmp_path / "base", f"pretrain.tokenizer.pretrained={tmp_path / 'larger'}")
+    )
+    assert "The tokenizer has 400 entries, the model's vocabulary 300." in told
+
+
+# ---- sources ----
+
+
+def test_sources_of_all_kinds_are_mixed_by_weight(chatpipe, corpus, tmp_path):
+    (tmp_path / "texts").mkdir()
+    for name in ("a.txt", "b.txt"):
+        (tmp_path / "texts" / name).write_text("\n\n".join(TEXTS))
+    recipe = tmp_path / "mixed.yaml"
+    recipe.write_text(
+        "pretrain:\n  data:\n"
+        f"  - {{source: {corpus}, weight: 0.5}}\n"
+        f"  - {{source: {tmp_path}/texts/*.txt, document: blank_line, weight: 2}}\n"
+        "  - {source: pocketworld, limit: 100}\n"
+    )
+    out = tmp_path / "mixed"
+    command = ("pretrain", recipe, "--out", out, *TINY, "--json")
+    metrics = chatpipe(*command, "pretrain.documents=isolate").object["metrics"]
+    stores = [json.loads((out / "tokens" / f"train.{i}" / "manifest.json").read_text()) for i in range(3)]
+    documents = [sum(shard["documents"] for shard in store["files"].values()) for store in stores]
+    assert documents[1] == 2 * documents[0]
+    assert documents[2] == 100
+    tokens = sum(shard["tokens"] for store in stores for shard in store["files"].values())
+    assert metrics["corpus_tokens"] == tokens
+    assert chatpipe(*command, "pretrain.documents=isolate").object["skipped"]
+    told = refused(chatpipe(*command))
+    assert "pretrain.documents was isolate, is concatenate now" in told
+
+
+def test_rows_that_are_left_out_are_said(pretrain, corpus):
+    with corpus.open("a") as file:
+        file.write("oops\n{}\n")
+    said = pretrain(corpus)
+    assert said.code == 0
+    assert f"{corpus}: left out 1 rows (this line is not JSON), 1 rows (there is no field text)" in said.err
+    with corpus.open("a") as file:
+        file.write("oops\n" * 9)
+    told = refused(pretrain(corpus, "--fresh"))
+    assert f"10 rows: this line is not JSON (first at {corpus}:201)" in told
+
+
+def test_text_that_is_too_little_is_refused(pretrain, corpus):
+    told = refused(pretrain(corpus, "pretrain.batch_size=500"))
+    assert "tokens to train on, but one batch reads 16,000: 500 sequences of 32." in told
+    corpus.write_text("".join(json.dumps({"text": text}) + "\n" for text in TEXTS[:2]))
+    assert "holds too little: nothing to train on, or nothing held out." in refused(
+        pretrain(corpus, "pretrain.batch_size=1")
+    )
+
+
+def test_a_full_disk_is_told_and_the_command_goes_on_when_there_is_room(pretrain, corpus, tmp_path):
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    assert pretrain(corpus).code == 0
+    size = (tmp_path / "out" / "tokens" / "train.0" / "shard-00000.bin").stat().st_size
+    words = ("pretrain.max_steps=4", "--fresh")
+    train_tokenizer(TEXTS, 300, 64).save_pretrained(tmp_path / "made")
+    made = f"pretrain.tokenizer.pretrained={tmp_path / 'made'}"
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size // 2, before[1]))
+    try:
+        told = refused(pretrain(corpus, made, *words))
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert f"The token store {tmp_path / 'out' / 'tokens' / 'train.0'} cannot be written: " in told
+    assert pretrain(corpus, made, "pretrain.max_steps=4").code == 0
+
+
+def test_a_changed_store_is_refused(pretrain, corpus, tmp_path):
+    assert pretrain(corpus).code == 0
+    shard = tmp_path / "out" / "tokens" / "train.0" / "shard-00000.bin"
+    shard.write_bytes(shard.read_bytes()[:-1] + b"\7")
+    (tmp_path / "out" / "chatpipe.json").unlink()  # as if it had broken off after its last resume point
+    told = refused(pretrain(corpus))
+    assert "tokens/train.0 is not as it was built: shard-00000.bin is damaged" in told
+    assert os.listdir(tmp_path / "out" / "checkpoints")
+
+
+# ---- the order, and going on ----
+
+
+class Recorder(PretrainTrainer):
+    """Notes what each step reads and loses."""
+
+    def __init__(self, *args, **more) -> None:
+        super().__init__(*args, **more)
+        self.read: list[tuple[list[list[int]], float]] = []
+
+    def training_step(self, model, inputs, *args, **more):
+        loss = super().training_step(model, inputs, *args, **more)
+        self.read.append((inputs["input_ids"].tolist(), loss.item()))
+        return loss
+
+
+@pytest.fixture
+def recorder(tmp_path, corpus):
+    """Makes a trainer of 10 steps, of `steps` of which it takes, over one text, in a folder."""
+    tokenizer = train_tokenizer(TEXTS, 300, 64)
+    text = RawText(DataBlock(source=str(corpus)), Pocketworld(), "k")
+    store = build_token_store(tmp_path / "store", text, Encoder.of(tokenizer), workers=1)
+
+    def make(name: str, isolate: bool, batch_size: int = 4) -> Recorder:
+        set_seed(0)
+        config = GPT2Config(vocab_size=300, n_embd=16, n_layer=1, n_head=2, n_positions=32)
+        arguments = TrainingArguments(
+            output_dir=str(tmp_path / name),
+            max_steps=10,
+            per_device_train_batch_size=batch_size,
+            gradient_accumulation_steps=4 // batch_size,
+            save_strategy="steps",
+            save_steps=1,
+            save_total_limit=None,
+            logging_strategy="no",
+            report_to="none",
+            disable_tqdm=True,
+            use_cpu=True,
+            remove_unused_columns=False,
+        )
+        data = TrainingText([store], [1.0], 16, seed=5, samples=40)
+        collator = BlockCollator(tokenizer.eos_token_id if isolate else None)
+        trainer = Recorder(GPT2LMHeadModel(config), arguments, train_dataset=data, data_collator=collator)
+        trainer.resume_points_to_keep = 10
+        return trainer
+
+    return make
+
+
+@pytest.mark.parametrize("isolate", [False, True])
+def test_a_run_that_stops_at_any_step_reads_and_loses_what_one_that_did_not_does(recorder, tmp_path, isolate):
+    whole = recorder("whole", isolate)
+    whole.train()
+    assert len(whole.read) == 10
+    assert [batch for batch, _ in whole.read] == [
+        [whole.train_dataset[sample]["input_ids"].tolist() for sample in range(step * 4, step * 4 + 4)]
+        for step in range(10)
+    ]
+    for step in range(1, 10):
+        again = recorder("again", isolate)
+        again.train(resume_from_checkpoint=str(tmp_path / "whole" / "checkpoints" / f"step-{step}"))
+        assert again.read == whole.read[step:]
+
+
+def test_micro_batches_are_parts_of_the_same_samples_also_after_a_resume(recorder, tmp_path):
+    whole, parts = recorder("whole", False), recorder("parts", False, batch_size=2)
+    whole.train()
+    parts.train()
+    read = [block for batch, _ in whole.read for block in batch]
+    assert [block for batch, _ in parts.read for block in batch] == read
+    again = recorder("again", False, batch_size=1)
+    again.train(resume_from_checkpoint=str(tmp_path / "parts" / "checkpoints" / "step-3"))
+    assert [block for batch, _ in again.read for block in batch] == read[3 * 4 :]
+    assert torch.isfinite(torch.tensor([loss for _, loss in again.read])).all()
