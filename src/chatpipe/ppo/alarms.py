@@ -107,8 +107,8 @@ def _gold_falling(history: History) -> str | None:
     fall, _ = trend(_last(history, "objective/gold"))
     return (
         f"Scores rise while the held-out judge's opinion falls (by {-fall:.2f} in {_seen(history)} iterations): the "
-        "reward is being exploited. Try: raise kl_coef, or set kl_budget to the KL at which the judge was happiest; and "
-        "train the reward model on more rankings."
+        "reward is being exploited. Try: raise kl_coef, or set kl_budget to the KL at which the judge was happiest; "
+        "and train the reward model on more rankings."
     )
 
 

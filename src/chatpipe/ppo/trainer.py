@@ -54,8 +54,8 @@ class PPOTrainer(PPOUpdate, ResumePoints, SkipNonFinite):
     `input_ids` for `args.ptx_coef`. processing_class: the tokenizer.
 
     In all models, in place, dropout is set to 0 and GPT-2's GELU put into its quickest form; reference and reward
-    models are frozen. `trainer.model` holds `.policy` and `.critic`. `trainer.alarms` says what went wrong, by name. Raises
-    UsageError where the parts do not fit each other.
+    models are frozen. `trainer.model` holds `.policy` and `.critic`. `trainer.alarms` says what went wrong, by name.
+    Raises UsageError where the parts do not fit each other.
     """
 
     def __init__(
