@@ -18,8 +18,8 @@ from chatpipe.reward.model import head_scores, reads_left_to_right, reward_offse
 MAX_LOGITS = 2**25
 """Logits that are held at once, times about four in float32 with what log-softmax and entropy need: 0.5 GB."""
 
-MAX_TOKENS_ON_CPU = 2048
-"""Of a micro-batch that is read without padding: on a CPU more at once take more memory and no less time."""
+MAX_TOKENS_ON_CPU = 4096
+"""Of a micro-batch that is read without padding: on a CPU more at once take more memory and hardly less time."""
 
 
 class Outputs(NamedTuple):
