@@ -53,7 +53,7 @@ COLUMNS = {
     "processor s an iteration": 2,
     "peak GB": 3,
 }
-Result = dict[str, float]
+Result = dict[str, Any]
 
 
 @dataclass(frozen=True)
@@ -124,7 +124,7 @@ def install_trl() -> None:
 def compare(name: str, rounds: int, folder: Path, more: list[str]) -> str:
     """Prints a row for each run; returns the ratio of speeds with its spread over the rounds."""
     make_models(SIZES[name], folder)
-    speeds, efforts, memories = [], [], []
+    speeds, efforts, memories, paddings = [], [], [], []
     print(f"\n{name}, {' '.join(more)}: {SIZES[name]}\n")
     print("| run | " + " | ".join(COLUMNS) + " |\n|" + "---|" * (len(COLUMNS) + 1))
     for number in range(rounds):
@@ -135,10 +135,12 @@ def compare(name: str, rounds: int, folder: Path, more: list[str]) -> str:
             print(f"| {side} {number + 1} | " + " | ".join(cells) + " |", flush=True)
         ours, theirs = results["chatpipe"], results["trl"]
         speeds.append(ours["episodes/s"] / theirs["episodes/s"])
+        paddings.append(100 * ours["padding"])
         efforts.append(theirs["processor s an iteration"] / ours["processor s an iteration"])
         memories.append(ours["peak GB"] / theirs["peak GB"])
     print(f"\n{name}: TRL's processor time relative to ours, median (lowest-highest): {spread(efforts)}")
-    print(f"{name}: peak memory relative to TRL's: {spread(memories)}", flush=True)
+    print(f"{name}: peak memory relative to TRL's: {spread(memories)}")
+    print(f"{name}: % of padding among the tokens that chatpipe's update reads: {spread(paddings)}", flush=True)
     return f"{name} {spread(speeds)}"
 
 
@@ -179,7 +181,7 @@ def run_here(side: str, size: Size, folder: Path, iterations: int, settings: dic
     """Trains for `iterations` and one before them; prints what was measured as one line of JSON."""
     watch = Iterations()
     arguments = {**common_arguments(size, folder), "total_episodes": size.episodes * (iterations + 1), **settings}
-    lengths = RUN_SIDE[side](size, folder, arguments, watch)
+    lengths, padding = RUN_SIDE[side](size, folder, arguments, watch)
     seconds = watch.ends[-1] - watch.ends[0]
     processor = watch.processor_seconds[-1] - watch.processor_seconds[0]
     episodes, length = size.episodes * iterations, statistics.mean(lengths[1:])
@@ -189,11 +191,11 @@ def run_here(side: str, size: Size, folder: Path, iterations: int, settings: dic
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
     speed = episodes / seconds
     values = (speed, speed * length, length, processor / iterations, peak / 1e9)
-    print("\n" + json.dumps(dict(zip(COLUMNS, values, strict=True))))
+    print("\n" + json.dumps({**dict(zip(COLUMNS, values, strict=True)), "padding": padding}))
 
 
-def run_chatpipe(size: Size, folder: Path, arguments: dict[str, Any], watch: Iterations) -> list[float]:
-    """Trains with this project's PPOTrainer; returns the mean length of the completions of each iteration."""
+def run_chatpipe(size: Size, folder: Path, arguments: dict[str, Any], watch: Iterations) -> tuple[list[float], float]:
+    """Trains with this project's PPOTrainer; the mean length of the completions of each iteration, share of padding."""
     from chatpipe.ppo.config import PPOConfig
     from chatpipe.ppo.trainer import PPOTrainer
 
@@ -205,11 +207,12 @@ def run_chatpipe(size: Size, folder: Path, arguments: dict[str, Any], watch: Ite
         **load(folder),
     )
     trainer.train()
-    return [line["response/length"] for line in trainer.state.log_history if "response/length" in line]
+    lines = [line for line in trainer.state.log_history if "response/length" in line]
+    return [line["response/length"] for line in lines], statistics.mean(line["perf/padding"] for line in lines)
 
 
-def run_trl(size: Size, folder: Path, arguments: dict[str, Any], watch: Iterations) -> list[float]:
-    """Trains with TRL's; returns the same.
+def run_trl(size: Size, folder: Path, arguments: dict[str, Any], watch: Iterations) -> tuple[list[float], None]:
+    """Trains with TRL's; returns the same but for the padding, which it does not tell.
 
     Its optimizer steps once in `gradient_accumulation_steps` micro-batches whatever `num_mini_batches` says, so a
     whole rollout is given as one batch: then each minibatch is one step and one micro-batch, as on the other side.
@@ -240,7 +243,7 @@ def run_trl(size: Size, folder: Path, arguments: dict[str, Any], watch: Iteratio
     )
     trainer.train()
     counts = torch.cat(lengths).float()
-    return [chunk.mean().item() for chunk in counts.split(size.episodes)]
+    return [chunk.mean().item() for chunk in counts.split(size.episodes)], None
 
 
 RUN_SIDE = {"chatpipe": run_chatpipe, "trl": run_trl}

@@ -34,9 +34,13 @@ def test_the_output_head_in_parts_gives_what_it_gives_at_once(tmp_path, monkeypa
 
 def test_the_share_of_padding_is_logged(tmp_path):
     ppo = tiny.trainer(tmp_path, batch_size=32, num_mini_batches=1, per_device_train_batch_size=32)
+    made, make = [], ppo.make_experience
+    ppo.make_experience = lambda: made.append(make()) or made[-1]
     ppo.train()
-    for line in tiny.logged_iterations(ppo):
-        assert 0 <= line["perf/padding"] < 0.5  # of 64 or 128 tokens, filled up to a multiple of 32
+    [line], tokens = tiny.logged_iterations(ppo), len(made[0].sequences.ids)
+    filled_up = -(-tokens // model.MULTIPLE) * model.MULTIPLE
+    assert filled_up > tokens
+    assert line["perf/padding"] == pytest.approx(1 - tokens / filled_up)
 
 
 def test_models_that_need_padding_are_read_with_little(tmp_path):

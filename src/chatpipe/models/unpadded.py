@@ -94,7 +94,7 @@ def _is_same(body: nn.Module) -> bool:
     try:
         with torch.autocast(device.type, enabled=False):
             one, other = _padded(body, tokens)[mask.bool()], _flat(body, tokens)[: mask.sum()]
-    except NotImplementedError:
+    except _OtherAttention:
         return False
     tolerance = 1e-3 if torch.finfo(body.dtype).bits > 16 else 2e-2
     return torch.allclose(one.float(), other.float(), rtol=tolerance, atol=tolerance)
@@ -140,6 +140,10 @@ def _attention(config: PreTrainedConfig) -> Iterator[None]:
         yield
     finally:
         config._attn_implementation = before
+
+
+class _OtherAttention(Exception):
+    """The model asks for attention that is not plain causal attention within rows."""
 
 
 @dataclass(frozen=True)
@@ -208,13 +212,13 @@ def _attend(
 ) -> tuple[Tensor, None]:
     """Causal attention within rows; query [1, heads, T, d], key and value with as many heads or fewer.
 
-    Raises NotImplementedError where a model asks for more, such as a cap, a window or a bias by position.
+    Raises _OtherAttention where a model asks for more, such as a cap, a window or a bias by position.
     """
     asked = {name for name, value in more.items() if value is not None} - _WITHOUT_EFFECT
     if asked or not getattr(module, "is_causal", True):
-        raise NotImplementedError(f"attention with {sorted(asked)}")
+        raise _OtherAttention(f"attention with {sorted(asked)}")
     if unpadded_runs is None:
-        raise NotImplementedError("a model that does not hand on to its attention what it was called with")
+        raise _OtherAttention("a model that does not hand on to its attention what it was called with")
     # On a CPU in float32: there bfloat16 is slower here, and its kernels are kept for every new shape.
     dtype = torch.promote_types(query.dtype, torch.float32) if query.device.type == "cpu" else query.dtype
 
