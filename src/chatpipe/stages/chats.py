@@ -1,0 +1,66 @@
+"""The conversations of sft: tokenised once into the stage's folder, and opened there by every process."""
+
+import hashlib
+import json
+from collections.abc import Iterator
+
+from transformers import PreTrainedTokenizerBase
+
+from chatpipe import console
+from chatpipe.data.load import Conversation, load_conversations
+from chatpipe.data.sources import data_fingerprints
+from chatpipe.errors import UsageError
+from chatpipe.finetuning.rows import FORMAT, Rows, RowsNote, open_rows, write_rows
+from chatpipe.stages.job import Job
+from chatpipe.stages.saving import main_process_first
+
+KEY = "sft.data"
+ROWS = "rows"
+MAX_LEFT_OUT_SHARE = 0.5
+
+
+def chat_rows(job: Job, tokenizer: PreTrainedTokenizerBase, max_length: int) -> tuple[Rows, Rows, RowsNote]:
+    """Rows to train on, rows that are held out, and what was left out; the main process writes, the others wait.
+
+    Rows that lie there, of the same data, tokenizer, template and `max_length`, are opened as they are. Raises
+    `UsageError` where most conversations are too long.
+    """
+    made_from = _made_from(job, tokenizer, max_length)
+    folder = job.folder / ROWS
+    with main_process_first(job):
+        found = open_rows(folder, made_from)
+        if found is None:
+            note = RowsNote(made_from)
+            write_rows(folder, _conversations(job, note), tokenizer, max_length, note)
+            found = open_rows(folder, made_from)
+    assert found is not None, f"{folder} was written a moment ago"
+    for rows, left_out in zip(found[:2], found[2].too_long.values(), strict=True):
+        _say_left_out(job, len(rows), left_out, max_length)
+    return found
+
+
+def _conversations(job: Job, note: RowsNote) -> Iterator[tuple[Conversation, bool]]:
+    """All of them with the side they are on; what cannot be used is counted in `note`."""
+    loaded = load_conversations(job.data()[KEY], job.recipe.pocketworld, KEY)
+    note.skipped = loaded.skipped
+    yield from ((conversation, False) for conversation in loaded.train)
+    yield from ((conversation, True) for conversation in loaded.held_out)
+
+
+def _made_from(job: Job, tokenizer: PreTrainedTokenizerBase, max_length: int) -> str:
+    """SHA-256 over all that decides what the rows hold."""
+    world = job.recipe.pocketworld.model_dump(mode="json") if job.uses_pocketworld() else None
+    reads = [tokenizer.backend_tokenizer.to_str(), tokenizer.chat_template, tokenizer.special_tokens_map]
+    parts = [FORMAT, data_fingerprints(job.data()[KEY], KEY), world, reads, max_length]
+    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
+
+
+def _say_left_out(job: Job, fitting: int, left_out: int, max_length: int) -> None:
+    conversations = fitting + left_out
+    if left_out > MAX_LEFT_OUT_SHARE * conversations:
+        raise UsageError(
+            f"{KEY}: {left_out} of {conversations} conversations are longer than {max_length} tokens.",
+            "Raise sft.max_length (and pretrain.architecture.n_positions with it), or use shorter conversations.",
+        )
+    if left_out and job.is_main:
+        console.note(f"sft: {left_out} of {conversations} conversations left out: longer than {max_length} tokens")
