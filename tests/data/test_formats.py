@@ -4,13 +4,13 @@ from hypothesis import strategies as st
 
 from chatpipe.data.formats import (
     Ranking,
-    as_prompt,
-    check_messages,
+    check_use,
     recognise,
     to_conversation,
     to_prompt,
     to_ranking,
 )
+from chatpipe.data.messages import as_prompt, check_messages
 from chatpipe.data.rows import BadRow, Row
 from chatpipe.errors import UsageError
 
@@ -43,8 +43,8 @@ def test_a_format_is_recognised_by_its_fields(values, form):
 
 def test_unknown_fields_are_refused_with_their_names_and_the_known_ones():
     with pytest.raises(UsageError) as caught:
-        recognise(row(question="x", answer="y"), "sft.data")
-    assert caught.value.message == "a.jsonl:3: sft.data does not know what these fields mean: answer, question."
+        recognise(row(query="x", reply="y"), "sft.data")
+    assert caught.value.message == "a.jsonl:3: sft.data does not know what these fields mean: query, reply."
     assert "instruction, output" in caught.value.hint
 
 
@@ -167,7 +167,7 @@ def test_a_ranking_that_cannot_be_used_says_why(values, reason):
         ("\n\nHuman: a\n\nAssistant: x", "\n\nHuman: a\n\nAssistant: ", "an answer is empty"),
         ("\n\nHuman: a\n\nAssistant: x", "\n\nHuman: a", "does not end with an Assistant turn"),
         ("Human: a\n\nAssistant: x", "\n\nHuman: a\n\nAssistant: y", "does not begin with a Human turn"),
-        ("\n\nHuman: a\n\nAssistant: x", 3, "chosen and rejected are not texts"),
+        ("\n\nHuman: a\n\nAssistant: x", 3, "neither texts nor messages"),
         ("\n\nHuman: \n\nAssistant: x", "\n\nHuman: \n\nAssistant: y", "a message is empty"),
     ],
 )
@@ -176,14 +176,20 @@ def test_a_pair_that_cannot_be_used_says_why(chosen, rejected, reason):
         to_ranking(row(chosen=chosen, rejected=rejected), "pairs")
 
 
-def test_a_format_that_holds_something_else_says_so():
-    for convert, form, wanted in (
-        (to_conversation, "pairs", "conversations"),
-        (to_ranking, "messages", "rankings"),
-        (to_prompt, "text", "prompts"),
-    ):
-        with pytest.raises(BadRow, match=f"it is {form}, not {wanted}"):
-            convert(row(), form)
+@pytest.mark.parametrize(
+    ("form", "what", "key", "reader"),
+    [
+        ("prompts", "conversations", "sft.data", "ppo.data"),
+        ("text", "conversations", "sft.data", "pretrain.data"),
+        ("messages", "rankings", "rm.data", "sft.data or ppo.data"),
+        ("text", "prompts", "ppo.data", "pretrain.data"),
+    ],
+)
+def test_a_file_for_another_stage_is_refused_with_the_key_that_reads_it(form, what, key, reader):
+    with pytest.raises(UsageError) as caught:
+        check_use(form, what, "a.jsonl", key)
+    assert caught.value.message == f"{key}: a.jsonl is {form}, which cannot be read as {what}."
+    assert caught.value.hint.startswith(f"{reader} reads {form}; {key} reads ")
 
 
 def test_a_prompt_is_text_or_messages_that_end_with_the_user():

@@ -1,3 +1,5 @@
+import json
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -77,9 +79,8 @@ def test_a_format_may_be_named(write):
     rows = [{"text": f"t{i}", **chat(f"Q{i}?")} for i in range(60)]
     source = write("a.jsonl", rows)
     assert load_conversations(blocks(source, format="messages"), WORLD, "k").train
-    assert "it is text, not conversations" in problem_of(
-        load_conversations, blocks(source, format="text"), WORLD, "sft.data"
-    )
+    told = problem_of(load_conversations, blocks(source, format="text"), WORLD, "sft.data")
+    assert f"sft.data: {source} is text, which cannot be read as conversations." in told
 
 
 def test_few_unusable_rows_are_counted_by_reason_and_many_are_refused(write):
@@ -148,11 +149,12 @@ def test_missing_data_is_named_by_its_key(tmp_path):
 def test_a_check_reads_every_row_of_every_file_before_anything_starts(write):
     good = write("a.jsonl", [chat(f"Q{i}?") for i in range(60)])
     check_rows("conversations", blocks("pocketworld", good), "sft.data")
-    late = write(
-        "b.jsonl", '{"messages": [{"role": "user", "content": "Q"}, {"role": "assistant", "content": "A"}]}\n{oops\n'
-    )
-    assert f"{late}:2: this line is not JSON" in problem_of(check_rows, "conversations", blocks(good, late), "sft.data")
-    assert "it is messages, not rankings" in problem_of(check_rows, "rankings", blocks(good), "rm.data")
+    late = write("b.jsonl", f"{json.dumps(chat('Q?'))}\n{{oops\n")
+    told = problem_of(check_rows, "conversations", blocks(good, late), "sft.data")
+    assert f"sft.data: {late}: 1 of 2 rows cannot be used." in told
+    assert f"1 rows: this line is not JSON (first at {late}:2, Expecting property name" in told
+    told = problem_of(check_rows, "rankings", blocks(good), "rm.data")
+    assert f"rm.data: {good} is messages, which cannot be read as rankings." in told
 
 
 def test_data_with_the_built_in_world_in_it_is_told_from_other_data():

@@ -75,9 +75,9 @@ def test_other_stages_read_the_same_kinds_of_files(write, tmp_path):
     loaded = load_conversations([DataBlock(source=f"{tmp_path}/*")], Pocketworld(), "sft.data")
     asked = {conversation[0]["content"] for conversation in loaded.train + loaded.held_out}
     assert asked == {row["instruction"] for row in rows}
-    for more in ({"weight": 2}, {"document": "line"}):
-        told = problem_of(load_conversations, [DataBlock(source=f"{tmp_path}/*", **more)], Pocketworld(), "sft.data")
-        assert "sft.data: weight and document are for raw text, not for conversations." in told
+    lines = [DataBlock(source=f"{tmp_path}/*", document="line")]
+    told = problem_of(load_conversations, lines, Pocketworld(), "sft.data")
+    assert "sft.data: document is for raw text, not for conversations." in told
 
 
 def test_a_fingerprint_follows_the_files_and_the_settings(folder, write):
