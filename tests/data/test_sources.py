@@ -86,6 +86,7 @@ def test_a_fingerprint_follows_the_files_and_the_settings(folder, write):
     assert block_fingerprint(block, "k") == before
     for more in ({"limit": 3}, {"columns": {"text": "t"}}, {"document": "line"}, {"weight": 2.0}, {"name": "x"}):
         assert block_fingerprint(block.model_copy(update=more), "k") != before
+    assert block_fingerprint(block.model_copy(update={"max_skipped": 0.5}), "k") == before  # it decides no row
     write("all/new.jsonl", [{"text": "e"}])
     after = block_fingerprint(block, "k")
     assert after != before
