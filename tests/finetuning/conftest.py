@@ -7,6 +7,7 @@ from tiny_chats import CONTEXT, conversations
 from transformers import PreTrainedTokenizerFast, PrinterCallback, set_seed
 from trl import SFTConfig
 
+from chatpipe.data.report import Report
 from chatpipe.data.template import add_chat_template
 from chatpipe.finetuning.packing import training_sequences
 from chatpipe.finetuning.rows import Rows, RowsNote, open_rows, write_rows
@@ -28,7 +29,7 @@ def tokenizer() -> PreTrainedTokenizerFast:
 def written(tmp_path_factory, tokenizer) -> tuple[Rows, Rows, RowsNote]:
     """Sixty conversations of different length, a tenth held out."""
     folder = tmp_path_factory.mktemp("written") / "rows"
-    write_rows(folder, conversations(60), tokenizer, CONTEXT, RowsNote("here"))
+    write_rows(folder, conversations(60), Report(), tokenizer, CONTEXT, "here")
     found = open_rows(folder, "here")
     assert found is not None
     return found

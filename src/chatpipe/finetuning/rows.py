@@ -25,6 +25,7 @@ from transformers import PreTrainedTokenizerBase
 
 from chatpipe import console
 from chatpipe.data.load import Conversation
+from chatpipe.data.report import Report
 from chatpipe.data.template import encode_conversations
 from chatpipe.durable import PARTIAL, fault_of, fsync, publish, read_json, write_json
 
@@ -95,17 +96,20 @@ def open_rows(folder: Path, made_from: str) -> tuple[Rows, Rows, RowsNote] | Non
 def write_rows(
     folder: Path,
     conversations: Iterable[tuple[Conversation, bool]],
+    report: Report,
     tokenizer: PreTrainedTokenizerBase,
     max_length: int,
-    note: RowsNote,
+    made_from: str,
 ) -> None:
-    """Tokenises `conversations` (True: held out) into `folder`, which is replaced; `note` counts what never fits.
+    """Tokenises `conversations` (True: held out) into `folder`, which is replaced.
 
-    Memory does not grow with them. Raises `UsageError` where the chat template refuses one.
+    `report` is what reading them fills: why rows could not be used is noted. Memory does not grow with them. Raises
+    `UsageError` where the chat template refuses one.
     """
     partial = folder.with_name(folder.name + PARTIAL)
     shutil.rmtree(partial, ignore_errors=True)  # of a run that was killed
     partial.mkdir(parents=True)
+    note = RowsNote(made_from)
     with ExitStack() as stack, console.progress("tokenising", total=None) as bar:
         writers = [_Writer(partial, side, stack) for side in SIDES]
         read, left = 0, iter(conversations)
@@ -116,6 +120,7 @@ def write_rows(
                 note.too_long[SIDES[held_out]] += row is None
             read += len(batch)
             bar.update(read, "conversations")
+    note.skipped = report.skipped
     write_json(partial / "rows.json", asdict(note))
     for path in partial.iterdir():
         fsync(path)

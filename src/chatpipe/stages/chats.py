@@ -2,12 +2,12 @@
 
 import hashlib
 import json
-from collections.abc import Iterator
 
 from transformers import PreTrainedTokenizerBase
 
 from chatpipe import console
-from chatpipe.data.load import Conversation, load_conversations
+from chatpipe.data.load import stream_conversations
+from chatpipe.data.report import Report
 from chatpipe.data.sources import data_fingerprints
 from chatpipe.errors import UsageError
 from chatpipe.finetuning.rows import FORMAT, Rows, RowsNote, open_rows, write_rows
@@ -30,21 +30,26 @@ def chat_rows(job: Job, tokenizer: PreTrainedTokenizerBase, max_length: int) -> 
     with main_process_first(job):
         found = open_rows(folder, made_from)
         if found is None:
-            note = RowsNote(made_from)
-            write_rows(folder, _conversations(job, note), tokenizer, max_length, note)
+            _write(job, tokenizer, max_length, made_from)
             found = open_rows(folder, made_from)
     assert found is not None, f"{folder} was written a moment ago"
-    for rows, left_out in zip(found[:2], found[2].too_long.values(), strict=True):
+    train, held_out, note = found
+    for rows, left_out in zip((train, held_out), note.too_long.values(), strict=True):
         _say_left_out(job, len(rows), left_out, max_length)
+    if len(train) == 0 or len(held_out) < 2:
+        raise UsageError(
+            f"{KEY} holds too little: {len(train)} conversations to train on, {len(held_out)} held out.",
+            "A tenth is held out by its text; give at least some dozens of different ones.",
+        )
     return found
 
 
-def _conversations(job: Job, note: RowsNote) -> Iterator[tuple[Conversation, bool]]:
-    """All of them with the side they are on; what cannot be used is counted in `note`."""
-    loaded = load_conversations(job.data()[KEY], job.recipe.pocketworld, KEY)
-    note.skipped = loaded.skipped
-    yield from ((conversation, False) for conversation in loaded.train)
-    yield from ((conversation, True) for conversation in loaded.held_out)
+def _write(job: Job, tokenizer: PreTrainedTokenizerBase, max_length: int, made_from: str) -> None:
+    """Tokenises all conversations as they are read, and tells what could not be used."""
+    report = Report()
+    stream = stream_conversations(job.data()[KEY], job.recipe.pocketworld, KEY, report)
+    write_rows(job.folder / ROWS, stream, report, tokenizer, max_length, made_from)
+    report.say()
 
 
 def _made_from(job: Job, tokenizer: PreTrainedTokenizerBase, max_length: int) -> str:
