@@ -4,8 +4,9 @@
     python benchmarks/sft.py --conversations 1000000 [--workdir FOLDER]
 
 Both peers get the same model, the same rows of token ids and labels in the same order, the same arguments; each runs in
-a process of its own, in turns. Shown are medians over the rounds, by the clock and by processor time (which other work
-on the machine disturbs less), and the ratio of each round. With --packing, trl packs with its own bfd strategy.
+a process of its own, in turns. trl's model is as transformers makes it, chatpipe's as its stages load it. Shown are
+medians over the rounds, by the clock and by processor time (which other work on the machine disturbs less), and the
+median and range of the rounds' ratios. With --packing, trl packs with its own bfd strategy.
 
 With --conversations, a file of so many is tokenised by the stage's own function, and the peak memory is shown while it
 grows.
@@ -26,7 +27,7 @@ from typing import Any
 
 LAYERS, HEADS, WIDTH, CONTEXT, VOCABULARY = 4, 4, 128, 256, 1280
 BATCH, ROWS, WARM_UP = 16, 2000, 10
-WORDS = ["the", "mill", "baker", "Mara", "lives", "near", "a", "river", "and", "keeps", "goats", "which", "like", "to", "eat", "fresh", "bread", "every", "morning"]
+WORDS = "the mill baker Mara lives near a river and keeps goats which like to eat fresh bread".split()  # noqa: SIM905
 
 
 def main() -> None:
