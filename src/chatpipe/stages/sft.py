@@ -9,9 +9,10 @@ from trl import SFTConfig, SFTTrainer
 from chatpipe import console
 from chatpipe.data.load import Conversation, load_conversations
 from chatpipe.data.template import add_chat_template, encode_conversation
-from chatpipe.errors import UsageError
 from chatpipe.evaluation.language import conversation_loss, question_gain
 from chatpipe.evaluation.verdicts import sft_verdict
+from chatpipe.guards.by_stage import sft_guards
+from chatpipe.guards.run import guard
 from chatpipe.models.loading import load_causal_model, load_tokenizer
 from chatpipe.stages.arguments import stage_arguments
 from chatpipe.stages.example import answer_example
@@ -24,7 +25,6 @@ from chatpipe.training.resume import ResumePoints
 from chatpipe.training.run import run_trainer
 
 EVAL_BATCH_SIZE = 32
-MAX_LEFT_OUT_SHARE = 0.5
 
 Encoded = tuple[list[int], list[int]]
 """Token ids of a conversation, and the mask of what the assistant says in it."""
@@ -52,6 +52,7 @@ def run_sft(job: Job) -> Outcome | None:
     with console.progress("tokenising", total=None):
         train = _encode_all(job, tokenizer, conversations.train, max_length)
         held_out = _encode_all(job, tokenizer, conversations.held_out, max_length)
+    guard(job.stage, recipe.guards, sft_guards(tokenizer, model, conversations, train, held_out, max_length))
     prompts = [conversation[:-1] for conversation in conversations.held_out]
     prompts = judged_prompts(job, tokenizer, prompts, model.config.max_position_embeddings)
     before = _held_out_loss(model, tokenizer, held_out) if job.is_main else None
@@ -116,11 +117,6 @@ def _encode_all(
     fitting = (fit_conversation(tokenizer, conversation, max_length) for conversation in conversations)
     encoded = [pair for pair in fitting if pair is not None]
     left_out = len(conversations) - len(encoded)
-    if left_out > MAX_LEFT_OUT_SHARE * len(conversations):
-        raise UsageError(
-            f"sft.data: {left_out} of {len(conversations)} conversations are longer than {max_length} tokens.",
-            "Raise sft.max_length (and pretrain.architecture.n_positions with it), or use shorter conversations.",
-        )
     if left_out and job.is_main:
         console.note(f"sft: {left_out} of {len(conversations)} conversations left out: longer than {max_length} tokens")
     return encoded
