@@ -195,6 +195,10 @@ def _of_scores(
 ) -> Checks:
     """The guards that have reward models read some answered prompts."""
     pad, eos = tokenizer.pad_token_id, tokenizer.eos_token_id
+    entries = min((model.get_input_embeddings().num_embeddings for model in judges.values()), default=0)
+    rows = [ids for ids in rows if max(ids) < entries]
+    if not rows:  # another guard says why, or there are no reward models
+        return {}
     return {
         "score_not_on_eos": lambda: rewards.score_not_on_eos(judges, rows, pad, eos),
         "batch_changes_score": lambda: rewards.batch_changes_score(judges, rows, pad),

@@ -65,6 +65,7 @@ def _stop(stage: str, failed: Sequence[GuardResult]) -> UsageError:
         assert result.finding is not None
         lines += [f"guards.{result.name}: {result.finding.what}", f"  {result.finding.remedy}"]
     if len(shown) < len(failed):
-        others = ", ".join(f"guards.{result.name}" for result in failed[len(shown) :])
-        lines.append(f"... and {len(failed) - len(shown)} more: {others}")
-    return UsageError("\n".join(lines), f"If it is meant: guards.{failed[0].name}=false turns this guard off.")
+        rest = ", ".join(f"guards.{result.name}" for result in failed[len(shown) :])
+        lines.append(f"... and {len(failed) - len(shown)} more: {rest}")
+    others = "" if len(failed) == 1 else ", the others likewise"
+    return UsageError("\n".join(lines), f"If it is meant: guards.{failed[0].name}=false turns this guard off{others}.")

@@ -76,7 +76,7 @@ def template_not_saved(
         if encode(tokenizer, conversation) != encode(served, conversation):
             return Finding(
                 "the tokenizer as it is saved reads a conversation as other tokens than are trained on.",
-                "Make the chat template part of the tokenizer (tokenizer.chat_template), and nothing else of it.",
+                "Set tokenizer.chat_template to what is trained with; one that is given to a single call is not saved.",
             )
     return None
 
