@@ -97,7 +97,7 @@ def chosen_is_rejected(
 
 
 def end_of_text_missing(stores: Sequence[np.ndarray], eos_token_id: int) -> Finding | None:
-    """No end-of-text token in what pretraining reads: a model that never learns to stop (trl #1623 for base models).
+    """No end-of-text token in what pretraining reads: a model that never learns to stop, as in trl #1623.
 
     `stores`: token ids of the beginning and the end of each source.
     """
@@ -114,7 +114,7 @@ def unknown_tokens(
 ) -> Finding | None:
     """The tokenizer was made for other text: more than 1 % of its tokens are the unknown one, and their text is lost.
 
-    nanoGPT's character tokenizer has the same trap, where other text than it was made from is read.
+    "UNKs Everywhere", arXiv 2012.15562. Counts the rows given.
     """
     unknown = tokenizer.unk_token_id
     if unknown is None or unknown in (tokenizer.eos_token_id, tokenizer.bos_token_id):  # GPT-2's is its end of text

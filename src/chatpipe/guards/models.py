@@ -9,7 +9,7 @@ from chatpipe.guards.run import Finding
 
 
 def embeddings_too_few(tokenizer: PreTrainedTokenizerBase, models: Mapping[str, PreTrainedModel]) -> Finding | None:
-    """A model, by recipe key, has fewer embeddings than the tokenizer has tokens (LLaMA-Factory #4379; trl #1674).
+    """A model, by recipe key, has fewer embeddings than the tokenizer has tokens (trl #1674, #1979).
 
     On a GPU that ends in an assertion somewhere, or in another model's memory; with token ids that seldom come, late.
     """

@@ -45,8 +45,8 @@ def double_bos(tokenizer: PreTrainedTokenizerBase, rows: Sequence[Sequence[int]]
 def turns_lost(tokenizer: PreTrainedTokenizerBase, conversations: Sequence[Conversation]) -> Finding | None:
     """What is said does not stand in the rendered conversation, whole and in its order.
 
-    The template drops system messages, merges turns or cuts out reasoning: LLaMA-Factory #5145, #8720. White space does
-    not count. Takes the conversations that it is given.
+    A template may drop system messages or cut out reasoning. Of the kind of LLaMA-Factory #5145, #8720 (what is trained
+    is not what was meant). White space does not count. Takes the conversations that it is given.
     """
     for conversation in conversations:
         rendered = _letters(str(tokenizer.apply_chat_template(list(conversation), tokenize=False)))
@@ -109,8 +109,9 @@ def other_template(
 def special_tokens_in_text(tokens: Sequence[str], texts: Sequence[str], key: str) -> Finding | None:
     """Control tokens stand spelt out in the texts under the recipe's `key`.
 
-    In conversations they become control tokens: an answer with `</s>` at its end gets two (alignment-handbook #127); in
-    raw text they stay letters, and documents that they part run into each other. More than 1 % of the texts given.
+    In conversations they become control tokens: an answer with `</s>` at its end gets two, as rows got two BOS in
+    open-r1 #462. In raw text they stay letters, and documents that they part run into each other. More than 1 % of the
+    texts given.
     """
     found = {token: sum(token in text for text in texts) for token in tokens}
     token, count = max(found.items(), key=lambda pair: pair[1], default=("", 0))

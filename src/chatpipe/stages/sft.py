@@ -50,9 +50,13 @@ def run_sft(job: Job) -> Outcome | None:
     tokenizer, model = load_for_chat(job.models["model"])
     max_length = min(section.max_length, model.config.max_position_embeddings)
     with console.progress("tokenising", total=None):
-        train = _encode_all(job, tokenizer, conversations.train, max_length)
-        held_out = _encode_all(job, tokenizer, conversations.held_out, max_length)
+        train = _encode_all(tokenizer, conversations.train, max_length)
+        held_out = _encode_all(tokenizer, conversations.held_out, max_length)
     guard(job.stage, recipe.guards, sft_guards(tokenizer, model, conversations, train, held_out, max_length))
+    for some, fitting in ((conversations.train, train), (conversations.held_out, held_out)):
+        if len(fitting) < len(some) and job.is_main:
+            left_out = f"{len(some) - len(fitting)} of {len(some)} conversations left out"
+            console.note(f"sft: {left_out}: longer than {max_length} tokens")
     prompts = [conversation[:-1] for conversation in conversations.held_out]
     prompts = judged_prompts(job, tokenizer, prompts, model.config.max_position_embeddings)
     before = _held_out_loss(model, tokenizer, held_out) if job.is_main else None
@@ -111,15 +115,11 @@ def load_for_chat(model: str) -> tuple[PreTrainedTokenizerBase, PreTrainedModel]
 
 
 def _encode_all(
-    job: Job, tokenizer: PreTrainedTokenizerBase, conversations: list[Conversation], max_length: int
+    tokenizer: PreTrainedTokenizerBase, conversations: list[Conversation], max_length: int
 ) -> list[Encoded]:
-    """All conversations that fit, the longer ones without their oldest turns; what never fits is counted and said."""
+    """All conversations that fit, the longer ones without their oldest turns."""
     fitting = (fit_conversation(tokenizer, conversation, max_length) for conversation in conversations)
-    encoded = [pair for pair in fitting if pair is not None]
-    left_out = len(conversations) - len(encoded)
-    if left_out and job.is_main:
-        console.note(f"sft: {left_out} of {len(conversations)} conversations left out: longer than {max_length} tokens")
-    return encoded
+    return [pair for pair in fitting if pair is not None]
 
 
 def fit_conversation(tokenizer: PreTrainedTokenizerBase, conversation: Conversation, max_length: int) -> Encoded | None:
