@@ -9,9 +9,10 @@ from trl import SFTConfig, SFTTrainer
 from chatpipe import console
 from chatpipe.data.load import Conversation, load_conversations
 from chatpipe.data.template import add_chat_template, encode_conversation
-from chatpipe.errors import UsageError
 from chatpipe.evaluation.language import conversation_loss, question_gain
 from chatpipe.evaluation.verdicts import sft_verdict
+from chatpipe.guards.by_stage import sft_guards
+from chatpipe.guards.run import guard
 from chatpipe.models.loading import load_causal_model, load_tokenizer
 from chatpipe.stages.arguments import stage_arguments
 from chatpipe.stages.example import answer_example
@@ -24,7 +25,6 @@ from chatpipe.training.resume import ResumePoints
 from chatpipe.training.run import run_trainer
 
 EVAL_BATCH_SIZE = 32
-MAX_LEFT_OUT_SHARE = 0.5
 
 Encoded = tuple[list[int], list[int]]
 """Token ids of a conversation, and the mask of what the assistant says in it."""
@@ -50,8 +50,13 @@ def run_sft(job: Job) -> Outcome | None:
     tokenizer, model = load_for_chat(job.models["model"])
     max_length = min(section.max_length, model.config.max_position_embeddings)
     with console.progress("tokenising", total=None):
-        train = _encode_all(job, tokenizer, conversations.train, max_length)
-        held_out = _encode_all(job, tokenizer, conversations.held_out, max_length)
+        train = _encode_all(tokenizer, conversations.train, max_length)
+        held_out = _encode_all(tokenizer, conversations.held_out, max_length)
+    guard(job.stage, recipe.guards, sft_guards(tokenizer, model, conversations, train, held_out, max_length))
+    for some, fitting in ((conversations.train, train), (conversations.held_out, held_out)):
+        if len(fitting) < len(some) and job.is_main:
+            left_out = f"{len(some) - len(fitting)} of {len(some)} conversations left out"
+            console.note(f"sft: {left_out}: longer than {max_length} tokens")
     prompts = [conversation[:-1] for conversation in conversations.held_out]
     prompts = judged_prompts(job, tokenizer, prompts, model.config.max_position_embeddings)
     before = _held_out_loss(model, tokenizer, held_out) if job.is_main else None
@@ -110,20 +115,11 @@ def load_for_chat(model: str) -> tuple[PreTrainedTokenizerBase, PreTrainedModel]
 
 
 def _encode_all(
-    job: Job, tokenizer: PreTrainedTokenizerBase, conversations: list[Conversation], max_length: int
+    tokenizer: PreTrainedTokenizerBase, conversations: list[Conversation], max_length: int
 ) -> list[Encoded]:
-    """All conversations that fit, the longer ones without their oldest turns; what never fits is counted and said."""
+    """All conversations that fit, the longer ones without their oldest turns."""
     fitting = (fit_conversation(tokenizer, conversation, max_length) for conversation in conversations)
-    encoded = [pair for pair in fitting if pair is not None]
-    left_out = len(conversations) - len(encoded)
-    if left_out > MAX_LEFT_OUT_SHARE * len(conversations):
-        raise UsageError(
-            f"sft.data: {left_out} of {len(conversations)} conversations are longer than {max_length} tokens.",
-            "Raise sft.max_length (and pretrain.architecture.n_positions with it), or use shorter conversations.",
-        )
-    if left_out and job.is_main:
-        console.note(f"sft: {left_out} of {len(conversations)} conversations left out: longer than {max_length} tokens")
-    return encoded
+    return [pair for pair in fitting if pair is not None]
 
 
 def fit_conversation(tokenizer: PreTrainedTokenizerBase, conversation: Conversation, max_length: int) -> Encoded | None:
