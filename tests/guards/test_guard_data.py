@@ -27,6 +27,14 @@ def test_nothing_to_learn():
     assert data.nothing_to_learn(0, 0, "rm.data") == Finding("rm.data: no row is left to train on.", remedy)
 
 
+def test_prompts_cut():
+    assert data.prompts_cut([8, 9], 28, 20) is None
+    assert data.prompts_cut([8, 9, 10], 28, 20) == Finding(
+        "ppo.data: 2 of 3 prompts looked at leave no room for 20 new tokens in 28.",
+        "Lower ppo.response_length, or use models with more positions.",
+    )
+
+
 def test_answers_cut():
     assert data.answers_cut(5, 10, 32, "sft.data", "conversations") is None
     assert data.answers_cut(6, 10, 32, "sft.data", "conversations") == Finding(

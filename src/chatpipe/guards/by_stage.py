@@ -14,7 +14,7 @@ from chatpipe.data.documents import RawText, sample_texts
 from chatpipe.data.formats import Ranking
 from chatpipe.data.load import Conversation, Loaded
 from chatpipe.data.packing import TrainingText
-from chatpipe.data.template import encode_completion
+from chatpipe.data.template import encode_completion, encode_prompt
 from chatpipe.data.token_store import TokenStore
 from chatpipe.generation import SamplingParams
 from chatpipe.generation.engine import context_length
@@ -133,18 +133,22 @@ def ppo_guards(
     policy: PreTrainedModel,
     judges: Mapping[str, PreTrainedModel],
     prompts: Loaded[Conversation],
+    response_length: int,
 ) -> Checks:
     """`judges`: the reward models by recipe key, also one that is not trained on."""
     key, sample = "ppo.data", prompts.train[:SAMPLE]
     # There are no answers yet; a row for a reward model takes what was asked for one.
     answered = [encode_completion(tokenizer, prompt, prompt[-1]["content"])[0] for prompt in sample]
-    longest = min(context_length(model) or 2**31 for model in (policy, *judges.values()))
-    rows = _few_of_each_length([ids for ids in answered if len(ids) <= longest])
+    context = min(context_length(model) or 2**31 for model in (policy, *judges.values()))
+    rows = _few_of_each_length([ids for ids in answered if len(ids) <= context])
     return {
         "embeddings_too_few": lambda: models.embeddings_too_few(tokenizer, {"ppo.model": policy, **judges}),
         "reward_pad_token": lambda: rewards.reward_pad_token(judges, tokenizer.eos_token_id),
         "reward_at_chance": lambda: rewards.reward_at_chance(judges),
         "new_score_head": lambda: rewards.new_score_head(judges),
+        "prompts_cut": lambda: data.prompts_cut(
+            [len(encode_prompt(tokenizer, prompt)) for prompt in sample], context, response_length
+        ),
         "held_out_seen": lambda: _prompts_seen(prompts.train, prompts.held_out, key),
         **_of_template(tokenizer, sample, key),
         "other_template": lambda: template.other_template(

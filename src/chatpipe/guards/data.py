@@ -60,6 +60,22 @@ def answers_cut(cut: int, rows: int, max_length: int, key: str, name: str) -> Fi
     )
 
 
+def prompts_cut(lengths: Sequence[int], context: int, response_length: int) -> Finding | None:
+    """Most prompts leave no room for an answer in the context: training on the others is another task than was meant.
+
+    `lengths`: tokens of the prompts looked at.
+    """
+    room = context - response_length
+    cut = sum(length > room for length in lengths)
+    if cut <= MAX_CUT_SHARE * len(lengths):
+        return None
+    return Finding(
+        f"ppo.data: {cut} of {len(lengths)} prompts looked at leave no room for {response_length} new tokens in "
+        f"{context}.",
+        "Lower ppo.response_length, or use models with more positions.",
+    )
+
+
 def held_out_seen(train: Iterable[str], held_out: Sequence[str], key: str) -> Finding | None:
     """Texts (prompts, documents) that are held out are trained on too, but for case, white space and Unicode's forms.
 

@@ -71,7 +71,7 @@ def run_ppo(job: Job) -> Outcome | None:
     reference = None if section.lora else load_causal_model(job.models["model"])
     rewards = load_rewards(job, tokenizer)
     judges = dict(zip([f"ppo.{key}" for key in job.models if key != "model"], rewards.all_models, strict=True))
-    guard(job.stage, recipe.guards, ppo_guards(tokenizer, policy, judges, prompts))
+    guard(job.stage, recipe.guards, ppo_guards(tokenizer, policy, judges, prompts, section.response_length))
     context = min(context_length(model) or 2**31 for model in (policy, *rewards.all_models))
 
     asked = judged_prompts(job, tokenizer, prompts.held_out, context)
