@@ -7,7 +7,8 @@ import struct
 from pathlib import Path
 from typing import Any
 
-from chatpipe.data.load import load_conversations, load_prompts, load_rankings
+from chatpipe.data.load import load_prompts, load_rankings, stream_conversations
+from chatpipe.data.report import Report
 from chatpipe.data.split import HELD_OUT_SHARE
 from chatpipe.errors import UsageError
 from chatpipe.pipeline import How, launch_command
@@ -72,8 +73,9 @@ def _of_pretrain(job: Job) -> dict[str, Any]:
 
 def _of_sft(job: Job) -> dict[str, Any]:
     section = job.recipe.sft
-    conversations = load_conversations(job.data()["sft.data"], job.recipe.pocketworld, "sft.data").train
-    rows = round(len(conversations) / (1 - section.pretrain_mix))
+    stream = stream_conversations(job.data()["sft.data"], job.recipe.pocketworld, "sft.data", Report())
+    conversations = sum(not held_out for _, held_out in stream)
+    rows = round(conversations / (1 - section.pretrain_mix))
     steps = math.ceil(math.ceil(rows / section.batch_size) * section.num_train_epochs)
     return {"rows": rows, "steps": section.max_steps if section.max_steps > 0 else steps}
 

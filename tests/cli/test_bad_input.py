@@ -71,10 +71,18 @@ def test_a_stage_that_is_not_told_where_to_write(refused, chats):
         ("folder", "", ("sft.data: folder holds no file of a kind that can be read: .txt, .csv, .json,",)),
         ("empty.jsonl", "", ("sft.data: empty.jsonl is empty.",)),
         ("blank.jsonl", "\n\n", ("sft.data: blank.jsonl holds no rows.",)),
-        ("bad.jsonl", '{"messages": []}\n{"messages": [}\n', ("bad.jsonl:2: this line is not JSON", "column 15")),
+        (
+            "bad.jsonl",
+            '{"messages": []}\n{"messages": [}\n',
+            ("2 of 2 rows", "this line is not JSON (first at bad.jsonl:2", "column 15"),
+        ),
         ("bad.json", '[\n{"a": 1},\n{"a" 2}]', ("bad.json:3: this is not JSON",)),
         ("own.jsonl", '{"q": "x", "a": "y"}\n', ("own.jsonl:1: sft.data does not know what these fields mean: a, q.",)),
-        ("text.jsonl", '{"text": "x"}\n', ("sft.data: text.jsonl: 1 of 1 rows", "it is text, not conversations")),
+        (
+            "text.jsonl",
+            '{"text": "x"}\n',
+            ("sft.data: text.jsonl is text, which cannot be read as conversations", "pretrain.data reads"),
+        ),
         ("table.pdf", "a,b\n", ("sft.data: table.pdf is not one of the files that can be read: .txt, .csv,",)),
         ("table.csv", "a,b\n", ("sft.data: table.csv holds no rows.",)),
     ],
@@ -247,7 +255,10 @@ def test_a_wrong_recipe_or_wrong_data_is_answered_without_torch(work, listing, c
     before = listing()
     for words, part in (
         (("ppo", "pocket", "ppo.learning_ratee=1e-5"), "did you mean ppo.learning_rate?"),
-        (("sft", "--model", "chat", "--data", "bad.jsonl", "--out", "tuned"), "bad.jsonl:2: this line is not JSON"),
+        (
+            ("sft", "--model", "chat", "--data", "bad.jsonl", "--out", "tuned"),
+            "this line is not JSON (first at bad.jsonl:2",
+        ),
         (("ppo", "--model", "reward", "--reward", "chat", "--data", chats, "--out", "x"), "ppo.model = reward is a"),
         (("run", "pocket", "pretrain.batch_size=32", "--processes", "3"), "cannot be shared by 3 processes"),
     ):

@@ -1,16 +1,20 @@
+import json
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from chatpipe.data.formats import (
     Ranking,
-    as_prompt,
-    check_messages,
+    check_use,
+    has_tools,
     recognise,
     to_conversation,
     to_prompt,
     to_ranking,
+    usable,
 )
+from chatpipe.data.messages import as_prompt, check_messages
 from chatpipe.data.rows import BadRow, Row
 from chatpipe.errors import UsageError
 
@@ -33,6 +37,9 @@ def row(**values: object) -> Row:
         ({"prompt": "p", "chosen": "x", "rejected": "y"}, "pairs"),
         ({"conversations": [], "chosen": {}, "rejected": {}}, "pairs"),
         ({"prompt": [], "responses": [], "ranks": []}, "rankings"),
+        ({"conversations": []}, "sharegpt"),
+        ({"prompt": "p", "completion": "c"}, "prompt_completion"),
+        ({"question": "q", "answer": "a"}, "question_answer"),
         ({"prompt": "p"}, "prompts"),
         ({"prompt": "p", "responses": ["x"]}, "prompts"),
     ],
@@ -43,8 +50,8 @@ def test_a_format_is_recognised_by_its_fields(values, form):
 
 def test_unknown_fields_are_refused_with_their_names_and_the_known_ones():
     with pytest.raises(UsageError) as caught:
-        recognise(row(question="x", answer="y"), "sft.data")
-    assert caught.value.message == "a.jsonl:3: sft.data does not know what these fields mean: answer, question."
+        recognise(row(query="x", reply="y"), "sft.data")
+    assert caught.value.message == "a.jsonl:3: sft.data does not know what these fields mean: query, reply."
     assert "instruction, output" in caught.value.hint
 
 
@@ -70,6 +77,88 @@ def test_alpaca_puts_the_input_behind_the_instruction():
     assert to_prompt(Row(values, "x"), "alpaca") == [{"role": "user", "content": "Translate."}]
 
 
+def test_alpaca_may_have_a_system_message_and_a_history():
+    values = {"instruction": "And?", "output": "Yes.", "system": "Be brief.", "history": [["Who is Mara?", "A baker."]]}
+    said = to_conversation(Row(values, "x"), "alpaca")
+    assert said == [
+        SYSTEM,
+        USER,
+        ASSISTANT,
+        {"role": "user", "content": "And?"},
+        {"role": "assistant", "content": "Yes."},
+    ]
+    with pytest.raises(BadRow, match=r"history is not a list of \[question, answer\]"):
+        to_conversation(Row({**values, "history": ["Who is Mara?"]}, "x"), "alpaca")
+
+
+def test_sharegpt_turns_become_messages():
+    turns = [{"from": "human", "value": "Who is Mara?"}, {"from": "gpt", "value": "A baker."}]
+    assert to_conversation(row(conversations=turns), "sharegpt") == [USER, ASSISTANT]
+    assert to_conversation(row(conversations=turns * 2, system="Be brief."), "sharegpt") == [
+        SYSTEM,
+        *[USER, ASSISTANT] * 2,
+    ]
+    first = {"from": "system", "value": "Be brief."}
+    assert to_prompt(row(conversations=[first, *turns], system=None), "sharegpt") == [SYSTEM, USER]
+
+
+def test_a_completion_is_text_or_messages_as_the_prompt_is():
+    for prompt in ("Who is Mara?", [USER]):
+        for completion in ("A baker.", [ASSISTANT]):
+            found = row(prompt=prompt, completion=completion)
+            assert to_conversation(found, "prompt_completion") == [USER, ASSISTANT]
+            assert to_prompt(found, "prompt_completion") == [USER]
+    with pytest.raises(BadRow, match="completion is neither text nor messages"):
+        to_conversation(row(prompt="Who?", completion=3), "prompt_completion")
+    with pytest.raises(BadRow, match="a message is empty"):
+        to_conversation(row(prompt="Who?", completion=""), "prompt_completion")
+
+
+def test_of_pairs_and_rankings_the_best_answer_is_learned_of_equals_the_first():
+    pair = row(prompt="Who is Mara?", chosen="A baker.", rejected="No idea.")
+    assert to_conversation(pair, "pairs") == [USER, ASSISTANT]
+    ranking = row(prompt="Who is Mara?", responses=["No.", "A baker.", "Hm.", "So-so."], ranks=[3, 1, 2, 1])
+    assert to_conversation(ranking, "rankings") == [USER, ASSISTANT]
+
+
+def test_parts_of_text_are_joined_and_other_parts_cannot_be_used():
+    parts = [{"type": "text", "text": "Who is "}, {"type": "text", "text": "Mara?"}]
+    assert check_messages([{"role": "user", "content": parts}, ASSISTANT]) == [USER, ASSISTANT]
+    picture = {"type": "image_url", "image_url": {"url": "x"}}
+    with pytest.raises(BadRow, match="a message has a part that is not text"):
+        check_messages([{"role": "user", "content": [*parts, picture]}, ASSISTANT])
+    with pytest.raises(BadRow, match="a message is not"):
+        check_messages([{"role": "user", "content": [{"type": "text", "text": None}]}, ASSISTANT])
+
+
+def test_tools_are_seen_and_what_they_say_cannot_be_used():
+    assert [has_tools(row(tools=tools)) for tools in (None, "", "[]", [], [{"name": "f"}], '[{"name": "f"}]')] == [
+        *[False] * 4,
+        True,
+        True,
+    ]
+    assert not has_tools(row())
+    call = {"role": "assistant", "content": None, "tool_calls": [{"id": "1"}]}
+    for turn in ({"role": "tool", "content": "3"}, {"role": "function", "content": "3"}, call):
+        with pytest.raises(BadRow, match="the conversation has messages of tools"):
+            check_messages([USER, turn, ASSISTANT])
+    assert check_messages([USER, {**ASSISTANT, "tool_calls": None}]) == [USER, ASSISTANT]  # as parquet has it
+    for speaker in ("function_call", "observation"):
+        turns = [{"from": "human", "value": "Who?"}, {"from": speaker, "value": "3"}]
+        with pytest.raises(BadRow, match="the conversation has messages of tools"):
+            to_conversation(row(conversations=turns), "sharegpt")
+
+
+def test_cells_that_hold_lists_as_json_are_lists_and_answers_that_are_json_stay_text():
+    messages = json.dumps([USER, ASSISTANT])
+    assert usable(row(messages=messages)).values["messages"] == [USER, ASSISTANT]
+    assert usable(row(ranks=" [1, 2]")).values["ranks"] == [1, 2]
+    assert usable(row(prompt=json.dumps([USER]))).values["prompt"] == [USER]
+    assert usable(row(chosen='{"from": "gpt", "value": "A."}')).values["chosen"] == {"from": "gpt", "value": "A."}
+    for text in ('{"name": "Mara"}', "[1, 2]", "[]", "[INST] Hi", '[{"name": "Mara"}]', "Hi"):
+        assert usable(row(completion=text)).values["completion"] == text
+
+
 def test_a_ranking_keeps_ties_and_its_annotator():
     values = {"prompt": [USER], "responses": ["a", "b", "c"], "ranks": [2, 1, 2], "annotator": "ann", "round": 1}
     ranking = to_ranking(Row(values, "x"), "rankings")
@@ -90,6 +179,28 @@ def test_a_pair_is_a_ranking_of_two_the_chosen_first():
     )
     assert to_ranking(sharegpt, "pairs") == Ranking([SYSTEM, USER], ["A baker.", "No idea."], [1, 2])
     assert to_prompt(sharegpt, "pairs") == [SYSTEM, USER]
+
+
+def test_chosen_and_rejected_may_be_messages_with_or_without_a_prompt():
+    other = {"role": "assistant", "content": "No idea."}
+    expected = Ranking([SYSTEM, USER], ["A baker.", "No idea."], [1, 2])
+    before = [SYSTEM, USER]
+    for values in (
+        row(prompt=before, chosen=[ASSISTANT], rejected=[other]),
+        row(chosen=[*before, ASSISTANT], rejected=[*before, other]),
+        row(prompt="Who is Mara?", chosen=[*before, ASSISTANT], rejected=[*before, other]),  # says it twice
+        row(prompt=None, chosen=[*before, ASSISTANT], rejected=[*before, other]),
+    ):
+        assert to_ranking(values, "pairs") == expected
+        assert to_conversation(values, "pairs") == [*before, ASSISTANT]
+    longer = [ASSISTANT, {"role": "user", "content": "Sure?"}]
+    assert to_ranking(row(prompt=[USER], chosen=[*longer, ASSISTANT], rejected=[*longer, other]), "pairs") == Ranking(
+        [USER, *longer], ["A baker.", "No idea."], [1, 2]
+    )
+    with pytest.raises(BadRow, match="different prompts"):
+        to_ranking(row(chosen=[USER, ASSISTANT], rejected=[SYSTEM, USER, other]), "pairs")
+    with pytest.raises(BadRow, match="does not end with the assistant"):
+        to_ranking(row(chosen=[USER, ASSISTANT], rejected=[USER]), "pairs")
 
 
 def test_a_dialogue_inside_the_texts_is_taken_apart():
@@ -167,7 +278,7 @@ def test_a_ranking_that_cannot_be_used_says_why(values, reason):
         ("\n\nHuman: a\n\nAssistant: x", "\n\nHuman: a\n\nAssistant: ", "an answer is empty"),
         ("\n\nHuman: a\n\nAssistant: x", "\n\nHuman: a", "does not end with an Assistant turn"),
         ("Human: a\n\nAssistant: x", "\n\nHuman: a\n\nAssistant: y", "does not begin with a Human turn"),
-        ("\n\nHuman: a\n\nAssistant: x", 3, "chosen and rejected are not texts"),
+        ("\n\nHuman: a\n\nAssistant: x", 3, "neither texts nor messages"),
         ("\n\nHuman: \n\nAssistant: x", "\n\nHuman: \n\nAssistant: y", "a message is empty"),
     ],
 )
@@ -176,14 +287,20 @@ def test_a_pair_that_cannot_be_used_says_why(chosen, rejected, reason):
         to_ranking(row(chosen=chosen, rejected=rejected), "pairs")
 
 
-def test_a_format_that_holds_something_else_says_so():
-    for convert, form, wanted in (
-        (to_conversation, "pairs", "conversations"),
-        (to_ranking, "messages", "rankings"),
-        (to_prompt, "text", "prompts"),
-    ):
-        with pytest.raises(BadRow, match=f"it is {form}, not {wanted}"):
-            convert(row(), form)
+@pytest.mark.parametrize(
+    ("form", "what", "key", "reader"),
+    [
+        ("prompts", "conversations", "sft.data", "ppo.data"),
+        ("text", "conversations", "sft.data", "pretrain.data"),
+        ("messages", "rankings", "rm.data", "sft.data or ppo.data"),
+        ("text", "prompts", "ppo.data", "pretrain.data"),
+    ],
+)
+def test_a_file_for_another_stage_is_refused_with_the_key_that_reads_it(form, what, key, reader):
+    with pytest.raises(UsageError) as caught:
+        check_use(form, what, "a.jsonl", key)
+    assert caught.value.message == f"{key}: a.jsonl is {form}, which cannot be read as {what}."
+    assert caught.value.hint.startswith(f"{reader} reads {form}; {key} reads ")
 
 
 def test_a_prompt_is_text_or_messages_that_end_with_the_user():

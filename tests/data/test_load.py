@@ -1,3 +1,8 @@
+import json
+import tracemalloc
+from collections import Counter
+from pathlib import Path
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -8,7 +13,9 @@ from chatpipe.data.load import (
     load_prompts,
     load_rankings,
     prompt_key,
+    stream_conversations,
 )
+from chatpipe.data.report import Report
 from chatpipe.data.sources import check_sources, data_fingerprints, reads_pocketworld
 from chatpipe.data.split import is_held_out
 from chatpipe.errors import UsageError
@@ -77,9 +84,8 @@ def test_a_format_may_be_named(write):
     rows = [{"text": f"t{i}", **chat(f"Q{i}?")} for i in range(60)]
     source = write("a.jsonl", rows)
     assert load_conversations(blocks(source, format="messages"), WORLD, "k").train
-    assert "it is text, not conversations" in problem_of(
-        load_conversations, blocks(source, format="text"), WORLD, "sft.data"
-    )
+    told = problem_of(load_conversations, blocks(source, format="text"), WORLD, "sft.data")
+    assert f"sft.data: {source} is text, which cannot be read as conversations." in told
 
 
 def test_few_unusable_rows_are_counted_by_reason_and_many_are_refused(write):
@@ -92,6 +98,102 @@ def test_few_unusable_rows_are_counted_by_reason_and_many_are_refused(write):
     told = problem_of(load_conversations, blocks(source), WORLD, "sft.data")
     assert f"sft.data: {source}: 3 of 203 rows cannot be used." in told
     assert f"2 rows: a message is empty (first at {source}:201)" in told
+
+
+def test_a_source_may_allow_more_unusable_rows(write):
+    rows = [*(chat(f"Q{i}?") for i in range(200)), *(chat("Q?", "") for _ in range(50))]
+    source = write("a.jsonl", rows)
+    assert "50 of 250 rows" in problem_of(load_conversations, blocks(source, max_skipped=0.19), WORLD, "k")
+    check_rows("conversations", blocks(source, max_skipped=0.2), "k")
+    loaded = load_conversations(blocks(source, max_skipped=0.2), WORLD, "k")
+    assert len(loaded.train) + len(loaded.held_out) == 200
+    [said] = loaded.report.sources
+    assert said.line() == (
+        f"k: {source} read as messages: 250 rows, 50 left out (50: a message is empty, first at {source}:201)"
+    )
+
+
+def test_each_file_of_a_folder_is_recognised_by_itself(write, tmp_path):
+    (tmp_path / "all").mkdir()
+    write("all/a.jsonl", [chat(f"Q{i}?") for i in range(60)])
+    write("all/b.jsonl", [{"question": f"R{i}?", "answer": "Yes."} for i in range(60)])
+    loaded = load_conversations(blocks(f"{tmp_path}/all"), WORLD, "k")
+    assert len(loaded.train) + len(loaded.held_out) == 120
+    assert loaded.report.sources[0].line() == (
+        f"k: {tmp_path}/all read as messages and question_answer: 120 rows, 0 left out"
+    )
+
+
+def test_tools_are_ignored_with_a_warning_that_counts_them(write, capsys):
+    rows = [{**chat(f"Q{i}?"), "tools": [{"name": "f"}] if i < 7 else []} for i in range(60)]
+    source = write("a.jsonl", rows)
+    load_conversations(blocks(source), WORLD, "sft.data").report.say()
+    assert capsys.readouterr().err.splitlines() == [
+        f"sft.data: {source} read as messages: 60 rows, 0 left out",
+        f"warning: sft.data: 7 rows of {source} offer tools; these are ignored.",
+    ]
+
+
+# ---- how often a row is read ----
+
+
+def test_a_weight_says_how_often_training_rows_are_read_and_the_order_of_rows_does_not_matter(write):
+    rows = [chat(f"Q{i}?", f"A{i}.") for i in range(2000)]
+    for weight in (0.3, 1.0, 2.25):
+        loaded = load_conversations(blocks(write("a.jsonl", rows), weight=weight), WORLD, "k")
+        turned = load_conversations(blocks(write("b.jsonl", rows[::-1]), weight=weight), WORLD, "k")
+        times = Counter(map(prompt_key, loaded.train))
+        assert times == Counter(map(prompt_key, turned.train))
+        assert set(times.values()) <= {int(weight), int(weight) + 1}
+        plain = load_conversations(blocks(write("a.jsonl", rows)), WORLD, "k")
+        assert len(loaded.train) == pytest.approx(weight * len(plain.train), rel=0.1)
+        assert loaded.held_out == plain.held_out
+
+
+def test_rankings_and_prompts_have_weights_too(write):
+    pairs = write("p.jsonl", [{"prompt": f"Q{i}?", "chosen": "a", "rejected": "b"} for i in range(60)])
+    one, three = blocks(pairs), blocks(pairs, weight=3)
+    for load in (load_rankings, load_prompts):
+        loaded = load(three, WORLD, "k")
+        assert len(loaded.train) == 3 * len(load(one, WORLD, "k").train)
+        assert loaded.held_out == load(one, WORLD, "k").held_out
+    built_in = load_prompts(BUILT_IN, WORLD, "k")
+    assert len(load_prompts(blocks("pocketworld", weight=2), WORLD, "k").train) == 2 * len(built_in.train)
+
+
+# ---- streams ----
+
+
+def test_a_stream_holds_neither_the_file_nor_its_rows(write):
+    source = write("a.jsonl", [chat(f"Q{i}?", "long " * 400) for i in range(10_000)])
+    size = Path(source).stat().st_size
+    for read in (
+        lambda: Counter(side for _, side in stream_conversations(blocks(source), WORLD, "k", Report())),
+        lambda: check_rows("conversations", blocks(source), "k"),
+    ):
+        tracemalloc.start()
+        read()
+        peak = tracemalloc.get_traced_memory()[1]
+        tracemalloc.stop()
+        assert peak < size / 3
+
+
+def test_a_stream_is_what_the_lists_are_made_of_and_fills_its_report(write):
+    source = write("a.jsonl", [*(chat(f"Q{i}?") for i in range(300)), chat("Q?", "")])
+    report = Report()
+    read = list(stream_conversations(blocks(source, weight=1.5), WORLD, "k", report))
+    loaded = load_conversations(blocks(source, weight=1.5), WORLD, "k")
+    assert [item for item, held_out in read if not held_out] == loaded.train
+    assert [item for item, held_out in read if held_out] == loaded.held_out
+    assert report == loaded.report
+    assert report.skipped == {"a message is empty": 1}
+
+
+def test_a_limit_ends_the_reading_once_both_sides_have_it(write):
+    source = write("a.jsonl", [chat(f"Q{i}?") for i in range(2000)])
+    report = Report()
+    list(stream_conversations(blocks(source, limit=3), WORLD, "k", report))
+    assert report.sources[0].rows < 200
 
 
 def test_too_little_data_is_refused(write):
@@ -148,11 +250,12 @@ def test_missing_data_is_named_by_its_key(tmp_path):
 def test_a_check_reads_every_row_of_every_file_before_anything_starts(write):
     good = write("a.jsonl", [chat(f"Q{i}?") for i in range(60)])
     check_rows("conversations", blocks("pocketworld", good), "sft.data")
-    late = write(
-        "b.jsonl", '{"messages": [{"role": "user", "content": "Q"}, {"role": "assistant", "content": "A"}]}\n{oops\n'
-    )
-    assert f"{late}:2: this line is not JSON" in problem_of(check_rows, "conversations", blocks(good, late), "sft.data")
-    assert "it is messages, not rankings" in problem_of(check_rows, "rankings", blocks(good), "rm.data")
+    late = write("b.jsonl", f"{json.dumps(chat('Q?'))}\n{{oops\n")
+    told = problem_of(check_rows, "conversations", blocks(good, late), "sft.data")
+    assert f"sft.data: {late}: 1 of 2 rows cannot be used." in told
+    assert f"1 rows: this line is not JSON (first at {late}:2, Expecting property name" in told
+    told = problem_of(check_rows, "rankings", blocks(good), "rm.data")
+    assert f"rm.data: {good} is messages, which cannot be read as rankings." in told
 
 
 def test_data_with_the_built_in_world_in_it_is_told_from_other_data():

@@ -88,8 +88,7 @@ def test_a_broken_line_is_a_broken_row_and_the_others_are_read(write):
     first, second, third, fourth = read_rows(path)
     assert (first.where, fourth.where) == (f"{path}:1", f"{path}:4")
     assert second == BrokenRow("this line is not JSON", "Expecting value at column 10", f"{path}:2")
-    assert third.problem().message == f"{path}:3: a row is an object with named fields, not a list."
-    assert second.problem().message == f"{path}:2: this line is not JSON: Expecting value at column 10."
+    assert third == BrokenRow("a row is an object with named fields, not a list", "", f"{path}:3")
 
 
 def test_a_file_that_is_not_json_is_named_with_the_line(write):
@@ -101,7 +100,7 @@ def test_a_file_that_is_not_json_is_named_with_the_line(write):
     assert f"{lines}:2: this is not JSON: Extra data" in problem_of(lines)
     assert "name it .jsonl" in problem_of(lines)
     assert "a list of rows is expected, not one dict" in problem_of(write("c.json", '{"text": "one"}'))
-    assert "row 2: a row is an object" in read_rows(write("d.json", '[{"text": "one"}, 3]'))[1].problem().message
+    assert read_rows(write("d.json", '[{"text": "one"}, 3]'))[1].reason.startswith("a row is an object")
 
 
 @pytest.mark.parametrize(
@@ -126,19 +125,26 @@ def test_what_is_damaged_is_refused_with_its_name(tmp_path, name, content, part)
 def _skipped(count: int) -> Skipped:
     skipped = Skipped()
     for i in range(count):
-        skipped.add("an answer is empty" if i else "the prompt does not end with the user", f"a.jsonl:{i + 1}")
+        row = Row({}, f"a.jsonl:{i + 1}")
+        skipped.add("an answer is empty" if i else "the prompt does not end with the user", row)
     return skipped
 
 
-def test_one_percent_of_unusable_rows_is_allowed_and_counted():
-    _skipped(0).check("a.jsonl", 1)
-    _skipped(2).check("a.jsonl", 200)
+def test_a_share_of_unusable_rows_is_allowed_and_counted():
+    _skipped(0).check("a.jsonl", 1, 0.0)
+    _skipped(2).check("a.jsonl", 200, 0.01)
+    _skipped(3).check("a.jsonl", 4, 0.75)
     assert _skipped(3).reasons == {"an answer is empty": 2, "the prompt does not end with the user": 1}
 
 
-def test_more_than_one_percent_is_refused_with_the_first_of_each_kind():
+def test_a_source_of_which_nothing_can_be_used_is_refused_whatever_is_allowed():
+    with pytest.raises(UsageError, match="3 of 3 rows cannot be used"):
+        _skipped(3).check("a.jsonl", 3, 1.0)
+
+
+def test_a_larger_share_is_refused_with_the_first_of_each_kind():
     with pytest.raises(UsageError) as caught:
-        _skipped(3).check("rm.data: a.jsonl", 299)
+        _skipped(3).check("rm.data: a.jsonl", 299, 0.01)
     assert caught.value.message.splitlines() == [
         "rm.data: a.jsonl: 3 of 299 rows cannot be used.",
         "2 rows: an answer is empty (first at a.jsonl:2)",

@@ -75,9 +75,9 @@ def test_other_stages_read_the_same_kinds_of_files(write, tmp_path):
     loaded = load_conversations([DataBlock(source=f"{tmp_path}/*")], Pocketworld(), "sft.data")
     asked = {conversation[0]["content"] for conversation in loaded.train + loaded.held_out}
     assert asked == {row["instruction"] for row in rows}
-    for more in ({"weight": 2}, {"document": "line"}):
-        told = problem_of(load_conversations, [DataBlock(source=f"{tmp_path}/*", **more)], Pocketworld(), "sft.data")
-        assert "sft.data: weight and document are for raw text, not for conversations." in told
+    lines = [DataBlock(source=f"{tmp_path}/*", document="line")]
+    told = problem_of(load_conversations, lines, Pocketworld(), "sft.data")
+    assert "sft.data: document is for raw text, not for conversations." in told
 
 
 def test_a_fingerprint_follows_the_files_and_the_settings(folder, write):
@@ -86,6 +86,7 @@ def test_a_fingerprint_follows_the_files_and_the_settings(folder, write):
     assert block_fingerprint(block, "k") == before
     for more in ({"limit": 3}, {"columns": {"text": "t"}}, {"document": "line"}, {"weight": 2.0}, {"name": "x"}):
         assert block_fingerprint(block.model_copy(update=more), "k") != before
+    assert block_fingerprint(block.model_copy(update={"max_skipped": 0.5}), "k") == before  # it decides no row
     write("all/new.jsonl", [{"text": "e"}])
     after = block_fingerprint(block, "k")
     assert after != before

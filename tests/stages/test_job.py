@@ -135,10 +135,10 @@ def test_a_model_of_the_wrong_kind_is_refused_by_key(recipe):
 def test_data_that_cannot_be_used_is_found_by_the_check(recipe):
     Path("chats.jsonl").write_text('{"messages": []}\n{oops}\n')
     told = problem_of(Job.of(recipe, "sft").check, frozenset({"pretrain"}))
-    assert "chats.jsonl:2: this line is not JSON" in told
-    assert "it is pairs, not conversations" in problem_of(
-        Job.of(changed(recipe, "sft", data=recipe.rm.data), "sft").check
-    )
+    assert "this line is not JSON (first at chats.jsonl:2" in told
+    told = problem_of(Job.of(changed(recipe, "rm", data=recipe.pretrain.data), "rm").check)
+    assert told.startswith("rm.data: ")
+    assert "is running text" in told
     assert "sft.data is not given" in problem_of(Job.of(changed(recipe, "sft", data=None), "sft").check)
 
 

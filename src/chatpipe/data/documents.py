@@ -13,9 +13,10 @@ from itertools import chain
 from pathlib import Path
 
 from chatpipe import pocketworld
+from chatpipe.data.formats import format_of, readers_of
 from chatpipe.data.long_text import characters_between, in_pieces, line_start, survey
 from chatpipe.data.rows import BadRow, BrokenRow, Row, Skipped, kind_of
-from chatpipe.data.sources import build_world, check_sources, is_hub, source_files, source_rows
+from chatpipe.data.sources import build_world, check_sources, is_hub, one_file_each, source_files, source_rows
 from chatpipe.data.split import HELD_OUT_SHARE, is_held_out, is_held_out_digest
 from chatpipe.data.text_files import numbered_lines, text_chunks
 from chatpipe.errors import UsageError
@@ -48,7 +49,7 @@ class _Document:
 class RawText:
     """The documents of one block of `data:`, which can be read any number of times and come the same each time.
 
-    After a whole reading `skipped` has the rows that could not be used; more than 1 % of them raise `UsageError`.
+    After a whole reading `skipped` has the rows that could not be used; more than `max_skipped` raise `UsageError`.
     """
 
     def __init__(self, block: DataBlock, world: Pocketworld, key: str) -> None:
@@ -107,27 +108,25 @@ class RawText:
             try:
                 yield _text_of(item)
             except BadRow as problem:
-                self.skipped.add(str(problem), item.where)
+                self.skipped.add(str(problem), item)
             if self._rows % ROWS_BETWEEN_CHECKS == 0:
                 self._check_skipped()
         self._check_skipped()
 
     def _check_skipped(self) -> None:
-        """Raises `UsageError` where more than 1 % of the rows read so far cannot be used."""
-        self.skipped.check(f"{self.key}: {self.block.source}", self._rows)
+        """Raises `UsageError` where too many of the rows read so far cannot be used."""
+        self.skipped.check(f"{self.key}: {self.block.source}", self._rows, self.block.max_skipped)
 
     def _items(self) -> Iterator[Row | BrokenRow]:
         if self.block.source == POCKETWORLD:
             for number, text in enumerate(self._pocketworld(), start=1):
                 yield Row({"text": text}, f"{POCKETWORLD} document {number}")
-        elif is_hub(self.block):
-            yield from source_rows(self.block, self.key)
-        else:
-            for path in source_files(self.block.source, self.key):
-                if kind_of(path) != ".txt":
-                    yield from source_rows(self.block.model_copy(update={"source": str(path)}), self.key)
-                elif self.block.document != "file":
-                    yield from _units(path, self.block.document)
+            return
+        for part in one_file_each(self.block, self.key):
+            if is_hub(part) or kind_of(Path(part.source)) != ".txt":
+                yield from source_rows(part, self.key)
+            elif part.document != "file":
+                yield from _units(Path(part.source), part.document)
 
     def _pocketworld(self) -> list[str]:
         if self._built_in is None:
@@ -175,7 +174,10 @@ def check_documents(blocks: Sequence[DataBlock] | None, key: str) -> None:
 
 def _check_settings(block: DataBlock, key: str) -> None:
     if block.format not in ("auto", "text"):
-        raise UsageError(f"{key}: {block.source} is {block.format}, not text.", "Leave format out, or say text.")
+        raise UsageError(
+            f"{key}: {block.source} is {block.format}, not text.",
+            f"Leave format out, or say text; {readers_of(block.format)} reads {block.format}.",
+        )
     other = set(block.columns) - {"text"}
     if other:
         raise UsageError(f"{key}: raw text has no field {sorted(other)[0]}.", "columns takes text: {text: THEIR NAME}.")
@@ -198,7 +200,9 @@ def _check_first_row(block: DataBlock, key: str) -> None:
         raise UsageError(f"{row.where}: {row.reason}; {row.detail}.", hint)
     if isinstance(row, Row) and "text" not in row.values:
         fields = ", ".join(sorted(row.values)) or "none"
-        raise UsageError(f"{row.where}: {key} finds no text in it; its fields are {fields}.", hint)
+        form = format_of(row)
+        use = f" As {form} it is for {readers_of(form)}." if form else ""
+        raise UsageError(f"{row.where}: {key} finds no text in it; its fields are {fields}.{use}", hint)
 
 
 def _text_of(item: Row | BrokenRow) -> str:

@@ -1,27 +1,50 @@
 """What the rows of a file mean: conversations, rankings or prompts."""
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
-from chatpipe.data.rows import BadRow, Row
+from chatpipe.data.messages import (
+    answered,
+    as_prompt,
+    check_messages,
+    is_turn,
+    sharegpt_messages,
+    system_message,
+    text_of,
+)
+from chatpipe.data.pairs import read_pair
+from chatpipe.data.rows import BadRow, BrokenRow, Row
 from chatpipe.data.template import Message
 from chatpipe.errors import UsageError
 
-ROLES = ("system", "user", "assistant")
-_SHAREGPT_ROLES = {"human": "user", "gpt": "assistant", "system": "system", "user": "user", "assistant": "assistant"}
-_HUMAN, _ASSISTANT = "\n\nHuman:", "\n\nAssistant:"
+What = Literal["conversations", "rankings", "prompts"]
+"""What a stage reads rows as: sft conversations, rm rankings, ppo and sampling prompts."""
 
-# Recognised by the fields of the first row; the first set that is there wins.
 _FIELDS_OF_FORMAT: tuple[tuple[str, tuple[str, ...]], ...] = (
     ("rankings", ("prompt", "responses", "ranks")),
     ("pairs", ("chosen", "rejected")),
     ("messages", ("messages",)),
+    ("sharegpt", ("conversations",)),
     ("alpaca", ("instruction", "output")),
+    ("prompt_completion", ("prompt", "completion")),
+    ("question_answer", ("question", "answer")),
     ("prompts", ("prompt",)),
     ("text", ("text",)),
 )
+"""Recognised by the fields of the first row; the first set that is there wins."""
+
+_ANSWERED = ("messages", "sharegpt", "alpaca", "prompt_completion", "question_answer", "pairs", "rankings")
+_FORMATS_OF: Mapping[What, tuple[str, ...]] = {
+    "conversations": _ANSWERED,
+    "rankings": ("pairs", "rankings"),
+    "prompts": (*_ANSWERED, "prompts"),
+}
+_KEY_OF: Mapping[What, str] = {"conversations": "sft.data", "rankings": "rm.data", "prompts": "ppo.data"}
+
+_LIST_FIELDS = ("messages", "conversations", "responses", "ranks", "history")
+_TEXT_OR_LIST_FIELDS = ("prompt", "completion", "chosen", "rejected")
 
 
 @dataclass(frozen=True)
@@ -39,105 +62,135 @@ class Ranking:
         return {**row, "annotator": self.annotator} if self.annotator else row
 
 
-def recognise(row: Row, key: str) -> str:
-    """The format of the file that `row` is the first row of; raises `UsageError` if it is none of ours."""
+def format_of(row: Row) -> str | None:
+    """The format of the file that `row` is the first row of; None where it is none of ours."""
     for name, fields in _FIELDS_OF_FORMAT:
         if all(field in row.values for field in fields):
             return name
-    found = ", ".join(sorted(row.values)) or "none"
+    return None
+
+
+def recognise(row: Row, key: str) -> str:
+    """As `format_of`; raises `UsageError` where it is none of ours."""
+    form = format_of(row)
+    if form is None:
+        found = ", ".join(sorted(row.values)) or "none"
+        known = " | ".join(", ".join(fields) for _, fields in _FIELDS_OF_FORMAT)
+        raise UsageError(
+            f"{row.where}: {key} does not know what these fields mean: {found}.",
+            f"Known: {known}.\nOther names: data: [{{source: FILE, columns: {{question: THEIR NAME, ...}}}}].",
+        )
+    return form
+
+
+def check_use(form: str, what: What, source: str, key: str) -> None:
+    """Raises `UsageError` where rows of this format cannot be read as `what`; it names who reads them."""
+    if form in _FORMATS_OF[what]:
+        return
     raise UsageError(
-        f"{row.where}: {key} does not know what these fields mean: {found}.",
-        "Known: text | messages | instruction, output | chosen, rejected | prompt, responses, ranks | prompt.",
+        f"{key}: {source} is {form}, which cannot be read as {what}.",
+        f"{readers_of(form)} reads {form}; {key} reads {', '.join(_FORMATS_OF[what])}.",
     )
 
 
-def check_characters(row: Row) -> None:
-    """Raises `BadRow` where a text holds half a character (JSON allows `"\\ud800"` alone), which no tokenizer takes."""
+def readers_of(form: str) -> str:
+    """The recipe keys that read rows of this format."""
+    keys = [_KEY_OF[what] for what, formats in _FORMATS_OF.items() if form in formats]
+    return " or ".join(keys) or "pretrain.data"
+
+
+def usable(row: Row | BrokenRow) -> Row:
+    """`row` with lists in place of JSON that stands in a cell, as in csv.
+
+    Raises `BadRow` for a broken row, and where a text holds half a character (JSON allows `"\\ud800"` alone), which no
+    tokenizer takes.
+    """
+    if isinstance(row, BrokenRow):
+        raise BadRow(row.reason)
     try:
-        json.dumps(row.values, ensure_ascii=False).encode()
+        json.dumps(row.values, ensure_ascii=False, default=str).encode()
     except UnicodeEncodeError as problem:
         raise BadRow("a text holds half a character, a lone surrogate") from problem
+    lists = {field: _list_in(row.values[field]) for field in _LIST_FIELDS if field in row.values}
+    either = {field: _messages_in(row.values[field]) for field in _TEXT_OR_LIST_FIELDS if field in row.values}
+    return Row({**row.values, **lists, **either}, row.where)
+
+
+def has_tools(row: Row) -> bool:
+    """Whether the row offers tools to the model, which no stage shows it."""
+    return row.values.get("tools") not in (None, "", "[]", [])
 
 
 def to_conversation(row: Row, form: str) -> list[Message]:
-    """A conversation that ends with what the assistant said."""
+    """A conversation that ends with what the assistant said: the chosen of a pair, the first of a ranking's best.
+
+    Raises `BadRow` where it cannot be used.
+    """
+    values = row.values
     if form == "messages":
-        messages = check_messages(row.values.get("messages"))
-        if messages[-1]["role"] != "assistant":
-            raise BadRow("the conversation does not end with the assistant")
-        return messages
+        return answered(check_messages(values.get("messages")))
+    if form == "sharegpt":
+        return answered(sharegpt_messages(values))
     if form == "alpaca":
-        return [*_alpaca_prompt(row.values), {"role": "assistant", "content": _text(row.values, "output")}]
-    raise BadRow(f"it is {form}, not conversations")
+        return [*_alpaca_prompt(values), _answer(text_of(values, "output"))]
+    if form == "prompt_completion":
+        return _completed(as_prompt(values.get("prompt")), values.get("completion"))
+    if form == "question_answer":
+        return [*as_prompt(text_of(values, "question")), _answer(text_of(values, "answer"))]
+    ranking = to_ranking(row, form)
+    best = ranking.ranks.index(min(ranking.ranks))
+    return [*ranking.prompt, _answer(ranking.responses[best])]
 
 
 def to_ranking(row: Row, form: str) -> Ranking:
-    """A ranking; a pair is a ranking of K = 2."""
+    """A ranking; a pair is a ranking of K = 2. Raises `BadRow` where it cannot be used."""
     if form == "pairs":
-        prompt, chosen, rejected = _pair(row.values)
+        prompt, chosen, rejected = read_pair(row.values)
         return Ranking(prompt, [chosen, rejected], [1, 2])
-    if form == "rankings":
-        return _ranking(row.values)
-    raise BadRow(f"it is {form}, not rankings")
+    return _ranking(row.values)
 
 
 def to_prompt(row: Row, form: str) -> list[Message]:
-    """A prompt: a conversation that ends where the assistant would speak."""
-    if form in ("rankings", "prompts"):
+    """A prompt: a conversation that ends where the assistant would speak. Raises `BadRow` where it cannot be used."""
+    if form in ("rankings", "prompts", "prompt_completion"):
         return as_prompt(row.values.get("prompt"))
-    if form == "pairs":
-        return _pair(row.values)[0]
-    if form in ("messages", "alpaca"):
-        return to_conversation(row, form)[:-1]
-    raise BadRow(f"it is {form}, not prompts")
+    if form == "question_answer":
+        return as_prompt(text_of(row.values, "question"))
+    return to_conversation(row, form)[:-1]
 
 
-CONVERTERS: dict[str, Callable[[Row, str], Any]] = {
+CONVERTERS: Mapping[What, Callable[[Row, str], Any]] = {
     "conversations": to_conversation,
     "rankings": to_ranking,
     "prompts": to_prompt,
 }
 
 
-def check_messages(value: Any) -> list[Message]:
-    """`value` as a conversation; raises `BadRow` for wrong roles, a wrong order or empty turns."""
-    if not isinstance(value, list) or not value:
-        raise BadRow("there are no messages")
-    messages: list[Message] = []
-    for item in value:
-        if not isinstance(item, dict) or item.get("role") not in ROLES or not isinstance(item.get("content"), str):
-            raise BadRow("a message is not {role: system|user|assistant, content: text}")
-        if not item["content"].strip():
-            raise BadRow("a message is empty")
-        messages.append({"role": item["role"], "content": item["content"]})
-    turns = [message["role"] for message in messages]
-    if turns[0] == "system":
-        turns = turns[1:]
-    if turns != [("user", "assistant")[i % 2] for i in range(len(turns))] or not turns:
-        raise BadRow("user and assistant do not take turns")
-    return messages
+def _answer(text: str) -> Message:
+    return {"role": "assistant", "content": text}
 
 
-def as_prompt(value: Any) -> list[Message]:
-    """A prompt given as text or as messages."""
-    messages = check_messages([{"role": "user", "content": value}] if isinstance(value, str) else value)
-    if messages[-1]["role"] != "user":
-        raise BadRow("the prompt does not end with the user")
-    return messages
-
-
-def _text(values: dict[str, Any], field: str) -> str:
-    text = values.get(field)
-    if not isinstance(text, str):
-        raise BadRow(f"{field} is not text")
-    if not text.strip():
-        raise BadRow(f"{field} is empty")
-    return text
+def _completed(prompt: list[Message], completion: Any) -> list[Message]:
+    """`prompt` with its completion, which is text or messages."""
+    if isinstance(completion, str):
+        completion = [_answer(completion)]
+    if not isinstance(completion, list) or not completion:
+        raise BadRow("completion is neither text nor messages")
+    return answered(check_messages([*prompt, *completion]))
 
 
 def _alpaca_prompt(values: dict[str, Any]) -> list[Message]:
-    instruction, extra = _text(values, "instruction"), values.get("input") or ""
-    return [{"role": "user", "content": f"{instruction}\n\n{extra}" if extra else instruction}]
+    """What stands before the answer: `system`, `history` (a list of [question, answer]), `instruction` and `input`."""
+    turns: list[Message] = []
+    for pair in values.get("history") or []:
+        if not isinstance(pair, list) or len(pair) != 2:
+            raise BadRow("history is not a list of [question, answer]")
+        turns += [{"role": "user", "content": pair[0]}, {"role": "assistant", "content": pair[1]}]
+    instruction, extra = text_of(values, "instruction"), values.get("input") or ""
+    if not isinstance(extra, str):
+        raise BadRow("input is not text")
+    asked: Message = {"role": "user", "content": f"{instruction}\n\n{extra}" if extra else instruction}
+    return check_messages([*system_message(values), *turns, asked])
 
 
 def _ranking(values: dict[str, Any]) -> Ranking:
@@ -151,60 +204,18 @@ def _ranking(values: dict[str, Any]) -> Ranking:
     return Ranking(as_prompt(values.get("prompt")), responses, ranks, values.get("annotator"))
 
 
-def _pair(values: dict[str, Any]) -> tuple[list[Message], str, str]:
-    """Prompt, chosen and rejected answer of a pair: explicit prompt, sharegpt, or the dialogue inside the texts."""
-    chosen, rejected = values.get("chosen"), values.get("rejected")
-    if isinstance(values.get("conversations"), list):
-        prompt = check_messages([_sharegpt(turn) for turn in values["conversations"]])
-        return prompt, _sharegpt_answer(chosen), _sharegpt_answer(rejected)
-    if not isinstance(chosen, str) or not isinstance(rejected, str):
-        raise BadRow("chosen and rejected are not texts")
-    if "prompt" in values:
-        prompt = as_prompt(values["prompt"])
-    else:
-        prompt, chosen = _split_dialogue(chosen)
-        other_prompt, rejected = _split_dialogue(rejected)
-        if prompt != other_prompt:
-            raise BadRow("chosen and rejected have different prompts")
-    if not chosen.strip() or not rejected.strip():
-        raise BadRow("an answer is empty")
-    return prompt, chosen, rejected
+def _list_in(value: Any) -> Any:
+    """The list or object that a cell holds as JSON; anything else as it is."""
+    if not isinstance(value, str) or not value.lstrip().startswith(("[", "{")):
+        return value
+    try:
+        return json.loads(value)
+    except json.JSONDecodeError:
+        return value
 
 
-def _split_dialogue(text: str) -> tuple[list[Message], str]:
-    r"""A dialogue in hh-rlhf's form (`\n\nHuman: ... \n\nAssistant: ...`): the prompt and the last answer."""
-    if not text.startswith(_HUMAN):
-        raise BadRow("the text does not begin with a Human turn")
-    turns: list[Message] = []
-    for part in text.split(_HUMAN)[1:]:
-        question, *answers = part.split(_ASSISTANT)
-        turns.append({"role": "user", "content": question.strip()})
-        turns.extend({"role": "assistant", "content": answer.strip()} for answer in answers)
-    if turns[-1]["role"] != "assistant":
-        raise BadRow("the text does not end with an Assistant turn")
-    return check_messages(_merge_turns(turns[:-1])), turns[-1]["content"]
-
-
-def _merge_turns(turns: Sequence[Message]) -> list[Message]:
-    """Turns of one speaker in a row become one, as some dialogues in hh-rlhf have it."""
-    merged: list[Message] = []
-    for turn in turns:
-        if merged and merged[-1]["role"] == turn["role"]:
-            joined = f"{merged[-1]['content']}\n\n{turn['content']}".strip()
-            merged[-1] = {"role": turn["role"], "content": joined}
-        else:
-            merged.append(turn)
-    return merged
-
-
-def _sharegpt(turn: Any) -> dict[str, Any]:
-    if not isinstance(turn, dict):
-        raise BadRow("a turn is not {from, value}")
-    return {"role": _SHAREGPT_ROLES.get(str(turn.get("from"))), "content": turn.get("value")}
-
-
-def _sharegpt_answer(value: Any) -> str:
-    text = value.get("value") if isinstance(value, dict) else value
-    if not isinstance(text, str) or not text.strip():
-        raise BadRow("an answer is empty")
-    return text
+def _messages_in(value: Any) -> Any:
+    """As `_list_in`, where text may stand too: an answer may be JSON, so only that of messages is taken for a list."""
+    found = _list_in(value)
+    turns = found if isinstance(found, list) else [found]
+    return found if turns and all(map(is_turn, turns)) else value

@@ -1,46 +1,85 @@
 """From the `data:` blocks of a stage to what it trains on and what is held out.
 
+    report = Report()
+    for conversation, held_out in stream_conversations(blocks, world, "sft.data", report): ...
+
 The split is by content: whether a document, a conversation or a prompt is held out depends on its text alone, so it is
-the same in every stage that reads it, and no prompt is on both sides.
+the same in every stage that reads it, and no prompt is on both sides. Rows are read one at a time, so that a stream of
+them takes no more memory for a larger file; `load_...` are lists made of such streams.
 """
 
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Generic, Literal, TypeVar
+from typing import Any, Generic, TypeVar
 
 from chatpipe import pocketworld
-from chatpipe.data.formats import CONVERTERS, Ranking, check_characters, recognise
-from chatpipe.data.rows import BadRow, BrokenRow, Row, Skipped
-from chatpipe.data.sources import build_world, check_sources, is_hub, reads_pocketworld, source_rows
-from chatpipe.data.split import is_held_out
+from chatpipe.data.formats import CONVERTERS, Ranking, What, check_use, has_tools, recognise, usable
+from chatpipe.data.report import Report, SourceReport
+from chatpipe.data.rows import BadRow, Row
+from chatpipe.data.sources import (
+    build_world,
+    check_sources,
+    is_hub,
+    one_file_each,
+    reads_pocketworld,
+    source_rows,
+)
+from chatpipe.data.split import is_held_out, times_read
 from chatpipe.data.template import Message
 from chatpipe.errors import UsageError
 from chatpipe.recipe.schema import POCKETWORLD, DataBlock, Pocketworld
 
 POCKETWORLD_PROMPTS = 2000
 
-What = Literal["conversations", "rankings", "prompts"]
 Item = TypeVar("Item")
 Conversation = list[Message]
 
 
 @dataclass
 class Loaded(Generic[Item]):
-    """What a stage's data came to; `skipped` counts the rows that could not be used, by reason."""
+    """What a stage's data came to; `report` says what the sources were taken for and what was left out."""
 
     train: list[Item]
     held_out: list[Item]
-    skipped: dict[str, int] = field(default_factory=dict)
+    report: Report = field(default_factory=Report)
+
+    @property
+    def skipped(self) -> dict[str, int]:
+        """Rows that could not be used, by reason."""
+        return self.report.skipped
+
+
+@dataclass(frozen=True)
+class _Placed(Generic[Item]):
+    """One item of a stream; `times` is how often an epoch reads it, 1 where it is held out."""
+
+    item: Item
+    held_out: bool
+    times: int
+
+
+def stream_conversations(
+    blocks: Sequence[DataBlock], world: Pocketworld, key: str, report: Report
+) -> Iterator[tuple[Conversation, bool]]:
+    """Conversations that end with the assistant, in the order of their sources, each with whether it is held out.
+
+    What is asked decides that. A conversation whose weight says so comes several times in a row, or not at all.
+    `report` is filled while they are read. Raises `UsageError` where a source cannot be read, and at the end of one of
+    which more than `max_skipped` cannot be used.
+    """
+    for placed in _stream("conversations", blocks, world, key, report):
+        for _ in range(placed.times):
+            yield placed.item, placed.held_out
 
 
 def load_conversations(blocks: Sequence[DataBlock], world: Pocketworld, key: str) -> Loaded[Conversation]:
-    """Conversations that end with the assistant, split by what was asked."""
+    """Conversations that end with the assistant, split by what was asked. Raises as the stream, or for too few."""
     return _load("conversations", blocks, world, key)
 
 
 def load_rankings(blocks: Sequence[DataBlock], world: Pocketworld, key: str) -> Loaded[Ranking]:
-    """Rankings (pairs are K = 2), split by prompt."""
+    """Rankings (pairs are K = 2), split by prompt. Raises `UsageError` as `load_conversations` does."""
     return _load("rankings", blocks, world, key)
 
 
@@ -61,40 +100,107 @@ SPLIT_BY: Mapping[What, Callable[[Any], str]] = {
 }
 """The text by which an item of each kind is held out or not."""
 
+_CHOSEN_BY: Mapping[What, Callable[[Any], str]] = {
+    "conversations": prompt_key,
+    "rankings": lambda ranking: json.dumps(ranking.to_row(), ensure_ascii=False),
+    "prompts": prompt_key,
+}
+"""The text by which a fractional weight chooses an item: all of it, so that answers to one prompt go separate ways."""
+
 
 def check_rows(what: What, blocks: Sequence[DataBlock] | None, key: str) -> None:
-    """As `check_sources`, and also where the rows cannot be read as `what`, or are too few; builds no world."""
+    """As `check_sources`, and also where the rows cannot be read as `what`, or are too few.
+
+    Reads every row of every file and keeps none; builds no world and fetches nothing from a hub.
+    """
     check_sources(blocks, key)
     blocks = blocks or []
-    train, held_out = 0, 0
+    counts = {False: 0, True: 0}
     for block in blocks:
         if block.source == POCKETWORLD:
             _check_world_has(what, key)
-        elif not is_hub(block):  # which would be fetched for it
-            some, others = _split(what, _read(what, block, key, Skipped()))
-            train, held_out = train + len(some), held_out + len(others)
+        elif not is_hub(block):
+            for placed in _read(what, block, key, SourceReport(key, block.source)):
+                counts[placed.held_out] += placed.times
     if not reads_pocketworld(blocks) and not any(map(is_hub, blocks)):
-        _check_enough(train, held_out, blocks, key)
+        _check_enough(counts[False], counts[True], blocks, key)
 
 
-def _load(what: What, blocks: Sequence[DataBlock], settings: Pocketworld, key: str) -> Loaded[Any]:
+def _load(what: What, blocks: Sequence[DataBlock], world: Pocketworld, key: str) -> Loaded[Any]:
+    loaded = Loaded[Any]([], [])
+    seen: set[str] = set()
+    for placed in _stream(what, blocks, world, key, loaded.report):
+        if what == "prompts":
+            text = prompt_key(placed.item)
+            if text in seen:
+                continue
+            seen.add(text)
+        side = loaded.held_out if placed.held_out else loaded.train
+        side.extend([placed.item] * placed.times)
+    _check_enough(len(loaded.train), len(loaded.held_out), blocks, key)
+    return loaded
+
+
+def _stream(
+    what: What, blocks: Sequence[DataBlock], world: Pocketworld, key: str, report: Report
+) -> Iterator[_Placed[Any]]:
+    """The items of all blocks in order."""
     check_sources(blocks, key)
-    train: list[Any] = []
-    held_out: list[Any] = []
-    skipped = Skipped()
     for block in blocks:
         if block.source == POCKETWORLD:
             _check_world_has(what, key)
-            made = _pocketworld(what, settings)
-            some, others = made if what == "prompts" else _split(what, made[0])
+            yield from _built_in(what, block, world)
         else:
-            some, others = _split(what, _read(what, block, key, skipped))
-        train += some[: block.limit]
-        held_out += others[: block.limit]
-    if what == "prompts":
-        train, held_out = _distinct(train), _distinct(held_out)
-    _check_enough(len(train), len(held_out), blocks, key)
-    return Loaded(train, held_out, dict(skipped.reasons))
+            source = SourceReport(key, block.source)
+            report.sources.append(source)
+            yield from _read(what, block, key, source)
+
+
+def _read(what: What, block: DataBlock, key: str, source: SourceReport) -> Iterator[_Placed[Any]]:
+    """The usable rows of one source; `source` counts what it has and what is left out.
+
+    Raises `UsageError` where it has none, and at its end, or where `limit` ends it, for too many unusable ones.
+    """
+    if block.document != "file":
+        raise UsageError(f"{key}: document is for raw text, not for {what}.", "Leave it out.")
+    if block.format != "auto":
+        check_use(block.format, what, block.source, key)
+    items = (item for part in one_file_each(block, key) for item in _items_of_file(what, part, key, source))
+    yield from _sides(what, items, block)
+    if source.rows == 0:
+        raise UsageError(f"{key}: {block.source} holds no rows.", "Give a file with at least one row.")
+    source.skipped.check(f"{key}: {block.source}", source.rows, block.max_skipped)
+
+
+def _sides(what: What, items: Iterator[Any], block: DataBlock) -> Iterator[_Placed[Any]]:
+    """Each item with its side, as far as the block's `limit` lets each side."""
+    counts = {False: 0, True: 0}
+    for item in items:
+        if block.limit is not None and min(counts.values()) >= block.limit:
+            return
+        held_out = is_held_out(SPLIT_BY[what](item))
+        if block.limit is None or counts[held_out] < block.limit:
+            counts[held_out] += 1
+            yield _Placed(item, held_out, 1 if held_out else times_read(_CHOSEN_BY[what](item), block.weight))
+
+
+def _items_of_file(what: What, part: DataBlock, key: str, source: SourceReport) -> Iterator[Any]:
+    form: str | None = None if part.format == "auto" else part.format
+    for row in source_rows(part, key):
+        source.rows += 1
+        if form is None and isinstance(row, Row):
+            form = recognise(row, key)
+            check_use(form, what, part.source, key)
+        try:
+            found = usable(row)
+            assert form is not None  # a usable row was recognised above
+            item = CONVERTERS[what](found, form)
+        except BadRow as problem:
+            source.skipped.add(str(problem), row)
+            continue
+        source.took_for(form)
+        source.tools_ignored += has_tools(found)
+        yield item
 
 
 def _check_enough(train: int, held_out: int, blocks: Sequence[DataBlock], key: str) -> None:
@@ -108,46 +214,6 @@ def _check_enough(train: int, held_out: int, blocks: Sequence[DataBlock], key: s
     )
 
 
-def _read(what: What, block: DataBlock, key: str, skipped: Skipped) -> list[Any]:
-    """The usable rows of one source; more than 1 % unusable ones are refused."""
-    if block.weight != 1 or block.document != "file":
-        raise UsageError(f"{key}: weight and document are for raw text, not for {what}.", "Leave them out.")
-    found = [_whole(row) for row in source_rows(block, key)]
-    if not found:
-        raise UsageError(f"{key}: {block.source} holds no rows.", "Give a file with at least one row.")
-    form = block.format if block.format != "auto" else recognise(found[0], key)
-    convert = CONVERTERS[what]
-    here = Skipped()
-    items = []
-    for row in found:
-        try:
-            check_characters(row)
-            items.append(convert(row, form))
-        except BadRow as problem:
-            here.add(str(problem), row.where)
-    here.check(f"{key}: {block.source}", len(found))
-    for reason, count in here.reasons.items():
-        skipped.reasons[reason] += count
-    return items
-
-
-def _whole(row: Row | BrokenRow) -> Row:
-    if isinstance(row, BrokenRow):
-        raise row.problem()
-    return row
-
-
-def _split(what: What, items: list[Any]) -> tuple[list[Any], list[Any]]:
-    sides: tuple[list[Any], list[Any]] = ([], [])
-    for item in items:
-        sides[is_held_out(SPLIT_BY[what](item))].append(item)
-    return sides
-
-
-def _distinct(prompts: list[Conversation]) -> list[Conversation]:
-    return list({prompt_key(prompt): prompt for prompt in prompts}.values())
-
-
 def _check_world_has(what: What, key: str) -> None:
     if what == "rankings":
         raise UsageError(
@@ -155,12 +221,13 @@ def _check_world_has(what: What, key: str) -> None:
         )
 
 
-def _pocketworld(what: What, settings: Pocketworld) -> tuple[list[Any], list[Any]]:
+def _built_in(what: What, block: DataBlock, settings: Pocketworld) -> Iterator[_Placed[Any]]:
     """The built-in world's rows; only its prompts come divided, practice and test being about different people."""
     world, seed = build_world(settings), settings.seed
     if what == "conversations":
-        return pocketworld.conversations(world, settings.conversations, seed), []
-    return (
-        pocketworld.prompts(world, "practice", POCKETWORLD_PROMPTS, seed),
-        pocketworld.prompts(world, "test", POCKETWORLD_PROMPTS, seed),
-    )
+        yield from _sides(what, iter(pocketworld.conversations(world, settings.conversations, seed)), block)
+        return
+    for prompt in pocketworld.prompts(world, "practice", POCKETWORLD_PROMPTS, seed)[: block.limit]:
+        yield _Placed(prompt, False, times_read(prompt_key(prompt), block.weight))
+    for prompt in pocketworld.prompts(world, "test", POCKETWORLD_PROMPTS, seed)[: block.limit]:
+        yield _Placed(prompt, True, 1)

@@ -14,7 +14,6 @@ from typing import Any
 from chatpipe.data.text_files import numbered_lines, open_bytes, text_chunks
 from chatpipe.errors import UsageError
 
-MAX_SKIPPED_SHARE = 0.01
 PARQUET_ROWS = 1024
 MAX_CSV_FIELD = 2**31 - 1
 
@@ -35,11 +34,6 @@ class BrokenRow:
     detail: str
     where: str
 
-    def problem(self) -> UsageError:
-        """The error for where each row is needed."""
-        detail = f": {self.detail}" if self.detail else ""
-        return UsageError(f"{self.where}: {self.reason}{detail}.", "Each row is one JSON object with named fields.")
-
 
 class BadRow(Exception):
     """A row that cannot be used; the message is the reason, short enough to count by."""
@@ -52,19 +46,21 @@ class Skipped:
     reasons: Counter[str] = field(default_factory=Counter)
     first: dict[str, str] = field(default_factory=dict)
 
-    def add(self, reason: str, where: str) -> None:
+    def add(self, reason: str, row: Row | BrokenRow) -> None:
         self.reasons[reason] += 1
-        self.first.setdefault(reason, where)
+        detail = f", {row.detail}" if isinstance(row, BrokenRow) and row.detail else ""
+        self.first.setdefault(reason, f"{row.where}{detail}")
 
-    def check(self, source: str, total: int) -> None:
-        """Raises `UsageError` when more than 1 % of `total` rows are unusable, or all of them."""
-        count = sum(self.reasons.values())
-        if count == 0 or (count <= MAX_SKIPPED_SHARE * total and count < total):
+    def check(self, source: str, total: int, max_share: float) -> None:
+        """Raises `UsageError` when more than this share of `total` rows is unusable, or all of them."""
+        count = self.reasons.total()
+        if count == 0 or (count <= max_share * total and count < total):
             return
         lines = [f"{n} rows: {reason} (first at {self.first[reason]})" for reason, n in self.reasons.most_common(4)]
         raise UsageError(
             "\n".join([f"{source}: {count} of {total} rows cannot be used.", *lines]),
-            "Mend the file, or say what it holds: data: [{source: FILE, format: ..., columns: ...}].",
+            "Mend the file, say what it holds (data: [{source: FILE, format: ..., columns: ...}]), "
+            "or allow more (max_skipped: SHARE).",
         )
 
 

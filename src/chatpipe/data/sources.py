@@ -77,6 +77,15 @@ def source_rows(block: DataBlock, key: str) -> Iterator[Row | BrokenRow]:
         yield _with_columns(row, block) if isinstance(row, Row) else row
 
 
+def one_file_each(block: DataBlock, key: str) -> Iterator[DataBlock]:
+    """`block` in parts of one file, since each may have another format; a data set of the hub is one part."""
+    if is_hub(block):
+        yield block
+        return
+    for path in source_files(block.source, key):
+        yield block.model_copy(update={"source": str(path)})
+
+
 def data_fingerprints(blocks: Sequence[DataBlock], key: str) -> dict[str, str]:
     """Source -> what it holds and how it is read; a source that stands there twice has both in one."""
     found: dict[str, str] = {}
@@ -92,7 +101,8 @@ def block_fingerprint(block: DataBlock, key: str) -> str:
 
     A data set of the hub is known by its name and revision, not by what it holds.
     """
-    settings = block.model_dump(mode="json", exclude_defaults=True, exclude={"source", "format", "limit", "weight"})
+    apart = {"source", "format", "limit", "weight", "max_skipped"}  # the last one decides no row
+    settings = block.model_dump(mode="json", exclude_defaults=True, exclude=apart)
     said = [f"{name}={value}" for name, value in settings.items()]
     weight = [] if block.weight == 1 else [f"weight={block.weight}"]
     return " ".join([_content(block, key), block.format, str(block.limit), *said, *weight])
@@ -143,7 +153,10 @@ def _rows_as_they_are(block: DataBlock, key: str) -> Iterator[Row | BrokenRow]:
         return
     for path in source_files(block.source, key):
         if kind_of(path) not in READERS:
-            raise UsageError(f"{key}: {path} is running text, which has no rows.", "Give json, jsonl, csv or parquet.")
+            raise UsageError(
+                f"{key}: {path} is running text, which has no rows.",
+                "Give json, jsonl, csv or parquet; txt is for pretrain.data.",
+            )
         yield from file_rows(path)
 
 

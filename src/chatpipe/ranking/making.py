@@ -26,7 +26,9 @@ def make_rankings(recipe: Recipe, model_folder: str, path: Path) -> int:
     settings = recipe.sample
     tokenizer = load_tokenizer(model_folder)
     model = load_causal_model(model_folder)
-    prompts = load_prompts(settings.data or [], recipe.pocketworld, "sample.data").train[: settings.prompts]
+    loaded = load_prompts(settings.data or [], recipe.pocketworld, "sample.data")
+    loaded.report.say()
+    prompts = loaded.train[: settings.prompts]
     params = SamplingParams(max_new_tokens=settings.max_new_tokens, temperature=settings.temperature)
     with console.progress("sample", len(prompts) * settings.k) as bar:
         sampled = sample_completions(model, tokenizer, prompts, settings.k, params, recipe.seed, bar.update)

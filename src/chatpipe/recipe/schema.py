@@ -17,7 +17,18 @@ POCKETWORLD = "pocketworld"
 HUB = "hub:"
 """What the source of a data set of the hub begins with."""
 
-DataFormat = Literal["auto", "text", "messages", "alpaca", "pairs", "rankings", "prompts"]
+DataFormat = Literal[
+    "auto",
+    "text",
+    "messages",
+    "sharegpt",
+    "alpaca",
+    "prompt_completion",
+    "question_answer",
+    "pairs",
+    "rankings",
+    "prompts",
+]
 
 
 class DataBlock(Section):
@@ -37,7 +48,12 @@ class DataBlock(Section):
         "file",
         description="What a document of a txt file is: all of it, each line, or what stands between blank lines.",
     )
-    weight: float = Field(1.0, gt=0, description="Raw text: how often each of its tokens is read in an epoch.")
+    weight: float = Field(
+        1.0, gt=0, description="How often each row to train on (raw text: each token) is read in an epoch."
+    )
+    max_skipped: float = Field(
+        0.01, ge=0, le=1, description="The share of rows that may be unusable; they are counted and left out."
+    )
     name: str | None = Field(None, description="Of a data set of the hub: its configuration.")
     split: str = Field("train", description="Of a data set of the hub.")
     revision: str | None = Field(None, description="Of a data set of the hub: a commit; else the newest.")

@@ -1,8 +1,12 @@
 """The same held-out question, put to the model of every stage, so that a person sees what each stage changed."""
 
+from collections.abc import Iterable
+from itertools import islice
+
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from chatpipe.data.load import Conversation, load_conversations, load_prompts
+from chatpipe.data.load import Conversation, load_prompts, stream_conversations
+from chatpipe.data.report import Report
 from chatpipe.data.template import decode_answer, encode_prompt
 from chatpipe.errors import UsageError
 from chatpipe.generation import SamplingParams, generate
@@ -17,22 +21,21 @@ def example_prompt(job: Job) -> Conversation:
     Other stages' data may be missing when a stage runs alone; the question is then a general one.
     """
     try:
-        prompts = _held_out_prompts(job)
+        single = list(islice((prompt for prompt in _held_out_prompts(job) if len(prompt) == 1), 11))
     except UsageError:
-        prompts = []
-    single = [prompt for prompt in prompts if len(prompt) == 1][:11]
+        single = []
     if not single:
         return [{"role": "user", "content": "Who are you?"}]
     return sorted(single, key=lambda prompt: len(prompt[-1]["content"]))[len(single) // 2]
 
 
-def _held_out_prompts(job: Job) -> list[Conversation]:
+def _held_out_prompts(job: Job) -> Iterable[Conversation]:
     recipe = job.recipe
     blocks = stage_data(recipe, "ppo")["ppo.data"]
     if blocks:
         return load_prompts(blocks, recipe.pocketworld, "ppo.data").held_out
-    conversations = load_conversations(recipe.sft.data or [], recipe.pocketworld, "sft.data")
-    return [conversation[:-1] for conversation in conversations.held_out]
+    stream = stream_conversations(recipe.sft.data or [], recipe.pocketworld, "sft.data", Report())
+    return (conversation[:-1] for conversation, held_out in stream if held_out)
 
 
 def complete_example(job: Job, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> dict[str, str]:

@@ -12,7 +12,8 @@ from typing import Any, Literal
 
 from chatpipe.checkpoints import MANIFEST, Manifest, checkpoint_id, read_manifest
 from chatpipe.data.documents import check_documents
-from chatpipe.data.load import What, check_rows
+from chatpipe.data.formats import What
+from chatpipe.data.load import check_rows
 from chatpipe.data.sources import build_world, data_fingerprints, named_files, reads_pocketworld
 from chatpipe.durable import replace_text, retire
 from chatpipe.errors import UsageError

@@ -64,6 +64,8 @@ def run_ppo(job: Job) -> Outcome | None:
     """Trains the stage's model; the main process evaluates it, saves it and returns what came out."""
     recipe, section = job.recipe, job.recipe.ppo
     prompts = load_prompts(job.data()["ppo.data"], recipe.pocketworld, "ppo.data")
+    if job.is_main:
+        prompts.report.say()
     set_seed(recipe.seed)
     tokenizer = load_tokenizer(job.models["model"])
     add_chat_template(tokenizer)

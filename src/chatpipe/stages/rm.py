@@ -1,12 +1,15 @@
 """rm: a reward model from rankings."""
 
+from collections.abc import Iterable
+from itertools import islice
 from typing import Any
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainingArguments, set_seed
 
 from chatpipe import console
 from chatpipe.data.formats import Ranking
-from chatpipe.data.load import load_conversations, load_rankings
+from chatpipe.data.load import Conversation, load_rankings, stream_conversations
+from chatpipe.data.report import Report
 from chatpipe.data.rows import BadRow
 from chatpipe.data.sources import build_world, reads_pocketworld
 from chatpipe.data.template import add_chat_template, encode_completion
@@ -33,6 +36,8 @@ def run_rm(job: Job) -> Outcome | None:
     """Trains the stage's model; the main process evaluates it, saves it and returns what came out."""
     recipe, section = job.recipe, job.recipe.rm
     rankings = load_rankings(job.data()["rm.data"], recipe.pocketworld, "rm.data")
+    if job.is_main:
+        rankings.report.say()
     tokenizer = load_tokenizer(job.models["model"])
     add_chat_template(tokenizer)
     model = quickest_attention(new_reward_model(job.models["model"], tokenizer.pad_token_id, recipe.seed))
@@ -104,13 +109,14 @@ def _demonstrations(
 ) -> list[list[int]]:
     """What rewards are centred on: fine-tuning conversations where the recipe names them, else the best answers."""
     blocks = job.recipe.sft.data
+    pairs: Iterable[tuple[Conversation, str]]
     if blocks:
-        conversations = load_conversations(blocks, job.recipe.pocketworld, "sft.data").train
-        pairs = [(conversation[:-1], conversation[-1]["content"]) for conversation in conversations]
+        stream = stream_conversations(blocks, job.recipe.pocketworld, "sft.data", Report())
+        pairs = ((said[:-1], said[-1]["content"]) for said, held_out in stream if not held_out)
     else:
-        pairs = [(ranking.prompt, ranking.responses[ranking.ranks.index(min(ranking.ranks))]) for ranking in rankings]
+        pairs = ((ranking.prompt, ranking.responses[ranking.ranks.index(min(ranking.ranks))]) for ranking in rankings)
     encoded = (encode_completion(tokenizer, prompt, answer)[0] for prompt, answer in pairs)
-    return [ids for ids in encoded if len(ids) <= max_length][:MAX_DEMONSTRATIONS]
+    return list(islice((ids for ids in encoded if len(ids) <= max_length), MAX_DEMONSTRATIONS))
 
 
 def _example(

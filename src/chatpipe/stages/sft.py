@@ -47,6 +47,8 @@ def run_sft(job: Job) -> Outcome | None:
     """Trains the stage's model; the main process evaluates it, saves it and returns what came out."""
     recipe, section = job.recipe, job.recipe.sft
     conversations = load_conversations(job.data()["sft.data"], recipe.pocketworld, "sft.data")
+    if job.is_main:
+        conversations.report.say()
     tokenizer, model = load_for_chat(job.models["model"])
     max_length = min(section.max_length, model.config.max_position_embeddings)
     with console.progress("tokenising", total=None):

@@ -1,0 +1,97 @@
+"""Conversations as lists of messages, from the two shapes that files have: OpenAI's and sharegpt's."""
+
+from typing import Any
+
+from chatpipe.data.rows import BadRow
+from chatpipe.data.template import Message
+
+ROLES = ("system", "user", "assistant")
+_TOOL_ROLES = {"tool", "function", "function_call", "observation"}
+_SHAREGPT_ROLES = {"human": "user", "gpt": "assistant", "system": "system", "user": "user", "assistant": "assistant"}
+
+
+def check_messages(value: Any) -> list[Message]:
+    """`value` as a conversation; raises `BadRow` for wrong roles, a wrong order, empty turns, or messages of tools."""
+    if not isinstance(value, list) or not value:
+        raise BadRow("there are no messages")
+    messages = [_message(item) for item in value]
+    turns = [message["role"] for message in messages]
+    if turns[0] == "system":
+        turns = turns[1:]
+    if turns != [("user", "assistant")[i % 2] for i in range(len(turns))] or not turns:
+        raise BadRow("user and assistant do not take turns")
+    return messages
+
+
+def as_prompt(value: Any) -> list[Message]:
+    """A prompt given as text or as messages."""
+    messages = check_messages([{"role": "user", "content": value}] if isinstance(value, str) else value)
+    if messages[-1]["role"] != "user":
+        raise BadRow("the prompt does not end with the user")
+    return messages
+
+
+def answered(messages: list[Message]) -> list[Message]:
+    """`messages` themselves; raises `BadRow` where the assistant does not have the last word."""
+    if messages[-1]["role"] != "assistant":
+        raise BadRow("the conversation does not end with the assistant")
+    return messages
+
+
+def sharegpt_messages(values: dict[str, Any]) -> list[Message]:
+    """The turns in `conversations`, behind the field `system` where it has text."""
+    turns = values.get("conversations")
+    if not isinstance(turns, list):
+        raise BadRow("conversations is not a list of {from, value}")
+    return check_messages([*system_message(values), *map(sharegpt_message, turns)])
+
+
+def sharegpt_message(turn: Any) -> Message:
+    """One turn `{from, value}` as a message."""
+    speaker = turn.get("from") if isinstance(turn, dict) else None
+    if speaker in _TOOL_ROLES:
+        raise BadRow("the conversation has messages of tools")
+    if speaker not in _SHAREGPT_ROLES or not isinstance(turn.get("value"), str):
+        raise BadRow("a turn is not {from: human|gpt|system, value: text}")
+    return {"role": _SHAREGPT_ROLES[speaker], "content": turn["value"]}
+
+
+def system_message(values: dict[str, Any]) -> list[Message]:
+    """The field `system` of a row as a message; none where it is missing or empty."""
+    return [{"role": "system", "content": text_of(values, "system")}] if values.get("system") else []
+
+
+def text_of(values: dict[str, Any], field: str) -> str:
+    """The text in a field. Raises `BadRow` where there is none."""
+    text = values.get(field)
+    if not isinstance(text, str):
+        raise BadRow(f"{field} is not text")
+    if not text.strip():
+        raise BadRow(f"{field} is empty")
+    return text
+
+
+def is_turn(value: Any) -> bool:
+    """Whether `value` looks like one message, of either shape."""
+    return isinstance(value, dict) and ({"role", "content"} <= value.keys() or {"from", "value"} <= value.keys())
+
+
+def _message(item: Any) -> Message:
+    if isinstance(item, dict) and (item.get("role") in _TOOL_ROLES or item.get("tool_calls")):
+        raise BadRow("the conversation has messages of tools")
+    content = _joined(item.get("content")) if isinstance(item, dict) else None
+    if not isinstance(content, str) or item.get("role") not in ROLES:
+        raise BadRow("a message is not {role: system|user|assistant, content: text}")
+    if not content.strip():
+        raise BadRow("a message is empty")
+    return {"role": item["role"], "content": content}
+
+
+def _joined(content: Any) -> Any:
+    """OpenAI's list of parts as one text; anything else as it is."""
+    if not isinstance(content, list):
+        return content
+    if not all(isinstance(part, dict) and part.get("type") == "text" for part in content):
+        raise BadRow("a message has a part that is not text")
+    texts = [part.get("text") for part in content]
+    return "".join(texts) if all(isinstance(text, str) for text in texts) else None
