@@ -109,10 +109,13 @@ def chat(model_folder: str, params: "SamplingParams", seed: int, system: str | N
     import torch
     from transformers.utils import logging
 
+    from chatpipe.data.template import stop_at_end_of_turn
     from chatpipe.models.loading import load_causal_model, load_tokenizer
 
     logging.disable_progress_bar()
     tokenizer = load_tokenizer(model_folder)
+    if tokenizer.chat_template is not None:
+        stop_at_end_of_turn(tokenizer)
     model = load_causal_model(model_folder).to("cuda" if torch.cuda.is_available() else "cpu")
     conversation = Conversation(model, tokenizer, params, seed, system)
     if conversation.is_base:

@@ -51,8 +51,6 @@ def test_a_prompt_ends_where_the_assistant_speaks(tokenizer):
 def test_the_loss_is_on_what_the_assistant_says_and_on_its_end(tokenizer):
     ids, mask = encode_conversation(tokenizer, [SYSTEM, *TURNS])
     assert learned(tokenizer, ids, mask) == f" Mara is a baker.{EOS} He has a dog.{EOS}"
-    ids, mask = encode_conversation(tokenizer, [SYSTEM, *TURNS], only_last=True)
-    assert learned(tokenizer, ids, mask) == f" He has a dog.{EOS}"
 
 
 def test_the_mask_is_the_one_that_transformers_makes_of_the_template(tokenizer):

@@ -1,14 +1,22 @@
 """The one function that turns a conversation into token ids, for sft, rm, ppo, sampling and chat alike.
 
 Training and serving see the same ids because nothing else in chatpipe renders conversations.
+
+A tokenizer keeps the template that it comes with, if one can train with it: every prompt has to be the beginning of the
+whole, and every answer has to end with a token of its own. That token is what generation stops at, so it is made the
+tokenizer's EOS, whatever that was before. Qwen3's template, for one, takes the reasoning out of earlier answers;
+for such families trl has a template that does not. A tokenizer without template gets ours.
 """
 
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+from jinja2 import TemplateError
+
 from chatpipe.errors import UsageError
 
 if TYPE_CHECKING:
+    from tokenizers import Encoding
     from transformers import PreTrainedTokenizerBase
 
 SYSTEM_TOKEN, USER_TOKEN, ASSISTANT_TOKEN = "<|system|>", "<|user|>", "<|assistant|>"
@@ -30,38 +38,50 @@ CHAT_TEMPLATE = (
 Message = dict[str, str]
 """One turn of a conversation: `role` (system, user or assistant) and `content`."""
 
+# What a template is tried out on. A tokenizer may merge what begins an answer with what stands before it.
+_BEGINNINGS = ("Yes", "42", "- one", "'s", "é", "你好", "<b>", "{")
+
 
 def encode_prompt(tokenizer: "PreTrainedTokenizerBase", messages: Sequence[Message]) -> list[int]:
-    """Token ids of `messages` up to and including the mark that makes the assistant speak next."""
-    return _apply(tokenizer, messages, add_generation_prompt=True)
+    """Token ids of `messages` up to and including the mark that makes the assistant speak next.
+
+    Raises `UsageError` where the template refuses them.
+    """
+    return _tokenise(tokenizer, [_render(tokenizer, messages, add_generation_prompt=True)])[0].ids
 
 
 def encode_conversation(
-    tokenizer: "PreTrainedTokenizerBase", messages: Sequence[Message], only_last: bool = False
+    tokenizer: "PreTrainedTokenizerBase", messages: Sequence[Message]
 ) -> tuple[list[int], list[int]]:
     """Token ids of a whole conversation, and a mask of the same length that is 1 on what the assistant says.
 
-    The mask covers each assistant turn (with `only_last`: the last one alone) and the end-of-turn token behind it.
-    A turn's tokens are found as what comes after the prompt before it, so any template whose prompts are a prefix of
-    the whole works; one that is not raises `UsageError`.
+    The mask covers each assistant turn and the EOS behind it, and the ids end there. Raises `UsageError` where the
+    template refuses the conversation, or where the prompt of a turn is not the beginning of the whole.
     """
-    ids = _apply(tokenizer, messages, add_generation_prompt=False)
-    mask = [0] * len(ids)
-    turns = [i for i, message in enumerate(messages) if message["role"] == "assistant"]
-    for turn in turns[-1:] if only_last else turns:
-        start = len(encode_prompt(tokenizer, messages[:turn]))
-        end = len(_apply(tokenizer, messages[: turn + 1], add_generation_prompt=False))
-        _check_prefix(tokenizer, messages, turn, ids, start)
-        mask[start:end] = [1] * (end - start)
-    return ids, mask
+    return encode_conversations(tokenizer, [messages])[0]
+
+
+def encode_conversations(
+    tokenizer: "PreTrainedTokenizerBase", conversations: Sequence[Sequence[Message]]
+) -> list[tuple[list[int], list[int]]]:
+    """As `encode_conversation`, for many at once, which the tokenizer reads in several threads.
+
+    A conversation is tokenised once; where the assistant speaks is found in its text, which is rendered in no time.
+    """
+    rendered = [_render(tokenizer, messages, add_generation_prompt=False) for messages in conversations]
+    encodings = _tokenise(tokenizer, rendered)
+    return [
+        _masked(tokenizer, messages, text, encoding)
+        for messages, text, encoding in zip(conversations, rendered, encodings, strict=True)
+    ]
 
 
 def encode_completion(
     tokenizer: "PreTrainedTokenizerBase", prompt: Sequence[Message], completion: str
 ) -> tuple[list[int], int]:
-    """Token ids of `prompt` answered by `completion` with its end-of-turn token, and the number of prompt tokens."""
-    ids = _apply(tokenizer, [*prompt, {"role": "assistant", "content": completion}], add_generation_prompt=False)
-    return ids, len(encode_prompt(tokenizer, prompt))
+    """Token ids of `prompt` answered by `completion` with its EOS, and the number of prompt tokens."""
+    ids, mask = encode_conversation(tokenizer, [*prompt, {"role": "assistant", "content": completion}])
+    return ids, len(mask) - mask[::-1].index(0) if 0 in mask else 0
 
 
 def decode_answer(tokenizer: "PreTrainedTokenizerBase", ids: Sequence[int]) -> str:
@@ -70,33 +90,145 @@ def decode_answer(tokenizer: "PreTrainedTokenizerBase", ids: Sequence[int]) -> s
 
 
 def add_chat_template(tokenizer: "PreTrainedTokenizerBase") -> int:
-    """Gives a tokenizer without chat template ours, with role tokens and a pad token; returns how many were added.
+    """Makes a tokenizer fit for training on conversations; returns how many tokens were added.
 
-    A pad token that equals EOS is replaced: EOS would be masked from the loss and never learned
-    (trl #976, transformers #23530).
+    It keeps its template, or gets trl's for its family, or, if it has none, ours with its role tokens. EOS is what ends
+    an answer. A pad token that equals EOS is replaced: EOS would be masked from the loss and never learned (trl #976,
+    transformers #23530). Raises `UsageError` for a template that one cannot train with.
     """
-    if tokenizer.eos_token is None:
-        raise UsageError("The tokenizer has no end-of-text token.", "Set eos_token in its tokenizer_config.json.")
     added = 0
     if tokenizer.chat_template is None:
-        tokenizer.chat_template = CHAT_TEMPLATE
+        if tokenizer.eos_token is None:
+            raise UsageError("The tokenizer has no end-of-text token.", "Set eos_token in its tokenizer_config.json.")
+        tokenizer.chat_template = ("{{ bos_token }}" if _begins_with_bos(tokenizer) else "") + CHAT_TEMPLATE
         added += tokenizer.add_special_tokens({"extra_special_tokens": ROLE_TOKENS})
+    else:
+        _choose_template(tokenizer)
     if tokenizer.pad_token_id is None or tokenizer.pad_token_id == tokenizer.eos_token_id:
         added += tokenizer.add_special_tokens({"pad_token": "<|pad|>"})
     return added
 
 
-def _apply(tokenizer: "PreTrainedTokenizerBase", messages: Sequence[Message], add_generation_prompt: bool) -> list[int]:
-    return tokenizer.apply_chat_template(
-        list(messages), tokenize=True, add_generation_prompt=add_generation_prompt, return_dict=False
+def stop_at_end_of_turn(tokenizer: "PreTrainedTokenizerBase") -> None:
+    """Makes the token with which the chat template ends an answer the EOS, at which generation stops.
+
+    Base models of Qwen and Gemma's chat models, among others, have another one there: they would write on behind their
+    answer. Nothing is changed where the template ends answers with no token of its own.
+    """
+    answer = "Aardvarks."  # which no template writes itself
+    messages = [{"role": "user", "content": "Yes?"}, {"role": "assistant", "content": answer}]
+    _, found, behind = _render(tokenizer, messages, add_generation_prompt=False).rpartition(answer)
+    tokens = _tokenise(tokenizer, [behind.lstrip()])[0].tokens
+    if found and tokens and (tokens[0] in tokenizer.get_added_vocab() or tokens[0] == tokenizer.eos_token):
+        tokenizer.eos_token = tokens[0]
+
+
+def _choose_template(tokenizer: "PreTrainedTokenizerBase") -> None:
+    """Leaves a template that can be trained with, or puts trl's in its place."""
+    if isinstance(tokenizer.chat_template, dict):  # variants by name
+        tokenizer.chat_template = tokenizer.chat_template.get("default")
+    fault = "it has no variant of the name default" if tokenizer.chat_template is None else _fault(tokenizer)
+    if fault is None:
+        return
+    training = _training_template(tokenizer)
+    if training is not None:
+        tokenizer.chat_template = training
+        if _fault(tokenizer) is None:
+            return
+    raise UsageError(
+        f"The tokenizer's chat template cannot be trained with: {fault}.",
+        "Give a template whose prompts are the beginning of the whole and whose answers end with a token of their own; "
+        "or take it out of the model's folder (chat_template), which then gets chatpipe's.",
     )
 
 
-def _check_prefix(
-    tokenizer: "PreTrainedTokenizerBase", messages: Sequence[Message], turn: int, ids: list[int], start: int
-) -> None:
-    if encode_prompt(tokenizer, messages[:turn]) != ids[:start]:
+def _fault(tokenizer: "PreTrainedTokenizerBase") -> str | None:
+    """What makes the template unfit for training, if anything does. Sets the EOS."""
+    try:
+        stop_at_end_of_turn(tokenizer)
+        for beginning in _BEGINNINGS:
+            messages = [{"role": ("user", "assistant")[i % 2], "content": f"{beginning} {i}"} for i in range(4)]
+            ids, mask = encode_conversation(tokenizer, messages)
+            once = encode_conversation(tokenizer, messages[:2])[0]
+            if ids[: len(once)] != once:
+                return "an answer is written differently once more is said"
+            for turn in (1, 3):
+                prompt = encode_prompt(tokenizer, messages[:turn])
+                if ids[: len(prompt)] != prompt or not mask[len(prompt)] or mask[len(prompt) - 1]:
+                    return "the tokens of a prompt change when it is answered"
+    except UsageError as problem:
+        return problem.message.replace("The tokenizer's chat template", "it").rstrip(".")
+    return None
+
+
+def _training_template(tokenizer: "PreTrainedTokenizerBase") -> str | None:
+    """What trl has for training in place of the tokenizer's template, if it knows that one."""
+    from trl.chat_template_utils import get_training_chat_template
+
+    try:
+        return get_training_chat_template(tokenizer)
+    except (ValueError, TypeError, TemplateError):  # it does not, or the template cannot be tried out
+        return None
+
+
+def _begins_with_bos(tokenizer: "PreTrainedTokenizerBase") -> bool:
+    """Whether the model was trained on texts with BOS before them, as Llama's were."""
+    return tokenizer.bos_token_id is not None and tokenizer("a")["input_ids"][0] == tokenizer.bos_token_id
+
+
+def _render(tokenizer: "PreTrainedTokenizerBase", messages: Sequence[Message], add_generation_prompt: bool) -> str:
+    """The text of `messages`. Outer white space is no part of a turn: it would merge with a template's line breaks."""
+    stripped = [{"role": message["role"], "content": message["content"].strip()} for message in messages]
+    try:
+        return str(tokenizer.apply_chat_template(stripped, tokenize=False, add_generation_prompt=add_generation_prompt))
+    except TemplateError as problem:
+        first = f"{stripped[0]['role']}: {stripped[0]['content'][:40]!r}"
         raise UsageError(
-            f"The tokenizer's chat template writes turn {turn + 1} differently once it is answered.",
-            "Use a chat template whose prompt is a prefix of the whole conversation.",
-        )
+            f"The tokenizer's chat template refuses a conversation ({first}): {problem}.",
+            "Leave system messages out, if that is it, or use a model whose template takes them."
+            if stripped[0]["role"] == "system"
+            else "Give conversations as the template wants them, or another template.",
+        ) from problem
+
+
+def _tokenise(tokenizer: "PreTrainedTokenizerBase", rendered: list[str]) -> list["Encoding"]:
+    """The tokens of rendered text, in which BOS and all others stand already."""
+    backend = tokenizer.backend_tokenizer
+    backend.no_truncation()  # a tokenizer.json may have both on
+    backend.no_padding()
+    return backend.encode_batch(rendered, add_special_tokens=False)
+
+
+def _masked(
+    tokenizer: "PreTrainedTokenizerBase", messages: Sequence[Message], text: str, encoding: "Encoding"
+) -> tuple[list[int], list[int]]:
+    """The ids of a rendered conversation as far as its last EOS, and the mask of what the assistant says in it."""
+    ids, end = encoding.ids, 0
+    mask = [0] * len(ids)
+    for turn in [number for number, message in enumerate(messages) if message["role"] == "assistant"]:
+        prompt = _render(tokenizer, messages[:turn], add_generation_prompt=True) if turn else ""
+        start = _token_at(encoding, len(prompt)) if text.startswith(prompt) else None
+        if start is None:
+            raise UsageError(
+                f"The tokenizer's chat template writes turn {turn + 1} differently once it is answered.",
+                "Use a chat template whose prompt is the beginning of the whole conversation.",
+            )
+        try:
+            end = ids.index(tokenizer.eos_token_id, start) + 1
+        except ValueError as problem:
+            raise UsageError(
+                f"The tokenizer's chat template ends turn {turn + 1} with no end-of-turn token.",
+                "Use a template that ends answers with a token of their own: the model would never learn to stop.",
+            ) from problem
+        mask[start:end] = [1] * (end - start)
+    return ids[:end], mask[:end]
+
+
+def _token_at(encoding: "Encoding", place: int) -> int | None:
+    """The first token of the text from `place` on; None where a token stands across it."""
+    for char in range(place, place + 8):  # some tokenizers count a space before a word to no token
+        token = encoding.char_to_token(char)
+        if token is not None:
+            span = encoding.token_to_chars(token)
+            return token if span and span[0] >= place else None
+    return None

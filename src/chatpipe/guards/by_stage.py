@@ -16,6 +16,7 @@ from chatpipe.data.load import Conversation, Loaded
 from chatpipe.data.packing import TrainingText
 from chatpipe.data.template import encode_completion, encode_prompt
 from chatpipe.data.token_store import TokenStore
+from chatpipe.finetuning.rows import Rows, RowsNote
 from chatpipe.generation import SamplingParams
 from chatpipe.generation.engine import context_length
 from chatpipe.guards import data, models, rewards, template
@@ -28,14 +29,14 @@ from chatpipe.reward.batches import TOO_LONG, EncodedRankings
 SAMPLE = 256
 """Rows that are rendered or encoded to look at them."""
 
+SAMPLE_ROWS = 10_000
+"""Rows that are tokenised already."""
+
 FEW = 4
 """Rows or prompts that models read."""
 
 SAMPLE_TOKENS, SAMPLE_BYTES = 1_000_000, 2_000_000
 SAMPLE_RESPONSE = 16
-
-Encoded = tuple[list[int], list[int]]
-"""Token ids of a conversation, and the mask of what is trained on."""
 
 
 def pretrain_guards(
@@ -69,31 +70,32 @@ def token_guards(tokenizer: PreTrainedTokenizerBase, model: PreTrainedModel, tra
 def sft_guards(
     tokenizer: PreTrainedTokenizerBase,
     model: PreTrainedModel,
-    conversations: Loaded[Conversation],
-    train: Sequence[Encoded],
-    held_out: Sequence[Encoded],
+    train: Rows,
+    held_out: Rows,
+    note: RowsNote,
     max_length: int,
 ) -> Checks:
-    """`train`, `held_out`: the conversations of each side that fit into `max_length`."""
+    """What the rows show: the first `SAMPLE_ROWS` of those to train on, and how many conversations had to go."""
     key = "sft.data"
-    sample = conversations.train[:SAMPLE]
-    rows = [ids for ids, _ in train]
-    empty = sum(not any(mask) for _, mask in train)
-    left_out = [len(conversations.train) - len(train), len(conversations.held_out) - len(held_out)]
+    conversations, others = train.examples(), held_out.examples()
+    rows = train.first(SAMPLE_ROWS)
+    ids = [ids for ids, _ in rows]
+    empty = sum(not any(mask) for _, mask in rows)
+    cut, cut_held_out = note.too_long["train"], note.too_long["held_out"]
     return {
         "embeddings_too_few": lambda: models.embeddings_too_few(tokenizer, {"sft.model": model}),
         "answers_cut": lambda: (
-            data.answers_cut(left_out[0], len(conversations.train), max_length, key, "conversations")
-            or data.answers_cut(left_out[1], len(conversations.held_out), max_length, key, "held-out conversations")
+            data.answers_cut(cut, len(train) + cut, max_length, key, "conversations")
+            or data.answers_cut(cut_held_out, len(held_out) + cut_held_out, max_length, key, "held-out conversations")
         ),
-        "nothing_to_learn": lambda: data.nothing_to_learn(empty, len(train), key),
-        "eos_not_learned": lambda: data.eos_not_learned(train, tokenizer.eos_token_id),
-        "token_ids_out_of_range": lambda: models.token_ids_out_of_range(rows, model, key),
-        "unknown_tokens": lambda: data.unknown_tokens(rows, tokenizer, key),
+        "nothing_to_learn": lambda: data.nothing_to_learn(empty, len(rows), key),
+        "eos_not_learned": lambda: data.eos_not_learned(rows, tokenizer.eos_token_id),
+        "token_ids_out_of_range": lambda: models.token_ids_out_of_range(ids, model, key),
+        "unknown_tokens": lambda: data.unknown_tokens(ids, tokenizer, key),
         "held_out_seen": lambda: _prompts_seen(
-            [turns[:-1] for turns in conversations.train], [turns[:-1] for turns in conversations.held_out], key
+            [turns[:-1] for turns in conversations], [turns[:-1] for turns in others], key
         ),
-        **_of_template(tokenizer, sample, key),
+        **_of_template(tokenizer, conversations[:SAMPLE], key),
     }
 
 

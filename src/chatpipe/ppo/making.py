@@ -11,10 +11,10 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from chatpipe.data.template import decode_answer
 from chatpipe.generation import SamplingParams, generate
+from chatpipe.models.lora import Adapter
 from chatpipe.ppo.advantages import SumOverRanks
 from chatpipe.ppo.config import PPOConfig
 from chatpipe.ppo.experience import Experience, Sequences
-from chatpipe.ppo.lora import Adapter
 from chatpipe.ppo.metrics import Metrics, experience_metrics
 from chatpipe.ppo.model import PolicyAndCritic
 from chatpipe.ppo.prompts import Content, Prompt

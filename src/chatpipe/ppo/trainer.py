@@ -22,6 +22,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainerCallba
 from chatpipe import console
 from chatpipe.errors import UsageError
 from chatpipe.models.activation import quickest_gelu
+from chatpipe.models.lora import Adapter, check_no_adapter
 from chatpipe.ppo.alarms import alarms
 from chatpipe.ppo.checks import check_models, check_precision, check_prompts, check_stop_token, check_tokenizers
 from chatpipe.ppo.config import PPOConfig
@@ -29,7 +30,6 @@ from chatpipe.ppo.critic import new_critic
 from chatpipe.ppo.experience import Experience
 from chatpipe.ppo.kl import adapted_coefficient
 from chatpipe.ppo.loader import ExperienceLoader
-from chatpipe.ppo.lora import Adapter, check_no_adapter
 from chatpipe.ppo.making import ExperienceMaker
 from chatpipe.ppo.metrics import Metrics, UpdateStatistics
 from chatpipe.ppo.model import PolicyAndCritic, check_output_head, disable_dropout

@@ -191,6 +191,14 @@ class Pretrain(TrainingSection):
         return self
 
 
+class Lora(Section):
+    """Low-rank adapters in place of full fine-tuning; no dropout, since PPO needs the same policy in each reading."""
+
+    r: int = Field(16, ge=1, description="The rank.")
+    alpha: float = Field(32, gt=0, description="What the adapter says is scaled by alpha / r.")
+    target_modules: str | list[str] = Field("all-linear", description="Layers that get one, as in peft.LoraConfig.")
+
+
 class Sft(TrainingSection):
     """Fine-tuning on conversations; loss on what the assistant says and on its end-of-turn token."""
 
@@ -199,9 +207,30 @@ class Sft(TrainingSection):
     num_train_epochs: float = Field(1.0, gt=0)
     max_steps: int = Field(-1, ge=-1, description="Overrides num_train_epochs where it is positive.")
     max_length: int = Field(128, ge=16, description="Longer conversations lose their oldest turns.")
+    packing: bool = Field(
+        False,
+        description="Several conversations in a sequence of max_length tokens, each of which sees itself alone; "
+        "batch_size then counts such sequences.",
+    )
+    lora: Lora | None = Field(None, description="Train adapters instead of all weights (needs peft); they are merged.")
+    eval_steps: int | None = Field(
+        None, ge=1, description="Steps between evaluations: held-out loss and samples. Default: only at the end."
+    )
+    load_best_model_at_end: bool = Field(
+        False, description="Save the weights of the evaluation with the lowest held-out loss, not the last ones."
+    )
+    sample_prompts: list[str] = Field(
+        [], description="Questions that the samples answer; default: two held-out prompts."
+    )
     pretrain_mix: float = Field(
         0.0, ge=0, lt=1, description="Share of rows that are raw text from pretrain.data, so that it is not forgotten."
     )
+
+    @model_validator(mode="after")
+    def _the_best_is_among_evaluations(self) -> "Sft":
+        if self.load_best_model_at_end and self.eval_steps is None:
+            raise ValueError("load_best_model_at_end needs eval_steps: the best of which evaluations?")
+        return self
 
 
 class Sample(Section):
@@ -249,14 +278,6 @@ class RewardSource(Section):
         if (self.model is None) == (self.function is None):
             raise ValueError("a reward is either a model or a function")
         return self
-
-
-class Lora(Section):
-    """Low-rank adapters in place of full fine-tuning; no dropout, since PPO needs the same policy in each reading."""
-
-    r: int = Field(16, ge=1, description="The rank.")
-    alpha: float = Field(32, gt=0, description="What the adapter says is scaled by alpha / r.")
-    target_modules: str | list[str] = Field("all-linear", description="Layers that get one, as in peft.LoraConfig.")
 
 
 class Ppo(TrainingSection):

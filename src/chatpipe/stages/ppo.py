@@ -15,9 +15,9 @@ from chatpipe.generation.engine import context_length
 from chatpipe.guards.by_stage import ppo_guards, start_guards
 from chatpipe.guards.run import guard
 from chatpipe.models.loading import load_causal_model, load_tokenizer
+from chatpipe.models.lora import lora_config
 from chatpipe.ppo.config import PPOConfig
 from chatpipe.ppo.divergence import sampled_kl
-from chatpipe.ppo.lora import lora_config
 from chatpipe.ppo.trainer import PPOTrainer
 from chatpipe.stages.arguments import stage_arguments
 from chatpipe.stages.example import answer_example

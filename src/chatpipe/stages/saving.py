@@ -55,13 +55,19 @@ def save_checkpoint(job: Job, model: PreTrainedModel, tokenizer: PreTrainedToken
     """Writes model, tokenizer and card into the stage's folder; the manifest comes later and last."""
     generation = getattr(model, "generation_config", None)
     if generation is not None:
-        generation.eos_token_id = tokenizer.eos_token_id
+        generation.eos_token_id = _ends(generation.eos_token_id, tokenizer.eos_token_id)
         generation.pad_token_id = tokenizer.pad_token_id
     model.config.pad_token_id = tokenizer.pad_token_id
     model.save_pretrained(job.folder)
     tokenizer.save_pretrained(job.folder)
     card = CARD.format(stage=job.stage, title=TITLES[job.stage], auto=_auto_class(model), folder=job.folder.name)
     (job.folder / "README.md").write_text(card, encoding="utf-8")
+
+
+def _ends(before: int | list[int] | None, eos_token_id: int) -> int | list[int]:
+    """What generation stops at: the end of a turn, and what else it stopped at before, such as the end of a text."""
+    others = [token for token in ([before] if isinstance(before, int) else before or []) if token != eos_token_id]
+    return [eos_token_id, *others] if others else eos_token_id
 
 
 def _auto_class(model: PreTrainedModel) -> str:

@@ -128,13 +128,8 @@ class ResumePoints(Trainer):
     def _write_resume_point(self, partial: Path) -> None:
         main = self.is_world_process_zero()
         write_json(partial / f"rank-{self.args.process_index}.json", self._state_of_this_rank())
-        for name, module in self.modules_to_save().items():
-            tensors: dict[str, torch.Tensor] = {}
-            for key, tensor in state.weights(module).items():
-                state.pack(tensor, tensors, key, keep=main)
-            if main:
-                state.write_tensors(partial / f"{name}.safetensors", tensors)
-        tensors = {}
+        self.write_weights(partial)
+        tensors: dict[str, torch.Tensor] = {}
         training = state.pack(self._training_state(), tensors, keep=main)
         if main:
             state.write_tensors(partial / OPTIMIZER, tensors)
@@ -144,6 +139,21 @@ class ResumePoints(Trainer):
             ]
             self.state.stateful_callbacks = TrainerState(stateful_callbacks=exportable).stateful_callbacks
             write_json(partial / TRAINER_STATE_NAME, dataclasses.asdict(self.state))
+
+    def write_weights(self, folder: Path) -> None:
+        """One file for each of `modules_to_save()`. Gathers sharded weights: every rank calls it."""
+        main = self.is_world_process_zero()
+        for name, module in self.modules_to_save().items():
+            tensors: dict[str, torch.Tensor] = {}
+            for key, tensor in state.weights(module).items():
+                state.pack(tensor, tensors, key, keep=main)
+            if main:
+                state.write_tensors(folder / f"{name}.safetensors", tensors)
+
+    def load_weights(self, folder: Path) -> None:
+        """Puts back what `write_weights` wrote."""
+        for name, module in self.modules_to_save().items():
+            state.load_weights(module, load_file(folder / f"{name}.safetensors"))
 
     def _training_state(self) -> dict[str, Any]:
         scaler = self.accelerator.scaler
@@ -173,6 +183,10 @@ class ResumePoints(Trainer):
         passed = sorted((p for p in _points(folder) if _step_of(p) <= self.state.global_step), key=_step_of)
         for point in set(_points(folder)) - set(passed[-self.resume_points_to_keep :]):
             retire(point)
+        self.delete_unneeded(folder, passed[-self.resume_points_to_keep :])
+
+    def delete_unneeded(self, folder: Path, points: list[Path]) -> None:
+        """Deletes what else lies in `folder` and none of the resume `points` that are left needs. On one process."""
 
     # ---- loading ----
 
@@ -180,8 +194,7 @@ class ResumePoints(Trainer):
         folder = Path(resume_from_checkpoint)
         if not (folder / MANIFEST).is_file():
             raise UsageError(f"{folder} is not a resume point of chatpipe: it has no {MANIFEST}.")
-        for name, module in self.modules_to_save().items():
-            state.load_weights(module, load_file(folder / f"{name}.safetensors"))
+        self.load_weights(folder)
 
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
         if checkpoint is None:

@@ -1,4 +1,4 @@
-"""LoRA: low-rank layers inside the policy are trained, and the policy without them is the reference.
+"""LoRA: low-rank layers inside a model are trained. For ppo the policy without them is the reference.
 
 Needs peft (`pip install 'chatpipe[lora]'`).
 """
@@ -27,6 +27,10 @@ class Adapter:
     def off(self) -> AbstractContextManager[object]:
         """Within this context the policy is what it was before training: the reference."""
         return self._model.disable_adapter()
+
+    def merge(self) -> PreTrainedModel:
+        """The policy as a plain model, with the adapter in its weights. The adapter is used up."""
+        return self._model.merge_and_unload()
 
     def merged(self) -> PreTrainedModel:
         """A copy of the policy as a plain model, with the adapter in its weights."""

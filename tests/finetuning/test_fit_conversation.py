@@ -1,8 +1,8 @@
 import pytest
 
 from chatpipe.data.template import add_chat_template, encode_conversation
+from chatpipe.finetuning.rows import fit_conversations
 from chatpipe.models.tokenizer import train_tokenizer
-from chatpipe.stages.sft import fit_conversation
 
 SYSTEM = {"role": "system", "content": "Be brief."}
 TURNS = [
@@ -16,6 +16,10 @@ def tokenizer():
     made = train_tokenizer(["Mara is a baker."], 300, 64)
     add_chat_template(made)
     return made
+
+
+def fit_conversation(tokenizer, conversation, max_length):
+    return next(fit_conversations(tokenizer, [conversation], max_length))
 
 
 def length(tokenizer, messages) -> int:

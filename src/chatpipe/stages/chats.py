@@ -1,0 +1,68 @@
+"""The conversations of sft: tokenised once into the stage's folder, and opened there by every process."""
+
+import hashlib
+import json
+
+from transformers import PreTrainedTokenizerBase
+
+from chatpipe import console
+from chatpipe.data.load import stream_conversations
+from chatpipe.data.report import Report
+from chatpipe.data.sources import data_fingerprints
+from chatpipe.errors import UsageError
+from chatpipe.finetuning.rows import FORMAT, Rows, RowsNote, open_rows, write_rows
+from chatpipe.stages.job import Job
+from chatpipe.stages.saving import main_process_first
+
+KEY = "sft.data"
+ROWS = "rows"
+
+
+def chat_rows(job: Job, tokenizer: PreTrainedTokenizerBase, max_length: int) -> tuple[Rows, Rows, RowsNote]:
+    """Rows to train on, rows that are held out, and what was left out; the main process writes, the others wait.
+
+    Rows that lie there, of the same data, tokenizer, template and `max_length`, are opened as they are.
+    """
+    made_from = _made_from(job, tokenizer, max_length)
+    folder = job.folder / ROWS
+    with main_process_first(job):
+        found = open_rows(folder, made_from)
+        if found is None:
+            _write(job, tokenizer, max_length, made_from)
+            found = open_rows(folder, made_from)
+    assert found is not None, f"{folder} was written a moment ago"
+    return found
+
+
+def check_enough(train: Rows, held_out: Rows) -> None:
+    """Raises `UsageError` where there is nothing to train on, or too little to judge by."""
+    if len(train) == 0 or len(held_out) < 2:
+        raise UsageError(
+            f"{KEY} holds too little: {len(train)} conversations to train on, {len(held_out)} held out.",
+            "A tenth is held out by its text; give at least some dozens of different ones.",
+        )
+
+
+def say_left_out(train: Rows, held_out: Rows, note: RowsNote, max_length: int) -> None:
+    """Tells how many conversations of each side were too long."""
+    for rows, left_out in zip((train, held_out), note.too_long.values(), strict=True):
+        if left_out:
+            console.note(
+                f"sft: {left_out} of {len(rows) + left_out} conversations left out: longer than {max_length} tokens"
+            )
+
+
+def _write(job: Job, tokenizer: PreTrainedTokenizerBase, max_length: int, made_from: str) -> None:
+    """Tokenises all conversations as they are read, and tells what could not be used."""
+    report = Report()
+    stream = stream_conversations(job.data()[KEY], job.recipe.pocketworld, KEY, report)
+    write_rows(job.folder / ROWS, stream, report, tokenizer, max_length, made_from)
+    report.say()
+
+
+def _made_from(job: Job, tokenizer: PreTrainedTokenizerBase, max_length: int) -> str:
+    """SHA-256 over all that decides what the rows hold."""
+    world = job.recipe.pocketworld.model_dump(mode="json") if job.uses_pocketworld() else None
+    reads = [tokenizer.backend_tokenizer.to_str(), tokenizer.chat_template, tokenizer.special_tokens_map]
+    parts = [FORMAT, data_fingerprints(job.data()[KEY], KEY), world, reads, max_length]
+    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()

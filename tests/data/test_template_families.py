@@ -1,0 +1,184 @@
+"""The template function on tokenizers of other families, each with its own chat template."""
+
+import pytest
+from families import FAMILIES, template_of
+from hypothesis import given
+from hypothesis import strategies as st
+from transformers import AutoTokenizer
+
+from chatpipe.data.template import (
+    add_chat_template,
+    decode_answer,
+    encode_completion,
+    encode_conversation,
+    encode_conversations,
+    encode_prompt,
+)
+from chatpipe.errors import UsageError
+
+TURNS = [
+    {"role": "user", "content": "Who is Mara?"},
+    {"role": "assistant", "content": "Mara is a baker."},
+    {"role": "user", "content": "And Tomas?"},
+    {"role": "assistant", "content": "He has a dog."},
+]
+THOUGHT = "<think>\n\n</think>\n\n"
+
+
+@pytest.fixture(scope="module")
+def fitted():
+    made = {name: family.tokenizer() for name, family in FAMILIES.items()}
+    for tokenizer in made.values():
+        add_chat_template(tokenizer)
+    return made
+
+
+def learned(tokenizer, ids, mask):
+    return tokenizer.decode([token for token, learn in zip(ids, mask, strict=True) if learn])
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_answers_and_what_ends_them_are_learned(fitted, name):
+    family, tokenizer = FAMILIES[name], fitted[name]
+    ids, mask = encode_conversation(tokenizer, TURNS)
+    before, space = THOUGHT if family.thinks else "", " " if name == "mistral" else ""
+    answers = [f"{space}{before}{text}{family.end_of_turn}" for text in ("Mara is a baker.", "He has a dog.")]
+    assert learned(tokenizer, ids, mask) == "".join(answers)
+    assert ids[-1] == tokenizer.convert_tokens_to_ids(family.end_of_turn)
+    assert tokenizer.eos_token == family.end_of_turn
+    assert tokenizer.pad_token_id not in (None, tokenizer.eos_token_id)
+    whole, prompt_length = encode_completion(tokenizer, TURNS[:3], "He has a dog.")
+    assert whole == ids
+    assert ids[:prompt_length] == encode_prompt(tokenizer, TURNS[:3])
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_the_ids_are_those_that_transformers_makes_for_serving(fitted, name, tmp_path):
+    tokenizer = fitted[name]
+    tokenizer.save_pretrained(tmp_path)
+    served = AutoTokenizer.from_pretrained(tmp_path)
+    ids, _ = encode_conversation(tokenizer, TURNS)
+    theirs = served.apply_chat_template(TURNS, return_dict=False)
+    assert theirs[: len(ids)] == ids
+    assert "".join(served.convert_ids_to_tokens(theirs[len(ids) :])) in ("", "Ċ", "Ċ<|end|>")
+    prompt = served.apply_chat_template(TURNS[:3], add_generation_prompt=True, return_dict=False)
+    assert encode_prompt(tokenizer, TURNS[:3]) == prompt == ids[: len(prompt)]
+    assert (served.eos_token, served.pad_token) == (tokenizer.eos_token, tokenizer.pad_token)
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_a_conversation_begins_with_one_bos_at_most(fitted, name):
+    family, tokenizer = FAMILIES[name], fitted[name]
+    ids, _ = encode_conversation(tokenizer, TURNS)
+    if family.bos is not None:
+        assert ids.count(tokenizer.bos_token_id) == 1
+        assert ids[0] == encode_prompt(tokenizer, TURNS[:1])[0] == tokenizer.bos_token_id
+
+
+words = st.text(st.characters(codec="utf-8", exclude_categories=("Cs",)), min_size=1, max_size=12)
+contents = st.one_of(words, words.map(lambda text: f"\n {text}\n"), st.sampled_from(["'s", "\n\n- a", "  b", "</"]))
+dialogues = st.lists(contents.filter(str.strip), min_size=2, max_size=6).map(
+    lambda texts: [{"role": ("user", "assistant")[i % 2], "content": text} for i, text in enumerate(texts)]
+)
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+@given(dialogue=dialogues)
+def test_prompts_are_prefixes_whatever_is_said(fitted, name, dialogue):
+    tokenizer = fitted[name]
+    ids, mask = encode_conversation(tokenizer, dialogue)
+    for turn, message in enumerate(dialogue):
+        if message["role"] == "assistant":
+            prompt = encode_prompt(tokenizer, dialogue[:turn])
+            assert ids[: len(prompt)] == prompt
+            end = len(prompt) + mask[len(prompt) :].index(0) if 0 in mask[len(prompt) :] else len(ids)
+            assert mask[len(prompt) - 1] == 0
+            said = decode_answer(tokenizer, ids[len(prompt) : end])
+            assert said.removeprefix(THOUGHT.strip()).strip() == message["content"].strip()
+
+
+def test_a_template_that_can_be_trained_with_is_kept(fitted):
+    for name in ("llama3", "qwen2.5", "gemma", "mistral"):
+        assert fitted[name].chat_template == FAMILIES[name].template
+
+
+def test_one_that_rewrites_earlier_answers_gives_way_to_trls(fitted):
+    assert fitted["qwen3"].chat_template == template_of("qwen3_training")
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_fitting_a_tokenizer_twice_changes_nothing(fitted, name):
+    tokenizer = fitted[name]
+    before = (tokenizer.chat_template, tokenizer.eos_token, len(tokenizer))
+    assert add_chat_template(tokenizer) == 0
+    assert (tokenizer.chat_template, tokenizer.eos_token, len(tokenizer)) == before
+
+
+def test_many_at_once_are_as_each_alone(fitted):
+    for tokenizer in fitted.values():
+        some = [TURNS, TURNS[:2], TURNS]
+        assert encode_conversations(tokenizer, some) == [encode_conversation(tokenizer, each) for each in some]
+
+
+def test_system_messages_are_read_or_refused(fitted):
+    system = {"role": "system", "content": "Be brief."}
+    for name in ("llama3", "qwen2.5", "qwen3", "phi3"):
+        ids, mask = encode_conversation(fitted[name], [system, *TURNS])
+        assert "Be brief." in fitted[name].decode(ids)
+        assert "Be brief." not in learned(fitted[name], ids, mask)
+    with pytest.raises(UsageError, match=r"refuses a conversation \(system: 'Be brief.'\): System role not supp") as no:
+        encode_conversation(fitted["gemma"], [system, *TURNS])
+    assert "Leave system messages out" in no.value.hint
+
+
+@pytest.mark.parametrize(
+    "template, fault",
+    [
+        # rewrites what was said before, and nobody knows it
+        (
+            "{% for m in messages %}{{ loop.index if loop.last else 0 }}{{ m['content'] }}<|im_end|>{% endfor %}",
+            "writes turn 2 differently once it is answered",
+        ),
+        # the end belongs to the message behind
+        (
+            "{% for m in messages %}{% if not loop.first %}<|im_end|>{% endif %}<|im_start|>{{ m['content'] }}"
+            "{% endfor %}{% if add_generation_prompt %}<|im_end|><|im_start|>{% endif %}",
+            "ends turn 2 with no end-of-turn token",
+        ),
+        # the space before an answer would be one token with its first word
+        (
+            "{% for m in messages %}{{ m['role'] }}: {{ m['content'] }}<|im_end|>{% endfor %}"
+            "{% if add_generation_prompt %}assistant: {% endif %}",
+            "writes turn 2 differently once it is answered",
+        ),
+        ("{% for m in messages %}{{ m['content'] | nothing }}{% endfor %}", "refuses a conversation"),
+    ],
+)
+def test_a_template_that_nobody_can_train_with_is_refused(template, fault):
+    tokenizer = FAMILIES["qwen2.5"].tokenizer()
+    tokenizer.chat_template = template
+    with pytest.raises(UsageError, match="cannot be trained with") as refused:
+        add_chat_template(tokenizer)
+    assert fault in refused.value.message
+
+
+def test_of_several_variants_the_default_one_is_taken():
+    tokenizer = FAMILIES["llama3"].tokenizer()
+    tokenizer.chat_template = {"default": FAMILIES["llama3"].template, "tool_use": "{{ messages }}"}
+    add_chat_template(tokenizer)
+    assert tokenizer.chat_template == FAMILIES["llama3"].template
+
+
+def test_a_base_model_that_reads_bos_first_gets_our_template_behind_it():
+    from tokenizers.processors import TemplateProcessing
+
+    tokenizer = FAMILIES["llama3"].tokenizer()
+    tokenizer.chat_template = None
+    bos = tokenizer.bos_token
+    tokenizer.backend_tokenizer.post_processor = TemplateProcessing(
+        single=f"{bos} $A", special_tokens=[(bos, tokenizer.bos_token_id)]
+    )
+    add_chat_template(tokenizer)
+    ids, _ = encode_conversation(tokenizer, TURNS)
+    assert tokenizer.convert_ids_to_tokens(ids[:2]) == [bos, "<|user|>"]
+    assert ids.count(tokenizer.bos_token_id) == 1

@@ -1,0 +1,141 @@
+"""sft with packing, LoRA, evaluations and the best weights, from base models of several families."""
+
+import json
+import signal
+
+import pytest
+import torch
+from own_files import FEW_PROMPTS, as_messages, asked, write_rows
+from safetensors.torch import load_file
+from test_resume_stages import assert_same_result, stop_after_first_resume_point
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig, PreTrainedTokenizerFast, set_seed
+
+from chatpipe.data.template import encode_prompt
+from chatpipe.models.architecture import build_model, model_config
+from chatpipe.recipe.architecture import Architecture
+
+ALL_ON = (
+    "sft.packing=true",
+    "sft.lora={r: 8, alpha: 16}",
+    "sft.learning_rate=1e-2",
+    "sft.max_length=96",
+    "sft.batch_size=8",
+    "sft.num_train_epochs=2",
+    "sft.warmup_steps=2",
+    "sft.eval_steps=4",
+    "sft.load_best_model_at_end=true",
+    'sft.sample_prompts=["What colour is the barn?"]',
+    "sft.logging_steps=3",
+    "sft.save_steps=6",
+    *FEW_PROMPTS,
+)
+
+CHATML = (
+    "{% for message in messages %}<|im_start|>{{ message['role'] }}\n{{ message['content'] }}<|im_end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+
+
+@pytest.fixture(scope="module")
+def chats(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("chats")
+    return write_rows(folder / "chats.jsonl", [as_messages(one.question, one.right) for one in asked()])
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory):
+    """A new model with a tokenizer as Qwen's base models have it: EOS is not what its template ends a turn with."""
+    bpe = Tokenizer(models.BPE())
+    bpe.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    bpe.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=500,
+        special_tokens=["<|endoftext|>", "<|im_start|>", "<|im_end|>"],
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    bpe.train_from_iterator([f"{one.question} {one.right}" for one in asked()], trainer)
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=bpe, eos_token="<|endoftext|>", pad_token="<|endoftext|>", clean_up_tokenization_spaces=False
+    )
+    tokenizer.chat_template = CHATML
+    set_seed(0)
+    shape = Architecture(family="llama", n_layer=2, n_head=2, n_embd=64, n_positions=96, dropout=0)
+    model = build_model("llama", model_config(shape, len(tokenizer), tokenizer.eos_token_id, 0))
+    folder = tmp_path_factory.mktemp("llama") / "base"
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+def test_it_learns_and_stops_where_its_template_ends_a_turn(base, chats, tmp_path, chatpipe):
+    how = ("sft.packing=true", "sft.learning_rate=5e-3", "sft.num_train_epochs=6", "sft.batch_size=8", *FEW_PROMPTS)
+    told = chatpipe("sft", "--model", base, "--data", chats, "--out", tmp_path / "out", *how, "--json").object
+    metrics = told["metrics"]
+    assert metrics["eval_loss"] < 0.5 * metrics["eval_loss_before"]
+    assert metrics["eos_share"] >= 0.95
+    tokenizer = AutoTokenizer.from_pretrained(tmp_path / "out")
+    end, text_end = (tokenizer.convert_tokens_to_ids(token) for token in ("<|im_end|>", "<|endoftext|>"))
+    assert (tokenizer.eos_token_id, tokenizer.pad_token_id, tokenizer.chat_template) == (end, text_end, CHATML)
+    assert GenerationConfig.from_pretrained(tmp_path / "out").eos_token_id == [end, text_end]
+    model = AutoModelForCausalLM.from_pretrained(tmp_path / "out")
+    ids = encode_prompt(tokenizer, [{"role": "user", "content": asked()[0].question}])
+    answer = model.generate(torch.tensor([ids]), max_new_tokens=24, do_sample=False)[0, len(ids) :]
+    assert answer[-1].item() == end
+    assert tokenizer.decode(answer, skip_special_tokens=True) == asked()[0].right
+
+
+def test_evaluations_are_logged_and_the_best_of_them_is_saved(tiny_run, chats, tmp_path, chatpipe):
+    out = tmp_path / "out"
+    command = ("sft", "--model", tiny_run.folder / "pretrain", "--data", chats, "--out", out, *ALL_ON, "--json")
+    told = chatpipe(*command)
+    lines = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
+    evaluations = {line["step"]: line for line in lines if "eval_loss" in line}
+    last = lines[-1]["max_steps"]
+    assert sorted(evaluations) == sorted({*range(4, last + 1, 4), last})
+    metrics = told.object["metrics"]
+    assert evaluations[metrics["best_step"]]["eval_loss"] == min(line["eval_loss"] for line in evaluations.values())
+    assert metrics["eval_loss"] == pytest.approx(evaluations[metrics["best_step"]]["eval_loss"], abs=1e-4)
+    assert metrics["eval_loss"] < metrics["eval_loss_before"]
+    for line in evaluations.values():
+        assert [sample.split(" -> ")[0] for sample in line["samples"]] == ["What colour is the barn?"]
+    assert f"step {last}: held out: loss" in told.err
+    before = load_file(tiny_run.folder / "pretrain" / "model.safetensors")
+    after = load_file(out / "model.safetensors")
+    assert after.keys() == before.keys()  # a plain model
+    assert not any("lora" in path.name or "adapter" in path.name for path in out.iterdir())
+
+    # killed on its way, it ends with the same
+    again = tmp_path / "killed"
+    killed = [str(again) if word == out else word for word in command]
+    code, _, _ = stop_after_first_resume_point(killed, again, signal.SIGKILL)
+    assert code == -signal.SIGKILL
+    resumed = chatpipe(*killed)
+    assert "going on from step-" in resumed.err
+    assert_same_result(again, out)
+    assert resumed.object["metrics"]["best_step"] == metrics["best_step"]
+
+
+def test_rows_are_written_once(tiny_run, chats, tmp_path, chatpipe):
+    out = tmp_path / "out"
+    command = ("sft", "--model", tiny_run.folder / "pretrain", "--data", chats, "--out", out, *ALL_ON, "--json")
+    assert chatpipe(*command, "sft.max_steps=1").code == 0
+    written = (out / "rows" / "train.ids.bin").stat().st_mtime_ns
+    (out / "chatpipe.json").unlink()  # as if it had broken off
+    assert chatpipe(*command, "sft.max_steps=1").code == 0
+    assert (out / "rows" / "train.ids.bin").stat().st_mtime_ns == written
+
+
+@pytest.mark.parametrize(
+    "given, said",
+    [
+        (("sft.load_best_model_at_end=true",), "load_best_model_at_end needs eval_steps"),
+        (("sft.max_length=16",), "conversations are longer than 16 tokens"),
+    ],
+)
+def test_what_cannot_be_is_refused(tiny_run, chats, tmp_path, chatpipe, given, said):
+    told = chatpipe("sft", "--model", tiny_run.folder / "pretrain", "--data", chats, "--out", tmp_path / "o", *given)
+    assert told.code == 2
+    assert said in told.err
+    assert len(told.err.splitlines()) <= 8

@@ -1,0 +1,78 @@
+"""Conversations written to the disk once are the ones that were encoded, and take no memory."""
+
+import tracemalloc
+
+import numpy as np
+from tiny_chats import CONTEXT, conversation, conversations
+
+from chatpipe.data.report import Report, SourceReport
+from chatpipe.data.rows import Row, Skipped
+from chatpipe.data.template import encode_conversation
+from chatpipe.finetuning.rows import RowsNote, open_rows, write_rows
+
+
+def test_rows_are_what_was_encoded(written, tokenizer):
+    train, held_out, note = written
+    sides = [[], []]
+    for each, is_held_out in conversations(60):
+        sides[is_held_out].append(encode_conversation(tokenizer, each))
+    assert train.first(100) == sides[0]
+    assert held_out.first(100) == sides[1]
+    assert held_out.first(2) == sides[1][:2]
+    assert train.lengths.tolist() == [len(ids) for ids, _ in sides[0]]
+    ids, learned = train.read(7)
+    assert (ids.dtype, learned.dtype) == (np.int64, np.int64)
+    assert held_out.examples() == [each for each, is_held_out in conversations(60) if is_held_out]
+    assert (note.made_from, note.too_long) == ("here", {"train": 0, "held_out": 0})
+
+
+def test_what_never_fits_is_counted_and_the_rest_is_kept(tmp_path, tokenizer):
+    short, several = conversation(0), conversation(1, exchanges=6)
+    long = [*short[:1], {"role": "assistant", "content": "word " * 200}]
+    rows = [(short, False), (several, False), (long, False), (long, True), (short, True)]
+    skipped = Skipped()
+    for line in range(3):
+        skipped.add("a reason", Row({}, f"file:{line}"))
+    report = Report([SourceReport("sft.data", "file", skipped=skipped)])
+    write_rows(tmp_path / "rows", rows, report, tokenizer, CONTEXT, "here")
+    train, held_out, read = open_rows(tmp_path / "rows", "here")
+    assert (len(train), len(held_out)) == (2, 1)
+    assert read == RowsNote("here", {"train": 1, "held_out": 1}, {"a reason": 3})
+    ids, learned = train.first(2)[1]
+    assert len(ids) <= CONTEXT
+    assert (ids, learned) == encode_conversation(tokenizer, several[-2 * tokenizer.decode(ids).count("Who") :])
+    assert held_out.examples() == [long, short]
+
+
+def test_rows_of_something_else_or_damaged_ones_are_not_opened(tmp_path, tokenizer):
+    folder = tmp_path / "rows"
+    assert open_rows(folder, "here") is None
+    write_rows(folder, conversations(20), Report(), tokenizer, CONTEXT, "here")
+    assert open_rows(folder, "there") is None
+    assert open_rows(folder, "here") is not None
+    with (folder / "train.ids.bin").open("r+b") as file:
+        file.write(b"\x07")
+    assert open_rows(folder, "here") is None
+
+
+def test_a_side_without_rows_opens(tmp_path, tokenizer):
+    write_rows(tmp_path / "rows", [(conversation(0), True)], Report(), tokenizer, CONTEXT, "here")
+    train, held_out, _ = open_rows(tmp_path / "rows", "here")
+    assert (len(train), len(held_out)) == (0, 1)
+
+
+def test_memory_does_not_grow_with_the_conversations(tmp_path, tokenizer):
+    def peak(count):
+        tracemalloc.start()
+        write_rows(tmp_path / "rows", conversations(count), Report(), tokenizer, CONTEXT, "here")
+        train = open_rows(tmp_path / "rows", "here")[0]
+        for number in range(len(train)):
+            train.read(number)
+        used = tracemalloc.get_traced_memory()[1]
+        tracemalloc.stop()
+        return used, int(train.lengths.sum())
+
+    few, _ = peak(500)
+    many, tokens = peak(4000)
+    assert tokens > 100_000
+    assert many - few < tokens  # not a byte a token, let alone two lists of them

@@ -1,0 +1,141 @@
+"""The trainer of fine-tuning: evaluations, adapters, the best weights, and going on after a break."""
+
+import json
+
+import pytest
+import torch
+from safetensors import safe_open
+from transformers import TrainerCallback
+
+from chatpipe.training.resume import RESUME_POINTS, newest_resume_point
+
+
+class Crash(Exception):
+    pass
+
+
+class CrashAt(TrainerCallback):
+    def __init__(self, step):
+        self.step = step
+
+    def on_step_begin(self, args, state, control, **kwargs):
+        if state.global_step == self.step:
+            raise Crash
+
+
+class Told:
+    """A measure that says what it was told to, one loss after the other, and remembers the weights it saw."""
+
+    def __init__(self, losses):
+        self.losses, self.seen = list(losses), []
+
+    def __call__(self, model):
+        self.seen.append({name: weight.detach().clone() for name, weight in model.named_parameters()})
+        return {"eval_loss": self.losses.pop(0)}
+
+
+def weights(trainer):
+    return {name: weight.detach().clone() for name, weight in trainer.model.named_parameters()}
+
+
+def same(ours, theirs):
+    return ours.keys() == theirs.keys() and all(ours[name].equal(theirs[name]) for name in ours)
+
+
+def logged(trainer):
+    """All but how long it took, and but the closing summary of the process."""
+    timed = ("train_runtime", "train_tokens_per_second")
+    history = [row for row in trainer.state.log_history if "train_loss" not in row]
+    return [{key: value for key, value in row.items() if key not in timed} for row in history]
+
+
+EVALUATED = {"eval_strategy": "steps", "eval_steps": 2}
+
+
+@pytest.mark.parametrize("packed", [False, True], ids=["apart", "packed"])
+@pytest.mark.parametrize("lora", [False, True], ids=["full", "lora"])
+def test_a_resumed_run_is_the_uninterrupted_one_to_the_bit(make_trainer, tmp_path, packed, lora):
+    def make(folder, losses):
+        own = {"measure": Told(losses), "keep_best": True}
+        return make_trainer(tmp_path / folder, packed=packed, lora=lora, own=own, **EVALUATED)
+
+    whole = make("whole", [5, 3, 4, 4])
+    whole.train()
+    cut = make("cut", [5, 3, 4])
+    cut.add_callback(CrashAt(6))  # an evaluation after the last resume point
+    with pytest.raises(Crash):
+        cut.train()
+    torch.manual_seed(99)
+    point = newest_resume_point(tmp_path / "cut" / RESUME_POINTS)
+    assert point.name == "step-4"
+    with safe_open(point / f"{'adapter' if lora else 'model'}.safetensors", "pt") as kept:
+        assert all(("lora_" in name) == lora for name in kept.keys())  # noqa: SIM118
+    resumed = make("cut", [4, 4])
+    resumed.train(resume_from_checkpoint=str(point))
+    assert same(weights(resumed), weights(whole))
+    assert logged(resumed) == logged(whole)
+    for trainer in (resumed, whole):
+        assert (trainer.best_step, trainer.best_loss) == (4, 3)
+        trainer.load_best()
+    assert same(weights(resumed), weights(whole))
+    assert same(weights(whole), whole.measure.seen[1])
+
+
+def test_the_best_weights_outlive_a_better_evaluation_that_a_kill_undoes(make_trainer, tmp_path):
+    """The point at step 4 names the weights of step 2; step 6 was better, and the run was killed after it."""
+    cut = make_trainer(own={"measure": Told([3, 4, 2]), "keep_best": True}, **EVALUATED)
+    cut.add_callback(CrashAt(6))
+    with pytest.raises(Crash):
+        cut.train()
+    folder = tmp_path / RESUME_POINTS
+    assert {path.name for path in folder.glob("best-*")} == {"best-2", "best-6"}
+    resumed = make_trainer(own={"measure": Told([5, 5]), "keep_best": True}, **EVALUATED)
+    resumed.train(resume_from_checkpoint=str(folder / "step-4"))
+    resumed.load_best()
+    assert resumed.best_step == 2
+    assert same(weights(resumed), cut.measure.seen[0])
+    assert {path.name for path in folder.glob("best-*")} == {"best-2"}
+
+
+def test_the_last_weights_are_evaluated_too(make_trainer):
+    own = {"measure": Told([5, 4, 1]), "keep_best": True}
+    trainer = make_trainer(own=own, max_steps=7, eval_strategy="steps", eval_steps=3)
+    trainer.train()
+    last = weights(trainer)
+    trainer.load_best()
+    assert trainer.best_step == 7
+    assert same(weights(trainer), last)
+
+
+def test_an_evaluation_leaves_the_running_means_of_training_alone(make_trainer, tmp_path):
+    plain, evaluated = (
+        make_trainer(tmp_path / "a"),
+        make_trainer(tmp_path / "b", own={"measure": Told([1.0] * 4)}, **EVALUATED),
+    )
+    for trainer in (plain, evaluated):
+        trainer.train()
+    training = [row for row in logged(evaluated) if "eval_loss" not in row]
+    assert training == logged(plain)
+    assert [row["eval_loss"] for row in logged(evaluated) if "eval_loss" in row] == [1.0] * 4
+    assert "mean_token_accuracy" in training[0]
+    assert "num_tokens" not in training[0]
+
+
+@pytest.mark.parametrize("family", ["gpt2", "llama", "qwen3"])
+def test_with_an_adapter_the_base_stays_and_what_comes_out_is_a_plain_model(make_trainer, tmp_path, family):
+    from transformers import AutoModelForCausalLM
+
+    trainer = make_trainer(family=family, lora=True)
+    before = weights(trainer)
+    trainer.train()
+    learned = {name for name, weight in weights(trainer).items() if not weight.equal(before[name])}
+    assert learned
+    assert all("lora_" in name for name in learned)
+    ids = torch.tensor([[3, 4, 5, 6, 7]])
+    with torch.no_grad():
+        expected = trainer.model.eval()(ids).logits
+        trainer.trained_model().save_pretrained(tmp_path / "saved")
+        saved = AutoModelForCausalLM.from_pretrained(tmp_path / "saved").eval()
+        torch.testing.assert_close(saved(ids).logits, expected, atol=1e-5, rtol=1e-5)
+    assert not any("lora" in name for name, _ in saved.named_parameters())
+    assert "lora" not in json.dumps(saved.config.to_dict())
