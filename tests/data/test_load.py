@@ -109,7 +109,7 @@ def test_a_source_may_allow_more_unusable_rows(write):
     assert len(loaded.train) + len(loaded.held_out) == 200
     [said] = loaded.report.sources
     assert said.line() == (
-        f"k: {source} read as messages: 250 rows, 50 left out: 50 a message is empty (first at {source}:201)"
+        f"k: {source} read as messages: 250 rows, 50 left out (50: a message is empty, first at {source}:201)"
     )
 
 

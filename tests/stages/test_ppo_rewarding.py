@@ -22,7 +22,7 @@ def answered(tiny_run):
     prompts = judged_prompts(job, tokenizer, held_out, policy.config.max_position_embeddings)
     judged = judge(job, policy, tokenizer, prompts)
     assert len({answer.ended for answer in judged.answers}) == 2
-    return job, tokenizer, load_rewards(job, policy, tokenizer), prompts, judged
+    return job, tokenizer, load_rewards(job, tokenizer), prompts, judged
 
 
 def test_the_gold_rater_of_training_agrees_with_the_one_that_judges(answered):

@@ -124,7 +124,7 @@ def test_a_tokenizer_larger_than_the_vocabulary_is_refused(pretrain, corpus, tmp
     told = refused(
         pretrain(corpus, "--model", tmp_path / "base", f"pretrain.tokenizer.pretrained={tmp_path / 'larger'}")
     )
-    assert "The tokenizer has 400 entries, the model's vocabulary 300." in told
+    assert "the tokenizer has 400 entries, the model's vocabulary 300." in told
 
 
 # ---- sources ----

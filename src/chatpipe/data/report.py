@@ -27,8 +27,8 @@ class SourceReport:
     def line(self) -> str:
         """What was read, in one line for people."""
         reasons = self.skipped.reasons
-        said = [f"{count} {reason} (first at {self.skipped.first[reason]})" for reason, count in reasons.most_common()]
-        left_out = f"{reasons.total()} left out" + (f": {'; '.join(said)}" if said else "")
+        said = [f"{count}: {reason}, first at {self.skipped.first[reason]}" for reason, count in reasons.most_common()]
+        left_out = f"{reasons.total()} left out" + (f" ({'; '.join(said)})" if said else "")
         return f"{self.key}: {self.source} read as {' and '.join(self.formats)}: {self.rows} rows, {left_out}"
 
 

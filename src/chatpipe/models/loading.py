@@ -42,6 +42,15 @@ def load_reward_model(model: str | Path) -> PreTrainedModel:
     return quickest_attention(_load(AutoModelForSequenceClassification, model, dtype=torch.float32))
 
 
+def missing_weights(kind: type[PreTrainedModel], model: str | Path) -> list[str]:
+    """Names of the weights that a `kind` of model has and the folder or hub id has not, so that loading draws them.
+
+    Reads names and shapes alone: the weights go to the meta device.
+    """
+    _, report = kind.from_pretrained(model, device_map="meta", output_loading_info=True)
+    return sorted(report["missing_keys"])
+
+
 def load_tokenizer(model: str | Path) -> PreTrainedTokenizerBase:
     """The tokenizer of a model. Raises `UsageError` where there is none."""
     return _load(AutoTokenizer, model)

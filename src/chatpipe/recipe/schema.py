@@ -9,6 +9,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BeforeValidator, Field, field_validator, model_validator
 
 from chatpipe.recipe.architecture import Architecture
+from chatpipe.recipe.guards import Guards
 from chatpipe.recipe.section import Section
 
 STAGES = ("pretrain", "sft", "rm", "ppo")
@@ -375,3 +376,4 @@ class Recipe(Section):
     rm: Rm = Field(default_factory=Rm)
     ppo: Ppo = Field(default_factory=Ppo)
     evaluation: Evaluation = Field(default_factory=Evaluation)
+    guards: Guards = Field(default_factory=Guards)

@@ -13,6 +13,8 @@ from chatpipe.data.padding import pad_right
 from chatpipe.data.rows import BadRow
 from chatpipe.data.template import Message, encode_completion
 
+TOO_LONG = "an answer is longer than max_length"
+
 
 @dataclass(frozen=True)
 class EncodedRanking:
@@ -67,7 +69,7 @@ def encode_answers(
     encoded = [encode_completion(tokenizer, prompt, answer) for answer in answers]
     cut = max(0, max(len(ids) for ids, _ in encoded) - max_length)
     if any(cut > prompt_length for _, prompt_length in encoded):
-        raise BadRow("an answer is longer than max_length")
+        raise BadRow(TOO_LONG)
     return [ids[cut:] for ids, _ in encoded]
 
 

@@ -102,14 +102,14 @@ def sequence_scores(
             for rows in length_sorted(torch.tensor([len(ids) for ids in sequences]), batch_size):
                 input_ids, mask = pad_right([sequences[i] for i in rows], pad_token_id)
                 input_ids, mask = input_ids.to(model.device), mask.to(model.device)
-                scores[rows] = _scores(model, input_ids, mask).float().cpu()
+                scores[rows] = batch_scores(model, input_ids, mask).float().cpu()
     finally:
         model.train(was_training)
     return scores
 
 
-def _scores(model: PreTrainedModel, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
-    """The centred score of each row, (b,)."""
+def batch_scores(model: PreTrainedModel, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
+    """The centred score of each row of (b, t) tokens, padded on the right: (b,)."""
     if reads_left_to_right(model):
         return at_last_token(token_scores(model, input_ids, attention_mask), attention_mask)
     return model(input_ids=input_ids, attention_mask=attention_mask).logits[:, 0].float() - reward_offset(model)

@@ -16,14 +16,12 @@ from chatpipe.stages.saving import main_process_first
 
 KEY = "sft.data"
 ROWS = "rows"
-MAX_LEFT_OUT_SHARE = 0.5
 
 
 def chat_rows(job: Job, tokenizer: PreTrainedTokenizerBase, max_length: int) -> tuple[Rows, Rows, RowsNote]:
     """Rows to train on, rows that are held out, and what was left out; the main process writes, the others wait.
 
-    Rows that lie there, of the same data, tokenizer, template and `max_length`, are opened as they are. Raises
-    `UsageError` where most conversations are too long.
+    Rows that lie there, of the same data, tokenizer, template and `max_length`, are opened as they are.
     """
     made_from = _made_from(job, tokenizer, max_length)
     folder = job.folder / ROWS
@@ -33,15 +31,25 @@ def chat_rows(job: Job, tokenizer: PreTrainedTokenizerBase, max_length: int) -> 
             _write(job, tokenizer, max_length, made_from)
             found = open_rows(folder, made_from)
     assert found is not None, f"{folder} was written a moment ago"
-    train, held_out, note = found
-    for rows, left_out in zip((train, held_out), note.too_long.values(), strict=True):
-        _say_left_out(job, len(rows), left_out, max_length)
+    return found
+
+
+def check_enough(train: Rows, held_out: Rows) -> None:
+    """Raises `UsageError` where there is nothing to train on, or too little to judge by."""
     if len(train) == 0 or len(held_out) < 2:
         raise UsageError(
             f"{KEY} holds too little: {len(train)} conversations to train on, {len(held_out)} held out.",
             "A tenth is held out by its text; give at least some dozens of different ones.",
         )
-    return found
+
+
+def say_left_out(train: Rows, held_out: Rows, note: RowsNote, max_length: int) -> None:
+    """Tells how many conversations of each side were too long."""
+    for rows, left_out in zip((train, held_out), note.too_long.values(), strict=True):
+        if left_out:
+            console.note(
+                f"sft: {left_out} of {len(rows) + left_out} conversations left out: longer than {max_length} tokens"
+            )
 
 
 def _write(job: Job, tokenizer: PreTrainedTokenizerBase, max_length: int, made_from: str) -> None:
@@ -58,14 +66,3 @@ def _made_from(job: Job, tokenizer: PreTrainedTokenizerBase, max_length: int) ->
     reads = [tokenizer.backend_tokenizer.to_str(), tokenizer.chat_template, tokenizer.special_tokens_map]
     parts = [FORMAT, data_fingerprints(job.data()[KEY], KEY), world, reads, max_length]
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
-
-
-def _say_left_out(job: Job, fitting: int, left_out: int, max_length: int) -> None:
-    conversations = fitting + left_out
-    if left_out > MAX_LEFT_OUT_SHARE * conversations:
-        raise UsageError(
-            f"{KEY}: {left_out} of {conversations} conversations are longer than {max_length} tokens.",
-            "Raise sft.max_length (and pretrain.architecture.n_positions with it), or use shorter conversations.",
-        )
-    if left_out and job.is_main:
-        console.note(f"sft: {left_out} of {conversations} conversations left out: longer than {max_length} tokens")

@@ -30,7 +30,9 @@ PARENTS: Mapping[str, Mapping[str, str]] = {
     "ppo": {"model": "sft", "reward_model": "rm"},
 }
 
-# Where and how a stage runs, not what comes out of it; models and data are compared by content.
+# Where and how a stage runs, not what comes out of it; models and data are compared by content. The recipe's `guards`
+# belong to no stage and are not compared either: one decides whether training begins, and changes nothing in it. So a
+# stage that a guard stopped goes on with that one turned off, and a finished one stays finished.
 NOT_COMPARED: dict[str, Any] = {
     **dict.fromkeys(
         (

@@ -12,6 +12,8 @@ from chatpipe.evaluation.compare import gold_comparison
 from chatpipe.evaluation.verdicts import ppo_verdict
 from chatpipe.generation import SamplingParams
 from chatpipe.generation.engine import context_length
+from chatpipe.guards.by_stage import ppo_guards, start_guards
+from chatpipe.guards.run import guard
 from chatpipe.models.loading import load_causal_model, load_tokenizer
 from chatpipe.models.lora import lora_config
 from chatpipe.ppo.config import PPOConfig
@@ -69,7 +71,9 @@ def run_ppo(job: Job) -> Outcome | None:
     add_chat_template(tokenizer)
     policy = load_causal_model(job.models["model"])
     reference = None if section.lora else load_causal_model(job.models["model"])
-    rewards = load_rewards(job, policy, tokenizer)
+    rewards = load_rewards(job, tokenizer)
+    judges = dict(zip([f"ppo.{key}" for key in job.models if key != "model"], rewards.all_models, strict=True))
+    guard(job.stage, recipe.guards, ppo_guards(tokenizer, policy, judges, prompts, section.response_length))
     context = min(context_length(model) or 2**31 for model in (policy, *rewards.all_models))
 
     asked = judged_prompts(job, tokenizer, prompts.held_out, context)
@@ -93,6 +97,7 @@ def run_ppo(job: Job) -> Outcome | None:
         ptx_dataset=_text(job, tokenizer, context) if section.ptx_coef else None,
         peft_config=lora_config(**section.lora.model_dump()) if section.lora else None,
     )
+    guard(job.stage, recipe.guards, start_guards(trainer))
     speed = run_trainer(
         trainer,
         policy,

@@ -12,6 +12,8 @@ from chatpipe.errors import UsageError
 from chatpipe.evaluation.masked import unigram_nats
 from chatpipe.evaluation.ngram import trigram_bits_per_byte
 from chatpipe.evaluation.verdicts import masked_verdict, pretrain_verdict
+from chatpipe.guards.by_stage import pretrain_guards, token_guards
+from chatpipe.guards.run import guard
 from chatpipe.models.architecture import new_model
 from chatpipe.models.loading import load_causal_model, load_masked_model
 from chatpipe.pretraining.arguments import pretrain_arguments
@@ -24,7 +26,6 @@ from chatpipe.stages.measuring import HeldOut, first_words
 from chatpipe.stages.saving import save_checkpoint
 from chatpipe.stages.text import (
     check_one_batch,
-    check_vocabulary,
     held_out_text,
     held_out_texts,
     pretraining_tokenizer,
@@ -45,12 +46,13 @@ def run_pretrain(job: Job) -> Outcome | None:
     if section.objective == "masked":
         add_mask_token(tokenizer)
     model = _start(job, tokenizer)
-    check_vocabulary(tokenizer, model)
     _check_context(section.block_size, model)
+    documents = held_out_texts(texts)
+    guard(job.stage, job.recipe.guards, pretrain_guards(tokenizer, model, texts, documents))
     train = training_text(job, texts, tokenizer, section.block_size, section.max_steps * section.batch_size)
     check_one_batch(train, section.batch_size, "pretrain.data")
+    guard(job.stage, job.recipe.guards, token_guards(tokenizer, model, train))
     isolate = section.documents == "isolate"
-    documents = held_out_texts(texts)
     masking = Masking.of(tokenizer, section.mlm_probability) if section.objective == "masked" else None
     held_out = HeldOut(
         held_out_text(documents, tokenizer, section.block_size, isolate),

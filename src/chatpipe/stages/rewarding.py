@@ -22,10 +22,9 @@ from chatpipe.stages.job import Job
 EVAL_BATCH_SIZE = 32
 
 
-def load_rewards(job: Job, policy: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> Rewards:
+def load_rewards(job: Job, tokenizer: PreTrainedTokenizerBase) -> Rewards:
     """What answers are worth: the reward model, or all that `ppo.reward` lists; and who judges along."""
     section = job.recipe.ppo
-    _check_vocabulary(policy, tokenizer)
     models, functions, weights = [], [], [1.0]
     if section.reward is None:
         models.append(_load_reward_model(job, "reward_model", tokenizer))
@@ -53,17 +52,7 @@ def _load_reward_model(job: Job, key: str, tokenizer: PreTrainedTokenizerBase) -
             f"The reward model {folder} (ppo.{key}) has another tokenizer than the policy.",
             "Train it on the policy's own model: chatpipe rm --model " + job.models["model"],
         )
-    model = load_reward_model(folder)
-    _check_vocabulary(model, tokenizer)
-    return model
-
-
-def _check_vocabulary(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
-    if model.get_input_embeddings().num_embeddings < len(tokenizer):
-        raise UsageError(
-            f"{model.name_or_path} has fewer embeddings than its tokenizer has tokens ({len(tokenizer)}).",
-            "Fine-tune it with chatpipe sft first, which adds what is missing.",
-        )
+    return load_reward_model(folder)
 
 
 def _gold_rater(job: Job) -> RewardFunction | None:

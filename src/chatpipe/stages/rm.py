@@ -15,6 +15,8 @@ from chatpipe.data.sources import build_world, reads_pocketworld
 from chatpipe.data.template import add_chat_template, encode_completion
 from chatpipe.evaluation.pairs import pair_metrics
 from chatpipe.evaluation.verdicts import rm_verdict
+from chatpipe.guards.by_stage import rm_guards
+from chatpipe.guards.run import guard
 from chatpipe.models.loading import load_tokenizer, quickest_attention
 from chatpipe.pocketworld import GoldRater
 from chatpipe.reward.batches import encode_answers, encode_rankings
@@ -44,6 +46,7 @@ def run_rm(job: Job) -> Outcome | None:
         model.resize_token_embeddings(len(tokenizer))
     max_length = min(section.max_length, model.config.max_position_embeddings)
     train = encode_rankings(tokenizer, rankings.train, max_length)
+    guard(job.stage, recipe.guards, rm_guards(tokenizer, model, rankings, train, max_length))
     held_out = [ranking for ranking in rankings.held_out if _fits(tokenizer, ranking, max_length)]
 
     args = stage_arguments(

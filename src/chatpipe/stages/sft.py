@@ -15,11 +15,13 @@ from chatpipe.finetuning.packing import training_sequences
 from chatpipe.finetuning.rows import Rows
 from chatpipe.finetuning.trainer import SftTrainer
 from chatpipe.generation.engine import context_length
+from chatpipe.guards.by_stage import sft_guards
+from chatpipe.guards.run import guard
 from chatpipe.models.loading import load_causal_model, load_tokenizer
 from chatpipe.models.lora import Adapter, lora_config
 from chatpipe.recipe.schema import Lora
 from chatpipe.stages.arguments import stage_arguments
-from chatpipe.stages.chats import chat_rows
+from chatpipe.stages.chats import chat_rows, check_enough, say_left_out
 from chatpipe.stages.example import answer_example
 from chatpipe.stages.job import Job, Outcome
 from chatpipe.stages.judging import judge, judged_prompts
@@ -37,6 +39,10 @@ def run_sft(job: Job) -> Outcome | None:
     context = context_length(model) or 2**31
     max_length = min(section.max_length, context)
     train, others, note = chat_rows(job, tokenizer, max_length)
+    guard(job.stage, job.recipe.guards, sft_guards(tokenizer, model, train, others, note, max_length))
+    check_enough(train, others)
+    if job.is_main:
+        say_left_out(train, others, note, max_length)
     prompts = [conversation[:-1] for conversation in others.examples()]
     prompts = judged_prompts(job, tokenizer, prompts, context)
     held_out = HeldOutChats(

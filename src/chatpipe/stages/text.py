@@ -6,7 +6,7 @@ import shutil
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedTokenizerBase
 
 from chatpipe import console
 from chatpipe.data.documents import RawText, raw_texts, sample_texts
@@ -50,16 +50,6 @@ def pretraining_tokenizer(job: Job, texts: Sequence[RawText]) -> PreTrainedToken
         if not _is_made_from(folder, made_from):
             _write_tokenizer(_new_tokenizer(section, texts, positions), folder, made_from)
     return load_tokenizer(folder)
-
-
-def check_vocabulary(tokenizer: PreTrainedTokenizerBase, model: PreTrainedModel) -> None:
-    """Raises `UsageError` where the tokenizer has entries that the model has no embedding for."""
-    entries = model.get_input_embeddings().num_embeddings
-    if len(tokenizer) > entries:
-        raise UsageError(
-            f"The tokenizer has {len(tokenizer):,} entries, the model's vocabulary {entries:,}.",
-            "Choose a smaller one (pretrain.tokenizer), or leave it to the model's own.",
-        )
 
 
 def training_text(

@@ -1,0 +1,35 @@
+"""The switches of the guards: one for each, named after what it finds."""
+
+from pydantic import Field
+
+from chatpipe.recipe.section import Section
+
+
+class Guards(Section):
+    """Checks before the first step that stop a run which could only fail silently; false turns one off."""
+
+    # of the template and its tokens
+    pad_is_eos: bool = Field(True, description="sft, rm, ppo: padding hides the end-of-turn token from the loss.")
+    double_bos: bool = Field(True, description="sft, rm, ppo: rows begin with two beginning-of-text tokens.")
+    turns_lost: bool = Field(True, description="sft, rm, ppo: the chat template drops, changes or reorders turns.")
+    template_not_saved: bool = Field(True, description="sft, rm, ppo: the saved tokenizer reads chats differently.")
+    other_template: bool = Field(True, description="ppo: policy and reward model write prompts differently.")
+    special_tokens_in_text: bool = Field(True, description="All stages: control tokens spelt out in the texts.")
+    # of the rows
+    eos_not_learned: bool = Field(True, description="sft: answers whose end-of-turn token is not trained on.")
+    nothing_to_learn: bool = Field(True, description="sft, rm: rows with nothing to train on.")
+    answers_cut: bool = Field(True, description="sft, rm: most rows are longer than max_length.")
+    prompts_cut: bool = Field(True, description="ppo: most prompts leave no room for an answer.")
+    held_out_seen: bool = Field(True, description="All stages: what is held out stands in the training data too.")
+    chosen_is_rejected: bool = Field(True, description="rm: the better and the worse answer are the same tokens.")
+    end_of_text_missing: bool = Field(True, description="pretrain: no end-of-text token in what is read.")
+    unknown_tokens: bool = Field(True, description="pretrain, sft: the tokenizer has no tokens for the text.")
+    token_ids_out_of_range: bool = Field(True, description="pretrain, sft: token ids that are none of the model's.")
+    # of the models
+    embeddings_too_few: bool = Field(True, description="All stages: fewer embeddings than the tokenizer has tokens.")
+    reward_pad_token: bool = Field(True, description="rm, ppo: a reward model whose pad token is unset or EOS.")
+    batch_changes_score: bool = Field(True, description="rm, ppo: padding changes what a reward model says.")
+    score_not_on_eos: bool = Field(True, description="rm, ppo: a score is read elsewhere than at the end of the turn.")
+    new_score_head: bool = Field(True, description="ppo: the reward model's head was drawn at random just now.")
+    reward_at_chance: bool = Field(True, description="ppo: the reward model was measured to be no better than chance.")
+    policy_is_not_reference: bool = Field(True, description="ppo: KL is not 0, or the ratio not 1, at the start.")
