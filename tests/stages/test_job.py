@@ -195,6 +195,17 @@ def test_where_and_how_it_runs_makes_no_other_stage(recipe, monkeypatch):
     assert Job.of(changed(recipe, "sft", learning_rate=1.0), "pretrain").standing() == "done"
 
 
+def test_when_sft_is_evaluated_counts_where_the_best_is_kept(recipe):
+    make_model("base")
+    recipe = changed(recipe, "sft", model="base", eval_steps=5)
+    begin_and_save(Job.of(recipe, "sft"))
+    assert Job.of(changed(recipe, "sft", eval_steps=7), "sft").standing() == "started"
+    best = changed(recipe, "sft", load_best_model_at_end=True).model_copy(update={"out": "best"})
+    begin_and_save(Job.of(best, "sft"))
+    told = problem_of(Job.of(changed(best, "sft", eval_steps=7), "sft").standing)
+    assert "sft.eval_steps was 5, is 7 now" in told
+
+
 def test_a_changed_recipe_is_refused_with_what_changed(recipe):
     for leave in (begin_and_save, finish):
         leave(Job.of(recipe, "pretrain"))

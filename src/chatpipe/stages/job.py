@@ -200,6 +200,8 @@ class Job:
         """The manifest that this job's checkpoint will have, without results."""
         section = recipe_section(self.recipe, self.stage).model_dump(mode="json", exclude=NOT_COMPARED)
         settings = {f"{self.stage}.{key}": value for key, value in flatten(section).items()}
+        if self.stage == "sft" and self.recipe.sft.load_best_model_at_end:  # the best is one of those evaluated
+            settings["sft.eval_steps"] = self.recipe.sft.eval_steps
         if self.uses_pocketworld():
             settings.update(flatten({"pocketworld": self.recipe.pocketworld.model_dump(mode="json")}))
         if self.stage == "rm" and self.recipe.rm.data is None:  # the run makes its own rankings
