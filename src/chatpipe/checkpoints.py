@@ -99,7 +99,9 @@ def checkpoint_id(model: str) -> str:
         files = {name: sha for name, sha in manifest.files.items() if not name.endswith(".md")}
     else:
         files = {
-            path.name: sha256_of(path) for path in sorted(folder.glob("*.json")) + sorted(folder.glob("*.safetensors"))
+            path.name: sha256_of(path)
+            for pattern in ("*.json", "*.safetensors", "pytorch_model*.bin")
+            for path in sorted(folder.glob(pattern))
         }
     return hashlib.sha256(json.dumps(files, sort_keys=True).encode()).hexdigest()
 

@@ -139,6 +139,7 @@ def check_recipe(recipe: Recipe) -> None:
     if recipe.rm.data is None:
         _check_rankings_can_be_made(recipe)
     _check_rankings_apart(recipe)
+    _check_answers_fit(recipe)
 
 
 def run_stage(job: Job, how: How, standing: Standing) -> StageResult:
@@ -305,6 +306,24 @@ def _check_same_run(before: Recipe, now: Recipe) -> None:
             "\n".join([f"{now.out} holds another run:", *changed]),
             "Choose another folder with out=, or `chatpipe run ... --fresh` (the old run is deleted).",
         )
+
+
+def _check_answers_fit(recipe: Recipe) -> None:
+    """How much a new model reads stands in the recipe: answers that leave no room for a prompt are known beforehand."""
+    if recipe.pretrain.model is not None or recipe.sft.model is not None:
+        return
+    positions = recipe.pretrain.architecture.n_positions
+    lengths = {"evaluation.max_new_tokens": recipe.evaluation.max_new_tokens}
+    if recipe.rm.data is None:
+        lengths["sample.max_new_tokens"] = recipe.sample.max_new_tokens
+    if recipe.ppo.model is None:
+        lengths["ppo.response_length"] = recipe.ppo.response_length
+    for key, length in lengths.items():
+        if length >= positions:
+            raise UsageError(
+                f"{key} = {length} leaves no room for a prompt: the run's own model reads {positions} tokens in all.",
+                "Lower it, or raise pretrain.architecture.n_positions.",
+            )
 
 
 def _check_rankings_can_be_made(recipe: Recipe) -> None:

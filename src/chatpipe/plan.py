@@ -1,16 +1,14 @@
 """What a stage would do: parameters, optimizer steps, tokens and the command, known without running it."""
 
-import json
 import math
 import shlex
-import struct
 from pathlib import Path
 from typing import Any
 
 from chatpipe.data.load import load_prompts, load_rankings, stream_conversations
 from chatpipe.data.report import Report
 from chatpipe.data.split import HELD_OUT_SHARE
-from chatpipe.errors import UsageError
+from chatpipe.models.weights import parameters_in
 from chatpipe.pipeline import How, launch_command
 from chatpipe.recipe.schema import Recipe
 from chatpipe.stages.job import PARENTS, Job, rankings_file
@@ -112,16 +110,4 @@ def saved_parameters(folder: Path) -> int | str:
     Raises `UsageError` for a file that is damaged.
     """
     files = sorted(folder.glob("*.safetensors"))
-    return sum(map(_parameters_in, files)) if files else "unknown"
-
-
-def _parameters_in(path: Path) -> int:
-    try:
-        with path.open("rb") as file:
-            (length,) = struct.unpack("<Q", file.read(8))
-            header = json.loads(file.read(min(length, path.stat().st_size)))
-        return sum(math.prod(entry["shape"]) for name, entry in header.items() if name != "__metadata__")
-    except (struct.error, ValueError, KeyError, TypeError, AttributeError) as problem:
-        raise UsageError(
-            f"{path} is not a whole safetensors file.", "The folder is damaged; make it anew, or give another."
-        ) from problem
+    return sum(map(parameters_in, files)) if files else "unknown"

@@ -6,6 +6,8 @@ from typing import Any
 
 import pytest
 
+from stub_models import write_stub_model
+
 
 @pytest.fixture
 def work(tmp_path, monkeypatch) -> Path:
@@ -67,9 +69,7 @@ def make_model(work) -> Callable[..., str]:
     """Makes a folder that looks like a model of an architecture, as far as one can tell without torch."""
 
     def make_model(name: str, architecture: str) -> str:
-        (work / name).mkdir(parents=True)
-        (work / name / "config.json").write_text(json.dumps({"architectures": [architecture]}))
-        (work / name / "model.safetensors").write_bytes(b"\x02\0\0\0\0\0\0\0{}")
+        write_stub_model(work / name, architecture)
         return name
 
     return make_model

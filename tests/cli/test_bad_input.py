@@ -183,7 +183,7 @@ def test_a_character_that_is_none_is_named_with_its_line(refused, work, models):
     turn = '[{"role": "user", "content": "Hi?"}, {"role": "assistant", "content": "%s"}]'
     (work / "half.jsonl").write_text("".join('{"messages": %s}\n' % (turn % text) for text in ("Yes.", "\\ud800")))
     told = refused("sft", "--model", "chat", "--data", "half.jsonl", "--out", "tuned")
-    assert "1 rows: a text holds half a character, a lone surrogate (first at half.jsonl:2)" in told
+    assert "1 row: a text holds half a character, a lone surrogate (first at half.jsonl:2)" in told
 
 
 def test_a_model_that_is_neither_here_nor_in_the_cache(refused):

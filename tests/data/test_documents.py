@@ -180,7 +180,7 @@ def test_rows_without_text_are_counted_and_more_than_one_percent_are_refused(wri
     source = write("b.jsonl", "\n".join([*good[:300], *bad]))
     told = problem_of(sides, raw(source))
     assert f"pretrain.data: {source}: 5 of 305 rows cannot be used." in told
-    assert f"1 rows: this line is not JSON (first at {source}:301, Expecting" in told
+    assert f"1 row: this line is not JSON (first at {source}:301, Expecting" in told
     assert len(told.splitlines()) <= 8
 
 

@@ -253,7 +253,7 @@ def test_a_check_reads_every_row_of_every_file_before_anything_starts(write):
     late = write("b.jsonl", f"{json.dumps(chat('Q?'))}\n{{oops\n")
     told = problem_of(check_rows, "conversations", blocks(good, late), "sft.data")
     assert f"sft.data: {late}: 1 of 2 rows cannot be used." in told
-    assert f"1 rows: this line is not JSON (first at {late}:2, Expecting property name" in told
+    assert f"1 row: this line is not JSON (first at {late}:2, Expecting property name" in told
     told = problem_of(check_rows, "rankings", blocks(good), "rm.data")
     assert f"rm.data: {good} is messages, which cannot be read as rankings." in told
 

@@ -148,5 +148,5 @@ def test_a_larger_share_is_refused_with_the_first_of_each_kind():
     assert caught.value.message.splitlines() == [
         "rm.data: a.jsonl: 3 of 299 rows cannot be used.",
         "2 rows: an answer is empty (first at a.jsonl:2)",
-        "1 rows: the prompt does not end with the user (first at a.jsonl:1)",
+        "1 row: the prompt does not end with the user (first at a.jsonl:1)",
     ]

@@ -1,9 +1,8 @@
-import json
-
 import pytest
 
 from chatpipe.errors import UsageError
 from chatpipe.models.folder import check_model, looks_like_path, model_kind
+from stub_models import write_stub_model
 
 
 @pytest.fixture
@@ -12,11 +11,9 @@ def folder(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
 
     def folder(architecture: str | None, name: str = "out/model") -> str:
-        path = tmp_path / name
-        path.mkdir(parents=True, exist_ok=True)
-        config = {"architectures": [architecture]} if architecture else {}
-        (path / "config.json").write_text(json.dumps(config))
-        (path / "model.safetensors").write_bytes(b"")
+        write_stub_model(name, architecture or "")
+        if architecture is None:
+            (tmp_path / name / "config.json").write_text("{}")
         return name
 
     return folder

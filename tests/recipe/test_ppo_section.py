@@ -1,7 +1,6 @@
 """What a recipe may say of ppo, and what the stage makes of it without torch."""
 
 import hashlib
-import json
 import sys
 
 import pytest
@@ -11,6 +10,7 @@ from chatpipe.evaluation.verdicts import ppo_verdict
 from chatpipe.ppo.functions import source_fingerprint
 from chatpipe.recipe.loading import load_recipe
 from chatpipe.stages.job import Job
+from stub_models import write_stub_model
 
 
 @pytest.mark.parametrize(
@@ -38,9 +38,7 @@ def test_reward_model_and_a_list_of_rewards_exclude_each_other():
 
 
 def model_folder(path, architecture):
-    path.mkdir(parents=True)
-    (path / "config.json").write_text(json.dumps({"architectures": [architecture]}))
-    (path / "model.safetensors").write_bytes(architecture.encode())
+    write_stub_model(path, architecture)
     return path
 
 
@@ -64,7 +62,7 @@ def test_all_reward_models_are_checked_and_stand_in_the_manifest(job, tmp_path):
     parents = job.manifest().parents
     assert set(parents) == {"ppo.model", "ppo.reward.0", "ppo.reward.2", "ppo.gold_reward_model"}
     before = job.manifest()
-    (tmp_path / "harmless" / "model.safetensors").write_bytes(b"another")
+    write_stub_model(tmp_path / "harmless", "GPT2ForSequenceClassification", weights="others")
     assert before.differences(job.manifest())
     assert "ppo.reward.2" in before.differences(job.manifest())[0]
     job.recipe.ppo.reward[0].weight = 3.0

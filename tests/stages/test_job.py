@@ -7,6 +7,7 @@ from chatpipe.checkpoints import write_manifest
 from chatpipe.errors import UsageError
 from chatpipe.recipe import Recipe
 from chatpipe.stages.job import Job, rankings_blocks, rankings_file, stage_data
+from stub_models import write_stub_model
 
 
 @pytest.fixture(autouse=True)
@@ -33,16 +34,10 @@ def changed(recipe: Recipe, section: str, **values: object) -> Recipe:
     return recipe.model_copy(update={section: getattr(recipe, section).model_copy(update=values)})
 
 
-def make_model(folder: str, architecture: str = "GPT2LMHeadModel", weights: str = "weights") -> None:
-    Path(folder).mkdir(parents=True, exist_ok=True)
-    Path(folder, "config.json").write_text(json.dumps({"architectures": [architecture]}))
-    Path(folder, "model.safetensors").write_text(weights)
-
-
 def finish(job: Job) -> None:
     """Leaves what a finished stage leaves."""
     kind = "GPT2ForSequenceClassification" if job.stage == "rm" else "GPT2LMHeadModel"
-    make_model(str(job.folder), kind)
+    write_stub_model(str(job.folder), kind)
     job.begin()
     write_manifest(job.folder, job.manifest())
 
@@ -123,8 +118,8 @@ def test_a_missing_parent_is_named_with_who_makes_it(recipe):
 
 
 def test_a_model_of_the_wrong_kind_is_refused_by_key(recipe):
-    make_model("reward", "GPT2ForSequenceClassification")
-    make_model("chat")
+    write_stub_model("reward", "GPT2ForSequenceClassification")
+    write_stub_model("chat")
     told = problem_of(Job.of(changed(recipe, "ppo", model="reward", reward_model="reward"), "ppo").check)
     assert "ppo.model = reward is a reward model" in told
     told = problem_of(Job.of(changed(recipe, "ppo", model="chat", reward_model="chat"), "ppo").check)
@@ -177,7 +172,7 @@ def test_a_run_that_was_moved_is_the_same_run(recipe):
     made = changed(made, "sample", data=recipe.sft.data)
     rankings_file(made).parent.mkdir(parents=True)
     rankings_file(made).write_text('{"prompt": "a", "responses": ["b", "c"], "ranks": [1, 2]}\n')
-    make_model("run/sft")
+    write_stub_model("run/sft")
     finish(Job.of(made, "rm"))
     Path("run").rename("moved")
     moved = made.model_copy(update={"out": "moved"})
@@ -224,10 +219,10 @@ def test_changed_data_is_refused_with_its_name(recipe):
 
 
 def test_another_parent_is_refused(recipe):
-    make_model("run/pretrain")
+    write_stub_model("run/pretrain")
     finish(Job.of(recipe, "sft"))
     assert Job.of(recipe, "sft").standing() == "done"
-    make_model("run/pretrain", weights="others")
+    write_stub_model("run/pretrain", weights="others")
     assert "the model given as sft.model was" in problem_of(Job.of(recipe, "sft").standing)
 
 

@@ -11,6 +11,7 @@ from chatpipe.errors import UsageError
 from chatpipe.locking import alone_in
 from chatpipe.recipe import load_recipe
 from chatpipe.stages.job import STARTED, Job, rankings_file
+from stub_models import write_stub_model
 
 
 @pytest.fixture
@@ -20,10 +21,7 @@ def files(tmp_path, monkeypatch):
         {"messages": [{"role": "user", "content": f"q {i}"}, {"role": "assistant", "content": "a"}]} for i in range(60)
     ]
     Path("chats.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    model = Path("base")
-    model.mkdir()
-    (model / "config.json").write_text('{"architectures": ["GPT2LMHeadModel"]}')
-    (model / "model.safetensors").write_bytes(b"weights")
+    write_stub_model("base")
     return tmp_path
 
 

@@ -36,7 +36,7 @@ app.command("env")(env.env)
 def main() -> None:
     """Runs the command and exits with the code of the contract."""
     try:
-        app()
+        app(prog_name="chatpipe")  # also where it is started as `python -m chatpipe`
     except ChatpipeError as problem:
         _leave(problem)
     except KeyboardInterrupt:

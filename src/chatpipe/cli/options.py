@@ -48,7 +48,7 @@ def tell_apart(words: Sequence[str] | None) -> Given:
     overrides: list[str] = []
     while rest and not rest[0].startswith("-"):
         word = rest.pop(0)
-        if "=" not in word:
+        if not word.partition("=")[0] or "=" not in word:
             raise UsageError(
                 f"{word!r} is not understood: after the recipe come KEY=VALUE pairs.", "Example: ppo.kl_coef=0.1"
             )

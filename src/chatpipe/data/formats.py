@@ -89,7 +89,7 @@ def check_use(form: str, what: What, source: str, key: str) -> None:
         return
     raise UsageError(
         f"{key}: {source} is {form}, which cannot be read as {what}.",
-        f"{readers_of(form)} reads {form}; {key} reads {', '.join(_FORMATS_OF[what])}.",
+        f"{readers_of(form)} reads {form}; {key} reads {', '.join(map(_with_fields, _FORMATS_OF[what]))}.",
     )
 
 
@@ -97,6 +97,12 @@ def readers_of(form: str) -> str:
     """The recipe keys that read rows of this format."""
     keys = [_KEY_OF[what] for what, formats in _FORMATS_OF.items() if form in formats]
     return " or ".join(keys) or "pretrain.data"
+
+
+def _with_fields(form: str) -> str:
+    """A format's name, with the fields by which it is known behind it."""
+    fields = dict(_FIELDS_OF_FORMAT)[form]
+    return form if fields == (form,) else f"{form} ({', '.join(fields)})"
 
 
 def usable(row: Row | BrokenRow) -> Row:

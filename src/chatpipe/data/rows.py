@@ -56,7 +56,10 @@ class Skipped:
         count = self.reasons.total()
         if count == 0 or (count <= max_share * total and count < total):
             return
-        lines = [f"{n} rows: {reason} (first at {self.first[reason]})" for reason, n in self.reasons.most_common(4)]
+        lines = [
+            f"{n} {'row' if n == 1 else 'rows'}: {reason} (first at {self.first[reason]})"
+            for reason, n in self.reasons.most_common(4)
+        ]
         raise UsageError(
             "\n".join([f"{source}: {count} of {total} rows cannot be used.", *lines]),
             "Mend the file, say what it holds (data: [{source: FILE, format: ..., columns: ...}]), "
@@ -82,9 +85,16 @@ def as_row(values: Any, where: str) -> Row | BrokenRow:
 
 
 def _jsonl_rows(path: Path) -> Iterator[Row | BrokenRow]:
+    first = True
     for number, line in numbered_lines(path):
         if not line.strip():
             continue
+        if first and line.lstrip().startswith("["):
+            raise UsageError(
+                f"{path}:{number}: a JSON list begins here; jsonl has one row on each line.",
+                "Is it JSON? Then name it .json.",
+            )
+        first = False
         where = f"{path}:{number}"
         try:
             values = json.loads(line)
@@ -103,7 +113,10 @@ def _json_rows(path: Path) -> Iterator[Row | BrokenRow]:
             "Is it jsonl? Then name it .jsonl.",
         ) from problem
     if not isinstance(values, list):
-        raise UsageError(f"{path}: a list of rows is expected, not one {type(values).__name__}.", "Put it in [ ].")
+        raise UsageError(
+            f"{path}: a list of rows is expected, not one {'object' if isinstance(values, dict) else 'value'}.",
+            "Give the list of rows alone, without what stands around it; a single row goes into [ ].",
+        )
     for number, value in enumerate(values, start=1):
         yield as_row(value, f"{path} row {number}")
 
@@ -120,7 +133,7 @@ def _csv_rows(path: Path) -> Iterator[Row | BrokenRow]:
             else:
                 yield Row(values, where)
     except csv.Error as problem:
-        raise UsageError(f"{path}:{reader.line_num}: this is not CSV: {problem}.", "Is a quote left open?") from problem
+        raise UsageError(f"{path}:{before + 1}: this is not CSV: {problem}.", "Is a quote left open?") from problem
 
 
 def _parquet_rows(path: Path) -> Iterator[Row | BrokenRow]:

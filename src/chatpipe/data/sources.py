@@ -54,7 +54,10 @@ def source_files(source: str, key: str) -> list[Path]:
     elif glob.has_magic(source):
         found = _data_files(str(path))
     else:
-        raise UsageError(f"{key}: there is no file {source}.", f"{key} takes a path, or several with commas between.")
+        hint = "Give a path, or several with commas between."
+        if source.count("/") == 1 and kind_of(path) not in KINDS:
+            hint = f"{hint} Is it a data set of the hub? Then write {HUB}{source}."
+        raise UsageError(f"{key}: there is no file {source}.", hint)
     if not found:
         raise UsageError(
             f"{key}: {source} holds no file of a kind that can be read: {', '.join(KINDS)}.",

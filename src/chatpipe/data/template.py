@@ -99,7 +99,10 @@ def add_chat_template(tokenizer: "PreTrainedTokenizerBase") -> int:
     added = 0
     if tokenizer.chat_template is None:
         if tokenizer.eos_token is None:
-            raise UsageError("The tokenizer has no end-of-text token.", "Set eos_token in its tokenizer_config.json.")
+            raise UsageError(
+                f"The tokenizer of {_place(tokenizer)} has no end-of-text token.",
+                "Set eos_token in its tokenizer_config.json.",
+            )
         tokenizer.chat_template = ("{{ bos_token }}" if _begins_with_bos(tokenizer) else "") + CHAT_TEMPLATE
         added += tokenizer.add_special_tokens({"extra_special_tokens": ROLE_TOKENS})
     else:
@@ -136,10 +139,15 @@ def _choose_template(tokenizer: "PreTrainedTokenizerBase") -> None:
         if _fault(tokenizer) is None:
             return
     raise UsageError(
-        f"The tokenizer's chat template cannot be trained with: {fault}.",
+        f"The chat template of {_place(tokenizer)} cannot be trained with: {fault}.",
         "Give a template whose prompts are the beginning of the whole and whose answers end with a token of their own; "
         "or take it out of the model's folder (chat_template), which then gets chatpipe's.",
     )
+
+
+def _place(tokenizer: "PreTrainedTokenizerBase") -> str:
+    """The folder or hub id that a tokenizer was loaded from."""
+    return tokenizer.name_or_path or "the model"
 
 
 def _fault(tokenizer: "PreTrainedTokenizerBase") -> str | None:

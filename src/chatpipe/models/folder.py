@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Literal
 
 from chatpipe.errors import UsageError
+from chatpipe.models.weights import check_weights
 
 Kind = Literal["causal", "reward", "masked"]
 
@@ -15,7 +16,10 @@ _KIND_OF_SUFFIX: tuple[tuple[str, Kind], ...] = (
     ("ForCausalLM", "causal"),
     ("ForConditionalGeneration", "causal"),
 )
-_WEIGHTS = (".safetensors", ".bin")
+_TOKENIZER_FILES = ("tokenizer*", "*.model", "vocab*", "tekken*")
+_LABELS_BY_DEFAULT = 2
+"""What transformers takes a config.json without labels to have."""
+
 _NAME_OF_KIND = {"causal": "causal language model", "reward": "reward model", "masked": "masked language model"}
 
 
@@ -28,10 +32,11 @@ def looks_like_path(name: str) -> bool:
     return not is_id or Path(name).exists() or ("/" in name and Path(name).parent.is_dir())
 
 
-def check_model(name: str, wanted: Kind, key: str, or_else: Kind | None = None) -> None:
+def check_model(name: str, wanted: Kind, key: str, or_else: Kind | None = None, reads_text: bool = True) -> None:
     """Raises `UsageError` naming `key` unless `name` is a folder with a `wanted` model (or `or_else`), or a hub id.
 
-    A hub id is taken on trust here; loading it answers for it.
+    It is whole, a reward model gives one number, and where it `reads_text` a tokenizer lies with it. A hub id is taken
+    on trust here; loading it answers for it.
     """
     if not looks_like_path(name):
         return
@@ -41,9 +46,14 @@ def check_model(name: str, wanted: Kind, key: str, or_else: Kind | None = None) 
             f"{key} = {name} is a {_NAME_OF_KIND[kind]}, but a {_NAME_OF_KIND[wanted]} is needed there.",
             _remedy(wanted),
         )
-    if not any(path.suffix in _WEIGHTS for path in Path(name).expanduser().iterdir()):
+    folder = Path(name).expanduser()
+    if kind == "reward":
+        _check_one_label(folder, name, key)
+    check_weights(folder, f"{key} = {name}")
+    if reads_text and not any(path for pattern in _TOKENIZER_FILES for path in folder.glob(pattern)):
         raise UsageError(
-            f"{key} = {name} is not a whole model folder: it has no weights.", "Give one that was written to its end."
+            f"{key} = {name} has no tokenizer.",
+            "Put the one it was trained with into the folder (tokenizer.save_pretrained).",
         )
 
 
@@ -61,6 +71,11 @@ def model_kind(folder: str, key: str) -> Kind:
     path = Path(folder).expanduser()
     if not path.is_dir():
         raise UsageError(f"{key} = {folder}: there is no such folder.", "Give a model folder or a hub id.")
+    if (path / "adapter_config.json").is_file() and not (path / "config.json").is_file():
+        raise UsageError(
+            f"{key} = {folder} holds an adapter alone, not a whole model.",
+            "Merge it into its base model (peft's merge_and_unload, then save_pretrained), and give that folder.",
+        )
     config_file = path / "config.json"
     try:
         config = json.loads(config_file.read_text(encoding="utf-8"))
@@ -77,8 +92,15 @@ def model_kind(folder: str, key: str) -> Kind:
             return kind
     raise UsageError(
         f"{key} = {folder} holds a {architectures[0]}, which chatpipe cannot use.",
-        "It reads causal language models, reward models (sequence classification) and masked language models.",
+        "Give a causal language model, a reward model (sequence classification) or a masked language model.",
     )
+
+
+def _check_one_label(folder: Path, name: str, key: str) -> None:
+    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    labels = len(config["id2label"]) if "id2label" in config else config.get("num_labels", _LABELS_BY_DEFAULT)
+    if labels != 1:
+        raise UsageError(f"{key} = {name} gives {labels} numbers for an answer; a reward is one.", _remedy("reward"))
 
 
 def _remedy(wanted: Kind) -> str:

@@ -17,11 +17,18 @@ from chatpipe.errors import UsageError
 class Adapter:
     """The adapter that a peft configuration puts into a policy, in place.
 
-    `policy` is the policy itself, whose layers now add what the adapter says; its own weights are frozen.
+    `policy` is the policy itself, whose layers now add what the adapter says; its own weights are frozen. Raises
+    `UsageError` where the configuration does not fit the policy.
     """
 
     def __init__(self, policy: PreTrainedModel, peft_config: Any) -> None:
-        self._model = import_peft().get_peft_model(policy, peft_config)
+        try:
+            self._model = import_peft().get_peft_model(policy, peft_config)
+        except ValueError as problem:  # which layers there are only the model tells
+            raise UsageError(
+                f"lora: {problem}",
+                "Set lora.target_modules to the names of linear layers of this model, or to all-linear.",
+            ) from problem
         self.policy: PreTrainedModel = self._model.get_base_model()
 
     def off(self) -> AbstractContextManager[object]:

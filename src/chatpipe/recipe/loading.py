@@ -63,10 +63,14 @@ def find_recipe(name: str) -> Path:
     if path.suffix in {".yaml", ".yml"} or "/" in name:
         if path.is_file():
             return path
-        raise UsageError(f"There is no recipe file {name}.", "`chatpipe recipes ls` lists the packaged ones.")
+        near = difflib.get_close_matches(path.name, [file.name for file in path.parent.glob("*.y*ml")], n=1)
+        meant = f"Did you mean {path.with_name(near[0])}? " if near else ""
+        raise UsageError(f"There is no recipe file {name}.", f"{meant}`chatpipe recipes ls` lists the packaged ones.")
     packaged = packaged_recipes()
     if name in packaged:
         return packaged[name]
+    if path.with_suffix(".yaml").is_file():
+        raise UsageError(f"There is no recipe called {name}.", f"Give your file with its ending: {name}.yaml.")
     near = difflib.get_close_matches(name, packaged, n=1)
     known = f"Did you mean {near[0]}?" if near else f"Packaged recipes: {', '.join(sorted(packaged))}."
     raise UsageError(f"There is no recipe called {name}.", f"{known} A file of your own is given with its .yaml.")
@@ -96,7 +100,7 @@ def _read_yaml(path: Path) -> tuple[dict[str, Any], dict[str, str]]:
         text = path.read_text(encoding="utf-8")
         root, values = yaml.compose(text, yaml.SafeLoader), yaml.safe_load(text)
     except UnicodeDecodeError as problem:
-        raise UsageError(f"{path} is not a text file.", "Recipes are YAML in UTF-8.") from problem
+        raise UsageError(f"{path} is not a text file.", "Save it as UTF-8; a recipe is YAML.") from problem
     except (yaml.YAMLError, ValueError) as problem:  # ValueError: a date that does not exist
         mark = getattr(problem, "problem_mark", None)
         where = f"{path}:{mark.line + 1}" if mark else str(path)
@@ -183,6 +187,8 @@ def _describe(details: Any, origins: dict[str, str]) -> str:
         return f"{where}there is no key {dotted}{listed}."
     if details["type"] == "value_error":  # of values that do not go together; the message names them
         return f"{where}{dotted}: {details['ctx']['error']}."
+    if details["type"] == "missing":
+        return f"{where}{dotted} is required."
     given = repr(details["input"])
     return f"{where}{dotted} = {given[:60]}: {details['msg'][:1].lower()}{details['msg'][1:]}."
 

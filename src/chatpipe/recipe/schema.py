@@ -229,7 +229,7 @@ class Sft(TrainingSection):
     @model_validator(mode="after")
     def _the_best_is_among_evaluations(self) -> "Sft":
         if self.load_best_model_at_end and self.eval_steps is None:
-            raise ValueError("load_best_model_at_end needs eval_steps: the best of which evaluations?")
+            raise ValueError("load_best_model_at_end takes the best evaluation, and there are none: set eval_steps")
         return self
 
 
@@ -364,10 +364,10 @@ class Recipe(Section):
     """One YAML file that says what every stage does."""
 
     out: str = Field("runs/chatpipe", description="The run's folder.")
-    seed: int = 0
+    seed: int = Field(0, ge=0, lt=2**32, description="Of all random numbers; numpy takes no other.")
     processes: int | None = Field(None, ge=1, description="Default: as many as visible GPUs, one on a CPU.")
     launch: str | None = Field(None, description="An accelerate config file.")
-    report_to: list[str] | str = Field("none", description="Experiment trackers, as in TrainingArguments.")
+    report_to: list[str] | str = Field("none", description="Experiment trackers, as in TrainingArguments, e.g. wandb.")
     pocketworld: Pocketworld = Field(default_factory=Pocketworld)
     pretrain: Pretrain = Field(default_factory=Pretrain)
     sft: Sft = Field(default_factory=Sft)

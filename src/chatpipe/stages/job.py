@@ -18,9 +18,10 @@ from chatpipe.data.sources import build_world, data_fingerprints, named_files, r
 from chatpipe.durable import replace_text, retire
 from chatpipe.errors import UsageError
 from chatpipe.models.folder import Kind, check_model, check_tokenizer
-from chatpipe.ppo.functions import source_fingerprint
+from chatpipe.ppo.functions import check_function, source_fingerprint
 from chatpipe.recipe.loading import flatten
 from chatpipe.recipe.schema import STAGES, DataBlock, Ppo, Recipe, TrainingSection
+from chatpipe.training.trackers import check_trackers
 
 # Which stage of the same run makes the model that a stage starts from, where the recipe names no other.
 PARENTS: Mapping[str, Mapping[str, str]] = {
@@ -142,13 +143,14 @@ class Job:
         if self.folder.exists() and not self.folder.is_dir():
             raise UsageError(f"{self.folder} is a file.", "Choose a folder with out= or --out.")
         self._check_apart()
+        check_trackers(self.recipe.report_to)
         for key, blocks in self.data().items() if reads_data else ():
             if key not in WHAT_OF_KEY:
                 check_documents(blocks, key)
             elif not (key == "rm.data" and self.recipe.rm.data is None):
                 check_rows(WHAT_OF_KEY[key], blocks, key)
         for key, name in self.functions().items():
-            source_fingerprint(name, key)
+            check_function(name, key)
         if self.uses_pocketworld():
             build_world(self.recipe.pocketworld)
         for key, model in self.models.items():
@@ -167,7 +169,13 @@ class Job:
                     f"{self.stage} starts from what {parent} makes, but there is no {model} yet.",
                     f"Run `chatpipe {parent}` first, or give a model with {flag}.",
                 )
-            check_model(model, self._kind(key), f"{self.stage}.{key}", or_else="masked" if self.stage == "rm" else None)
+            check_model(
+                model,
+                self._kind(key),
+                f"{self.stage}.{key}",
+                or_else="masked" if self.stage == "rm" else None,
+                reads_text=self.stage != "pretrain" or self.recipe.pretrain.tokenizer.pretrained is None,
+            )
         if self.stage == "pretrain" and not self.models:
             self._check_new_model()
         if self.stage == "pretrain" and self.recipe.pretrain.tokenizer.pretrained:
@@ -187,7 +195,7 @@ class Job:
             raise UsageError(
                 f"pretrain.objective = {section.objective}, but a model of pretrain.architecture.family = "
                 f"{architecture.family} learns the {architecture.objective} one.",
-                "Encoders (modernbert, presets encoder-...) are masked; all others are causal.",
+                "Set one to fit the other: encoders (modernbert, presets encoder-...) are masked, all others causal.",
             )
         if section.block_size > architecture.n_positions:
             raise UsageError(

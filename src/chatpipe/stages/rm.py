@@ -13,6 +13,7 @@ from chatpipe.data.report import Report
 from chatpipe.data.rows import BadRow
 from chatpipe.data.sources import build_world, reads_pocketworld
 from chatpipe.data.template import add_chat_template, encode_completion
+from chatpipe.errors import UsageError
 from chatpipe.evaluation.pairs import pair_metrics
 from chatpipe.evaluation.verdicts import rm_verdict
 from chatpipe.guards.by_stage import rm_guards
@@ -48,6 +49,7 @@ def run_rm(job: Job) -> Outcome | None:
     train = encode_rankings(tokenizer, rankings.train, max_length)
     guard(job.stage, recipe.guards, rm_guards(tokenizer, model, rankings, train, max_length))
     held_out = [ranking for ranking in rankings.held_out if _fits(tokenizer, ranking, max_length)]
+    _check_held_out(held_out, max_length)
 
     args = stage_arguments(
         job,
@@ -72,6 +74,16 @@ def run_rm(job: Job) -> Outcome | None:
     }
     save_checkpoint(job, model, tokenizer)
     return Outcome(metrics, rm_verdict(metrics).to_dict())
+
+
+def _check_held_out(held_out: list[Ranking], max_length: int) -> None:
+    """Raises `UsageError` where there is nothing to judge by, which would show only after training."""
+    if not any(len(set(ranking.ranks)) > 1 for ranking in held_out):
+        raise UsageError(
+            f"rm.data: none of the held-out rankings that fit into {max_length} tokens ({len(held_out)}) prefers one "
+            "answer to another.",
+            "Give more rankings in rm.data (or raise sample.prompts), or raise rm.max_length.",
+        )
 
 
 def _fits(tokenizer: PreTrainedTokenizerBase, ranking: Ranking, max_length: int) -> bool:
