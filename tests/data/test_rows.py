@@ -1,5 +1,4 @@
 import gzip
-import json
 from pathlib import Path
 
 import pyarrow
@@ -111,7 +110,7 @@ def test_a_file_that_is_not_json_is_named_with_the_line(write):
         ("a.csv", b'text\n"open\n', "is not CSV: unexpected end of data"),
         ("a.parquet", b"PAR1 not really", "is not a whole parquet file"),
         ("a.jsonl.gz", b"plain text", "is not a whole gzip file: Not a gzipped file"),
-        ("a.jsonl.gz", gzip.compress(json.dumps({"text": "x" * 999}).encode(), mtime=0)[:-9], "is not a whole gzip file"),
+        ("a.jsonl.gz", gzip.compress(b"x" * 999, mtime=0)[:-9], "is not a whole gzip file"),
     ],
 )
 def test_what_is_damaged_is_refused_with_its_name(tmp_path, name, content, part):
