@@ -191,7 +191,7 @@ def test_where_and_how_it_runs_makes_no_other_stage(recipe, monkeypatch):
 
 
 def test_when_sft_is_evaluated_counts_where_the_best_is_kept(recipe):
-    make_model("base")
+    write_stub_model("base")
     recipe = changed(recipe, "sft", model="base", eval_steps=5)
     begin_and_save(Job.of(recipe, "sft"))
     assert Job.of(changed(recipe, "sft", eval_steps=7), "sft").standing() == "started"
