@@ -7,10 +7,12 @@ from typing import Any, TypeVar
 
 import torch
 from transformers import (
+    AutoConfig,
     AutoModelForCausalLM,
     AutoModelForMaskedLM,
     AutoModelForSequenceClassification,
     AutoTokenizer,
+    PreTrainedConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
@@ -54,6 +56,11 @@ def missing_weights(kind: type[PreTrainedModel], model: str | Path) -> list[str]
 def load_tokenizer(model: str | Path) -> PreTrainedTokenizerBase:
     """The tokenizer of a model. Raises `UsageError` where there is none."""
     return _load(AutoTokenizer, model)
+
+
+def load_config(model: str | Path) -> PreTrainedConfig:
+    """The configuration of a model, without its weights. Raises `UsageError` where there is none."""
+    return _load(AutoConfig, model)
 
 
 def _load(auto: Any, model: str | Path, **options: Any) -> Any:
