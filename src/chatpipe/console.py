@@ -95,6 +95,17 @@ def marked(parts: Sequence[tuple[str, bool]], style: str = "bold green") -> None
     shown.print(text)
 
 
+@contextmanager
+def silence() -> Iterator[None]:
+    """Within it nothing is said to the person at the terminal."""
+    shown = stderr_console()
+    before, shown.quiet = shown.quiet, True
+    try:
+        yield
+    finally:
+        shown.quiet = before
+
+
 class ProgressBar(Protocol):
     """What a running task reports to: how far it is, a few words such as the loss, and how much there is in all.
 

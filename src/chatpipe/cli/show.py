@@ -1,7 +1,8 @@
 """What a person sees of plans and results: the dry run, a stage's verdict, and the table at the end of a run."""
 
 from collections.abc import Sequence
-from typing import Any
+from itertools import groupby
+from typing import TYPE_CHECKING, Any
 
 from chatpipe import console
 from chatpipe.errors import ExitCode
@@ -10,6 +11,10 @@ from chatpipe.plan import plan_stage
 from chatpipe.recipe import Resolved
 from chatpipe.recipe.loading import flatten
 
+if TYPE_CHECKING:
+    from chatpipe.inspection.checks import Checked
+
+CHECK_STYLES = {"ok": "green", "failed": "red", "off": "yellow", "not yet": "dim"}
 STYLES = {"pass": "green", "warn": "yellow", "fail": "red"}
 
 
@@ -74,6 +79,29 @@ def show_run_table(results: Sequence[StageResult]) -> None:
     if answers:
         question = next(example["question"] for _, example in examples if example)
         console.table(f"Asked: {question}", ("stage", "answer"), answers)
+
+
+def show_checks(checked: "Sequence[Checked]") -> None:
+    """Stage, what was looked at, how it went, what was found; what to do stands below what failed.
+
+    Guards of a stage that all went the same share a row.
+    """
+    rows, styles = [], []
+    for (stage, is_guard, status, found), some in groupby(checked, _alike):
+        same = list(some)
+        if is_guard and status != "failed":
+            names = ", ".join(one.what.removeprefix("guards.") for one in same)
+            rows.append((stage, f"{len(same)} guards: {names}", status, found))
+            styles.append(CHECK_STYLES[status])
+            continue
+        for one in same:
+            rows.append((stage, one.what, status, f"{found}\n{one.remedy}" if status == "failed" else found))
+            styles.append(CHECK_STYLES[status])
+    console.table("Before it runs", ("stage", "what", "", "found"), rows, styles)
+
+
+def _alike(one: "Checked") -> tuple[str, bool, str, str]:
+    return one.stage, one.what.startswith("guards."), one.status, one.found
 
 
 def strict_exit(results: Sequence[StageResult]) -> None:

@@ -20,13 +20,15 @@ def show_data(view: "DataView") -> None:
     for number, row in enumerate(view.rows, start=1):
         held_out = " (held out)" if row.get("held_out") else ""
         tokens = f": {row['tokens']} tokens" if "tokens" in row else ""
-        console.note(f"--- row {number}{held_out}{tokens}")
+        is_cut = "kept_tokens" in row and row["kept_tokens"] < row["tokens"]
+        cut = f", {row['kept_tokens']} of them kept" if is_cut else ""
+        console.note(f"--- row {number}{held_out}{tokens}{cut}")
         _show_row(row)
     console.table(f"{view.stage}.data", ("", ""), _summary_rows(view.summary))
 
 
 def _show_row(row: dict[str, Any]) -> None:
-    if row.get("parts") is not None:
+    if row.get("parts"):
         console.marked([(part["text"], part.get("trained", part.get("ends_document"))) for part in row["parts"]])
     elif "messages" in row:
         if "parts" in row:
@@ -65,7 +67,7 @@ def _summary_rows(summary: dict[str, Any]) -> list[tuple[str, str]]:
     if "max_length" in summary:
         rows.append(("max_length", f"{summary['max_length']:,}"))
     shares = (
-        ("truncated_share", "longer than that, and cut"),
+        ("truncated_share", "longer than that"),
         ("left_out_share", "left out as too long"),
         ("eos_trained_share", "end-of-turn token trained"),
     )

@@ -61,7 +61,7 @@ class _Measured:
         return len(self.lengths) >= MAX_MEASURED
 
     def share(self, count: int) -> float | None:
-        return count / len(self.lengths) if self.lengths else None
+        return _share(count, len(self.lengths))
 
 
 def view_data(job: Job, model: str | None, count: int) -> DataView:
@@ -106,7 +106,7 @@ def _conversations(
             max_length=limit,
             truncated_share=measured.share(measured.too_long),
             left_out_share=measured.share(measured.left_out),
-            eos_trained_share=measured.share(measured.stops),
+            eos_trained_share=_share(measured.stops, len(measured.lengths) - measured.left_out),
         )
     return rows, summary
 
@@ -129,13 +129,13 @@ def _measure(said: Conversation, reader: Reader | None, max_length: int, measure
 
 
 def _as_read(reader: Reader | None, tokens: int, fitting: Encoded | None) -> dict[str, Any]:
-    """`parts`: the row's text in turns of what is trained and what is not; None where it is too long for a row."""
+    """`tokens` before and `kept_tokens` after the cut; `parts`: what is left, in turns of trained and not."""
     if reader is None:
         return {}
     if fitting is None:
-        return {"tokens": tokens, "parts": None}
+        return {"tokens": tokens, "kept_tokens": 0, "parts": []}
     parts = [{"text": text, "trained": bool(learn)} for text, learn in _in_parts(reader.tokenizer, *fitting)]
-    return {"tokens": tokens, "parts": parts}
+    return {"tokens": tokens, "kept_tokens": len(fitting[0]), "parts": parts}
 
 
 # ---- rm ----
@@ -290,6 +290,10 @@ def _watched(job: Job, blocks: Sequence[DataBlock], report: Report) -> Iterator[
 def _tolerant(blocks: Sequence[DataBlock]) -> list[DataBlock]:
     """The blocks, whatever the share of their rows that cannot be used."""
     return [block.model_copy(update={"max_skipped": 1.0}) for block in blocks]
+
+
+def _share(count: int, of: int) -> float | None:
+    return count / of if of else None
 
 
 def _characters(said: Conversation) -> int:
