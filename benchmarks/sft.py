@@ -1,11 +1,13 @@
 """Tokens per second of chatpipe's fine-tuning against trl's SFTTrainer called directly; and a million conversations.
 
-    python benchmarks/sft.py [--rounds 3] [--steps 40] [--packing]
+    python benchmarks/sft.py [--rounds 3] [--steps 40] [--packing] [--plain]
     python benchmarks/sft.py --conversations 1000000 [--workdir FOLDER]
 
 Both peers get the same model, the same rows of token ids and labels in the same order, the same arguments; each runs in
-a process of its own, in turns. Shown are medians over the rounds, by the clock and by processor time (which other work
-on the machine disturbs less), and the ratio of each round. With --packing, trl packs with its own bfd strategy.
+a process of its own, in turns. trl's model is as transformers makes it, chatpipe's as its stages load it (attention and
+GELU that are quicker here); with --plain both are as transformers makes it, and the trainers alone differ. Shown are
+medians over the rounds, by the clock and by processor time (which other work on the machine disturbs less), and the
+median and range of the rounds' ratios. With --packing, trl packs with its own bfd strategy.
 
 With --conversations, a file of so many is tokenised by the stage's own function, and the peak memory is shown while it
 grows.
@@ -26,27 +28,7 @@ from typing import Any
 
 LAYERS, HEADS, WIDTH, CONTEXT, VOCABULARY = 4, 4, 128, 256, 1280
 BATCH, ROWS, WARM_UP = 16, 2000, 10
-WORDS = [
-    "the",
-    "mill",
-    "baker",
-    "Mara",
-    "lives",
-    "near",
-    "a",
-    "river",
-    "and",
-    "keeps",
-    "goats",
-    "which",
-    "like",
-    "to",
-    "eat",
-    "fresh",
-    "bread",
-    "every",
-    "morning",
-]
+WORDS = "the mill baker Mara lives near a river and keeps goats which like to eat fresh bread".split()  # noqa: SIM905
 
 
 def main() -> None:
@@ -54,6 +36,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--steps", type=int, default=40)
     parser.add_argument("--packing", action="store_true")
+    parser.add_argument("--plain", action="store_true", help="chatpipe's trainer on the model that trl gets")
     parser.add_argument("--conversations", type=int, help="measure memory and time of tokenising so many instead")
     parser.add_argument("--workdir", type=Path)
     parser.add_argument("--one", choices=["chatpipe", "trl"], help=argparse.SUPPRESS)
@@ -61,7 +44,7 @@ def main() -> None:
     if given.conversations:
         tokenise(given.conversations, given.workdir)
     elif given.one:
-        print(json.dumps(train(given.one, WARM_UP + given.steps, given.packing)))
+        print(json.dumps(train(given.one, WARM_UP + given.steps, given.packing, given.plain)))
     else:
         compare(given)
 
@@ -71,7 +54,7 @@ def compare(given: argparse.Namespace) -> None:
     for number in range(given.rounds):
         for peer in sorted(found, reverse=number % 2 == 1):
             words = [sys.executable, __file__, "--one", peer, "--steps", str(given.steps)]
-            words += ["--packing"] if given.packing else []
+            words += ["--packing"] * given.packing + ["--plain"] * given.plain
             done = subprocess.run(words, capture_output=True, text=True, check=True)
             found[peer].append(json.loads(done.stdout.splitlines()[-1]))
     print(f"| {'packed' if given.packing else 'apart'} | tokens/s | a processor second | loss of the last step |")
@@ -103,7 +86,7 @@ def tokenizer() -> Any:
     return made
 
 
-def train(peer: str, steps: int, packing: bool) -> dict[str, float]:
+def train(peer: str, steps: int, packing: bool, plain: bool) -> dict[str, float]:
     """Tokens per second of a peer's trainer, real ones alone, after the first steps."""
     import torch
     from datasets import Dataset
@@ -156,8 +139,9 @@ def train(peer: str, steps: int, packing: bool) -> dict[str, float]:
         rows = opened[0]
         more: dict[str, Any] = {"max_steps": steps, "max_length": CONTEXT, "save_strategy": "no"}
         if peer == "chatpipe":
-            keep_freed_memory()
-            model = quickest_gelu(quickest_attention(model))
+            if not plain:
+                keep_freed_memory()
+                model = quickest_gelu(quickest_attention(model))
             more["dataset_kwargs"] = {"skip_prepare_dataset": True}
             args = training_arguments(SFTConfig, section, "sft", Path(folder), 0, 1, **more)
             sequences = training_sequences(rows, None, CONTEXT if packing else None)

@@ -77,7 +77,9 @@ def _of_sft(job: Job) -> dict[str, Any]:
     conversations = sum(not held_out for _, held_out in stream)
     rows = round(conversations / (1 - section.pretrain_mix))
     steps = math.ceil(math.ceil(rows / section.batch_size) * section.num_train_epochs)
-    return {"rows": rows, "steps": section.max_steps if section.max_steps > 0 else steps}
+    if section.max_steps > 0:
+        return {"rows": rows, "steps": section.max_steps}
+    return {"rows": rows, "steps": f"up to {steps}; packed, fewer" if section.packing else steps}
 
 
 def _of_rm(job: Job) -> dict[str, Any]:

@@ -13,6 +13,7 @@ from chatpipe.data.template import (
     encode_conversation,
     encode_conversations,
     encode_prompt,
+    stop_at_end_of_turn,
 )
 from chatpipe.errors import UsageError
 
@@ -182,3 +183,19 @@ def test_a_base_model_that_reads_bos_first_gets_our_template_behind_it():
     ids, _ = encode_conversation(tokenizer, TURNS)
     assert tokenizer.convert_ids_to_tokens(ids[:2]) == [bos, "<|user|>"]
     assert ids.count(tokenizer.bos_token_id) == 1
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_chat_stops_where_the_template_ends_an_answer(name):
+    tokenizer = FAMILIES[name].tokenizer()
+    stop_at_end_of_turn(tokenizer)
+    assert tokenizer.eos_token == FAMILIES[name].end_of_turn
+    assert tokenizer.chat_template == FAMILIES[name].template
+
+
+@pytest.mark.parametrize("ending", ["", "{{ '\n' }}", " bye"])
+def test_eos_stays_where_the_template_ends_answers_with_no_token(ending):
+    tokenizer = FAMILIES["qwen2.5"].tokenizer()
+    tokenizer.chat_template = "{% for m in messages %}<|im_start|>{{ m['content'] }}" + ending + "{% endfor %}"
+    stop_at_end_of_turn(tokenizer)
+    assert tokenizer.eos_token == "<|endoftext|>"

@@ -1,5 +1,6 @@
 """Conversations written to the disk once are the ones that were encoded, and take no memory."""
 
+import pickle
 import tracemalloc
 
 import numpy as np
@@ -8,6 +9,7 @@ from tiny_chats import CONTEXT, conversation, conversations
 from chatpipe.data.report import Report, SourceReport
 from chatpipe.data.rows import Row, Skipped
 from chatpipe.data.template import encode_conversation
+from chatpipe.finetuning.packing import training_sequences
 from chatpipe.finetuning.rows import RowsNote, open_rows, write_rows
 
 
@@ -66,10 +68,12 @@ def test_memory_does_not_grow_with_the_conversations(tmp_path, tokenizer):
         tracemalloc.start()
         write_rows(tmp_path / "rows", conversations(count), Report(), tokenizer, CONTEXT, "here")
         train = open_rows(tmp_path / "rows", "here")[0]
-        for number in range(len(train)):
-            train.read(number)
+        sequences = training_sequences(train, None, CONTEXT)
+        for number in range(len(sequences)):
+            sequences[number]
         used = tracemalloc.get_traced_memory()[1]
         tracemalloc.stop()
+        assert len(pickle.dumps(train)) < 1000
         return used, int(train.lengths.sum())
 
     few, _ = peak(500)

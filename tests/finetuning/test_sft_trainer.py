@@ -139,3 +139,16 @@ def test_with_an_adapter_the_base_stays_and_what_comes_out_is_a_plain_model(make
         torch.testing.assert_close(saved(ids).logits, expected, atol=1e-5, rtol=1e-5)
     assert not any("lora" in name for name, _ in saved.named_parameters())
     assert "lora" not in json.dumps(saved.config.to_dict())
+
+
+def test_an_adapter_learns_with_gradient_checkpointing_too(make_trainer, tmp_path):
+    plain, thrifty = (
+        make_trainer(tmp_path / name, "llama", lora=True, max_steps=3, gradient_checkpointing=on)
+        for name, on in (("plain", False), ("thrifty", True))
+    )
+    for trainer in (plain, thrifty):
+        trainer.train()
+    learned = weights(thrifty)
+    for name, weight in weights(plain).items():
+        torch.testing.assert_close(weight, learned[name], atol=1e-5, rtol=0)
+    assert any(weight.abs().sum() > 0 for name, weight in learned.items() if "lora_B" in name)

@@ -60,7 +60,9 @@ def test_a_guard_stops_a_stage_and_its_key_lets_it_go_on(stage, tmp_path, tiny_r
     options, guard, told = stage(tmp_path, tiny_run)
     command = (name, "--out", tmp_path / name, *options)
     said = chatpipe(*command)
-    lines = said.err.splitlines()
+    read, _, error = said.err.rpartition("error: ")
+    assert read.count("\n") <= 1, "before the error stands what the data was read as, and no more"
+    lines = f"error: {error}".splitlines()
     assert said.code == 2
     assert len(lines) == 4
     assert lines[0] == f"error: {name} could only fail silently; it is stopped before its first step."

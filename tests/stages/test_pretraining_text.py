@@ -164,7 +164,7 @@ def test_rows_that_are_left_out_are_said(pretrain, corpus):
     with corpus.open("a") as file:
         file.write("oops\n" * 9)
     told = refused(pretrain(corpus, "--fresh"))
-    assert f"10 rows: this line is not JSON (first at {corpus}:201)" in told
+    assert f"10 rows: this line is not JSON (first at {corpus}:201, " in told
 
 
 def test_text_that_is_too_little_is_refused(pretrain, corpus):

@@ -63,6 +63,11 @@ class TokenStore:
         self.skipped = manifest.skipped
         self._shards = [np.memmap(folder / name, dtype=manifest.dtype, mode="r") for name in manifest.files]
         self._ends = list(accumulate(map(len, self._shards)))
+        self._folder = folder
+
+    def __reduce__(self) -> tuple[type["TokenStore"], tuple[Path]]:
+        """Opened anew in another process, not copied out of its files."""
+        return TokenStore, (self._folder,)
 
     def __len__(self) -> int:
         """How many tokens there are."""

@@ -59,6 +59,11 @@ class Rows:
         self._ids, self._learned = (_mapped(folder / f"{side}.{name}.bin", kind) for name, kind in _FILES)
         self._ends = np.fromfile(folder / f"{side}.ends.bin", np.int64)
         self._examples = folder / f"{side}.jsonl"
+        self._opened_as = (folder, side)
+
+    def __reduce__(self) -> tuple[type["Rows"], tuple[Path, str]]:
+        """Opened anew in another process, and where a data set takes its fingerprint: not copied out of the files."""
+        return Rows, self._opened_as
 
     def __len__(self) -> int:
         """How many rows there are."""

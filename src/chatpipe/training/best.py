@@ -28,7 +28,7 @@ class KeepsBest(ResumePoints):
     def offer(self, loss: float) -> None:
         """Keeps the weights as they are if no evaluation before had so low a loss. Every rank calls it."""
         # the same number on all ranks, so that they decide alike
-        loss = self.accelerator.reduce(torch.tensor(loss, dtype=torch.float64), reduction="mean").item()
+        loss = self.accelerator.reduce(torch.tensor(loss, device=self.args.device), reduction="mean").item()
         if not loss < self.best_loss:
             return
         self.best_step, self.best_loss = self.state.global_step, loss
