@@ -13,6 +13,7 @@ from chatpipe.recipe.loading import flatten
 
 if TYPE_CHECKING:
     from chatpipe.inspection.checks import Checked
+    from chatpipe.inspection.measure import Measurement
 
 CHECK_STYLES = {"ok": "green", "failed": "red", "off": "yellow", "not yet": "dim"}
 STYLES = {"pass": "green", "warn": "yellow", "fail": "red"}
@@ -102,6 +103,23 @@ def show_checks(checked: "Sequence[Checked]") -> None:
 
 def _alike(one: "Checked") -> tuple[str, bool, str, str]:
     return one.stage, one.what.startswith("guards."), one.status, one.found
+
+
+def show_measurement(measurement: "Measurement") -> None:
+    """What was measured, a line for each number, then what the model said."""
+    metrics = measurement.metrics
+    title = f"{measurement.model} on {measurement.data}, read as {measurement.format}: {measurement.rows:,} rows"
+    rows = [(name, _measure(value)) for name, value in metrics.items() if not isinstance(value, list)]
+    rows += [(f"left out: {reason}", f"{count:,}") for reason, count in measurement.skipped_rows.items()]
+    rows += [("sample", text) for text in metrics.get("samples", [])]
+    rows += [("answer", f"{one['question']} -> {one['answer']}") for one in metrics.get("answers", [])]
+    console.table(title, ("measured", ""), rows)
+
+
+def _measure(value: Any) -> str:
+    if isinstance(value, dict):
+        return ", ".join(f"{name} {_measure(part)}" for name, part in value.items())
+    return f"{value:.4g}" if isinstance(value, float) else _shown(value)
 
 
 def strict_exit(results: Sequence[StageResult]) -> None:

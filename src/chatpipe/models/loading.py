@@ -19,6 +19,7 @@ from transformers import (
 
 from chatpipe.errors import UsageError
 from chatpipe.models.activation import quickest_gelu
+from chatpipe.models.folder import Kind, kind_of_architectures
 
 Model = TypeVar("Model", bound=PreTrainedModel)
 
@@ -61,6 +62,11 @@ def load_tokenizer(model: str | Path) -> PreTrainedTokenizerBase:
 def load_config(model: str | Path) -> PreTrainedConfig:
     """The configuration of a model, without its weights. Raises `UsageError` where there is none."""
     return _load(AutoConfig, model)
+
+
+def model_kind_of_hub(model: str) -> Kind:
+    """What kind of model a hub id names. Raises `UsageError` where it is none that we know, or not to be had."""
+    return kind_of_architectures(load_config(model).architectures, f"MODEL = {model}")
 
 
 def _load(auto: Any, model: str | Path, **options: Any) -> Any:

@@ -158,7 +158,7 @@ def run_ppo(job: Job) -> Outcome | None:
     )
     params = SamplingParams(max_new_tokens=section.response_length, temperature=section.temperature)
     metrics = {
-        **after.metrics(job),
+        **after.metrics(),
         **reward_comparison(scores_after, scores_before),
         "reward_sources": ["model"] * len(rewards.models) + ["function"] * len(rewards.functions),
         "objective/kl": sampled_kl(policy, reference, asked_ids, params, tokenizer.eos_token_id, recipe.seed),

@@ -7,14 +7,13 @@ from typing import Any
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainingArguments, set_seed
 
-from chatpipe import console
 from chatpipe.data.formats import Ranking
 from chatpipe.data.load import Conversation, Loaded, load_rankings, stream_conversations
 from chatpipe.data.report import Report
-from chatpipe.data.rows import BadRow
 from chatpipe.data.sources import build_world, reads_pocketworld
 from chatpipe.data.template import add_chat_template, encode_completion
 from chatpipe.evaluation.pairs import pair_metrics
+from chatpipe.evaluation.rankings import EVAL_BATCH_SIZE, ranking_scores, rankings_that_fit
 from chatpipe.evaluation.verdicts import rm_verdict
 from chatpipe.guards.by_stage import rm_guards
 from chatpipe.guards.run import Checks, guard
@@ -29,7 +28,6 @@ from chatpipe.stages.job import Job, Outcome
 from chatpipe.stages.saving import save_checkpoint
 from chatpipe.training.run import run_trainer
 
-EVAL_BATCH_SIZE = 32
 MAX_DEMONSTRATIONS = 256
 
 
@@ -72,7 +70,7 @@ def run_rm(job: Job) -> Outcome | None:
     if job.is_main:
         rankings.report.say()
     guard(job.stage, recipe.guards, prepared.guards())
-    held_out = [ranking for ranking in rankings.held_out if _fits(tokenizer, ranking, max_length)]
+    held_out = rankings_that_fit(tokenizer, rankings.held_out, max_length)
 
     args = stage_arguments(
         job,
@@ -99,15 +97,6 @@ def run_rm(job: Job) -> Outcome | None:
     return Outcome(metrics, rm_verdict(metrics).to_dict())
 
 
-def _fits(tokenizer: PreTrainedTokenizerBase, ranking: Ranking, max_length: int) -> bool:
-    """Whether the model can read all answers of a ranking whole."""
-    try:
-        encode_answers(tokenizer, ranking.prompt, ranking.responses, max_length)
-    except BadRow:
-        return False
-    return True
-
-
 def _evaluate(
     job: Job,
     model: PreTrainedModel,
@@ -116,12 +105,7 @@ def _evaluate(
     max_length: int,
 ) -> dict[str, Any]:
     """Pair accuracy on held-out prompts: against the gold order where it is known, else against the annotators'."""
-    scores = []
-    with console.progress("evaluating", len(held_out)) as bar:
-        for ranking in held_out:
-            sequences = encode_answers(tokenizer, ranking.prompt, ranking.responses, max_length)
-            scores.append(sequence_scores(model, sequences, tokenizer.pad_token_id, EVAL_BATCH_SIZE).tolist())
-            bar.update(len(scores))
+    scores = ranking_scores(model, tokenizer, held_out, max_length)
     gold = None
     if job.recipe.rm.data is None and reads_pocketworld(job.recipe.sample.data):
         rater = GoldRater(build_world(job.recipe.pocketworld))

@@ -117,7 +117,7 @@ def run_sft(job: Job) -> Outcome | None:
         "eval_loss_before": before,
         "question_gain": gain.gain,
         "question_gain_low": gain.low,
-        **judge(job, model, tokenizer, prompts).metrics(job),
+        **judge(job, model, tokenizer, prompts).metrics(),
         **best,
         "train_conversations": len(train),
         "left_out_conversations": note.too_long["train"],
