@@ -15,7 +15,6 @@ from typing import Any, Literal
 from chatpipe import console
 from chatpipe.errors import UsageError
 from chatpipe.guards.run import Checks, GuardResult, run_guards
-from chatpipe.models.folder import looks_like_path
 from chatpipe.pipeline import check_folder, processes_of, recipe_checks
 from chatpipe.recipe.guards import guards_of
 from chatpipe.recipe.schema import STAGES, DataBlock, Recipe
@@ -135,8 +134,8 @@ def _why_not_yet(job: Job, checked: Sequence[Checked]) -> str | None:
     if any(one.status == "failed" for one in checked):
         return "first mend what has failed"
     for key, parent in PARENTS[job.stage].items():
-        model = job.models.get(key)
-        if model and looks_like_path(model) and not (Path(model).expanduser() / "config.json").is_file():
+        model, given = job.models.get(key), getattr(job.section, key)
+        if model and given is None and not (Path(model) / "config.json").is_file():
             return f"there is no {model} yet; {parent} makes it"
     if job.makes_rankings():
         return "there are no rankings yet; the run makes them"

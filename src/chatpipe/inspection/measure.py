@@ -10,6 +10,7 @@ import torch
 from pydantic import TypeAdapter
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from chatpipe import console
 from chatpipe.checkpoints import read_manifest
 from chatpipe.data.documents import RawText
 from chatpipe.data.formats import recognise
@@ -253,14 +254,22 @@ def _conversations(task: _Task, report: Report) -> tuple[int, dict[str, Any]]:
         )
     prompts = _asked(task, tokenizer, model, (said[:-1] for said in conversations), task.recipe.evaluation.prompts)
     held_out = HeldOutChats(rows, tokenizer, prompts[:2], min(SAMPLE_TOKENS, task.recipe.evaluation.max_new_tokens))
-    gain = held_out.gain(model)
     return len(conversations), {
         **held_out.measure(model),
-        "question_gain": gain.gain,
-        "question_gain_low": gain.low,
+        **_gain(held_out, model),
         **_judged(task, tokenizer, model, prompts, None),
         "left_out_conversations": len(conversations) - len(rows),
     }
+
+
+def _gain(held_out: HeldOutChats, model: PreTrainedModel) -> dict[str, float]:
+    """How much likelier answers are under their own questions; nothing where the model cannot read them exchanged."""
+    try:
+        gain = held_out.gain(model)
+    except UsageError as problem:
+        console.warn(f"no question_gain: {problem.message}")
+        return {}
+    return {"question_gain": gain.gain, "question_gain_low": gain.low}
 
 
 def _answers(task: _Task, report: Report) -> tuple[int, dict[str, Any]]:
