@@ -155,7 +155,8 @@ def test_published_files_are_shown_for_sft(chatpipe, tiny_run, name, form, rows,
     assert (source["formats"], source["rows"]) == ([form], rows)
     assert sum(one["rows"] for one in source["left_out"]) == left_out
     assert seen["summary"]["measured_rows"] == rows - left_out
-    assert seen["summary"].get("eos_trained_share") == (1.0 if has_tokens else None)
+    has_kept = has_tokens and seen["summary"]["left_out_share"] < 1  # of one file none fits into so small a model
+    assert seen["summary"].get("eos_trained_share") == (1.0 if has_kept else None)
     assert len(seen["rows"]) == 3
     for row in seen["rows"]:
         if row.get("parts"):
