@@ -85,3 +85,23 @@ def test_progress_is_silent_where_nobody_watches(capsys):
         for step in range(100):
             bar.update(step, "loss")
     assert capsys.readouterr() == ("", "")
+
+
+@pytest.mark.parametrize(
+    "name, shown", [("FORCE_COLOR", "Who? \x1b[1;32mA cook.\x1b[0m\n"), ("NO_COLOR", "Who? ⟦A cook.⟧\n")]
+)
+def test_parts_of_a_text_are_marked_with_colour_or_without(capsys, monkeypatch, name, shown):
+    for other in ("FORCE_COLOR", "NO_COLOR"):
+        monkeypatch.delenv(other, raising=False)
+    monkeypatch.setenv(name, "1")
+    monkeypatch.setenv("TERM", "xterm")
+    monkeypatch.setattr(console, "_console", None)
+    console.marked([("Who? ", False), ("A cook.", True)])
+    assert capsys.readouterr().err == shown
+
+
+def test_silence_lasts_as_long_as_it_is_asked_for(capsys):
+    with console.silence():
+        console.note("not heard")
+    console.note("heard")
+    assert capsys.readouterr().err == "heard\n"

@@ -83,6 +83,29 @@ def table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]], sty
     stderr_console().print(shown)
 
 
+def marked(parts: Sequence[tuple[str, bool]], style: str = "bold green") -> None:
+    """Shows a text some parts of which are marked (True): in colour, or between ⟦ and ⟧ where there is no colour."""
+    from rich.text import Text
+
+    shown = stderr_console()
+    has_colour = shown.color_system is not None and not shown.no_color
+    text = Text()
+    for part, is_marked in parts:
+        text.append(f"⟦{part}⟧" if is_marked and not has_colour else part, style if is_marked else "")
+    shown.print(text)
+
+
+@contextmanager
+def silence() -> Iterator[None]:
+    """Within it nothing is said to the person at the terminal."""
+    shown = stderr_console()
+    before, shown.quiet = shown.quiet, True
+    try:
+        yield
+    finally:
+        shown.quiet = before
+
+
 class ProgressBar(Protocol):
     """What a running task reports to: how far it is, a few words such as the loss, and how much there is in all.
 

@@ -4,8 +4,9 @@ import importlib
 import json
 import os
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ from chatpipe.errors import UsageError
 from chatpipe.locking import alone_in
 from chatpipe.recipe.loading import flatten, load_recipe
 from chatpipe.recipe.schema import POCKETWORLD, STAGES, Recipe
+from chatpipe.stages.checking import Check, check_job, job_checks
 from chatpipe.stages.job import Job, Outcome, Standing, rankings_blocks, rankings_file
 from chatpipe.training import launch
 from chatpipe.training.batches import micro_batches
@@ -125,21 +127,28 @@ def check_stage(recipe: Recipe, stage: str, out: str | None, reads_data: bool = 
         _check_run(recipe)
     if stage == "rm" and recipe.rm.data is None:
         _check_rankings_can_be_made(recipe)
-    job.check(reads_data=reads_data)
+    check_job(job, reads_data=reads_data)
     return job
 
 
 def check_recipe(recipe: Recipe) -> None:
     """Raises `UsageError` for whatever can be known to be wrong before the first stage starts, without torch."""
+    for _, _, check in recipe_checks(recipe):
+        check()
+
+
+def recipe_checks(recipe: Recipe) -> Iterator[tuple[str, str, Check]]:
+    """Stage, recipe key and check of whatever can be known to be wrong before the first stage starts, without torch."""
     done: frozenset[str] = frozenset()
     for stage in STAGES:
-        job = Job.of(recipe, stage)
-        job.check(made_by_this_run=done)
+        for key, check in job_checks(Job.of(recipe, stage), made_by_this_run=done):
+            yield stage, key, check
         done |= {stage}
     if recipe.rm.data is None:
-        _check_rankings_can_be_made(recipe)
-    _check_rankings_apart(recipe)
-    _check_answers_fit(recipe)
+        yield "rm", "sample.data", partial(_check_rankings_can_be_made, recipe)
+    else:
+        yield "rm", "rankings", partial(_check_rankings_apart, recipe)
+    yield "ppo", "pretrain.architecture.n_positions", partial(_check_answers_fit, recipe)
 
 
 def run_stage(job: Job, how: How, standing: Standing) -> StageResult:
@@ -276,7 +285,7 @@ def _check_run(recipe: Recipe) -> None:
     _check_rankings_apart(recipe)
 
 
-def _check_rankings_apart(recipe: Recipe) -> None:
+def _check_rankings_apart(recipe: Recipe) -> str:
     """The run writes down what it was ranked by: that file cannot be what `rm.data` names."""
     written = rankings_file(recipe).resolve()
     if any(Path(block.source).resolve() == written for block in recipe.rm.data or []):
@@ -284,6 +293,7 @@ def _check_rankings_apart(recipe: Recipe) -> None:
             f"rm.data = {rankings_file(recipe)} is the file into which this run writes its rankings.",
             "Copy it to another place and give the copy, or leave rm.data out.",
         )
+    return str(rankings_file(recipe))
 
 
 def _forget_rankings(recipe: Recipe) -> None:
@@ -308,10 +318,10 @@ def _check_same_run(before: Recipe, now: Recipe) -> None:
         )
 
 
-def _check_answers_fit(recipe: Recipe) -> None:
+def _check_answers_fit(recipe: Recipe) -> str:
     """How much a new model reads stands in the recipe: answers that leave no room for a prompt are known beforehand."""
     if recipe.pretrain.model is not None or recipe.sft.model is not None:
-        return
+        return "not the run's own model"
     positions = recipe.pretrain.architecture.n_positions
     lengths = {"evaluation.max_new_tokens": recipe.evaluation.max_new_tokens}
     if recipe.rm.data is None:
@@ -324,9 +334,10 @@ def _check_answers_fit(recipe: Recipe) -> None:
                 f"{key} = {length} leaves no room for a prompt: the run's own model reads {positions} tokens in all.",
                 "Lower it, or raise pretrain.architecture.n_positions.",
             )
+    return f"room for answers in {positions} tokens"
 
 
-def _check_rankings_can_be_made(recipe: Recipe) -> None:
+def _check_rankings_can_be_made(recipe: Recipe) -> str:
     """A run makes rankings in the built-in world alone, where somebody knows what is true."""
     check_sources(recipe.sample.data, "rm.data (or sample.data, to have rankings made)")
     for block in recipe.sample.data or []:
@@ -335,6 +346,7 @@ def _check_rankings_can_be_made(recipe: Recipe) -> None:
                 f"sample.data = {block.source}: nobody can rank answers to these prompts in the run.",
                 "Give rankings of your own with rm.data=FILE; sample.data takes pocketworld.",
             )
+    return f"{recipe.sample.prompts} prompts, {recipe.sample.k} answers each"
 
 
 def _prepare_process() -> None:

@@ -10,8 +10,9 @@ from chatpipe.cli.app import app
 from chatpipe.recipe import Recipe
 from chatpipe.recipe.schema import STAGES
 
-COMMANDS = ["run", *STAGES, "chat", "recipes", "schema", "env"]
+COMMANDS = ["run", *STAGES, "chat", "eval", "check", "data", "recipes", "schema", "env"]
 SUBCOMMANDS = [[command] for command in COMMANDS] + [["recipes", command] for command in ("ls", "show", "copy")]
+SUBCOMMANDS.append(["data", "show"])
 
 
 def modules_after(code: str) -> set[str]:

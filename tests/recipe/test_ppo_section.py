@@ -9,6 +9,7 @@ from chatpipe.errors import UsageError
 from chatpipe.evaluation.verdicts import ppo_verdict
 from chatpipe.ppo.functions import source_fingerprint
 from chatpipe.recipe.loading import load_recipe
+from chatpipe.stages.checking import check_job
 from chatpipe.stages.job import Job
 from stub_models import write_stub_model
 
@@ -58,7 +59,7 @@ def job(tmp_path, monkeypatch):
 
 
 def test_all_reward_models_are_checked_and_stand_in_the_manifest(job, tmp_path):
-    job.check()
+    check_job(job)
     parents = job.manifest().parents
     assert set(parents) == {"ppo.model", "ppo.reward.0", "ppo.reward.2", "ppo.gold_reward_model"}
     before = job.manifest()
@@ -92,14 +93,14 @@ def test_a_reward_function_in_a_package_is_found_without_running_the_package(tmp
 def test_a_reward_function_without_a_file_is_refused_with_its_key_before_anything_is_written(job, tmp_path, name):
     job.recipe.ppo.reward[1].function = name
     with pytest.raises(UsageError, match=f"ppo.reward.1.function = {name} cannot be imported"):
-        job.check()
+        check_job(job)
     assert not (tmp_path / "run").exists()
 
 
 def test_a_policy_in_the_list_of_rewards_is_refused(job, tmp_path):
     job.models["reward.0"] = str(tmp_path / "sft")
     with pytest.raises(UsageError, match=r"ppo.reward.0 = .* is a causal language model, but a reward model is needed"):
-        job.check()
+        check_job(job)
 
 
 def test_text_to_mix_in_is_part_of_what_the_stage_is_made_from(tmp_path):

@@ -6,6 +6,7 @@ import pytest
 from chatpipe.checkpoints import write_manifest
 from chatpipe.errors import UsageError
 from chatpipe.recipe import Recipe
+from chatpipe.stages.checking import check_job
 from chatpipe.stages.job import Job, rankings_blocks, rankings_file, stage_data
 from stub_models import write_stub_model
 
@@ -100,19 +101,19 @@ def test_what_a_stage_reads():
 def test_everything_a_run_needs_is_checked_before_it_starts(recipe):
     made: frozenset[str] = frozenset()
     for stage in ("pretrain", "sft", "rm", "ppo"):
-        Job.of(recipe, stage).check(made_by_this_run=made)
+        check_job(Job.of(recipe, stage), made_by_this_run=made)
         made |= {stage}
     assert not Path("run").exists()
 
 
 def test_a_missing_parent_is_named_with_who_makes_it(recipe):
-    told = problem_of(Job.of(recipe, "sft").check)
+    told = problem_of(check_job, Job.of(recipe, "sft"))
     assert "sft starts from what pretrain makes, but there is no run/pretrain yet." in told
     assert "chatpipe pretrain" in told
     assert "--model" in told
     finish(Job.of(recipe, "pretrain"))
     finish(Job.of(recipe, "sft"))
-    told = problem_of(Job.of(recipe, "ppo").check)
+    told = problem_of(check_job, Job.of(recipe, "ppo"))
     assert "ppo starts from what rm makes, but there is no run/rm yet." in told
     assert "--reward" in told
 
@@ -120,30 +121,30 @@ def test_a_missing_parent_is_named_with_who_makes_it(recipe):
 def test_a_model_of_the_wrong_kind_is_refused_by_key(recipe):
     write_stub_model("reward", "GPT2ForSequenceClassification")
     write_stub_model("chat")
-    told = problem_of(Job.of(changed(recipe, "ppo", model="reward", reward_model="reward"), "ppo").check)
+    told = problem_of(check_job, Job.of(changed(recipe, "ppo", model="reward", reward_model="reward"), "ppo"))
     assert "ppo.model = reward is a reward model" in told
-    told = problem_of(Job.of(changed(recipe, "ppo", model="chat", reward_model="chat"), "ppo").check)
+    told = problem_of(check_job, Job.of(changed(recipe, "ppo", model="chat", reward_model="chat"), "ppo"))
     assert "ppo.reward_model = chat is a causal language model" in told
-    Job.of(changed(recipe, "ppo", model="chat", reward_model="reward"), "ppo").check()
+    check_job(Job.of(changed(recipe, "ppo", model="chat", reward_model="reward"), "ppo"))
 
 
 def test_data_that_cannot_be_used_is_found_by_the_check(recipe):
     Path("chats.jsonl").write_text('{"messages": []}\n{oops}\n')
-    told = problem_of(Job.of(recipe, "sft").check, frozenset({"pretrain"}))
+    told = problem_of(check_job, Job.of(recipe, "sft"), frozenset({"pretrain"}))
     assert "this line is not JSON (first at chats.jsonl:2" in told
-    told = problem_of(Job.of(changed(recipe, "rm", data=recipe.pretrain.data), "rm").check)
+    told = problem_of(check_job, Job.of(changed(recipe, "rm", data=recipe.pretrain.data), "rm"))
     assert told.startswith("rm.data: ")
     assert "is running text" in told
-    assert "sft.data is not given" in problem_of(Job.of(changed(recipe, "sft", data=None), "sft").check)
+    assert "sft.data is not given" in problem_of(check_job, Job.of(changed(recipe, "sft", data=None), "sft"))
 
 
 def test_a_world_that_cannot_be_built_is_found_by_the_check():
     world = Recipe(pretrain={"data": "pocketworld"}, pocketworld={"people": 100_000})
-    assert "100000 people" in problem_of(Job.of(world, "pretrain").check)
+    assert "100000 people" in problem_of(check_job, Job.of(world, "pretrain"))
 
 
 def test_a_file_where_the_folder_should_be_is_refused(recipe):
-    assert "book.txt is a file." in problem_of(Job.of(recipe, "pretrain", "book.txt").check)
+    assert "book.txt is a file." in problem_of(check_job, Job.of(recipe, "pretrain", "book.txt"))
 
 
 def test_a_stage_is_new_then_started_then_done(recipe):

@@ -10,6 +10,7 @@ from chatpipe.checkpoints import MANIFEST
 from chatpipe.errors import UsageError
 from chatpipe.locking import alone_in
 from chatpipe.recipe import load_recipe
+from chatpipe.stages.checking import check_job
 from chatpipe.stages.job import STARTED, Job, rankings_file
 from stub_models import write_stub_model
 
@@ -39,12 +40,12 @@ def job(out: str | None, *overrides: str) -> Job:
 def test_a_stage_cannot_be_made_in_the_folder_of_the_model_it_starts_from(files):
     # --fresh would delete the model
     with pytest.raises(UsageError, match="it holds base, which sft reads"):
-        job("base").check()
+        check_job(job("base"))
 
 
 def test_a_stage_cannot_be_made_in_a_folder_that_holds_its_data(files):
     with pytest.raises(UsageError, match="it holds chats.jsonl, which sft reads"):
-        job(".", "sft.model=gpt2").check()
+        check_job(job(".", "sft.model=gpt2"))
 
 
 def test_a_folder_in_which_a_stage_was_killed_before_it_began_is_new(files):

@@ -1,7 +1,8 @@
 """What a person sees of plans and results: the dry run, a stage's verdict, and the table at the end of a run."""
 
 from collections.abc import Sequence
-from typing import Any
+from itertools import groupby
+from typing import TYPE_CHECKING, Any
 
 from chatpipe import console
 from chatpipe.errors import ExitCode
@@ -10,6 +11,11 @@ from chatpipe.plan import plan_stage
 from chatpipe.recipe import Resolved
 from chatpipe.recipe.loading import flatten
 
+if TYPE_CHECKING:
+    from chatpipe.inspection.checks import Checked
+    from chatpipe.inspection.measure import Measurement
+
+CHECK_STYLES = {"ok": "green", "failed": "red", "off": "yellow", "not yet": "dim"}
 STYLES = {"pass": "green", "warn": "yellow", "fail": "red"}
 
 
@@ -74,6 +80,46 @@ def show_run_table(results: Sequence[StageResult]) -> None:
     if answers:
         question = next(example["question"] for _, example in examples if example)
         console.table(f"Asked: {question}", ("stage", "answer"), answers)
+
+
+def show_checks(checked: "Sequence[Checked]") -> None:
+    """Stage, what was looked at, how it went, what was found; what to do stands below what failed.
+
+    Guards of a stage that all went the same share a row.
+    """
+    rows, styles = [], []
+    for (stage, is_guard, status, found), some in groupby(checked, _alike):
+        same = list(some)
+        if is_guard and status != "failed":
+            names = ", ".join(one.what.removeprefix("guards.") for one in same)
+            rows.append((stage, f"{len(same)} guards: {names}", status, found))
+            styles.append(CHECK_STYLES[status])
+            continue
+        for one in same:
+            rows.append((stage, one.what, status, f"{found}\n{one.remedy}" if status == "failed" else found))
+            styles.append(CHECK_STYLES[status])
+    console.table("Before it runs", ("stage", "what", "", "found"), rows, styles)
+
+
+def _alike(one: "Checked") -> tuple[str, bool, str, str]:
+    return one.stage, one.what.startswith("guards."), one.status, one.found
+
+
+def show_measurement(measurement: "Measurement") -> None:
+    """What was measured, a line for each number, then what the model said."""
+    metrics = measurement.metrics
+    title = f"{measurement.model} on {measurement.data}, read as {measurement.format}: {measurement.rows:,} rows"
+    rows = [(name, _measure(value)) for name, value in metrics.items() if not isinstance(value, list)]
+    rows += [(f"left out: {reason}", f"{count:,}") for reason, count in measurement.skipped_rows.items()]
+    rows += [("sample", text) for text in metrics.get("samples", [])]
+    rows += [("answer", f"{one['question']} -> {one['answer']}") for one in metrics.get("answers", [])]
+    console.table(title, ("measured", ""), rows)
+
+
+def _measure(value: Any) -> str:
+    if isinstance(value, dict):
+        return ", ".join(f"{name} {_measure(part)}" for name, part in value.items())
+    return f"{value:.4g}" if isinstance(value, float) else _shown(value)
 
 
 def strict_exit(results: Sequence[StageResult]) -> None:

@@ -49,13 +49,14 @@ class _Document:
 class RawText:
     """The documents of one block of `data:`, which can be read any number of times and come the same each time.
 
-    After a whole reading `skipped` has the rows that could not be used; more than `max_skipped` raise `UsageError`.
+    Without `split` a file or text that would be cut into two sides stays one document. After a whole reading `rows` is
+    how many it met and `skipped` has those that could not be used; more than `max_skipped` raise `UsageError`.
     """
 
-    def __init__(self, block: DataBlock, world: Pocketworld, key: str) -> None:
-        self.block, self.world, self.key = block, world, key
+    def __init__(self, block: DataBlock, world: Pocketworld, key: str, split: bool = True) -> None:
+        self.block, self.world, self.key, self.split = block, world, key, split
         self.skipped = Skipped()
-        self._rows = 0
+        self.rows = 0
         self._built_in: list[str] | None = None
 
     def pieces(self) -> Iterator[Piece]:
@@ -82,14 +83,14 @@ class RawText:
         return round((1 - HELD_OUT_SHARE) * sum(path.stat().st_size for path in files) / 10**6)
 
     def _documents(self) -> Iterator[_Document]:
-        self.skipped, self._rows = Skipped(), 0
+        self.skipped, self.rows = Skipped(), 0
         whole_files = self._whole_files()
-        few = len(whole_files) < FEW_FILES
+        few = self.split and len(whole_files) < FEW_FILES
         for path in whole_files:
             yield from _sides_of_file(path, self.key) if few else _file_as_one(path, self.key)
         texts = iter(self._texts())
         first, second = next(texts, None), next(texts, None)
-        if first is not None and second is None and not whole_files:
+        if self.split and first is not None and second is None and not whole_files:
             yield from _sides_of_text(first)
             return
         for text in chain((text for text in (first, second) if text is not None), texts):
@@ -104,18 +105,18 @@ class RawText:
     def _texts(self) -> Iterator[str]:
         """All documents but whole files, bad ones left out and counted."""
         for item in self._items():
-            self._rows += 1
+            self.rows += 1
             try:
                 yield _text_of(item)
             except BadRow as problem:
                 self.skipped.add(str(problem), item)
-            if self._rows % ROWS_BETWEEN_CHECKS == 0:
+            if self.rows % ROWS_BETWEEN_CHECKS == 0:
                 self._check_skipped()
         self._check_skipped()
 
     def _check_skipped(self) -> None:
         """Raises `UsageError` where too many of the rows read so far cannot be used."""
-        self.skipped.check(f"{self.key}: {self.block.source}", self._rows, self.block.max_skipped)
+        self.skipped.check(f"{self.key}: {self.block.source}", self.rows, self.block.max_skipped)
 
     def _items(self) -> Iterator[Row | BrokenRow]:
         if self.block.source == POCKETWORLD:

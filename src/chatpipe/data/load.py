@@ -68,7 +68,14 @@ def stream_conversations(
     `report` is filled while they are read. Raises `UsageError` where a source cannot be read, and at the end of one of
     which more than `max_skipped` cannot be used.
     """
-    for placed in _stream("conversations", blocks, world, key, report):
+    yield from stream_rows("conversations", blocks, world, key, report)
+
+
+def stream_rows(
+    what: What, blocks: Sequence[DataBlock], world: Pocketworld, key: str, report: Report
+) -> Iterator[tuple[Any, bool]]:
+    """Conversations, rankings or different prompts, as `stream_conversations` has them."""
+    for placed in _stream(what, blocks, world, key, report):
         for _ in range(placed.times):
             yield placed.item, placed.held_out
 
@@ -108,35 +115,31 @@ _CHOSEN_BY: Mapping[What, Callable[[Any], str]] = {
 """The text by which a fractional weight chooses an item: all of it, so that answers to one prompt go separate ways."""
 
 
-def check_rows(what: What, blocks: Sequence[DataBlock] | None, key: str) -> None:
-    """As `check_sources`, and also where the rows cannot be read as `what`, or are too few.
+def check_rows(what: What, blocks: Sequence[DataBlock] | None, key: str) -> Report:
+    """As `check_sources`, and also where the rows cannot be read as `what`, or are too few; what was found otherwise.
 
     Reads every row of every file and keeps none; builds no world and fetches nothing from a hub.
     """
     check_sources(blocks, key)
     blocks = blocks or []
+    report = Report()
     counts = {False: 0, True: 0}
     for block in blocks:
         if block.source == POCKETWORLD:
             _check_world_has(what, key)
         elif not is_hub(block):
-            for placed in _read(what, block, key, SourceReport(key, block.source)):
+            report.sources.append(SourceReport(key, block.source))
+            for placed in _read(what, block, key, report.sources[-1]):
                 counts[placed.held_out] += placed.times
     if not reads_pocketworld(blocks) and not any(map(is_hub, blocks)):
         _check_enough(counts[False], counts[True], blocks, key)
+    return report
 
 
 def _load(what: What, blocks: Sequence[DataBlock], world: Pocketworld, key: str) -> Loaded[Any]:
     loaded = Loaded[Any]([], [])
-    seen: set[str] = set()
-    for placed in _stream(what, blocks, world, key, loaded.report):
-        if what == "prompts":
-            text = prompt_key(placed.item)
-            if text in seen:
-                continue
-            seen.add(text)
-        side = loaded.held_out if placed.held_out else loaded.train
-        side.extend([placed.item] * placed.times)
+    for item, held_out in stream_rows(what, blocks, world, key, loaded.report):
+        (loaded.held_out if held_out else loaded.train).append(item)
     _check_enough(len(loaded.train), len(loaded.held_out), blocks, key)
     return loaded
 
@@ -144,8 +147,23 @@ def _load(what: What, blocks: Sequence[DataBlock], world: Pocketworld, key: str)
 def _stream(
     what: What, blocks: Sequence[DataBlock], world: Pocketworld, key: str, report: Report
 ) -> Iterator[_Placed[Any]]:
-    """The items of all blocks in order."""
+    """The items of all blocks in order, of prompts each once."""
     check_sources(blocks, key)
+    items = _items_of_blocks(what, blocks, world, key, report)
+    if what != "prompts":
+        yield from items
+        return
+    seen: set[str] = set()
+    for placed in items:
+        text = prompt_key(placed.item)
+        if text not in seen:
+            seen.add(text)
+            yield placed
+
+
+def _items_of_blocks(
+    what: What, blocks: Sequence[DataBlock], world: Pocketworld, key: str, report: Report
+) -> Iterator[_Placed[Any]]:
     for block in blocks:
         if block.source == POCKETWORLD:
             _check_world_has(what, key)

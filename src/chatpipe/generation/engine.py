@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Literal, get_args
 
 import torch
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from chatpipe.errors import UsageError
 from chatpipe.generation.continuous import generate_continuous
@@ -124,7 +124,12 @@ def context_length(model: PreTrainedModel) -> int | None:
 
     The cache keeps whole sequences, so a model with a sliding window is right only up to that window.
     """
-    config = model.config.get_text_config()
+    return context_of(model.config)
+
+
+def context_of(config: PreTrainedConfig) -> int | None:
+    """As `context_length`, of a model of which only the configuration is at hand."""
+    config = config.get_text_config()
     limits = [getattr(config, "max_position_embeddings", None)]
     if "sliding_attention" in layer_types(config):
         limits.append(config.sliding_window)

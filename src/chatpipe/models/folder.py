@@ -1,6 +1,7 @@
 """What a model folder holds, read from its config.json alone, so that a wrong one is answered without torch."""
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal
 
@@ -86,12 +87,17 @@ def model_kind(folder: str, key: str) -> Kind:
         ) from problem
     except ValueError as problem:
         raise UsageError(f"{config_file} is not JSON ({problem}).", "The folder is damaged; make it anew.") from problem
-    architectures = config.get("architectures") or ["none"] if isinstance(config, dict) else ["none"]
+    return kind_of_architectures(config.get("architectures") if isinstance(config, dict) else None, f"{key} = {folder}")
+
+
+def kind_of_architectures(architectures: Sequence[str] | None, named: str) -> Kind:
+    """What kind of model a configuration's `architectures` mean; raises `UsageError` if it is none that we know."""
+    first = (architectures or ["none"])[0]
     for suffix, kind in _KIND_OF_SUFFIX:
-        if architectures[0].endswith(suffix):
+        if first.endswith(suffix):
             return kind
     raise UsageError(
-        f"{key} = {folder} holds a {architectures[0]}, which chatpipe cannot use.",
+        f"{named} holds a {first}, which chatpipe cannot use.",
         "Give a causal language model, a reward model (sequence classification) or a masked language model.",
     )
 

@@ -7,16 +7,19 @@ from typing import Any, TypeVar
 
 import torch
 from transformers import (
+    AutoConfig,
     AutoModelForCausalLM,
     AutoModelForMaskedLM,
     AutoModelForSequenceClassification,
     AutoTokenizer,
+    PreTrainedConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
 
 from chatpipe.errors import UsageError
 from chatpipe.models.activation import quickest_gelu
+from chatpipe.models.folder import Kind, kind_of_architectures
 
 Model = TypeVar("Model", bound=PreTrainedModel)
 
@@ -54,6 +57,16 @@ def missing_weights(kind: type[PreTrainedModel], model: str | Path) -> list[str]
 def load_tokenizer(model: str | Path) -> PreTrainedTokenizerBase:
     """The tokenizer of a model. Raises `UsageError` where there is none."""
     return _load(AutoTokenizer, model)
+
+
+def load_config(model: str | Path) -> PreTrainedConfig:
+    """The configuration of a model, without its weights. Raises `UsageError` where there is none."""
+    return _load(AutoConfig, model)
+
+
+def model_kind_of_hub(model: str) -> Kind:
+    """What kind of model a hub id names. Raises `UsageError` where it is none that we know, or not to be had."""
+    return kind_of_architectures(load_config(model).architectures, f"MODEL = {model}")
 
 
 def _load(auto: Any, model: str | Path, **options: Any) -> Any:

@@ -6,7 +6,10 @@ from chatpipe.recipe.section import Section
 
 
 class Guards(Section):
-    """Checks before the first step that stop a run which could only fail silently; false turns one off."""
+    """Checks before the first step that stop a run which could only fail silently; false turns one off.
+
+    A description begins with the stages that have the guard.
+    """
 
     # of the template and its tokens
     pad_is_eos: bool = Field(True, description="sft, rm, ppo: padding hides the end-of-turn token from the loss.")
@@ -33,3 +36,9 @@ class Guards(Section):
     new_score_head: bool = Field(True, description="ppo: the reward model's head was drawn at random just now.")
     reward_at_chance: bool = Field(True, description="ppo: the reward model was measured to be no better than chance.")
     policy_is_not_reference: bool = Field(True, description="ppo: KL is not 0, or the ratio not 1, at the start.")
+
+
+def guards_of(stage: str) -> list[str]:
+    """The names of a stage's guards, as the descriptions tell."""
+    stages = {name: (field.description or "").split(":")[0] for name, field in Guards.model_fields.items()}
+    return [name for name, told in stages.items() if told == "All stages" or stage in told.split(", ")]

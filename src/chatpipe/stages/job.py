@@ -11,17 +11,13 @@ from pathlib import Path
 from typing import Any, Literal
 
 from chatpipe.checkpoints import MANIFEST, Manifest, checkpoint_id, read_manifest
-from chatpipe.data.documents import check_documents
 from chatpipe.data.formats import What
-from chatpipe.data.load import check_rows
-from chatpipe.data.sources import build_world, data_fingerprints, named_files, reads_pocketworld
+from chatpipe.data.sources import data_fingerprints, named_files, reads_pocketworld
 from chatpipe.durable import replace_text, retire
 from chatpipe.errors import UsageError
-from chatpipe.models.folder import Kind, check_model, check_tokenizer
-from chatpipe.ppo.functions import check_function, source_fingerprint
+from chatpipe.ppo.functions import source_fingerprint
 from chatpipe.recipe.loading import flatten
 from chatpipe.recipe.schema import STAGES, DataBlock, Ppo, Recipe, TrainingSection
-from chatpipe.training.trackers import check_trackers
 
 # Which stage of the same run makes the model that a stage starts from, where the recipe names no other.
 PARENTS: Mapping[str, Mapping[str, str]] = {
@@ -134,75 +130,9 @@ class Job:
         """Whether the stage's own data is the built-in world, so that somebody knows what is true."""
         return reads_pocketworld(self.data()[f"{self.stage}.data"])
 
-    def check(self, made_by_this_run: frozenset[str] = frozenset(), reads_data: bool = True) -> None:
-        """Raises `UsageError` where data, a model or code is missing or of the wrong kind, or the folder is a file.
-
-        Without `reads_data` the data may be missing. `made_by_this_run` names the stages that will have run before this
-        one, so their folders need not exist yet.
-        """
-        if self.folder.exists() and not self.folder.is_dir():
-            raise UsageError(f"{self.folder} is a file.", "Choose a folder with out= or --out.")
-        self._check_apart()
-        check_trackers(self.recipe.report_to)
-        for key, blocks in self.data().items() if reads_data else ():
-            if key not in WHAT_OF_KEY:
-                check_documents(blocks, key)
-            elif not (key == "rm.data" and self.recipe.rm.data is None):
-                check_rows(WHAT_OF_KEY[key], blocks, key)
-        for key, name in self.functions().items():
-            check_function(name, key)
-        if self.uses_pocketworld():
-            build_world(self.recipe.pocketworld)
-        for key, model in self.models.items():
-            parent = PARENTS[self.stage].get(key)
-            given = parent is None or getattr(self.section, key) is not None
-            if not given and parent == "pretrain" and self.recipe.pretrain.objective == "masked":
-                raise UsageError(
-                    f"{self.stage} starts from a causal language model; pretrain.objective = masked makes an encoder.",
-                    f"Give {self.stage}.model. An encoder can be rm.model.",
-                )
-            if not given and parent in made_by_this_run:
-                continue
-            if not given and not Path(model).is_dir():
-                flag = {"model": "--model", "reward_model": "--reward"}[key]
-                raise UsageError(
-                    f"{self.stage} starts from what {parent} makes, but there is no {model} yet.",
-                    f"Run `chatpipe {parent}` first, or give a model with {flag}.",
-                )
-            check_model(
-                model,
-                self._kind(key),
-                f"{self.stage}.{key}",
-                or_else="masked" if self.stage == "rm" else None,
-                reads_text=self.stage != "pretrain" or self.recipe.pretrain.tokenizer.pretrained is None,
-            )
-        if self.stage == "pretrain" and not self.models:
-            self._check_new_model()
-        if self.stage == "pretrain" and self.recipe.pretrain.tokenizer.pretrained:
-            check_tokenizer(self.recipe.pretrain.tokenizer.pretrained, "pretrain.tokenizer.pretrained")
-
-    def _kind(self, key: str) -> Kind:
-        """What kind of model the section's `key` names."""
-        if key != "model":
-            return "reward"
-        return self.recipe.pretrain.objective if self.stage == "pretrain" else "causal"
-
-    def _check_new_model(self) -> None:
-        """Raises `UsageError` where a new model could not learn what it is to learn, or not read its blocks."""
-        section = self.recipe.pretrain
-        architecture = section.architecture
-        if architecture.objective != section.objective:
-            raise UsageError(
-                f"pretrain.objective = {section.objective}, but a model of pretrain.architecture.family = "
-                f"{architecture.family} learns the {architecture.objective} one.",
-                "Set one to fit the other: encoders (modernbert, presets encoder-...) are masked, all others causal.",
-            )
-        if section.block_size > architecture.n_positions:
-            raise UsageError(
-                f"pretrain.block_size = {section.block_size}, but the model reads {architecture.n_positions} tokens "
-                "at most.",
-                "Lower it, or raise pretrain.architecture.n_positions.",
-            )
+    def makes_rankings(self) -> bool:
+        """Whether the stage learns from rankings that the run has yet to make."""
+        return self.stage == "rm" and self.recipe.rm.data is None and not rankings_file(self.recipe).exists()
 
     def manifest(self) -> Manifest:
         """The manifest that this job's checkpoint will have, without results."""
@@ -295,8 +225,8 @@ class Job:
         files = (path for path in self.folder.rglob("*") if path.is_file())
         return any(path.suffix not in LEFTOVER_SUFFIXES and path.name not in LAUNCH_FILES for path in files)
 
-    def _check_apart(self) -> None:
-        """The folder may be deleted by --fresh: no model or data file of the stage may lie in it."""
+    def check_apart(self) -> None:
+        """Raises `UsageError` where a model or data file of the stage lies in its folder, which --fresh may delete."""
         blocks = [block for some in self.data().values() for block in some]
         sources: list[str | Path] = [path for block in blocks for path in named_files(block)]
         for source in [*self.models.values(), *sources]:

@@ -1,9 +1,12 @@
 """ppo: a better chat model, from prompts and rewards."""
 
-from transformers import PreTrainedTokenizerBase, set_seed
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from transformers import PreTrainedModel, PreTrainedTokenizerBase, set_seed
 
 from chatpipe import console
-from chatpipe.data.load import Conversation, load_prompts
+from chatpipe.data.load import Conversation, Loaded, load_prompts
 from chatpipe.data.packing import TrainingText
 from chatpipe.data.template import add_chat_template, encode_prompt
 from chatpipe.errors import UsageError
@@ -13,11 +16,12 @@ from chatpipe.evaluation.verdicts import ppo_verdict
 from chatpipe.generation import SamplingParams
 from chatpipe.generation.engine import context_length
 from chatpipe.guards.by_stage import ppo_guards, start_guards
-from chatpipe.guards.run import guard
+from chatpipe.guards.run import Checks, guard
 from chatpipe.models.loading import load_causal_model, load_tokenizer
 from chatpipe.models.lora import lora_config
 from chatpipe.ppo.config import PPOConfig
 from chatpipe.ppo.divergence import sampled_kl
+from chatpipe.ppo.rewards import Rewards
 from chatpipe.ppo.trainer import PPOTrainer
 from chatpipe.stages.arguments import stage_arguments
 from chatpipe.stages.example import answer_example
@@ -60,43 +64,79 @@ PPO_KEYS = (
 )
 
 
-def run_ppo(job: Job) -> Outcome | None:
-    """Trains the stage's model; the main process evaluates it, saves it and returns what came out."""
-    recipe, section = job.recipe, job.recipe.ppo
+@dataclass(frozen=True)
+class Prepared:
+    """What ppo begins with; `reference` is None with LoRA."""
+
+    tokenizer: PreTrainedTokenizerBase
+    prompts: Loaded[Conversation]
+    policy: PreTrainedModel
+    reference: PreTrainedModel | None
+    rewards: Rewards
+    judges: Mapping[str, PreTrainedModel]
+    """The reward models by recipe key."""
+    response_length: int
+
+    @property
+    def context(self) -> int:
+        """Tokens that all models can read."""
+        return min(context_length(model) or 2**31 for model in (self.policy, *self.rewards.all_models))
+
+    def guards(self) -> Checks:
+        """The guards that need no trainer."""
+        return ppo_guards(self.tokenizer, self.policy, self.judges, self.prompts, self.response_length)
+
+
+def prepare(job: Job) -> Prepared:
+    """Reads the prompts and loads the models; every process has the same."""
+    recipe = job.recipe
     prompts = load_prompts(job.data()["ppo.data"], recipe.pocketworld, "ppo.data")
-    if job.is_main:
-        prompts.report.say()
     set_seed(recipe.seed)
     tokenizer = load_tokenizer(job.models["model"])
     add_chat_template(tokenizer)
     policy = load_causal_model(job.models["model"])
-    reference = None if section.lora else load_causal_model(job.models["model"])
+    reference = None if recipe.ppo.lora else load_causal_model(job.models["model"])
     rewards = load_rewards(job, tokenizer)
     judges = dict(zip([f"ppo.{key}" for key in job.models if key != "model"], rewards.all_models, strict=True))
-    guard(job.stage, recipe.guards, ppo_guards(tokenizer, policy, judges, prompts, section.response_length))
-    context = min(context_length(model) or 2**31 for model in (policy, *rewards.all_models))
+    return Prepared(tokenizer, prompts, policy, reference, rewards, judges, recipe.ppo.response_length)
 
-    asked = judged_prompts(job, tokenizer, prompts.held_out, context)
-    asked_ids = [encode_prompt(tokenizer, prompt) for prompt in _fitting(job, tokenizer, asked, context)]
 
+def new_trainer(job: Job, prepared: Prepared) -> PPOTrainer:
+    """The stage's trainer on the prompts that leave room for a completion."""
+    section, tokenizer, context = job.recipe.ppo, prepared.tokenizer, prepared.context
     args = stage_arguments(
         job,
         PPOConfig,
         **{key: getattr(section, key) for key in PPO_KEYS},
-        reward_weights=rewards.weights,
+        reward_weights=prepared.rewards.weights,
     )
-    trainer = PPOTrainer(
+    return PPOTrainer(
         args=args,
         processing_class=tokenizer,
-        model=policy,
-        ref_model=reference,
-        reward_model=rewards.models,
-        reward_funcs=rewards.functions,
-        gold_reward=rewards.gold,
-        train_dataset=[{"prompt": prompt} for prompt in _fitting(job, tokenizer, prompts.train, context)],
+        model=prepared.policy,
+        ref_model=prepared.reference,
+        reward_model=prepared.rewards.models,
+        reward_funcs=prepared.rewards.functions,
+        gold_reward=prepared.rewards.gold,
+        train_dataset=[{"prompt": prompt} for prompt in _fitting(job, tokenizer, prepared.prompts.train, context)],
         ptx_dataset=_text(job, tokenizer, context) if section.ptx_coef else None,
         peft_config=lora_config(**section.lora.model_dump()) if section.lora else None,
     )
+
+
+def run_ppo(job: Job) -> Outcome | None:
+    """Trains the stage's model; the main process evaluates it, saves it and returns what came out."""
+    recipe, section = job.recipe, job.recipe.ppo
+    prepared = prepare(job)
+    prompts, tokenizer, rewards, context = prepared.prompts, prepared.tokenizer, prepared.rewards, prepared.context
+    policy, reference = prepared.policy, prepared.reference
+    if job.is_main:
+        prompts.report.say()
+    guard(job.stage, recipe.guards, prepared.guards())
+    asked = judged_prompts(job, tokenizer, prompts.held_out, context)
+    asked_ids = [encode_prompt(tokenizer, prompt) for prompt in _fitting(job, tokenizer, asked, context)]
+
+    trainer = new_trainer(job, prepared)
     guard(job.stage, recipe.guards, start_guards(trainer))
     speed = run_trainer(
         trainer,
@@ -118,7 +158,7 @@ def run_ppo(job: Job) -> Outcome | None:
     )
     params = SamplingParams(max_new_tokens=section.response_length, temperature=section.temperature)
     metrics = {
-        **after.metrics(job),
+        **after.metrics(),
         **reward_comparison(scores_after, scores_before),
         "reward_sources": ["model"] * len(rewards.models) + ["function"] * len(rewards.functions),
         "objective/kl": sampled_kl(policy, reference, asked_ids, params, tokenizer.eos_token_id, recipe.seed),

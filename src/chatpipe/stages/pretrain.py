@@ -1,19 +1,20 @@
 """pretrain: a base model from raw text."""
 
 import gc
+from dataclasses import dataclass
 from typing import Any
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainingArguments, set_seed
 
 from chatpipe import console
-from chatpipe.data.documents import sample_texts
+from chatpipe.data.documents import RawText, sample_texts
 from chatpipe.data.packing import BlockCollator
 from chatpipe.errors import UsageError
 from chatpipe.evaluation.masked import unigram_nats
 from chatpipe.evaluation.ngram import trigram_bits_per_byte
 from chatpipe.evaluation.verdicts import masked_verdict, pretrain_verdict
 from chatpipe.guards.by_stage import pretrain_guards, token_guards
-from chatpipe.guards.run import guard
+from chatpipe.guards.run import Checks, guard
 from chatpipe.models.architecture import new_model
 from chatpipe.models.loading import load_causal_model, load_masked_model
 from chatpipe.pretraining.arguments import pretrain_arguments
@@ -38,17 +39,38 @@ MAX_TRIGRAM_BYTES = 50_000_000
 """More text to count in hardly changes what the 3-gram model predicts."""
 
 
+@dataclass(frozen=True)
+class Prepared:
+    """What pretraining begins with, before its text is tokenised. `held_out`: documents."""
+
+    texts: list[RawText]
+    tokenizer: PreTrainedTokenizerBase
+    model: PreTrainedModel
+    held_out: list[str]
+
+    def guards(self) -> Checks:
+        """The guards that need no tokens."""
+        return pretrain_guards(self.tokenizer, self.model, self.texts, self.held_out)
+
+
+def prepare(job: Job) -> Prepared:
+    """Makes or loads tokenizer and model, and reads what is held out; every process has the same."""
+    texts = stage_texts(job, "pretrain.data")
+    tokenizer = pretraining_tokenizer(job, texts)
+    if job.recipe.pretrain.objective == "masked":
+        add_mask_token(tokenizer)
+    model = _start(job, tokenizer)
+    _check_context(job.recipe.pretrain.block_size, model)
+    return Prepared(texts, tokenizer, model, held_out_texts(texts))
+
+
 def run_pretrain(job: Job) -> Outcome | None:
     """Trains the stage's model; the main process evaluates it, saves it and returns what came out."""
     section = job.recipe.pretrain
-    texts = stage_texts(job, "pretrain.data")
-    tokenizer = pretraining_tokenizer(job, texts)
-    if section.objective == "masked":
-        add_mask_token(tokenizer)
-    model = _start(job, tokenizer)
-    _check_context(section.block_size, model)
-    documents = held_out_texts(texts)
-    guard(job.stage, job.recipe.guards, pretrain_guards(tokenizer, model, texts, documents))
+    prepared = prepare(job)
+    texts, tokenizer, model, documents = prepared.texts, prepared.tokenizer, prepared.model, prepared.held_out
+    guard(job.stage, job.recipe.guards, prepared.guards())
+    del prepared  # it would hold the trained model while the saved one is measured
     train = training_text(job, texts, tokenizer, section.block_size, section.max_steps * section.batch_size)
     check_one_batch(train, section.batch_size, "pretrain.data")
     guard(job.stage, job.recipe.guards, token_guards(tokenizer, model, train))

@@ -1,26 +1,26 @@
 """rm: a reward model from rankings."""
 
 from collections.abc import Iterable
+from dataclasses import dataclass
 from itertools import islice
 from typing import Any
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainingArguments, set_seed
 
-from chatpipe import console
 from chatpipe.data.formats import Ranking
-from chatpipe.data.load import Conversation, load_rankings, stream_conversations
+from chatpipe.data.load import Conversation, Loaded, load_rankings, stream_conversations
 from chatpipe.data.report import Report
-from chatpipe.data.rows import BadRow
 from chatpipe.data.sources import build_world, reads_pocketworld
 from chatpipe.data.template import add_chat_template, encode_completion
 from chatpipe.errors import UsageError
 from chatpipe.evaluation.pairs import pair_metrics
+from chatpipe.evaluation.rankings import EVAL_BATCH_SIZE, ranking_scores, rankings_that_fit
 from chatpipe.evaluation.verdicts import rm_verdict
 from chatpipe.guards.by_stage import rm_guards
-from chatpipe.guards.run import guard
+from chatpipe.guards.run import Checks, guard
 from chatpipe.models.loading import load_tokenizer, quickest_attention
 from chatpipe.pocketworld import GoldRater
-from chatpipe.reward.batches import encode_answers, encode_rankings
+from chatpipe.reward.batches import EncodedRankings, encode_answers, encode_rankings
 from chatpipe.reward.model import centre_rewards, new_reward_model, sequence_scores
 from chatpipe.reward.trainer import RewardTrainer
 from chatpipe.stages.arguments import stage_arguments
@@ -29,26 +29,49 @@ from chatpipe.stages.job import Job, Outcome
 from chatpipe.stages.saving import save_checkpoint
 from chatpipe.training.run import run_trainer
 
-EVAL_BATCH_SIZE = 32
 MAX_DEMONSTRATIONS = 256
 
 
-def run_rm(job: Job) -> Outcome | None:
-    """Trains the stage's model; the main process evaluates it, saves it and returns what came out."""
-    recipe, section = job.recipe, job.recipe.rm
+@dataclass(frozen=True)
+class Prepared:
+    """What the stage begins with: rankings, those to train on as token ids, and a model with a new score head."""
+
+    tokenizer: PreTrainedTokenizerBase
+    model: PreTrainedModel
+    rankings: Loaded[Ranking]
+    train: EncodedRankings
+    max_length: int
+
+    def guards(self) -> Checks:
+        """The guards of the stage."""
+        return rm_guards(self.tokenizer, self.model, self.rankings, self.train, self.max_length)
+
+
+def prepare(job: Job) -> Prepared:
+    """Reads the rankings and makes the model; every process has the same."""
+    recipe = job.recipe
     rankings = load_rankings(job.data()["rm.data"], recipe.pocketworld, "rm.data")
-    if job.is_main:
-        rankings.report.say()
     tokenizer = load_tokenizer(job.models["model"])
     add_chat_template(tokenizer)
     model = quickest_attention(new_reward_model(job.models["model"], tokenizer.pad_token_id, recipe.seed))
     if len(tokenizer) > model.get_input_embeddings().num_embeddings:
         set_seed(recipe.seed)
         model.resize_token_embeddings(len(tokenizer))
-    max_length = min(section.max_length, model.config.max_position_embeddings)
+    max_length = min(recipe.rm.max_length, model.config.max_position_embeddings)
     train = encode_rankings(tokenizer, rankings.train, max_length)
-    guard(job.stage, recipe.guards, rm_guards(tokenizer, model, rankings, train, max_length))
-    held_out = [ranking for ranking in rankings.held_out if _fits(tokenizer, ranking, max_length)]
+    return Prepared(tokenizer, model, rankings, train, max_length)
+
+
+def run_rm(job: Job) -> Outcome | None:
+    """Trains the stage's model; the main process evaluates it, saves it and returns what came out."""
+    recipe, section = job.recipe, job.recipe.rm
+    prepared = prepare(job)
+    rankings, tokenizer, model = prepared.rankings, prepared.tokenizer, prepared.model
+    train, max_length = prepared.train, prepared.max_length
+    if job.is_main:
+        rankings.report.say()
+    guard(job.stage, recipe.guards, prepared.guards())
+    held_out = rankings_that_fit(tokenizer, rankings.held_out, max_length)
     _check_held_out(held_out, max_length)
 
     args = stage_arguments(
@@ -86,15 +109,6 @@ def _check_held_out(held_out: list[Ranking], max_length: int) -> None:
         )
 
 
-def _fits(tokenizer: PreTrainedTokenizerBase, ranking: Ranking, max_length: int) -> bool:
-    """Whether the model can read all answers of a ranking whole."""
-    try:
-        encode_answers(tokenizer, ranking.prompt, ranking.responses, max_length)
-    except BadRow:
-        return False
-    return True
-
-
 def _evaluate(
     job: Job,
     model: PreTrainedModel,
@@ -103,12 +117,7 @@ def _evaluate(
     max_length: int,
 ) -> dict[str, Any]:
     """Pair accuracy on held-out prompts: against the gold order where it is known, else against the annotators'."""
-    scores = []
-    with console.progress("evaluating", len(held_out)) as bar:
-        for ranking in held_out:
-            sequences = encode_answers(tokenizer, ranking.prompt, ranking.responses, max_length)
-            scores.append(sequence_scores(model, sequences, tokenizer.pad_token_id, EVAL_BATCH_SIZE).tolist())
-            bar.update(len(scores))
+    scores = ranking_scores(model, tokenizer, held_out, max_length)
     gold = None
     if job.recipe.rm.data is None and reads_pocketworld(job.recipe.sample.data):
         rater = GoldRater(build_world(job.recipe.pocketworld))

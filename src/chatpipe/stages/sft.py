@@ -1,6 +1,7 @@
 """sft: a chat model from a base model and conversations."""
 
 import gc
+from dataclasses import dataclass
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, set_seed
 from trl import SFTConfig
@@ -12,11 +13,11 @@ from chatpipe.data.template import add_chat_template
 from chatpipe.evaluation.verdicts import sft_verdict
 from chatpipe.finetuning.held_out import MAX_CONVERSATIONS, HeldOutChats
 from chatpipe.finetuning.packing import training_sequences
-from chatpipe.finetuning.rows import Rows
+from chatpipe.finetuning.rows import Rows, RowsNote
 from chatpipe.finetuning.trainer import SftTrainer
 from chatpipe.generation.engine import context_length
 from chatpipe.guards.by_stage import sft_guards
-from chatpipe.guards.run import guard
+from chatpipe.guards.run import Checks, guard
 from chatpipe.models.loading import load_causal_model, load_tokenizer
 from chatpipe.models.lora import Adapter, lora_config
 from chatpipe.recipe.schema import Lora
@@ -32,19 +33,42 @@ from chatpipe.training.run import run_trainer
 SAMPLE_TOKENS = 32
 
 
+@dataclass(frozen=True)
+class Prepared:
+    """What fine-tuning begins with: the model and the rows of both sides, and what was left out of these."""
+
+    tokenizer: PreTrainedTokenizerBase
+    model: PreTrainedModel
+    train: Rows
+    held_out: Rows
+    note: RowsNote
+    max_length: int
+
+    def guards(self) -> Checks:
+        """The guards of the stage."""
+        return sft_guards(self.tokenizer, self.model, self.train, self.held_out, self.note, self.max_length)
+
+
+def prepare(job: Job) -> Prepared:
+    """Loads the model and makes the rows; every process has the same."""
+    tokenizer, model = load_for_chat(job.models["model"])
+    max_length = min(job.recipe.sft.max_length, context_length(model) or 2**31)
+    return Prepared(tokenizer, model, *chat_rows(job, tokenizer, max_length), max_length)
+
+
 def run_sft(job: Job) -> Outcome | None:
     """Trains the stage's model; the main process evaluates it, saves it and returns what came out."""
     section = job.recipe.sft
-    tokenizer, model = load_for_chat(job.models["model"])
-    context = context_length(model) or 2**31
-    max_length = min(section.max_length, context)
-    train, others, note = chat_rows(job, tokenizer, max_length)
-    guard(job.stage, job.recipe.guards, sft_guards(tokenizer, model, train, others, note, max_length))
+    prepared = prepare(job)
+    guard(job.stage, job.recipe.guards, prepared.guards())
+    tokenizer, model, max_length = prepared.tokenizer, prepared.model, prepared.max_length
+    train, others, note = prepared.train, prepared.held_out, prepared.note
+    del prepared  # it would hold the trained model while the saved one is measured
     check_enough(train, others)
     if job.is_main:
         say_left_out(train, others, note, max_length)
     prompts = [conversation[:-1] for conversation in others.examples()]
-    prompts = judged_prompts(job, tokenizer, prompts, context)
+    prompts = judged_prompts(job, tokenizer, prompts, context_length(model) or 2**31)
     held_out = HeldOutChats(
         others.first(MAX_CONVERSATIONS),
         tokenizer,
@@ -93,7 +117,7 @@ def run_sft(job: Job) -> Outcome | None:
         "eval_loss_before": before,
         "question_gain": gain.gain,
         "question_gain_low": gain.low,
-        **judge(job, model, tokenizer, prompts).metrics(job),
+        **judge(job, model, tokenizer, prompts).metrics(),
         **best,
         "train_conversations": len(train),
         "left_out_conversations": note.too_long["train"],

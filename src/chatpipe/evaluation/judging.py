@@ -1,0 +1,65 @@
+"""A model's answers to prompts, and what they come to; the built-in world's gold rater rates those about it."""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
+
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from chatpipe import console
+from chatpipe.data.load import Conversation
+from chatpipe.data.template import encode_prompt
+from chatpipe.errors import UsageError
+from chatpipe.evaluation.answers import Answer, answer_metrics, answer_prompts, gold_metrics, rate_answers
+from chatpipe.generation import SamplingParams
+from chatpipe.pocketworld import GoldRater, Rating, World, chance_of_guessing
+from chatpipe.recipe.schema import Evaluation
+
+
+@dataclass
+class Judged:
+    """A model's answers; `ratings` are the gold rater's of `world`, None where nobody knows the truth."""
+
+    answers: list[Answer]
+    temperature: float
+    world: World | None = None
+    ratings: list[Rating] | None = None
+
+    def metrics(self) -> dict[str, Any]:
+        """What the answers come to."""
+        metrics: dict[str, Any] = {**answer_metrics(self.answers), "eval_prompts": len(self.answers)}
+        metrics["eval_temperature"] = self.temperature
+        if self.ratings is not None and self.world is not None:
+            metrics.update(gold_metrics(self.ratings))
+            metrics["chance"] = chance_of_guessing(self.world)
+        return metrics
+
+
+def prompts_with_room(
+    tokenizer: PreTrainedTokenizerBase, prompts: Iterable[Conversation], context: int, max_new_tokens: int
+) -> list[Conversation]:
+    """The prompts that leave room for an answer in `context` tokens. Raises `UsageError` where none does."""
+    room = context - max_new_tokens
+    fitting = [prompt for prompt in prompts if len(encode_prompt(tokenizer, prompt)) <= room]
+    if not fitting:
+        raise UsageError(
+            f"No held-out prompt leaves room for {max_new_tokens} new tokens in a context of {context}.",
+            "Lower evaluation.max_new_tokens, or use a model with more positions.",
+        )
+    return fitting
+
+
+def judge_answers(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    prompts: list[Conversation],
+    settings: Evaluation,
+    seed: int,
+    world: World | None,
+) -> Judged:
+    """Has the model answer all `prompts`, and the gold rater rate the answers where they are about `world`."""
+    params = SamplingParams(max_new_tokens=settings.max_new_tokens, temperature=settings.temperature)
+    with console.progress("answering", len(prompts)) as bar:
+        answers = answer_prompts(model, tokenizer, prompts, params, seed, on_finished=bar.update)
+    ratings = None if world is None else rate_answers(GoldRater(world), prompts, answers)
+    return Judged(answers, settings.temperature, world, ratings)
