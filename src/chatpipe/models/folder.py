@@ -88,7 +88,7 @@ def model_kind(folder: str, key: str) -> Kind:
         raise UsageError(f"{config_file} is not JSON ({problem}).", "The folder is damaged; make it anew.") from problem
     architectures = config.get("architectures") or ["none"] if isinstance(config, dict) else ["none"]
     for suffix, kind in _KIND_OF_SUFFIX:
-        if architectures[0].endswith(suffix):
+        if str(architectures[0]).endswith(suffix):
             return kind
     raise UsageError(
         f"{key} = {folder} holds a {architectures[0]}, which chatpipe cannot use.",
@@ -98,7 +98,7 @@ def model_kind(folder: str, key: str) -> Kind:
 
 def _check_one_label(folder: Path, name: str, key: str) -> None:
     config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-    labels = len(config["id2label"]) if "id2label" in config else config.get("num_labels", _LABELS_BY_DEFAULT)
+    labels = len(config.get("id2label") or ()) or config.get("num_labels", _LABELS_BY_DEFAULT)
     if labels != 1:
         raise UsageError(f"{key} = {name} gives {labels} numbers for an answer; a reward is one.", _remedy("reward"))
 

@@ -140,8 +140,9 @@ class Job:
         Without `reads_data` the data may be missing. `made_by_this_run` names the stages that will have run before this
         one, so their folders need not exist yet.
         """
-        if self.folder.exists() and not self.folder.is_dir():
-            raise UsageError(f"{self.folder} is a file.", "Choose a folder with out= or --out.")
+        for path in (self.folder, *self.folder.parents):
+            if path.exists() and not path.is_dir():
+                raise UsageError(f"{path} is a file.", "Choose a folder with out= or --out.")
         self._check_apart()
         check_trackers(self.recipe.report_to)
         for key, blocks in self.data().items() if reads_data else ():
