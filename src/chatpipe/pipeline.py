@@ -122,6 +122,8 @@ def check_stage(recipe: Recipe, stage: str, out: str | None, reads_data: bool = 
 
     Without `reads_data` the data may be missing.
     """
+    if out == "":  # as of a shell variable that is not set
+        raise UsageError("--out is empty.", "Give a folder, or leave it out.")
     job = Job.of(recipe, stage, out)
     if out is None:
         _check_run(recipe)
@@ -248,8 +250,6 @@ def write_recipe(recipe: Recipe, path: Path) -> None:
 def check_folder(recipe: Recipe, fresh: bool) -> None:
     """Raises `UsageError` where the run's folder holds something else, or a run of another recipe. Changes nothing."""
     run = Path(recipe.out)
-    if run.exists() and not run.is_dir():
-        raise UsageError(f"out = {run} is a file.", "Choose a folder with out=.")
     if not run.exists():
         return
     before = _recipe_of_run(run)

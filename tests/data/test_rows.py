@@ -98,7 +98,7 @@ def test_a_file_that_is_not_json_is_named_with_the_line(write):
     lines = write("b.json", '{"text": "one"}\n{"text": "two"}\n')
     assert f"{lines}:2: this is not JSON: Extra data" in problem_of(lines)
     assert "name it .jsonl" in problem_of(lines)
-    assert "a list of rows is expected, not one dict" in problem_of(write("c.json", '{"text": "one"}'))
+    assert "a list of rows is expected, not one object" in problem_of(write("c.json", '{"text": "one"}'))
     assert read_rows(write("d.json", '[{"text": "one"}, 3]'))[1].reason.startswith("a row is an object")
 
 

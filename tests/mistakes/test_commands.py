@@ -132,6 +132,22 @@ FILES = [
 
 WORDS = [
     Mistake(
+        "a recipe that leaves the data to you",
+        "chatpipe run small-real",
+        """
+        error: pretrain.data is not given.
+        Give a file: pretrain.data=FILE, or in the recipe.
+        """,
+    ),
+    Mistake(
+        "nobody to talk to",
+        "chatpipe chat ./nowhere",
+        """
+        error: MODEL = ./nowhere: there is no such folder.
+        Give a model folder or a hub id.
+        """,
+    ),
+    Mistake(
         "a stage that there is not",
         "chatpipe finetune pocket",
         """
@@ -240,11 +256,54 @@ WORDS = [
 
 FOLDERS = [
     Mistake(
+        "an output folder of a variable that is not set",
+        "chatpipe sft --model gpt2 --data pocketworld --out ''",
+        """
+        error: --out is empty.
+        Give a folder, or leave it out.
+        """,
+    ),
+    Mistake(
+        "a run's folder of a variable that is not set",
+        "chatpipe run pocket out=",
+        """
+        error: out = None: input should be a valid string.
+        `chatpipe schema` lists every key.
+        """,
+    ),
+    Mistake(
+        "a folder below a file",
+        "chatpipe sft --model gpt2 --data pocketworld --out notes.txt/tuned",
+        """
+        error: notes.txt is a file.
+        Choose a folder with out= or --out.
+        """,
+        {"notes.txt": "mine"},
+    ),
+    Mistake(
+        "a run over something else, which it is to delete",
+        "chatpipe run pocket out=thesis --fresh",
+        """
+        error: out = thesis holds something that chatpipe did not make.
+        Choose another folder: out=.
+        """,
+        {"thesis/chapter-1.md": "years of work"},
+    ),
+    Mistake(
+        "a stage over something else",
+        "chatpipe pretrain pocket --out thesis",
+        """
+        error: thesis holds something that chatpipe did not make.
+        Choose another folder with out= or --out.
+        """,
+        {"thesis/chapter-1.md": "years of work"},
+    ),
+    Mistake(
         "a folder that is a file",
         "chatpipe run pocket out=notes.txt",
         """
-        error: out = notes.txt is a file.
-        Choose a folder with out=.
+        error: notes.txt is a file.
+        Choose a folder with out= or --out.
         """,
         {"notes.txt": "mine"},
     ),

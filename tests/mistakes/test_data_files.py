@@ -296,6 +296,15 @@ SYNTAX = [
 
 USE = [
     Mistake(
+        "a whole run over one wrong file",
+        "chatpipe run pocket sft.data=a.txt out=run",
+        """
+        error: sft.data: a.txt is running text, which has no rows.
+        Give json, jsonl, csv or parquet; txt is for pretrain.data.
+        """,
+        {"a.txt": "Some text.\n"},
+    ),
+    Mistake(
         "fields that mean nothing to us",
         f"{SFT} a.jsonl",
         """
@@ -400,6 +409,26 @@ USE = [
 ]
 
 CONVERSATIONS = [
+    Mistake(
+        "lists in lists without an end",
+        f"{SFT} a.jsonl",
+        """
+        error: sft.data: a.jsonl: 1 of 1 rows cannot be used.
+        1 row: this line has numbers or lists that are too long or too deep to read (first at a.jsonl:1)
+        Mend the file, say what it holds (data: [{source: FILE, format: ..., columns: ...}]), or allow more (max_skipped: SHARE).
+        """,
+        {"a.jsonl": '{"messages": ' + "[" * 100_000 + "\n"},
+    ),
+    Mistake(
+        "a number of five thousand digits",
+        f"{SFT} a.jsonl",
+        """
+        error: sft.data: a.jsonl: 1 of 1 rows cannot be used.
+        1 row: this line has numbers or lists that are too long or too deep to read (first at a.jsonl:1)
+        Mend the file, say what it holds (data: [{source: FILE, format: ..., columns: ...}]), or allow more (max_skipped: SHARE).
+        """,
+        {"a.jsonl": '{"question": ' + "1" * 5000 + "}\n"},
+    ),
     Mistake(
         "an unknown role",
         f"{SFT} a.jsonl",

@@ -22,6 +22,15 @@ SMALL = "evaluation.max_new_tokens=16 ppo.response_length=16"
 
 FOLDERS = [
     Mistake(
+        "a config.json of something else",
+        SFT,
+        """
+        error: sft.model = model holds a 3, which chatpipe cannot use.
+        Give a causal language model, a reward model (sequence classification) or a masked language model.
+        """,
+        {**CHATS, "model/config.json": '{"architectures": [3]}'},
+    ),
+    Mistake(
         "a folder that there is not",
         "chatpipe sft --model ./nowhere --data chats.jsonl --out tuned",
         """
@@ -231,6 +240,17 @@ KINDS = [
 ]
 
 MODELS = [
+    Mistake(
+        "blocks longer than the model to go on from reads",
+        "chatpipe pretrain --model model --data a.txt --out base pretrain.block_size=256",
+        """
+        error: pretrain.block_size = 256, but the model reads 64 tokens at most.
+        Lower it, or go on from a model with more positions.
+        """,
+        {"a.txt": "A line of text.\n" * 40},
+        {"model": "chat"},
+        begun=True,
+    ),
     Mistake(
         "a reward model with another tokenizer",
         f"{PPO} {SMALL}",

@@ -150,6 +150,14 @@ KEYS = [
 
 VALUES = [
     Mistake(
+        "an optimizer that there is not",
+        "chatpipe pretrain pocket pretrain.optimizer=sgd",
+        """
+        error: pretrain.optimizer = 'sgd': input should be 'adamw' or 'muon'.
+        `chatpipe schema` lists every key.
+        """,
+    ),
+    Mistake(
         "a word for a number",
         "chatpipe rm mine.yaml",
         """

@@ -48,7 +48,7 @@ def job(tmp_path, monkeypatch):
     """A stage with two reward models, a function in the working folder and a held-out judge."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "path", list(sys.path))
-    (tmp_path / "mine.py").write_text("raise SystemExit('this module was run')\n")
+    (tmp_path / "mine.py").write_text("raise SystemExit('this module was run')\ndef short(): ...\n")
     sft = model_folder(tmp_path / "sft", "GPT2LMHeadModel")
     for name in ("helpful", "harmless", "judge"):
         model_folder(tmp_path / name, "GPT2ForSequenceClassification")

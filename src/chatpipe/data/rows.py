@@ -100,6 +100,8 @@ def _jsonl_rows(path: Path) -> Iterator[Row | BrokenRow]:
             values = json.loads(line)
         except json.JSONDecodeError as problem:
             yield BrokenRow("this line is not JSON", f"{problem.msg} at column {problem.colno}", where)
+        except (ValueError, RecursionError):
+            yield BrokenRow("this line has numbers or lists that are too long or too deep to read", "", where)
         else:
             yield as_row(values, where)
 
@@ -111,6 +113,10 @@ def _json_rows(path: Path) -> Iterator[Row | BrokenRow]:
         raise UsageError(
             f"{path}:{problem.lineno}: this is not JSON: {problem.msg} at column {problem.colno}.",
             "Is it jsonl? Then name it .jsonl.",
+        ) from problem
+    except (ValueError, RecursionError) as problem:
+        raise UsageError(
+            f"{path} has numbers or lists that are too long or too deep to read.", "Mend the file; is it rows of text?"
         ) from problem
     if not isinstance(values, list):
         raise UsageError(

@@ -92,7 +92,7 @@ def model_kind(folder: str, key: str) -> Kind:
 
 def kind_of_architectures(architectures: Sequence[str] | None, named: str) -> Kind:
     """What kind of model a configuration's `architectures` mean; raises `UsageError` if it is none that we know."""
-    first = (architectures or ["none"])[0]
+    first = str((architectures or ["none"])[0])
     for suffix, kind in _KIND_OF_SUFFIX:
         if first.endswith(suffix):
             return kind
@@ -104,7 +104,7 @@ def kind_of_architectures(architectures: Sequence[str] | None, named: str) -> Ki
 
 def _check_one_label(folder: Path, name: str, key: str) -> None:
     config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-    labels = len(config["id2label"]) if "id2label" in config else config.get("num_labels", _LABELS_BY_DEFAULT)
+    labels = len(config.get("id2label") or ()) or config.get("num_labels", _LABELS_BY_DEFAULT)
     if labels != 1:
         raise UsageError(f"{key} = {name} gives {labels} numbers for an answer; a reward is one.", _remedy("reward"))
 

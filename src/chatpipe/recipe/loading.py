@@ -18,6 +18,11 @@ from chatpipe.recipe.schema import DataBlock, Recipe, RewardSource
 
 MAX_PROBLEMS = 6
 MAX_LISTED_KEYS = 16
+SECTIONS = {
+    name
+    for name, field in Recipe.model_fields.items()
+    if isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel)
+}
 
 
 @dataclass(frozen=True)
@@ -160,8 +165,8 @@ def _set(values: dict[str, Any], dotted: str, value: Any) -> None:
 
 
 def _validate(values: dict[str, Any], origins: dict[str, str]) -> Recipe:
-    # A section without content (`sft:`) means its defaults.
-    given = {key: value for key, value in values.items() if value is not None}
+    # A section without content (`sft:`) means its defaults; a value without content (`out=$UNSET`) is a mistake.
+    given = {key: value for key, value in values.items() if value is not None or key not in SECTIONS}
     try:
         return Recipe.model_validate(given)
     except ValidationError as problem:

@@ -363,7 +363,7 @@ class Evaluation(Section):
 class Recipe(Section):
     """One YAML file that says what every stage does."""
 
-    out: str = Field("runs/chatpipe", description="The run's folder.")
+    out: str = Field("runs/chatpipe", min_length=1, description="The run's folder.")
     seed: int = Field(0, ge=0, lt=2**32, description="Of all random numbers; numpy takes no other.")
     processes: int | None = Field(None, ge=1, description="Default: as many as visible GPUs, one on a CPU.")
     launch: str | None = Field(None, description="An accelerate config file.")

@@ -52,8 +52,9 @@ def job_checks(
 
 
 def _folder(job: Job) -> str:
-    if job.folder.exists() and not job.folder.is_dir():
-        raise UsageError(f"{job.folder} is a file.", "Choose a folder with out= or --out.")
+    for path in (job.folder, *job.folder.parents):
+        if path.exists() and not path.is_dir():
+            raise UsageError(f"{path} is a file.", "Choose a folder with out= or --out.")
     job.check_apart()
     return str(job.folder)
 

@@ -152,5 +152,5 @@ def _check_context(block_size: int, model: PreTrainedModel) -> None:
     if longest is not None and block_size > longest:
         raise UsageError(
             f"pretrain.block_size = {block_size}, but the model reads {longest} tokens at most.",
-            "Lower it, or raise pretrain.architecture.n_positions.",
+            "Lower it, or go on from a model with more positions.",
         )
