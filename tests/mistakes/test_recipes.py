@@ -394,7 +394,7 @@ CONTRADICTIONS = [
         "the best of no evaluations",
         "chatpipe sft --model gpt2 --data a.jsonl --out chat sft.load_best_model_at_end=true",
         """
-        error: sft: load_best_model_at_end takes the best evaluation, and there are none: set eval_steps.
+        error: sft: load_best_model_at_end needs eval_steps, to have evaluations of which one is the best.
         `chatpipe schema` lists every key.
         """,
     ),

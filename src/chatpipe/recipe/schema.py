@@ -229,7 +229,7 @@ class Sft(TrainingSection):
     @model_validator(mode="after")
     def _the_best_is_among_evaluations(self) -> "Sft":
         if self.load_best_model_at_end and self.eval_steps is None:
-            raise ValueError("load_best_model_at_end takes the best evaluation, and there are none: set eval_steps")
+            raise ValueError("load_best_model_at_end needs eval_steps, to have evaluations of which one is the best")
         return self
 
 
