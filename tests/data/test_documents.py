@@ -191,6 +191,30 @@ def test_a_source_of_text_may_allow_more_unusable_rows(write):
     assert len(train) + len(held_out) == 80
 
 
+def test_a_few_bad_rows_at_the_beginning_are_a_few(write):
+    rows = ["oops"] * 90 + [json.dumps({"text": f"Text {i}."}) for i in range(11_000)]
+    text = raw(write("a.jsonl", "\n".join(rows)))
+    assert sum(map(len, sides(text))) == 11_000
+    assert text.skipped.reasons.total() == 90
+
+
+def test_a_sample_has_whole_documents(write, monkeypatch):
+    """Else the end of a piece would be taken for the end of its document."""
+    monkeypatch.setattr(long_text, "PIECE_CHARACTERS", 50)
+    long = "word " * 60
+    text = raw(write("a.jsonl", "".join(json.dumps({"text": f"{i} {long}"}) + "\n" for i in range(40))))
+    held_out = list(sample_texts([text], held_out=True, max_bytes=10**6))
+    assert held_out == sides(text)[1]
+    assert len(held_out) > 1
+
+
+def test_a_carriage_return_at_the_end_of_a_file_ends_its_last_line(write):
+    path = write("a.txt", "")
+    with open(path, "wb") as file:
+        file.write(b"a\r\nb\rc\r")
+    assert "".join(piece.text for piece in raw(str(path), document="file").pieces()) == "a\nb\nc\n"
+
+
 def test_a_long_source_of_bad_rows_is_not_read_to_its_end(tmp_path):
     source = tmp_path / "a.jsonl"
     source.write_bytes(b'{"text": "fine"}\n' + b"oops\n" * 300_000 + b"\xff")

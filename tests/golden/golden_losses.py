@@ -12,7 +12,9 @@ import torch
 from torch.utils.data import Dataset
 from transformers import PrinterCallback, TrainingArguments, set_seed
 
+from chatpipe.models.activation import quickest_gelu
 from chatpipe.models.architecture import build_model, model_config
+from chatpipe.models.loading import quickest_attention
 from chatpipe.pretraining.masking import Masking
 from chatpipe.pretraining.trainer import PretrainTrainer
 from chatpipe.recipe.architecture import Architecture
@@ -48,6 +50,7 @@ def losses_of(family: str, muon: bool = False, **keys: int) -> list[float]:
     set_seed(0)
     architecture = Architecture(family=family, n_layer=2, n_head=4, n_embd=32, n_positions=CONTEXT, **keys)
     model = build_model(family, model_config(architecture, 260, eos_token_id=1, pad_token_id=0))
+    model = quickest_gelu(quickest_attention(model))  # as chatpipe trains
     masking = Masking(mask_id=2, special_ids=(0, 1, 2), tokens=260, probability=0.15)
     with tempfile.TemporaryDirectory() as folder:
         args = TrainingArguments(

@@ -160,7 +160,9 @@ def test_rows_that_are_left_out_are_said(pretrain, corpus):
         file.write("oops\n{}\n")
     said = pretrain(corpus)
     assert said.code == 0
-    assert f"{corpus}: left out 1 rows (this line is not JSON), 1 rows (there is no field text)" in said.err
+    broken, empty = f"first at {corpus}:201, Expecting value at column 1", f"first at {corpus}:202"
+    said_of_both = f"{corpus}: 2 left out (1: this line is not JSON, {broken}; 1: there is no field text, {empty})"
+    assert said_of_both in said.err
     with corpus.open("a") as file:
         file.write("oops\n" * 9)
     told = refused(pretrain(corpus, "--fresh"))

@@ -26,7 +26,7 @@ FEW_FILES = 100
 """With fewer text files a hash might hold out none of them (0.9^100 = 0.00003), so each gives its last tenth."""
 
 ROWS_BETWEEN_CHECKS = 10_000
-"""So often a long source is looked at for too many bad rows, which need not be read to its end."""
+"""So often a long source is looked at: one of which most rows are bad need not be read to its end."""
 
 
 @dataclass(frozen=True)
@@ -110,7 +110,7 @@ class RawText:
                 yield _text_of(item)
             except BadRow as problem:
                 self.skipped.add(str(problem), item)
-            if self.rows % ROWS_BETWEEN_CHECKS == 0:
+            if self.rows % ROWS_BETWEEN_CHECKS == 0 and self.skipped.reasons.total() > self.rows / 2:
                 self._check_skipped()
         self._check_skipped()
 
@@ -148,13 +148,17 @@ def sample_texts(sources: Sequence[RawText], held_out: bool, max_bytes: int) -> 
     """
     share = max(max_bytes // len(sources), 1)
     for source in sources:
-        taken = 0
+        taken, document = 0, ""
         for piece in source.pieces():
             if piece.held_out == held_out:
-                yield piece.text[:share]
-                taken += len(piece.text[:share].encode())
+                document = (document + piece.text)[:share]
+            if document and (piece.ends or len(document) == share):
+                yield document
+                taken, document = taken + len(document.encode()), ""
             if taken >= share:
                 break
+        if document:
+            yield document
 
 
 def check_documents(blocks: Sequence[DataBlock] | None, key: str) -> None:

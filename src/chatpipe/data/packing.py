@@ -76,7 +76,8 @@ def document_positions(ids: Tensor, eos_token_id: int) -> Tensor:
     """The place of each token in its document, from 0 on: [rows, tokens], int64.
 
     The end-of-text token before a document is its first token: from it the document's beginning is predicted, and with
-    the document before in view that would be no isolation. So every token is predicted, and each from its own document.
+    the document before in view that would be no isolation. So every token but a block's
+    first is predicted, and each from its own document.
     """
     places = torch.arange(ids.shape[1], device=ids.device).expand_as(ids)
     starts = torch.where(ids == eos_token_id, places, 0)

@@ -27,7 +27,7 @@ def text_chunks(path: Path) -> Iterator[str]:
     newlines = io.IncrementalNewlineDecoder(None, translate=True)
     read = 0
     for block in _blocks(path):
-        chunk = newlines.decode(_decode(decoder, block, read, path))
+        chunk = newlines.decode(_decode(decoder, block, read, path), final=not block)
         if "\0" in chunk:
             raise UsageError(f"{path} is not text: it holds zero bytes.", "Give text files; is it a binary file?")
         if chunk:

@@ -49,6 +49,8 @@ class StoreManifest:
     files: dict[str, dict[str, Any]] = field(default_factory=dict)
     skipped: dict[str, int] = field(default_factory=dict)
     """Rows of the source that could not be used, by reason."""
+    first_skipped: dict[str, str] = field(default_factory=dict)
+    """Where the first of each stands."""
 
 
 class TokenStore:
@@ -60,7 +62,7 @@ class TokenStore:
         shards = manifest.files.values()
         self.num_bytes: int = sum(shard["bytes"] for shard in shards)
         self.documents: int = sum(shard["documents"] for shard in shards)
-        self.skipped = manifest.skipped
+        self.skipped, self.first_skipped = manifest.skipped, manifest.first_skipped
         self._shards = [np.memmap(folder / name, dtype=manifest.dtype, mode="r") for name in manifest.files]
         self._ends = list(accumulate(map(len, self._shards)))
         self._folder = folder
@@ -172,7 +174,8 @@ def _build(
                 writer = None
     if writer is not None:
         writer.finish(manifest)
-    manifest.complete, manifest.skipped = True, dict(text.skipped.reasons)
+    manifest.complete = True
+    manifest.skipped, manifest.first_skipped = dict(text.skipped.reasons), text.skipped.first
     _write_manifest(folder, manifest)
 
 

@@ -33,9 +33,9 @@ from chatpipe.training.precision import use_bf16
 from chatpipe.training.speed import peak_flops
 
 MAX_SECONDS = 30.0
-"""Of the probe's steps after the first, so that with everything else it stays below a minute."""
+"""Of the probe's steps; another step begins only within it, so that with everything else it stays below a minute."""
 MAX_STEP_SECONDS = 5.0
-MIN_STEPS, MAX_STEPS = 3, 30
+MAX_STEPS = 30
 ASSUMED_SHARE_OF_PEAK = 0.5
 
 
@@ -78,13 +78,17 @@ def probe(section: Pretrain, tokens: int, processes: int) -> Timing:
 class _Clock(TrainerCallback):
     """Seconds of forward and backward, and of the optimizer, in each step; ends the training after a time.
 
-    The first step, which warms up or compiles, counts for nothing.
+    The first step, which warms up or compiles, counts only where there is no time for a second one.
     """
 
     def __init__(self) -> None:
         self._passes: list[float] = []
         self._updates: list[float] = []
-        self._last_lap = self._warm_since = 0.0
+        self._began = self._last_lap = 0.0
+
+    def on_train_begin(self, args: Any, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        """The first step begins."""
+        self._began = self._last_lap = time.perf_counter()
 
     def on_pre_optimizer_step(self, args: Any, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         """Forward and backward are done, and what lies between two steps: data, callbacks."""
@@ -93,13 +97,12 @@ class _Clock(TrainerCallback):
     def on_step_end(self, args: Any, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         """The optimizer is done."""
         self._updates.append(self._lap(args.device))
-        self._warm_since = self._warm_since or self._last_lap
-        enough = len(self._updates) >= MIN_STEPS and self._last_lap - self._warm_since > MAX_SECONDS
-        control.should_training_stop = enough or control.should_training_stop
+        last = self._last_lap - self._began + self._passes[-1] + self._updates[-1] > MAX_SECONDS
+        control.should_training_stop = last or control.should_training_stop
 
     def medians(self) -> tuple[float, float]:
         """Of the passes and of the updates."""
-        passes, updates = sorted(self._passes[1:]), sorted(self._updates[1:])
+        passes, updates = (sorted(some[1:] or some) for some in (self._passes, self._updates))
         return passes[len(passes) // 2], updates[len(updates) // 2]
 
     def _lap(self, device: torch.device) -> float:

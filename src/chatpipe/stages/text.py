@@ -72,8 +72,11 @@ def training_text(
         if len(store) == 0:
             raise _too_little(text.key, [text.block.source])
         if store.skipped and job.is_main:
-            said = ", ".join(f"{count} rows ({reason})" for reason, count in store.skipped.items())
-            console.note(f"{text.key}: {text.block.source}: left out {said}")
+            said = "; ".join(
+                f"{count}: {reason}, first at {store.first_skipped[reason]}" for reason, count in store.skipped.items()
+            )
+            left_out = sum(store.skipped.values())
+            console.note(f"{text.key}: {text.block.source}: {left_out} left out ({said})")
     return TrainingText(stores, [text.block.weight for text in texts], block_size, job.recipe.seed, samples)
 
 
