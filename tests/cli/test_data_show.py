@@ -128,6 +128,15 @@ def test_text_is_shown_in_blocks_with_the_ends_of_documents(chatpipe, work, tiny
     assert seen["summary"]["train_rows"] + seen["summary"]["held_out_rows"] == 40
 
 
+def test_each_source_of_text_has_its_own_count(chatpipe, work, tiny_run):
+    sources = []
+    for name, count in (("a.txt", 30), ("b.txt", 40)):
+        (work / name).write_text("".join(f"Text {i} of {name}.\n" for i in range(count)))
+        sources.append(f"{{source: {name}, document: line}}")
+    seen = view(chatpipe, tiny_run, "pretrain", f"pretrain.data=[{', '.join(sources)}]")
+    assert [source["rows"] for source in seen["summary"]["sources"]] == [30, 40]
+
+
 def test_rankings_that_the_run_has_yet_to_make_cannot_be_shown(refused):
     assert "has made no rankings yet" in refused("data", "show", "pocket", "rm")
 

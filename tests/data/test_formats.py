@@ -1,3 +1,4 @@
+import contextlib
 import json
 
 import pytest
@@ -21,6 +22,14 @@ from chatpipe.errors import UsageError
 USER = {"role": "user", "content": "Who is Mara?"}
 ASSISTANT = {"role": "assistant", "content": "A baker."}
 SYSTEM = {"role": "system", "content": "Be brief."}
+
+
+FORMS = ("messages", "sharegpt", "alpaca", "prompt_completion", "question_answer", "pairs", "rankings", "prompts")
+FIELDS_OF_TURNS = ("role", "content", "from", "value", "type", "text", "tool_calls")
+FIELDS_OF_ROWS = (
+    *("messages", "conversations", "system", "instruction", "input", "output", "history", "prompt", "completion"),
+    *("question", "answer", "chosen", "rejected", "responses", "ranks", "annotator"),
+)
 
 
 def row(**values: object) -> Row:
@@ -308,3 +317,31 @@ def test_a_prompt_is_text_or_messages_that_end_with_the_user():
     assert as_prompt([SYSTEM, USER]) == [SYSTEM, USER]
     with pytest.raises(BadRow, match="does not end with the user"):
         as_prompt([USER, ASSISTANT])
+
+
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text(max_size=5),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.sampled_from(FIELDS_OF_TURNS), inner, max_size=3),
+    max_leaves=8,
+)
+
+
+@given(st.dictionaries(st.sampled_from(FIELDS_OF_ROWS), JSON, min_size=1), st.sampled_from(FORMS))
+def test_whatever_stands_in_a_row_it_is_read_or_left_out(values, form):
+    """A row that ends the program would take all others with it."""
+    for convert in (to_conversation, to_ranking, to_prompt):
+        with contextlib.suppress(BadRow):
+            convert(Row(values, "x"), form)
+
+
+@pytest.mark.parametrize(
+    ("values", "form"),
+    [
+        ({"messages": [{"role": [], "content": "x"}]}, "messages"),
+        ({"conversations": [{"from": ["human"], "value": "x"}]}, "sharegpt"),
+        ({"instruction": "x", "output": "y", "history": 5}, "alpaca"),
+    ],
+)
+def test_fields_of_the_wrong_kind_make_a_bad_row(values, form):
+    with pytest.raises(BadRow, match="is not"):
+        to_conversation(Row(values, "x"), form)

@@ -64,6 +64,8 @@ CASES = [
     (sft_verdict, SFT_GOLD, {}, "pass"),
     (sft_verdict, SFT_REAL, {}, "pass"),
     (sft_verdict, SFT_GOLD, {"eos_share": 0.95}, "pass"),
+    (sft_verdict, SFT_REAL, {"left_out_conversations": 10, "train_conversations": 90}, "pass"),
+    (sft_verdict, SFT_REAL, {"left_out_conversations": 11, "train_conversations": 89}, "warn"),
     (sft_verdict, SFT_GOLD, {"eos_share": 0.949}, "warn"),
     (sft_verdict, SFT_GOLD, {"eos_share": 0.80}, "warn"),
     (sft_verdict, SFT_REAL, {"eos_share": 0.799}, "fail"),

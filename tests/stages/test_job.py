@@ -202,6 +202,18 @@ def test_when_sft_is_evaluated_counts_where_the_best_is_kept(recipe):
     assert "sft.eval_steps was 5, is 7 now" in told
 
 
+def test_keys_that_came_later_count_only_where_they_are_used(recipe):
+    job = Job.of(recipe, "pretrain")
+    finish(job)
+    manifest = Path("run/pretrain/chatpipe.json")
+    stored = json.loads(manifest.read_text())
+    del stored["settings"]["pretrain.optimizer"]
+    manifest.write_text(json.dumps(stored))
+    assert job.standing() == "done"
+    told = problem_of(Job.of(changed(recipe, "pretrain", optimizer="muon"), "pretrain").standing)
+    assert "pretrain.optimizer was not set, is muon now" in told
+
+
 def test_a_changed_recipe_is_refused_with_what_changed(recipe):
     for leave in (begin_and_save, finish):
         leave(Job.of(recipe, "pretrain"))

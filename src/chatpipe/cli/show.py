@@ -92,7 +92,7 @@ def show_checks(checked: "Sequence[Checked]") -> None:
         same = list(some)
         if is_guard and status != "failed":
             names = ", ".join(one.what.removeprefix("guards.") for one in same)
-            rows.append((stage, f"{len(same)} guards: {names}", status, found))
+            rows.append((stage, f"{len(same)} {'guard' if len(same) == 1 else 'guards'}: {names}", status, found))
             styles.append(CHECK_STYLES[status])
             continue
         for one in same:

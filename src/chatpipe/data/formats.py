@@ -188,9 +188,10 @@ def _completed(prompt: list[Message], completion: Any) -> list[Message]:
 def _alpaca_prompt(values: dict[str, Any]) -> list[Message]:
     """What stands before the answer: `system`, `history` (a list of [question, answer]), `instruction` and `input`."""
     turns: list[Message] = []
-    for pair in values.get("history") or []:
-        if not isinstance(pair, list) or len(pair) != 2:
-            raise BadRow("history is not a list of [question, answer]")
+    history = values.get("history") or []
+    if not isinstance(history, list) or not all(isinstance(pair, list) and len(pair) == 2 for pair in history):
+        raise BadRow("history is not a list of [question, answer]")
+    for pair in history:
         turns += [{"role": "user", "content": pair[0]}, {"role": "assistant", "content": pair[1]}]
     instruction, extra = text_of(values, "instruction"), values.get("input") or ""
     if not isinstance(extra, str):

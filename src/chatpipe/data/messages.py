@@ -49,9 +49,9 @@ def sharegpt_messages(values: dict[str, Any]) -> list[Message]:
 def sharegpt_message(turn: Any) -> Message:
     """One turn `{from, value}` as a message."""
     speaker = turn.get("from") if isinstance(turn, dict) else None
-    if speaker in _TOOL_ROLES:
+    if isinstance(speaker, str) and speaker in _TOOL_ROLES:
         raise BadRow("the conversation has messages of tools")
-    if speaker not in _SHAREGPT_ROLES or not isinstance(turn.get("value"), str):
+    if not isinstance(speaker, str) or speaker not in _SHAREGPT_ROLES or not isinstance(turn.get("value"), str):
         raise BadRow("a turn is not {from: human|gpt|system, value: text}")
     return {"role": _SHAREGPT_ROLES[speaker], "content": turn["value"]}
 
@@ -77,14 +77,17 @@ def is_turn(value: Any) -> bool:
 
 
 def _message(item: Any) -> Message:
-    if isinstance(item, dict) and (item.get("role") in _TOOL_ROLES or item.get("tool_calls")):
+    role = item.get("role") if isinstance(item, dict) else None
+    if not isinstance(role, str):
+        raise BadRow("a message is not {role: system|user|assistant, content: text}")
+    if role in _TOOL_ROLES or item.get("tool_calls"):
         raise BadRow("the conversation has messages of tools")
-    content = _joined(item.get("content")) if isinstance(item, dict) else None
-    if not isinstance(content, str) or item.get("role") not in ROLES:
+    content = _joined(item.get("content"))
+    if not isinstance(content, str) or role not in ROLES:
         raise BadRow("a message is not {role: system|user|assistant, content: text}")
     if not content.strip():
         raise BadRow("a message is empty")
-    return {"role": item["role"], "content": content}
+    return {"role": role, "content": content}
 
 
 def _joined(content: Any) -> Any:

@@ -17,6 +17,8 @@ MIN_MASKED_GAIN = 0.10
 """Below guessing by frequency, where an encoder's loss stands still at first: less, and it has not begun to read."""
 FAILING_EOS_SHARE, MIN_EOS_SHARE = 0.80, 0.95
 """Every answer that does not stop is cut off in chat and penalised in ppo: 1 in 20 is a nuisance, 1 in 5 a defect."""
+MAX_LEFT_OUT_SHARE = 0.1
+"""Of the conversations, for their length: what is left is no longer the data that was given."""
 MIN_RIGHT = 0.90
 """Of questions whose answers stand in the text read; wrong facts that fine-tuning leaves are not what ppo can mend."""
 CHANCE_OF_A_PAIR = 0.5
@@ -111,7 +113,8 @@ def sft_verdict(metrics: Mapping[str, Any]) -> Verdict:
     """Whether the model answers, answers what was asked, and stops.
 
     Reads `eos_share`, `eval_loss`, `eval_loss_before` (the parent's); with a gold rater (`gold_score` is there)
-    `right`, `right_low` and `chance`; without one `question_gain` and `question_gain_low` (nats per token).
+    `right`, `right_low` and `chance`; without one `question_gain` and `question_gain_low` (nats per token). With
+    `left_out_conversations` also `train_conversations`.
     """
     loss, before = metrics["eval_loss"], metrics["eval_loss_before"]
     findings = [
@@ -123,6 +126,17 @@ def sft_verdict(metrics: Mapping[str, Any]) -> Verdict:
             otherwise="warn",
         ),
     ]
+    left_out = metrics.get("left_out_conversations", 0)
+    if left_out:
+        in_all = left_out + metrics["train_conversations"]
+        findings.append(
+            _finding(
+                left_out <= MAX_LEFT_OUT_SHARE * in_all,
+                f"{left_out / in_all:.0%} of the conversations were too long and left out",
+                "raise sft.max_length, if need be with a model that reads more tokens",
+                otherwise="warn",
+            )
+        )
     return _verdict(findings + (_facts(metrics) if "gold_score" in metrics else [_heeds_the_question(metrics)]))
 
 

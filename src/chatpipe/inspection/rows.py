@@ -222,6 +222,7 @@ def _texts(
     for block in _tolerant(blocks):
         text = RawText(block, job.recipe.pocketworld, "pretrain.data")
         read = length = 0
+        documents_before = sum(measured.sides.values())
         for piece in text.pieces():
             if not piece.held_out and had < wanted:
                 beginning.append(piece)
@@ -236,10 +237,9 @@ def _texts(
                 read_whole = False
                 break
         if block.source != POCKETWORLD:
+            documents = sum(measured.sides.values()) - documents_before
             report.sources.append(
-                SourceReport(
-                    "pretrain.data", block.source, ["text"], text.rows or sum(measured.sides.values()), text.skipped
-                )
+                SourceReport("pretrain.data", block.source, ["text"], text.rows or documents, text.skipped)
             )
     summary = {**_summary(blocks, report, measured, None), "read_whole": read_whole}
     if reader is None:

@@ -6,7 +6,7 @@ Nothing here imports torch, so that a wrong command is answered at once, before 
 import json
 import os
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -49,6 +49,7 @@ NOT_COMPARED: dict[str, Any] = {
 }
 LEFTOVER_SUFFIXES = {".partial", ".log"}
 LAUNCH_FILES = {"recipe.yaml", "launch-error.json", "stop-requested"}
+NO_DEFAULT = object()
 STARTED = "checkpoints/stage.json"
 COMPLETE_POINTS = "checkpoints/step-*[0-9]"
 
@@ -189,7 +190,7 @@ class Job:
             return "new"  # killed before it had begun
         if finished is None and not any(self.folder.glob(COMPLETE_POINTS)):
             return "new"  # it broke off, perhaps because of its data, before there was anything to go on from
-        changed = before.differences(self.manifest())
+        changed = self._with_later_keys(before).differences(self.manifest())
         if changed:
             shown = changed[:4] + ([f"... and {len(changed) - 4} more"] if len(changed) > 4 else [])
             raise UsageError(
@@ -197,6 +198,16 @@ class Job:
                 f"`chatpipe {self.stage} ... --fresh` makes it anew (the old one is deleted), or use another folder.",
             )
         return "done" if finished else "started"
+
+    def _with_later_keys(self, before: Manifest) -> Manifest:
+        """`before` with the keys that the recipe had not then and that stand at their defaults now: nothing changed."""
+        default = flatten(type(self.section)().model_dump(mode="json", exclude=NOT_COMPARED))
+        later = {
+            key: value
+            for key, value in self.manifest().settings.items()
+            if key not in before.settings and value == default.get(key.removeprefix(f"{self.stage}."), NO_DEFAULT)
+        }
+        return replace(before, settings={**later, **before.settings})
 
     def begin(self) -> Manifest:
         """Notes how the stage is made before it starts, so that a changed recipe cannot resume it; returns the note."""

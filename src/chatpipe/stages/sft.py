@@ -18,7 +18,7 @@ from chatpipe.finetuning.trainer import SftTrainer
 from chatpipe.generation.engine import context_length
 from chatpipe.guards.by_stage import sft_guards
 from chatpipe.guards.run import Checks, guard
-from chatpipe.models.loading import load_causal_model, load_tokenizer
+from chatpipe.models.loading import load_causal_model, load_config, load_tokenizer
 from chatpipe.models.lora import Adapter, lora_config
 from chatpipe.recipe.schema import Lora
 from chatpipe.stages.arguments import stage_arguments
@@ -135,7 +135,9 @@ def load_for_chat(model: str) -> tuple[PreTrainedTokenizerBase, PreTrainedModel]
     add_chat_template(tokenizer)
     entries = loaded.get_input_embeddings().num_embeddings
     if len(tokenizer) > entries:
-        console.note(f"sft: the vocabulary grows from {entries:,} to {len(tokenizer):,}: tokens of the chat template")
+        console.note(
+            f"the vocabulary grows from {entries:,} to {len(tokenizer):,}: tokens of the chat template, untrained"
+        )
         set_seed(0)  # the new rows are drawn at random
         loaded.resize_token_embeddings(len(tokenizer))
     loaded.config.pad_token_id = tokenizer.pad_token_id
@@ -152,6 +154,11 @@ def _sample_prompts(questions: list[str]) -> list[Conversation]:
 
 
 def _adapter(job: Job, model: PreTrainedModel, section: Lora) -> Adapter:
+    before = load_config(job.models["model"]).get_text_config().vocab_size
+    if model.get_input_embeddings().num_embeddings > before:
+        console.warn(
+            "sft.lora leaves the embeddings of the chat template's new tokens at random; train the model whole."
+        )
     set_seed(job.recipe.seed)  # its first weights are drawn at random
     return Adapter(model, lora_config(**section.model_dump()))
 
