@@ -29,16 +29,17 @@ def test_nothing_to_learn():
 
 def test_prompts_cut():
     assert data.prompts_cut([8, 9], 28, 20) is None
-    assert data.prompts_cut([8, 9, 10, 11, 12], 28, 20) == Finding(
-        "ppo.data: 4 of 5 prompts looked at leave no room for 20 new tokens in 28.",
+    assert data.prompts_cut([8, 9, 10], 28, 20) == Finding(
+        "ppo.data: 2 of 3 prompts looked at leave no room for 20 new tokens in 28.",
         "Lower ppo.response_length, or use models with more positions.",
     )
 
 
 def test_answers_cut():
-    assert data.answers_cut(7, 10, 32, "sft.data", "conversations") is None
-    assert data.answers_cut(8, 10, 32, "sft.data", "conversations") == Finding(
-        "sft.data: 8 of 10 conversations are longer than 32 tokens.",
+    assert data.answers_cut(5, 10, 32, "sft.data", "conversations") is None
+    assert data.answers_cut(6, 10, 32, "sft.data", "conversations", max_share=0.6) is None
+    assert data.answers_cut(6, 10, 32, "sft.data", "conversations") == Finding(
+        "sft.data: 6 of 10 conversations are longer than 32 tokens.",
         "Raise sft.max_length (as far as the model's n_positions), or use shorter conversations.",
     )
 

@@ -107,7 +107,6 @@ def _run_stage(
     from chatpipe.errors import UsageError
     from chatpipe.pipeline import check_stage, run_one
     from chatpipe.recipe import load_recipe
-    from chatpipe.stages.job import rankings_file
     from chatpipe.training.launch import check_world, end_rank, has_parent, is_rank, speaks, was_launched
 
     given = tell_apart(words)
@@ -118,8 +117,7 @@ def _run_stage(
         check_world(resolved.recipe.processes)
     foresees = dry_run and stage == "pretrain"  # what such a run would take can be told without its data
     job = check_stage(resolved.recipe, stage, out, reads_data=not foresees)
-    makes_rankings = stage == "rm" and resolved.recipe.rm.data is None and not rankings_file(resolved.recipe).exists()
-    if not (fresh or has_parent() or makes_rankings):
+    if not (fresh or has_parent() or job.makes_rankings()):
         job.standing()
     how = how_to_run(resolved.recipe, given, fresh)
     if dry_run:

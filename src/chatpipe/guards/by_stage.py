@@ -32,6 +32,9 @@ SAMPLE = 256
 SAMPLE_ROWS = 10_000
 """Rows that are tokenised already."""
 
+MAX_CUT_OF_CONVERSATIONS = 0.75
+"""More than of others: the verdict of sft warns of what was left out from a tenth on."""
+
 FEW = 4
 """Rows or prompts that models read."""
 
@@ -85,8 +88,8 @@ def sft_guards(
     return {
         "embeddings_too_few": lambda: models.embeddings_too_few(tokenizer, {"sft.model": model}),
         "answers_cut": lambda: (
-            data.answers_cut(cut, len(train) + cut, max_length, key, "conversations")
-            or data.answers_cut(cut_held_out, len(held_out) + cut_held_out, max_length, key, "held-out conversations")
+            _conversations_cut(cut, len(train), max_length, "conversations")
+            or _conversations_cut(cut_held_out, len(held_out), max_length, "held-out conversations")
         ),
         "nothing_to_learn": lambda: data.nothing_to_learn(empty, len(rows), key),
         "eos_not_learned": lambda: data.eos_not_learned(rows, tokenizer.eos_token_id),
@@ -97,6 +100,10 @@ def sft_guards(
         ),
         **_of_template(tokenizer, conversations[:SAMPLE], key),
     }
+
+
+def _conversations_cut(cut: int, fitting: int, max_length: int, name: str) -> Finding | None:
+    return data.answers_cut(cut, cut + fitting, max_length, "sft.data", name, MAX_CUT_OF_CONVERSATIONS)
 
 
 def rm_guards(

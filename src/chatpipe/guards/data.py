@@ -11,8 +11,8 @@ from chatpipe.data.rows import BadRow
 from chatpipe.guards.run import Finding
 from chatpipe.reward.batches import encode_answers
 
-MAX_CUT_SHARE = 0.75
-"""What is left out is counted and said; of nearly all of the data, something else was meant."""
+MAX_CUT_SHARE = 0.5
+"""What is left out is counted and said; where it is most of the data, something else was meant."""
 
 MAX_ENDLESS_SHARE = 0.1
 MAX_SEEN_SHARE = 0.01
@@ -47,12 +47,14 @@ def nothing_to_learn(empty: int, rows: int, key: str) -> Finding | None:
     return Finding(f"{key}: {what}.", "Look at the rows: answers are missing, all the same, or cut away.")
 
 
-def answers_cut(cut: int, rows: int, max_length: int, key: str, name: str) -> Finding | None:
-    """Nearly all rows (`name`: conversations, rankings) under `key` are left out at `max_length`, or lose answers.
+def answers_cut(
+    cut: int, rows: int, max_length: int, key: str, name: str, max_share: float = MAX_CUT_SHARE
+) -> Finding | None:
+    """Over `max_share` of the rows (`name`: conversations, rankings) under `key` are left out at `max_length`.
 
     trl #3927, #6668; LLaMA-Factory #3995. All rows are counted.
     """
-    if cut <= MAX_CUT_SHARE * rows:
+    if cut <= max_share * rows:
         return None
     return Finding(
         f"{key}: {cut} of {rows} {name} are longer than {max_length} tokens.",
@@ -61,7 +63,7 @@ def answers_cut(cut: int, rows: int, max_length: int, key: str, name: str) -> Fi
 
 
 def prompts_cut(lengths: Sequence[int], context: int, response_length: int) -> Finding | None:
-    """Nearly all prompts leave no room for an answer in the context: training on the rest is another task than meant.
+    """Most prompts leave no room for an answer in the context: training on the rest is another task than meant.
 
     `lengths`: tokens of the prompts looked at.
     """

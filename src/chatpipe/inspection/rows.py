@@ -72,7 +72,7 @@ def view_data(job: Job, model: str | None, count: int) -> DataView:
     """
     key = f"{job.stage}.data"
     blocks = job.data()[key]
-    if job.stage == "rm" and job.recipe.rm.data is None and not rankings_file(job.recipe).exists():
+    if job.makes_rankings():
         raise UsageError(
             f"rm.data is not given, and the run has made no rankings yet: {rankings_file(job.recipe)}.",
             "Give a file with --data, or run the stages before first.",

@@ -21,8 +21,8 @@ class Guards(Section):
     # of the rows
     eos_not_learned: bool = Field(True, description="sft: answers whose end-of-turn token is not trained on.")
     nothing_to_learn: bool = Field(True, description="sft, rm: rows with nothing to train on.")
-    answers_cut: bool = Field(True, description="sft, rm: nearly all rows are longer than max_length.")
-    prompts_cut: bool = Field(True, description="ppo: nearly all prompts leave no room for an answer.")
+    answers_cut: bool = Field(True, description="sft, rm: too many rows are longer than max_length.")
+    prompts_cut: bool = Field(True, description="ppo: most prompts leave no room for an answer.")
     held_out_seen: bool = Field(True, description="All stages: what is held out stands in the training data too.")
     chosen_is_rejected: bool = Field(True, description="rm: the better and the worse answer are the same tokens.")
     end_of_text_missing: bool = Field(True, description="pretrain: no end-of-text token in what is read.")

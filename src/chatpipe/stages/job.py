@@ -49,7 +49,6 @@ NOT_COMPARED: dict[str, Any] = {
 }
 LEFTOVER_SUFFIXES = {".partial", ".log"}
 LAUNCH_FILES = {"recipe.yaml", "launch-error.json", "stop-requested"}
-NO_DEFAULT = object()
 STARTED = "checkpoints/stage.json"
 COMPLETE_POINTS = "checkpoints/step-*[0-9]"
 
@@ -190,7 +189,8 @@ class Job:
             return "new"  # killed before it had begun
         if finished is None and not any(self.folder.glob(COMPLETE_POINTS)):
             return "new"  # it broke off, perhaps because of its data, before there was anything to go on from
-        changed = self._with_later_keys(before).differences(self.manifest())
+        now = self.manifest()
+        changed = self._with_later_keys(before, now).differences(now)
         if changed:
             shown = changed[:4] + ([f"... and {len(changed) - 4} more"] if len(changed) > 4 else [])
             raise UsageError(
@@ -199,14 +199,10 @@ class Job:
             )
         return "done" if finished else "started"
 
-    def _with_later_keys(self, before: Manifest) -> Manifest:
+    def _with_later_keys(self, before: Manifest, now: Manifest) -> Manifest:
         """`before` with the keys that the recipe had not then and that stand at their defaults now: nothing changed."""
-        default = flatten(type(self.section)().model_dump(mode="json", exclude=NOT_COMPARED))
-        later = {
-            key: value
-            for key, value in self.manifest().settings.items()
-            if key not in before.settings and value == default.get(key.removeprefix(f"{self.stage}."), NO_DEFAULT)
-        }
+        defaults = flatten({self.stage: type(self.section)().model_dump(mode="json", exclude=NOT_COMPARED)})
+        later = {key: value for key, value in defaults.items() if now.settings.get(key) == value}
         return replace(before, settings={**later, **before.settings})
 
     def begin(self) -> Manifest:

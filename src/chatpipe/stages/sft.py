@@ -18,7 +18,7 @@ from chatpipe.finetuning.trainer import SftTrainer
 from chatpipe.generation.engine import context_length
 from chatpipe.guards.by_stage import sft_guards
 from chatpipe.guards.run import Checks, guard
-from chatpipe.models.loading import load_causal_model, load_config, load_tokenizer
+from chatpipe.models.loading import load_causal_model, load_tokenizer
 from chatpipe.models.lora import Adapter, lora_config
 from chatpipe.recipe.schema import Lora
 from chatpipe.stages.arguments import stage_arguments
@@ -88,7 +88,7 @@ def run_sft(job: Job) -> Outcome | None:
         dataset_kwargs={"skip_prepare_dataset": True},
     )
     text = _raw_text(job, train)
-    adapter = _adapter(job, model, section.lora) if section.lora else None
+    adapter = _adapter(job, model, tokenizer, section.lora) if section.lora else None
     trainer = SftTrainer(
         model,
         args,
@@ -153,9 +153,8 @@ def _sample_prompts(questions: list[str]) -> list[Conversation]:
     return [[{"role": "user", "content": question}] for question in questions]
 
 
-def _adapter(job: Job, model: PreTrainedModel, section: Lora) -> Adapter:
-    before = load_config(job.models["model"]).get_text_config().vocab_size
-    if model.get_input_embeddings().num_embeddings > before:
+def _adapter(job: Job, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, section: Lora) -> Adapter:
+    if len(tokenizer) > len(load_tokenizer(job.models["model"])):
         console.warn(
             "sft.lora leaves the embeddings of the chat template's new tokens at random; train the model whole."
         )
