@@ -1,6 +1,7 @@
 """What all tests share: no network, one thread, the command line in process, and one small run of all four stages."""
 
 import contextlib
+import hashlib
 import io
 import json
 import os
@@ -98,6 +99,28 @@ def chatpipe_here(*words: object) -> Said:
         except SystemExit as end:
             code = end.code if isinstance(end.code, int) else int(end.code is not None)
     return Said(code, out.getvalue(), err.getvalue())
+
+
+@pytest.fixture
+def work(tmp_path, monkeypatch) -> Path:
+    """An empty folder to run commands in, outside of any launcher."""
+    monkeypatch.chdir(tmp_path)
+    for name in ("RANK", "WORLD_SIZE", "CHATPIPE_DEBUG", "CHATPIPE_ERROR_FILE", "CHATPIPE_LAUNCHED"):
+        monkeypatch.delenv(name, raising=False)
+    return tmp_path
+
+
+@pytest.fixture
+def listing(work) -> Callable[[], dict[str, str]]:
+    """Tells every file and folder in the folder that commands run in, the files with a hash of what they hold."""
+
+    def listing() -> dict[str, str]:
+        return {
+            str(path.relative_to(work)): hashlib.sha256(path.read_bytes()).hexdigest() if path.is_file() else "folder"
+            for path in sorted(work.rglob("*"))
+        }
+
+    return listing
 
 
 @pytest.fixture(scope="session")

@@ -1,34 +1,10 @@
-import hashlib
 import json
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import pytest
 
 from stub_models import write_stub_model
-
-
-@pytest.fixture
-def work(tmp_path, monkeypatch) -> Path:
-    """An empty folder to run commands in, outside of any launcher."""
-    monkeypatch.chdir(tmp_path)
-    for name in ("RANK", "WORLD_SIZE", "CHATPIPE_DEBUG", "CHATPIPE_ERROR_FILE", "CHATPIPE_LAUNCHED"):
-        monkeypatch.delenv(name, raising=False)
-    return tmp_path
-
-
-@pytest.fixture
-def listing(work) -> Callable[[], dict[str, str]]:
-    """Tells every file and folder in the folder that commands run in, the files with a hash of what they hold."""
-
-    def listing() -> dict[str, str]:
-        return {
-            str(path.relative_to(work)): hashlib.sha256(path.read_bytes()).hexdigest() if path.is_file() else "folder"
-            for path in sorted(work.rglob("*"))
-        }
-
-    return listing
 
 
 @pytest.fixture

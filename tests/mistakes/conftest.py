@@ -1,6 +1,5 @@
 """Makes each mistake of the corpus in a folder of its own, and holds what is said against the rules of all errors."""
 
-import hashlib
 import json
 import re
 import shutil
@@ -34,13 +33,10 @@ KEYS = set(flatten(Recipe().model_dump()))
 
 
 @pytest.fixture
-def work(tmp_path, monkeypatch) -> Path:
-    """An empty folder to run commands in, outside of any launcher."""
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(sys, "path", list(sys.path))  # reward functions are looked for in the working folder
-    for name in ("RANK", "WORLD_SIZE", "CHATPIPE_DEBUG", "CHATPIPE_ERROR_FILE", "CHATPIPE_LAUNCHED"):
-        monkeypatch.delenv(name, raising=False)
-    return tmp_path
+def work(work, monkeypatch) -> Path:
+    """Reward functions are looked for in the working folder."""
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    return work
 
 
 @pytest.fixture
@@ -62,19 +58,6 @@ def lay_out(work, request) -> Callable[[Mistake, Path], None]:
                 path.write_text(content, encoding="utf-8")
 
     return lay_out
-
-
-@pytest.fixture
-def listing(work) -> Callable[[], dict[str, str]]:
-    """Tells every file and folder in the folder that commands run in, the files with a hash of what they hold."""
-
-    def listing() -> dict[str, str]:
-        return {
-            str(path.relative_to(work)): hashlib.sha256(path.read_bytes()).hexdigest() if path.is_file() else "folder"
-            for path in sorted(work.rglob("*"))
-        }
-
-    return listing
 
 
 @pytest.fixture

@@ -148,17 +148,25 @@ def sample_texts(sources: Sequence[RawText], held_out: bool, max_bytes: int) -> 
     """
     share = max(max_bytes // len(sources), 1)
     for source in sources:
-        taken, document = 0, ""
-        for piece in source.pieces():
-            if piece.held_out == held_out:
-                document = (document + piece.text)[:share]
-            if document and (piece.ends or len(document) == share):
-                yield document
-                taken, document = taken + len(document.encode()), ""
+        taken = 0
+        for document in whole_documents((piece for piece in source.pieces() if piece.held_out == held_out), share):
+            yield document
+            taken += len(document.encode())
             if taken >= share:
                 break
-        if document:
+
+
+def whole_documents(pieces: Iterable[Piece], max_characters: int | None = None) -> Iterator[str]:
+    """The documents that `pieces` make up, a longer one in parts of `max_characters`."""
+    document = ""
+    for piece in pieces:
+        document += piece.text
+        while max_characters is not None and len(document) > max_characters:
+            yield document[:max_characters]
+            document = document[max_characters:]
+        if piece.ends and document:
             yield document
+            document = ""
 
 
 def check_documents(blocks: Sequence[DataBlock] | None, key: str) -> None:

@@ -12,7 +12,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from chatpipe import console
 from chatpipe.checkpoints import read_manifest
-from chatpipe.data.documents import RawText
+from chatpipe.data.documents import RawText, whole_documents
 from chatpipe.data.formats import recognise
 from chatpipe.data.load import Conversation, load_prompts, stream_rows
 from chatpipe.data.report import Report, SourceReport
@@ -221,20 +221,11 @@ def _documents(task: _Task, report: Report) -> list[str]:
     texts = [RawText(block, world, KEY, split=block.source == POCKETWORLD) for block in task.blocks]
     if all(block.source == POCKETWORLD for block in task.blocks):
         return held_out_texts(texts)[: task.limit]
-    found = list(islice((document for text in texts for document in _whole(text)), task.limit))
+    found = list(islice((document for text in texts for document in whole_documents(text.pieces())), task.limit))
     report.sources += [SourceReport(KEY, text.block.source, ["text"], text.rows, text.skipped) for text in texts]
     if not any(map(str.strip, found)):
         raise UsageError(f"{KEY}: there is no text in it.", "Give other data.")
     return found
-
-
-def _whole(text: RawText) -> Iterator[str]:
-    parts: list[str] = []
-    for piece in text.pieces():
-        parts.append(piece.text)
-        if piece.ends:
-            yield "".join(parts)
-            parts = []
 
 
 # ---- conversations and answers ----
