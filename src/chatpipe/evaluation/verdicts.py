@@ -236,6 +236,10 @@ def _better_than_length(metrics: Mapping[str, Any], more: str) -> Finding:
     return "fail", f"With {accuracy:.1%} it is no better than {rule}. Try: {more}."
 
 
+def _started_from(metrics: Mapping[str, Any]) -> str:
+    return f"ppo of round {metrics['round'] - 1}" if "round" in metrics else "sft"
+
+
 def _gold_findings(metrics: Mapping[str, Any]) -> list[Finding]:
     rate, low, high = (metrics[key] for key in ("win_rate", "win_rate_low", "win_rate_high"))
     gold, gold_before = metrics["gold_score"], metrics["gold_score_before"]
@@ -243,7 +247,7 @@ def _gold_findings(metrics: Mapping[str, Any]) -> list[Finding]:
     return [
         _finding(
             low > CHANCE_OF_A_PAIR,
-            f"The gold rater prefers it to sft on {rate:.1%} of held-out prompts "
+            f"The gold rater prefers it to {_started_from(metrics)} on {rate:.1%} of held-out prompts "
             f"(95 % interval {low:.1%} to {high:.1%}), to lie above 50 %",
             "raise ppo.total_episodes or ppo.learning_rate if the reward rose little, ppo.kl_coef if it rose much; "
             "and look at the verdict of rm",
