@@ -55,11 +55,16 @@ class Ranking:
     responses: list[str]
     ranks: list[int]
     annotator: str | None = None
+    round: int | None = None
 
     def to_row(self) -> dict[str, Any]:
         """As one line of a rankings file."""
         row: dict[str, Any] = {"prompt": self.prompt, "responses": self.responses, "ranks": self.ranks}
-        return {**row, "annotator": self.annotator} if self.annotator else row
+        if self.annotator:
+            row["annotator"] = self.annotator
+        if self.round is not None:
+            row["round"] = self.round
+        return row
 
 
 def format_of(row: Row) -> str | None:
@@ -208,7 +213,10 @@ def _ranking(values: dict[str, Any]) -> Ranking:
         raise BadRow("ranks are not one whole number for each response")
     if not all(text.strip() for text in responses):
         raise BadRow("a response is empty")
-    return Ranking(as_prompt(values.get("prompt")), responses, ranks, values.get("annotator"))
+    made_in = values.get("round")
+    if made_in is not None and type(made_in) is not int:
+        raise BadRow("round is not a whole number")
+    return Ranking(as_prompt(values.get("prompt")), responses, ranks, values.get("annotator"), made_in)
 
 
 def _list_in(value: Any) -> Any:
