@@ -40,7 +40,7 @@ def test_tau_b_is_scipys():
     for ranks in matrices(1):
         first, second = ranks[:2]
         both = ~np.isnan(first) & ~np.isnan(second)
-        expected = kendalltau(first[both], second[both], method="asymptotic").statistic if both.sum() > 1 else nan
+        expected = kendalltau(first[both], second[both]).statistic if both.sum() > 1 else nan
         assert tau_b(first, second) == pytest.approx(expected, abs=1e-9, nan_ok=True)
         defined += not np.isnan(expected)
     assert defined > CASES / 2
