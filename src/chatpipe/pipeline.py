@@ -65,10 +65,10 @@ class StageResult:
         return self.stage if self.manifest.round == 1 else f"{self.stage}.{self.manifest.round}"
 
     def to_json(self) -> dict[str, Any]:
-        """The object of the contract."""
+        """The object of the contract; in later rounds with the round's number."""
         return {
             "stage": self.stage,
-            "round": self.manifest.round,
+            **({"round": self.manifest.round} if self.manifest.round > 1 else {}),
             "out": str(self.out),
             "seconds": round(self.manifest.seconds, 1),
             "processes": self.manifest.processes,
@@ -78,7 +78,7 @@ class StageResult:
         }
 
 
-def run_recipe(recipe: Recipe, how: How, on_result: Callable[[StageResult], None]) -> list[StageResult]:
+def run_recipe(recipe: Recipe, how: How, on_result: Callable[[StageResult], None]) -> None:
     """Runs all stages and rounds of a recipe in its folder; `on_result` hears of each as soon as it is there.
 
     Raises `WaitingForRankings` where people are to rank first.
@@ -93,7 +93,6 @@ def run_recipe(recipe: Recipe, how: How, on_result: Callable[[StageResult], None
     jobs = Job.all_of(recipe)
     for job in jobs:
         micro_batches(job.section, how.processes, job.stage)
-    results = []
     with alone_in(Path(recipe.out)):
         if how.fresh:
             for job in _jobs_in_folder(recipe):
@@ -104,9 +103,7 @@ def run_recipe(recipe: Recipe, how: How, on_result: Callable[[StageResult], None
         for job in jobs:
             if job.stage == "rm":
                 _ensure_rankings(job)
-            results.append(run_stage(job, how, _standing(job, how)))
-            on_result(results[-1])
-    return results
+            on_result(run_stage(job, how, _standing(job, how)))
 
 
 def run_one(recipe: Recipe, stage: str, how: How, out: str | None) -> StageResult:

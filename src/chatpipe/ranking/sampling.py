@@ -9,7 +9,6 @@ import unicodedata
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 
-import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from chatpipe.data.load import Conversation
@@ -17,7 +16,7 @@ from chatpipe.data.template import decode_answer, encode_completion, encode_prom
 from chatpipe.errors import UsageError
 from chatpipe.generation import SamplingParams, generate
 from chatpipe.generation.engine import context_length
-from chatpipe.models.loading import load_causal_model, load_reward_model, load_tokenizer
+from chatpipe.models.loading import load_causal_model, load_reward_model, load_tokenizer, placed
 from chatpipe.reward.model import sequence_scores
 
 ATTEMPTS = 4
@@ -47,7 +46,7 @@ class Speaker:
                 f"Fine-tune it first: chatpipe sft --model {name} --data chats.jsonl --out chat",
             )
         stop_at_end_of_turn(tokenizer)
-        return cls(name, _placed(load_causal_model(name)), tokenizer)
+        return cls(name, placed(load_causal_model(name)), tokenizer)
 
     @property
     def half(self) -> int:
@@ -70,7 +69,7 @@ class Judge:
     @classmethod
     def load(cls, name: str) -> "Judge":
         """From a folder or a hub id. Raises `UsageError` where there is no reward model."""
-        return cls(_placed(load_reward_model(name)), load_tokenizer(name))
+        return cls(placed(load_reward_model(name)), load_tokenizer(name))
 
     def scores(self, asked: Sequence[tuple[Conversation, str]]) -> list[float]:
         """The score of each answered prompt; what is longer than the model reads loses its beginning."""
@@ -157,7 +156,3 @@ def _scores(judge: Judge | None, asked: Sequence[Answers], texts: Sequence[str])
         for i, score in zip(said, judge.scores([(asked[i].prompt, texts[i]) for i in said]), strict=True):
             scores[i] = score
     return scores
-
-
-def _placed(model: PreTrainedModel) -> PreTrainedModel:
-    return model.to("cuda" if torch.cuda.is_available() else "cpu")
