@@ -46,8 +46,9 @@ def write_completions(path: Path, made: str, sample: Callable[[int], Iterator[di
     partial = path.with_name(path.name + PARTIAL)
     path.parent.mkdir(parents=True, exist_ok=True)
     before = _whole_lines(partial, made)
+    rows = sample(before)
     with partial.open("a", encoding="utf-8") as file:
-        for row in sample(before):
+        for row in rows:
             file.write(json.dumps({**row, "made": made}, ensure_ascii=False) + "\n")
             file.flush()
     with partial.open(encoding="utf-8") as file:

@@ -61,19 +61,15 @@ def make_completions(
                 "Choose another file with -o, or replace it with --fresh.",
             )
         return None
-    numbered = {} if round is None else {"round": round}
-
-    def sample(before: int) -> Iterator[dict[str, Any]]:
-        for row in _rows(models, prompts, before, sampling):
-            yield {**row, **numbered}
-
-    return write_completions(path, made, sample, fewest=min(sampling.k, 2))
+    return write_completions(
+        path, made, lambda before: _rows(models, prompts, before, sampling, round), fewest=min(sampling.k, 2)
+    )
 
 
 def _rows(
-    models: Sequence[str], prompts: Sequence[Conversation], before: int, sampling: Sampling
+    models: Sequence[str], prompts: Sequence[Conversation], before: int, sampling: Sampling, round: int | None
 ) -> Iterator[dict[str, Any]]:
-    """A row for each prompt but the first `before`."""
+    """A row for each prompt but the first `before`; the models are loaded at once, and answer as rows are asked for."""
     from chatpipe.generation import SamplingParams
     from chatpipe.ranking.sampling import HowToSample, Judge, Speaker, sample_answers
 
@@ -82,6 +78,11 @@ def _rows(
     limit = sampling.max_new_tokens or min([DEFAULT_MAX_NEW_TOKENS, *(speaker.half for speaker in speakers)])
     params = SamplingParams(limit, sampling.temperature, top_p=sampling.top_p)
     how = HowToSample(sampling.k, params, sampling.seed, sampling.best_of, judge)
-    with console.progress("sample", len(prompts)) as bar:
-        for answers in sample_answers(speakers, prompts[before:], how, lambda done: bar.update(before + done)):
-            yield {"prompt": answers.prompt, "responses": answers.texts, "models": answers.models}
+
+    def answered() -> Iterator[dict[str, Any]]:
+        with console.progress("sample", len(prompts)) as bar:
+            for answers in sample_answers(speakers, prompts[before:], how, lambda done: bar.update(before + done)):
+                row = {"prompt": answers.prompt, "responses": answers.texts, "models": answers.models}
+                yield row if round is None else {**row, "round": round}
+
+    return answered()

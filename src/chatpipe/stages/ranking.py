@@ -28,7 +28,12 @@ from chatpipe.stages.job import PEOPLE, answering_model, rankings_blocks, rankin
 
 
 def check_rankings_can_be_made(recipe: Recipe) -> str:
-    """Raises `UsageError` where the prompts or the rater of a run that ranks cannot be used."""
+    """Raises `UsageError` where the prompts, the rater or the answering model of the recipe's round cannot be used."""
+    if recipe.round > 1 and not rankings_file(recipe).exists() and not Path(answering_model(recipe)).is_dir():
+        raise UsageError(
+            f"Round {recipe.round} ranks answers of {answering_model(recipe)}, which is not there yet.",
+            f"Run `chatpipe ppo ... round={recipe.round - 1}` first.",
+        )
     check_sources(recipe.sample.data, "rm.data (or sample.data, to have rankings made)")
     if recipe.rank.rater == POCKETWORLD:
         for block in recipe.sample.data or []:
