@@ -5,6 +5,7 @@ import shlex
 from pathlib import Path
 from typing import Any
 
+from chatpipe.data.judgements import judged_alike
 from chatpipe.data.load import load_prompts, load_rankings, stream_conversations
 from chatpipe.data.report import Report
 from chatpipe.data.split import HELD_OUT_SHARE
@@ -83,12 +84,13 @@ def _of_sft(job: Job) -> dict[str, Any]:
 def _of_rm(job: Job) -> dict[str, Any]:
     recipe = job.recipe
     if recipe.rm.data is None and not rankings_file(recipe).exists():
-        rankings = round((1 - HELD_OUT_SHARE) * recipe.sample.prompts)
+        rankings = prompts = round((1 - HELD_OUT_SHARE) * recipe.sample.prompts)
     else:
-        rankings = len(load_rankings(job.data()["rm.data"], recipe.pocketworld, "rm.data").train)
+        train = load_rankings(job.data()["rm.data"], recipe.pocketworld, "rm.data").train
+        rankings, prompts = len(train), len(judged_alike(train))
     return {
         "rankings": rankings,
-        "steps": math.ceil(math.ceil(rankings / recipe.rm.batch_size) * recipe.rm.num_train_epochs),
+        "steps": math.ceil(math.ceil(prompts / recipe.rm.batch_size) * recipe.rm.num_train_epochs),
     }
 
 

@@ -1,4 +1,5 @@
 import math
+from itertools import count
 
 import numpy as np
 import pytest
@@ -7,11 +8,13 @@ from chatpipe.data.formats import Ranking
 from chatpipe.errors import UsageError
 from chatpipe.evaluation.pairs import pair_metrics
 
-PROMPT = [{"role": "user", "content": "?"}]
+NUMBERS = count()
 
 
-def _ranking(responses: list[str], ranks: list[int]) -> Ranking:
-    return Ranking(PROMPT, responses, ranks)
+def _ranking(responses: list[str], ranks: list[int], prompt: str | None = None, **more) -> Ranking:
+    """One of a prompt of its own where none is given."""
+    asked = f"Question {next(NUMBERS)}?" if prompt is None else prompt
+    return Ranking([{"role": "user", "content": asked}], responses, ranks, **more)
 
 
 def test_accuracy_counts_ordered_pairs_and_half_for_equal_scores():

@@ -259,6 +259,9 @@ class Rm(TrainingSection):
     learning_rate: float = Field(9e-6, gt=0)
     num_train_epochs: float = Field(1.0, gt=0)
     max_length: int = Field(128, ge=16, description="Longer prompts lose their beginning; answers are never cut.")
+    lora: Lora | None = Field(
+        None, description="Train adapters and the score head instead of all weights (needs peft); they are merged."
+    )
 
 
 class RewardSource(Section):
