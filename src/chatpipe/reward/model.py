@@ -52,7 +52,8 @@ def longest_sequence(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase)
     Its positions, where it has a table of them, and no more than its tokenizer says: RoBERTa's first two are not used.
     """
     positions = getattr(model.config.get_text_config(), "max_position_embeddings", None)
-    return min(positions or tokenizer.model_max_length, tokenizer.model_max_length)
+    has_table = positions is not None and positions > 0  # XLNet, which has none, says -1
+    return min(positions, tokenizer.model_max_length) if has_table else tokenizer.model_max_length
 
 
 def reads_left_to_right(model: PreTrainedModel) -> bool:
