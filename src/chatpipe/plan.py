@@ -5,6 +5,7 @@ import shlex
 from pathlib import Path
 from typing import Any
 
+from chatpipe.data.judgements import judged_alike
 from chatpipe.data.load import load_prompts, load_rankings, stream_conversations
 from chatpipe.data.report import Report
 from chatpipe.data.split import HELD_OUT_SHARE
@@ -85,11 +86,12 @@ def _of_rm(job: Job) -> dict[str, Any]:
     blocks = job.data()["rm.data"]
     to_be_made = [block for block in blocks if _is_to_be_made(recipe, block)]
     there = [block for block in blocks if block not in to_be_made]
-    rankings = len(load_rankings(there, recipe.pocketworld, "rm.data").train) if there else 0
-    rankings += round((1 - HELD_OUT_SHARE) * recipe.sample.prompts * sum(block.weight for block in to_be_made))
+    train = load_rankings(there, recipe.pocketworld, "rm.data").train if there else []
+    made = round((1 - HELD_OUT_SHARE) * recipe.sample.prompts * sum(block.weight for block in to_be_made))
+    rankings, prompts = len(train) + made, len(judged_alike(train)) + made
     return {
         "rankings": rankings,
-        "steps": math.ceil(math.ceil(rankings / recipe.rm.batch_size) * recipe.rm.num_train_epochs),
+        "steps": math.ceil(math.ceil(prompts / recipe.rm.batch_size) * recipe.rm.num_train_epochs),
     }
 
 

@@ -272,6 +272,9 @@ class Rm(TrainingSection):
         description="In later rounds: how often the rankings of the round before are read in an epoch, those of the "
         "one before it that squared, and so on. 1 takes all rankings alike, 0 the newest alone.",
     )
+    lora: Lora | None = Field(
+        None, description="Train adapters and the score head instead of all weights (needs peft); they are merged."
+    )
 
 
 class RewardSource(Section):
