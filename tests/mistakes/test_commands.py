@@ -398,7 +398,45 @@ FOLDERS = [
     ),
 ]
 
-CORPUS = [*FILES, *WORDS, *FOLDERS]
+RANKINGS = [
+    Mistake(
+        "statistics of a store that there is not",
+        "chatpipe rankings stats r.db",
+        """
+        error: There is no store r.db.
+        Make one: chatpipe rank FILE --store STORE.
+        """,
+    ),
+    Mistake(
+        "statistics of what is no store",
+        "chatpipe rankings stats r.jsonl --json",
+        """
+        error: r.jsonl is no store of rankings.
+        Give the file that chatpipe rank made (--store STORE).
+        """,
+        {"r.jsonl": '{"prompt": "Question?", "responses": ["a", "b"], "ranks": [1, 2]}\n'},
+    ),
+    Mistake(
+        "an export of what is no store",
+        "chatpipe rankings export r.jsonl -o out.jsonl",
+        """
+        error: r.jsonl is no store of rankings.
+        Give the file that chatpipe rank made (--store STORE).
+        """,
+        {"r.jsonl": '{"prompt": "Question?", "responses": ["a", "b"], "ranks": [1, 2]}\n'},
+    ),
+    Mistake(
+        "an export from a folder",
+        "chatpipe rankings export runs -o out.jsonl --pairs",
+        """
+        error: There is no store runs.
+        Make one: chatpipe rank FILE --store STORE.
+        """,
+        {"runs/": ""},
+    ),
+]
+
+CORPUS = [*FILES, *WORDS, *FOLDERS, *RANKINGS]
 
 
 @pytest.mark.parametrize("mistake", CORPUS, ids=lambda mistake: mistake.name)
