@@ -1,4 +1,4 @@
-"""One chatpipe at a time works in a folder."""
+"""One chatpipe at a time works in a folder, or writes to a file."""
 
 import os
 from collections.abc import Iterator
@@ -20,23 +20,39 @@ def alone_in(folder: Path) -> Iterator[None]:
     What is locked is the folder itself, so no file is left behind, also after a kill.
     """
     folder.mkdir(parents=True, exist_ok=True)
+    refused = UsageError(
+        f"Another chatpipe is at work in {folder}.", "Wait until it has ended, or choose another folder with out=."
+    )
+    with _locked(folder, os.O_RDONLY, refused):
+        yield
+
+
+@contextmanager
+def alone_with(path: Path) -> Iterator[None]:
+    """As `alone_in`, for writing to one file. What is locked is `PATH.lock`, an empty file that stays."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    refused = UsageError(f"Another chatpipe writes to {path}.", "End that one first, or choose another file.")
+    with _locked(path.with_name(f"{path.name}.lock"), os.O_RDWR | os.O_CREAT, refused):
+        yield
+
+
+@contextmanager
+def _locked(path: Path, flags: int, refused: UsageError) -> Iterator[None]:
     if fcntl is None:
         yield
         return
-    descriptor = os.open(folder, os.O_RDONLY)
+    descriptor = os.open(path, flags, 0o666)
     try:
-        _lock(descriptor, folder)
+        _lock(descriptor, refused)
         yield
     finally:
         os.close(descriptor)
 
 
-def _lock(descriptor: int, folder: Path) -> None:
+def _lock(descriptor: int, refused: UsageError) -> None:
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError as problem:
-        raise UsageError(
-            f"Another chatpipe is at work in {folder}.", "Wait until it has ended, or choose another folder with out=."
-        ) from problem
+        raise refused from problem
     except OSError:
         return  # a file system without locks

@@ -165,6 +165,16 @@ def to_prompt(row: Row, form: str) -> list[Message]:
     return to_conversation(row, form)[:-1]
 
 
+def responses_of(values: dict[str, Any]) -> list[str]:
+    """The field `responses`: two or more texts. Raises `BadRow` where it is not, or one of them is empty."""
+    responses = values.get("responses")
+    if not isinstance(responses, list) or not all(isinstance(text, str) for text in responses) or len(responses) < 2:
+        raise BadRow("responses are not two or more texts")
+    if not all(text.strip() for text in responses):
+        raise BadRow("a response is empty")
+    return responses
+
+
 CONVERTERS: Mapping[What, Callable[[Row, str], Any]] = {
     "conversations": to_conversation,
     "rankings": to_ranking,
@@ -201,13 +211,9 @@ def _alpaca_prompt(values: dict[str, Any]) -> list[Message]:
 
 
 def _ranking(values: dict[str, Any]) -> Ranking:
-    responses, ranks = values.get("responses"), values.get("ranks")
-    if not isinstance(responses, list) or not all(isinstance(text, str) for text in responses) or len(responses) < 2:
-        raise BadRow("responses are not two or more texts")
+    responses, ranks = responses_of(values), values.get("ranks")
     if not isinstance(ranks, list) or len(ranks) != len(responses) or not all(type(rank) is int for rank in ranks):
         raise BadRow("ranks are not one whole number for each response")
-    if not all(text.strip() for text in responses):
-        raise BadRow("a response is empty")
     return Ranking(as_prompt(values.get("prompt")), responses, ranks, values.get("annotator"))
 
 

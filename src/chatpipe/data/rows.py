@@ -16,6 +16,11 @@ from chatpipe.errors import UsageError
 
 PARQUET_ROWS = 1024
 MAX_CSV_FIELD = 2**31 - 1
+MEND_OR_ALLOW = (
+    "Mend the file, say what it holds (data: [{source: FILE, format: ..., columns: ...}]), "
+    "or allow more (max_skipped: SHARE)."
+)
+"""What to do where a recipe's data has too many unusable rows."""
 
 
 @dataclass(frozen=True)
@@ -51,7 +56,7 @@ class Skipped:
         detail = f", {row.detail}" if isinstance(row, BrokenRow) and row.detail else ""
         self.first.setdefault(reason, f"{row.where}{detail}")
 
-    def check(self, source: str, total: int, max_share: float) -> None:
+    def check(self, source: str, total: int, max_share: float, hint: str = MEND_OR_ALLOW) -> None:
         """Raises `UsageError` when more than this share of `total` rows is unusable, or all of them."""
         count = self.reasons.total()
         if count == 0 or (count <= max_share * total and count < total):
@@ -62,8 +67,7 @@ class Skipped:
         ]
         raise UsageError(
             "\n".join([f"{source}: {count} of {total} rows cannot be used.", *lines]),
-            "Mend the file, say what it holds (data: [{source: FILE, format: ..., columns: ...}]), "
-            "or allow more (max_skipped: SHARE).",
+            hint,
         )
 
 

@@ -1,0 +1,81 @@
+"""Which task comes next for whom, and in which order its responses are shown: a pure function of seed and histories.
+
+People get the items that the fewest of them have ranked or are ranking now, until `overlap` of them did. A share of
+what they ranked comes a second time, some tasks later, without telling. Programs rank every item once.
+"""
+
+import hashlib
+import random
+from collections import Counter
+from collections.abc import Collection, Iterable, Mapping, Sequence
+
+from chatpipe.ranking.history import AGAIN, History
+
+LEASE_SECONDS = 30 * 60
+"""How long an item counts as being ranked after its annotator last touched it."""
+TASKS_BEFORE_AGAIN = 10
+"""How many other tasks come between an item and its hidden repeat, while there are others."""
+
+
+def shown_order(seed: int, annotator: str, task: str, k: int) -> list[int]:
+    """The canonical index of the response at each of the `k` places."""
+    return random.Random(f"order {seed} {annotator} {task}").sample(range(k), k)
+
+
+def token_of(seed: int, annotator: str, task: str) -> str:
+    """What an annotator knows a task by; it does not tell a repeat."""
+    return hashlib.sha256(f"task {seed} {annotator} {task}".encode()).hexdigest()[:32]
+
+
+def queue_of(items: Iterable[str], seed: int) -> list[str]:
+    """The item ids in the order in which equals are assigned."""
+    return sorted(items, key=lambda item: hashlib.sha256(f"queue {seed} {item}".encode()).digest())
+
+
+def repeated_items(items: Iterable[str], seed: int, annotator: str, share: float) -> set[str]:
+    """The item ids that this annotator gets a second time, once they ranked them."""
+    return {item for item in items if random.Random(f"repeat {seed} {annotator} {item}").random() < share}
+
+
+def takers(answers: Counter[str], people: Iterable[History], now: float) -> Counter[str]:
+    """How many people have ranked each item, or are ranking it at this time."""
+    at_work = Counter(
+        task
+        for history in people
+        for task in history.open
+        if not task.endswith(AGAIN) and now - history.touched[task] < LEASE_SECONDS
+    )
+    return answers + at_work
+
+
+def new_items(queue: Sequence[str], history: History, taken: Mapping[str, int], overlap: float) -> list[str]:
+    """The items that an annotator was not shown and that too few have taken, in the order of the queue."""
+    return [item for item in queue if item not in history.shown and taken[item] < overlap]
+
+
+def next_task(history: History, new: Sequence[str], taken: Mapping[str, int], repeated: Collection[str]) -> str | None:
+    """The task to assign; None where nothing is left for this annotator."""
+    worked = list(history.touched)
+    due = [item for item in worked if item in repeated and _may_come_again(item, history)]
+    if due and due[0] not in worked[-TASKS_BEFORE_AGAIN:]:
+        return due[0] + AGAIN
+    if new:
+        return min(new, key=lambda item: taken[item])
+    if due and due[0] != worked[-1]:  # never directly after itself
+        return due[0] + AGAIN
+    return None
+
+
+def tasks_left(history: History, new: Sequence[str], repeated: Iterable[str]) -> int:
+    """How many tasks are still to come: open ones, new items, and the repeats of these and of what was ranked."""
+    to_come = {*history.open, *new}
+    again = sum(
+        item in to_come or _may_come_again(item, history) for item in repeated if item + AGAIN not in history.shown
+    )
+    return len(to_come) + again
+
+
+def _may_come_again(item: str, history: History) -> bool:
+    """Whether an item was ranked (a skip is no ranking) and did not come again yet."""
+    step = history.standing.get(item)
+    return step is not None and step.action == "submit" and item + AGAIN not in history.shown

@@ -1,0 +1,82 @@
+"""The completions file as items to rank: a prompt with two to nine responses each.
+
+Nothing else that a row says (models, scores, ...) becomes part of an item, so no annotator can be shown it.
+"""
+
+import hashlib
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from chatpipe.data.formats import responses_of, usable
+from chatpipe.data.messages import as_prompt
+from chatpipe.data.report import Report, SourceReport
+from chatpipe.data.rows import BadRow, Row
+from chatpipe.data.sources import source_rows
+from chatpipe.data.template import Message
+from chatpipe.recipe.schema import DataBlock
+
+KEY = "rank"
+MAX_RESPONSES = 9
+"""Each response has a digit of the keyboard."""
+
+
+@dataclass(frozen=True)
+class Item:
+    """What is ranked. The order of `responses` is the file's, the canonical order; `round` is None where not said."""
+
+    id: str
+    prompt: list[Message]
+    responses: list[str]
+    round: int | None = None
+
+
+def read_items(path: Path) -> list[Item]:
+    """The items of a completions file, in order; says at the terminal what was left out.
+
+    Raises `UsageError` where the file cannot be read, or more than 1 % of its rows cannot be used.
+    """
+    block = DataBlock(source=str(path))
+    source = SourceReport(KEY, block.source, formats=["completions"])
+    items = list(_usable_items(block, source))
+    source.skipped.check(
+        f"{KEY}: {path}",
+        source.rows,
+        block.max_skipped,
+        'Mend the file: each line is {"prompt": [messages], "responses": [two to nine texts]}.',
+    )
+    Report([source]).say()
+    return items
+
+
+def item_id(prompt: list[Message], responses: list[str]) -> str:
+    """16 hex digits of the SHA-256 over the canonical JSON of both."""
+    text = json.dumps([prompt, responses], sort_keys=True, separators=(",", ":"))
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def _usable_items(block: DataBlock, source: SourceReport) -> Iterator[Item]:
+    seen: set[str] = set()
+    for row in source_rows(block, KEY):
+        source.rows += 1
+        try:
+            item = _item(usable(row))
+            if item.id in seen:
+                raise BadRow("this prompt with these responses was there before")
+        except BadRow as problem:
+            source.skipped.add(str(problem), row)
+            continue
+        seen.add(item.id)
+        yield item
+
+
+def _item(row: Row) -> Item:
+    """Raises `BadRow` where nobody could rank it."""
+    prompt, responses = as_prompt(row.values.get("prompt")), responses_of(row.values)
+    if len(responses) > MAX_RESPONSES:
+        raise BadRow(f"there are more than {MAX_RESPONSES} responses")
+    made_in = row.values.get("round")
+    if made_in is not None and type(made_in) is not int:
+        raise BadRow("round is not a whole number")
+    return Item(item_id(prompt, responses), prompt, responses, made_in)
