@@ -2,7 +2,7 @@
 
     GET  /                       the page (rank.css, rank.js and icon.svg beside it)
     GET  /api/view               what there is to rank now
-    POST /api/act                one action; answered when it is on the disk, with what there is to rank then
+    POST /api/act                one action; answered when it is on the disk
 
 An action is `{"key", "action", "task", "answer", "reason"}`, as in `Session.act`. The page makes up the key and sends
 the same one again until it gets an answer, so an action counts once however often it arrives.
@@ -12,14 +12,14 @@ the same one again until it gets an answer, so an action counts once however oft
     409  the task is not the present one any more (another tab went on); nothing is stored
     503  it could not be stored (disk full); sending it again is right
 
-400 and 409 come with the present view. What is let in at all is the matter of `security`.
+200, 400 and 409 come with the present view. What is let in at all is the matter of `security`.
 """
 
 import dataclasses
 import json
+import re
 import socket
-import sqlite3
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -34,29 +34,37 @@ from chatpipe import console
 from chatpipe.errors import UsageError
 from chatpipe.ranking.answers import BadAnswer
 from chatpipe.ranking.session import Session, StaleTask, View
-from chatpipe.ranking.store import StoreConflict
-from chatpipe.ranking.web.security import Guard
+from chatpipe.ranking.store import Store, StoreConflict, StoreError
+from chatpipe.ranking.web.security import Guard, is_every_address
+from chatpipe.ranking.web.tokens import secret_beside, sha256_of_token, token_for
 
 STATIC = Path(__file__).parent / "static"
 MEDIA_TYPES = {".html": "text/html", ".css": "text/css", ".js": "text/javascript", ".svg": "image/svg+xml"}
 FIELDS: dict[str, Any] = {"key": str, "action": str, "task": str | None, "answer": dict | None, "reason": str | None}
-MAX_KEY = 64
+KEY = re.compile("[0-9A-Za-z-]{8,64}")
 GRACE_SECONDS = 2
 """How long Ctrl-C waits for answers that are under way."""
 
 
-def make_app(sessions: Mapping[str, Session], host: str, token_hashes: Mapping[str, str], cookie: str) -> Guard:
-    """The application for the annotators in `sessions`, behind its guard."""
+def serve_annotators(store: Store, names: Sequence[str], listening: socket.socket, host: str) -> None:
+    """Says at the terminal at which address each annotator ranks, and serves until Ctrl-C (`KeyboardInterrupt`)."""
+    secret = secret_beside(store.path)
+    tokens = {name: token_for(secret, name) for name in names}
+    hashes = {name: sha256_of_token(token) for name, token in tokens.items()}
+    for name in names:
+        store.add_annotator(name, "person", hashes[name])
+    sessions = {name: Session(store, name) for name in names}
+    port = listening.getsockname()[1]
+    for name in names:
+        console.note(f"{name} ranks at {address_for(host, port, tokens[name])}")
+    console.note("Ctrl-C ends; what the page calls saved is kept, and the same command goes on at the same address.")
+    _serve(make_app(sessions, host, hashes, f"chatpipe-rank-{port}"), listening)
 
-    async def view(request: Request) -> Response:
-        return await run_in_threadpool(_view, sessions[request.state.annotator])
 
-    async def act(request: Request) -> Response:
-        return await run_in_threadpool(_act, sessions[request.state.annotator], request.state.body)
-
-    routes = [_file(path) for path in sorted(STATIC.iterdir())]
-    routes += [Route("/api/view", view), Route("/api/act", act, methods=["POST"])]
-    return Guard(Starlette(routes=routes), host, token_hashes, cookie)
+def address_for(host: str, port: int, token: str) -> str:
+    """What an annotator opens in the browser."""
+    name = socket.gethostname() if is_every_address(host) else host
+    return f"http://{f'[{name}]' if ':' in name else name}:{port}/?token={token}"
 
 
 def open_socket(host: str, port: int) -> socket.socket:
@@ -66,13 +74,29 @@ def open_socket(host: str, port: int) -> socket.socket:
         return socket.create_server((host, port), family=family, backlog=128)
     except OSError as problem:
         raise UsageError(
-            f"It cannot be served at {host}, port {port}: {problem.strerror}.",
-            "Another rank may run there. Choose another port with --port (0: any that is free), or another --host.",
+            f"The page cannot be served at {host}, port {port}: {problem.strerror}.",
+            "Another chatpipe rank may run there. Choose another port with --port (0: any that is free), or --host.",
         ) from problem
 
 
-def serve(app: Guard, listening: socket.socket) -> None:
-    """Serves until Ctrl-C, which is raised again as `KeyboardInterrupt`."""
+def make_app(sessions: Mapping[str, Session], host: str, token_hashes: Mapping[str, str], cookie: str) -> Guard:
+    """The application for the annotators in `sessions`, behind its guard (see there for the other arguments)."""
+
+    async def view(request: Request) -> Response:
+        name = request.state.annotator
+        return await run_in_threadpool(lambda: _seen(200, name, sessions[name].view()))
+
+    async def act(request: Request) -> Response:
+        name = request.state.annotator
+        return await run_in_threadpool(_act, name, sessions[name], request.state.body)
+
+    routes = [_file(path) for path in sorted(STATIC.iterdir())]
+    routes += [Route("/api/view", view, methods=["GET"]), Route("/api/act", act, methods=["POST"])]
+    app = Starlette(routes=routes, exception_handlers={StoreError: _not_stored})
+    return Guard(app, host, token_hashes, cookie)
+
+
+def _serve(app: Guard, listening: socket.socket) -> None:
     config = uvicorn.Config(
         app,
         http="h11",
@@ -99,26 +123,15 @@ def _file(path: Path) -> Route:
     return Route("/" if path.name == "index.html" else f"/{path.name}", send, methods=["GET"])
 
 
-def _view(session: Session) -> Response:
-    return _json(200, _seen_by(session, session.view()))
-
-
-def _act(session: Session, body: bytes) -> Response:
+def _act(name: str, session: Session, body: bytes) -> Response:
     try:
-        return _json(200, _seen_by(session, session.act(**read_action(body))))
+        return _seen(200, name, session.act(**read_action(body)))
     except BadAnswer as problem:
-        return _json(400, {"error": str(problem), "view": _seen_by(session, session.view())})
+        return _seen(400, name, session.view(), str(problem))
     except StoreConflict:
-        return _json(400, {"error": "the key has been used for another action", "view": _seen_by(session, session.view())})
+        return _seen(400, name, session.view(), "the key was used for another action")
     except StaleTask as problem:
-        return _json(409, {"error": str(problem), "view": _seen_by(session, session.view())})
-    except (sqlite3.Error, OSError) as problem:
-        console.warn(f"An action of {session.annotator} could not be stored, and was not acknowledged: {problem}.")
-        return _json(503, {"error": str(problem)})
-
-
-def _seen_by(session: Session, view: View) -> dict[str, Any]:
-    return {"annotator": session.annotator, **dataclasses.asdict(view)}
+        return _seen(409, name, session.view(), str(problem))
 
 
 def read_action(body: bytes) -> dict[str, Any]:
@@ -132,9 +145,20 @@ def read_action(body: bytes) -> dict[str, Any]:
     for name, kind in FIELDS.items():
         if not isinstance(action[name], kind):
             raise BadAnswer(f"{name} is of the wrong kind")
-    if not 0 < len(action["key"]) <= MAX_KEY:
-        raise BadAnswer(f"key has 1 to {MAX_KEY} characters")
+    if not KEY.fullmatch(action["key"]):
+        raise BadAnswer("a key has 8 to 64 letters and digits")
     return action
+
+
+def _seen(status: int, name: str, view: View, error: str | None = None) -> Response:
+    """What the annotator sees now, and what was wrong with what they sent."""
+    return _json(status, {"annotator": name, "error": error, **dataclasses.asdict(view)})
+
+
+async def _not_stored(request: Request, problem: Exception) -> Response:
+    assert isinstance(problem, StoreError)
+    console.warn(f"{problem.message} It was not acknowledged; the page tries again. {problem.hint}")
+    return _json(503, {"error": problem.message})
 
 
 def _json(status: int, value: dict[str, Any]) -> Response:

@@ -71,13 +71,12 @@ async function sendAll() {
     if (step.task === undefined) step.task = view.task;
     const { status, body } = await insist(() => post(step));
     outbox.shift();
+    view = body;
     if (status === 200) {
-      view = body;
       if (action !== "edit") announce(`${said} ${view.done} done, ${view.left} left.`);
     } else {
       // What comes behind it was meant for another state of affairs.
       outbox.length = 0;
-      view = body.view;
       announce(status === 409 ? "You went on in another tab or window. This is what comes now." : `Not taken: ${body.error}.`);
     }
     if (!outbox.length) adopt();
