@@ -21,8 +21,8 @@ if TYPE_CHECKING:
 
 MAX_ERROR_LINES = 8
 
-# What could command a terminal instead of being read: escape sequences, all other C0 and C1 controls but newline and tab,
-# and the marks that turn the direction of text round.
+# What could command a terminal instead of being read: escape sequences, all other C0 and C1 controls but newline and
+# tab, and the marks that turn the direction of text round.
 _CONTROLS = re.compile(
     "\x1b\\[[0-?]*[ -/]*[@-~]|\x1b\\][^\x07\x1b]*(?:\x07|\x1b\\\\)|"
     "[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]"

@@ -30,7 +30,7 @@ def rank(
     repeats: Annotated[
         float, typer.Option(min=0.0, max=1.0, help="The share of items that come a second time, hidden among others.")
     ] = 0.05,
-    seed: Annotated[int, typer.Option(help="Decides the order of items and answers; fixed once the store is made.")] = 0,
+    seed: Annotated[int, typer.Option(help="The order of items and answers; a store keeps its own.")] = 0,
     host: Annotated[
         str, typer.Option(help="The address that others reach this machine at; needs --annotators.")
     ] = "127.0.0.1",
@@ -80,10 +80,11 @@ def _in_browser(host: str, port: int, is_team: bool) -> "Callable[[Store, Sequen
         from chatpipe.ranking.web import server
         from chatpipe.ranking.web.security import is_loopback
     except ModuleNotFoundError as problem:
-        if problem.name not in ("starlette", "uvicorn"):
+        package = (problem.name or "").partition(".")[0]
+        if package not in ("starlette", "uvicorn"):
             raise
         raise UsageError(
-            f"The ranking page needs the package {problem.name}.",
+            f"The ranking page needs the package {package}.",
             "pip install 'chatpipe[web]', or rank in the terminal: --terminal.",
         ) from problem
     if not is_team and not is_loopback(host):

@@ -145,4 +145,6 @@ def _read() -> str | None:
     except EOFError:
         return None
     except UnicodeDecodeError as problem:
-        raise UsageError(f"the input is not UTF-8 ({problem}).", "Convert it first, for example with iconv.") from problem
+        raise UsageError(
+            f"the input is not UTF-8 ({problem}).", "Convert it first, for example with iconv."
+        ) from problem

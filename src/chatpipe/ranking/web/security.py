@@ -45,7 +45,13 @@ _LOOPBACK = ("127.0.0.1", "localhost", "::1")
 
 # A redirect would keep the site that the address was clicked on as its initiator, and a browser would not send the
 # new cookie along. A page of ours that goes on by itself is its own initiator.
-_ENTER = '<!doctype html><title>chatpipe rank</title><meta http-equiv="refresh" content="0;url=/"><a href="/">Go on</a>'
+_ENTER = """<!doctype html>
+<html lang="en">
+<title>Rank the answers</title>
+<link rel="icon" href="/icon.svg">
+<meta http-equiv="refresh" content="0;url=/">
+<a href="/">Rank the answers</a>
+"""
 
 
 class Refused(Exception):

@@ -17,6 +17,7 @@ the same one again until it gets an answer, so an action counts once however oft
 
 import dataclasses
 import json
+import os
 import re
 import socket
 from collections.abc import Mapping, Sequence
@@ -73,8 +74,9 @@ def open_socket(host: str, port: int) -> socket.socket:
         family = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0][0]
         return socket.create_server((host, port), family=family, backlog=128)
     except OSError as problem:
+        told = problem.strerror if isinstance(problem, socket.gaierror) else os.strerror(problem.errno or 0)
         raise UsageError(
-            f"The page cannot be served at {host}, port {port}: {problem.strerror}.",
+            f"The page cannot be served at {host}, port {port}: {told}.",
             "Another chatpipe rank may run there. Choose another port with --port (0: any that is free), or --host.",
         ) from problem
 

@@ -179,7 +179,7 @@ const flag = () => toggle("flag", "Flagged.", "The flag is taken off.");
 
 // ------------------------------------------------------------------------------------------------- showing
 
-function make(tag, className, text = "") {
+function make(tag, className = "", text = "") {
   const element = document.createElement(tag);
   element.className = className;
   element.textContent = text;
@@ -240,10 +240,9 @@ function makeMessage(message) {
 
 function makeCard(response, i) {
   const card = make("article", "answer");
-  const title = make("h3", "", "");
+  const title = make("h3");
   title.id = `answer-${i + 1}`;
-  const word = make("span", "", "Answer ");
-  title.append(word, make("kbd", "", String(i + 1)));
+  title.append(make("span", "word", "Answer "), make("kbd", "", String(i + 1)));
   card.setAttribute("aria-labelledby", title.id);
   const placed = make("span", "place");
   const placeButton = make("button", "place-button");
