@@ -53,12 +53,12 @@ class Served:
         return self.process.communicate(timeout=20)[1]
 
     def rankings(self) -> list[Any]:
-        """What stands in the store."""
+        """What stands in the store, in the order in which it was said."""
         from chatpipe.ranking.standing import standing_rankings
         from chatpipe.ranking.store import Store
 
         with Store.read(self.store) as store:
-            return standing_rankings(store)
+            return sorted(standing_rankings(store), key=lambda ranking: ranking.time)
 
 
 def start(command: list[str]) -> tuple[subprocess.Popen[str], dict[str, str]]:
@@ -133,9 +133,3 @@ def open_page(browser) -> Iterator[Callable[..., Page]]:
         context.close()
     assert not wrong
     assert {url for url in asked if not url.startswith(tuple(origins))} == set()
-
-
-def row(k: int, number: int = 0, **more: Any) -> dict[str, Any]:
-    """Something to rank with `k` answers, each of which says which one it is."""
-    prompt = [{"role": "user", "content": f"Question {number}?"}]
-    return {"prompt": prompt, "responses": [f"Answer {i} to {number}." for i in range(k)], **more}
