@@ -1,12 +1,13 @@
 """The page as such: who can use it, what it loads, and that no text of a model ever runs."""
 
 import json
+import re
+from collections.abc import Callable
 from typing import Any
 
 import pytest
-from playwright.sync_api import Page, expect
-
 from payloads import PAYLOADS
+from playwright.sync_api import Page, Route, expect
 from rows import row
 
 SIZES = {"desktop": {"width": 1280, "height": 800}, "phone": {"width": 320, "height": 640}}
@@ -15,7 +16,10 @@ ZOOMED = {"width": 1280 // 4, "height": 800 // 4}  # 400 % zoom of a desktop
 LONG = {
     "prompt": [
         {"role": "system", "content": "Be brief."},
-        {"role": "user", "content": "A_word_that_is_longer_than_the_screen_is_wide_" * 5 + "\n\tdef f(x):\n\t\treturn x\n" * 3},
+        {
+            "role": "user",
+            "content": "A_word_that_is_longer_than_the_screen_is_wide_" * 5 + "\n\tdef f(x):\n\t\treturn x\n" * 3,
+        },
         {"role": "assistant", "content": "Which one?"},
         {"role": "user", "content": "مرحبا بالعالم"},
     ],
@@ -34,7 +38,9 @@ def states(page: Page) -> dict[str, Any]:
         "skip": lambda: (press("Escape"), press("s")),
         "note": lambda: (press("Escape"), press("n")),
         "all bad, flagged, noted": lambda: (page.keyboard.type("Odd."), press("Control+Enter"), press("b"), press("f")),
-        "trouble": lambda: page.evaluate("document.getElementById('trouble').textContent = 'Not saved yet: trying again.'"),
+        "trouble": lambda: page.evaluate(
+            "document.getElementById('trouble').textContent = 'Not saved yet: trying again.'"
+        ),
         "nothing left": lambda: (press("Enter"), expect(page.locator("#done")).to_be_visible()),
     }
 
@@ -42,14 +48,18 @@ def states(page: Page) -> dict[str, Any]:
 def violations(page: Page, axe: str) -> list[str]:
     if not page.evaluate("'axe' in window"):
         page.evaluate(axe)
-    found = page.evaluate("axe.run({runOnly: ['wcag2a', 'wcag2aa', 'wcag21a', 'wcag21aa', 'wcag22aa', 'best-practice']})")
+    found = page.evaluate(
+        "axe.run({runOnly: ['wcag2a', 'wcag2aa', 'wcag21a', 'wcag21aa', 'wcag22aa', 'best-practice']})"
+    )
     return [f"{one['id']}: {[node['html'][:120] for node in one['nodes']]}" for one in found["violations"]]
 
 
 def assert_no_sideways_scroll(page: Page) -> None:
-    assert page.evaluate("document.documentElement.scrollWidth") <= page.evaluate("document.documentElement.clientWidth")
-    wider = "[...document.querySelectorAll('main *')].filter(e => e.scrollWidth > e.clientWidth + 1 && getComputedStyle(e).overflowX !== 'visible')"
-    assert page.evaluate(f"{wider}.filter(e => !e.matches('.word')).map(e => e.outerHTML.slice(0, 80))") == []
+    assert page.evaluate("document.documentElement.scrollWidth - document.documentElement.clientWidth") <= 0
+    wider = """[...document.querySelectorAll('main *:not(.word)')].filter(
+      (e) => e.scrollWidth > e.clientWidth + 1 && getComputedStyle(e).overflowX !== 'visible'
+    )"""
+    assert page.evaluate(f"{wider}.map((e) => e.outerHTML.slice(0, 80))") == []
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
@@ -81,7 +91,9 @@ def test_every_text_is_shown_whole_and_nothing_scrolls_sideways(serve, open_page
     page.keyboard.press("Escape")
     if size == "400 % zoom":  # nothing that stays in view takes the room of the texts
         page.mouse.wheel(0, 600)
-        sticky = "[...document.querySelectorAll('main *')].filter(e => getComputedStyle(e).position === 'sticky').length"
+        sticky = (
+            "[...document.querySelectorAll('main *')].filter(e => getComputedStyle(e).position === 'sticky').length"
+        )
         assert page.evaluate(sticky) == 0
 
 
@@ -89,7 +101,9 @@ def test_every_text_is_shown_whole_and_nothing_scrolls_sideways(serve, open_page
 def test_answers_stand_side_by_side_on_a_desktop_and_below_each_other_on_a_phone(serve, open_page, k):
     served = serve([row(k)])
     page = open_page(served.address)
-    columns = "new Set([...document.querySelectorAll('.answer')].map(e => Math.round(e.getBoundingClientRect().left))).size"
+    columns = (
+        "new Set([...document.querySelectorAll('.answer')].map(e => Math.round(e.getBoundingClientRect().left))).size"
+    )
     assert page.evaluate(columns) == (2 if k in (2, 4, 8) else 3)
     page.set_viewport_size({"width": 1600, "height": 900})
     assert page.evaluate(columns) == {2: 2, 4: 4, 8: 4}.get(k, 3)
@@ -100,7 +114,9 @@ def test_answers_stand_side_by_side_on_a_desktop_and_below_each_other_on_a_phone
 def test_nothing_moves_for_who_wants_no_motion(serve, open_page):
     served = serve([row(3)])
     page = open_page(served.address, reduced_motion="reduce")
-    moving = "[...document.querySelectorAll('*')].filter(e => { const s = getComputedStyle(e); return s.transitionDuration !== '0s' || s.animationName !== 'none' }).length"
+    moving = """[...document.querySelectorAll('*')].map((e) => getComputedStyle(e)).filter(
+      (style) => style.transitionDuration !== '0s' || style.animationName !== 'none'
+    ).length"""
     assert page.evaluate(moving) == 0
 
 
@@ -115,6 +131,10 @@ def test_the_page_is_small_and_asks_nobody_but_the_server(serve, open_page):
     assert {url.removeprefix(served.origin) for url in sizes} >= {"/", "/rank.css", "/rank.js", "/api/view"}
     assert all(url.startswith(served.origin + "/") for url in sizes)
     assert sum(sizes.values()) <= 100_000
+
+
+def answer_with(status: int, value: Any) -> Callable[[Route], None]:
+    return lambda route: route.fulfill(status=status, json=value)
 
 
 RUNS = "window.hits = 0; window.hit = () => { window.hits++; return 1 }; window.alert = window.hit;"
@@ -144,7 +164,7 @@ def test_no_payload_runs_in_any_field(serve, open_page):
         page.keyboard.press("Digit5")
         page.locator("#details").fill(payload)
         page.keyboard.press("Control+Enter")
-        page.wait_for_function(f"document.getElementById('count').textContent.startsWith('{done} done')")
+        expect(page.locator("#count")).to_have_text(re.compile(f"^{done} done"))
         assert page.evaluate("hits") == 0, payload
         assert page.evaluate("document.querySelectorAll('.text *, .message h3 *, script:not([src])').length") == 0
     assert page.evaluate("hit()") == 1  # it would have been counted
@@ -158,13 +178,21 @@ def test_a_payload_in_a_role_or_in_what_the_server_says_does_not_run(serve, open
     page.context.add_init_script(RUNS)
     for payload in PAYLOADS:
         view = {
-            "annotator": payload, "error": payload, "task": "t", "prompt": [{"role": payload, "content": payload}],
-            "responses": [payload, payload], "answer": {"ranks": [None, None], "all_bad": False, "flag": False, "note": payload},
-            "can_undo": False, "can_redo": False, "done": 0, "left": 1, "seconds_per_task": None,
-        }  # fmt: skip
-        page.unroute("**/api/*")
-        page.route("**/api/view", lambda route, view=view: route.fulfill(json=view))
-        page.route("**/api/act", lambda route, view=view: route.fulfill(status=400, json=view))
+            "annotator": payload,
+            "error": payload,
+            "task": "t",
+            "prompt": [{"role": payload, "content": payload}],
+            "responses": [payload, payload],
+            "answer": {"ranks": [None, None], "all_bad": False, "flag": False, "note": payload},
+            "can_undo": False,
+            "can_redo": False,
+            "done": 0,
+            "left": 1,
+            "seconds_per_task": None,
+        }
+        page.unroute_all()
+        page.route("**/api/view", answer_with(200, view))
+        page.route("**/api/act", answer_with(400, view))
         page.reload()
         page.wait_for_selector("#task:not([hidden])")
         page.keyboard.press("Digit1")
@@ -191,4 +219,7 @@ def test_the_policy_stops_a_script_that_came_in_all_the_same(serve, open_page):
     )
     page.wait_for_timeout(300)
     assert page.evaluate("hits") == 0
-    assert json.loads(page.evaluate("JSON.stringify([...document.scripts].map(s => s.src.split('/').at(-1)))"))[0] == "rank.js"
+    assert (
+        json.loads(page.evaluate("JSON.stringify([...document.scripts].map(s => s.src.split('/').at(-1)))"))[0]
+        == "rank.js"
+    )

@@ -4,9 +4,7 @@ import re
 
 import pytest
 from playwright.sync_api import Page, expect
-
 from rows import row
-
 
 
 class Keyboard:
@@ -198,7 +196,9 @@ def test_another_tab_sees_what_comes_now(serve, open_page):
 
 
 def test_two_annotators_rank_at_once_at_addresses_of_their_own(serve, open_page):
-    served = serve([row(3, number) for number in range(4)], "--annotators", "ann,ben", "--overlap", "2", "--repeats", "0")
+    served = serve(
+        [row(3, number) for number in range(4)], "--annotators", "ann,ben", "--overlap", "2", "--repeats", "0"
+    )
     pages = [open_page(served.addresses[name]) for name in ("ann", "ben")]
     for done in range(4):
         for page in pages:
@@ -292,7 +292,9 @@ def test_a_link_on_another_site_leads_to_the_page(serve, open_page, browser, tmp
     address = served.address.replace("127.0.0.1", "localhost")
     context = browser.new_context()
     page = context.new_page()
-    page.route("http://chat.example/", lambda route: route.fulfill(content_type="text/html", body=f"<a href='{address}'>"))
+    page.route(
+        "http://chat.example/", lambda route: route.fulfill(content_type="text/html", body=f"<a href='{address}'>")
+    )
     page.goto("http://chat.example/")
     page.evaluate("document.querySelector('a').click()")
     page.wait_for_selector("#task:not([hidden])")
@@ -309,11 +311,12 @@ def test_another_site_can_do_nothing(serve, open_page, browser):
     evil.goto("http://evil.example/")
     script = """async (url) => {
       const body = JSON.stringify({key: "evil-key-1", action: "skip", task: null, answer: null, reason: "evil"});
+      const headers = {"Content-Type": "application/json"};
       const tries = [
         fetch(url + "/api/view", {credentials: "include"}),
         fetch(url + "/api/view", {credentials: "include", mode: "no-cors"}),
         fetch(url + "/api/act", {method: "POST", body, credentials: "include", mode: "no-cors"}),
-        fetch(url + "/api/act", {method: "POST", body, credentials: "include", headers: {"Content-Type": "application/json"}}),
+        fetch(url + "/api/act", {method: "POST", body, credentials: "include", headers}),
       ];
       const results = await Promise.allSettled(tries);
       return Promise.all(results.map(async (result) => (result.value ? await result.value.text() : "")));

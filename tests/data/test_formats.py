@@ -168,14 +168,17 @@ def test_cells_that_hold_lists_as_json_are_lists_and_answers_that_are_json_stay_
         assert usable(row(completion=text)).values["completion"] == text
 
 
-def test_a_ranking_keeps_ties_and_its_annotator():
+def test_a_ranking_keeps_ties_its_annotator_and_its_round():
     values = {"prompt": [USER], "responses": ["a", "b", "c"], "ranks": [2, 1, 2], "annotator": "ann", "round": 1}
     ranking = to_ranking(Row(values, "x"), "rankings")
-    assert ranking == Ranking([USER], ["a", "b", "c"], [2, 1, 2], "ann")
+    assert ranking == Ranking([USER], ["a", "b", "c"], [2, 1, 2], "ann", 1)
     assert to_ranking(Row(ranking.to_row(), "x"), "rankings") == ranking
     tied = to_ranking(row(prompt="Who?", responses=["a", "b"], ranks=[1, 1]), "rankings")
     assert tied == Ranking([{"role": "user", "content": "Who?"}], ["a", "b"], [1, 1])
-    assert "annotator" not in tied.to_row()
+    assert tied.to_row().keys() == {"prompt", "responses", "ranks"}
+    for odd in ("1", 1.0, True, [1]):
+        with pytest.raises(BadRow, match="round is not a whole number"):
+            to_ranking(Row({**values, "round": odd}, "x"), "rankings")
 
 
 def test_a_pair_is_a_ranking_of_two_the_chosen_first():

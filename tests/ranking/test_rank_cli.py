@@ -10,6 +10,9 @@ from http.cookies import SimpleCookie
 
 import pytest
 
+from chatpipe.ranking.standing import standing_rankings
+from chatpipe.ranking.store import Store
+
 
 @pytest.fixture
 def completions(work):
@@ -71,16 +74,40 @@ def test_ctrl_c_in_the_terminal_keeps_what_was_ranked(chatpipe, completions, mon
 @pytest.mark.parametrize(
     "words, says",
     [
-        (["--annotator", "ann", "--annotators", "ann,ben"], "exclude each other"),
+        (["--annotator", "ann", "--annotators", "ann,ben"], "--annotator is one person, --annotators are several"),
         (["--annotators", "ann,,ben"], "a name is empty or given twice"),
         (["--annotators", "ann,ann"], "a name is empty or given twice"),
         (["--terminal", "--annotators", "ann,ben"], "--terminal is for one person"),
+        (["--terminal", "--temperature", 1], "--temperature is the noise of a --rater"),
+        (["--rater", "pocketworld", "--terminal"], "--rater is a program"),
+        (["--rater", "no/such/model"], "no/such/model"),
         (["--host", "0.0.0.0"], "each of them needs an address"),
         (["--host", "192.0.2.1", "--annotators", "ann"], "cannot be served at 192.0.2.1, port 8642"),
     ],
 )
 def test_a_command_that_does_not_fit_is_refused(refused, completions, words, says):
     assert says in refused("rank", completions, *words)
+
+
+def test_a_program_ranks_into_the_same_store_and_goes_on(chatpipe, completions, work, monkeypatch):
+    code = "def by_length(prompts, completions): return [len(text) for text in completions]"
+    (work / "raters_of_the_test.py").write_text(code)
+        "def by_length(prompts, completions): return [len(c) for c in completions]"
+    )
+    monkeypatch.syspath_prepend(work)
+    words = ("rank", completions, "--rater", "raters_of_the_test:by_length", "--annotator", "length", "--json")
+    expected = {"store": "c.rankings.db", "items": 4, "annotator": "length", "skipped": {}}
+    assert chatpipe(*words).object == {**expected, "ranked": 4, "before": 0}
+    assert chatpipe(*words).object == {**expected, "ranked": 0, "before": 4}
+    with Store.read(work / "c.rankings.db") as store:
+        rankings = standing_rankings(store)
+    assert {(ranking.annotator, ranking.kind, tuple(ranking.ranks)) for ranking in rankings} == {
+        ("length", "program", (1, 2))
+    }
+    # Next to people, what a program ranked is still to be ranked.
+    monkeypatch.setattr(sys, "stdin", io.StringIO("1 2\n"))
+    said = chatpipe("rank", completions, "--terminal", "--annotator", "ann", "--json")
+    assert (said.object["settled"], said.object["items"]) == (1, 4)
 
 
 def test_a_port_that_is_taken_is_told(refused, completions):

@@ -55,11 +55,16 @@ class Ranking:
     responses: list[str]
     ranks: list[int]
     annotator: str | None = None
+    round: int | None = None
 
     def to_row(self) -> dict[str, Any]:
         """As one line of a rankings file."""
         row: dict[str, Any] = {"prompt": self.prompt, "responses": self.responses, "ranks": self.ranks}
-        return {**row, "annotator": self.annotator} if self.annotator else row
+        if self.annotator:
+            row["annotator"] = self.annotator
+        if self.round is not None:
+            row["round"] = self.round
+        return row
 
 
 def format_of(row: Row) -> str | None:
@@ -175,6 +180,14 @@ def responses_of(values: dict[str, Any]) -> list[str]:
     return responses
 
 
+def round_of(values: dict[str, Any]) -> int | None:
+    """The field `round`, None where it is missing. Raises `BadRow` where it is not a whole number."""
+    made_in = values.get("round")
+    if made_in is not None and type(made_in) is not int:
+        raise BadRow("round is not a whole number")
+    return made_in
+
+
 CONVERTERS: Mapping[What, Callable[[Row, str], Any]] = {
     "conversations": to_conversation,
     "rankings": to_ranking,
@@ -214,7 +227,7 @@ def _ranking(values: dict[str, Any]) -> Ranking:
     responses, ranks = responses_of(values), values.get("ranks")
     if not isinstance(ranks, list) or len(ranks) != len(responses) or not all(type(rank) is int for rank in ranks):
         raise BadRow("ranks are not one whole number for each response")
-    return Ranking(as_prompt(values.get("prompt")), responses, ranks, values.get("annotator"))
+    return Ranking(as_prompt(values.get("prompt")), responses, ranks, values.get("annotator"), round_of(values))
 
 
 def _list_in(value: Any) -> Any:

@@ -1,24 +1,20 @@
 """The rankings of a run: the fine-tuned model answers practice prompts, and simulated annotators rank the answers."""
 
 import json
-import random
 from collections.abc import Iterable
 from pathlib import Path
 
 from chatpipe import console
 from chatpipe.data.formats import Ranking
 from chatpipe.data.load import load_prompts
-from chatpipe.data.sources import build_world
 from chatpipe.data.template import decode_answer
 from chatpipe.durable import replace_text
 from chatpipe.errors import UsageError
 from chatpipe.generation import SamplingParams
 from chatpipe.models.loading import load_causal_model, load_tokenizer
-from chatpipe.pocketworld import GoldRater, rank
+from chatpipe.ranking.raters import load_rater
 from chatpipe.ranking.sampling import sample_completions
-from chatpipe.recipe.schema import Recipe
-
-ANNOTATOR = "pocketworld"
+from chatpipe.recipe.schema import POCKETWORLD, Recipe
 
 
 def make_rankings(recipe: Recipe, model_folder: str, path: Path) -> int:
@@ -33,19 +29,19 @@ def make_rankings(recipe: Recipe, model_folder: str, path: Path) -> int:
     with console.progress("sample", len(prompts) * settings.k) as bar:
         sampled = sample_completions(model, tokenizer, prompts, settings.k, params, recipe.seed, bar.update)
 
-    rater = GoldRater(build_world(recipe.pocketworld))
-    noise = random.Random(f"rank {recipe.seed}")
-    rankings = []
+    asked = []
     for prompt, completions in zip(prompts, sampled, strict=True):
-        texts = [decode_answer(tokenizer, completion.ids) for completion in completions]
+        texts = [(decode_answer(tokenizer, completion.ids), completion.ended) for completion in completions]
         # Nobody can rank what is empty or was cut off in the middle.
-        kept = [i for i, text in enumerate(texts) if text and completions[i].ended]
-        if len(kept) < 2:
-            continue
-        scores = [rater.rate(prompt, texts[i]).score for i in kept]
-        responses = [texts[i] for i in kept]
-        ranks = rank(scores, responses, noise, recipe.rank.temperature)
-        rankings.append(Ranking(prompt, responses, ranks, ANNOTATOR))
+        responses = [text for text, ended in texts if text and ended]
+        if len(responses) > 1:
+            asked.append((prompt, responses))
+    rater = load_rater(POCKETWORLD, recipe.seed, recipe.rank.temperature, recipe.pocketworld)
+    rankings = [
+        Ranking(prompt, responses, ranks, POCKETWORLD)
+        for (prompt, responses), ranks in zip(asked, rater.rank(asked), strict=True)
+        if ranks is not None
+    ]
     if not rankings:
         raise UsageError(
             "sample: the model's answers are empty or do not stop; there is nothing to rank.",
