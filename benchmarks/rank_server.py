@@ -19,7 +19,6 @@ import tempfile
 import threading
 import time
 from collections import Counter
-from dataclasses import dataclass, field
 from pathlib import Path
 
 from chatpipe.ranking.store import Store
@@ -102,25 +101,18 @@ def connect(port: int) -> http.client.HTTPConnection:
     return connection
 
 
-@dataclass
 class Person(threading.Thread):
     """One annotator: ranks until `count` submissions are acknowledged."""
 
-    name: str
-    server: Server
-    count: int
-    random: random.Random
-    acknowledged: dict[str, list[int]] = field(default_factory=dict)
-    """The ranks that each key was acknowledged for."""
-    seconds: list[float] = field(default_factory=list)
-    """From sending to the answer, of each submission that was answered at this try."""
-    retried: int = 0
-    connection: http.client.HTTPConnection | None = None
-
-    def __post_init__(self) -> None:
-        super().__init__(name=self.name)
-
-    __hash__ = threading.Thread.__hash__
+    def __init__(self, name: str, server: Server, count: int, chance: random.Random) -> None:
+        super().__init__(name=name)
+        self.server, self.count, self.random = server, count, chance
+        self.acknowledged: dict[str, list[int]] = {}
+        """The ranks that each key was acknowledged for."""
+        self.seconds: list[float] = []
+        """From sending to the answer, of each submission, at the try that was answered."""
+        self.retried = 0
+        self.connection: http.client.HTTPConnection | None = None
 
     def run(self) -> None:
         view = self.ask("GET", "/api/view")

@@ -92,8 +92,6 @@ def test_a_command_that_does_not_fit_is_refused(refused, completions, words, say
 def test_a_program_ranks_into_the_same_store_and_goes_on(chatpipe, completions, work, monkeypatch):
     code = "def by_length(prompts, completions): return [len(text) for text in completions]"
     (work / "raters_of_the_test.py").write_text(code)
-        "def by_length(prompts, completions): return [len(c) for c in completions]"
-    )
     monkeypatch.syspath_prepend(work)
     words = ("rank", completions, "--rater", "raters_of_the_test:by_length", "--annotator", "length", "--json")
     expected = {"store": "c.rankings.db", "items": 4, "annotator": "length", "skipped": {}}
