@@ -111,6 +111,8 @@ class Person(threading.Thread):
         """The ranks that each key was acknowledged for."""
         self.seconds: list[float] = []
         """From sending to the answer, of each submission, at the try that was answered."""
+        self.waited = 0.0
+        """The longest from first sending to the answer, a kill and the start after it in between."""
         self.retried = 0
         self.connection: http.client.HTTPConnection | None = None
 
@@ -143,6 +145,7 @@ class Person(threading.Thread):
             "Origin": f"http://127.0.0.1:{port}",
             "Content-Type": "application/json",
         }
+        first = time.perf_counter()
         while True:
             try:
                 began = time.perf_counter()
@@ -159,6 +162,7 @@ class Person(threading.Thread):
             assert response.status == 200, (response.status, reply)
             if is_submission:
                 self.seconds.append(time.perf_counter() - began)
+                self.waited = max(self.waited, time.perf_counter() - first)
             return reply
 
 
@@ -198,6 +202,7 @@ def report(people: list[Person], kills: int, store: Store, server: Server, secon
         ("a submission, median (ms)", f"{1000 * statistics.median(times):.1f}"),
         ("a submission, p99 (ms)", f"{1000 * times[len(times) * 99 // 100]:.1f}"),
         ("a submission, longest (ms)", f"{1000 * times[-1]:.1f}"),
+        ("the longest wait over a kill and the start after it (s)", f"{max(person.waited for person in people):.2f}"),
         ("from start to serving, median (s)", f"{statistics.median(server.starts):.2f}"),
         ("in all (s)", f"{seconds:.0f}"),
     ]

@@ -146,5 +146,5 @@ def _in_browser(host: str, port: int, is_team: bool) -> "Callable[[Store, Sequen
             f"At {host} others reach the page, so each of them needs an address of their own.",
             "Give their names: --annotators ann,ben.",
         )
-    listening = server.open_socket(host, port)
-    return lambda store, names: server.serve_annotators(store, names, listening, host)
+    opened = server.open_socket(host, port)
+    return lambda store, names: server.serve_annotators(store, names, opened, host)

@@ -47,7 +47,7 @@ GRACE_SECONDS = 2
 """How long Ctrl-C waits for answers that are under way."""
 
 
-def serve_annotators(store: Store, names: Sequence[str], listening: socket.socket, host: str) -> None:
+def serve_annotators(store: Store, names: Sequence[str], opened: socket.socket, host: str) -> None:
     """Says at the terminal at which address each annotator ranks, and serves until Ctrl-C (`KeyboardInterrupt`)."""
     secret = secret_beside(store.path)
     tokens = {name: token_for(secret, name) for name in names}
@@ -55,11 +55,12 @@ def serve_annotators(store: Store, names: Sequence[str], listening: socket.socke
     for name in names:
         store.add_annotator(name, "person", hashes[name])
     sessions = {name: Session(store, name) for name in names}
-    port = listening.getsockname()[1]
+    opened.listen()
+    port = opened.getsockname()[1]
     for name in names:
         console.note(f"{name} ranks at {address_for(host, port, tokens[name])}")
     console.note("Ctrl-C ends; what the page calls saved is kept, and the same command goes on at the same address.")
-    _serve(make_app(sessions, host, hashes, f"chatpipe-rank-{port}"), listening)
+    _serve(make_app(sessions, host, hashes, f"chatpipe-rank-{port}"), opened)
 
 
 def address_for(host: str, port: int, token: str) -> str:
@@ -69,10 +70,16 @@ def address_for(host: str, port: int, token: str) -> str:
 
 
 def open_socket(host: str, port: int) -> socket.socket:
-    """A socket that listens. Raises `UsageError` where the port is taken or the address is not this machine's."""
+    """A socket that holds the port, and does not listen before there is somebody to answer.
+
+    Raises `UsageError` where the port is taken or the address is not this machine's.
+    """
     try:
         family = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0][0]
-        return socket.create_server((host, port), family=family, backlog=128)
+        opened = socket.socket(family, socket.SOCK_STREAM)
+        opened.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # a restart gets the port at once
+        opened.bind((host, port))
+        return opened
     except OSError as problem:
         told = problem.strerror if isinstance(problem, socket.gaierror) else os.strerror(problem.errno or 0)
         raise UsageError(
