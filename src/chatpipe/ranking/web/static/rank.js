@@ -11,7 +11,8 @@ const byId = (id) => document.getElementById(id);
 let view = null; // what the server last said: annotator, task, prompt, responses, answer, can_undo, can_redo, done, left, ...
 let answer = null; // the answer as it stands on the page: view.answer and the edits that are under way
 let shownTask; // whose texts are on the page
-let turning = 0; // steps under way that may lead to another task: nothing is ranked until the server has answered
+let turn = null; // the step under way that may lead to another task: what follows has to wait until that is known
+const waiting = []; // what was asked for meanwhile, the oldest first
 const outbox = []; // steps that the server has not answered for, the oldest first
 let sending = false;
 
@@ -52,12 +53,9 @@ function newKey() {
 
 /** Puts a step into the outbox; `said` tells what it did once it is saved. */
 function take(action, { reason = null, said = "" } = {}) {
-  const leads = action !== "edit";
-  if (leads) turning++;
-  const moves = action === "undo" || action === "redo";
-  // What undo and redo start from is known only when their turn comes.
-  const step = { key: newKey(), action, task: moves ? undefined : view.task, answer: moves ? null : structuredClone(answer), reason };
-  outbox.push({ step, said });
+  if (action !== "edit") turn = action;
+  const given = isMove(action) ? null : structuredClone(answer);
+  outbox.push({ step: { key: newKey(), action, task: view.task, answer: given, reason }, said });
   showSaved();
   sendAll();
 }
@@ -67,13 +65,11 @@ async function sendAll() {
   sending = true;
   while (outbox.length) {
     const { step, said } = outbox[0];
-    const action = step.action;
-    if (step.task === undefined) step.task = view.task;
     const { status, body } = await insist(() => post(step));
     outbox.shift();
     view = body;
     if (status === 200) {
-      if (action !== "edit") announce(`${said} ${view.done} done, ${view.left} left.`);
+      if (step.action !== "edit") announce(`${said} ${view.done} done, ${view.left} left.`);
     } else {
       // What comes behind it was meant for another state of affairs.
       outbox.length = 0;
@@ -87,7 +83,7 @@ async function sendAll() {
 
 /** Takes over what the server said, once no step is under way. */
 function adopt() {
-  turning = 0;
+  turn = null;
   answer = structuredClone(view.answer);
   const isNew = view.task !== shownTask;
   if (isNew) showTask();
@@ -96,6 +92,7 @@ function adopt() {
     window.scrollTo(0, 0);
     byId(view.task === null ? "done-title" : "prompt-title").focus({ preventScroll: true });
   }
+  while (turn === null && waiting.length) waiting.shift()();
 }
 
 async function start() {
@@ -107,14 +104,26 @@ async function start() {
 
 // ------------------------------------------------------------------------------------------------- ranking
 
-const isReady = () => view !== null && view.task !== null && turning === 0;
+const isMove = (action) => action === "undo" || action === "redo";
+
+/**
+ * Does it now, or once the task is there that an undo or redo leads to. What was typed behind a submit or skip, before the
+ * next task was to be seen, cannot be meant for that one.
+ */
+function attempt(act) {
+  if (view === null) return;
+  if (turn === null) act();
+  else if (isMove(turn) || act === undo || act === redo) waiting.push(act);
+}
+
+const isTask = () => view.task !== null;
 const worst = () => Math.max(0, ...answer.ranks.filter((rank) => rank !== null));
 const unranked = () => answer.ranks.flatMap((rank, i) => (rank === null ? [i + 1] : []));
 const atPlace = (place) => answer.ranks.flatMap((rank, i) => (rank === place ? [i + 1] : []));
 
 /** Gives an answer (counted from 0) the next place, or takes it off the place it has. */
 function place(i) {
-  if (!isReady() || i >= answer.ranks.length) return;
+  if (i >= answer.ranks.length) return;
   const rank = answer.ranks[i];
   if (rank === null) {
     setRank(i, worst() + 1);
@@ -127,7 +136,7 @@ function place(i) {
 
 /** Gives an answer the place of the answer that was placed last. */
 function tie(i) {
-  if (!isReady() || i >= answer.ranks.length) return;
+  if (i >= answer.ranks.length) return;
   setRank(i, null);
   setRank(i, Math.max(1, worst()));
   edit(`Answer ${i + 1} is ${ordinal(answer.ranks[i])} too. ${whatIsLeft()}`);
@@ -149,7 +158,7 @@ function edit(said) {
 }
 
 function submit() {
-  if (!isReady()) return;
+  if (!isTask()) return;
   const missing = unranked();
   if (missing.length && !answer.all_bad) {
     announce(`Rank ${spoken(missing)} first. If all answers are bad, say so (B).`);
@@ -159,17 +168,17 @@ function submit() {
 }
 
 function undo() {
-  if (view === null || !(view.can_undo || outbox.length)) return announce("There is nothing to undo.");
+  if (!view.can_undo && !outbox.length) return announce("There is nothing to undo.");
   take("undo", { said: "Undone." });
 }
 
 function redo() {
-  if (view === null || !(view.can_redo || outbox.length)) return announce("There is nothing to redo.");
+  if (!view.can_redo || outbox.length) return announce("There is nothing to redo.");
   take("redo", { said: "Done again." });
 }
 
 function toggle(field, on, off) {
-  if (!isReady()) return;
+  if (!isTask()) return;
   answer[field] = !answer[field];
   edit(answer[field] ? on : off);
 }
@@ -197,7 +206,8 @@ const spoken = (numbers) => (numbers.length < 2 ? numbers.join("") : `${numbers.
 
 function whatIsLeft() {
   const missing = unranked();
-  return missing.length ? `${spoken(missing)} left.` : "Enter submits.";
+  if (missing.length > 3) return `${missing.length} are not ranked.`;
+  return missing.length ? `Not ranked: ${spoken(missing)}.` : "Enter submits.";
 }
 
 function duration(seconds) {
@@ -222,6 +232,7 @@ function showSaved() {
 
 /** Puts the texts of the task at hand on the page. */
 function showTask() {
+  document.querySelector("dialog[open]")?.close(); // it was about the task before
   shownTask = view.task;
   byId("task").hidden = view.task === null;
   byId("done").hidden = view.task !== null;
@@ -248,10 +259,10 @@ function makeCard(response, i) {
   const placeButton = make("button", "place-button");
   const tieButton = make("button", "tie-button");
   placeButton.type = tieButton.type = "button";
-  onClick(placeButton, () => place(i));
+  onClick(placeButton, () => attempt(() => place(i)));
   onClick(tieButton, () => {
     const hadFocus = document.activeElement === tieButton;
-    tie(i);
+    attempt(() => tie(i));
     if (hadFocus) placeButton.focus(); // the other one is gone now
   });
   const head = make("div", "head");
@@ -262,7 +273,6 @@ function makeCard(response, i) {
 
 /** Shows what stands: ranks, flags, progress, and what each button would do. */
 function showState() {
-  const isTask = view.task !== null;
   byId("count").textContent = `${view.done} done, ${view.left} left`;
   byId("bar").max = Math.max(1, view.done + view.left);
   byId("bar").value = view.done;
@@ -284,19 +294,19 @@ function showState() {
   });
   showOrder();
 
-  for (const id of ["all-bad", "flag", "note", "skip", "submit"]) disable(byId(id), !isTask);
+  for (const id of ["all-bad", "flag", "note", "skip", "submit"]) disable(byId(id), !isTask());
   disable(byId("undo"), !view.can_undo && !outbox.length);
   disable(byId("redo"), !view.can_redo);
-  byId("all-bad").setAttribute("aria-pressed", isTask && answer.all_bad);
-  byId("flag").setAttribute("aria-pressed", isTask && answer.flag);
-  byId("note-label").textContent = isTask && answer.note ? "Edit note" : "Note";
+  byId("all-bad").setAttribute("aria-pressed", answer.all_bad);
+  byId("flag").setAttribute("aria-pressed", answer.flag);
+  byId("note-label").textContent = answer.note ? "Edit note" : "Note";
 }
 
 /** The places in order, and the tray of what has none. */
 function showOrder() {
   const lines = [];
   for (let rank = 1; rank <= worst(); rank++) lines.push(makeLine(ordinal(rank), atPlace(rank), "chip placed"));
-  if (view.task !== null && unranked().length) lines.push(makeLine("Not ranked", unranked(), "chip"));
+  if (unranked().length) lines.push(makeLine("Not ranked", unranked(), "chip"));
   byId("order").replaceChildren(...lines);
 }
 
@@ -320,7 +330,7 @@ function disable(button, isOff) {
 // ------------------------------------------------------------------------------------------------- dialogs
 
 function openSkip() {
-  if (!isReady()) return;
+  if (!isTask()) return;
   byId("skip-form").reset();
   needDetails();
   byId("skip-dialog").showModal();
@@ -333,18 +343,16 @@ function needDetails() {
 function skip() {
   const details = byId("details").value.trim();
   const chosen = byId("skip-form").elements.reason.value;
-  if (!isReady()) return;
   take("skip", { reason: details ? `${chosen}: ${details}` : chosen, said: "Skipped and saved." });
 }
 
 function openNote() {
-  if (!isReady()) return;
+  if (!isTask()) return;
   byId("note-text").value = answer.note;
   byId("note-dialog").showModal();
 }
 
 function keepNote() {
-  if (!isReady()) return;
   answer.note = byId("note-text").value.trim();
   edit(answer.note ? "The note is kept." : "There is no note now.");
 }
@@ -377,12 +385,12 @@ function onKey(event) {
   if (!byId("keys").checked || document.querySelector("dialog[open]")) return;
   const digit = digitOf(event);
   if (digit !== null) {
-    (event.shiftKey ? tie : place)(digit - 1);
+    attempt(() => (event.shiftKey ? tie : place)(digit - 1));
   } else if (event.key === "Enter") {
     if (event.target.closest("button, a")) return; // which it presses
-    submit();
+    attempt(submit);
   } else if (KEYS[event.key.toLowerCase()]) {
-    KEYS[event.key.toLowerCase()]();
+    attempt(KEYS[event.key.toLowerCase()]);
   } else {
     return;
   }
@@ -416,7 +424,7 @@ function onClick(button, act) {
 
 function connect() {
   const acts = { submit, undo, redo, flag, "all-bad": allBad, skip: openSkip, note: openNote, help: openHelp, again: start };
-  for (const [id, act] of Object.entries(acts)) onClick(byId(id), act);
+  for (const [id, act] of Object.entries(acts)) onClick(byId(id), () => attempt(act));
   onSubmit("skip", skip);
   onSubmit("note", keepNote);
   for (const button of document.querySelectorAll("dialog .cancel")) {

@@ -110,6 +110,31 @@ def test_undo_and_redo_go_over_submits_without_limit(serve, open_page):
     assert [shown_ranks(ranking) for ranking in served.rankings()] == [[2, 1], [2, 1], [1, 2]]
 
 
+SLOW = """const quick = window.fetch;
+window.fetch = async (path, options) => {
+  if (/"(submit|undo)"/.test(options?.body)) await new Promise((done) => setTimeout(done, 700));
+  return quick(path, options);
+};"""
+
+
+def test_what_is_typed_before_the_next_task_is_seen_ranks_nothing(serve, open_page):
+    served = serve([row(3, number) for number in range(3)], "--repeats", "0")
+    page = open_page(served.address)
+    page.context.add_init_script(SLOW)
+    page.reload()
+    page.wait_for_selector("#task:not([hidden])")
+    for key in ("Digit1", "Digit2", "Digit3", "Enter", "Digit3", "KeyB", "Enter"):
+        page.keyboard.press(key)
+    wait_done(page, 1)
+    expect(page.locator("#order")).to_have_text("Not ranked 123")
+    # Behind an undo it is meant for what comes back, in the order in which it was typed.
+    for key in ("KeyU", "Digit3", "Digit3", "KeyU", "KeyU", "KeyF", "Enter"):
+        page.keyboard.press(key)
+    wait_done(page, 1)
+    [ranking] = served.rankings()
+    assert (shown_ranks(ranking), ranking.flag) == ([1, 2, 3], True)
+
+
 def test_skip_asks_for_a_reason_and_the_keyboard_gives_it(serve, open_page):
     served = serve([row(2, number) for number in range(2)], "--repeats", "0")
     page = open_page(served.address)
@@ -269,9 +294,9 @@ def test_what_is_done_is_read_out_and_the_new_task_has_the_focus(serve, open_pag
     said = page.locator("#said")
     assert said.get_attribute("role") == "status"
     for key, words in [
-        ("Digit2", "Answer 2 is 1st. 1 and 3 left."),
-        ("Shift+Digit3", "Answer 3 is 1st too. 1 left."),
-        ("Digit3", "Answer 3 has no place. 1 and 3 left."),
+        ("Digit2", "Answer 2 is 1st. Not ranked: 1 and 3."),
+        ("Shift+Digit3", "Answer 3 is 1st too. Not ranked: 1."),
+        ("Digit3", "Answer 3 has no place. Not ranked: 1 and 3."),
         ("KeyU", "Undone. 0 done, 2 left."),
         ("Digit1", "Answer 1 is 2nd. Enter submits."),
         ("KeyB", "All answers are bad. Enter submits."),
