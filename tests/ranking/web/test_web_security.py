@@ -134,7 +134,7 @@ def test_nothing_but_the_files_of_the_page_is_served(server, path):
     assert server.ask("GET", path, server.headers(Origin=None)).status == 404
 
 
-@pytest.mark.parametrize("path", ["/", "/rank.js", "/rank.css", "/icon.svg", "/api/view"])
+@pytest.mark.parametrize("path", ["/", "/rank.js", "/show.js", "/rank.css", "/icon.svg", "/api/view"])
 def test_without_a_token_nothing_is_shown_and_every_reply_has_the_policy(server, path):
     page = server.headers(Origin=None)
     assert server.ask("GET", path, page).status == 200

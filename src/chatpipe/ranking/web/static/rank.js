@@ -1,12 +1,11 @@
 // The page of `chatpipe rank`: shows one task, takes a ranking by key or button, and posts every step.
 //
 // What the server says stands. A step is shown at once, but called saved only when the server has answered for it; until
-// then it is sent again and again under the same key, so that it counts once. Texts reach the page by textContent alone.
+// then it is sent again and again under the same key, so that it counts once.
 
-const RETRY_SECONDS = [0.5, 1, 2, 5];
-const TIMEOUT_SECONDS = 15;
-
-const byId = (id) => document.getElementById(id);
+import { ordinal, placed, spoken, tied, unranked, whatIsLeft } from "./ranks.js";
+import { fetchView, insist, newKey, post } from "./server.js";
+import { announce, byId, onClick, showSaved, showState, showTask, showTrouble } from "./show.js";
 
 let view = null; // what the server last said: annotator, task, prompt, responses, answer, can_undo, can_redo, done, left, ...
 let answer = null; // the answer as it stands on the page: view.answer and the edits that are under way
@@ -16,47 +15,14 @@ const waiting = []; // what was asked for meanwhile, the oldest first
 const outbox = []; // steps that the server has not answered for, the oldest first
 let sending = false;
 
-// ------------------------------------------------------------------------------------------------- the server
-
-async function call(path, options = {}) {
-  const reply = await fetch(path, { ...options, signal: AbortSignal.timeout(TIMEOUT_SECONDS * 1000) });
-  if (reply.status === 403) throw new Error("this address is no longer valid: open the one that chatpipe rank prints now");
-  if (reply.status === 503) throw new Error((await reply.json()).error);
-  if (reply.status >= 500) throw new Error(`the server has failed (${reply.status})`);
-  return { status: reply.status, body: await reply.json() };
-}
-
-const fetchView = () => call("/api/view");
-
-const post = (step) =>
-  call("/api/act", { method: "POST", headers: { "Content-Type": "application/json" }, body: JSON.stringify(step) });
-
-/** Calls until the server answers, and meanwhile says on the page that nothing is saved. */
-async function insist(request) {
-  for (let tries = 0; ; tries++) {
-    try {
-      const reply = await request();
-      showTrouble("");
-      return reply;
-    } catch (problem) {
-      const why = problem instanceof TypeError || problem.name === "TimeoutError" ? "the server does not answer" : problem.message;
-      showTrouble(`Not saved yet: ${why}. Trying again.`);
-      await new Promise((done) => setTimeout(done, 1000 * RETRY_SECONDS[Math.min(tries, RETRY_SECONDS.length - 1)]));
-    }
-  }
-}
-
-/** A key that no other step has. (`randomUUID` is missing where the page is not local.) */
-function newKey() {
-  return Array.from(crypto.getRandomValues(new Uint8Array(16)), (byte) => byte.toString(16).padStart(2, "0")).join("");
-}
+// ------------------------------------------------------------------------------------------------- steps
 
 /** Puts a step into the outbox; `said` tells what it did once it is saved. */
 function take(action, { reason = null, said = "" } = {}) {
   if (action !== "edit") turn = action;
   const given = isMove(action) ? null : structuredClone(answer);
   outbox.push({ step: { key: newKey(), action, task: view.task, answer: given, reason }, said });
-  showSaved();
+  showSaved(!outbox.length);
   sendAll();
 }
 
@@ -65,29 +31,37 @@ async function sendAll() {
   sending = true;
   while (outbox.length) {
     const { step, said } = outbox[0];
-    const { status, body } = await insist(() => post(step));
+    const { status, body } = await insist(() => post(step), tellTrouble);
     outbox.shift();
     view = body;
     if (status === 200) {
       if (step.action !== "edit") announce(`${said} ${view.done} done, ${view.left} left.`);
     } else {
       // What comes behind it was meant for another state of affairs.
-      outbox.length = 0;
+      outbox.length = waiting.length = 0;
       announce(status === 409 ? "You went on in another tab or window. This is what comes now." : `Not taken: ${body.error}.`);
     }
     if (!outbox.length) adopt();
   }
   sending = false;
-  showSaved();
+  showSaved(!outbox.length);
 }
+
+function tellTrouble(text) {
+  showTrouble(text);
+  showSaved(!outbox.length);
+}
+
+const show = () => showState(view, answer, view.can_undo || outbox.length > 0);
 
 /** Takes over what the server said, once no step is under way. */
 function adopt() {
   turn = null;
   answer = structuredClone(view.answer);
   const isNew = view.task !== shownTask;
-  if (isNew) showTask();
-  showState();
+  if (isNew) showTask(view, (i) => attempt(() => place(i)), (i) => attempt(() => tie(i)));
+  shownTask = view.task;
+  show();
   if (isNew) {
     window.scrollTo(0, 0);
     byId(view.task === null ? "done-title" : "prompt-title").focus({ preventScroll: true });
@@ -96,10 +70,10 @@ function adopt() {
 }
 
 async function start() {
-  view = (await insist(fetchView)).body;
+  view = (await insist(fetchView, tellTrouble)).body;
   shownTask = undefined;
   adopt();
-  showSaved();
+  showSaved(!outbox.length);
 }
 
 // ------------------------------------------------------------------------------------------------- ranking
@@ -117,49 +91,31 @@ function attempt(act) {
 }
 
 const isTask = () => view.task !== null;
-const worst = () => Math.max(0, ...answer.ranks.filter((rank) => rank !== null));
-const unranked = () => answer.ranks.flatMap((rank, i) => (rank === null ? [i + 1] : []));
-const atPlace = (place) => answer.ranks.flatMap((rank, i) => (rank === place ? [i + 1] : []));
 
 /** Gives an answer (counted from 0) the next place, or takes it off the place it has. */
 function place(i) {
   if (i >= answer.ranks.length) return;
+  answer.ranks = placed(answer.ranks, i);
   const rank = answer.ranks[i];
-  if (rank === null) {
-    setRank(i, worst() + 1);
-    edit(`Answer ${i + 1} is ${ordinal(answer.ranks[i])}. ${whatIsLeft()}`);
-  } else {
-    setRank(i, null);
-    edit(`Answer ${i + 1} has no place. ${whatIsLeft()}`);
-  }
+  edit(`Answer ${i + 1} ${rank === null ? "has no place" : `is ${ordinal(rank)}`}. ${whatIsLeft(answer.ranks)}`);
 }
 
 /** Gives an answer the place of the answer that was placed last. */
 function tie(i) {
   if (i >= answer.ranks.length) return;
-  setRank(i, null);
-  setRank(i, Math.max(1, worst()));
-  edit(`Answer ${i + 1} is ${ordinal(answer.ranks[i])} too. ${whatIsLeft()}`);
-}
-
-/** Sets a rank; where a place becomes empty, what is behind it moves up. */
-function setRank(i, rank) {
-  const left = answer.ranks[i];
-  answer.ranks[i] = rank;
-  if (left !== null && !answer.ranks.includes(left)) {
-    answer.ranks = answer.ranks.map((other) => (other !== null && other > left ? other - 1 : other));
-  }
+  answer.ranks = tied(answer.ranks, i);
+  edit(`Answer ${i + 1} is ${ordinal(answer.ranks[i])} too. ${whatIsLeft(answer.ranks)}`);
 }
 
 function edit(said) {
   announce(said);
-  showState();
+  show();
   take("edit");
 }
 
 function submit() {
   if (!isTask()) return;
-  const missing = unranked();
+  const missing = unranked(answer.ranks);
   if (missing.length && !answer.all_bad) {
     announce(`Rank ${spoken(missing)} first. If all answers are bad, say so (B).`);
     return;
@@ -185,147 +141,6 @@ function toggle(field, on, off) {
 
 const allBad = () => toggle("all_bad", "All answers are bad. Enter submits.", "Not all answers are bad.");
 const flag = () => toggle("flag", "Flagged.", "The flag is taken off.");
-
-// ------------------------------------------------------------------------------------------------- showing
-
-function make(tag, className = "", text = "") {
-  const element = document.createElement(tag);
-  element.className = className;
-  element.textContent = text;
-  return element;
-}
-
-function makeText(text) {
-  const element = make("p", "text", text);
-  element.dir = "auto"; // Arabic and Hebrew from the right
-  return element;
-}
-
-const ordinal = (n) => n + (["st", "nd", "rd"][n - 1] ?? "th"); // n is at most 9
-const spoken = (numbers) => (numbers.length < 2 ? numbers.join("") : `${numbers.slice(0, -1).join(", ")} and ${numbers.at(-1)}`);
-
-function whatIsLeft() {
-  const missing = unranked();
-  if (missing.length > 3) return `${missing.length} are not ranked.`;
-  return missing.length ? `Not ranked: ${spoken(missing)}.` : "Enter submits.";
-}
-
-function duration(seconds) {
-  if (seconds < 90) return `${Math.round(seconds)} s`;
-  return seconds < 5400 ? `${Math.round(seconds / 60)} min` : `${(seconds / 3600).toFixed(1)} h`;
-}
-
-/** Says it in the line that screen readers read out. */
-function announce(text) {
-  byId("said").textContent = text;
-}
-
-function showTrouble(text) {
-  if (byId("trouble").textContent !== text) byId("trouble").textContent = text;
-  showSaved();
-}
-
-function showSaved() {
-  const isTrouble = byId("trouble").textContent !== "";
-  byId("saved").textContent = isTrouble ? "Not saved yet" : outbox.length ? "Saving …" : view === null ? "" : "All saved";
-}
-
-/** Puts the texts of the task at hand on the page. */
-function showTask() {
-  document.querySelector("dialog[open]")?.close(); // it was about the task before
-  shownTask = view.task;
-  byId("task").hidden = view.task === null;
-  byId("done").hidden = view.task !== null;
-  byId("controls").hidden = false;
-  byId("prompt").replaceChildren(...view.prompt.map(makeMessage));
-  byId("answers").replaceChildren(...view.responses.map(makeCard));
-  const k = view.responses.length;
-  byId("answers").dataset.columns = k === 4 || k === 8 ? 4 : k === 2 ? 2 : 3;
-}
-
-function makeMessage(message) {
-  const element = make("div", "message");
-  element.append(make("h3", "", message.role), makeText(message.content));
-  return element;
-}
-
-function makeCard(response, i) {
-  const card = make("article", "answer");
-  const title = make("h3");
-  title.id = `answer-${i + 1}`;
-  title.append(make("span", "word", "Answer "), make("kbd", "", String(i + 1)));
-  card.setAttribute("aria-labelledby", title.id);
-  const placed = make("span", "place");
-  const placeButton = make("button", "place-button");
-  const tieButton = make("button", "tie-button");
-  placeButton.type = tieButton.type = "button";
-  onClick(placeButton, () => attempt(() => place(i)));
-  onClick(tieButton, () => {
-    const hadFocus = document.activeElement === tieButton;
-    attempt(() => tie(i));
-    if (hadFocus) placeButton.focus(); // the other one is gone now
-  });
-  const head = make("div", "head");
-  head.append(title, placed, placeButton, tieButton);
-  card.append(head, makeText(response));
-  return card;
-}
-
-/** Shows what stands: ranks, flags, progress, and what each button would do. */
-function showState() {
-  byId("count").textContent = `${view.done} done, ${view.left} left`;
-  byId("bar").max = Math.max(1, view.done + view.left);
-  byId("bar").value = view.done;
-  const pace = view.seconds_per_task;
-  byId("pace").textContent =
-    pace === null ? "" : `${duration(pace)} each` + (view.left ? `, about ${duration(pace * view.left)} to go` : "");
-  byId("done-count").textContent = `${view.annotator}, you have ranked or skipped ${view.done}. Thank you.`;
-
-  const next = worst() + 1;
-  document.querySelectorAll(".answer").forEach((card, i) => {
-    const rank = answer.ranks[i];
-    card.classList.toggle("placed", rank !== null);
-    const isTied = rank !== null && atPlace(rank).length > 1;
-    card.querySelector(".place").textContent = rank === null ? "not ranked" : ordinal(rank) + (isTied ? ", tied" : "");
-    label(card.querySelector(".place-button"), rank === null ? `Place ${ordinal(next)}` : "Take off", `answer ${i + 1}`);
-    const tieButton = card.querySelector(".tie-button");
-    tieButton.hidden = rank !== null || next === 1;
-    label(tieButton, `Tie ${ordinal(Math.max(1, next - 1))}`, `answer ${i + 1}`);
-  });
-  showOrder();
-
-  for (const id of ["all-bad", "flag", "note", "skip", "submit"]) disable(byId(id), !isTask());
-  disable(byId("undo"), !view.can_undo && !outbox.length);
-  disable(byId("redo"), !view.can_redo);
-  byId("all-bad").setAttribute("aria-pressed", answer.all_bad);
-  byId("flag").setAttribute("aria-pressed", answer.flag);
-  byId("note-label").textContent = answer.note ? "Edit note" : "Note";
-}
-
-/** The places in order, and the tray of what has none. */
-function showOrder() {
-  const lines = [];
-  for (let rank = 1; rank <= worst(); rank++) lines.push(makeLine(ordinal(rank), atPlace(rank), "chip placed"));
-  if (unranked().length) lines.push(makeLine("Not ranked", unranked(), "chip"));
-  byId("order").replaceChildren(...lines);
-}
-
-function makeLine(title, numbers, className) {
-  const line = make("p", "", `${title} `);
-  line.append(...numbers.map((number) => make("span", className, String(number))));
-  return line;
-}
-
-/** The words on a button, and behind them, for who hears and does not see, what they are about. */
-function label(button, words, about) {
-  if (button.textContent !== words) button.textContent = words;
-  button.setAttribute("aria-label", `${words}: ${about}`);
-}
-
-/** A button that does nothing now stays where it is for the keyboard, and says so. */
-function disable(button, isOff) {
-  button.setAttribute("aria-disabled", isOff);
-}
 
 // ------------------------------------------------------------------------------------------------- dialogs
 
@@ -411,15 +226,6 @@ function onDialogKey(event) {
     needDetails();
     event.preventDefault();
   }
-}
-
-function onClick(button, act) {
-  button.addEventListener("click", (event) => {
-    if (button.getAttribute("aria-disabled") === "true") return;
-    // After a click with the mouse, Enter is to submit and not to press this button once more.
-    if (event.detail > 0) button.blur();
-    act();
-  });
 }
 
 function connect() {
