@@ -38,14 +38,13 @@ def repeated_items(items: Iterable[str], seed: int, annotator: str, share: float
 
 
 def takers(answers: Counter[str], people: Iterable[History], now: float) -> Counter[str]:
-    """How many people have ranked each item, or are ranking it at this time."""
-    at_work = Counter(
-        task
-        for history in people
-        for task in history.open
-        if not task.endswith(AGAIN) and now - history.touched[task] < LEASE_SECONDS
-    )
-    return answers + at_work
+    """How many people have ranked each item, or are ranking it at this time; `answers` has the former."""
+    taken = answers.copy()
+    for history in people:
+        taken.update(
+            task for task in history.open if not task.endswith(AGAIN) and now - history.touched[task] < LEASE_SECONDS
+        )
+    return taken
 
 
 def new_items(queue: Sequence[str], history: History, taken: Mapping[str, int], overlap: float) -> list[str]:
@@ -60,7 +59,7 @@ def next_task(history: History, new: Sequence[str], taken: Mapping[str, int], re
     if due and due[0] not in worked[-TASKS_BEFORE_AGAIN:]:
         return due[0] + AGAIN
     if new:
-        return min(new, key=lambda item: taken[item])
+        return min(new, key=taken.__getitem__)
     if due and due[0] != worked[-1]:  # never directly after itself
         return due[0] + AGAIN
     return None

@@ -87,7 +87,7 @@ class Store:
         self.seed = int(meta["seed"])
         self.overlap = int(meta["overlap"])
         self.repeats = float(meta["repeats"])
-        self.answers: Counter[str] = Counter()
+        self.answers = Counter({item.id: 0 for item in self.items})
         """How many people have ranked each item, by its id; hidden repeats and programs do not count."""
         self.histories: dict[str, History] = {}
         for annotator in self._annotators.values():
