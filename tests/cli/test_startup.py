@@ -10,9 +10,9 @@ from chatpipe.cli.app import app
 from chatpipe.recipe import Recipe
 from chatpipe.recipe.schema import STAGES
 
-COMMANDS = ["run", *STAGES, "chat", "eval", "check", "data", "recipes", "schema", "env"]
+COMMANDS = ["run", *STAGES, "chat", "eval", "check", "data", "rankings", "recipes", "schema", "env"]
 SUBCOMMANDS = [[command] for command in COMMANDS] + [["recipes", command] for command in ("ls", "show", "copy")]
-SUBCOMMANDS.append(["data", "show"])
+SUBCOMMANDS += [["data", "show"], ["rankings", "export"], ["rankings", "stats"]]
 
 
 def modules_after(code: str) -> set[str]:

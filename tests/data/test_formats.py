@@ -168,14 +168,32 @@ def test_cells_that_hold_lists_as_json_are_lists_and_answers_that_are_json_stay_
         assert usable(row(completion=text)).values["completion"] == text
 
 
-def test_a_ranking_keeps_ties_and_its_annotator():
+def test_a_ranking_keeps_ties_its_annotator_and_its_round():
     values = {"prompt": [USER], "responses": ["a", "b", "c"], "ranks": [2, 1, 2], "annotator": "ann", "round": 1}
     ranking = to_ranking(Row(values, "x"), "rankings")
-    assert ranking == Ranking([USER], ["a", "b", "c"], [2, 1, 2], "ann")
+    assert ranking == Ranking([USER], ["a", "b", "c"], [2, 1, 2], "ann", 1)
     assert to_ranking(Row(ranking.to_row(), "x"), "rankings") == ranking
     tied = to_ranking(row(prompt="Who?", responses=["a", "b"], ranks=[1, 1]), "rankings")
     assert tied == Ranking([{"role": "user", "content": "Who?"}], ["a", "b"], [1, 1])
-    assert "annotator" not in tied.to_row()
+    assert tied.to_row().keys() == {"prompt", "responses", "ranks"}
+    for odd in ("1", 1.0, True, [1]):
+        with pytest.raises(BadRow, match="round is not a whole number"):
+            to_ranking(Row({**values, "round": odd}, "x"), "rankings")
+
+
+def test_weights_and_a_pairs_margin_are_kept():
+    pair = {"prompt": "Who?", "chosen": "a", "rejected": "b", "weight": 0.5, "margin": 2}
+    assert to_ranking(row(**pair), "pairs") == Ranking(
+        [{"role": "user", "content": "Who?"}], ["a", "b"], [1, 2], weight=0.5, margin=2.0
+    )
+    weighed = to_ranking(row(prompt="Who?", responses=["a", "b"], ranks=[1, 2], weight=3), "rankings")
+    assert to_ranking(Row(weighed.to_row(), "x"), "rankings") == weighed
+    assert weighed.weight == 3.0
+
+
+@pytest.mark.parametrize("ranks", [[1, 2, 3], [3, 1, 2], [1, 1, 2], [1, 1, 3], [2, 1, 2], [4, 1, 2, 2], [1, 1]])
+def test_ranks_are_dense_or_leave_out_what_ties_take(ranks):
+    assert to_ranking(row(prompt="Who?", responses=list("abcd")[: len(ranks)], ranks=ranks), "rankings").ranks == ranks
 
 
 def test_a_pair_is_a_ranking_of_two_the_chosen_first():
@@ -270,6 +288,15 @@ def test_a_conversation_that_cannot_be_used_says_why(messages, reason):
         ({"responses": ["a", "b"], "ranks": [1, 1.5]}, "ranks are not one whole number for each response"),
         ({"responses": ["a", "b"], "ranks": [True, False]}, "ranks are not one whole number for each response"),
         ({"responses": ["a", "b"]}, "ranks are not one whole number for each response"),
+        ({"responses": ["a", "b"], "ranks": [1, None]}, "ranks are not one whole number for each response"),
+        ({"responses": ["a", "b"], "ranks": [0, 1]}, "ranks are no order"),
+        ({"responses": ["a", "b"], "ranks": [2, 3]}, "ranks are no order"),
+        ({"responses": ["a", "b"], "ranks": [1, 3]}, "ranks are no order"),
+        ({"responses": ["a", "b", "c"], "ranks": [1, 3, 3]}, "ranks are no order"),
+        ({"responses": ["a", "b", "c"], "ranks": [1, 1, 4]}, "ranks are no order"),
+        ({"responses": ["a", "b"], "ranks": [-1, 1]}, "ranks are no order"),
+        ({"responses": ["a", "b"], "ranks": [1, 2], "weight": 0}, "weight is not a number above 0"),
+        ({"responses": ["a", "b"], "ranks": [1, 2], "weight": "2"}, "weight is not a number above 0"),
         ({"responses": ["a", " "], "ranks": [1, 2]}, "a response is empty"),
         ({"responses": ["a", "b"], "ranks": [1, 2], "prompt": [USER, ASSISTANT]}, "the prompt does not end with"),
         ({"responses": ["a", "b"], "ranks": [1, 2], "prompt": ""}, "a message is empty"),

@@ -10,7 +10,7 @@ from pathlib import Path
 import typer
 
 from chatpipe import console
-from chatpipe.cli import chat, check, data, env, evaluate, recipes, run, schema, stage
+from chatpipe.cli import chat, check, data, env, evaluate, rankings, recipes, run, sample, schema, stage
 from chatpipe.errors import ChatpipeError, ExitCode, Interrupted, TrainingError
 
 MAX_TEXT = 400
@@ -27,10 +27,12 @@ app = typer.Typer(
 app.command("run", epilog=run.EPILOG)(run.run)
 for name, command in stage.COMMANDS.items():
     app.command(name, epilog=stage.EPILOGS[name])(command)
+app.command("sample", epilog=sample.EPILOG)(sample.sample)
 app.command("chat")(chat.chat)
 app.command("eval", epilog=evaluate.EPILOG)(evaluate.evaluate)
 app.command("check", epilog=check.EPILOG)(check.check)
 app.add_typer(data.app, name="data")
+app.add_typer(rankings.app, name="rankings")
 app.add_typer(recipes.app, name="recipes")
 app.command("schema")(schema.schema)
 app.command("env")(env.env)

@@ -3,7 +3,7 @@
 Answers to one prompt are no independent evidence, so what is resampled is whole prompts, not answers or pairs.
 """
 
-from collections.abc import Hashable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from math import sqrt
 from statistics import NormalDist
 
@@ -20,22 +20,34 @@ def bootstrap_interval(
 ) -> tuple[float, float]:
     """The 95 % interval of the mean of `values` [n], where those with the same entry in `groups` [n] belong together.
 
-    Groups are drawn with replacement, and the mean is that of all values in the groups drawn. The quantiles are
-    widened for small numbers of groups (the expanded percentile interval; Hesterberg 2015, "What Teachers Should Know
-    about the Bootstrap", section 4.4). Raises ValueError when there are no values.
+    The mean is that of all values in the groups drawn (`resampled_interval`). Raises ValueError when there are no
+    values.
     """
     if len(values) == 0:
         raise ValueError("an interval needs at least one value")
     _, index = np.unique(np.asarray(groups), return_inverse=True)
     sums, counts = np.bincount(index, weights=np.asarray(values, dtype=np.float64)), np.bincount(index)
+    return resampled_interval(np.stack([sums, counts], 1), lambda drawn: drawn[:, 0] / drawn[:, 1], seed, resamples)
+
+
+def resampled_interval(
+    totals: np.ndarray, statistic: Callable[[np.ndarray], np.ndarray], seed: int = 0, resamples: int = 2000
+) -> tuple[float, float]:
+    """The 95 % interval of what `statistic` makes of the sum of `totals` [groups, d], by drawing groups.
+
+    `statistic` is given the sums [resamples, d] of the groups drawn with replacement; where it is NaN it is not
+    defined, and the resample does not count. The quantiles are widened for small numbers of groups (the expanded
+    percentile interval; Hesterberg 2015, "What Teachers Should Know about the Bootstrap", section 4.4).
+    """
+    groups = len(totals)
     rng = np.random.default_rng(seed)
-    chunk = max(1, MAX_DRAWS // len(counts))
-    means = []
+    chunk = max(1, MAX_DRAWS // groups)
+    found = []
     for start in range(0, resamples, chunk):
-        drawn = rng.integers(len(counts), size=(min(chunk, resamples - start), len(counts)))
-        means.append(sums[drawn].sum(1) / counts[drawn].sum(1))
-    level = _tail_level(len(counts))
-    low, high = np.quantile(np.concatenate(means), [level, 1 - level])
+        drawn = rng.integers(groups, size=(min(chunk, resamples - start), groups))
+        found.append(statistic(np.stack([column[drawn].sum(1) for column in totals.T], 1)))
+    level = _tail_level(groups)
+    low, high = np.nanquantile(np.concatenate(found), [level, 1 - level])
     return float(low), float(high)
 
 

@@ -6,7 +6,6 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-import torch
 from pydantic import TypeAdapter
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
@@ -34,11 +33,13 @@ from chatpipe.models.loading import (
     load_reward_model,
     load_tokenizer,
     model_kind_of_hub,
+    placed,
 )
 from chatpipe.pocketworld import World
 from chatpipe.pretraining.masking import Masking
 from chatpipe.recipe.loading import load_recipe
 from chatpipe.recipe.schema import POCKETWORLD, Data, DataBlock, Recipe
+from chatpipe.reward.model import longest_sequence
 from chatpipe.stages.measuring import HeldOut, first_words
 from chatpipe.stages.sft import SAMPLE_TOKENS, load_for_chat
 from chatpipe.stages.text import held_out_text, held_out_texts
@@ -189,12 +190,12 @@ def _settings(overrides: Sequence[str], known: dict[str, Any]) -> Recipe:
 
 
 def _text(task: _Task, report: Report) -> tuple[int, dict[str, Any]]:
-    tokenizer, model = load_tokenizer(task.model), _placed(load_causal_model(task.model))
+    tokenizer, model = load_tokenizer(task.model), placed(load_causal_model(task.model))
     return _of_text(task, tokenizer, model, None, report)
 
 
 def _masked_text(task: _Task, report: Report) -> tuple[int, dict[str, Any]]:
-    tokenizer, model = load_tokenizer(task.model), _placed(load_masked_model(task.model))
+    tokenizer, model = load_tokenizer(task.model), placed(load_masked_model(task.model))
     if tokenizer.mask_token_id is None:
         raise UsageError(
             f"The tokenizer of {task.model} has no mask token.", "Set mask_token in tokenizer_config.json."
@@ -233,7 +234,7 @@ def _documents(task: _Task, report: Report) -> list[str]:
 
 def _conversations(task: _Task, report: Report) -> tuple[int, dict[str, Any]]:
     tokenizer, model = load_for_chat(task.model)
-    model = _placed(model)
+    model = placed(model)
     conversations = task.rows("conversations", report)
     max_length = task.max_length("sft.max_length", model)
     fitting = list(fit_conversations(tokenizer, conversations, max_length))
@@ -265,7 +266,7 @@ def _gain(held_out: HeldOutChats, model: PreTrainedModel) -> dict[str, float]:
 
 def _answers(task: _Task, report: Report) -> tuple[int, dict[str, Any]]:
     tokenizer, model = load_for_chat(task.model)
-    model = _placed(model)
+    model = placed(model)
     world, most = None, None
     if all(block.source == POCKETWORLD for block in task.blocks):
         prompts = load_prompts(task.blocks, task.recipe.pocketworld, KEY).held_out
@@ -305,21 +306,16 @@ def _judged(
 
 
 def _pairs(task: _Task, report: Report) -> tuple[int, dict[str, Any]]:
-    tokenizer, model = load_tokenizer(task.model), _placed(load_reward_model(task.model))
+    tokenizer, model = load_tokenizer(task.model), placed(load_reward_model(task.model))
     add_chat_template(tokenizer)
     finding = embeddings_too_few(tokenizer, {"MODEL": model})
     if finding is not None:
         raise UsageError(finding.what, "Give a reward model whose tokenizer has a chat template and a pad token.")
     rankings = task.rows("rankings", report)
-    max_length = task.max_length("rm.max_length", model)
+    max_length = min(task.known.get("rm.max_length", 2**31), longest_sequence(model, tokenizer))
     fitting = rankings_that_fit(tokenizer, rankings, max_length)
     if not fitting:
         raise UsageError(f"{KEY}: no ranking fits into {max_length} tokens.", "Give shorter ones.")
     scores = ranking_scores(model, tokenizer, fitting, max_length)
     metrics = pair_metrics(fitting, scores, seed=task.recipe.seed)
     return len(rankings), {**metrics, "left_out_rankings": len(rankings) - len(fitting)}
-
-
-def _placed(model: PreTrainedModel) -> PreTrainedModel:
-    """The model where it is quickest."""
-    return model.to("cuda" if torch.cuda.is_available() else "cpu")

@@ -69,6 +69,11 @@ def model_kind_of_hub(model: str) -> Kind:
     return kind_of_architectures(load_config(model).architectures, f"MODEL = {model}")
 
 
+def placed(model: Model) -> Model:
+    """The model where it is quickest."""
+    return model.to("cuda" if torch.cuda.is_available() else "cpu")
+
+
 def _load(auto: Any, model: str | Path, **options: Any) -> Any:
     try:
         return auto.from_pretrained(model, **options)

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from chatpipe.data.formats import responses_of, usable
+from chatpipe.data.formats import responses_of, round_of, usable
 from chatpipe.data.messages import as_prompt
 from chatpipe.data.report import Report, SourceReport
 from chatpipe.data.rows import BadRow, Row
@@ -76,7 +76,4 @@ def _item(row: Row) -> Item:
     prompt, responses = as_prompt(row.values.get("prompt")), responses_of(row.values)
     if len(responses) > MAX_RESPONSES:
         raise BadRow(f"there are more than {MAX_RESPONSES} responses")
-    made_in = row.values.get("round")
-    if made_in is not None and type(made_in) is not int:
-        raise BadRow("round is not a whole number")
-    return Item(item_id(prompt, responses), prompt, responses, made_in)
+    return Item(item_id(prompt, responses), prompt, responses, round_of(row.values))

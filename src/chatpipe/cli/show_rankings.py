@@ -1,0 +1,93 @@
+"""What a person sees of rankings: what was exported, and the tables of `chatpipe rankings stats`."""
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
+
+from chatpipe import console
+
+if TYPE_CHECKING:
+    from chatpipe.ranking.export import Exported
+
+MEASURES = {
+    "pair_agreement": "pair agreement",
+    "tau_b": "Kendall tau-b",
+    "kendall_w": "Kendall W",
+    "ordinal_alpha": "ordinal alpha",
+}
+NOT_YET = "-"
+
+
+def show_export(exported: "Exported") -> None:
+    """One line on what was written, one on what stays in the store."""
+    ties = f", {exported.all_tied:,} of them all tied" if exported.all_tied else ""
+    console.note(
+        f"{exported.rows:,} {exported.format} written to {exported.out}, "
+        f"from {exported.rankings:,} rankings by {len(exported.annotators)} annotators{ties}"
+    )
+    skips = sum(exported.skips.values())
+    if exported.repeats or skips:
+        console.note(f"left out: {exported.repeats:,} hidden repeats, {skips:,} skips{_reasons(exported.skips)}")
+
+
+def show_stats(told: dict[str, Any]) -> None:
+    """A table of all annotators and one of each, for people and then for programs, as far as there are any."""
+    for kind in ("people", "programs"):
+        group = told[kind]
+        if group["annotators"]:
+            console.table(kind, ("", ""), list(_all_rows(group, told["items"], told["overlap"])))
+            console.table(f"{kind}, each", _COLUMNS, [_row(name, one) for name, one in group["annotators"].items()])
+    if not told["people"]["annotators"] and not told["programs"]["annotators"]:
+        console.note("Nobody has ranked here yet.")
+
+
+_COLUMNS = ("", "rankings", "skips", "flags", "all bad", "seconds", "an hour", "with themselves", "position effect")
+
+
+def _all_rows(group: dict[str, Any], items: int, overlap: int) -> Iterator[tuple[str, str]]:
+    yield "items", f"{group['items_done']:,} of {items:,} have {overlap} rankings, {group['items_begun']:,} have some"
+    yield "rankings", f"{group['rankings']:,}, and {group['repeats']:,} hidden repeats"
+    yield "skips", f"{sum(group['skips'].values()):,}{_reasons(group['skips'])}"
+    yield "flags, all bad", f"{group['flags']:,}, {group['all_bad']:,}"
+    for key, name in MEASURES.items():
+        yield name, _measure(group["agreement"][key])
+    yield "with themselves", _measure(group["self_agreement"])
+    yield "position effect", _position(group["position_effect"])
+    for k, means in group["position_effect"]["mean_rank"].items():
+        yield f"  mean rank of {k}, by place", "  ".join(f"{mean:.2f}" for mean in means)
+
+
+def _row(name: str, one: dict[str, Any]) -> tuple[str, ...]:
+    return (
+        name,
+        f"{one['rankings']:,}",
+        f"{sum(one['skips'].values()):,}",
+        f"{one['flags']:,}",
+        f"{one['all_bad']:,}",
+        _number(one["median_seconds"]),
+        _number(one["rankings_per_hour"]),
+        _measure(one["self_agreement"]),
+        _position(one["position_effect"]),
+    )
+
+
+def _measure(measure: dict[str, Any]) -> str:
+    if measure["value"] is None:
+        return f"{NOT_YET} ({measure['reason']})"
+    if measure["low"] is None:
+        return f"{measure['value']:.3f} ({measure['reason']})"
+    return f"{measure['value']:.3f} ({measure['low']:.3f} to {measure['high']:.3f}, {measure['items']:,} items)"
+
+
+def _position(effect: dict[str, Any]) -> str:
+    if effect["p_value"] is None:
+        return f"{NOT_YET} ({effect['reason']})"
+    return f"p = {effect['p_value']:.3f} ({effect['rankings']:,} rankings)"
+
+
+def _number(value: float | None) -> str:
+    return NOT_YET if value is None else f"{value:,.1f}"
+
+
+def _reasons(skips: dict[str, int]) -> str:
+    said = "; ".join(f"{count}: {reason}" for reason, count in skips.items())
+    return f" ({said})" if said else ""

@@ -1,0 +1,263 @@
+"""Programs that rank in place of people: the built-in world's gold rater, a reward model, or a Python function.
+
+    rank_with_program(store, "pocketworld", seed=0)
+    rank_with_program(store, "runs/pocket/rm", seed=0)
+    rank_with_program(store, "my_rater:by_length", seed=0)
+
+Each gives a score to every response, and the scores are ranked. What they say goes into the same store as what people
+say, under annotators marked as programs. Importing this loads no torch.
+"""
+
+import hashlib
+import json
+import math
+import random
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from chatpipe import pocketworld
+from chatpipe.checkpoints import checkpoint_id, read_manifest
+from chatpipe.data.sources import build_world
+from chatpipe.data.template import Message
+from chatpipe.errors import UsageError
+from chatpipe.models.folder import check_model, looks_like_path
+from chatpipe.ppo.functions import check_function, source_fingerprint
+from chatpipe.ranking.answers import Answer, blank
+from chatpipe.ranking.items import Item
+from chatpipe.ranking.store import Store
+from chatpipe.recipe import load_recipe
+from chatpipe.recipe.schema import POCKETWORLD, Pocketworld
+
+KEY = "--rater"
+RECIPE = "pocket"
+"""The packaged recipe whose world and noise stand where none are given."""
+TOO_LONG = "an answer is longer than the reward model reads"
+ITEMS_AT_ONCE = 32
+MAX_LENGTH = 2**31
+"""Tokens of an answer with its prompt, where nothing bounds them."""
+
+Asked = tuple[list[Message], list[str]]
+"""A prompt, and the responses to it."""
+Scorer = Callable[[Sequence[Asked]], list[list[float] | None]]
+"""The score of each response to each prompt, higher is better; None where the responses cannot be read."""
+
+
+@dataclass(frozen=True)
+class Rater:
+    """Ranks by what `score` says, with noise of `temperature`; `made_from` tells one way to score from another."""
+
+    score: Scorer
+    made_from: str
+    temperature: float
+    seed: int
+
+    def rank(self, asked: Sequence[Asked]) -> list[list[int] | None]:
+        """The ranks of the responses to each prompt (`pocketworld.rank`); None where they cannot be read.
+
+        The noise depends on the seed, the prompt and the responses alone, not on what is ranked beside them.
+        """
+        return [self._ranks(one, scores) for one, scores in zip(asked, self.score(asked), strict=True)]
+
+    def _ranks(self, asked: Asked, scores: list[float] | None) -> list[int] | None:
+        if scores is None:
+            return None
+        noise = random.Random(json.dumps([self.seed, *asked]))
+        return pocketworld.rank(scores, asked[1], noise, self.temperature)
+
+
+@dataclass(frozen=True)
+class Ranked:
+    """What a program did: how many items it `ranked` and `skipped` (by reason), and how many it had done `before`."""
+
+    annotator: str
+    ranked: int
+    before: int
+    skipped: dict[str, int]
+
+    def to_json(self) -> dict[str, Any]:
+        """The one object of `--json`."""
+        return asdict(self)
+
+
+def check_rater(name: str, key: str = KEY) -> None:
+    """Raises `UsageError` naming `key` where `name` is no rater, as far as files tell that without torch."""
+    if name == POCKETWORLD:
+        return
+    if _is_function(name):
+        check_function(name, key)
+    else:
+        check_model(name, "reward", key)
+
+
+def rater_fingerprint(name: str, key: str = KEY) -> str:
+    """What tells one rater from another of the same name: of a model its weights, of a function its source."""
+    return source_fingerprint(name, key) if _is_function(name) else checkpoint_id(name)
+
+
+def rank_with_program(
+    store: Store,
+    rater: str,
+    *,
+    seed: int,
+    temperature: float | None = None,
+    world: Pocketworld | None = None,
+    annotator: str | None = None,
+    on_ranked: Callable[[int], None] | None = None,
+) -> Ranked:
+    """Has a program rank all items of `store`, but those that it has ranked before under the same name.
+
+    `rater` is `pocketworld`, a reward model's folder or hub id, or `module:function` as in `ppo.reward`. `temperature`
+    is the noise in units of the scores, 0 for none; without one, pocketworld has that of the recipe `pocket`, others
+    none. `world` is that of pocketworld, by default the recipe's too. `annotator` is the name in the store, by default
+    `rater`. `on_ranked` hears how many of all items are done.
+
+    Raises `UsageError` where the rater cannot be used, or has ranked here under this name with other settings.
+    """
+    check_rater(rater)
+    program = load_rater(rater, seed, temperature, world)
+    annotator = annotator or rater
+    store.add_annotator(annotator, "program")
+    settings = _settings_of(program)
+    before = _done_before(store, annotator, settings)
+    left = [item for item in store.items if item.id not in before]
+    skipped: Counter[str] = Counter()
+    done = 0
+    for start in range(0, len(left), ITEMS_AT_ONCE):
+        items = left[start : start + ITEMS_AT_ONCE]
+        for item, ranks in zip(items, program.rank([(item.prompt, item.responses) for item in items]), strict=True):
+            _store_ranks(store, annotator, item, ranks, settings)
+            if ranks is None:
+                skipped[TOO_LONG] += 1
+        done += len(items)
+        if on_ranked is not None:
+            on_ranked(len(before) + done)
+    return Ranked(annotator, done - skipped.total(), len(before), dict(skipped))
+
+
+def load_rater(name: str, seed: int, temperature: float | None = None, world: Pocketworld | None = None) -> Rater:
+    """The rater of that name, as `rank_with_program` describes it."""
+    if name == POCKETWORLD:
+        recipe = load_recipe(RECIPE).recipe
+        noise = recipe.rank.temperature if temperature is None else temperature
+        return _gold_rater(world or recipe.pocketworld, seed, noise)
+    if _is_function(name):
+        return Rater(_function_scorer(name), rater_fingerprint(name), temperature or 0.0, seed)
+    return Rater(_model_scorer(name), rater_fingerprint(name), temperature or 0.0, seed)
+
+
+def _is_function(name: str) -> bool:
+    return ":" in name and "/" not in name
+
+
+# ---- the three ways to score ----
+
+
+def _gold_rater(settings: Pocketworld, seed: int, temperature: float) -> Rater:
+    gold = pocketworld.GoldRater(build_world(settings))
+
+    def score(asked: Sequence[Asked]) -> list[list[float] | None]:
+        return [[gold.rate(prompt, response).score for response in responses] for prompt, responses in asked]
+
+    return Rater(score, f"world {settings.seed} {settings.people}", temperature, seed)
+
+
+def _function_scorer(name: str) -> Scorer:
+    """A function as `ppo.reward` takes them: it is held to one finite number for each response, by its name."""
+    from chatpipe.ppo.functions import load_function
+    from chatpipe.ppo.rewards import CheckedFunction
+
+    function = CheckedFunction(load_function(name, KEY))
+
+    def score(asked: Sequence[Asked]) -> list[list[float] | None]:
+        prompts: list[str | list[Message]] = [prompt for prompt, responses in asked for _ in responses]
+        responses = [response for _, some in asked for response in some]
+        try:
+            said = function(prompts, responses, [True] * len(responses)).tolist()
+        except UsageError:
+            raise
+        except Exception as problem:  # the function is the user's, and may raise anything
+            reason = f"{type(problem).__name__}: {problem}"
+            raise UsageError(f"{KEY} = {name} broke off: {reason}.", "Mend the function.") from problem
+        given = iter(said)
+        return [[next(given) for _ in some] for _, some in asked]
+
+    return score
+
+
+def _model_scorer(name: str) -> Scorer:
+    """A reward model, which reads answers as it did in training."""
+    from chatpipe.data.rows import BadRow
+    from chatpipe.data.template import add_chat_template
+    from chatpipe.evaluation.rankings import EVAL_BATCH_SIZE
+    from chatpipe.generation.engine import context_length
+    from chatpipe.guards.models import embeddings_too_few
+    from chatpipe.models.loading import load_reward_model, load_tokenizer, placed
+    from chatpipe.reward.batches import encode_answers
+    from chatpipe.reward.model import sequence_scores
+
+    tokenizer, model = load_tokenizer(name), placed(load_reward_model(name))
+    add_chat_template(tokenizer)
+    finding = embeddings_too_few(tokenizer, {KEY: model})
+    if finding is not None:
+        raise UsageError(finding.what, "Give a reward model whose tokenizer has a chat template and a pad token.")
+    max_length = min(_trained_on(name), context_length(model) or MAX_LENGTH)
+
+    def encoded(asked: Asked) -> list[list[int]] | None:
+        try:
+            return encode_answers(tokenizer, *asked, max_length)
+        except BadRow:
+            return None
+
+    def score(asked: Sequence[Asked]) -> list[list[float] | None]:
+        read = [encoded(one) for one in asked]
+        flat = [ids for sequences in read for ids in sequences or ()]
+        said = sequence_scores(model, flat, tokenizer.pad_token_id, EVAL_BATCH_SIZE).tolist()
+        if not all(map(math.isfinite, said)):
+            raise UsageError(
+                f"{KEY} = {name} gives NaN or infinity for an answer.", "Its weights are broken: train it anew."
+            )
+        given = iter(said)
+        return [None if sequences is None else [next(given) for _ in sequences] for sequences in read]
+
+    return score
+
+
+def _trained_on(name: str) -> int:
+    """The `rm.max_length` that a reward model of ours was made with: longer prompts lose their beginning."""
+    manifest = read_manifest(Path(name).expanduser()) if looks_like_path(name) else None
+    return manifest.settings.get("rm.max_length", MAX_LENGTH) if manifest else MAX_LENGTH
+
+
+# ---- what it said, in the store ----
+
+
+def _settings_of(program: Rater) -> str:
+    """16 hex digits that stand for all that decides how a program ranks."""
+    text = json.dumps([program.made_from, program.temperature, program.seed])
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def _done_before(store: Store, annotator: str, settings: str) -> set[str | None]:
+    """The tasks that this annotator has answered. Raises `UsageError` where it did with other settings."""
+    answered = [event for event in store.events(annotator) if event.action in ("submit", "skip")]
+    if any(not event.key.endswith(settings) for event in answered):
+        raise UsageError(
+            f"{KEY}: {annotator} has ranked in {store.path} before, as another program, or with another seed or noise.",
+            "Run it with the same settings, or name another --store.",
+        )
+    return {event.task for event in answered}
+
+
+def _store_ranks(store: Store, annotator: str, item: Item, ranks: list[int] | None, settings: str) -> None:
+    """Two events, each of which is there once however often it is tried."""
+    order = list(range(len(item.responses)))
+    store.append(annotator, "show", item.id, {"order": order}, f"show {item.id} {settings}")
+    if ranks is None:
+        body = {"reason": TOO_LONG, "answer": blank(len(order)).to_body()}
+        store.append(annotator, "skip", item.id, body, f"skip {item.id} {settings}")
+    else:
+        body = {"answer": Answer([*ranks]).to_body()}
+        store.append(annotator, "submit", item.id, body, f"submit {item.id} {settings}")

@@ -1,0 +1,186 @@
+"""The measures against scipy and krippendorff, by hand, and in simulations whose truth is known."""
+
+from itertools import combinations
+
+import krippendorff
+import numpy as np
+import pytest
+from scipy.stats import friedmanchisquare, kendalltau
+
+from chatpipe.evaluation.intervals import resampled_interval, share_interval
+from chatpipe.ranking.agreement import (
+    alpha_of,
+    coincidences,
+    kendall_w,
+    mid_ranks,
+    ordinal_alpha,
+    pair_agreements,
+    tau_b,
+)
+
+CASES = 10_000
+nan = np.nan
+
+
+def matrices(seed: int) -> list[np.ndarray]:
+    """Annotators x items, 2 to 6 by 2 to 9: dense ranks with many ties, a fifth of them missing here and there."""
+    rng = np.random.default_rng(seed)
+    found = []
+    for _ in range(CASES):
+        m, n = rng.integers(2, 7), rng.integers(2, 10)
+        drawn = rng.integers(0, rng.integers(2, n + 2), size=(m, n))
+        ranks = np.array([np.unique(row, return_inverse=True)[1] + 1.0 for row in drawn])
+        ranks[rng.random((m, n)) < rng.choice([0, 0.05, 0.2])] = nan
+        found.append(ranks)
+    return found
+
+
+def test_tau_b_is_scipys():
+    defined = 0
+    for ranks in matrices(1):
+        first, second = ranks[:2]
+        both = ~np.isnan(first) & ~np.isnan(second)
+        expected = kendalltau(first[both], second[both]).statistic if both.sum() > 1 else nan
+        assert tau_b(first, second) == pytest.approx(expected, abs=1e-9, nan_ok=True)
+        defined += not np.isnan(expected)
+    assert defined > CASES / 2
+
+
+def test_w_is_that_of_friedmans_test_in_scipy():
+    # scipy takes many tests of one shape at once.
+    of_shape: dict[tuple[int, int], list[tuple[np.ndarray, np.ndarray]]] = {}
+    for ranks in matrices(2):
+        kept = ranks[~np.isnan(ranks).all(1)]
+        kept = kept[:, ~np.isnan(kept).any(0)]
+        of_shape.setdefault(kept.shape, []).append((ranks, kept))
+    compared = 0
+    for (m, n), cases in of_shape.items():
+        ours = np.array([kendall_w(ranks) for ranks, _ in cases])
+        if m < 2 or n < 2:
+            assert np.isnan(ours).all()
+        elif n > 2:  # Friedman's test has three items at least
+            stacked = np.stack([kept for _, kept in cases])
+            with np.errstate(invalid="ignore", divide="ignore"):
+                chi = friedmanchisquare(*np.moveaxis(stacked, 2, 0), axis=1).statistic
+            np.testing.assert_allclose(ours, chi / (m * (n - 1)), atol=1e-9, rtol=0)
+            compared += np.isfinite(chi).sum()
+        else:
+            # Of two items: the square of the share by which one is more often before the other, among untied rows.
+            before = np.array([np.sign(kept[:, 1] - kept[:, 0]) for _, kept in cases])
+            with np.errstate(invalid="ignore"):
+                expected = before.sum(1) ** 2 / (m * np.abs(before).sum(1))
+            np.testing.assert_allclose(ours, expected, atol=1e-9, rtol=0)
+    assert compared > CASES / 2
+
+
+def test_alpha_is_krippendorffs():
+    defined = 0
+    for ranks in matrices(3):
+        together = ranks[:, (~np.isnan(ranks)).sum(0) >= 2]
+        if len(np.unique(together[~np.isnan(together)])) < 2:
+            assert np.isnan(ordinal_alpha(ranks))
+            continue
+        expected = krippendorff.alpha(reliability_data=ranks, level_of_measurement="ordinal")
+        assert ordinal_alpha(ranks) == pytest.approx(expected, abs=1e-9)
+        defined += 1
+    assert defined > CASES / 2
+
+
+def test_pair_agreement_is_counted_pair_by_pair():
+    def by_hand(ranks: np.ndarray) -> list[float]:
+        found = []
+        for one, other in combinations(ranks, 2):
+            for i, j in combinations(range(ranks.shape[1]), 2):
+                if np.isnan([one[i], one[j], other[i], other[j]]).any():
+                    continue
+                orders = np.sign(one[i] - one[j]), np.sign(other[i] - other[j])
+                found.append(1.0 if orders[0] == orders[1] else 0.5 if 0 in orders else 0.0)
+        return found
+
+    for ranks in matrices(4)[:1000]:
+        assert pair_agreements(ranks).tolist() == by_hand(ranks)
+
+
+def test_pair_agreement_without_ties_is_kendalls_tau():
+    rng = np.random.default_rng(5)
+    for _ in range(200):
+        ranks = np.array([rng.permutation(7), rng.permutation(7)], dtype=float)
+        assert pair_agreements(ranks).mean() == pytest.approx((kendalltau(*ranks).statistic + 1) / 2, abs=1e-12)
+
+
+def test_what_is_not_defined_is_nan():
+    tied, alone = np.ones((3, 4)), np.array([[1.0, 2, 3], [nan, nan, nan]])
+    assert np.isnan([kendall_w(tied), tau_b(*tied[:2]), ordinal_alpha(tied)]).all()
+    assert np.isnan([kendall_w(alone), tau_b(*alone), ordinal_alpha(alone)]).all()
+    assert pair_agreements(alone).size == 0
+    assert pair_agreements(tied).tolist() == [1.0] * 18
+
+
+@pytest.mark.parametrize("measure", [kendall_w, ordinal_alpha, lambda ranks: pair_agreements(ranks).mean()])
+def test_agreement_is_one_where_all_agree_and_the_order_of_annotators_and_items_changes_nothing(measure):
+    row = [2.0, 1, 3, 3, 1]
+    assert measure(np.array([row, row, row])) == pytest.approx(1)
+    ranks = np.array([row, [1, 2, 3, 3, 3], [3, 3, 2, 1, 1]])
+    rng = np.random.default_rng(6)
+    moved = ranks[rng.permutation(3)][:, rng.permutation(5)]
+    assert measure(moved) == pytest.approx(measure(ranks), abs=1e-12)
+
+
+def test_ranks_between_which_ties_stand_are_the_mean():
+    assert mid_ranks(np.array([[1.0, 1, 2, 3], [4, 4, 4, 4]])).tolist() == [[1.5, 1.5, 3, 4], [2.5] * 4]
+
+
+# ---- intervals ----
+
+PROMPTS = 50
+LEVELS = np.arange(1.0, 5)
+
+
+def simulated(rng: np.random.Generator, prompts: int) -> np.ndarray:
+    """Three annotators rank four answers to each prompt, with noise around a truth that is clearer here than there.
+
+    Every fourth answer is put on the level of its neighbour: [prompts, 3, 4].
+    """
+    truth = rng.normal(size=(prompts, 1, 4)) * rng.gamma(2, size=(prompts, 1, 1))
+    seen = truth + rng.normal(size=(prompts, 3, 4))
+    order = seen.argsort(2).argsort(2)
+    return np.where((order == 3) & (rng.random(order.shape) < 0.5), 2, order) + 1.0
+
+
+@pytest.fixture(scope="module")
+def many() -> np.ndarray:
+    return simulated(np.random.default_rng(7), 10_000)
+
+
+def coverage(truth: float, values: np.ndarray, interval) -> float:
+    """How often the interval of PROMPTS prompts, drawn from all of `values`, covers the truth of all."""
+    rng = np.random.default_rng(8)
+    trials = 1000
+    covered = 0
+    for trial in range(trials):
+        low, high = interval(values[rng.integers(len(values), size=PROMPTS)], trial)
+        covered += low <= truth <= high
+    return covered / trials
+
+
+@pytest.mark.parametrize("measure", [lambda ranks: pair_agreements(ranks).mean(), kendall_w], ids=["pairs", "w"])
+def test_interval_of_a_mean_over_prompts_covers_the_truth(many, measure):
+    values = np.array([measure(ranks) for ranks in many])
+    found = coverage(values.mean(), values, lambda drawn, seed: share_interval(drawn, range(PROMPTS), seed))
+    assert 0.93 <= found <= 0.97
+
+
+def test_interval_of_alpha_covers_the_truth(many):
+    totals = np.array([coincidences(ranks, LEVELS).ravel() for ranks in many])
+
+    def alpha(sums: np.ndarray) -> np.ndarray:
+        return alpha_of(sums.reshape(-1, 4, 4))
+
+    truth = alpha(totals.sum(0)).item()
+    found = coverage(truth, totals, lambda drawn, seed: resampled_interval(drawn, alpha, seed, resamples=500))
+    assert 0.93 <= found <= 0.97
+
+
+def test_alpha_of_many_prompts_is_that_of_their_matrices_side_by_side(many):
+    together = sum(coincidences(ranks, LEVELS) for ranks in many[:200])
+    assert alpha_of(together) == pytest.approx(ordinal_alpha(np.concatenate(many[:200], 1)), abs=1e-12)
