@@ -35,6 +35,8 @@ class Manifest:
     """Dotted recipe keys that decide what comes out."""
     seed: int
     processes: int
+    round: int = 1
+    """Of rm and ppo: which of the run's rounds made it."""
     evaluation: dict[str, Any] = field(default_factory=dict)
     """Dotted recipe keys that decide how the result was measured, and nothing of the result."""
     seconds: float = 0.0

@@ -38,6 +38,12 @@ class TrainingError(ChatpipeError):
     """A stage could not go on: non-finite losses, no disk space, a failed rank (exit 1)."""
 
 
+class WaitingForRankings(ChatpipeError):
+    """The run goes on when people have ranked what it sampled (exit 3)."""
+
+    exit_code = ExitCode.WAITING_FOR_RANKINGS
+
+
 class Interrupted(ChatpipeError):
     """The user interrupted a stage; its resume point is saved (exit 130)."""
 

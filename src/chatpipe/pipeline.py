@@ -1,7 +1,6 @@
 """Chains the stages of a recipe: what is done is skipped, what broke off goes on, rankings are made in between."""
 
 import importlib
-import json
 import os
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -12,17 +11,24 @@ from typing import Any
 
 import yaml
 
-from chatpipe import console
-from chatpipe.checkpoints import Manifest, checkpoint_id, read_manifest, write_manifest
-from chatpipe.data.load import load_rankings
-from chatpipe.data.sources import check_sources, data_fingerprints
+from chatpipe.checkpoints import Manifest, read_manifest, write_manifest
 from chatpipe.durable import PARTIAL, replace_text
 from chatpipe.errors import UsageError
 from chatpipe.locking import alone_in
 from chatpipe.recipe.loading import flatten, load_recipe
-from chatpipe.recipe.schema import POCKETWORLD, STAGES, Recipe
+from chatpipe.recipe.schema import Recipe
 from chatpipe.stages.checking import Check, check_job, job_checks
-from chatpipe.stages.job import Job, Outcome, Standing, rankings_blocks, rankings_file
+from chatpipe.stages.job import (
+    STAGES_OF_ROUNDS,
+    Job,
+    Outcome,
+    Standing,
+    folder_in_run,
+    in_round,
+    rankings_file,
+    run_ranks,
+)
+from chatpipe.stages.ranking import check_rankings_apart, check_rankings_can_be_made, ensure_rankings, forget_rankings
 from chatpipe.training import launch
 from chatpipe.training.batches import micro_batches
 
@@ -53,10 +59,16 @@ class StageResult:
     skipped: bool
     measured_otherwise: list[str] = field(default_factory=list)
 
+    @property
+    def name(self) -> str:
+        """The stage, in later rounds with the round's number, as its folder in a run is called."""
+        return self.stage if self.manifest.round == 1 else f"{self.stage}.{self.manifest.round}"
+
     def to_json(self) -> dict[str, Any]:
-        """The object of the contract."""
+        """The object of the contract; in later rounds with the round's number."""
         return {
             "stage": self.stage,
+            **({"round": self.manifest.round} if self.manifest.round > 1 else {}),
             "out": str(self.out),
             "seconds": round(self.manifest.seconds, 1),
             "processes": self.manifest.processes,
@@ -66,8 +78,11 @@ class StageResult:
         }
 
 
-def run_recipe(recipe: Recipe, how: How, on_result: Callable[[StageResult], None]) -> list[StageResult]:
-    """Runs all four stages of a recipe in its folder; `on_result` hears of each as soon as it is there."""
+def run_recipe(recipe: Recipe, how: How, on_result: Callable[[StageResult], None]) -> None:
+    """Runs all stages and rounds of a recipe in its folder; `on_result` hears of each as soon as it is there.
+
+    Raises `WaitingForRankings` where people are to rank first.
+    """
     if launch.is_rank():
         raise UsageError(
             "`chatpipe run` starts its processes itself, and runs under no launcher.",
@@ -75,22 +90,20 @@ def run_recipe(recipe: Recipe, how: How, on_result: Callable[[StageResult], None
         )
     check_recipe(recipe)
     check_folder(recipe, how.fresh)
-    jobs = [Job.of(recipe, stage) for stage in STAGES]
+    jobs = Job.all_of(recipe)
     for job in jobs:
         micro_batches(job.section, how.processes, job.stage)
-    results = []
     with alone_in(Path(recipe.out)):
         if how.fresh:
-            for job in jobs:
+            for job in _jobs_in_folder(recipe):
                 job.clear()
-            _forget_rankings(recipe)
+                if job.stage == "rm":
+                    forget_rankings(job.recipe)
         write_recipe(recipe, Path(recipe.out) / RECIPE_FILE)
         for job in jobs:
             if job.stage == "rm":
-                _ensure_rankings(recipe)
-            results.append(run_stage(job, how, _standing(job, how)))
-            on_result(results[-1])
-    return results
+                _ensure_rankings(job)
+            on_result(run_stage(job, how, _standing(job, how)))
 
 
 def run_one(recipe: Recipe, stage: str, how: How, out: str | None) -> StageResult:
@@ -105,12 +118,12 @@ def run_one(recipe: Recipe, stage: str, how: How, out: str | None) -> StageResul
         with alone_in(Path(out or recipe.out)):
             job.clear()
             if stage == "rm" and out is None:
-                _forget_rankings(recipe)
+                forget_rankings(recipe)
     with alone_in(Path(out or recipe.out)):
-        if stage == "rm" and (out is None or recipe.rm.data is None):
+        if stage == "rm" and (out is None or run_ranks(recipe)):
             if rankings_file(recipe).exists():
                 _standing(job, how)  # refuses a changed recipe before the rankings of the finished stage are replaced
-            _ensure_rankings(recipe)
+            _ensure_rankings(job)
         standing = _standing(job, how)
         if out is None:
             _note_in_run(recipe, stage)
@@ -127,8 +140,8 @@ def check_stage(recipe: Recipe, stage: str, out: str | None, reads_data: bool = 
     job = Job.of(recipe, stage, out)
     if out is None:
         _check_run(recipe)
-    if stage == "rm" and recipe.rm.data is None:
-        _check_rankings_can_be_made(recipe)
+    if stage == "rm" and run_ranks(recipe):
+        check_rankings_can_be_made(recipe)
     check_job(job, reads_data=reads_data)
     return job
 
@@ -141,15 +154,16 @@ def check_recipe(recipe: Recipe) -> None:
 
 def recipe_checks(recipe: Recipe) -> Iterator[tuple[str, str, Check]]:
     """Stage, recipe key and check of whatever can be known to be wrong before the first stage starts, without torch."""
+    yield "", "round", partial(_check_round, recipe)
     done: frozenset[str] = frozenset()
-    for stage in STAGES:
-        for key, check in job_checks(Job.of(recipe, stage), made_by_this_run=done):
-            yield stage, key, check
-        done |= {stage}
-    if recipe.rm.data is None:
-        yield "rm", "sample.data", partial(_check_rankings_can_be_made, recipe)
-    else:
-        yield "rm", "rankings", partial(_check_rankings_apart, recipe)
+    for job in Job.all_of(in_round(recipe, 1)):
+        for key, check in job_checks(job, made_by_this_run=done):
+            yield job.stage, key, check
+        done |= {job.stage}
+    if recipe.rm.data is None or recipe.rounds > 1:
+        yield "rm", "sample.data", partial(check_rankings_can_be_made, recipe)
+    if recipe.rm.data is not None:
+        yield "rm", "rankings", partial(check_rankings_apart, recipe)
     yield "ppo", "pretrain.architecture.n_positions", partial(_check_answers_fit, recipe)
 
 
@@ -207,34 +221,11 @@ def launch_command(job: Job, how: How) -> list[str]:
     return launch.accelerate_command(how.processes, how.launch, how.accelerate_flags, arguments)
 
 
-def _ensure_rankings(recipe: Recipe) -> None:
-    """Makes the run's rankings file: ranked now, or written down as `rm.data` was read.
-
-    Beside it stands what it was made from; one that was made from something else is made anew.
-    """
-    from chatpipe.ranking.making import make_rankings, write_rankings
-
-    path = rankings_file(recipe)
-    made_from = _rankings_made_from(recipe)
-    note = path.with_suffix(".json")
-    if path.exists() and note.exists() and json.loads(note.read_text(encoding="utf-8")) == made_from:
-        return
-    if recipe.rm.data is None:
+def _ensure_rankings(job: Job) -> None:
+    """Makes the rankings that rm of this round learns from."""
+    if run_ranks(job.recipe):
         _prepare_process()
-        count = make_rankings(recipe, Job.of(recipe, "rm").models["model"], path)
-        console.note(f"rank: {count} rankings of {recipe.sample.k} answers written to {path}")
-    else:
-        loaded = load_rankings(rankings_blocks(recipe), recipe.pocketworld, "rm.data")
-        write_rankings(path, [*loaded.train, *loaded.held_out])
-    replace_text(note, json.dumps(made_from, indent=2))
-
-
-def _rankings_made_from(recipe: Recipe) -> dict[str, Any]:
-    """What decides what stands in the run's rankings file."""
-    if recipe.rm.data is not None:
-        return {"rm.data": data_fingerprints(recipe.rm.data, "rm.data")}
-    sections = {name: getattr(recipe, name).model_dump(mode="json") for name in ("sample", "rank", "pocketworld")}
-    return {"model": checkpoint_id(Job.of(recipe, "rm").models["model"]), "seed": recipe.seed, **sections}
+    ensure_rankings(job.recipe)
 
 
 def write_recipe(recipe: Recipe, path: Path) -> None:
@@ -256,15 +247,22 @@ def check_folder(recipe: Recipe, fresh: bool) -> None:
     if before is None and any(path.suffix != PARTIAL for path in run.iterdir()):
         raise UsageError(f"out = {run} holds something that chatpipe did not make.", "Choose another folder: out=.")
     if fresh:
-        for stage in STAGES:  # all of them before the first is deleted
-            Job.of(recipe, stage).check_ours()
+        for job in _jobs_in_folder(recipe):  # all of them before the first is deleted
+            job.check_ours()
     if before is None or fresh:
         return
     _check_same_run(before, recipe)
-    for stage in STAGES:
-        job = Job.of(recipe, stage)
-        if job.folder.exists() and (stage != "rm" or rankings_file(recipe).exists()):
+    for job in Job.all_of(recipe):
+        if job.folder.exists() and (job.stage != "rm" or rankings_file(job.recipe).exists()):
             job.standing()
+
+
+def _jobs_in_folder(recipe: Recipe) -> list[Job]:
+    """The jobs of the run and of the further rounds that its folder holds."""
+    rounds = recipe.rounds
+    while any(folder_in_run(recipe, stage, rounds + 1).exists() for stage in STAGES_OF_ROUNDS):
+        rounds += 1
+    return Job.all_of(recipe.model_copy(update={"rounds": rounds}))
 
 
 def _note_in_run(recipe: Recipe, stage: str) -> None:
@@ -274,7 +272,7 @@ def _note_in_run(recipe: Recipe, stage: str) -> None:
     if before is not None:
         sections = {stage, *(("sample", "rank") if stage == "rm" else ())}
         recipe = before.model_copy(update={name: getattr(recipe, name) for name in sections})
-    write_recipe(recipe, run / RECIPE_FILE)
+    write_recipe(in_round(recipe, 1), run / RECIPE_FILE)
 
 
 def _check_run(recipe: Recipe) -> None:
@@ -282,24 +280,7 @@ def _check_run(recipe: Recipe) -> None:
     before = _recipe_of_run(Path(recipe.out))
     if before is not None:
         _check_same_run(before, recipe)
-    _check_rankings_apart(recipe)
-
-
-def _check_rankings_apart(recipe: Recipe) -> str:
-    """The run writes down what it was ranked by: that file cannot be what `rm.data` names."""
-    written = rankings_file(recipe).resolve()
-    if any(Path(block.source).resolve() == written for block in recipe.rm.data or []):
-        raise UsageError(
-            f"rm.data = {rankings_file(recipe)} is the file into which this run writes its rankings.",
-            "Copy it to another place and give the copy, or leave rm.data out.",
-        )
-    return str(rankings_file(recipe))
-
-
-def _forget_rankings(recipe: Recipe) -> None:
-    """Deletes the rankings that the run made; those of `rm.data` are only written down anew."""
-    if recipe.rm.data is None:
-        rankings_file(recipe).unlink(missing_ok=True)
+    check_rankings_apart(recipe)
 
 
 def _recipe_of_run(run: Path) -> Recipe | None:
@@ -318,13 +299,22 @@ def _check_same_run(before: Recipe, now: Recipe) -> None:
         )
 
 
+def _check_round(recipe: Recipe) -> str:
+    if recipe.round != 1:
+        raise UsageError(
+            f"round = {recipe.round} is for one stage alone, such as `chatpipe ppo RECIPE round={recipe.round}`.",
+            "A run takes all its rounds: rounds=N.",
+        )
+    return f"1 to {recipe.rounds}"
+
+
 def _check_answers_fit(recipe: Recipe) -> str:
     """How much a new model reads stands in the recipe: answers that leave no room for a prompt are known beforehand."""
     if recipe.pretrain.model is not None or recipe.sft.model is not None:
         return "not the run's own model"
     positions = recipe.pretrain.architecture.n_positions
     lengths = {"evaluation.max_new_tokens": recipe.evaluation.max_new_tokens}
-    if recipe.rm.data is None:
+    if recipe.rm.data is None or recipe.rounds > 1:
         lengths["sample.max_new_tokens"] = recipe.sample.max_new_tokens
     if recipe.ppo.model is None:
         lengths["ppo.response_length"] = recipe.ppo.response_length
@@ -335,18 +325,6 @@ def _check_answers_fit(recipe: Recipe) -> str:
                 "Lower it, or raise pretrain.architecture.n_positions.",
             )
     return f"room for answers in {positions} tokens"
-
-
-def _check_rankings_can_be_made(recipe: Recipe) -> str:
-    """A run makes rankings in the built-in world alone, where somebody knows what is true."""
-    check_sources(recipe.sample.data, "rm.data (or sample.data, to have rankings made)")
-    for block in recipe.sample.data or []:
-        if block.source != POCKETWORLD:
-            raise UsageError(
-                f"sample.data = {block.source}: nobody can rank answers to these prompts in the run.",
-                "Give rankings of your own with rm.data=FILE; sample.data takes pocketworld.",
-            )
-    return f"{recipe.sample.prompts} prompts, {recipe.sample.k} answers each"
 
 
 def _prepare_process() -> None:

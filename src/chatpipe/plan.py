@@ -5,13 +5,14 @@ import shlex
 from pathlib import Path
 from typing import Any
 
+from chatpipe.data.judgements import judged_alike
 from chatpipe.data.load import load_prompts, load_rankings, stream_conversations
 from chatpipe.data.report import Report
 from chatpipe.data.split import HELD_OUT_SHARE
 from chatpipe.models.weights import parameters_in
 from chatpipe.pipeline import How, launch_command
-from chatpipe.recipe.schema import Recipe
-from chatpipe.stages.job import PARENTS, Job, rankings_file
+from chatpipe.recipe.schema import DataBlock, Recipe
+from chatpipe.stages.job import PARENTS, Job, given_model, in_round, parent_of, rankings_file
 from chatpipe.training.batches import micro_batches
 from chatpipe.training.flops import flops_per_token
 
@@ -19,14 +20,13 @@ CHINCHILLA_TOKENS = 20
 """For each parameter, where compute is spent best (arXiv 2203.15556, table 3)."""
 
 
-def plan_stage(recipe: Recipe, stage: str, how: How, out: str | None = None) -> dict[str, Any]:
-    """The plan of one stage, in the run's folder or in `out`; `unknown` stands where only a hub could tell.
+def plan_stage(job: Job, how: How) -> dict[str, Any]:
+    """The plan of one stage; `unknown` stands where only a hub could tell.
 
     Raises `UsageError` where the processes cannot share the batches.
     """
-    job = Job.of(recipe, stage, out)
-    micro_batches(job.section, how.processes, stage)
-    plan: dict[str, Any] = {"stage": stage, "out": str(job.folder), "processes": how.processes}
+    micro_batches(job.section, how.processes, job.stage)
+    plan: dict[str, Any] = {"stage": job.stage, "out": str(job.folder), "processes": how.processes}
     plan["parameters"] = _parameters(job)
     plan.update(_amounts(job))
     plan["models"] = ", ".join(job.models.values()) or "a new one"
@@ -45,8 +45,9 @@ def _parameters(job: Job) -> int | str:
     model = Path(job.models["model"]).expanduser()
     if model.is_dir():
         return saved_parameters(model)
-    if getattr(job.section, "model", None) is None and PARENTS[job.stage].get("model"):
-        return _parameters(Job.of(job.recipe, PARENTS[job.stage]["model"]))
+    if given_model(job.recipe, job.stage, "model") is None and PARENTS[job.stage].get("model"):
+        stage, number = parent_of(job.recipe, job.stage, "model")
+        return _parameters(Job.of(in_round(job.recipe, number), stage))
     return "unknown"
 
 
@@ -82,14 +83,22 @@ def _of_sft(job: Job) -> dict[str, Any]:
 
 def _of_rm(job: Job) -> dict[str, Any]:
     recipe = job.recipe
-    if recipe.rm.data is None and not rankings_file(recipe).exists():
-        rankings = round((1 - HELD_OUT_SHARE) * recipe.sample.prompts)
-    else:
-        rankings = len(load_rankings(job.data()["rm.data"], recipe.pocketworld, "rm.data").train)
+    blocks = job.data()["rm.data"]
+    to_be_made = [block for block in blocks if _is_to_be_made(recipe, block)]
+    there = [block for block in blocks if block not in to_be_made]
+    train = load_rankings(there, recipe.pocketworld, "rm.data").train if there else []
+    made = round((1 - HELD_OUT_SHARE) * recipe.sample.prompts * sum(block.weight for block in to_be_made))
+    rankings, prompts = len(train) + made, len(judged_alike(train)) + made
     return {
         "rankings": rankings,
-        "steps": math.ceil(math.ceil(rankings / recipe.rm.batch_size) * recipe.rm.num_train_epochs),
+        "steps": math.ceil(math.ceil(prompts / recipe.rm.batch_size) * recipe.rm.num_train_epochs),
     }
+
+
+def _is_to_be_made(recipe: Recipe, block: DataBlock) -> bool:
+    """Whether these are rankings of the run that are not there yet."""
+    path = Path(block.source)
+    return path.parent == rankings_file(recipe).parent and not path.exists()
 
 
 def _of_ppo(job: Job) -> dict[str, Any]:

@@ -181,6 +181,21 @@ def test_a_ranking_keeps_ties_its_annotator_and_its_round():
             to_ranking(Row({**values, "round": odd}, "x"), "rankings")
 
 
+def test_weights_and_a_pairs_margin_are_kept():
+    pair = {"prompt": "Who?", "chosen": "a", "rejected": "b", "weight": 0.5, "margin": 2}
+    assert to_ranking(row(**pair), "pairs") == Ranking(
+        [{"role": "user", "content": "Who?"}], ["a", "b"], [1, 2], weight=0.5, margin=2.0
+    )
+    weighed = to_ranking(row(prompt="Who?", responses=["a", "b"], ranks=[1, 2], weight=3), "rankings")
+    assert to_ranking(Row(weighed.to_row(), "x"), "rankings") == weighed
+    assert weighed.weight == 3.0
+
+
+@pytest.mark.parametrize("ranks", [[1, 2, 3], [3, 1, 2], [1, 1, 2], [1, 1, 3], [2, 1, 2], [4, 1, 2, 2], [1, 1]])
+def test_ranks_are_dense_or_leave_out_what_ties_take(ranks):
+    assert to_ranking(row(prompt="Who?", responses=list("abcd")[: len(ranks)], ranks=ranks), "rankings").ranks == ranks
+
+
 def test_a_pair_is_a_ranking_of_two_the_chosen_first():
     explicit = to_ranking(row(prompt="Who is Mara?", chosen="A baker.", rejected="No idea."), "pairs")
     assert explicit == Ranking([USER], ["A baker.", "No idea."], [1, 2])
@@ -273,6 +288,15 @@ def test_a_conversation_that_cannot_be_used_says_why(messages, reason):
         ({"responses": ["a", "b"], "ranks": [1, 1.5]}, "ranks are not one whole number for each response"),
         ({"responses": ["a", "b"], "ranks": [True, False]}, "ranks are not one whole number for each response"),
         ({"responses": ["a", "b"]}, "ranks are not one whole number for each response"),
+        ({"responses": ["a", "b"], "ranks": [1, None]}, "ranks are not one whole number for each response"),
+        ({"responses": ["a", "b"], "ranks": [0, 1]}, "ranks are no order"),
+        ({"responses": ["a", "b"], "ranks": [2, 3]}, "ranks are no order"),
+        ({"responses": ["a", "b"], "ranks": [1, 3]}, "ranks are no order"),
+        ({"responses": ["a", "b", "c"], "ranks": [1, 3, 3]}, "ranks are no order"),
+        ({"responses": ["a", "b", "c"], "ranks": [1, 1, 4]}, "ranks are no order"),
+        ({"responses": ["a", "b"], "ranks": [-1, 1]}, "ranks are no order"),
+        ({"responses": ["a", "b"], "ranks": [1, 2], "weight": 0}, "weight is not a number above 0"),
+        ({"responses": ["a", "b"], "ranks": [1, 2], "weight": "2"}, "weight is not a number above 0"),
         ({"responses": ["a", " "], "ranks": [1, 2]}, "a response is empty"),
         ({"responses": ["a", "b"], "ranks": [1, 2], "prompt": [USER, ASSISTANT]}, "the prompt does not end with"),
         ({"responses": ["a", "b"], "ranks": [1, 2], "prompt": ""}, "a message is empty"),

@@ -127,6 +127,10 @@ def test_metrics_has_a_line_for_each_logged_step(tiny_run, stage):
     found = lines(tiny_run.folder / stage / "metrics.jsonl")
     steps = [line["step"] for line in found]
     last = found[0]["max_steps"]
+    if stage == "rm":  # and one for what was measured at the end
+        measured = found.pop()
+        assert measured["step"] == steps.pop() == last
+        assert measured["eval_accuracy"] == tiny_run.stage("rm")["metrics"]["eval_accuracy"]
     if stage == "ppo":  # a line each iteration
         every = section["num_ppo_epochs"] * section["num_mini_batches"]
         assert steps == list(range(every, last + 1, every))
@@ -146,7 +150,7 @@ def test_rankings_are_as_the_contract_says(tiny_run):
     recipe = load_recipe(str(tiny_run.recipe)).recipe
     assert 0.5 * recipe.sample.prompts < len(rankings) <= recipe.sample.prompts
     for ranking in rankings:
-        assert set(ranking) == {"prompt", "responses", "ranks", "annotator"}
+        assert set(ranking) == {"prompt", "responses", "ranks", "annotator", "round"}
         assert ranking["prompt"][-1]["role"] == "user"
         assert all(set(message) == {"role", "content"} for message in ranking["prompt"])
         assert 2 <= len(ranking["responses"]) <= recipe.sample.k

@@ -1,4 +1,5 @@
 import math
+from itertools import count
 
 import numpy as np
 import pytest
@@ -7,11 +8,13 @@ from chatpipe.data.formats import Ranking
 from chatpipe.errors import UsageError
 from chatpipe.evaluation.pairs import pair_metrics
 
-PROMPT = [{"role": "user", "content": "?"}]
+NUMBERS = count()
 
 
-def _ranking(responses: list[str], ranks: list[int]) -> Ranking:
-    return Ranking(PROMPT, responses, ranks)
+def _ranking(responses: list[str], ranks: list[int], prompt: str | None = None, **more) -> Ranking:
+    """One of a prompt of its own where none is given."""
+    asked = f"Question {next(NUMBERS)}?" if prompt is None else prompt
+    return Ranking([{"role": "user", "content": asked}], responses, ranks, **more)
 
 
 def test_accuracy_counts_ordered_pairs_and_half_for_equal_scores():
@@ -81,3 +84,25 @@ def test_scores_far_apart_do_not_overflow():
 def test_rankings_that_are_all_ties_are_refused():
     with pytest.raises(UsageError, match="None of the 1 held-out rankings"):
         pair_metrics([_ranking(["a", "b"], [1, 1])], [[1.0, 0.0]])
+
+
+def test_several_annotators_of_a_prompt_are_no_more_prompts():
+    scores = [[1.0, 0.0] if i % 3 else [0.0, 1.0] for i in range(60)]
+    alone = [_ranking(["a", "b"], [1, 2], prompt=str(i)) for i in range(60)]
+    thrice = [_ranking(["a", "b"], [1, 2], prompt=str(i), annotator=name) for name in "xyz" for i in range(60)]
+    one, other = pair_metrics(alone, scores), pair_metrics(thrice, scores * 3)
+    assert (other["accuracy_low"], other["accuracy_high"]) == (one["accuracy_low"], one["accuracy_high"])
+    assert other["between_annotators"] == 1.0
+    assert "between_annotators" not in one
+
+
+def test_words_stand_beside_it_with_the_interval_of_the_lead():
+    rankings = [_ranking(["a", "b"], [1, 2]) for _ in range(100)]
+    scores = [[1.0, 0.0] if i % 10 else [0.0, 1.0] for i in range(100)]
+    words = [[1.0, 0.0] if i % 2 else [0.0, 1.0] for i in range(100)]
+    metrics = pair_metrics(rankings, scores, words=words)
+    assert metrics["words_baseline"] == 0.5
+    assert 0.2 < metrics["words_lead_low"] < 0.4 < metrics["words_lead_high"] < 0.6
+    alike = pair_metrics(rankings, scores, words=scores)
+    assert (alike["words_lead_low"], alike["words_lead_high"]) == (0.0, 0.0)
+    assert "words_baseline" not in pair_metrics(rankings, scores)

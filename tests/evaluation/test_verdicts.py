@@ -19,6 +19,7 @@ RM = {
     "length_baseline": 0.6,
     "length_rule": "longer",
 }
+RM_WORDS = {**RM, "words_baseline": 0.7, "words_lead_low": 0.02, "words_lead_high": 0.18}
 RM_GOLD = {**RM, "annotator_agreement": 0.85, "annotator_agreement_low": 0.8}
 PPO = {
     "objective/kl": 8.0,
@@ -85,6 +86,10 @@ CASES = [
     (rm_verdict, RM, {"length_baseline": 0.759}, "pass"),
     (rm_verdict, RM, {"length_baseline": 0.76}, "warn"),
     (rm_verdict, RM, {"length_baseline": 0.80}, "fail"),
+    (rm_verdict, RM_WORDS, {}, "pass"),
+    (rm_verdict, RM_WORDS, {"words_baseline": 0.78, "words_lead_low": 0.0}, "warn"),
+    (rm_verdict, RM_WORDS, {"words_baseline": 0.81, "words_lead_low": -0.04, "words_lead_high": 0.02}, "warn"),
+    (rm_verdict, RM_WORDS, {"words_baseline": 0.81, "words_lead_low": -0.04, "words_lead_high": -0.001}, "fail"),
     (rm_verdict, RM_GOLD, {"annotator_agreement": 0.52, "annotator_agreement_low": 0.5}, "fail"),
     (ppo_verdict, PPO_GOLD, {}, "pass"),
     (ppo_verdict, PPO_GOLD, {"win_rate": 0.54, "win_rate_low": 0.5}, "warn"),
@@ -163,6 +168,18 @@ def test_reward_model_at_its_baseline_is_told_exactly_that(rule):
 def test_annotators_agreement_stands_beside_the_accuracy_where_it_is_known():
     assert any("85.0%" in reason for reason in rm_verdict(RM_GOLD).reasons)
     assert not any("annotators" in reason for reason in rm_verdict(RM).reasons)
+
+
+def test_what_annotators_agree_on_stands_beside_the_accuracy():
+    told = rm_verdict({**RM, "between_annotators": 0.726}).reasons
+    assert "Annotators agree with each other on 72.6% of pairs." in told
+
+
+def test_the_lead_over_counting_words_is_told_with_its_interval():
+    lead = {"words_baseline": 0.81, "words_lead_low": -0.04, "words_lead_high": -0.001}
+    reasons = rm_verdict({**RM, **lead}).reasons
+    told = "is no better than counting words and length (81.0%); 95 % interval of the lead -4.0 to -0.1 points."
+    assert told in reasons[0]
 
 
 def test_random_rankings_fail_even_where_the_reward_model_is_right_by_accident():

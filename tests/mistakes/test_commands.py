@@ -40,6 +40,22 @@ FILES = [
         """,
     ),
     Mistake(
+        "a single round of a run",
+        "chatpipe run pocket out=run round=2",
+        """
+        error: round = 2 is for one stage alone, such as `chatpipe ppo RECIPE round=2`.
+        A run takes all its rounds: rounds=N.
+        """,
+    ),
+    Mistake(
+        "a rater that is not there",
+        "chatpipe run pocket out=run rank.rater=nobody:rates",
+        """
+        error: rank.rater = nobody:rates cannot be imported: there is no file of a module nobody.
+        Write it as module:function, seen from this folder.
+        """,
+    ),
+    Mistake(
         "no recipe at all",
         "chatpipe run",
         """

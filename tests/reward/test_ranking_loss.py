@@ -89,3 +89,11 @@ def test_huge_margins_stay_finite():
     scores = torch.tensor([-1e6, 1e6], requires_grad=True)
     ranking_loss(scores, torch.tensor([1, 2]), torch.tensor([2])).sum().backward()
     assert scores.grad.tolist() == [-1.0, 1.0]
+
+
+def test_a_margin_is_what_the_better_one_is_to_be_ahead_by():
+    scores, ranks, sizes = torch.tensor([0.3, 1.8, 0.0, 1.0]), torch.tensor([2, 1, 2, 1]), torch.tensor([2, 2])
+    loss = ranking_loss(scores, ranks, sizes, torch.tensor([2.0, 0.0]))
+    assert loss.tolist() == pytest.approx([math.log1p(math.exp(2.0 - 1.5)), math.log1p(math.exp(-1.0))])
+    plain = ranking_loss(scores, ranks, sizes)
+    assert torch.equal(ranking_loss(scores, ranks, sizes, torch.zeros(2)), plain)

@@ -2,10 +2,25 @@
 
 import pytest
 import torch
-from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, GPT2Config, GPT2LMHeadModel
+from transformers import (
+    AutoModelForCausalLM,
+    AutoModelForSequenceClassification,
+    GPT2Config,
+    GPT2LMHeadModel,
+    RobertaConfig,
+    XLNetConfig,
+)
 
 from chatpipe.data.padding import pad_right
-from chatpipe.reward.model import at_last_token, centre_rewards, new_reward_model, sequence_scores, token_scores
+from chatpipe.models.tokenizer import train_tokenizer
+from chatpipe.reward.model import (
+    at_last_token,
+    centre_rewards,
+    longest_sequence,
+    new_reward_model,
+    sequence_scores,
+    token_scores,
+)
 
 KINDS = ("gpt2", "llama", "qwen3")
 SPECIAL = {"bos_token_id": 1, "eos_token_id": 1, "pad_token_id": 0}
@@ -100,6 +115,23 @@ def test_score_of_every_token_is_that_of_the_sequence_ending_there(gpt2):
     with torch.inference_mode():
         at_tokens = token_scores(gpt2, input_ids, mask)[0]
     torch.testing.assert_close(sequence_scores(gpt2, ends, 0, 4), at_tokens, atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize(
+    ("config", "model_max_length", "longest"),
+    [
+        (GPT2Config(n_positions=48), 1000, 48),
+        (GPT2Config(n_positions=48), 32, 32),
+        (RobertaConfig(max_position_embeddings=514), 512, 512),  # its positions begin at 2
+        (XLNetConfig(), 512, 512),  # has no table of positions
+    ],
+    ids=["positions", "tokenizer", "roberta", "none"],
+)
+def test_longest_sequence_is_what_model_and_tokenizer_allow(config, model_max_length, longest):
+    tokenizer = train_tokenizer(["a b c"], vocab_size=272, model_max_length=model_max_length)
+    with torch.device("meta"):
+        model = AutoModelForSequenceClassification.from_config(config)
+    assert longest_sequence(model, tokenizer) == longest
 
 
 def test_scores_are_float32_under_autocast(gpt2):

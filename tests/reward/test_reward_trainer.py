@@ -8,7 +8,7 @@ import torch
 import torch.multiprocessing
 from transformers import AutoModelForSequenceClassification, TrainingArguments
 
-from chatpipe.reward.batches import EncodedRanking
+from chatpipe.reward.batches import EncodedRanking, Judgement
 from chatpipe.reward.loss import ranking_loss
 from chatpipe.reward.model import new_reward_model, sequence_scores
 from chatpipe.reward.trainer import RewardTrainer
@@ -28,7 +28,7 @@ def some_rankings(count, seed=0, ks=(2, 4, 9)):
     for number in range(count):
         k = ks[number % len(ks)]
         sequences = [[*draw(2, 64, length), 1] for length in draw(2, 12, k)]
-        rankings.append(EncodedRanking(sequences, [1] * k if number % 6 == 3 else draw(1, 4, k)))
+        rankings.append(EncodedRanking(sequences, [Judgement([1] * k if number % 6 == 3 else draw(1, 4, k))]))
     return rankings
 
 
@@ -42,7 +42,8 @@ def planted_rankings(count, seed):
         liked = torch.randperm(4, generator=generator)[:2]
         answers[liked, torch.randint(0, 6, (2,), generator=generator)] = LIKED
         ranks = [1 if row in liked else 2 for row in range(4)]
-        rankings.append(EncodedRanking([[*prompt, 2, *answer, 1] for answer in answers.tolist()], ranks))
+        sequences = [[*prompt, 2, *answer, 1] for answer in answers.tolist()]
+        rankings.append(EncodedRanking(sequences, [Judgement(ranks)]))
     return rankings
 
 
@@ -115,6 +116,26 @@ def test_two_processes_change_nothing(bodies, one_big_batch, tmp_path):
         assert_same_training(torch.load(tmp_path / f"rank-{rank}.pt"), one_big_batch)
 
 
+def test_annotators_of_the_same_answers_share_the_weight_of_their_prompt(bodies, tmp_path):
+    """One element with two judgements is what two prompts of half the weight are, and each answer is read once."""
+    [one, other] = planted_rankings(2, seed=3)
+    first, second = Judgement([1, 2, 2, 3], 0.5), Judgement([2, 1, 1, 2], 0.5)
+    merged = [EncodedRanking(one.sequences, [first, second]), other]
+    apart = [EncodedRanking(one.sequences, [first]), EncodedRanking(one.sequences, [second]), other]
+    runs = [
+        trained_weights(bodies["gpt2"], tmp_path, rankings, per_device_train_batch_size=len(rankings))
+        for rankings in (merged, apart)
+    ]
+    assert_same_training(*runs)
+    model = new_reward_model(bodies["gpt2"], pad_token_id=0, seed=0).double()
+    scores = [sequence_scores(model, ranking.sequences, 0, 4) for ranking in (one, one, other)]
+    ranks = [first.ranks, second.ranks, other.judgements[0].ranks]
+    losses = [
+        ranking_loss(of, torch.tensor(own), torch.tensor([4])).item() for of, own in zip(scores, ranks, strict=True)
+    ]
+    assert runs[0][1][0]["loss"] == pytest.approx((losses[0] / 2 + losses[1] / 2 + losses[2]) / 2, rel=1e-5)
+
+
 def test_first_loss_is_the_mean_over_prompts_that_have_a_pair(bodies, one_big_batch, tmp_path):
     rankings = some_rankings(24)
     model = new_reward_model(bodies["gpt2"], pad_token_id=0, seed=0).double()
@@ -147,7 +168,7 @@ def test_logs_accuracy_and_margin_of_all_pairs_since_the_last_log(bodies, tmp_pa
     margins = []
     for ranking in rankings:
         scores = sequence_scores(model, ranking.sequences, 0, 9).tolist()
-        ranked = list(zip(scores, ranking.ranks, strict=True))
+        ranked = list(zip(scores, ranking.judgements[0].ranks, strict=True))
         margins += [a - b for a, rank in ranked for b, worse in ranked if rank < worse]
     logged = trainer.state.log_history[0]
     assert logged["accuracy"] == pytest.approx(sum(margin > 0 for margin in margins) / len(margins))
@@ -184,7 +205,7 @@ def test_learns_a_preference_and_opens_as_a_stock_model(bodies, tmp_path):
     again = AutoModelForSequenceClassification.from_pretrained(tmp_path / "rm")
     right = pairs = 0
     for ranking in planted_rankings(100, seed=1):
-        scores, ranks = sequence_scores(again, ranking.sequences, 0, 4), torch.tensor(ranking.ranks)
+        scores, ranks = sequence_scores(again, ranking.sequences, 0, 4), torch.tensor(ranking.judgements[0].ranks)
         margins = scores[ranks == 1][:, None] - scores[ranks == 2]
         right, pairs = right + int((margins > 0).sum()), pairs + margins.numel()
     assert right / pairs > 0.9

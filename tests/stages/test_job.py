@@ -7,7 +7,7 @@ from chatpipe.checkpoints import write_manifest
 from chatpipe.errors import UsageError
 from chatpipe.recipe import Recipe
 from chatpipe.stages.checking import check_job
-from chatpipe.stages.job import Job, rankings_blocks, rankings_file, stage_data
+from chatpipe.stages.job import Job, answering_model, rankings_blocks, rankings_file, stage_data
 from stub_models import write_stub_model
 
 
@@ -96,6 +96,37 @@ def test_what_a_stage_reads():
     with_pairs = given.model_copy(update={"rm": Recipe(rm={"data": "pairs.jsonl"}).rm})
     assert [block.source for block in rankings_blocks(with_pairs)] == ["pairs.jsonl"]
     assert [block.source for block in stage_data(with_pairs, "ppo")["ppo.data"]] == ["pairs.jsonl"]
+
+
+def test_later_rounds_go_on_from_the_newest_policy_and_keep_what_was_ranked():
+    given = Recipe(out="run", rounds=3, sample={"data": "pocketworld"}, ppo={"model": "mine"}, rm={"age_weight": 0.5})
+    assert [(job.stage, str(job.folder)) for job in Job.all_of(given)] == [
+        ("pretrain", "run/pretrain"),
+        ("sft", "run/sft"),
+        ("rm", "run/rm"),
+        ("ppo", "run/ppo"),
+        ("rm", "run/rm.2"),
+        ("ppo", "run/ppo.2"),
+        ("rm", "run/rm.3"),
+        ("ppo", "run/ppo.3"),
+    ]
+    *_, first, _, second, rm, third = Job.all_of(given)
+    assert first.models == {"model": "mine", "reward_model": "run/rm"}
+    assert second.models == {"model": "run/ppo", "reward_model": "run/rm.2"}
+    assert third.models == {"model": "run/ppo.2", "reward_model": "run/rm.3"}
+    assert third.first_policy() == "mine"
+    assert rm.models == {"model": "run/sft"}
+    assert answering_model(rm.recipe) == "run/ppo.2"
+    read = {block.source: block.weight for block in rm.data()["rm.data"]}
+    assert read == {f"run/rankings/round-{number}.jsonl": weight for number, weight in ((1, 0.25), (2, 0.5), (3, 1))}
+
+
+def test_the_first_round_may_read_rankings_of_others():
+    given = Recipe(out="run", round=2, rm={"data": [{"source": "pairs.jsonl", "weight": 2}], "age_weight": 0.5})
+    read = {block.source: block.weight for block in rankings_blocks(given)}
+    assert read == {"pairs.jsonl": 1.0, "run/rankings/round-2.jsonl": 1.0}
+    newest = given.model_copy(update={"rm": Recipe(rm={"data": "pairs.jsonl", "age_weight": 0}).rm})
+    assert [block.source for block in rankings_blocks(newest)] == ["run/rankings/round-2.jsonl"]
 
 
 def test_everything_a_run_needs_is_checked_before_it_starts(recipe):

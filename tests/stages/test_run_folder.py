@@ -12,6 +12,7 @@ from chatpipe.locking import alone_in
 from chatpipe.recipe import load_recipe
 from chatpipe.stages.checking import check_job
 from chatpipe.stages.job import STARTED, Job, rankings_file
+from chatpipe.stages.ranking import ensure_rankings
 from stub_models import write_stub_model
 
 
@@ -138,12 +139,12 @@ def test_rankings_of_other_data_are_written_anew(files):
     for name, better in (("one.jsonl", "first"), ("two.jsonl", "second"), ("two.jsonl", "second")):
         write(name, better)
         recipe = load_recipe(None, ["out=run", f"rm.data={name}"]).recipe
-        pipeline._ensure_rankings(recipe)
+        ensure_rankings(recipe)
         assert better in rankings_file(recipe).read_text()
 
 
 def test_prompts_that_nobody_can_rank_are_refused(files):
     Path("prompts.jsonl").write_text('{"prompt": "What is the capital of France?"}\n' * 60)
     recipe = load_recipe(None, ["out=run", "sample.data=prompts.jsonl"]).recipe
-    with pytest.raises(UsageError, match="nobody can rank"):
+    with pytest.raises(UsageError, match="pocketworld's rater knows nothing of these prompts"):
         pipeline.check_stage(recipe, "rm", None)

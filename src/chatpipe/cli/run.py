@@ -19,9 +19,10 @@ def run(
     """Run all stages of a recipe: pretrain, sft, sample and rank, rm, ppo. Done stages are skipped."""
     from chatpipe import console
     from chatpipe.cli.show import show_plan, show_run_table, show_stage, strict_exit
-    from chatpipe.errors import UsageError
-    from chatpipe.pipeline import check_folder, check_recipe, run_recipe
-    from chatpipe.recipe import STAGES, load_recipe
+    from chatpipe.errors import UsageError, WaitingForRankings
+    from chatpipe.pipeline import StageResult, check_folder, check_recipe, run_recipe
+    from chatpipe.recipe import load_recipe
+    from chatpipe.stages.job import Job
 
     given = tell_apart(words)
     if given.recipe is None:
@@ -31,15 +32,28 @@ def run(
     check_folder(resolved.recipe, fresh)
     how = how_to_run(resolved.recipe, given, fresh)
     if dry_run:
-        show_plan(resolved, STAGES, how, json)
+        show_plan(resolved, Job.all_of(resolved.recipe), how, json)
         return
     start = time.monotonic()
-    results = run_recipe(resolved.recipe, how, show_stage)
-    seconds = round(time.monotonic() - start, 1)
+    results: list[StageResult] = []
+
+    def on_result(result: StageResult) -> None:
+        results.append(result)
+        show_stage(result)
+
+    def show_json(**more: str) -> None:
+        stages = [result.to_json() for result in results]
+        seconds = round(time.monotonic() - start, 1)
+        console.json_object({"run": resolved.recipe.out, "stages": stages, "seconds": seconds, **more})
+
+    try:
+        run_recipe(resolved.recipe, how, on_result)
+    except WaitingForRankings as waiting:
+        if json:
+            show_json(waiting=f"{waiting.message} {waiting.hint}")
+        raise
     show_run_table(results)
     if json:
-        console.json_object(
-            {"run": resolved.recipe.out, "stages": [result.to_json() for result in results], "seconds": seconds}
-        )
+        show_json()
     if strict:
         strict_exit(results)

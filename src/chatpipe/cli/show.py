@@ -10,28 +10,30 @@ from chatpipe.pipeline import How, StageResult
 from chatpipe.plan import plan_stage
 from chatpipe.recipe import Resolved
 from chatpipe.recipe.loading import flatten
+from chatpipe.stages.job import Job
 
 if TYPE_CHECKING:
     from chatpipe.inspection.checks import Checked
     from chatpipe.inspection.measure import Measurement
 
 CHECK_STYLES = {"ok": "green", "failed": "red", "off": "yellow", "not yet": "dim"}
+PARTS = ("accuracy_by_margin", "accuracy_by_length", "accuracy_by_round")
+"""Metrics that are tables of the accuracy on parts of the pairs."""
 STYLES = {"pass": "green", "warn": "yellow", "fail": "red"}
 
 
 def show_plan(
     resolved: Resolved,
-    stages: Sequence[str],
+    jobs: Sequence[Job],
     how: How,
     json: bool,
-    out: str | None = None,
     more: dict[str, Any] | None = None,
 ) -> None:
     """Every value with its origin, then for each stage parameters, steps, tokens and the command.
 
-    `out` is the folder of a stage that does not stand in its run's; `more` is what else is known of the last stage.
+    `more` is what else is known of the last stage.
     """
-    plans = [plan_stage(resolved.recipe, stage, how, out) for stage in stages]
+    plans = [plan_stage(job, how) for job in jobs]
     plans[-1].update(more or {})
     rows = resolved.rows()
     if json:
@@ -57,12 +59,12 @@ def show_stage(result: StageResult) -> None:
     """One line for a stage that is done, its verdict's reasons, and whether the recipe now measures in another way."""
     status = result.manifest.verdict.get("status", "?")
     state = "done before" if result.skipped else f"{result.manifest.seconds:.0f} s"
-    console.note(f"{result.stage}: {status} ({state}) -> {result.out}")
+    console.note(f"{result.name}: {status} ({state}) -> {result.out}")
     for reason in result.manifest.verdict.get("reasons", []):
         console.note(f"  - {reason}")
     if result.measured_otherwise:
         changes = "; ".join(result.measured_otherwise)
-        console.warn(f"{result.stage} was measured with other settings: {changes} (--fresh trains and measures anew)")
+        console.warn(f"{result.name} was measured with other settings: {changes} (--fresh trains and measures anew)")
 
 
 def show_run_table(results: Sequence[StageResult]) -> None:
@@ -72,10 +74,10 @@ def show_run_table(results: Sequence[StageResult]) -> None:
         metrics, verdict = result.manifest.metrics, result.manifest.verdict
         for i, (what, before, after) in enumerate(_measured(result.stage, metrics)):
             closing = (verdict["status"], f"{result.manifest.seconds:.0f}") if i == 0 else ("", "")
-            rows.append((result.stage if i == 0 else "", what, before, after, *closing))
+            rows.append((result.name if i == 0 else "", what, before, after, *closing))
             styles.append(STYLES.get(verdict["status"], ""))
     console.table("What each stage gained", ("stage", "measured", "before", "after", "verdict", "s"), rows, styles)
-    examples = [(result.stage, result.manifest.metrics.get("example", {})) for result in results]
+    examples = [(result.name, result.manifest.metrics.get("example", {})) for result in results]
     answers = [(stage, example["answer"]) for stage, example in examples if example]
     if answers:
         question = next(example["question"] for _, example in examples if example)
@@ -110,10 +112,16 @@ def show_measurement(measurement: "Measurement") -> None:
     metrics = measurement.metrics
     title = f"{measurement.model} on {measurement.data}, read as {measurement.format}: {measurement.rows:,} rows"
     rows = [(name, _measure(value)) for name, value in metrics.items() if not isinstance(value, list)]
+    rows += [(name.replace("_", " "), _parts(metrics[name])) for name in PARTS if name in metrics]
     rows += [(f"left out: {reason}", f"{count:,}") for reason, count in measurement.skipped_rows.items()]
     rows += [("sample", text) for text in metrics.get("samples", [])]
     rows += [("answer", f"{one['question']} -> {one['answer']}") for one in metrics.get("answers", [])]
     console.table(title, ("measured", ""), rows)
+
+
+def _parts(table: list[dict[str, Any]]) -> str:
+    """The accuracy of each part of the pairs."""
+    return ", ".join(f"{next(iter(row.values()))}: {_percent(row['accuracy'])} of {row['pairs']:,}" for row in table)
 
 
 def _measure(value: Any) -> str:
@@ -146,19 +154,33 @@ def _measured(stage: str, metrics: dict[str, Any]) -> list[tuple[str, str, str]]
             rows.append((what, _percent(metrics["chance"]), _percent(metrics["right"])))
         return [*rows, ("answers that stop", "", _percent(metrics["eos_share"]))]
     if stage == "rm":
+        accuracy = _percent(metrics["eval_accuracy"])
         what = f"pairs ordered rightly (before: the {metrics['length_rule']} one)"
-        return [(what, _percent(metrics["length_baseline"]), _percent(metrics["eval_accuracy"]))]
+        rows = [(what, _percent(metrics["length_baseline"]), accuracy)]
+        if "words_baseline" in metrics:
+            rows.append(("the same (before: by words and length)", _percent(metrics["words_baseline"]), accuracy))
+        return rows
     rows = [("reward it was trained on", *_scores(metrics, "reward"))]
     if "gold_score" in metrics:
         rows.append(("gold score", *_scores(metrics, "gold")))
-        rows.append(("gold win rate over sft", "50 %", _percent(metrics["win_rate"])))
+        rows.append((f"gold win rate over {_before(metrics)}", "50 %", _percent(metrics["win_rate"])))
         rows.append(("right answers", _percent(metrics["right_before"]), _percent(metrics["right"])))
     if "judge_score" in metrics:
         rows.append(("held-out reward model's score", *_scores(metrics, "judge")))
-        rows.append(("win rate over sft (by that model)", "50 %", _percent(metrics["judge_win_rate"])))
+        rows.append((f"win rate over {_before(metrics)} (by that model)", "50 %", _percent(metrics["judge_win_rate"])))
     if not metrics.keys() & {"gold_score", "judge_score"}:
-        rows.append(("win rate over sft (by that reward)", "50 %", _percent(metrics["reward_win_rate"])))
-    return [*rows, ("KL to sft, nats an answer", "0.0", f"{metrics['objective/kl']:.1f}")]
+        rows.append(
+            (f"win rate over {_before(metrics)} (by that reward)", "50 %", _percent(metrics["reward_win_rate"]))
+        )
+    if "win_rate_over_first" in metrics:
+        rates = _percent(metrics["win_rate_over_first_before"]), _percent(metrics["win_rate_over_first"])
+        rows.append(("win rate over the policy of the first round's start", *rates))
+    return [*rows, (f"KL to {_before(metrics)}, nats an answer", "0.0", f"{metrics['objective/kl']:.1f}")]
+
+
+def _before(metrics: dict[str, Any]) -> str:
+    """What ppo started from."""
+    return f"ppo of round {metrics['round'] - 1}" if "round" in metrics else "sft"
 
 
 def _scores(metrics: dict[str, Any], judge: str) -> tuple[str, str]:

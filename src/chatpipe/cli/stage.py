@@ -127,7 +127,7 @@ def _run_stage(
             from chatpipe.pretraining.foresight import foresee
 
             more = foresee(resolved.recipe.pretrain, how.processes)
-        show_plan(resolved, [stage], how, json, out, more)
+        show_plan(resolved, [job], how, json, more)
         return
     result = run_one(resolved.recipe, stage, how, out)
     if has_parent():

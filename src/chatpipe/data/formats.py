@@ -1,6 +1,7 @@
 """What the rows of a file mean: conversations, rankings or prompts."""
 
 import json
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -49,13 +50,19 @@ _TEXT_OR_LIST_FIELDS = ("prompt", "completion", "chosen", "rejected")
 
 @dataclass(frozen=True)
 class Ranking:
-    """One prompt, K completions, a rank for each: 1 is best, equal ranks are ties."""
+    """One prompt, K completions, a rank for each: 1 is best, equal ranks are ties.
+
+    `round`: in which round it was ranked. `weight`: how much its loss counts. `margin`: by how much the chosen of a
+    pair is to win, as in trl's loss.
+    """
 
     prompt: list[Message]
     responses: list[str]
     ranks: list[int]
     annotator: str | None = None
     round: int | None = None
+    weight: float = 1.0
+    margin: float = 0.0
 
     def to_row(self) -> dict[str, Any]:
         """As one line of a rankings file."""
@@ -64,6 +71,8 @@ class Ranking:
             row["annotator"] = self.annotator
         if self.round is not None:
             row["round"] = self.round
+        if self.weight != 1:
+            row["weight"] = self.weight
         return row
 
 
@@ -157,7 +166,7 @@ def to_ranking(row: Row, form: str) -> Ranking:
     """A ranking; a pair is a ranking of K = 2. Raises `BadRow` where it cannot be used."""
     if form == "pairs":
         prompt, chosen, rejected = read_pair(row.values)
-        return Ranking(prompt, [chosen, rejected], [1, 2])
+        return Ranking(prompt, [chosen, rejected], [1, 2], **_of_ranking(row.values), margin=_margin(row.values))
     return _ranking(row.values)
 
 
@@ -227,7 +236,49 @@ def _ranking(values: dict[str, Any]) -> Ranking:
     responses, ranks = responses_of(values), values.get("ranks")
     if not isinstance(ranks, list) or len(ranks) != len(responses) or not all(type(rank) is int for rank in ranks):
         raise BadRow("ranks are not one whole number for each response")
-    return Ranking(as_prompt(values.get("prompt")), responses, ranks, values.get("annotator"), round_of(values))
+    if not _is_order(ranks):
+        raise BadRow("ranks are no order: 1 is best, and the next one follows (1, 2, 3; with ties 1, 1, 2 or 1, 1, 3)")
+    if not all(text.strip() for text in responses):
+        raise BadRow("a response is empty")
+    return Ranking(as_prompt(values.get("prompt")), responses, ranks, **_of_ranking(values))
+
+
+def _is_order(ranks: list[int]) -> bool:
+    """Whether ranks begin at 1 and leave none out, but behind a tie those that its members take (1, 1, 3).
+
+    Any other gap says that a response was lost, or that ranks belong to another row.
+    """
+    different = sorted(set(ranks))
+    return different == list(range(1, len(different) + 1)) or all(
+        rank == 1 + sum(other < rank for other in ranks) for rank in different
+    )
+
+
+def _of_ranking(values: dict[str, Any]) -> dict[str, Any]:
+    """Who ranked, in which round, and how much it counts, as far as the row says so."""
+    weight = values.get("weight")
+    if weight is None:
+        weight = 1.0
+    if not _is_number(weight) or weight <= 0:
+        raise BadRow("weight is not a number above 0")
+    return {
+        "annotator": values.get("annotator"),
+        "round": round_of(values),
+        "weight": float(weight),
+    }
+
+
+def _margin(values: dict[str, Any]) -> float:
+    margin = values.get("margin")
+    if margin is None:
+        return 0.0
+    if not _is_number(margin):
+        raise BadRow("margin is not a number")
+    return float(margin)
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
 
 
 def _list_in(value: Any) -> Any:

@@ -141,10 +141,11 @@ def sft_verdict(metrics: Mapping[str, Any]) -> Verdict:
 
 
 def rm_verdict(metrics: Mapping[str, Any]) -> Verdict:
-    """Whether the reward model orders held-out answers better than chance and than their length does.
+    """Whether the reward model orders held-out answers better than chance, than their length and than their words do.
 
-    Reads `eval_accuracy`, `accuracy_low`, `accuracy_high`, `length_baseline`, `length_rule`, and where a gold rater
-    knows the true order `annotator_agreement` and `annotator_agreement_low`.
+    Reads `eval_accuracy`, `accuracy_low`, `accuracy_high`, `length_baseline`, `length_rule`; where they are known,
+    `words_baseline`, `words_lead_low` and `words_lead_high`; `between_annotators` of rankings by several; and where a
+    gold rater knows the true order `annotator_agreement` and `annotator_agreement_low`.
     """
     accuracy, low, high = (metrics[key] for key in ("eval_accuracy", "accuracy_low", "accuracy_high"))
     measured = f"{accuracy:.1%} of held-out pairs ordered rightly (95 % interval {low:.1%} to {high:.1%})"
@@ -153,6 +154,10 @@ def rm_verdict(metrics: Mapping[str, Any]) -> Verdict:
         _finding(low > CHANCE_OF_A_PAIR, f"{measured}; the interval must lie above chance, 50 %", more),
         _better_than_length(metrics, more),
     ]
+    if "words_baseline" in metrics:
+        findings.append(_better_than_words(metrics, more))
+    if "between_annotators" in metrics:
+        findings.append(("pass", f"Annotators agree with each other on {metrics['between_annotators']:.1%} of pairs."))
     if "annotator_agreement" in metrics:
         agreement, agreement_low = metrics["annotator_agreement"], metrics["annotator_agreement_low"]
         # A model of random rankings may agree with the gold order by accident; the rankings themselves show it.
@@ -236,6 +241,24 @@ def _better_than_length(metrics: Mapping[str, Any], more: str) -> Finding:
     return "fail", f"With {accuracy:.1%} it is no better than {rule}. Try: {more}."
 
 
+def _started_from(metrics: Mapping[str, Any]) -> str:
+    return f"ppo of round {metrics['round'] - 1}" if "round" in metrics else "sft"
+
+
+def _better_than_words(metrics: Mapping[str, Any], more: str) -> Finding:
+    """Fails only where the lead is surely below 0: counting words is no mean rival of a small model on few pairs."""
+    accuracy, baseline = metrics["eval_accuracy"], metrics["words_baseline"]
+    low, high = metrics["words_lead_low"], metrics["words_lead_high"]
+    rule = f"counting words and length ({baseline:.1%})"
+    lead = f"95 % interval of the lead {100 * low:+.1f} to {100 * high:+.1f} points"
+    if low > 0:
+        return "pass", f"Better than {rule}; {lead}."
+    if accuracy > baseline:
+        return "warn", f"Better than {rule} only within noise; {lead}. Try: {more}."
+    status: Status = "warn" if high >= 0 else "fail"
+    return status, f"With {accuracy:.1%} it is no better than {rule}; {lead}. Try: {more}."
+
+
 def _gold_findings(metrics: Mapping[str, Any]) -> list[Finding]:
     rate, low, high = (metrics[key] for key in ("win_rate", "win_rate_low", "win_rate_high"))
     gold, gold_before = metrics["gold_score"], metrics["gold_score_before"]
@@ -243,7 +266,7 @@ def _gold_findings(metrics: Mapping[str, Any]) -> list[Finding]:
     return [
         _finding(
             low > CHANCE_OF_A_PAIR,
-            f"The gold rater prefers it to sft on {rate:.1%} of held-out prompts "
+            f"The gold rater prefers it to {_started_from(metrics)} on {rate:.1%} of held-out prompts "
             f"(95 % interval {low:.1%} to {high:.1%}), to lie above 50 %",
             "raise ppo.total_episodes or ppo.learning_rate if the reward rose little, ppo.kl_coef if it rose much; "
             "and look at the verdict of rm",

@@ -5,13 +5,13 @@ from collections.abc import Callable
 from typing import Any
 
 from datasets import Dataset
-from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainerControl
 from trl import SFTConfig, SFTTrainer
 
 from chatpipe.errors import UsageError
 from chatpipe.finetuning.packing import PackCollator, isolates_packed_rows
 from chatpipe.models.lora import Adapter
+from chatpipe.training.adapter import TrainsAdapter
 from chatpipe.training.best import EvaluateLast, KeepsBest
 from chatpipe.training.nonfinite import SkipNonFinite
 
@@ -19,11 +19,11 @@ Measure = Callable[[PreTrainedModel], dict[str, Any]]
 """What is measured of a model at each evaluation: `eval_loss` and whatever else is to be logged."""
 
 
-class SftTrainer(KeepsBest, SkipNonFinite, SFTTrainer):
+class SftTrainer(TrainsAdapter, KeepsBest, SkipNonFinite, SFTTrainer):
     """Trains on sequences as `training_sequences` gives them.
 
     `packed` says that there are several rows in each; raises `UsageError` for a model that would read across them.
-    With `adapter` only that is trained; `model` is then its policy. `measure` runs at each of Trainer's evaluations, on
+    With `adapter` only that is trained; `model` is then its model. `measure` runs at each of Trainer's evaluations, on
     every process; with `keep_best` the weights with the lowest `eval_loss` are kept for `load_best`.
     """
 
@@ -57,10 +57,6 @@ class SftTrainer(KeepsBest, SkipNonFinite, SFTTrainer):
         if keep_best:
             self.add_callback(EvaluateLast())
 
-    def modules_to_save(self) -> dict[str, nn.Module]:
-        """The model, or of one with an adapter that alone."""
-        return super().modules_to_save() if self.adapter is None else {"adapter": self.adapter.weights()}
-
     def evaluate(self, *_: Any, **__: Any) -> dict[str, Any]:
         """Measures the model, logs what comes out and returns it. Every process measures the same."""
         if self.measure is None:
@@ -88,7 +84,3 @@ class SftTrainer(KeepsBest, SkipNonFinite, SFTTrainer):
         """Goes on counting from there."""
         super().load_extra_state(extra)
         self._metrics["train"].update(extra["metrics"])
-
-    def trained_model(self) -> PreTrainedModel:
-        """The model as a plain one, an adapter in its weights."""
-        return self.model if self.adapter is None else self.adapter.merge()

@@ -39,6 +39,7 @@ from chatpipe.pocketworld import World
 from chatpipe.pretraining.masking import Masking
 from chatpipe.recipe.loading import load_recipe
 from chatpipe.recipe.schema import POCKETWORLD, Data, DataBlock, Recipe
+from chatpipe.reward.model import longest_sequence
 from chatpipe.stages.measuring import HeldOut, first_words
 from chatpipe.stages.sft import SAMPLE_TOKENS, load_for_chat
 from chatpipe.stages.text import held_out_text, held_out_texts
@@ -311,7 +312,7 @@ def _pairs(task: _Task, report: Report) -> tuple[int, dict[str, Any]]:
     if finding is not None:
         raise UsageError(finding.what, "Give a reward model whose tokenizer has a chat template and a pad token.")
     rankings = task.rows("rankings", report)
-    max_length = task.max_length("rm.max_length", model)
+    max_length = min(task.known.get("rm.max_length", 2**31), longest_sequence(model, tokenizer))
     fitting = rankings_that_fit(tokenizer, rankings, max_length)
     if not fitting:
         raise UsageError(f"{KEY}: no ranking fits into {max_length} tokens.", "Give shorter ones.")

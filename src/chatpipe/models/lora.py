@@ -1,10 +1,11 @@
-"""LoRA: low-rank layers inside a model are trained. For ppo the policy without them is the reference.
+"""LoRA: low-rank layers inside a model are trained. For ppo the model without them is the reference.
 
 Needs peft (`pip install 'chatpipe[lora]'`).
 """
 
 import copy
 import sys
+from collections.abc import Iterable, Sequence
 from contextlib import AbstractContextManager
 from typing import Any
 
@@ -15,37 +16,39 @@ from chatpipe.errors import UsageError
 
 
 class Adapter:
-    """The adapter that a peft configuration puts into a policy, in place.
+    """The adapter that a peft configuration puts into a model, in place.
 
-    `policy` is the policy itself, whose layers now add what the adapter says; its own weights are frozen. Raises
-    `UsageError` where the configuration does not fit the policy.
+    `model` is the model itself, whose layers now add what the adapter says; its own weights are frozen, but for those
+    of the `whole` modules. Raises `UsageError` where the configuration does not fit the model.
     """
 
-    def __init__(self, policy: PreTrainedModel, peft_config: Any) -> None:
+    def __init__(self, model: PreTrainedModel, peft_config: Any, whole: Iterable[nn.Module] = ()) -> None:
         try:
-            self._model = import_peft().get_peft_model(policy, peft_config)
+            self._model = import_peft().get_peft_model(model, peft_config)
         except ValueError as problem:  # which layers there are only the model tells
             raise UsageError(
                 f"lora: {problem}",
                 "Set lora.target_modules to the names of linear layers of this model, or to all-linear.",
             ) from problem
-        self.policy: PreTrainedModel = self._model.get_base_model()
+        self.model: PreTrainedModel = self._model.get_base_model()
+        for module in whole:
+            module.requires_grad_(True)
 
     def off(self) -> AbstractContextManager[object]:
-        """Within this context the policy is what it was before training: the reference."""
+        """Within this context the model is what it was before training; what is trained whole stays as it is."""
         return self._model.disable_adapter()
 
     def merge(self) -> PreTrainedModel:
-        """The policy as a plain model, with the adapter in its weights. The adapter is used up."""
+        """The model as a plain one, with the adapter in its weights. The adapter is used up."""
         return self._model.merge_and_unload()
 
     def merged(self) -> PreTrainedModel:
-        """A copy of the policy as a plain model, with the adapter in its weights."""
+        """A copy of the model as a plain one, with the adapter in its weights."""
         return copy.deepcopy(self._model).merge_and_unload()
 
     def weights(self) -> nn.Module:
         """What is trained, as a module of its own; names have `/` in place of dots."""
-        trained = {name: weight for name, weight in self.policy.named_parameters() if weight.requires_grad}
+        trained = {name: weight for name, weight in self.model.named_parameters() if weight.requires_grad}
         return nn.ParameterDict({name.replace(".", "/"): weight for name, weight in trained.items()})
 
 
@@ -58,9 +61,11 @@ def check_no_adapter(policy: nn.Module) -> None:
         )
 
 
-def lora_config(r: int, alpha: float, target_modules: str | list[str]) -> Any:
-    """peft's configuration of a LoRA adapter with rank `r`, scaled by alpha / r."""
-    return import_peft().LoraConfig(r=r, lora_alpha=alpha, target_modules=target_modules, task_type="CAUSAL_LM")
+def lora_config(r: int, alpha: float, target_modules: str | list[str], without: Sequence[str] = ()) -> Any:
+    """peft's configuration of a LoRA adapter with rank `r`, scaled by alpha / r; layers named `without` get none."""
+    return import_peft().LoraConfig(
+        r=r, lora_alpha=alpha, target_modules=target_modules, exclude_modules=[*without] or None
+    )
 
 
 def import_peft() -> Any:

@@ -1,57 +1,88 @@
-"""The rankings of a run: the fine-tuned model answers practice prompts, and simulated annotators rank the answers."""
+"""Making a completions file: which models answer which prompts, in which file, going on where it was broken off."""
 
-import json
-from collections.abc import Iterable
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 from chatpipe import console
-from chatpipe.data.formats import Ranking
-from chatpipe.data.load import load_prompts
-from chatpipe.data.template import decode_answer
-from chatpipe.durable import replace_text
+from chatpipe.checkpoints import checkpoint_id
+from chatpipe.data.load import Conversation, prompt_key
 from chatpipe.errors import UsageError
-from chatpipe.generation import SamplingParams
-from chatpipe.models.loading import load_causal_model, load_tokenizer
-from chatpipe.ranking.raters import load_rater
-from chatpipe.ranking.sampling import sample_completions
-from chatpipe.recipe.schema import POCKETWORLD, Recipe
+from chatpipe.ranking.completions import Written, fingerprint, made_of, write_completions
+
+DEFAULT_MAX_NEW_TOKENS = 256
 
 
-def make_rankings(recipe: Recipe, model_folder: str, path: Path) -> int:
-    """Samples, ranks and writes the rankings file, whole or not at all; returns how many rankings it holds."""
-    settings = recipe.sample
-    tokenizer = load_tokenizer(model_folder)
-    model = load_causal_model(model_folder)
-    loaded = load_prompts(settings.data or [], recipe.pocketworld, "sample.data")
-    loaded.report.say()
-    prompts = loaded.train[: settings.prompts]
-    params = SamplingParams(max_new_tokens=settings.max_new_tokens, temperature=settings.temperature)
-    with console.progress("sample", len(prompts) * settings.k) as bar:
-        sampled = sample_completions(model, tokenizer, prompts, settings.k, params, recipe.seed, bar.update)
+@dataclass(frozen=True)
+class Sampling:
+    """How answers are drawn; `max_new_tokens` None: 256, or half of what the models read where that is less.
 
-    asked = []
-    for prompt, completions in zip(prompts, sampled, strict=True):
-        texts = [(decode_answer(tokenizer, completion.ids), completion.ended) for completion in completions]
-        # Nobody can rank what is empty or was cut off in the middle.
-        responses = [text for text, ended in texts if text and ended]
-        if len(responses) > 1:
-            asked.append((prompt, responses))
-    rater = load_rater(POCKETWORLD, recipe.seed, recipe.rank.temperature, recipe.pocketworld)
-    rankings = [
-        Ranking(prompt, responses, ranks, POCKETWORLD)
-        for (prompt, responses), ranks in zip(asked, rater.rank(asked), strict=True)
-        if ranks is not None
-    ]
-    if not rankings:
-        raise UsageError(
-            "sample: the model's answers are empty or do not stop; there is nothing to rank.",
-            "Look at the verdict of sft; train it longer.",
-        )
-    write_rankings(path, rankings)
-    return len(rankings)
+    `k` answers a prompt, each the best of `best_of` by the reward model `reward`.
+    """
+
+    k: int
+    seed: int
+    max_new_tokens: int | None = None
+    temperature: float = 1.0
+    top_p: float = 1.0
+    best_of: int = 1
+    reward: str | None = None
 
 
-def write_rankings(path: Path, rankings: Iterable[Ranking]) -> None:
-    """Writes a rankings file (one JSON object a line), whole or not at all."""
-    lines = (json.dumps(ranking.to_row(), ensure_ascii=False) + "\n" for ranking in rankings)
-    replace_text(path, "".join(lines))
+def made_from(
+    models: Sequence[str], prompts: Sequence[Conversation], sampling: Sampling, round: int | None = None
+) -> str:
+    """The fingerprint of all that decides what stands in a completions file."""
+    return fingerprint(
+        {
+            **asdict(sampling),
+            "models": [checkpoint_id(model) for model in models],
+            "reward": checkpoint_id(sampling.reward) if sampling.reward else None,
+            "prompts": [prompt_key(prompt) for prompt in prompts],
+            "round": round,
+        }
+    )
+
+
+def make_completions(
+    path: Path, models: Sequence[str], prompts: Sequence[Conversation], sampling: Sampling, round: int | None = None
+) -> Written | None:
+    """Answers `prompts` into the completions file `path`, or what is missing of it; None where it is complete already.
+
+    `round` is noted in each row. Raises `UsageError` where the file is another one, a model cannot be used, or nothing
+    came of it that can be ranked.
+    """
+    made = made_from(models, prompts, sampling, round)
+    if path.exists():
+        if made_of(path) != made:
+            raise UsageError(
+                f"{path} is there already, and was not made by this command.",
+                "Choose another file with -o, or replace it with --fresh.",
+            )
+        return None
+    return write_completions(
+        path, made, lambda before: _rows(models, prompts, before, sampling, round), fewest=min(sampling.k, 2)
+    )
+
+
+def _rows(
+    models: Sequence[str], prompts: Sequence[Conversation], before: int, sampling: Sampling, round: int | None
+) -> Iterator[dict[str, Any]]:
+    """A row for each prompt but the first `before`; the models are loaded at once, and answer as rows are asked for."""
+    from chatpipe.generation import SamplingParams
+    from chatpipe.ranking.sampling import HowToSample, Judge, Speaker, sample_answers
+
+    speakers = [Speaker.load(model) for model in models]
+    judge = Judge.load(sampling.reward) if sampling.reward else None
+    limit = sampling.max_new_tokens or min([DEFAULT_MAX_NEW_TOKENS, *(speaker.half for speaker in speakers)])
+    params = SamplingParams(limit, sampling.temperature, top_p=sampling.top_p)
+    how = HowToSample(sampling.k, params, sampling.seed, sampling.best_of, judge)
+
+    def answered() -> Iterator[dict[str, Any]]:
+        with console.progress("sample", len(prompts)) as bar:
+            for answers in sample_answers(speakers, prompts[before:], how, lambda done: bar.update(before + done)):
+                row = {"prompt": answers.prompt, "responses": answers.texts, "models": answers.models}
+                yield row if round is None else {**row, "round": round}
+
+    return answered()

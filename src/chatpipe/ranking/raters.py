@@ -82,14 +82,19 @@ class Ranked:
         return asdict(self)
 
 
-def check_rater(name: str) -> None:
-    """Raises `UsageError` where `name` is no rater, as far as files tell that without torch."""
+def check_rater(name: str, key: str = KEY) -> None:
+    """Raises `UsageError` naming `key` where `name` is no rater, as far as files tell that without torch."""
     if name == POCKETWORLD:
         return
     if _is_function(name):
-        check_function(name, KEY)
+        check_function(name, key)
     else:
-        check_model(name, "reward", KEY)
+        check_model(name, "reward", key)
+
+
+def rater_fingerprint(name: str, key: str = KEY) -> str:
+    """What tells one rater from another of the same name: of a model its weights, of a function its source."""
+    return source_fingerprint(name, key) if _is_function(name) else checkpoint_id(name)
 
 
 def rank_with_program(
@@ -139,8 +144,8 @@ def load_rater(name: str, seed: int, temperature: float | None = None, world: Po
         noise = recipe.rank.temperature if temperature is None else temperature
         return _gold_rater(world or recipe.pocketworld, seed, noise)
     if _is_function(name):
-        return Rater(_function_scorer(name), source_fingerprint(name, KEY), temperature or 0.0, seed)
-    return Rater(_model_scorer(name), checkpoint_id(name), temperature or 0.0, seed)
+        return Rater(_function_scorer(name), rater_fingerprint(name), temperature or 0.0, seed)
+    return Rater(_model_scorer(name), rater_fingerprint(name), temperature or 0.0, seed)
 
 
 def _is_function(name: str) -> bool:

@@ -1,25 +1,158 @@
-"""K completions to each prompt, for somebody to rank."""
+"""Different answers to each prompt, for somebody to rank, or the best of several by a reward model.
 
-from collections.abc import Callable, Sequence
+What a prompt is answered depends on nothing but the prompt, the models, the settings and the seed: neither on the other
+prompts nor on where an interrupted command went on.
+"""
+
+import sys
+import unicodedata
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from chatpipe.data.load import Conversation
-from chatpipe.data.template import encode_prompt
-from chatpipe.generation import Completion, SamplingParams, generate
+from chatpipe.data.template import decode_answer, encode_completion, encode_prompt, stop_at_end_of_turn
+from chatpipe.errors import UsageError
+from chatpipe.generation import SamplingParams, generate
+from chatpipe.generation.engine import context_length
+from chatpipe.models.loading import load_causal_model, load_reward_model, load_tokenizer, placed
+from chatpipe.reward.model import sequence_scores
+
+ATTEMPTS = 4
+"""How often a prompt is asked again while it lacks different answers."""
+
+CHUNK = 128
+"""Prompts answered together: enough to fill the decode engine, few enough to lose little when killed."""
+
+SCORE_BATCH_SIZE = 32
 
 
-def sample_completions(
-    model: PreTrainedModel,
-    tokenizer: PreTrainedTokenizerBase,
+@dataclass(frozen=True)
+class Speaker:
+    """A model that answers, under the name by which its answers are marked."""
+
+    name: str
+    model: PreTrainedModel
+    tokenizer: PreTrainedTokenizerBase
+
+    @classmethod
+    def load(cls, name: str) -> "Speaker":
+        """From a folder or a hub id. Raises `UsageError` where there is no model, or it was never taught to chat."""
+        tokenizer = load_tokenizer(name)
+        if tokenizer.chat_template is None:
+            raise UsageError(
+                f"{name} is a base model: it completes text and answers nobody.",
+                f"Fine-tune it first: chatpipe sft --model {name} --data chats.jsonl --out chat",
+            )
+        stop_at_end_of_turn(tokenizer)
+        return cls(name, placed(load_causal_model(name)), tokenizer)
+
+    @property
+    def half(self) -> int:
+        """Half of the tokens that the model reads, so that prompts have the other half."""
+        return (context_length(self.model) or sys.maxsize) // 2
+
+    def has_room(self, prompt: Conversation, max_new_tokens: int) -> bool:
+        """Whether the model can read `prompt` and write so many tokens."""
+        context = context_length(self.model)
+        return context is None or len(encode_prompt(self.tokenizer, prompt)) + max_new_tokens <= context
+
+
+@dataclass(frozen=True)
+class Judge:
+    """A reward model that chooses among answers."""
+
+    model: PreTrainedModel
+    tokenizer: PreTrainedTokenizerBase
+
+    @classmethod
+    def load(cls, name: str) -> "Judge":
+        """From a folder or a hub id. Raises `UsageError` where there is no reward model."""
+        return cls(placed(load_reward_model(name)), load_tokenizer(name))
+
+    def scores(self, asked: Sequence[tuple[Conversation, str]]) -> list[float]:
+        """The score of each answered prompt; what is longer than the model reads loses its beginning."""
+        context = context_length(self.model) or 0
+        sequences = [encode_completion(self.tokenizer, prompt, text)[0][-context:] for prompt, text in asked]
+        return sequence_scores(self.model, sequences, self.tokenizer.pad_token_id, SCORE_BATCH_SIZE).tolist()
+
+
+@dataclass(frozen=True)
+class HowToSample:
+    """`k` answers a prompt, shared among the speakers in turn; each the best of `best_of` where there is a judge."""
+
+    k: int
+    params: SamplingParams
+    seed: int
+    best_of: int = 1
+    judge: Judge | None = None
+
+
+@dataclass
+class Answers:
+    """What was answered to one prompt: texts, and the name of the model that wrote each."""
+
+    prompt: Conversation
+    texts: list[str] = field(default_factory=list)
+    models: list[str] = field(default_factory=list)
+
+    def add(self, text: str, model: str) -> None:
+        """Keeps an answer unless it says the same as one before."""
+        if normalised(text) not in map(normalised, self.texts):
+            self.texts.append(text)
+            self.models.append(model)
+
+
+def normalised(text: str) -> str:
+    """By which two answers count as the same: case, white space and forms of the same letter aside."""
+    return " ".join(unicodedata.normalize("NFKC", text).casefold().split())
+
+
+def sample_answers(
+    speakers: Sequence[Speaker],
     prompts: Sequence[Conversation],
-    k: int,
-    params: SamplingParams,
-    seed: int,
-    on_finished: Callable[[int], None] | None = None,
-) -> list[list[Completion]]:
-    """For each prompt `k` completions; `on_finished` hears how many of all are done."""
-    ids = [encode_prompt(tokenizer, prompt) for prompt in prompts]
-    repeated = [row for row in ids for _ in range(k)]
-    completions = generate(model, repeated, params, tokenizer.eos_token_id, seed, on_finished=on_finished)
-    return [completions[start : start + k] for start in range(0, len(completions), k)]
+    how: HowToSample,
+    on_answered: Callable[[float], None] = lambda _: None,
+) -> Iterator[Answers]:
+    """For each prompt up to `how.k` different answers that ended by themselves and are not empty.
+
+    There are fewer where the models say nothing else in `ATTEMPTS` attempts, and of a model none to a prompt that
+    leaves it no room. `on_answered` hears how many prompts are done, about.
+    """
+    for start in range(0, len(prompts), CHUNK):
+        chunk = [Answers(prompt) for prompt in prompts[start : start + CHUNK]]
+        for attempt in range(ATTEMPTS):
+            for place, speaker in enumerate(speakers):
+                _ask(speaker, place, len(speakers), chunk, how, attempt)
+            on_answered(start + len(chunk) * (attempt + 1) / ATTEMPTS)
+        yield from chunk
+        on_answered(start + len(chunk))
+
+
+def _ask(speaker: Speaker, place: int, speakers: int, chunk: Sequence[Answers], how: HowToSample, attempt: int) -> None:
+    """Has one speaker answer each prompt as often as it owes answers to it."""
+    share = len(range(place, how.k, speakers))
+    owing = [answers for answers in chunk if speaker.has_room(answers.prompt, how.params.max_new_tokens)]
+    asked = [answers for answers in owing for _ in range((share - answers.models.count(speaker.name)) * how.best_of)]
+    ids = [encode_prompt(speaker.tokenizer, answers.prompt) for answers in asked]
+    eos = speaker.tokenizer.eos_token_id
+    # Each attempt and each speaker draws numbers of its own.
+    done = generate(speaker.model, ids, how.params, eos, how.seed + ((attempt * speakers + place) << 32))
+    texts = [decode_answer(speaker.tokenizer, completion.ids) if completion.ended else "" for completion in done]
+    scores = _scores(how.judge, asked, texts)
+    for first in range(0, len(asked), how.best_of):
+        group = range(first, first + how.best_of)
+        best = max(group, key=lambda i: (bool(texts[i]), scores[i]))
+        if texts[best]:  # nobody can rank what is empty or was cut off in the middle
+            asked[best].add(texts[best], speaker.name)
+
+
+def _scores(judge: Judge | None, asked: Sequence[Answers], texts: Sequence[str]) -> list[float]:
+    """What the judge says of each answer; of one that is left out, and without a judge, 0."""
+    scores = [0.0] * len(texts)
+    said = [i for i, text in enumerate(texts) if text and judge is not None]
+    if said and judge is not None:
+        for i, score in zip(said, judge.scores([(asked[i].prompt, texts[i]) for i in said]), strict=True):
+            scores[i] = score
+    return scores

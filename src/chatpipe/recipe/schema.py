@@ -244,12 +244,18 @@ class Sample(Section):
 
 
 class Rank(Section):
-    """Who ranks, when rankings are made in the run."""
+    """Who ranks the answers that a run samples."""
 
-    rater: Literal["pocketworld"] = Field(
-        "pocketworld", description="Simulated annotators: Bradley-Terry noise around the gold score."
+    rater: str = Field(
+        POCKETWORLD,
+        min_length=1,
+        description="pocketworld: simulated annotators, who know what is true in the built-in world. people: the run "
+        "waits for them (`chatpipe rank`). Else a reward model, or module:function.",
     )
-    temperature: float = Field(0.5, gt=0, description="Noise of the annotators, in units of the gold score.")
+    temperature: float = Field(
+        0.5, ge=0, description="Noise of raters that are programs, in units of their score (Bradley-Terry)."
+    )
+    overlap: int = Field(1, ge=1, description="How many people rank each prompt.")
 
 
 class Rm(TrainingSection):
@@ -259,6 +265,16 @@ class Rm(TrainingSection):
     learning_rate: float = Field(9e-6, gt=0)
     num_train_epochs: float = Field(1.0, gt=0)
     max_length: int = Field(128, ge=16, description="Longer prompts lose their beginning; answers are never cut.")
+    age_weight: float = Field(
+        1.0,
+        ge=0,
+        le=1,
+        description="In later rounds: how often the rankings of the round before are read in an epoch, those of the "
+        "one before it that squared, and so on. 1 takes all rankings alike, 0 the newest alone.",
+    )
+    lora: Lora | None = Field(
+        None, description="Train adapters and the score head instead of all weights (needs peft); they are merged."
+    )
 
 
 class RewardSource(Section):
@@ -365,6 +381,10 @@ class Recipe(Section):
 
     out: str = Field("runs/chatpipe", min_length=1, description="The run's folder.")
     seed: int = Field(0, ge=0, lt=2**32, description="Of all random numbers; numpy takes no other.")
+    rounds: int = Field(
+        1, ge=1, description="How often the run samples, ranks, trains the reward model and improves the policy."
+    )
+    round: int = Field(1, ge=1, description="For one stage alone (rm or ppo): the round it belongs to.")
     processes: int | None = Field(None, ge=1, description="Default: as many as visible GPUs, one on a CPU.")
     launch: str | None = Field(None, description="An accelerate config file.")
     report_to: list[str] | str = Field("none", description="Experiment trackers, as in TrainingArguments, e.g. wandb.")

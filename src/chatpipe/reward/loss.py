@@ -9,14 +9,18 @@ from torch import Tensor
 from torch.nn import functional
 
 
-def ranking_loss(scores: Tensor, ranks: Tensor, sizes: Tensor) -> Tensor:
-    """For each prompt the mean of -log sigmoid(r_better - r_worse) over its pairs that are not tied, (prompts,).
+def ranking_loss(scores: Tensor, ranks: Tensor, sizes: Tensor, margins: Tensor | None = None) -> Tensor:
+    """For each prompt the mean of -log sigmoid(r_better - r_worse - margin) over its pairs not tied, (prompts,).
 
     InstructGPT (arXiv 2203.02155) equation 1; tied pairs are dropped as in its appendix C.2. A prompt whose responses
-    are all tied gives 0 with a gradient of 0.
+    are all tied gives 0 with a gradient of 0. `margins` (prompts,) are 0 there; with others it is the loss of Llama 2
+    (arXiv 2307.09288, equation 2).
     """
     pairs = comparable_pairs(ranks, sizes)
-    losses = torch.where(pairs, -functional.logsigmoid(pair_margins(scores, sizes)), 0.0)
+    ahead = pair_margins(scores, sizes)
+    if margins is not None:
+        ahead = ahead - margins[:, None, None]
+    losses = torch.where(pairs, -functional.logsigmoid(ahead), 0.0)
     return losses.sum((1, 2)) / pairs.sum((1, 2)).clamp(min=1)
 
 

@@ -13,7 +13,13 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
-from transformers import AutoConfig, AutoModelForSequenceClassification, PretrainedConfig, PreTrainedModel
+from transformers import (
+    AutoConfig,
+    AutoModelForSequenceClassification,
+    PretrainedConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
 from transformers.utils import logging
 
 from chatpipe.data.padding import length_sorted, pad_right
@@ -40,6 +46,16 @@ def new_reward_model(body_folder: str, pad_token_id: int, seed: int) -> PreTrain
     return model
 
 
+def longest_sequence(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> int:
+    """How many tokens a reward model reads at once.
+
+    Its positions, where it has a table of them, and no more than its tokenizer says: RoBERTa's first two are not used.
+    """
+    positions = getattr(model.config.get_text_config(), "max_position_embeddings", None)
+    has_table = positions is not None and positions > 0  # XLNet, which has none, says -1
+    return min(positions, tokenizer.model_max_length) if has_table else tokenizer.model_max_length
+
+
 def reads_left_to_right(model: PreTrainedModel) -> bool:
     """Whether a sequence classification model is a decoder, whose `score` head gives a number at each position.
 
@@ -53,6 +69,12 @@ def score_head(model: PreTrainedModel) -> nn.Linear:
     if reads_left_to_right(model):
         return model.score
     return [module for module in model.classifier.modules() if isinstance(module, nn.Linear)][-1]
+
+
+def outside_body(model: PreTrainedModel) -> dict[str, nn.Module]:
+    """The modules that a reward model has besides its body, by name: its head, and what an encoder puts before it."""
+    body = model.base_model_prefix
+    return {name: module for name, module in model.named_modules() if name and name.split(".")[0] != body}
 
 
 def token_scores(

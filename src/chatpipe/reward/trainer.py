@@ -4,9 +4,11 @@
     trainer.train()
 
 The K responses of a prompt are read once each and compared in all C(K,2) pairs (InstructGPT, section 3.5): as separate
-pairs each would be read K-1 times and the model overfits in one epoch. The loss of an optimizer step is the mean over
-its prompts that have a pair which is not tied, over all micro-batches and processes: how a batch is spread changes
-nothing. (Where the last batch of an epoch does not fill all processes, accelerate repeats prompts from its beginning.)
+pairs each would be read K-1 times and the model overfits in one epoch. For the same reason what several annotators
+said of the same responses is one element: its loss is the mean of theirs. The loss of an optimizer step is the mean
+over its prompts that have a pair which is not tied (weighted, where rankings have weights), over all micro-batches and
+processes: how a batch is spread changes nothing. (Where the last batch of an epoch does not fill all processes,
+accelerate repeats prompts from its beginning.)
 """
 
 from collections.abc import Iterator, Sequence
@@ -16,25 +18,32 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel, Trainer, TrainingArguments
 
+from chatpipe.models.lora import Adapter
 from chatpipe.reward.batches import EncodedRanking, RankingCollator
 from chatpipe.reward.loss import comparable_pairs, pair_margins, ranking_loss
 from chatpipe.reward.model import at_last_token, head_scores, reads_left_to_right, score_head
+from chatpipe.training.adapter import TrainsAdapter
 from chatpipe.training.nonfinite import SkipNonFinite
-from chatpipe.training.resume import ResumePoints
 
 
-class RewardTrainer(ResumePoints, SkipNonFinite, Trainer):
+class RewardTrainer(TrainsAdapter, SkipNonFinite, Trainer):
     """Trains `model`, a sequence classification model with one label, on `train_dataset`.
 
-    Batch sizes count prompts. Logs, over the pairs seen since the last log: `accuracy`, the share ordered rightly,
-    and `margin`, the mean of r_better - r_worse.
+    Batch sizes count prompts. With `adapter` only that is trained; `model` is then its model. Logs, over the
+    pairs seen since the last log: `accuracy`, the share ordered rightly, and `margin`, the mean of r_better - r_worse.
     """
 
     def __init__(
-        self, model: PreTrainedModel, args: TrainingArguments, train_dataset: Sequence[EncodedRanking], **more: Any
+        self,
+        model: PreTrainedModel,
+        args: TrainingArguments,
+        train_dataset: Sequence[EncodedRanking],
+        adapter: Adapter | None = None,
+        **more: Any,
     ) -> None:
         collator = RankingCollator(model.config.get_text_config().pad_token_id)
         super().__init__(model=model, args=args, train_dataset=train_dataset, data_collator=collator, **more)
+        self.adapter = adapter
         # Trainer then leaves it to us to divide by num_items_in_batch, and does not divide by the micro-batches.
         self.model_accepts_loss_kwargs = True
         self._forget_pairs()
@@ -42,21 +51,25 @@ class RewardTrainer(ResumePoints, SkipNonFinite, Trainer):
     def get_batch_samples(
         self, epoch_iterator: Iterator[dict[str, Tensor]], num_batches: int, device: torch.device
     ) -> tuple[list[dict[str, Tensor]], Tensor]:
-        """The micro-batches of the next optimizer step, and how many of its prompts, over all ranks, have a pair."""
+        """The micro-batches of the next step, and what its judgements that have a pair weigh, over all ranks."""
         batches, _ = super().get_batch_samples(epoch_iterator, num_batches, device)
-        pairs = [comparable_pairs(batch["ranks"], batch["sizes"]) for batch in batches]
-        prompts = sum(int(of_prompt.any((1, 2)).sum()) for of_prompt in pairs)
-        return batches, self.accelerator.reduce(torch.tensor(prompts, device=device), reduction="sum")
+        weight = torch.zeros((), device=device)
+        for batch in batches:
+            has_pair = comparable_pairs(batch["ranks"], batch["sizes"]).any((1, 2))
+            weight += batch["weights"][has_pair].sum().to(device)
+        return batches, self.accelerator.reduce(weight, reduction="sum")
 
     def compute_loss(
         self, model: nn.Module, inputs: dict[str, Tensor], return_outputs: bool = False, num_items_in_batch: Any = None
     ) -> Any:
-        """This micro-batch's share of the step's mean, which `num_items_in_batch` prompts make up."""
-        scores = self._scores(model, inputs)
-        self._note_pairs(scores.detach(), inputs["ranks"], inputs["sizes"])
-        losses = ranking_loss(scores, inputs["ranks"], inputs["sizes"])
+        """This micro-batch's share of the step's mean; `num_items_in_batch` is what all of the step weighs."""
+        scores = self._scores(model, inputs)[inputs["rows"]]
+        ranks, sizes, weights = inputs["ranks"], inputs["sizes"], inputs["weights"]
+        self._note_pairs(scores.detach(), ranks, sizes)
+        losses = ranking_loss(scores, ranks, sizes, inputs["margins"]) * weights
+        in_all = torch.where(num_items_in_batch > 0, num_items_in_batch, 1.0)
         # DDP averages gradients over processes; times their number that is the sum which the mean asks for.
-        loss = losses.sum() * self.accelerator.num_processes / num_items_in_batch.clamp(min=1)
+        loss = losses.sum() * self.accelerator.num_processes / in_all
         return (loss, {"scores": scores}) if return_outputs else loss
 
     def _scores(self, model: nn.Module, inputs: dict[str, Tensor]) -> Tensor:

@@ -11,7 +11,16 @@ from chatpipe.errors import UsageError
 from chatpipe.models.folder import Kind, check_model, check_tokenizer
 from chatpipe.ppo.functions import check_function
 from chatpipe.recipe.schema import POCKETWORLD, DataBlock
-from chatpipe.stages.job import PARENTS, WHAT_OF_KEY, Job, rankings_file
+from chatpipe.stages.job import (
+    PARENTS,
+    STAGES_OF_ROUNDS,
+    WHAT_OF_KEY,
+    Job,
+    given_model,
+    parent_of,
+    rankings_file,
+    run_ranks,
+)
 from chatpipe.training.trackers import check_trackers
 
 Check = Callable[[], str]
@@ -67,7 +76,7 @@ def _trackers(job: Job) -> str:
 def _data(job: Job, key: str, blocks: list[DataBlock]) -> str:
     if key not in WHAT_OF_KEY:
         check_documents(blocks, key)
-    elif key == "rm.data" and job.recipe.rm.data is None:
+    elif key == "rm.data" and run_ranks(job.recipe):
         return f"the run's own rankings: {rankings_file(job.recipe)}"
     else:
         report = check_rows(WHAT_OF_KEY[key], blocks, key)
@@ -91,8 +100,9 @@ def _tokenizer(name: str) -> str:
 
 
 def _model(job: Job, key: str, made_by_this_run: frozenset[str]) -> str:
-    model, parent = job.models[key], PARENTS[job.stage].get(key)
-    given = parent is None or getattr(job.section, key) is not None
+    model = job.models[key]
+    given = key not in PARENTS[job.stage] or given_model(job.recipe, job.stage, key) is not None
+    parent, number = (None, 1) if given else parent_of(job.recipe, job.stage, key)
     if not given and parent == "pretrain" and job.recipe.pretrain.objective == "masked":
         raise UsageError(
             f"{job.stage} starts from a causal language model; pretrain.objective = masked makes an encoder.",
@@ -101,10 +111,11 @@ def _model(job: Job, key: str, made_by_this_run: frozenset[str]) -> str:
     if not given and parent in made_by_this_run:
         return f"{model}, which {parent} makes"
     if not given and not Path(model).is_dir():
+        again = f" ... round={number}" if number > 1 and parent in STAGES_OF_ROUNDS else ""
         flag = {"model": "--model", "reward_model": "--reward"}[key]
         raise UsageError(
             f"{job.stage} starts from what {parent} makes, but there is no {model} yet.",
-            f"Run `chatpipe {parent}` first, or give a model with {flag}.",
+            f"Run `chatpipe {parent}{again}` first, or give a model with {flag}.",
         )
     check_model(
         model,

@@ -26,6 +26,10 @@ PARENTS: Mapping[str, Mapping[str, str]] = {
     "rm": {"model": "sft"},
     "ppo": {"model": "sft", "reward_model": "rm"},
 }
+PEOPLE = "people"
+"""The `rank.rater` for whom a run waits."""
+STAGES_OF_ROUNDS = ("rm", "ppo")
+"""What every round has again; the others come once."""
 
 # Where and how a stage runs, not what comes out of it; models and data are compared by content. The recipe's `guards`
 # belong to no stage and are not compared either: one decides whether training begins, and changes nothing in it. So a
@@ -79,14 +83,24 @@ class Job:
     @classmethod
     def of(cls, recipe: Recipe, stage: str, out: str | None = None) -> "Job":
         """The job of `stage` in the run's folder, or in the folder `out` of its own."""
-        run = Path(recipe.out)
-        section = recipe_section(recipe, stage)
-        models = {key: getattr(section, key) or str(run / parent) for key, parent in PARENTS[stage].items()}
+        models = {
+            key: given_model(recipe, stage, key) or str(folder_in_run(recipe, *parent_of(recipe, stage, key)))
+            for key in PARENTS[stage]
+        }
         if stage == "pretrain" and recipe.pretrain.model:
             models["model"] = recipe.pretrain.model
         if stage == "ppo":
             models = _with_all_rewards(models, recipe.ppo)
-        return cls(recipe, stage, Path(out) if out else run / stage, models)
+        return cls(recipe, stage, Path(out) if out else folder_in_run(recipe, stage, recipe.round), models)
+
+    @classmethod
+    def all_of(cls, recipe: Recipe) -> "list[Job]":
+        """The jobs of a whole run in order: pretrain and sft, then rm and ppo for each round."""
+        jobs = []
+        for number in range(1, recipe.rounds + 1):
+            of_round = in_round(recipe, number)
+            jobs += [cls.of(of_round, stage) for stage in (STAGES if number == 1 else STAGES_OF_ROUNDS)]
+        return jobs
 
     @property
     def section(self) -> TrainingSection:
@@ -132,17 +146,23 @@ class Job:
 
     def makes_rankings(self) -> bool:
         """Whether the stage learns from rankings that the run has yet to make."""
-        return self.stage == "rm" and self.recipe.rm.data is None and not rankings_file(self.recipe).exists()
+        return self.stage == "rm" and run_ranks(self.recipe) and not rankings_file(self.recipe).exists()
+
+    def first_policy(self) -> str:
+        """The model that ppo started from in the first round."""
+        return Job.of(in_round(self.recipe, 1), "ppo").models["model"]
 
     def manifest(self) -> Manifest:
         """The manifest that this job's checkpoint will have, without results."""
         section = recipe_section(self.recipe, self.stage).model_dump(mode="json", exclude=NOT_COMPARED)
+        if self.recipe.round == 1:
+            section.pop("age_weight", None)  # no rankings are older
         settings = {f"{self.stage}.{key}": value for key, value in flatten(section).items()}
         if self.stage == "sft" and self.recipe.sft.load_best_model_at_end:  # the best is one of those evaluated
             settings["sft.eval_steps"] = self.recipe.sft.eval_steps
         if self.uses_pocketworld():
             settings.update(flatten({"pocketworld": self.recipe.pocketworld.model_dump(mode="json")}))
-        if self.stage == "rm" and self.recipe.rm.data is None:  # the run makes its own rankings
+        if self.stage == "rm" and run_ranks(self.recipe):
             for name in ("sample", "rank"):
                 made = getattr(self.recipe, name).model_dump(mode="json", exclude={"data"})
                 settings.update(flatten({name: made}))
@@ -158,6 +178,7 @@ class Job:
             },
             settings={"seed": self.recipe.seed, **settings},
             seed=self.recipe.seed,
+            round=self.recipe.round if self.stage in STAGES_OF_ROUNDS else 1,
             processes=self.processes,
             evaluation=self.evaluation(),
         )
@@ -274,11 +295,57 @@ def stage_data(recipe: Recipe, stage: str) -> dict[str, list[DataBlock]]:
     return data
 
 
+def in_round(recipe: Recipe, number: int) -> Recipe:
+    """The recipe as the stages of a round have it."""
+    return recipe.model_copy(update={"round": number})
+
+
+def folder_in_run(recipe: Recipe, stage: str, number: int) -> Path:
+    """The folder of a stage of round `number` in the run: `rm.2` is that of the second round."""
+    later = number > 1 and stage in STAGES_OF_ROUNDS
+    return Path(recipe.out) / (f"{stage}.{number}" if later else stage)
+
+
+def parent_of(recipe: Recipe, stage: str, key: str) -> tuple[str, int]:
+    """The stage, and its round, whose model a stage of the recipe's round starts from where no other is given."""
+    if stage == "ppo" and key == "model" and recipe.round > 1:
+        return "ppo", recipe.round - 1
+    return PARENTS[stage][key], recipe.round
+
+
+def given_model(recipe: Recipe, stage: str, key: str) -> str | None:
+    """The model that the recipe names; in later rounds ppo goes on from the newest policy all the same."""
+    if stage == "ppo" and key == "model" and recipe.round > 1:
+        return None
+    given: str | None = getattr(recipe_section(recipe, stage), key)
+    return given
+
+
+def answering_model(recipe: Recipe) -> str:
+    """Whose answers are ranked in the recipe's round: the body of rm in the first one, then the newest policy."""
+    if recipe.round == 1:
+        return Job.of(recipe, "rm").models["model"]
+    return str(folder_in_run(recipe, "ppo", recipe.round - 1))
+
+
 def rankings_file(recipe: Recipe) -> Path:
-    """Where a run keeps what was ranked."""
-    return Path(recipe.out) / "rankings" / "round-1.jsonl"
+    """Where a run keeps what was ranked in the recipe's round."""
+    return Path(recipe.out) / "rankings" / f"round-{recipe.round}.jsonl"
+
+
+def run_ranks(recipe: Recipe) -> bool:
+    """Whether the run itself samples and ranks in the recipe's round: not where the first one reads `rm.data`."""
+    return recipe.rm.data is None or recipe.round > 1
 
 
 def rankings_blocks(recipe: Recipe) -> list[DataBlock]:
-    """What the reward model learns from: `rm.data`, or the rankings that the run makes."""
-    return recipe.rm.data or [DataBlock(source=str(rankings_file(recipe)), format="rankings")]
+    """What the reward model learns from: `rm.data`, or what the run ranked, and what was ranked in earlier rounds."""
+    blocks = []
+    for number in range(1, recipe.round + 1):
+        of_round = in_round(recipe, number)
+        weight = recipe.rm.age_weight ** (recipe.round - number)
+        own = [DataBlock(source=str(rankings_file(of_round)), format="rankings")]
+        read = own if run_ranks(of_round) else recipe.rm.data or []
+        if weight > 0:
+            blocks += [block.model_copy(update={"weight": block.weight * weight}) for block in read]
+    return blocks

@@ -11,7 +11,8 @@ from chatpipe.data.packing import TrainingText
 from chatpipe.data.template import add_chat_template, encode_prompt
 from chatpipe.errors import UsageError
 from chatpipe.evaluation.answers import answer_metrics
-from chatpipe.evaluation.compare import gold_comparison
+from chatpipe.evaluation.compare import gold_comparison, win_rate
+from chatpipe.evaluation.judging import Judged
 from chatpipe.evaluation.verdicts import ppo_verdict
 from chatpipe.generation import SamplingParams
 from chatpipe.generation.engine import context_length
@@ -172,8 +173,33 @@ def run_ppo(job: Job) -> Outcome | None:
     }
     if after.ratings is not None and before.ratings is not None:
         metrics.update(gold_comparison(after.ratings, before.ratings, recipe.seed))
+    if recipe.round > 1:
+        metrics["round"] = recipe.round
+        metrics.update(_against_the_first(job, prepared, asked, before, after))
     save_checkpoint(job, policy, tokenizer)
     return Outcome(metrics, ppo_verdict(metrics).to_dict())
+
+
+def _against_the_first(
+    job: Job, prepared: Prepared, asked: list[Conversation], before: Judged, after: Judged
+) -> dict[str, float]:
+    """How often the policy of this round, and that of the round before, beat the one that the first round began with.
+
+    `win_rate_over_first` and `win_rate_over_first_before`, with their intervals `_low` and `_high`: by the gold rater,
+    or where there is none by the rewards of this round.
+    """
+    first = judge(job, load_causal_model(job.first_policy()).to(prepared.policy.device), prepared.tokenizer, asked)
+
+    def worth(judged: Judged) -> list[float]:
+        if judged.ratings is not None:
+            return [rating.score for rating in judged.ratings]
+        return reward_scores(job, prepared.rewards, prepared.tokenizer, asked, judged.answers)["reward"]
+
+    metrics: dict[str, float] = {}
+    for name, judged in (("win_rate_over_first", after), ("win_rate_over_first_before", before)):
+        wins = win_rate(worth(judged), worth(first), job.recipe.seed)
+        metrics |= {name: wins.rate, f"{name}_low": wins.low, f"{name}_high": wins.high}
+    return metrics
 
 
 def _fitting(

@@ -16,13 +16,21 @@ from chatpipe.errors import UsageError
 from chatpipe.evaluation.pairs import pair_metrics
 from chatpipe.evaluation.rankings import EVAL_BATCH_SIZE, ranking_scores, rankings_that_fit
 from chatpipe.evaluation.verdicts import rm_verdict
+from chatpipe.evaluation.word_counts import WordCounts
 from chatpipe.guards.by_stage import rm_guards
 from chatpipe.guards.run import Checks, guard
 from chatpipe.models.loading import load_tokenizer, quickest_attention
 from chatpipe.pocketworld import GoldRater
 from chatpipe.reward.batches import EncodedRankings, encode_answers, encode_rankings
-from chatpipe.reward.model import centre_rewards, new_reward_model, sequence_scores
+from chatpipe.reward.model import (
+    centre_rewards,
+    longest_sequence,
+    new_reward_model,
+    outside_body,
+    sequence_scores,
+)
 from chatpipe.reward.trainer import RewardTrainer
+from chatpipe.stages.adapting import stage_adapter
 from chatpipe.stages.arguments import stage_arguments
 from chatpipe.stages.example import example_prompt
 from chatpipe.stages.job import Job, Outcome
@@ -57,7 +65,7 @@ def prepare(job: Job) -> Prepared:
     if len(tokenizer) > model.get_input_embeddings().num_embeddings:
         set_seed(recipe.seed)
         model.resize_token_embeddings(len(tokenizer))
-    max_length = min(recipe.rm.max_length, model.config.max_position_embeddings)
+    max_length = min(recipe.rm.max_length, longest_sequence(model, tokenizer))
     train = encode_rankings(tokenizer, rankings.train, max_length)
     return Prepared(tokenizer, model, rankings, train, max_length)
 
@@ -79,22 +87,27 @@ def run_rm(job: Job) -> Outcome | None:
         TrainingArguments,
         num_train_epochs=section.num_train_epochs,
     )
-    trainer = RewardTrainer(model, args, train.rankings, processing_class=tokenizer)
+    others = outside_body(model)
+    adapter = stage_adapter(job, model, tokenizer, section.lora, whole=others.values(), without=list(others))
+    trainer = RewardTrainer(model, args, train.rankings, adapter, processing_class=tokenizer)
     speed = run_trainer(trainer, model, job.stage, job.folder, max_length, section.max_nonfinite_steps)
     if not job.is_main:
         return None
 
+    model = trainer.trained_model()
     demonstrations = _demonstrations(job, tokenizer, rankings.train, max_length)
     offset = centre_rewards(model, demonstrations, tokenizer.pad_token_id, EVAL_BATCH_SIZE)
     metrics = {
-        **_evaluate(job, model, tokenizer, held_out, max_length),
+        **_evaluate(job, model, tokenizer, rankings.train, held_out, max_length),
         "reward_offset": offset,
-        "train_rankings": len(train.rankings),
+        "train_rankings": len(train),
+        "train_prompts": len(train.rankings),
         "left_out_rankings": dict(train.skipped),
         "skipped_rows": rankings.skipped,
         "example": _example(job, model, tokenizer, held_out, max_length),
         **speed,
     }
+    trainer.log({name: value for name, value in metrics.items() if isinstance(value, float)})
     save_checkpoint(job, model, tokenizer)
     return Outcome(metrics, rm_verdict(metrics).to_dict())
 
@@ -113,16 +126,18 @@ def _evaluate(
     job: Job,
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
+    train: list[Ranking],
     held_out: list[Ranking],
     max_length: int,
 ) -> dict[str, Any]:
     """Pair accuracy on held-out prompts: against the gold order where it is known, else against the annotators'."""
+    words = WordCounts.learn(train).scores(held_out)
     scores = ranking_scores(model, tokenizer, held_out, max_length)
     gold = None
     if job.recipe.rm.data is None and reads_pocketworld(job.recipe.sample.data):
         rater = GoldRater(build_world(job.recipe.pocketworld))
         gold = [[rater.rate(r.prompt, text).score for text in r.responses] for r in held_out]
-    return pair_metrics(held_out, scores, gold, seed=job.recipe.seed)
+    return pair_metrics(held_out, scores, gold, seed=job.recipe.seed, words=words)
 
 
 def _demonstrations(

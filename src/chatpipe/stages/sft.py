@@ -19,8 +19,7 @@ from chatpipe.generation.engine import context_length
 from chatpipe.guards.by_stage import sft_guards
 from chatpipe.guards.run import Checks, guard
 from chatpipe.models.loading import load_causal_model, load_tokenizer
-from chatpipe.models.lora import Adapter, lora_config
-from chatpipe.recipe.schema import Lora
+from chatpipe.stages.adapting import stage_adapter
 from chatpipe.stages.arguments import stage_arguments
 from chatpipe.stages.chats import chat_rows, check_enough, say_left_out
 from chatpipe.stages.example import answer_example
@@ -88,7 +87,7 @@ def run_sft(job: Job) -> Outcome | None:
         dataset_kwargs={"skip_prepare_dataset": True},
     )
     text = _raw_text(job, train)
-    adapter = _adapter(job, model, tokenizer, section.lora) if section.lora else None
+    adapter = stage_adapter(job, model, tokenizer, section.lora)
     trainer = SftTrainer(
         model,
         args,
@@ -151,15 +150,6 @@ def _loss(held_out: HeldOutChats, model: PreTrainedModel) -> float:
 
 def _sample_prompts(questions: list[str]) -> list[Conversation]:
     return [[{"role": "user", "content": question}] for question in questions]
-
-
-def _adapter(job: Job, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, section: Lora) -> Adapter:
-    if len(tokenizer) > len(load_tokenizer(job.models["model"])):
-        console.warn(
-            "sft.lora leaves the embeddings of the chat template's new tokens at random; train the model whole."
-        )
-    set_seed(job.recipe.seed)  # its first weights are drawn at random
-    return Adapter(model, lora_config(**section.model_dump()))
 
 
 def _raw_text(job: Job, train: Rows) -> TrainingText | None:

@@ -1,0 +1,143 @@
+"""`chatpipe sample`: different answers, the same whatever interrupts it, and the best of several."""
+
+import json
+
+import pytest
+
+from chatpipe.ranking.sampling import Judge, normalised
+
+
+@pytest.fixture
+def prompts(work, tiny_run):
+    rows = [json.loads(line) for line in (tiny_run.folder / "rankings" / "round-1.jsonl").open()]
+    prompts = [row["prompt"] for row in rows[:40]]
+    (work / "prompts.jsonl").write_text("".join(json.dumps({"prompt": prompt}) + "\n" for prompt in prompts))
+    return prompts
+
+
+@pytest.fixture
+def sample(chatpipe, prompts):
+    def sample(*words):
+        return chatpipe("sample", *words, "--prompts", "prompts.jsonl", "--max-new-tokens", 24)
+
+    return sample
+
+
+def rows_of(path):
+    return [json.loads(line) for line in path.open(encoding="utf-8")]
+
+
+def test_answers_are_as_many_as_asked_for_and_no_two_say_the_same(sample, work, tiny_run, prompts):
+    said = sample(tiny_run.folder / "sft", "-k", 3, "-o", "out/c.jsonl", "--json")
+    rows = rows_of(work / "out" / "c.jsonl")
+    assert said.object == {
+        "out": "out/c.jsonl",
+        "prompts": len(rows),
+        "left_out": len(prompts) - len(rows),
+        "skipped": False,
+    }
+    assert len(rows) > len(prompts) / 2
+    assert sum(len(row["responses"]) == 3 for row in rows) > len(rows) / 2
+    asked = iter(prompts)
+    assert all(any(row["prompt"] == prompt for prompt in asked) for row in rows)  # in the order of the prompts
+    for row in rows:
+        texts = list(map(normalised, row["responses"]))
+        assert 2 <= len(texts) == len(set(texts)) <= 3
+        assert "" not in texts
+        assert row["models"] == [str(tiny_run.folder / "sft")] * len(texts)
+
+
+@pytest.mark.parametrize("one, other", [("A  cat.", " a cat.\n"), ("ﬁne", "FINE"), ("e\u0301", "\u00e9")])
+def test_case_space_and_forms_of_a_letter_make_no_other_answer(one, other):
+    assert normalised(one) == normalised(other)
+
+
+def test_it_goes_on_where_it_was_killed(sample, work, tiny_run):
+    command = (tiny_run.folder / "sft", "-k", 2, "-o", "c.jsonl")
+    assert sample(*command).code == 0
+    whole = (work / "c.jsonl").read_bytes()
+    (work / "c.jsonl").unlink()
+    lines = whole.splitlines(keepends=True)
+    (work / "c.jsonl.partial").write_bytes(b"".join(lines[:5]) + lines[5][:20])
+    assert sample(*command).code == 0
+    rows = rows_of(work / "c.jsonl")
+    # The killed one had answered the first rows of the finished file; what it had left out before counts as done.
+    assert rows[:5] == [json.loads(line) for line in lines[:5]]
+    assert not (work / "c.jsonl.partial").exists()
+
+
+def test_what_another_command_left_is_not_gone_on_with(sample, work, tiny_run):
+    model = tiny_run.folder / "sft"
+    assert sample(model, "-k", 2, "-o", "c.jsonl").code == 0
+    whole = (work / "c.jsonl").read_bytes()
+    (work / "c.jsonl").rename(work / "d.jsonl.partial")
+    assert sample(model, "-k", 2, "--seed", 1, "-o", "d.jsonl").code == 0
+    assert not {row["made"] for row in rows_of(work / "d.jsonl")} & {json.loads(whole.splitlines()[0])["made"]}
+
+
+def test_a_finished_file_is_kept(sample, work, tiny_run):
+    command = (tiny_run.folder / "sft", "-k", 2, "-o", "c.jsonl")
+    assert sample(*command).code == 0
+    before = (work / "c.jsonl").read_bytes()
+    again = sample(*command, "--json")
+    assert again.object["skipped"] is True
+    assert "c.jsonl is complete already." in again.err
+    other = sample(*command, "--seed", 1)
+    assert other.code == 2
+    assert "c.jsonl is there already, and was not made by this command." in other.err
+    assert (work / "c.jsonl").read_bytes() == before
+    assert sample(*command, "--seed", 1, "--fresh").code == 0
+    assert (work / "c.jsonl").read_bytes() != before
+
+
+def test_an_answer_depends_on_its_own_prompt_alone(sample, work, chatpipe, tiny_run, prompts):
+    command = (tiny_run.folder / "sft", "-k", 2)
+    assert sample(*command, "-o", "all.jsonl").code == 0
+    rows = rows_of(work / "all.jsonl")
+    last = rows[-1]
+    (work / "one.jsonl").write_text(json.dumps({"prompt": last["prompt"]}) + "\n")
+    words = ("--prompts", "one.jsonl", "--max-new-tokens", 24, "-o", "alone.jsonl")
+    assert chatpipe("sample", *command, *words).code == 0
+    assert rows_of(work / "alone.jsonl")[0]["responses"] == last["responses"]
+
+
+def test_several_models_answer_in_turn(sample, work, tiny_run):
+    sft, ppo = (tiny_run.folder / stage for stage in ("sft", "ppo"))
+    assert sample(sft, ppo, "-k", 4, "-o", "c.jsonl").code == 0
+    mixed = [row["models"] for row in rows_of(work / "c.jsonl")]
+    assert max(models.count(str(sft)) for models in mixed) == 2
+    assert max(models.count(str(ppo)) for models in mixed) == 2
+    assert sum(str(sft) in models and str(ppo) in models for models in mixed) > len(mixed) / 2
+
+
+def test_the_best_of_several_scores_higher(sample, work, tiny_run):
+    sft, rm = (tiny_run.folder / stage for stage in ("sft", "rm"))
+    assert sample(sft, "-k", 1, "-o", "one.jsonl").code == 0
+    assert sample(sft, "--best-of", 8, "--reward", rm, "-o", "best.jsonl").code == 0
+    judge = Judge.load(str(rm))
+    mean = {}
+    for name in ("one", "best"):
+        rows = rows_of(work / f"{name}.jsonl")
+        assert {len(row["responses"]) for row in rows} == {1}
+        scores = judge.scores([(row["prompt"], row["responses"][0]) for row in rows])
+        mean[name] = sum(scores) / len(scores)
+    assert mean["best"] > mean["one"] + 0.1
+
+
+@pytest.mark.parametrize(
+    "words, told",
+    [
+        (("pretrain", "-o", "c.jsonl"), "is a base model: it completes text and answers nobody"),
+        (("rm", "-o", "c.jsonl"), "is a reward model, but a causal language model is needed there"),
+        (("sft", "sft", "-o", "c.jsonl"), "is given twice"),
+        (("sft", "ppo", "-k", 1, "-o", "c.jsonl"), "2 models for 1 answers a prompt"),
+        (("sft", "-o", "c.jsonl", "--best-of", 4), "--best-of and --reward belong together"),
+        (("sft", "-o", "c.jsonl", "--best-of", 4, "--reward", "sft"), "but a reward model is needed there"),
+    ],
+    ids=["base", "reward", "twice", "few", "no-reward", "no-reward-model"],
+)
+def test_what_cannot_answer_is_refused(sample, work, tiny_run, words, told):
+    said = sample(*(tiny_run.folder / word if word in ("pretrain", "sft", "rm", "ppo") else word for word in words))
+    assert said.code == 2, said.err
+    assert told in said.err
+    assert not list(work.glob("c.jsonl*"))
