@@ -1,0 +1,288 @@
+import math
+import subprocess
+import sys
+
+import pytest
+from ranked import item, items, open_store, submit
+from safetensors.torch import load_file, save_file
+from transformers import GPT2Config, GPT2ForSequenceClassification, set_seed
+
+from chatpipe import pocketworld
+from chatpipe.data.sources import build_world
+from chatpipe.data.template import add_chat_template
+from chatpipe.errors import UsageError
+from chatpipe.models.tokenizer import train_tokenizer
+from chatpipe.pocketworld.answers import statements
+from chatpipe.pocketworld.questions import understand
+from chatpipe.ranking.items import Item, item_id
+from chatpipe.ranking.raters import TOO_LONG, check_rater, load_rater, rank_with_program
+from chatpipe.ranking.standing import standing_rankings
+from chatpipe.recipe.schema import Pocketworld
+from chatpipe.reward.batches import encode_answers
+from chatpipe.reward.model import sequence_scores
+
+SETTINGS = Pocketworld(seed=0, people=16)
+WORLD = build_world(SETTINGS)
+GOLD = pocketworld.GoldRater(WORLD)
+
+
+@pytest.fixture(scope="module")
+def questions() -> list[Item]:
+    """Items of the built-in world: nonsense, the right answer twice, and the right answer with nonsense behind it."""
+    found = []
+    for prompt in pocketworld.prompts(WORLD, "practice", 60, seed=0):
+        right = statements(understand(WORLD, prompt))[0]
+        responses = ["It is what it is.", right, right, f"{right} It is what it is."]
+        found.append(Item(item_id(prompt, responses), prompt, responses))
+    return found
+
+
+@pytest.fixture
+def in_store(work):
+    """Has a program rank items in a new store, and returns all ranks that stand there, item by item."""
+
+    def in_store(of, rater, name="r.db", **how):
+        with open_store(work / name, of) as store:
+            ranked = rank_with_program(store, rater, **{"seed": 0, "world": SETTINGS, **how})
+            return ranked, [one.ranks for one in standing_rankings(store)]
+
+    return in_store
+
+
+def ranked_by(scores: list[float]) -> list[int]:
+    order = sorted(set(scores), reverse=True)
+    return [order.index(score) + 1 for score in scores]
+
+
+# ---- in the store ----
+
+
+def test_what_a_program_says_stands_in_the_store_marked_as_such(work, questions):
+    with open_store(work / "r.db", questions) as store:
+        told = []
+        ranked = rank_with_program(store, "pocketworld", seed=0, world=SETTINGS, on_ranked=told.append)
+        assert ranked.to_json() == {"annotator": "pocketworld", "ranked": 60, "before": 0, "skipped": {}}
+        assert told == sorted(told)
+        assert told[-1] == 60
+        [annotator] = store.annotators()
+        assert (annotator.name, annotator.kind) == ("pocketworld", "program")
+        found = standing_rankings(store)
+    assert [one.item for one in found] == questions
+    assert {one.kind for one in found} == {"program"}
+    assert {tuple(one.order) for one in found} == {(0, 1, 2, 3)}
+    assert not any(one.again or one.all_bad or one.flag or one.note for one in found)
+
+
+@pytest.mark.parametrize("appended", [1, 2, 7, 70, 119])
+def test_broken_off_anywhere_it_goes_on_to_the_same(work, questions, in_store, monkeypatch, appended):
+    _, whole = in_store(questions, "pocketworld", "whole.db")
+    with open_store(work / "r.db", questions) as store:
+        append, calls = store.append, iter(range(appended))
+
+        def breaking(*given):
+            if next(calls, None) is None:
+                raise KeyboardInterrupt
+            return append(*given)
+
+        monkeypatch.setattr(store, "append", breaking)
+        with pytest.raises(KeyboardInterrupt):
+            rank_with_program(store, "pocketworld", seed=0, world=SETTINGS)
+    ranked, ranks = in_store(questions, "pocketworld")
+    assert (ranked.before, ranked.ranked) == (appended // 2, 60 - appended // 2)
+    assert ranks == whole
+
+
+def test_a_second_time_adds_nothing(work, questions, in_store):
+    in_store(questions, "pocketworld")
+    with open_store(work / "r.db", questions) as store:
+        before = store.events()
+        assert rank_with_program(store, "pocketworld", seed=0, world=SETTINGS).before == 60
+        assert store.events() == before
+
+
+@pytest.mark.parametrize("other", [{"seed": 1}, {"temperature": 0.7}, {"world": Pocketworld(people=17)}])
+def test_with_other_settings_it_needs_another_name(questions, in_store, other):
+    _, first = in_store(questions, "pocketworld")
+    with pytest.raises(UsageError, match="pocketworld has ranked in .*r.db before"):
+        in_store(questions, "pocketworld", **other)
+    _, both = in_store(questions, "pocketworld", annotator="the other one", **other)
+    assert both[::2] == first
+    assert len(both) == 120
+
+
+def test_people_and_programs_have_different_names(work, questions):
+    with open_store(work / "r.db", questions) as store:
+        store.add_annotator("pocketworld", "person")
+        with pytest.raises(UsageError, match="pocketworld is a person, not a program"):
+            rank_with_program(store, "pocketworld", seed=0, world=SETTINGS)
+
+
+def test_programs_do_not_take_part_in_the_overlap_of_people(work, questions, in_store):
+    in_store(questions, "pocketworld")
+    with open_store(work / "r.db", questions) as store:
+        store.add_annotator("ada", "person")
+        submit(store, "ada", questions[0].id, [1, 2, 3, 4])
+        assert store.answers == {questions[0].id: 1}
+
+
+# ---- pocketworld ----
+
+
+def test_without_noise_the_gold_rater_ranks_by_its_score_and_equal_ones_tie(questions, in_store):
+    _, ranks = in_store(questions, "pocketworld", temperature=0.0)
+    gold = [[GOLD.rate(one.prompt, text).score for text in one.responses] for one in questions]
+    assert ranks == list(map(ranked_by, gold))
+
+
+def test_with_noise_it_prefers_as_bradley_and_terry_have_it(questions):
+    asked = [(one.prompt, one.responses[:2]) for one in questions]
+    expected, found, variance = 0.0, 0, 0.0
+    for seed in range(20):
+        for (prompt, texts), ranks in zip(
+            asked, load_rater("pocketworld", seed, 2.0, SETTINGS).rank(asked), strict=True
+        ):
+            first, second = (GOLD.rate(prompt, text).score for text in texts)
+            chance = 1 / (1 + math.exp((second - first) / 2.0))
+            expected, variance = expected + chance, variance + chance * (1 - chance)
+            found += ranks[0] < ranks[1]
+    assert abs(found - expected) < 3 * math.sqrt(variance)
+
+
+def test_the_noise_of_one_item_does_not_depend_on_the_others(questions):
+    asked = [(one.prompt, one.responses) for one in questions]
+    rater = load_rater("pocketworld", 3, 1.0, SETTINGS)
+    assert rater.rank(asked)[::-1] == rater.rank(asked[::-1])
+    assert rater.rank(asked) != load_rater("pocketworld", 4, 1.0, SETTINGS).rank(asked)
+
+
+def test_the_world_and_noise_are_those_of_the_packaged_recipe():
+    world = build_world(Pocketworld(people=64))
+    asked = [(prompt, ["No.", "Yes.", "Hello."]) for prompt in pocketworld.prompts(world, "test", 40, seed=0)]
+    given, default = load_rater("pocketworld", 0, 0.3, Pocketworld(people=64)), load_rater("pocketworld", 0)
+    assert (default.made_from, default.temperature) == (given.made_from, 0.3)
+    assert default.rank(asked) == given.rank(asked)
+
+
+def test_what_is_no_question_of_the_world_is_refused(work, questions, in_store):
+    with pytest.raises(UsageError, match="cannot judge answers to 'Question 0\\?'"):
+        in_store(items(2), "pocketworld")
+
+
+# ---- a reward model ----
+
+
+@pytest.fixture(scope="module")
+def reward_model(tmp_path_factory):
+    """A folder with a reward model of random weights that reads 64 tokens."""
+    folder = tmp_path_factory.mktemp("reward")
+    set_seed(0)
+    tokenizer = train_tokenizer(["Question. Answer a. b. c."], 300, 64)
+    add_chat_template(tokenizer)
+    config = GPT2Config(
+        vocab_size=len(tokenizer), n_positions=64, n_embd=16, n_layer=1, n_head=2, num_labels=1,
+        pad_token_id=tokenizer.pad_token_id, bos_token_id=None, eos_token_id=tokenizer.eos_token_id,
+    )  # fmt: skip
+    model = GPT2ForSequenceClassification(config).eval()
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder, model, tokenizer
+
+
+def test_a_reward_model_ranks_by_its_scores_and_the_same_text_ties(reward_model, in_store):
+    folder, model, tokenizer = reward_model
+    of = [item(f"Question {i}?", [f"Answer {i}.", "b", "c", "b"]) for i in range(40)]
+    ranked, ranks = in_store(of, str(folder))
+    assert (ranked.annotator, ranked.ranked) == (str(folder), 40)
+    for one, given in zip(of, ranks, strict=True):
+        sequences = encode_answers(tokenizer, one.prompt, one.responses, 64)
+        scores = sequence_scores(model, sequences, tokenizer.pad_token_id, 4).tolist()
+        assert given == ranked_by([*scores[:3], scores[1]])
+    assert len(set(map(tuple, ranks))) > 1
+
+
+def test_what_a_reward_model_cannot_read_is_skipped_with_the_reason(reward_model, in_store):
+    of = [item("Question 0?", ["a", "b"]), item("Question 1?", ["a", "b " * 100]), item("Question 2?", ["a", "c"])]
+    ranked, ranks = in_store(of, str(reward_model[0]))
+    assert (ranked.ranked, ranked.skipped) == (2, {TOO_LONG: 1})
+    assert ranks[1] == []
+
+
+def test_a_reward_model_of_nan_is_refused_and_the_store_keeps_nothing(reward_model, tmp_path, in_store, work):
+    folder, model, tokenizer = reward_model
+    for part in (model, tokenizer):
+        part.save_pretrained(tmp_path / "nan")
+    weights = load_file(tmp_path / "nan" / "model.safetensors")
+    weights["score.weight"].fill_(math.nan)
+    save_file(weights, tmp_path / "nan" / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(UsageError, match="--rater = .*nan gives NaN or infinity"):
+        in_store(items(2), str(tmp_path / "nan"))
+    with open_store(work / "r.db", items(2)) as store:
+        assert store.events() == []
+
+
+# ---- a function ----
+
+
+@pytest.fixture
+def function(work, monkeypatch, request):
+    """Writes a module of reward functions into the working folder, under a name of its own, and returns the name."""
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    name = f"rater_{request.node.name.partition('[')[0]}"
+
+    def function(code: str) -> str:
+        (work / f"{name}.py").write_text(f"def f(prompts, completions):\n    {code}\n")
+        return f"{name}:f"
+
+    return function
+
+
+def test_a_function_is_given_prompts_and_completions_and_its_numbers_are_ranked(in_store, function):
+    rater = function(
+        "return [len(text) * (prompt[-1]['content'] != 'B?') for prompt, text in zip(prompts, completions)]"
+    )
+    of = [item("A?", ["aa", "a", "aaa", "bb"]), item("B?", ["aa", "a"])]
+    ranked, ranks = in_store(of, rater)
+    assert ranks == [[2, 3, 1, 2], [1, 1]]
+    assert ranked.annotator == rater
+
+
+@pytest.mark.parametrize(
+    "code, says",
+    [
+        ("return [1.0]", "The reward function f returned 1 numbers for 6 completions"),
+        ("return 1.0", "The reward function f returned float, not a list"),
+        ("return [float('nan')] * len(completions)", "The reward function f returned nan for the completion"),
+        ("return [None] * len(completions)", "The reward function f returned None for the completion"),
+        ("raise ValueError('no')", "broke off: ValueError: no"),
+    ],
+)
+def test_what_a_function_must_not_do_is_refused_by_its_name(in_store, function, code, says):
+    name = function(code)
+    sys.modules.pop(name.partition(":")[0], None)
+    with pytest.raises(UsageError, match=says):
+        in_store(items(2), name)
+
+
+@pytest.mark.parametrize(
+    "rater, says",
+    [
+        ("nowhere:f", "--rater = nowhere:f cannot be imported"),
+        ("./nothing", "--rater = ./nothing: there is no such folder"),
+        (".", "--rater = . is not a model folder"),
+    ],
+)
+def test_a_rater_that_there_is_not_is_refused(work, rater, says):
+    with pytest.raises(UsageError, match=says):
+        check_rater(rater)
+
+
+def test_neither_importing_nor_the_gold_rater_needs_torch(work):
+    program = (
+        "import sys; from pathlib import Path; from chatpipe import pocketworld; from chatpipe.ranking.raters import *; "
+        "from chatpipe.ranking.store import Store; check_rater('pocketworld'); world = pocketworld.World.build(0, 64); "
+        "items = [Item('0', pocketworld.prompts(world, 'test', 1, 0)[0], ['Yes.', 'No.'])]; "
+        "store = Store.create_or_open(Path('r.db'), items, 0, 1, 0); "
+        "print(rank_with_program(store, 'pocketworld', seed=0).ranked, 'torch' in sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert done.stdout.split() == ["1", "False"]
