@@ -2,8 +2,10 @@
 PYTHON ?= python3
 BIN := .venv/bin
 RUN := HF_HUB_OFFLINE=1 $(BIN)
+SUDO := $(if $(filter 0,$(shell id -u)),,sudo)
+APT := $(SUDO) apt-get update -qq && $(SUDO) env DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends
 
-.PHONY: demo test lint bench clean
+.PHONY: demo test lint bench browser clean
 
 demo: .venv/installed
 	$(RUN)/chatpipe run pocket
@@ -11,6 +13,18 @@ demo: .venv/installed
 # Two at a time, each on one thread: tiny models gain nothing from a second one.
 test: .venv/installed
 	OMP_NUM_THREADS=1 $(RUN)/pytest -n 2 --dist loadfile
+
+# The ranking page in a real browser. Debian's chromium, since Playwright's own download is not to be had everywhere.
+browser: .venv/installed build/browser/package/axe.min.js
+	command -v chromium > /dev/null || ($(APT) chromium)
+	$(BIN)/pip install --quiet --constraint constraints.txt playwright
+	AXE_CORE=$(CURDIR)/build/browser/package/axe.min.js $(RUN)/pytest tests/browser
+
+# axe-core is what looks for barriers; only the tests need it.
+build/browser/package/axe.min.js:
+	command -v npm > /dev/null || ($(APT) npm)
+	mkdir -p build/browser
+	cd build/browser && npm pack --silent axe-core@4.14.1 && tar xf axe-core-4.14.1.tgz package/axe.min.js
 
 lint: .venv/installed
 	$(BIN)/ruff check .

@@ -2,7 +2,6 @@
 
 import contextlib
 import dataclasses
-import re
 import sys
 from collections.abc import Generator
 from typing import TYPE_CHECKING
@@ -17,10 +16,6 @@ if TYPE_CHECKING:
     from chatpipe.generation import SamplingParams
 
 HELP = "/reset forgets the conversation, /quit ends it, /help shows this; Ctrl-C stops an answer, Ctrl-D ends."
-
-# What could command a terminal instead of being read: C0 and C1 controls (escape among them) but newline and tab,
-# and the marks that turn the direction of text round.
-_CONTROLS = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]")
 
 
 class Conversation:
@@ -61,7 +56,7 @@ class Conversation:
         said = ""
         try:
             for piece in stream(self.model, self.tokenizer, prompt_ids, params, -1 if eos is None else eos, self.seed):
-                printable = _CONTROLS.sub("", piece)
+                printable = console.printable(piece)
                 if not said and not self.is_base:
                     printable = printable.lstrip()  # the chat template puts a space before an answer
                 if printable:

@@ -6,6 +6,7 @@ run stderr stays quiet but for notes, warnings and tables.
 
 import json
 import os
+import re
 import sys
 import traceback
 from collections.abc import Iterator, Sequence
@@ -20,6 +21,13 @@ if TYPE_CHECKING:
 
 MAX_ERROR_LINES = 8
 
+# What could command a terminal instead of being read: escape sequences, all other C0 and C1 controls but newline and
+# tab, and the marks that turn the direction of text round.
+_CONTROLS = re.compile(
+    "\x1b\\[[0-?]*[ -/]*[@-~]|\x1b\\][^\x07\x1b]*(?:\x07|\x1b\\\\)|"
+    "[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]"
+)
+
 _console: "Console | None" = None
 
 
@@ -31,7 +39,7 @@ def stderr_console() -> "Console":
 
         # A log file has no width of its own: wide enough that a table's rows stay on one line.
         width = None if sys.stderr.isatty() else 160
-        _console = Console(stderr=True, highlight=False, soft_wrap=True, width=width)
+        _console = Console(stderr=True, highlight=False, emoji=False, soft_wrap=True, width=width)
     return _console
 
 
@@ -54,6 +62,11 @@ def note(text: str) -> None:
 def warn(text: str) -> None:
     """Says something that the person should not overlook."""
     stderr_console().print(f"warning: {text}", style="yellow", markup=False)
+
+
+def printable(text: str) -> str:
+    """A text of a model without what could command a terminal."""
+    return _CONTROLS.sub("", text)
 
 
 def error(problem: ChatpipeError) -> None:

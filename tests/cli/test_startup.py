@@ -10,7 +10,7 @@ from chatpipe.cli.app import app
 from chatpipe.recipe import Recipe
 from chatpipe.recipe.schema import STAGES
 
-COMMANDS = ["run", *STAGES, "chat", "eval", "check", "data", "rankings", "recipes", "schema", "env"]
+COMMANDS = ["run", *STAGES, "sample", "rank", "rankings", "chat", "eval", "check", "data", "recipes", "schema", "env"]
 SUBCOMMANDS = [[command] for command in COMMANDS] + [["recipes", command] for command in ("ls", "show", "copy")]
 SUBCOMMANDS += [["data", "show"], ["rankings", "export"], ["rankings", "stats"]]
 

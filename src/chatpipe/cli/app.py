@@ -10,7 +10,7 @@ from pathlib import Path
 import typer
 
 from chatpipe import console
-from chatpipe.cli import chat, check, data, env, evaluate, rankings, recipes, run, sample, schema, stage
+from chatpipe.cli import chat, check, data, env, evaluate, rank, rankings, recipes, run, sample, schema, stage
 from chatpipe.errors import ChatpipeError, ExitCode, Interrupted, TrainingError
 
 MAX_TEXT = 400
@@ -28,6 +28,7 @@ app.command("run", epilog=run.EPILOG)(run.run)
 for name, command in stage.COMMANDS.items():
     app.command(name, epilog=stage.EPILOGS[name])(command)
 app.command("sample", epilog=sample.EPILOG)(sample.sample)
+app.command("rank", epilog=rank.EPILOG)(rank.rank)
 app.command("chat")(chat.chat)
 app.command("eval", epilog=evaluate.EPILOG)(evaluate.evaluate)
 app.command("check", epilog=check.EPILOG)(check.check)

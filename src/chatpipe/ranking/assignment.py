@@ -7,7 +7,7 @@ what they ranked comes a second time, some tasks later, without telling. Program
 import hashlib
 import random
 from collections import Counter
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 from chatpipe.ranking.history import AGAIN, History
 
@@ -38,14 +38,13 @@ def repeated_items(items: Iterable[str], seed: int, annotator: str, share: float
 
 
 def takers(answers: Counter[str], people: Iterable[History], now: float) -> Counter[str]:
-    """How many people have ranked each item, or are ranking it at this time."""
-    at_work = Counter(
-        task
-        for history in people
-        for task in history.open
-        if not task.endswith(AGAIN) and now - history.touched[task] < LEASE_SECONDS
-    )
-    return answers + at_work
+    """How many people have ranked each item, or are ranking it at this time; `answers` has the former."""
+    taken = answers.copy()
+    for history in people:
+        taken.update(
+            task for task in history.open if not task.endswith(AGAIN) and now - history.touched[task] < LEASE_SECONDS
+        )
+    return taken
 
 
 def new_items(queue: Sequence[str], history: History, taken: Mapping[str, int], overlap: float) -> list[str]:
@@ -53,26 +52,26 @@ def new_items(queue: Sequence[str], history: History, taken: Mapping[str, int], 
     return [item for item in queue if item not in history.shown and taken[item] < overlap]
 
 
-def next_task(history: History, new: Sequence[str], taken: Mapping[str, int], repeated: Collection[str]) -> str | None:
+def next_task(history: History, new: Sequence[str], taken: Mapping[str, int], repeated: set[str]) -> str | None:
     """The task to assign; None where nothing is left for this annotator."""
     worked = list(history.touched)
     due = [item for item in worked if item in repeated and _may_come_again(item, history)]
     if due and due[0] not in worked[-TASKS_BEFORE_AGAIN:]:
         return due[0] + AGAIN
     if new:
-        return min(new, key=lambda item: taken[item])
+        return min(new, key=taken.__getitem__)
     if due and due[0] != worked[-1]:  # never directly after itself
         return due[0] + AGAIN
     return None
 
 
-def tasks_left(history: History, new: Sequence[str], repeated: Iterable[str]) -> int:
+def tasks_left(history: History, new: Sequence[str], repeated: set[str]) -> int:
     """How many tasks are still to come: open ones, new items, and the repeats of these and of what was ranked."""
-    to_come = {*history.open, *new}
     again = sum(
-        item in to_come or _may_come_again(item, history) for item in repeated if item + AGAIN not in history.shown
+        _may_come_again(item, history) or (item in history.open and item + AGAIN not in history.shown)
+        for item in repeated
     )
-    return len(to_come) + again
+    return len(history.open) + len(new) + again + len(repeated.intersection(new))
 
 
 def _may_come_again(item: str, history: History) -> bool:

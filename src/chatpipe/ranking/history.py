@@ -6,7 +6,7 @@ what was undone of its own task; the undone steps of other tasks hold again, bef
 ranking keeps all later ones.
 """
 
-from collections import Counter
+from collections import Counter, defaultdict
 from dataclasses import dataclass
 from typing import Any
 
@@ -70,6 +70,7 @@ class History:
         self.touched: dict[str, float] = {}
         """When each task was last worked on, the latest at the end."""
         self._answers = answers
+        self._drafts: defaultdict[str, list[Answer]] = defaultdict(list)
         self._steps: list[Step] = []
         self._position = 0
 
@@ -94,8 +95,8 @@ class History:
 
     def draft(self, task: str) -> Answer:
         """What was said of an open task so far."""
-        said = (step.answer for step in reversed(self._steps[: self._position]) if step.task == task)
-        return next(said, blank(len(self.shown[task].order)))
+        said = self._drafts[task]
+        return said[-1] if said else blank(len(self.shown[task].order))
 
     def apply(self, event: Event) -> None:
         """Takes one more event, the next one in the order of the store."""
@@ -127,13 +128,17 @@ class History:
         self._touch(event.task, event.time)
 
     def _hold(self, step: Step) -> None:
-        if step.action != "edit":
+        if step.action == "edit":
+            self._drafts[step.task].append(step.answer)
+        else:
             self.standing[step.task] = step
-            self.open.pop(step.task)
+            del self.open[step.task]
             self._count(step, 1)
 
     def _take_back(self, step: Step) -> None:
-        if step.action != "edit":
+        if step.action == "edit":
+            self._drafts[step.task].pop()
+        else:
             del self.standing[step.task]
             self.open[step.task] = None
             self._count(step, -1)

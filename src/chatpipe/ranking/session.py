@@ -22,7 +22,7 @@ from chatpipe.ranking.assignment import (
     tasks_left,
     token_of,
 )
-from chatpipe.ranking.history import MOVES, STEPS
+from chatpipe.ranking.history import MOVES, STEPS, History
 from chatpipe.ranking.store import Store
 
 PACE_TASKS = 20
@@ -65,7 +65,6 @@ class Session:
         self._store = store
         self._annotator = annotator
         self._clock = clock
-        self._history = store.histories[annotator]
         self._queue = queue_of((item.id for item in store.items), store.seed)
         self._repeated = repeated_items(self._queue, store.seed, annotator, 0 if program else store.repeats)
         self._overlap = math.inf if program else store.overlap
@@ -92,8 +91,14 @@ class Session:
                 raise StaleTask("this task is not the one at hand")
             body = self._body(action, at_hand, answer, reason)
             if used is not None or self._changes(action, at_hand, body):
-                self._store.append(self._annotator, action, at_hand, body, key, self._clock())
+                with self._store.together():  # with the showing of the next task
+                    self._store.append(self._annotator, action, at_hand, body, key, self._clock())
+                    self._current()
             return self._view(self._current())
+
+    @property
+    def _history(self) -> History:
+        return self._store.histories[self._annotator]
 
     def _current(self) -> str | None:
         """The task at hand; the next one is assigned, and stored as shown, where there is none."""

@@ -9,39 +9,21 @@ import sqlite3
 import threading
 import time
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Literal
-from urllib.parse import quote
 
 from chatpipe.errors import ChatpipeError, UsageError
 from chatpipe.locking import alone_with
 from chatpipe.ranking.history import Event, History, item_of
 from chatpipe.ranking.items import Item
+from chatpipe.ranking.schema import check_format, check_same, connect, create, no_store, set_meta, transaction
 
 Kind = Literal["person", "program"]
 
-FORMAT = 1
-APPLICATION = int.from_bytes(b"rank", "big")
-"""What SQLite's `application_id` says of a store of ours."""
-
-_SCHEMA = (
-    f"PRAGMA application_id = {APPLICATION}",
-    f"PRAGMA user_version = {FORMAT}",
-    "CREATE TABLE meta (key TEXT PRIMARY KEY, value TEXT NOT NULL)",
-    "CREATE TABLE items (position INTEGER PRIMARY KEY, id TEXT NOT NULL UNIQUE, prompt TEXT NOT NULL,"
-    " responses TEXT NOT NULL, round INTEGER)",
-    "CREATE TABLE annotators (name TEXT PRIMARY KEY, kind TEXT NOT NULL CHECK (kind IN ('person', 'program')),"
-    " token_sha256 TEXT, created REAL NOT NULL)",
-    "CREATE TABLE events (seq INTEGER PRIMARY KEY AUTOINCREMENT, time REAL NOT NULL,"
-    " annotator TEXT NOT NULL REFERENCES annotators (name), action TEXT NOT NULL, task TEXT, body TEXT NOT NULL,"
-    " key TEXT NOT NULL, UNIQUE (annotator, key))",
-    "CREATE TRIGGER events_stay BEFORE DELETE ON events BEGIN SELECT RAISE(ABORT, 'events are only added'); END",
-    "CREATE TRIGGER events_hold BEFORE UPDATE ON events BEGIN SELECT RAISE(ABORT, 'events are only added'); END",
-)
 _EVENT_COLUMNS = "seq, time, annotator, action, task, body, key"
 
 
@@ -68,33 +50,21 @@ class Store:
     `lock` is held by whoever reads and then writes; the methods that write take it themselves.
     """
 
-    def __init__(self, path: Path, connection: sqlite3.Connection, closing_too: ExitStack) -> None:
+    def __init__(self, path: Path, connection: sqlite3.Connection) -> None:
         self.path = path
         self.lock = threading.RLock()
         self._connection = connection
-        self._closing_too = closing_too
+        self._held = ExitStack()
         with connection:  # what is read is of one moment, also beside a writer
             connection.execute("BEGIN")
             meta = dict(connection.execute("SELECT key, value FROM meta"))
+            self.seed = int(meta["seed"])
+            self.overlap = int(meta["overlap"])
+            self.repeats = float(meta["repeats"])
             self.items = _items(connection)
-            self._annotators = {
-                name: Annotator(name, kind, token)
-                for name, kind, token in connection.execute(
-                    "SELECT name, kind, token_sha256 FROM annotators ORDER BY created"
-                )
-            }
-            events = self.events()
-        self.seed = int(meta["seed"])
-        self.overlap = int(meta["overlap"])
-        self.repeats = float(meta["repeats"])
-        self.answers: Counter[str] = Counter()
-        """How many people have ranked each item, by its id; hidden repeats and programs do not count."""
-        self.histories: dict[str, History] = {}
-        for annotator in self._annotators.values():
-            self._begin_history(annotator)
-        for event in events:
-            self.histories[event.annotator].apply(event)
-        self._by_id = {item.id: item for item in self.items}
+            self._by_id = {item.id: item for item in self.items}
+            self._annotators = {known.name: known for known in _annotators(connection)}
+            self._fold()
 
     @classmethod
     def create_or_open(cls, path: Path, items: Sequence[Item], seed: int, overlap: int, repeats: float) -> "Store":
@@ -106,14 +76,17 @@ class Store:
         """
         with _opening(path) as opened:
             opened.enter_context(alone_with(path))
-            connection = opened.enter_context(closing(_connect(path, "rwc")))
+            connection = opened.enter_context(closing(connect(path, "rwc")))
             if connection.execute("SELECT count(*) FROM sqlite_master").fetchone() == (0,):
-                _create(connection, items, seed)
+                create(connection, items, seed)
             else:
-                _check_format(path, connection)
-                _check_same(path, connection, items, seed)
-            _set_meta(connection, {"overlap": overlap, "repeats": repeats})
-            return cls(path, connection, opened.pop_all())
+                check_format(path, connection)
+                check_same(path, connection, items, seed)
+            with transaction(connection):
+                set_meta(connection, {"overlap": overlap, "repeats": repeats})
+            store = cls(path, connection)
+            store._held = opened.pop_all()
+            return store
 
     @classmethod
     def read(cls, path: Path) -> "Store":
@@ -121,9 +94,11 @@ class Store:
         if not path.is_file():
             raise UsageError(f"There is no store {path}.", "Make one: chatpipe rank FILE --store STORE.")
         with _opening(path) as opened:
-            connection = opened.enter_context(closing(_connect(path, "ro")))
-            _check_format(path, connection)
-            return cls(path, connection, opened.pop_all())
+            connection = opened.enter_context(closing(connect(path, "ro")))
+            check_format(path, connection)
+            store = cls(path, connection)
+            store._held = opened.pop_all()
+            return store
 
     def __enter__(self) -> "Store":
         return self
@@ -135,7 +110,7 @@ class Store:
 
     def close(self) -> None:
         """Closes the file and lets go of the lock."""
-        self._closing_too.close()
+        self._held.close()
 
     def item_of(self, task: str) -> Item:
         """The item that a task shows."""
@@ -158,8 +133,8 @@ class Store:
                 raise UsageError(f"{self.path}: {name} is a {known.kind}, not a {kind}.", "Choose another name.")
             if known is not None and token_sha256 in (None, known.token_sha256):
                 return
-            with self._writing() as connection:
-                connection.execute(
+            with self.together():
+                self._connection.execute(
                     "INSERT INTO annotators VALUES (?, ?, ?, ?)"
                     " ON CONFLICT (name) DO UPDATE SET token_sha256 = excluded.token_sha256",
                     (name, kind, token_sha256, time.time()),
@@ -183,22 +158,41 @@ class Store:
                     raise StoreConflict(f"the key {key} was used for another event")
                 return False
             at = time.time() if at is None else at
-            with self._writing() as connection:
-                seq = connection.execute(
+            with self.together():
+                seq = self._connection.execute(
                     "INSERT INTO events (time, annotator, action, task, body, key) VALUES (?, ?, ?, ?, ?, ?)",
                     (at, annotator, action, task, json.dumps(body), key),
                 ).lastrowid
-            assert seq is not None
-            self.histories[annotator].apply(Event(seq, at, annotator, action, task, body, key))
+                assert seq is not None
+                self.histories[annotator].apply(Event(seq, at, annotator, action, task, body, key))
             return True
+
+    @contextmanager
+    def together(self) -> Iterator[None]:
+        """What the block writes is on the disk after it, all or nothing. Raises `StoreError` where it cannot be."""
+        with self.lock:
+            if self._connection.in_transaction:
+                yield
+                return
+            try:
+                with transaction(self._connection):
+                    yield
+            except BaseException as problem:
+                self._fold()  # what was applied was not stored
+                if isinstance(problem, sqlite3.OperationalError):
+                    raise StoreError(
+                        f"Nothing was stored in {self.path}: {problem}.", "Make room on the disk, then do it again."
+                    ) from problem
+                raise
 
     def events(self, annotator: str | None = None) -> list[Event]:
         """The events of one annotator, or of all, in the order in which they came."""
         chosen = "" if annotator is None else "WHERE annotator = ?"
-        rows = self._connection.execute(
-            f"SELECT {_EVENT_COLUMNS} FROM events {chosen} ORDER BY seq", () if annotator is None else (annotator,)
-        )
-        return list(map(_event, rows))
+        with self.lock:
+            rows = self._connection.execute(
+                f"SELECT {_EVENT_COLUMNS} FROM events {chosen} ORDER BY seq", () if annotator is None else (annotator,)
+            )
+            return list(map(_event, rows))
 
     def find(self, annotator: str, key: str) -> Event | None:
         """The event that an annotator's key was used for."""
@@ -207,19 +201,17 @@ class Store:
         ).fetchone()
         return None if row is None else _event(row)
 
+    def _fold(self) -> None:
+        self.answers = Counter({item.id: 0 for item in self.items})
+        """How many people have ranked each item, by its id; hidden repeats and programs do not count."""
+        self.histories: dict[str, History] = {}
+        for annotator in self._annotators.values():
+            self._begin_history(annotator)
+        for event in self.events():
+            self.histories[event.annotator].apply(event)
+
     def _begin_history(self, annotator: Annotator) -> None:
         self.histories[annotator.name] = History(self.answers if annotator.kind == "person" else Counter())
-
-    @contextmanager
-    def _writing(self) -> Iterator[sqlite3.Connection]:
-        """A transaction: all of it is on the disk after the block, or nothing."""
-        try:
-            with _transaction(self._connection):
-                yield self._connection
-        except sqlite3.OperationalError as problem:
-            raise StoreError(
-                f"Nothing was stored in {self.path}: {problem}.", "Make room on the disk, then do it again."
-            ) from problem
 
 
 @contextmanager
@@ -233,73 +225,17 @@ def _opening(path: Path) -> Iterator[ExitStack]:
             f"{path} cannot be opened: {problem}.", "Is there room on the disk, and may you write there?"
         ) from problem
     except sqlite3.DatabaseError as problem:
-        raise _no_store(path) from problem
-
-
-@contextmanager
-def _transaction(connection: sqlite3.Connection) -> Iterator[None]:
-    with connection:  # commits, or rolls back
-        connection.execute("BEGIN IMMEDIATE")
-        yield
-
-
-def _connect(path: Path, mode: str) -> sqlite3.Connection:
-    connection = sqlite3.connect(
-        f"file:{quote(str(path))}?mode={mode}", uri=True, timeout=10, isolation_level=None, check_same_thread=False
-    )
-    connection.execute("PRAGMA synchronous = FULL")
-    connection.execute("PRAGMA foreign_keys = ON")
-    return connection
-
-
-def _create(connection: sqlite3.Connection, items: Sequence[Item], seed: int) -> None:
-    connection.execute("PRAGMA journal_mode = WAL")
-    with _transaction(connection):
-        for statement in _SCHEMA:
-            connection.execute(statement)
-        connection.executemany(
-            "INSERT INTO items VALUES (?, ?, ?, ?, ?)",
-            (
-                (position, item.id, json.dumps(item.prompt), json.dumps(item.responses), item.round)
-                for position, item in enumerate(items)
-            ),
-        )
-        _set_meta(connection, {"seed": seed, "created": time.time()})
-
-
-def _set_meta(connection: sqlite3.Connection, values: Mapping[str, float]) -> None:
-    connection.executemany("INSERT OR REPLACE INTO meta VALUES (?, ?)", [(key, str(values[key])) for key in values])
-
-
-def _check_format(path: Path, connection: sqlite3.Connection) -> None:
-    if connection.execute("PRAGMA application_id").fetchone() != (APPLICATION,):
-        raise _no_store(path)
-    (version,) = connection.execute("PRAGMA user_version").fetchone()
-    if version > FORMAT:
-        raise UsageError(f"{path} is a store of a newer chatpipe (format {version}, not {FORMAT}).", "Update chatpipe.")
-
-
-def _check_same(path: Path, connection: sqlite3.Connection, items: Sequence[Item], seed: int) -> None:
-    stored = {id for (id,) in connection.execute("SELECT id FROM items")}
-    given = {item.id for item in items}
-    if stored != given:
-        raise UsageError(
-            f"{path} was made from another completions file: {len(stored & given)} of its {len(stored)} items "
-            f"are among the {len(given)} of this one.",
-            "Give the file it was made from, or another store: --store STORE.",
-        )
-    (made_with,) = connection.execute("SELECT value FROM meta WHERE key = 'seed'").fetchone()
-    if int(made_with) != seed:
-        raise UsageError(f"{path} was made with seed {made_with}, not {seed}.", f"Give --seed {made_with}.")
-
-
-def _no_store(path: Path) -> UsageError:
-    return UsageError(f"{path} is no store of rankings.", "Give the file that chatpipe rank made (--store STORE).")
+        raise no_store(path) from problem
 
 
 def _items(connection: sqlite3.Connection) -> list[Item]:
     rows = connection.execute("SELECT id, prompt, responses, round FROM items ORDER BY position")
     return [Item(id, json.loads(prompt), json.loads(responses), made_in) for id, prompt, responses, made_in in rows]
+
+
+def _annotators(connection: sqlite3.Connection) -> Iterator[Annotator]:
+    for row in connection.execute("SELECT name, kind, token_sha256 FROM annotators ORDER BY created"):
+        yield Annotator(*row)
 
 
 def _event(row: tuple[Any, ...]) -> Event:

@@ -1,0 +1,150 @@
+"""`chatpipe rank`: people, or a program, rank what models wrote."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from chatpipe.cli.options import Json
+from chatpipe.errors import Interrupted, UsageError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from chatpipe.ranking.store import Store
+
+EPILOG = "Example: chatpipe rank completions.jsonl"
+
+
+def rank(
+    file: Annotated[Path, typer.Argument(help="A completions file, as chatpipe sample writes it.")],
+    store: Annotated[
+        Path | None, typer.Option("--store", help="Where rankings are kept; default: FILE with .rankings.db.")
+    ] = None,
+    terminal: Annotated[bool, typer.Option("--terminal", help="Rank in the terminal, not in the browser.")] = False,
+    rater: Annotated[
+        str | None,
+        typer.Option(metavar="NAME", help="A program ranks: pocketworld, a reward model, or module:function."),
+    ] = None,
+    annotator: Annotated[
+        str | None, typer.Option(help="Your name; default: the login name, or the rater's.", show_default=False)
+    ] = None,
+    annotators: Annotated[
+        str | None, typer.Option(metavar="A,B,...", help="Several people at once, each at an address of their own.")
+    ] = None,
+    overlap: Annotated[int, typer.Option(min=1, help="How many people rank each item.")] = 1,
+    repeats: Annotated[
+        float, typer.Option(min=0.0, max=1.0, help="The share of items that come a second time, hidden among others.")
+    ] = 0.05,
+    seed: Annotated[int, typer.Option(help="The order of items and answers; a store keeps its own.")] = 0,
+    host: Annotated[
+        str, typer.Option(help="The address that others reach this machine at; needs --annotators.")
+    ] = "127.0.0.1",
+    port: Annotated[int, typer.Option(min=0, max=65535, help="The port of the page; 0 takes a free one.")] = 8642,
+    temperature: Annotated[
+        float | None, typer.Option(min=0.0, help="A rater's noise; default: 0.3 for pocketworld, 0 for others.")
+    ] = None,
+    json: Json = False,
+) -> None:
+    """Rank completions in the browser (or --terminal): whole answers side by side, blinded, every step saved."""
+    from chatpipe.ranking.items import read_items
+    from chatpipe.ranking.store import Store
+
+    path = store or file.with_suffix(".rankings.db")
+
+    def open_store() -> Store:
+        return Store.create_or_open(path, read_items(file), seed, overlap, repeats)
+
+    if rater is not None:
+        if terminal or annotators:
+            raise UsageError("--rater is a program: it excludes --terminal and --annotators.", "Give one of them.")
+        _rank_by_program(open_store, rater, seed, temperature, annotator, json)
+        return
+    if temperature is not None:
+        raise UsageError("--temperature is the noise of a --rater.", "Leave it out.")
+    if annotators and (annotator or terminal):
+        what = "--terminal is for one person" if terminal else "--annotator is one person"
+        raise UsageError(f"{what}, --annotators are several.", "Give one of them.")
+    front = _in_terminal if terminal else _in_browser(host, port, is_team=bool(annotators))
+    _rank_by_people(open_store, front, annotator, annotators, json)
+
+
+def _rank_by_program(
+    open_store: "Callable[[], Store]",
+    rater: str,
+    seed: int,
+    temperature: float | None,
+    annotator: str | None,
+    json: bool,
+) -> None:
+    from chatpipe import console
+    from chatpipe.ranking.raters import check_rater, rank_with_program
+
+    check_rater(rater)
+    with open_store() as store:
+        total = len(store.items)
+        with console.progress("rank", total) as bar:
+            done = rank_with_program(
+                store, rater, seed=seed, temperature=temperature, annotator=annotator, on_ranked=bar.update
+            )
+    console.note(f"{done.annotator} ranked {done.ranked + done.before} of {total} items, kept in {store.path}.")
+    if json:
+        console.json_object({"store": str(store.path), "items": total, **done.to_json()})
+
+
+def _rank_by_people(
+    open_store: "Callable[[], Store]",
+    front: "Callable[[Store, Sequence[str]], None]",
+    annotator: str | None,
+    annotators: str | None,
+    json: bool,
+) -> None:
+    """Until Ctrl-C, which is an interruption only where something is left to rank."""
+    from chatpipe import console
+    from chatpipe.ranking.people import login_name, progress_of, read_names
+
+    names = read_names(annotators) if annotators else [annotator or login_name()]
+    was_stopped = False
+    with open_store() as store:
+        try:
+            front(store, names)
+        except KeyboardInterrupt:
+            was_stopped = True
+        progress = progress_of(store, names)
+    if json:
+        console.json_object({"store": str(store.path), **progress.to_json()})
+    told = f"{progress.settled} of {progress.items} items are ranked; the rankings are in {store.path}."
+    if was_stopped and not progress.is_complete:
+        raise Interrupted(f"Stopped: {told}", "All that was called saved is kept; the same command goes on.")
+    console.note(told)
+
+
+def _in_terminal(store: "Store", names: "Sequence[str]") -> None:
+    from chatpipe.ranking.session import Session
+    from chatpipe.ranking.terminal import rank_in_terminal
+
+    [name] = names
+    store.add_annotator(name, "person")
+    rank_in_terminal(Session(store, name))
+
+
+def _in_browser(host: str, port: int, is_team: bool) -> "Callable[[Store, Sequence[str]], None]":
+    """What serves the page; the port is taken here, before anything is written."""
+    try:
+        from chatpipe.ranking.web import server
+        from chatpipe.ranking.web.security import is_loopback
+    except ModuleNotFoundError as problem:
+        package = (problem.name or "").partition(".")[0]
+        if package not in ("starlette", "uvicorn"):
+            raise
+        raise UsageError(
+            f"The ranking page needs the package {package}.",
+            "pip install 'chatpipe[web]', or rank in the terminal: --terminal.",
+        ) from problem
+    if not is_team and not is_loopback(host):
+        raise UsageError(
+            f"At {host} others reach the page, so each of them needs an address of their own.",
+            "Give their names: --annotators ann,ben.",
+        )
+    opened = server.open_socket(host, port)
+    return lambda store, names: server.serve_annotators(store, names, opened, host)

@@ -1,0 +1,150 @@
+"""Ranking in the terminal: each task is printed whole, and one line is typed for it.
+
+Nothing is drawn over, so a screen reader and a pipe read it as it comes.
+"""
+
+import contextlib
+import re
+import secrets
+import sys
+
+from chatpipe import console
+from chatpipe.errors import UsageError
+from chatpipe.ranking.answers import BadAnswer
+from chatpipe.ranking.session import Session, StaleTask, View
+
+HELP = """\
+2 1=3 4        answer 2 is the best, 1 and 3 are equal, 4 is the worst; this submits the ranking
+bad            all answers are bad; this submits too
+skip REASON    skip this task
+flag           flag it for others to look at; again takes the flag off
+note TEXT      write a note
+undo, redo     as often as you like, also what was submitted
+show           print the task again
+quit           end; everything is saved"""
+
+PROMPT = "rank> "
+
+
+def rank_in_terminal(session: Session) -> None:
+    """Asks for one ranking after another until `quit`, the end of the input, or nothing is left.
+
+    Raises `UsageError` for input that is not UTF-8.
+    """
+    with contextlib.suppress(ImportError):
+        import readline  # noqa: F401  (importing it gives `input` line editing and a history)
+    console.note(f"{HELP}\nhelp           print this again\n")
+    view = session.view()
+    _show(view)
+    while (line := _read()) not in (None, "quit"):
+        if line == "help":
+            console.note(HELP)
+        elif line == "show":
+            _show(view)
+        elif line:
+            before, view = view, _carry_out(session, view, line)
+            if view.task != before.task:
+                _show(view)
+
+
+def _carry_out(session: Session, view: View, line: str) -> View:
+    """Does what a line says and tells of it; what is wrong with it is told, and changes nothing."""
+    word, _, rest = line.partition(" ")
+    rest = rest.strip()
+    try:
+        if word in ("undo", "redo"):
+            return _move(session, view, word)
+        if view.task is None:
+            raise BadAnswer("nothing is left to rank; undo leads back")
+        answer = dict(view.answer)
+        if word in ("flag", "note"):
+            answer |= {"flag": not answer["flag"]} if word == "flag" else {"note": rest}
+            view = _act(session, view, "edit", answer)
+            console.note("Flagged." if view.answer["flag"] and word == "flag" else "Saved.")
+            return view
+        if word == "skip":
+            view = _act(session, view, "skip", answer, rest)
+        else:
+            ranks = answer["ranks"] if line == "bad" else read_ranks(line, len(view.responses))
+            view = _act(session, view, "submit", answer | {"ranks": ranks, "all_bad": line == "bad"})
+        console.note(f"Saved: {view.done} done, {view.left} left.")
+    except BadAnswer as problem:
+        console.note(f"Not taken: {problem}. Type help for what can be typed.")
+    except StaleTask:
+        console.note("This task was answered elsewhere. This is what comes now.")
+        return session.view()
+    return view
+
+
+def _act(session: Session, view: View, action: str, answer: dict | None, reason: str | None = None) -> View:
+    return session.act(secrets.token_hex(16), action, view.task, answer, reason)
+
+
+def _move(session: Session, view: View, word: str) -> View:
+    if not (view.can_undo if word == "undo" else view.can_redo):
+        raise BadAnswer(f"there is nothing to {word}")
+    moved = _act(session, view, word, None)
+    console.note("Undone." if word == "undo" else "Done again.")
+    if moved.task == view.task and moved.task is not None:
+        console.note(_so_far(moved))
+    return moved
+
+
+def read_ranks(line: str, k: int) -> list[int]:
+    """The ranks of `k` answers in a line such as `2 1=3 4`. Raises `BadAnswer`."""
+    if not re.fullmatch(r"[0-9= ]+", line):
+        raise BadAnswer(f"{line.split()[0]!r} is not known")
+    ranks: dict[int, int] = {}
+    for rank, group in enumerate(re.sub(r" *= *", "=", line).split(), start=1):
+        for number in group.split("="):
+            if number not in {str(i) for i in range(1, k + 1)}:
+                raise BadAnswer(f"the answers are 1 to {k}")
+            if int(number) in ranks:
+                raise BadAnswer(f"answer {number} is named twice")
+            ranks[int(number)] = rank
+    if missing := [str(i) for i in range(1, k + 1) if i not in ranks]:
+        raise BadAnswer(f"not ranked: {', '.join(missing)}")
+    return [ranks[i] for i in range(1, k + 1)]
+
+
+def _show(view: View) -> None:
+    """Prints the whole task: what is asked, and every answer in full."""
+    if view.task is None:
+        console.note(f"\nNothing is left to rank; {view.done} done. undo leads back, quit ends.")
+        return
+    pace = "" if view.seconds_per_task is None else f", about {view.seconds_per_task:.0f} s each"
+    lines = [f"\n== Task {view.done + 1} ({view.left} left{pace}) =="]
+    for message in view.prompt:
+        lines += [f"\n-- Prompt, {message['role']} --", message["content"]]
+    for number, response in enumerate(view.responses, start=1):
+        lines += [f"\n-- Answer {number} --", response]
+    console.note(console.printable("\n".join(lines)) + "\n")
+    if so_far := _so_far(view):
+        console.note(so_far)
+
+
+def _so_far(view: View) -> str:
+    """What was said of the task already, in the words that say it."""
+    ranks = view.answer["ranks"]
+    groups = [
+        "=".join(str(i) for i, rank in enumerate(ranks, start=1) if rank == place)
+        for place in sorted({rank for rank in ranks if rank is not None})
+    ]
+    said = [f"ranked {' '.join(groups)}"] if groups else []
+    said += ["all bad"] if view.answer["all_bad"] else []
+    said += ["flagged"] if view.answer["flag"] else []
+    said += [f"note: {console.printable(view.answer['note'])}"] if view.answer["note"] else []
+    return f"So far: {'; '.join(said)}." if said else ""
+
+
+def _read() -> str | None:
+    """The next line, None at the end of the input."""
+    try:
+        # `input` writes its prompt to stdout, which is for data unless a person looks at it.
+        return input(PROMPT if sys.stdin.isatty() and sys.stdout.isatty() else "").strip()
+    except EOFError:
+        return None
+    except UnicodeDecodeError as problem:
+        raise UsageError(
+            f"the input is not UTF-8 ({problem}).", "Convert it first, for example with iconv."
+        ) from problem

@@ -1,0 +1,1 @@
+"""The ranking page: its server, what the server lets in, and the page itself (static/)."""

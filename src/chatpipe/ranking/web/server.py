@@ -1,0 +1,175 @@
+"""The ranking server: the page's files, what an annotator sees, and what they do.
+
+    GET  /                       the page (rank.css, rank.js and icon.svg beside it)
+    GET  /api/view               what there is to rank now
+    POST /api/act                one action; answered when it is on the disk
+
+An action is `{"key", "action", "task", "answer", "reason"}`, as in `Session.act`. The page makes up the key and sends
+the same one again until it gets an answer, so an action counts once however often it arrives.
+
+    200  done, or done before
+    400  the answer or the request is malformed; nothing is stored
+    409  the task is not the present one any more (another tab went on); nothing is stored
+    503  it could not be stored (disk full); sending it again is right
+
+200, 400 and 409 come with the present view. What is let in at all is the matter of `security`.
+"""
+
+import dataclasses
+import json
+import os
+import re
+import socket
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import uvicorn
+from starlette.applications import Starlette
+from starlette.concurrency import run_in_threadpool
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.routing import Route
+
+from chatpipe import console
+from chatpipe.errors import UsageError
+from chatpipe.ranking.answers import BadAnswer
+from chatpipe.ranking.session import Session, StaleTask, View
+from chatpipe.ranking.store import Store, StoreConflict, StoreError
+from chatpipe.ranking.web.security import Guard, is_every_address
+from chatpipe.ranking.web.tokens import secret_beside, sha256_of_token, token_for
+
+STATIC = Path(__file__).parent / "static"
+MEDIA_TYPES = {".html": "text/html", ".css": "text/css", ".js": "text/javascript", ".svg": "image/svg+xml"}
+FIELDS: dict[str, Any] = {"key": str, "action": str, "task": str | None, "answer": dict | None, "reason": str | None}
+KEY = re.compile("[0-9A-Za-z-]{8,64}")
+GRACE_SECONDS = 2
+"""How long Ctrl-C waits for answers that are under way."""
+
+
+def serve_annotators(store: Store, names: Sequence[str], opened: socket.socket, host: str) -> None:
+    """Says at the terminal at which address each annotator ranks, and serves until Ctrl-C (`KeyboardInterrupt`)."""
+    secret = secret_beside(store.path)
+    tokens = {name: token_for(secret, name) for name in names}
+    hashes = {name: sha256_of_token(token) for name, token in tokens.items()}
+    for name in names:
+        store.add_annotator(name, "person", hashes[name])
+    sessions = {name: Session(store, name) for name in names}
+    opened.listen()
+    port = opened.getsockname()[1]
+    for name in names:
+        console.note(f"{name} ranks at {address_for(host, port, tokens[name])}")
+    console.note("Ctrl-C ends; what the page calls saved is kept, and the same command goes on at the same address.")
+    _serve(make_app(sessions, host, hashes, f"chatpipe-rank-{port}"), opened)
+
+
+def address_for(host: str, port: int, token: str) -> str:
+    """What an annotator opens in the browser."""
+    name = socket.gethostname() if is_every_address(host) else host
+    return f"http://{f'[{name}]' if ':' in name else name}:{port}/?token={token}"
+
+
+def open_socket(host: str, port: int) -> socket.socket:
+    """A socket that holds the port, and does not listen before there is somebody to answer.
+
+    Raises `UsageError` where the port is taken or the address is not this machine's.
+    """
+    try:
+        family = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0][0]
+        opened = socket.socket(family, socket.SOCK_STREAM)
+        opened.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # a restart gets the port at once
+        opened.bind((host, port))
+        return opened
+    except OSError as problem:
+        told = problem.strerror if isinstance(problem, socket.gaierror) else os.strerror(problem.errno or 0)
+        raise UsageError(
+            f"The page cannot be served at {host}, port {port}: {told}.",
+            "Another chatpipe rank may run there. Choose another port with --port (0: any that is free), or --host.",
+        ) from problem
+
+
+def make_app(sessions: Mapping[str, Session], host: str, token_hashes: Mapping[str, str], cookie: str) -> Guard:
+    """The application for the annotators in `sessions`, behind its guard (see there for the other arguments)."""
+
+    async def view(request: Request) -> Response:
+        name = request.state.annotator
+        return await run_in_threadpool(lambda: _seen(200, name, sessions[name].view()))
+
+    async def act(request: Request) -> Response:
+        name = request.state.annotator
+        return await run_in_threadpool(_act, name, sessions[name], request.state.body)
+
+    routes = [_file(path) for path in sorted(STATIC.iterdir())]
+    routes += [Route("/api/view", view, methods=["GET"]), Route("/api/act", act, methods=["POST"])]
+    app = Starlette(routes=routes, exception_handlers={StoreError: _not_stored})
+    return Guard(app, host, token_hashes, cookie)
+
+
+def _serve(app: Guard, listening: socket.socket) -> None:
+    config = uvicorn.Config(
+        app,
+        http="h11",
+        ws="none",
+        loop="asyncio",
+        lifespan="off",
+        log_config=None,
+        log_level="error",
+        access_log=False,
+        server_header=False,
+        proxy_headers=False,
+        timeout_graceful_shutdown=GRACE_SECONDS,
+    )
+    uvicorn.Server(config).run(sockets=[listening])
+
+
+def _file(path: Path) -> Route:
+    """The route of one of the page's files, which is read once: no path of a request is ever looked up on the disk."""
+    content, media_type = path.read_bytes(), MEDIA_TYPES[path.suffix]
+
+    async def send(request: Request) -> Response:
+        return Response(content, media_type=media_type)
+
+    return Route("/" if path.name == "index.html" else f"/{path.name}", send, methods=["GET"])
+
+
+def _act(name: str, session: Session, body: bytes) -> Response:
+    try:
+        return _seen(200, name, session.act(**read_action(body)))
+    except BadAnswer as problem:
+        return _seen(400, name, session.view(), str(problem))
+    except StoreConflict:
+        return _seen(400, name, session.view(), "the key was used for another action")
+    except StaleTask as problem:
+        return _seen(409, name, session.view(), str(problem))
+
+
+def read_action(body: bytes) -> dict[str, Any]:
+    """The arguments of `Session.act` in a request's body. Raises `BadAnswer` for anything else."""
+    try:
+        action = json.loads(body)
+    except (ValueError, RecursionError):
+        raise BadAnswer("the request is not JSON") from None
+    if not isinstance(action, dict) or set(action) != set(FIELDS):
+        raise BadAnswer(f"a request has the fields {', '.join(FIELDS)}")
+    for name, kind in FIELDS.items():
+        if not isinstance(action[name], kind):
+            raise BadAnswer(f"{name} is of the wrong kind")
+    if not KEY.fullmatch(action["key"]):
+        raise BadAnswer("a key has 8 to 64 letters and digits")
+    return action
+
+
+def _seen(status: int, name: str, view: View, error: str | None = None) -> Response:
+    """What the annotator sees now, and what was wrong with what they sent."""
+    return _json(status, {"annotator": name, "error": error, **dataclasses.asdict(view)})
+
+
+async def _not_stored(request: Request, problem: Exception) -> Response:
+    assert isinstance(problem, StoreError)
+    console.warn(f"{problem.message} It was not acknowledged; the page tries again. {problem.hint}")
+    return _json(503, {"error": problem.message})
+
+
+def _json(status: int, value: dict[str, Any]) -> Response:
+    # Escaped, since a text may hold half a surrogate pair, which UTF-8 cannot say.
+    return Response(json.dumps(value), status, media_type="application/json")

@@ -1,0 +1,251 @@
+// The page of `chatpipe rank`: shows one task, takes a ranking by key or button, and posts every step.
+//
+// What the server says stands. A step is shown at once, but called saved only when the server has answered for it; until
+// then it is sent again and again under the same key, so that it counts once.
+
+import { ordinal, placed, spoken, tied, unranked, whatIsLeft } from "./ranks.js";
+import { fetchView, insist, newKey, post } from "./server.js";
+import { announce, byId, onClick, showSaved, showState, showTask, showTrouble } from "./show.js";
+
+let view = null; // what the server last said: annotator, task, prompt, responses, answer, can_undo, can_redo, done, left, ...
+let answer = null; // the answer as it stands on the page: view.answer and the edits that are under way
+let shownTask; // whose texts are on the page
+let turn = null; // the step under way that may lead to another task: what follows has to wait until that is known
+const waiting = []; // what was asked for meanwhile, the oldest first
+const outbox = []; // steps that the server has not answered for, the oldest first
+let sending = false;
+
+// ------------------------------------------------------------------------------------------------- steps
+
+/** Puts a step into the outbox; `said` tells what it did once it is saved. */
+function take(action, { reason = null, said = "" } = {}) {
+  if (action !== "edit") turn = action;
+  const given = isMove(action) ? null : structuredClone(answer);
+  outbox.push({ step: { key: newKey(), action, task: view.task, answer: given, reason }, said });
+  showSaved(!outbox.length);
+  sendAll();
+}
+
+async function sendAll() {
+  if (sending) return;
+  sending = true;
+  while (outbox.length) {
+    const { step, said } = outbox[0];
+    const { status, body } = await insist(() => post(step), tellTrouble);
+    outbox.shift();
+    view = body;
+    if (status === 200) {
+      if (step.action !== "edit") announce(`${said} ${view.done} done, ${view.left} left.`);
+    } else {
+      // What comes behind it was meant for another state of affairs.
+      outbox.length = waiting.length = 0;
+      announce(status === 409 ? "You went on in another tab or window. This is what comes now." : `Not taken: ${body.error}.`);
+    }
+    if (!outbox.length) adopt();
+  }
+  sending = false;
+  showSaved(!outbox.length);
+}
+
+function tellTrouble(text) {
+  showTrouble(text);
+  showSaved(!outbox.length);
+}
+
+const show = () => showState(view, answer, view.can_undo || outbox.length > 0);
+
+/** Takes over what the server said, once no step is under way. */
+function adopt() {
+  turn = null;
+  answer = structuredClone(view.answer);
+  const isNew = view.task !== shownTask;
+  if (isNew) showTask(view, (i) => attempt(() => place(i)), (i) => attempt(() => tie(i)));
+  shownTask = view.task;
+  show();
+  if (isNew) {
+    window.scrollTo(0, 0);
+    byId(view.task === null ? "done-title" : "prompt-title").focus({ preventScroll: true });
+  }
+  while (turn === null && waiting.length) waiting.shift()();
+}
+
+async function start() {
+  view = (await insist(fetchView, tellTrouble)).body;
+  shownTask = undefined;
+  adopt();
+  showSaved(!outbox.length);
+}
+
+// ------------------------------------------------------------------------------------------------- ranking
+
+const isMove = (action) => action === "undo" || action === "redo";
+
+/**
+ * Does it now, or once the task is there that an undo or redo leads to. What was typed behind a submit or skip, before the
+ * next task was to be seen, cannot be meant for that one.
+ */
+function attempt(act) {
+  if (view === null) return;
+  if (turn === null) act();
+  else if (isMove(turn) || act === undo || act === redo) waiting.push(act);
+}
+
+const isTask = () => view.task !== null;
+
+/** Gives an answer (counted from 0) the next place, or takes it off the place it has. */
+function place(i) {
+  if (i >= answer.ranks.length) return;
+  answer.ranks = placed(answer.ranks, i);
+  const rank = answer.ranks[i];
+  edit(`Answer ${i + 1} ${rank === null ? "has no place" : `is ${ordinal(rank)}`}. ${whatIsLeft(answer.ranks)}`);
+}
+
+/** Gives an answer the place of the answer that was placed last. */
+function tie(i) {
+  if (i >= answer.ranks.length) return;
+  answer.ranks = tied(answer.ranks, i);
+  edit(`Answer ${i + 1} is ${ordinal(answer.ranks[i])} too. ${whatIsLeft(answer.ranks)}`);
+}
+
+function edit(said) {
+  announce(said);
+  show();
+  take("edit");
+}
+
+function submit() {
+  if (!isTask()) return;
+  const missing = unranked(answer.ranks);
+  if (missing.length && !answer.all_bad) {
+    announce(`Rank ${spoken(missing)} first. If all answers are bad, say so (B).`);
+    return;
+  }
+  take("submit", { said: "Submitted and saved." });
+}
+
+function undo() {
+  if (!view.can_undo && !outbox.length) return announce("There is nothing to undo.");
+  take("undo", { said: "Undone." });
+}
+
+function redo() {
+  if (!view.can_redo || outbox.length) return announce("There is nothing to redo.");
+  take("redo", { said: "Done again." });
+}
+
+function toggle(field, on, off) {
+  if (!isTask()) return;
+  answer[field] = !answer[field];
+  edit(answer[field] ? on : off);
+}
+
+const allBad = () => toggle("all_bad", "All answers are bad. Enter submits.", "Not all answers are bad.");
+const flag = () => toggle("flag", "Flagged.", "The flag is taken off.");
+
+// ------------------------------------------------------------------------------------------------- dialogs
+
+function openSkip() {
+  if (!isTask()) return;
+  byId("skip-form").reset();
+  needDetails();
+  byId("skip-dialog").showModal();
+}
+
+function needDetails() {
+  byId("details").required = byId("skip-form").elements.reason.value === "Something else";
+}
+
+function skip() {
+  const details = byId("details").value.trim();
+  const chosen = byId("skip-form").elements.reason.value;
+  take("skip", { reason: details ? `${chosen}: ${details}` : chosen, said: "Skipped and saved." });
+}
+
+function openNote() {
+  if (!isTask()) return;
+  byId("note-text").value = answer.note;
+  byId("note-dialog").showModal();
+}
+
+function keepNote() {
+  answer.note = byId("note-text").value.trim();
+  edit(answer.note ? "The note is kept." : "There is no note now.");
+}
+
+const openHelp = () => byId("help-dialog").showModal();
+
+/** A form of a dialog: what is sent stays on this page. */
+function onSubmit(name, act) {
+  byId(`${name}-form`).addEventListener("submit", (event) => {
+    event.preventDefault();
+    byId(`${name}-dialog`).close();
+    act();
+  });
+}
+
+// ------------------------------------------------------------------------------------------------- keys and buttons
+
+const KEYS = { u: undo, backspace: undo, r: redo, b: allBad, s: openSkip, f: flag, n: openNote, "?": openHelp };
+
+/** Which digit key, on the main row or the number pad, whatever stands on it under Shift or in other countries. */
+function digitOf(event) {
+  const named = /^(?:Digit|Numpad)([1-9])$/.exec(event.code);
+  if (event.code.startsWith("Numpad") && !/^[1-9]$/.test(event.key)) return null; // without NumLock it moves
+  if (named) return Number(named[1]);
+  return !event.code && /^[1-9]$/.test(event.key) ? Number(event.key) : null; // a keyboard on the screen
+}
+
+function onKey(event) {
+  if (event.ctrlKey || event.metaKey || event.altKey || event.isComposing || event.repeat) return;
+  if (!byId("keys").checked || document.querySelector("dialog[open]")) return;
+  const digit = digitOf(event);
+  if (digit !== null) {
+    attempt(() => (event.shiftKey ? tie : place)(digit - 1));
+  } else if (event.key === "Enter") {
+    if (event.target.closest("button, a")) return; // which it presses
+    attempt(submit);
+  } else if (KEYS[event.key.toLowerCase()]) {
+    attempt(KEYS[event.key.toLowerCase()]);
+  } else {
+    return;
+  }
+  event.preventDefault();
+}
+
+/** The digits of the reasons, and Ctrl+Enter in a longer text. */
+function onDialogKey(event) {
+  const isText = event.target.matches("textarea");
+  if (isText && event.key === "Enter" && (event.ctrlKey || event.metaKey)) {
+    event.preventDefault();
+    event.target.form.requestSubmit();
+  }
+  const reason = byId("skip-form").elements.reason[(digitOf(event) ?? 0) - 1];
+  if (!isText && byId("skip-dialog").open && reason) {
+    reason.checked = true;
+    reason.focus();
+    needDetails();
+    event.preventDefault();
+  }
+}
+
+function connect() {
+  const acts = { submit, undo, redo, flag, "all-bad": allBad, skip: openSkip, note: openNote, help: openHelp, again: start };
+  for (const [id, act] of Object.entries(acts)) onClick(byId(id), () => attempt(act));
+  onSubmit("skip", skip);
+  onSubmit("note", keepNote);
+  for (const button of document.querySelectorAll("dialog .cancel")) {
+    button.addEventListener("click", () => button.closest("dialog").close());
+  }
+  byId("skip-form").addEventListener("change", needDetails);
+  for (const dialog of document.querySelectorAll("dialog")) dialog.addEventListener("keydown", onDialogKey);
+  document.addEventListener("keydown", onKey);
+
+  byId("keys").checked = localStorage.getItem("keys") !== "off";
+  byId("keys").addEventListener("change", () => localStorage.setItem("keys", byId("keys").checked ? "on" : "off"));
+  window.addEventListener("beforeunload", (event) => {
+    if (outbox.length) event.preventDefault(); // the browser asks whether to leave
+  });
+}
+
+connect();
+start();

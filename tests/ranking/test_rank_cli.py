@@ -1,0 +1,207 @@
+import io
+import json
+import re
+import signal
+import socket
+import subprocess
+import sys
+import urllib.request
+from http.cookies import SimpleCookie
+
+import pytest
+
+from chatpipe.ranking.standing import standing_rankings
+from chatpipe.ranking.store import Store
+
+
+@pytest.fixture
+def completions(work):
+    rows = ({"prompt": f"Question {i}?", "responses": [f"Yes {i}.", f"No {i}."]} for i in range(4))
+    (work / "c.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return "c.jsonl"
+
+
+@pytest.fixture
+def refused(work, listing, chatpipe):
+    """Runs a command that must be refused, and gives what it says: short, with nothing written."""
+
+    def refused(*words):
+        before = listing()
+        said = chatpipe(*words)
+        assert said.code == 2, said.err
+        assert said.out == ""
+        assert 1 < len(said.err.splitlines()) <= 8
+        assert listing() == before
+        return said.err
+
+    return refused
+
+
+def test_a_terminal_session_leaves_its_store_beside_the_file(chatpipe, completions, work, monkeypatch):
+    monkeypatch.setattr(sys, "stdin", io.StringIO("1 2\n2 1\nquit\n"))
+    said = chatpipe("rank", completions, "--terminal", "--annotator", "ann", "--repeats", 0, "--json")
+    assert said.object == {
+        "store": "c.rankings.db",
+        "items": 4,
+        "settled": 2,
+        "complete": False,
+        "done": {"ann": 2},
+    }
+    assert "2 of 4 items are ranked; the rankings are in c.rankings.db." in said.err
+    monkeypatch.setattr(sys, "stdin", io.StringIO("bad\nskip unclear\n"))
+    said = chatpipe("rank", completions, "--terminal", "--annotator", "ann", "--repeats", 0, "--json")
+    assert said.object["complete"]
+
+
+def test_ctrl_c_in_the_terminal_keeps_what_was_ranked(chatpipe, completions, monkeypatch):
+    lines = iter(["1 2"])
+
+    def type_line(prompt):
+        for line in lines:
+            return line
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("builtins.input", type_line)
+    said = chatpipe("rank", completions, "--terminal", "--json")
+    assert said.code == 130
+    assert json.loads(said.out)["settled"] == 1
+    assert said.err.endswith(
+        "error: Stopped: 1 of 4 items are ranked; the rankings are in c.rankings.db.\n"
+        "All that was called saved is kept; the same command goes on.\n"
+    )
+
+
+@pytest.mark.parametrize(
+    "words, says",
+    [
+        (["--annotator", "ann", "--annotators", "ann,ben"], "--annotator is one person, --annotators are several"),
+        (["--annotators", "ann,,ben"], "a name is empty or given twice"),
+        (["--annotators", "ann,ann"], "a name is empty or given twice"),
+        (["--terminal", "--annotators", "ann,ben"], "--terminal is for one person"),
+        (["--terminal", "--temperature", 1], "--temperature is the noise of a --rater"),
+        (["--rater", "pocketworld", "--terminal"], "--rater is a program"),
+        (["--rater", "no/such/model"], "no/such/model"),
+        (["--host", "0.0.0.0"], "each of them needs an address"),
+        (["--host", "192.0.2.1", "--annotators", "ann"], "cannot be served at 192.0.2.1, port 8642"),
+    ],
+)
+def test_a_command_that_does_not_fit_is_refused(refused, completions, words, says):
+    assert says in refused("rank", completions, *words)
+
+
+def test_a_program_ranks_into_the_same_store_and_goes_on(chatpipe, completions, work, monkeypatch):
+    code = "def by_length(prompts, completions): return [len(text) for text in completions]"
+    (work / "raters_of_the_test.py").write_text(code)
+    monkeypatch.syspath_prepend(work)
+    words = ("rank", completions, "--rater", "raters_of_the_test:by_length", "--annotator", "length", "--json")
+    expected = {"store": "c.rankings.db", "items": 4, "annotator": "length", "skipped": {}}
+    assert chatpipe(*words).object == {**expected, "ranked": 4, "before": 0}
+    assert chatpipe(*words).object == {**expected, "ranked": 0, "before": 4}
+    with Store.read(work / "c.rankings.db") as store:
+        rankings = standing_rankings(store)
+    assert {(ranking.annotator, ranking.kind, tuple(ranking.ranks)) for ranking in rankings} == {
+        ("length", "program", (1, 2))
+    }
+    # Next to people, what a program ranked is still to be ranked.
+    monkeypatch.setattr(sys, "stdin", io.StringIO("1 2\n"))
+    said = chatpipe("rank", completions, "--terminal", "--annotator", "ann", "--json")
+    assert (said.object["settled"], said.object["items"]) == (1, 4)
+
+
+def test_a_port_that_is_taken_is_told(refused, completions):
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        said = refused("rank", completions, "--port", port)
+    assert f"The page cannot be served at 127.0.0.1, port {port}: Address already in use." in said
+    assert "--port" in said
+
+
+def test_a_file_that_is_missing_or_holds_nothing_to_rank_is_told(refused, work):
+    assert "missing.jsonl" in refused("rank", "missing.jsonl", "--port", 0)
+    (work / "empty.jsonl").write_text("")
+    assert "empty.jsonl" in refused("rank", "empty.jsonl", "--port", 0)
+    (work / "one.jsonl").write_text(json.dumps({"prompt": "Q", "responses": ["A"]}) + "\n")
+    assert "one.jsonl" in refused("rank", "one.jsonl", "--port", 0)
+
+
+def test_a_store_of_another_file_is_refused(chatpipe, completions, work, monkeypatch):
+    monkeypatch.setattr(sys, "stdin", io.StringIO("quit\n"))
+    assert chatpipe("rank", completions, "--terminal").code == 0
+    (work / "d.jsonl").write_text(json.dumps({"prompt": "Q", "responses": ["A", "B"]}) + "\n")
+    said = chatpipe("rank", "d.jsonl", "--store", "c.rankings.db", "--terminal")
+    assert (said.code, said.out) == (2, "")
+    assert "c.rankings.db was made from another completions file" in said.err
+
+
+@pytest.mark.parametrize("missing", ["starlette", "uvicorn"])
+def test_without_the_extra_it_says_what_to_install(refused, completions, monkeypatch, missing):
+    for name in list(sys.modules):
+        if name.startswith("chatpipe.ranking.web"):
+            monkeypatch.delitem(sys.modules, name)
+        elif name.partition(".")[0] == missing:
+            monkeypatch.setitem(sys.modules, name, None)
+    monkeypatch.setitem(sys.modules, missing, None)
+    said = refused("rank", completions)
+    assert f"The ranking page needs the package {missing}." in said
+    assert "pip install 'chatpipe[web]'" in said
+
+
+def ask(address, cookie=None):
+    request = urllib.request.Request(address, headers={"Cookie": cookie} if cookie else {})
+    return urllib.request.urlopen(request, timeout=10)
+
+
+# Starts the command line as it is, and says at the end whether torch was loaded.
+PROGRAM = """
+import atexit, sys
+atexit.register(lambda: print("loaded:", *sorted(sys.modules.keys() & {"torch", "transformers"}), file=sys.stderr))
+from chatpipe.cli.app import main
+main()
+"""
+
+
+def start(work, *words):
+    """The command as a process, once it serves, and the addresses that it told."""
+    command = [sys.executable, "-c", PROGRAM, "rank", *map(str, words)]
+    process = subprocess.Popen(command, cwd=work, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    told = {}
+    for line in process.stderr:
+        if match := re.fullmatch(r"(\S+) ranks at (\S+)\n", line):
+            told[match[1]] = match[2]
+        if line.startswith("Ctrl-C ends"):
+            break
+    return process, told
+
+
+def test_it_serves_each_annotator_without_torch_and_ends_with_ctrl_c_at_the_same_address(completions, work):
+    words = (completions, "--annotators", "ann,ben", "--json")
+    process, told = start(work, *words, "--port", 0)
+    addresses = told
+    assert set(told) == {"ann", "ben"}
+    base, _, token = told["ann"].partition("?token=")
+    assert len(token) == 32
+    with ask(told["ann"]) as reply:
+        [(name, morsel)] = SimpleCookie(reply.headers["set-cookie"]).items()
+        assert reply.headers["server"] is None
+    with ask(f"{base}api/view", f"{name}={morsel.value}") as reply:
+        assert json.load(reply)["annotator"] == "ann"
+    process.send_signal(signal.SIGINT)
+    out, err = process.communicate(timeout=20)
+    assert process.returncode == 130
+    assert json.loads(out) == {
+        "store": "c.rankings.db",
+        "items": 4,
+        "settled": 0,
+        "complete": False,
+        "done": {"ann": 0, "ben": 0},
+    }
+    assert err.splitlines()[:2] == [
+        "error: Stopped: 0 of 4 items are ranked; the rankings are in c.rankings.db.",
+        "All that was called saved is kept; the same command goes on.",
+    ]
+    assert err.splitlines()[2] == "loaded:"
+
+    again, told = start(work, *words, "--port", base.rpartition(":")[2].strip("/"))
+    again.kill()
+    again.communicate()
+    assert told == addresses
