@@ -15,6 +15,7 @@ from chatpipe.data.report import Report, SourceReport
 from chatpipe.data.rows import BadRow, Row
 from chatpipe.data.sources import source_rows
 from chatpipe.data.template import Message
+from chatpipe.errors import UsageError
 from chatpipe.recipe.schema import DataBlock
 
 KEY = "rank"
@@ -40,6 +41,8 @@ def read_items(path: Path) -> list[Item]:
     block = DataBlock(source=str(path))
     source = SourceReport(KEY, block.source, formats=["completions"])
     items = list(_usable_items(block, source))
+    if source.rows == 0:
+        raise UsageError(f"{KEY}: {path} holds no rows.", "Make completions first: chatpipe sample.")
     source.skipped.check(
         f"{KEY}: {path}",
         source.rows,

@@ -216,11 +216,11 @@ class Store:
 
 @contextmanager
 def _opening(path: Path) -> Iterator[ExitStack]:
-    """Whatever was opened is closed again where the block fails; SQLite's errors become ours."""
+    """Whatever was opened is closed again where the block fails; errors of SQLite and the disk become ours."""
     try:
         with ExitStack() as opened:
             yield opened
-    except sqlite3.OperationalError as problem:
+    except (sqlite3.OperationalError, OSError) as problem:
         raise StoreError(
             f"{path} cannot be opened: {problem}.", "Is there room on the disk, and may you write there?"
         ) from problem

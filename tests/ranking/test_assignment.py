@@ -1,0 +1,207 @@
+"""Who ranks what next: overlap, leases, hidden repeats, shown order."""
+
+from collections import Counter
+from itertools import permutations
+
+import pytest
+from ranked import items
+
+from chatpipe.ranking.assignment import LEASE_SECONDS, TASKS_BEFORE_AGAIN, repeated_items, shown_order, token_of
+from chatpipe.ranking.history import AGAIN
+from chatpipe.ranking.session import Session
+from chatpipe.ranking.store import Store
+
+RANKS = {"ranks": [1, 2, 2]}
+
+
+class Clock:
+    def __init__(self) -> None:
+        self.now = 1_000.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+class Room:
+    """Annotators at work on one store, who know their tasks by item and take a second for each."""
+
+    def __init__(self, store: Store) -> None:
+        self.store, self.clock = store, Clock()
+        self.sessions: dict[str, Session] = {}
+        self.keys = 0
+
+    def enter(self, name: str, kind: str = "person") -> None:
+        self.store.add_annotator(name, kind)
+        self.sessions[name] = Session(self.store, name, self.clock)
+
+    def task(self, name: str) -> str | None:
+        self.sessions[name].view()
+        return self.store.histories[name].current
+
+    def act(self, name: str, action: str = "submit") -> None:
+        session = self.sessions[name]
+        self.keys += 1
+        self.clock.now += 1
+        session.act(f"key {self.keys}", action, session.view().task, RANKS, "cannot tell")
+
+    def finish(self, name: str) -> list[str]:
+        """All tasks that this annotator gets and answers until nothing is left."""
+        done = []
+        while (task := self.task(name)) is not None:
+            done.append(task)
+            self.act(name)
+        return done
+
+
+@pytest.fixture
+def room(tmp_path):
+    """Opens a room with so many items."""
+    opened = []
+
+    def room(count: int, overlap: int = 1, repeats: float = 0.0) -> Room:
+        opened.append(Store.create_or_open(tmp_path / "r.db", items(count), seed=3, overlap=overlap, repeats=repeats))
+        return Room(opened[-1])
+
+    yield room
+    for store in opened:
+        store.close()
+
+
+def test_the_shown_order_is_a_function_of_seed_annotator_and_task():
+    assert shown_order(3, "ann", "task", 9) == shown_order(3, "ann", "task", 9)
+    others = [(4, "ann", "task"), (3, "bob", "task"), (3, "ann", "other"), (3, "ann", f"task{AGAIN}")]
+    assert all(shown_order(*other, 9) != shown_order(3, "ann", "task", 9) for other in others)
+
+
+def test_every_order_comes_equally_often():
+    counts = Counter(tuple(shown_order(0, "ann", f"task {i}", 3)) for i in range(6000))
+    assert set(counts) == set(permutations(range(3)))
+    assert all(abs(count - 1000) < 150 for count in counts.values())
+
+
+def test_tokens_differ_and_do_not_tell_a_repeat():
+    tokens = {token_of(seed, name, task) for seed in (0, 1) for name in "ab" for task in ("x", f"x{AGAIN}", "y")}
+    assert len(tokens) == 12
+    assert {len(token) for token in tokens} == {32}
+
+
+@pytest.mark.parametrize("overlap", [1, 2, 3])
+def test_each_item_is_ranked_by_as_many_as_asked_and_by_nobody_twice(room, overlap):
+    room = room(20, overlap)
+    names = ["ann", "bob", "cleo"]
+    for name in names:
+        room.enter(name)
+    done: dict[str, list[str]] = {name: [] for name in names}
+    while any(room.task(name) for name in names):
+        for name in names:
+            task = room.task(name)
+            if task is not None:
+                done[name].append(task)
+                room.act(name)
+    counts = Counter(task for tasks in done.values() for task in tasks)
+    assert set(counts.values()) == {overlap}
+    assert len(counts) == 20
+    assert all(len(set(tasks)) == len(tasks) for tasks in done.values())
+
+
+def test_items_that_fewest_have_ranked_come_first(room):
+    room = room(10, overlap=2)
+    room.enter("ann")
+    first = {room.task("ann")}
+    for _ in range(5):
+        room.act("ann")
+        first.add(room.task("ann"))
+    room.enter("bob")
+    untouched = {item.id for item in room.store.items} - first
+    for _ in range(len(untouched)):
+        assert room.task("bob") in untouched
+        room.act("bob")
+    assert room.task("bob") in first
+
+
+def test_what_somebody_is_ranking_is_free_again_half_an_hour_after_they_last_touched_it(room):
+    room = room(1)
+    room.enter("ann")
+    room.enter("bob")
+    assert room.task("ann") is not None
+    assert room.task("bob") is None
+    room.clock.now += LEASE_SECONDS - 1
+    room.act("ann", "edit")
+    room.clock.now += LEASE_SECONDS - 1
+    assert room.task("bob") is None
+    room.clock.now += 1
+    assert room.task("bob") == room.task("ann")
+
+
+def test_a_skip_does_not_count_towards_the_overlap_but_does_not_come_back(room):
+    room = room(1)
+    room.enter("ann")
+    room.enter("bob")
+    room.act("ann", "skip")
+    assert room.task("ann") is None
+    assert room.finish("bob") == [room.store.items[0].id]
+
+
+def test_a_ranking_that_was_undone_no_longer_counts(room):
+    room = room(2)
+    room.enter("ann")
+    room.finish("ann")
+    assert set(room.store.answers.values()) == {1}
+    room.act("ann", "undo")
+    assert sorted(room.store.answers.values()) == [0, 1]
+
+
+def test_repeats_come_once_later_and_of_what_was_chosen(room):
+    room = room(60, repeats=0.2)
+    room.enter("ann")
+    chosen = repeated_items((item.id for item in room.store.items), 3, "ann", 0.2)
+    done = room.finish("ann")
+    again = [task for task in done if task.endswith(AGAIN)]
+    assert 0 < len(chosen) < 30
+    assert len(done) == len(set(done)) == 60 + len(again)
+    assert set(again) <= {item + AGAIN for item in chosen}
+    assert len(chosen) - len(again) <= 1  # but for an item that came last of all
+    between = [done.index(task) - done.index(task.removesuffix(AGAIN)) - 1 for task in again]
+    assert min(between) >= 1
+    new_left = [any(not later.endswith(AGAIN) for later in done[done.index(task) :]) for task in again]
+    assert all(gap >= TASKS_BEFORE_AGAIN for gap, new in zip(between, new_left, strict=True) if new)
+
+
+def test_one_in_twenty_is_repeated():
+    chosen = repeated_items((f"item {i}" for i in range(20_000)), 0, "ann", 0.05)
+    assert abs(len(chosen) - 1000) < 100
+
+
+def test_a_repeat_never_comes_directly_after_the_first_time(room):
+    room = room(1, repeats=1.0)
+    room.enter("ann")
+    assert room.finish("ann") == [room.store.items[0].id]
+
+
+def test_an_item_that_was_skipped_is_not_repeated(room):
+    room = room(2, repeats=1.0)
+    room.enter("ann")
+    room.act("ann", "skip")
+    room.act("ann")
+    assert room.task("ann") is None  # nor the other one, directly after itself
+
+
+def test_a_program_ranks_every_item_once_beside_the_people(room):
+    room = room(12, repeats=1.0)
+    room.enter("ann")
+    room.enter("gold", "program")
+    room.finish("ann")
+    assert sorted(room.finish("gold")) == sorted(item.id for item in room.store.items)
+    assert set(room.store.answers.values()) == {1}
+
+
+def test_what_is_left_counts_down_to_nothing(room):
+    room = room(30, repeats=0.2)
+    room.enter("ann")
+    session, left = room.sessions["ann"], []
+    while (view := session.view()).task is not None:
+        left.append(view.left)
+        room.act("ann")
+    assert left == sorted(left, reverse=True)
+    assert left[0] - len(left) in (0, 1)  # an item that comes last of all is not repeated
+    assert session.view().left == 0

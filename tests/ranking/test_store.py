@@ -1,0 +1,276 @@
+"""The store's file: one writer, events that stay, and nothing lost by a kill or a full disk."""
+
+import contextlib
+import shutil
+import signal
+import sqlite3
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from ranked import items
+
+from chatpipe.errors import UsageError
+from chatpipe.ranking.session import Session
+from chatpipe.ranking.standing import standing_rankings
+from chatpipe.ranking.store import Annotator, Store, StoreConflict, StoreError
+
+WRITER = """
+import resource, sys
+from pathlib import Path
+sys.path.insert(0, {tests!r})
+from ranked import items
+from chatpipe.ranking.session import Session
+from chatpipe.ranking.store import Store, StoreError
+
+PATH = Path(sys.argv[1])
+RANKS = {{"ranks": [1, 2, 2]}}
+
+def limit_files(size):
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, resource.getrlimit(resource.RLIMIT_FSIZE)[1]))
+
+def open_store(count):
+    return Store.create_or_open(PATH, items(count), 0, 1, 0.05)
+"""
+
+
+def open_store(path: Path, count: int = 5, seed: int = 0, **settings) -> Store:
+    return Store.create_or_open(path, items(count), seed=seed, **{"overlap": 1, "repeats": 0.05, **settings})
+
+
+def run_writer(program: str, path: Path) -> subprocess.Popen:
+    source = WRITER.format(tests=str(Path(__file__).parent)) + program
+    return subprocess.Popen([sys.executable, "-c", source, str(path)], stdout=subprocess.PIPE, text=True)
+
+
+@pytest.fixture
+def path(tmp_path) -> Path:
+    return tmp_path / "folder" / "r.db"
+
+
+def refusal(path: Path, **settings) -> str:
+    with pytest.raises(UsageError) as caught, open_store(path, **settings):
+        pass
+    return f"{caught.value.message} {caught.value.hint}"
+
+
+def test_what_was_put_in_is_there_after_opening_again(path):
+    with open_store(path, overlap=2, repeats=0.1) as store:
+        store.add_annotator("zoe", "person", "hash")
+        store.add_annotator("ann", "program")
+        store.append("zoe", "show", "task", {"order": [0, 1]}, "key", at=5.5)
+    for again in (open_store(path, overlap=2, repeats=0.1), Store.read(path)):
+        with again:
+            assert (again.items, again.seed, again.overlap, again.repeats) == (items(5), 0, 2, 0.1)
+            assert again.annotators() == [Annotator("zoe", "person", "hash"), Annotator("ann", "program")]
+            (event,) = again.events()
+            assert (event.time, event.action, event.body) == (5.5, "show", {"order": [0, 1]})
+            assert again.events("ann") == []
+
+
+def test_overlap_and_repeats_are_those_of_the_latest_opening(path):
+    open_store(path).close()
+    open_store(path, overlap=3, repeats=0.5).close()
+    with Store.read(path) as store:
+        assert (store.overlap, store.repeats) == (3, 0.5)
+
+
+def test_it_is_on_the_disk_when_a_write_returns(path):
+    open_store(path).close()
+    with open_store(path) as store:
+        assert store._connection.execute("PRAGMA synchronous").fetchone() == (2,)  # FULL
+        assert store._connection.execute("PRAGMA journal_mode").fetchone() == ("wal",)
+
+
+def test_a_second_writer_is_refused_and_readers_are_not(path):
+    with open_store(path) as store:
+        store.add_annotator("ann", "person")
+        assert refusal(path) == f"Another chatpipe writes to {path}. End that one first, or choose another file."
+        with Store.read(path) as reader:
+            assert [known.name for known in reader.annotators()] == ["ann"]
+    open_store(path).close()
+
+
+def test_a_refused_opening_lets_go_of_the_store(path):
+    open_store(path).close()
+    refusal(path, seed=1)
+    open_store(path).close()
+
+
+def test_a_store_of_another_file_is_refused(path):
+    open_store(path).close()
+    assert "5 of its 5 items are among the 6 of this one" in refusal(path, count=6)
+
+
+def test_another_seed_is_refused(path):
+    open_store(path, seed=7).close()
+    assert refusal(path) == f"{path} was made with seed 7, not 0. Give --seed 7."
+
+
+@pytest.mark.parametrize("content", [b"not a database at all, but long enough to look like one " * 40, b"short"])
+def test_a_file_that_is_no_database_is_refused_and_left_alone(tmp_path, content):
+    path = tmp_path / "r.db"
+    path.write_bytes(content)
+    assert f"{path} is no store of rankings." in refusal(path)
+    with pytest.raises(UsageError, match="is no store"):
+        Store.read(path)
+    assert path.read_bytes() == content
+
+
+def test_a_database_of_something_else_is_refused_and_left_alone(tmp_path):
+    path = tmp_path / "r.db"
+    with sqlite3.connect(path) as other:
+        other.execute("CREATE TABLE events (what TEXT)")
+    other.close()
+    before = path.read_bytes()
+    assert "is no store of rankings" in refusal(path)
+    assert path.read_bytes() == before
+
+
+def test_a_store_of_a_newer_format_is_refused(path):
+    open_store(path).close()
+    with sqlite3.connect(path) as newer:
+        newer.execute("PRAGMA user_version = 2")
+    newer.close()
+    assert "a store of a newer chatpipe (format 2, not 1)" in refusal(path)
+
+
+def test_reading_what_is_not_there_is_refused_and_makes_nothing(path):
+    with pytest.raises(UsageError, match="There is no store"):
+        Store.read(path)
+    assert not path.parent.exists()
+
+
+@pytest.mark.parametrize("statement", ["DELETE FROM events", "UPDATE events SET action = 'skip'"])
+def test_events_are_only_added(path, statement):
+    with open_store(path) as store:
+        store.add_annotator("ann", "person")
+        store.append("ann", "show", "task", {"order": [0, 1]}, "key")
+    with sqlite3.connect(path) as other, pytest.raises(sqlite3.IntegrityError, match="events are only added"):
+        other.execute(statement)
+    other.close()
+    with Store.read(path) as store:
+        assert len(store.events()) == 1
+
+
+def test_the_same_event_with_the_same_key_is_there_once_and_another_is_refused(path):
+    with open_store(path) as store:
+        store.add_annotator("ann", "person")
+        store.add_annotator("bob", "person")
+        show = ("show", "task", {"order": [0, 1]}, "key")
+        assert store.append("ann", *show)
+        assert not store.append("ann", *show)
+        assert store.append("bob", *show)
+        with pytest.raises(StoreConflict):
+            store.append("ann", "show", "task", {"order": [1, 0]}, "key")
+        assert [event.annotator for event in store.events()] == ["ann", "bob"]
+        assert list(store.histories["ann"].shown) == ["task"]
+
+
+def test_an_annotator_is_added_once_keeps_its_kind_and_may_get_a_new_token(path):
+    with open_store(path) as store:
+        store.add_annotator("ann", "person", "old")
+        store.add_annotator("ann", "person")
+        assert store.annotators() == [Annotator("ann", "person", "old")]
+        store.add_annotator("ann", "person", "new")
+        with pytest.raises(UsageError, match="ann is a person, not a program"):
+            store.add_annotator("ann", "program")
+    with Store.read(path) as store:
+        assert store.annotators() == [Annotator("ann", "person", "new")]
+
+
+@pytest.mark.parametrize("name", ["", "  ", "a\nb", "\x1b[2J"])
+def test_a_name_that_cannot_be_printed_is_refused(path, name):
+    with open_store(path) as store, pytest.raises(UsageError, match="cannot be an annotator's name"):
+        store.add_annotator(name, "person")
+
+
+def test_what_is_written_together_is_there_together_or_not_at_all(path):
+    with open_store(path) as store:
+        store.add_annotator("ann", "person")
+        task = store.items[0].id
+        store.append("ann", "show", task, {"order": [0, 1, 2]}, "show")
+        with contextlib.suppress(InterruptedError), store.together():
+            store.append("ann", "submit", task, {"answer": {"ranks": [1, 2, 3]}}, "submit")
+            assert store.answers[task] == 1
+            raise InterruptedError
+        assert [event.key for event in store.events()] == ["show"]
+        assert store.histories["ann"].standing == {}
+        assert store.answers[task] == 0
+
+
+def test_what_was_acknowledged_before_a_kill_is_there_and_nothing_twice(path):
+    program = """
+with open_store(1000) as store:
+    store.add_annotator("ann", "person")
+    session = Session(store, "ann")
+    view = session.view()
+    while True:
+        key = f"key {view.done}"
+        view = session.act(key, "submit", view.task, RANKS)
+        print(key, flush=True)
+"""
+    acknowledged = set()
+    for kill_after in (1, 17, 40):
+        writer = run_writer(program, path)
+        acknowledged |= {writer.stdout.readline().strip() for _ in range(kill_after)}
+        writer.send_signal(signal.SIGKILL)
+        acknowledged |= {line.strip() for line in writer.stdout if line.endswith("\n")}
+        writer.wait()
+        with Store.read(path) as store:
+            keys = [event.key for event in store.events() if event.action == "submit"]
+            assert acknowledged <= set(keys)
+            assert len(keys) == len(set(keys)) == len(standing_rankings(store))
+
+
+def test_on_a_full_disk_nothing_acknowledged_is_lost_and_with_room_it_goes_on(path):
+    program = """
+limit_files(10_000)
+try:
+    open_store(200)
+except StoreError as problem:
+    print("made:", problem.message)
+limit_files(-1)
+with open_store(200) as store:
+    store.add_annotator("ann", "person")
+    session = Session(store, "ann")
+    limit_files(500_000)
+    view, long = session.view(), "n" * 2000
+    try:
+        while True:
+            view = session.act(f"key {view.done}", "submit", view.task, RANKS | {"note": long})
+    except StoreError as problem:
+        print("wrote:", problem.message)
+    assert session.view() == view, "what was not stored must not be seen"
+    print(view.done)
+    limit_files(-1)
+    view = session.act(f"key {view.done}", "submit", view.task, RANKS)
+    print(view.done)
+"""
+    writer = run_writer(program, path)
+    made, wrote, before, after = writer.communicate()[0].splitlines()
+    assert writer.returncode == 0
+    assert made.startswith(f"made: {path} cannot be opened: ")
+    assert wrote.startswith(f"wrote: Nothing was stored in {path}: ")
+    assert int(before) > 10
+    assert int(after) == int(before) + 1
+    with Store.read(path) as store:
+        assert len(standing_rankings(store)) == int(after)
+
+
+def test_a_copy_of_an_open_store_can_be_read(path, tmp_path):
+    """As a backup takes it: the file with its write-ahead log."""
+    with open_store(path) as store:
+        store.add_annotator("ann", "person")
+        session = Session(store, "ann")
+        session.act("key", "submit", session.view().task, {"ranks": [1, 2, 3]})
+        shutil.copytree(path.parent, tmp_path / "copy")
+    with Store.read(tmp_path / "copy" / path.name) as copy:
+        assert len(standing_rankings(copy)) == 1
+
+
+def test_where_no_file_can_be_made_is_said(tmp_path):
+    (tmp_path / "file").touch()
+    with pytest.raises(StoreError, match="r.db cannot be opened: "):
+        open_store(tmp_path / "file" / "r.db")
