@@ -122,7 +122,7 @@ def test_programs_do_not_take_part_in_the_overlap_of_people(work, questions, in_
     with open_store(work / "r.db", questions) as store:
         store.add_annotator("ada", "person")
         submit(store, "ada", questions[0].id, [1, 2, 3, 4])
-        assert store.answers == {questions[0].id: 1}
+        assert +store.answers == {questions[0].id: 1}
 
 
 # ---- pocketworld ----

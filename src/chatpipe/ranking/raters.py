@@ -127,10 +127,12 @@ def rank_with_program(
     done = 0
     for start in range(0, len(left), ITEMS_AT_ONCE):
         items = left[start : start + ITEMS_AT_ONCE]
-        for item, ranks in zip(items, program.rank([(item.prompt, item.responses) for item in items]), strict=True):
-            _store_ranks(store, annotator, item, ranks, settings)
-            if ranks is None:
-                skipped[TOO_LONG] += 1
+        ranked = program.rank([(item.prompt, item.responses) for item in items])
+        with store.together():
+            for item, ranks in zip(items, ranked, strict=True):
+                _store_ranks(store, annotator, item, ranks, settings)
+                if ranks is None:
+                    skipped[TOO_LONG] += 1
         done += len(items)
         if on_ranked is not None:
             on_ranked(len(before) + done)

@@ -89,8 +89,8 @@ def _told(said: Sequence[Said]) -> dict[str, Any]:
 
 
 def _pace(said: Sequence[Said]) -> dict[str, float | None]:
-    """`median_seconds` from showing to ranking, and rankings in an hour of work, pauses left out."""
-    seconds = [one.seconds for one in said if one.skipped is None]
+    """`median_seconds` from showing to ranking, and rankings in an hour of work, pauses left out; of people alone."""
+    seconds = [one.seconds for one in said if one.skipped is None and one.kind == "person"]
     worked = sum(min(some, PAUSE) for some in seconds)
     return {
         "median_seconds": median(seconds) if seconds else None,
