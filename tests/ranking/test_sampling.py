@@ -4,6 +4,7 @@ import json
 
 import pytest
 
+from chatpipe.locking import alone_with
 from chatpipe.ranking.sampling import Judge, normalised
 
 
@@ -124,6 +125,59 @@ def test_the_best_of_several_scores_higher(sample, work, tiny_run):
     assert mean["best"] > mean["one"] + 0.1
 
 
+def test_what_was_replaced_is_there_until_the_new_file_is_whole(sample, work, tiny_run, monkeypatch):
+    command = (tiny_run.folder / "sft", "-k", 2, "-o", "c.jsonl")
+    assert sample(*command).code == 0
+    before = (work / "c.jsonl").read_bytes()
+
+    def breaking(*_):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as broken:
+        broken.setattr("chatpipe.ranking.sampling.sample_answers", breaking)
+        assert sample(*command, "--seed", 1, "--fresh").code == 130
+    assert (work / "c.jsonl").read_bytes() == before
+    assert sample(*command, "--seed", 1, "--fresh").code == 0
+    assert (work / "c.jsonl").read_bytes() != before
+
+
+FOREIGN = {
+    "notes": "by hand\n",
+    "prompts": '{"prompt": "Who?"}\n',
+    "cars": '{"made": "in Turin"}\n',
+    "a list": "[1, 2]\n",
+    "one row more": '{"prompt": [], "responses": [], "made": "0123456789abcdef"}\n{"prompt": [], "responses": []}\n',
+}
+
+
+@pytest.mark.parametrize("content", FOREIGN.values(), ids=FOREIGN)
+@pytest.mark.parametrize("flag", [(), ("--fresh",)], ids=["kept", "fresh"])
+def test_a_file_that_sample_did_not_make_is_not_replaced(sample, work, tiny_run, content, flag):
+    (work / "mine.jsonl").write_text(content)
+    said = sample(tiny_run.folder / "sft", "-k", 2, "-o", "mine.jsonl", *flag)
+    assert said.code == 2
+    assert "mine.jsonl is there already, and chatpipe sample did not make it." in said.err
+    assert (work / "mine.jsonl").read_text() == content
+
+
+def test_a_folder_is_no_completions_file(sample, work, tiny_run):
+    (work / "mine").mkdir()
+    said = sample(tiny_run.folder / "sft", "-k", 2, "-o", "mine", "--fresh")
+    assert said.code == 2
+    assert "mine is a folder." in said.err
+
+
+def test_two_at_once_do_not_write_one_file(sample, work, tiny_run):
+    command = (tiny_run.folder / "sft", "-k", 2, "-o", "c.jsonl")
+    with alone_with(work / "c.jsonl"):
+        for flag in ([], ["--fresh"]):
+            said = sample(*command, *flag)
+            assert said.code == 2
+            assert "Another chatpipe writes to c.jsonl." in said.err
+    assert [path.name for path in work.glob("c.jsonl*")] == ["c.jsonl.lock"]
+    assert sample(*command).code == 0
+
+
 @pytest.mark.parametrize(
     "words, told",
     [
@@ -140,4 +194,4 @@ def test_what_cannot_answer_is_refused(sample, work, tiny_run, words, told):
     said = sample(*(tiny_run.folder / word if word in ("pretrain", "sft", "rm", "ppo") else word for word in words))
     assert said.code == 2, said.err
     assert told in said.err
-    assert not list(work.glob("c.jsonl*"))
+    assert {path.name for path in work.glob("c.jsonl*")} <= {"c.jsonl.lock"}
