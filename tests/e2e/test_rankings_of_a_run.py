@@ -113,10 +113,11 @@ def test_one_stage_that_waits_says_so_in_its_json(folder, command, chatpipe):
     assert told["waiting"].startswith("Round 1 waits for people: 0 of")
 
 
-def test_programs_do_not_count_as_people(folder, command, rater, chatpipe):
+def test_programs_do_not_count_as_people(folder, command, chatpipe):
+    """pocketworld ranks by the world that the answering model knows, which is not that of the packaged recipe."""
     assert chatpipe(*command).code == 3
     completions, store = beside(folder, "completions.jsonl"), beside(folder, "db")
-    assert chatpipe("rank", completions, "--rater", f"{rater.stem}:score", "--store", store).code == 0
+    assert chatpipe("rank", completions, "--rater", "pocketworld", "--store", store).code == 0
     assert "waits for people: 0 of" in chatpipe(*command).err
     rank(folder)
     assert chatpipe(*command).code == 0

@@ -8,6 +8,8 @@ from pydantic import TypeAdapter
 from chatpipe.checkpoints import read_manifest
 from chatpipe.data.load import Conversation, prompt_key, stream_rows
 from chatpipe.data.report import Report
+from chatpipe.data.rows import Row
+from chatpipe.data.sources import source_rows
 from chatpipe.errors import UsageError
 from chatpipe.models.folder import looks_like_path
 from chatpipe.recipe.loading import load_recipe
@@ -40,9 +42,20 @@ def prompts_to_rank(blocks: Sequence[DataBlock], world: Pocketworld, key: str) -
     return list(prompts.values())
 
 
+def world_of_answers(completions: Path) -> Pocketworld | None:
+    """The built-in world that the first model of a completions file was made for; None where that is not known."""
+    rows = source_rows(DataBlock(source=str(completions)), "rank")
+    models = next((row.values.get("models") for row in rows if isinstance(row, Row)), None)
+    return _noted_world(models[0]) if isinstance(models, list) and models and isinstance(models[0], str) else None
+
+
 def world_of(model: str) -> Pocketworld:
     """The built-in world that a model of ours was made for; the usual one for others."""
+    return _noted_world(model) or Pocketworld()
+
+
+def _noted_world(model: str) -> Pocketworld | None:
     manifest = read_manifest(Path(model).expanduser()) if looks_like_path(model) else None
     noted = manifest.settings if manifest else {}
     known = {key: value for key, value in noted.items() if key.startswith("pocketworld.")}
-    return load_recipe(None, flags=known).recipe.pocketworld
+    return load_recipe(None, flags=known).recipe.pocketworld if known else None
