@@ -106,7 +106,7 @@ def test_the_manifest_tells_what_the_folder_holds_and_is_worth(tiny_run, stage):
     printed = tiny_run.stage(stage)
     assert told["metrics"] == printed["metrics"]
     assert told["verdict"] == printed["verdict"]
-    also_read = {"sft": ["pretrain.data"], "rm": ["sft.data"]}
+    also_read = {"sft": ["pretrain.data"], "rm": ["sft.data", "sample.data"]}
     assert list(told["data"]) == [f"{stage}.data", *also_read.get(stage, [])]
 
 

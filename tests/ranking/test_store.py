@@ -259,6 +259,18 @@ with open_store(200) as store:
         assert len(standing_rankings(store)) == int(after)
 
 
+@pytest.mark.parametrize("replaced", [True, False])
+def test_nothing_is_called_stored_that_goes_to_a_deleted_file(path, replaced):
+    with open_store(path) as store:
+        store.add_annotator("ann", "person")
+        path.rename(path.with_name("moved.db"))
+        if replaced:
+            path.write_bytes(b"")
+        with pytest.raises(StoreError, match="was deleted or replaced while it was in use"):
+            store.append("ann", "undo", None, {}, "key")
+        assert store.events() == []
+
+
 def test_a_copy_of_an_open_store_can_be_read(path, tmp_path):
     """As a backup takes it: the file with its write-ahead log."""
     with open_store(path) as store:

@@ -24,7 +24,7 @@ from chatpipe.data.sources import build_world
 from chatpipe.data.template import Message
 from chatpipe.errors import UsageError
 from chatpipe.models.folder import check_model, looks_like_path
-from chatpipe.ppo.functions import check_function, source_fingerprint
+from chatpipe.ppo.functions import check_function, is_function, source_fingerprint
 from chatpipe.ranking.answers import Answer, blank
 from chatpipe.ranking.items import Item
 from chatpipe.ranking.store import Store
@@ -86,7 +86,7 @@ def check_rater(name: str, key: str = KEY) -> None:
     """Raises `UsageError` naming `key` where `name` is no rater, as far as files tell that without torch."""
     if name == POCKETWORLD:
         return
-    if _is_function(name):
+    if is_function(name):
         check_function(name, key)
     else:
         check_model(name, "reward", key)
@@ -94,7 +94,7 @@ def check_rater(name: str, key: str = KEY) -> None:
 
 def rater_fingerprint(name: str, key: str = KEY) -> str:
     """What tells one rater from another of the same name: of a model its weights, of a function its source."""
-    return source_fingerprint(name, key) if _is_function(name) else checkpoint_id(name)
+    return source_fingerprint(name, key) if is_function(name) else checkpoint_id(name)
 
 
 def rank_with_program(
@@ -145,13 +145,9 @@ def load_rater(name: str, seed: int, temperature: float | None = None, world: Po
         recipe = load_recipe(RECIPE).recipe
         noise = recipe.rank.temperature if temperature is None else temperature
         return _gold_rater(world or recipe.pocketworld, seed, noise)
-    if _is_function(name):
+    if is_function(name):
         return Rater(_function_scorer(name), rater_fingerprint(name), temperature or 0.0, seed)
     return Rater(_model_scorer(name), rater_fingerprint(name), temperature or 0.0, seed)
-
-
-def _is_function(name: str) -> bool:
-    return ":" in name and "/" not in name
 
 
 # ---- the three ways to score ----

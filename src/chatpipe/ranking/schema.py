@@ -4,7 +4,7 @@ import json
 import sqlite3
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
 from urllib.parse import quote
 
@@ -68,6 +68,17 @@ def create(connection: sqlite3.Connection, items: Sequence[Item], seed: int) -> 
 def set_meta(connection: sqlite3.Connection, values: Mapping[str, float]) -> None:
     """Writes settings of the store over those that it has."""
     connection.executemany("INSERT OR REPLACE INTO meta VALUES (?, ?)", [(key, str(values[key])) for key in values])
+
+
+def has_begun(path: Path) -> bool:
+    """Whether there is a store, and not just what is left of one that was killed before its tables were there."""
+    if not path.is_file():
+        return False
+    try:
+        with closing(connect(path, "ro")) as connection:
+            return bool(connection.execute("SELECT count(*) FROM sqlite_master").fetchone() != (0,))
+    except sqlite3.DatabaseError:
+        return True  # whoever opens it says what is wrong
 
 
 def check_format(path: Path, connection: sqlite3.Connection) -> None:

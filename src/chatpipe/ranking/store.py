@@ -55,6 +55,7 @@ class Store:
         self.lock = threading.RLock()
         self._connection = connection
         self._held = ExitStack()
+        self._file = _identity(path)
         with connection:  # what is read is of one moment, also beside a writer
             connection.execute("BEGIN")
             meta = dict(connection.execute("SELECT key, value FROM meta"))
@@ -174,6 +175,11 @@ class Store:
             if self._connection.in_transaction:
                 yield
                 return
+            if _identity(self.path) != self._file:  # SQLite would go on writing to a file that nobody can open again
+                raise StoreError(
+                    f"Nothing was stored: {self.path} was deleted or replaced while it was in use.",
+                    "Start this command again; what was ranked before is in the file that was there.",
+                )
             try:
                 with transaction(self._connection):
                     yield
@@ -226,6 +232,15 @@ def _opening(path: Path) -> Iterator[ExitStack]:
         ) from problem
     except sqlite3.DatabaseError as problem:
         raise no_store(path) from problem
+
+
+def _identity(path: Path) -> tuple[int, int] | None:
+    """What tells a file from another of the same name; None where there is none."""
+    try:
+        found = path.stat()
+    except FileNotFoundError:
+        return None
+    return found.st_dev, found.st_ino
 
 
 def _items(connection: sqlite3.Connection) -> list[Item]:
