@@ -1,11 +1,17 @@
 """`chatpipe sample`: different answers, the same whatever interrupts it, and the best of several."""
 
 import json
+import math
+import shutil
 
 import pytest
+from safetensors.torch import load_file, save_file
 
 from chatpipe.locking import alone_with
-from chatpipe.ranking.sampling import Judge, normalised
+from chatpipe.models.loading import load_tokenizer
+from chatpipe.ranking.sampling import normalised
+from chatpipe.ranking.scoring import model_scorer
+from chatpipe.reward.batches import encode_answers
 
 
 @pytest.fixture
@@ -115,14 +121,36 @@ def test_the_best_of_several_scores_higher(sample, work, tiny_run):
     sft, rm = (tiny_run.folder / stage for stage in ("sft", "rm"))
     assert sample(sft, "-k", 1, "-o", "one.jsonl").code == 0
     assert sample(sft, "--best-of", 8, "--reward", rm, "-o", "best.jsonl").code == 0
-    judge = Judge.load(str(rm))
+    judge = model_scorer(str(rm), "--reward")
     mean = {}
     for name in ("one", "best"):
         rows = rows_of(work / f"{name}.jsonl")
         assert {len(row["responses"]) for row in rows} == {1}
-        scores = judge.scores([(row["prompt"], row["responses"][0]) for row in rows])
-        mean[name] = sum(scores) / len(scores)
+        scores = judge([(row["prompt"], row["responses"]) for row in rows])
+        mean[name] = sum(score for [score] in scores) / len(scores)
     assert mean["best"] > mean["one"] + 0.1
+
+
+def test_a_reward_model_of_nan_chooses_nothing(sample, work, tiny_run):
+    shutil.copytree(tiny_run.folder / "rm", work / "nan")
+    weights = load_file(work / "nan" / "model.safetensors")
+    weights["score.weight"].fill_(math.nan)
+    save_file(weights, work / "nan" / "model.safetensors", metadata={"format": "pt"})
+    said = sample(tiny_run.folder / "sft", "--best-of", 2, "--reward", "./nan", "-o", "c.jsonl")
+    assert said.code == 2
+    assert "--reward = ./nan gives NaN or infinity for an answer." in said.err
+    assert not (work / "c.jsonl").exists()
+
+
+def test_answers_that_the_reward_model_cannot_read_whole_are_not_chosen(sample, work, tiny_run):
+    shutil.copytree(tiny_run.folder / "rm", work / "short")
+    manifest = json.loads((work / "short" / "chatpipe.json").read_text())
+    manifest["settings"]["rm.max_length"] = 9
+    (work / "short" / "chatpipe.json").write_text(json.dumps(manifest))
+    assert sample(tiny_run.folder / "sft", "--best-of", 4, "--reward", "./short", "-o", "c.jsonl").code == 0
+    rows = rows_of(work / "c.jsonl")
+    tokenizer = load_tokenizer(str(tiny_run.folder / "rm"))
+    assert {len(encode_answers(tokenizer, row["prompt"], row["responses"], 9)) for row in rows} == {1}
 
 
 def test_what_was_replaced_is_there_until_the_new_file_is_whole(sample, work, tiny_run, monkeypatch):

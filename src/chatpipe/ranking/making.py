@@ -96,10 +96,11 @@ def _rows(
 ) -> Iterator[dict[str, Any]]:
     """A row for each prompt but the first `before`; the models are loaded at once, and answer as rows are asked for."""
     from chatpipe.generation import SamplingParams
-    from chatpipe.ranking.sampling import HowToSample, Judge, Speaker, sample_answers
+    from chatpipe.ranking.sampling import HowToSample, Speaker, sample_answers
+    from chatpipe.ranking.scoring import model_scorer
 
     speakers = [Speaker.load(model) for model in models]
-    judge = Judge.load(sampling.reward) if sampling.reward else None
+    judge = model_scorer(sampling.reward, "--reward") if sampling.reward else None
     limit = sampling.max_new_tokens or min([DEFAULT_MAX_NEW_TOKENS, *(speaker.half for speaker in speakers)])
     params = SamplingParams(limit, sampling.temperature, top_p=sampling.top_p)
     how = HowToSample(sampling.k, params, sampling.seed, sampling.best_of, judge)
