@@ -129,7 +129,8 @@ def _check_replaceable(path: Path, rows: Rows, store: Store) -> None:
 def _is_earlier_export(path: Path, rows: Rows, store: Store) -> bool:
     """Whether each line of the file has the fields of an export and tells of a prompt and annotator of this store."""
     try:
-        before = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+        with path.open(encoding="utf-8") as file:  # splitlines() would also split inside texts that hold U+2028
+            before = [json.loads(line) for line in file]
     except ValueError:
         return False
     is_ours = _pair_checker(store) if "chosen" in rows[0] else _ranking_checker(store)
