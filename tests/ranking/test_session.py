@@ -227,6 +227,15 @@ def test_the_pace_is_the_median_time_from_seeing_a_task_to_answering_it(store):
     assert sorted(ranking.seconds for ranking in standing_rankings(store)) == [10.0, 20.0, 500.0]
 
 
+def test_a_clock_that_goes_back_makes_no_time_negative(store):
+    now = 1_000.0
+    session = Session(store, "ann", lambda: now)
+    view = session.view()
+    now -= 60
+    assert session.act("key", "submit", view.task, ANSWER).seconds_per_task == 0
+    assert [ranking.seconds for ranking in standing_rankings(store)] == [0]
+
+
 def test_nobody_ranks_without_being_an_annotator(store):
     with pytest.raises(UsageError, match="knows no annotator eve"):
         Session(store, "eve")

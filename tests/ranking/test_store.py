@@ -180,6 +180,16 @@ def test_an_annotator_is_added_once_keeps_its_kind_and_may_get_a_new_token(path)
         assert store.annotators() == [Annotator("ann", "person", "new")]
 
 
+def test_annotators_stand_in_the_order_in_which_they_came_whatever_the_clock_says(path, monkeypatch):
+    with open_store(path) as store:
+        for now, name in enumerate(("zoe", "ann", "mia")):
+            monkeypatch.setattr("time.time", lambda now=now: 1_000.0 - now)
+            store.add_annotator(name, "person")
+        store.add_annotator("zoe", "person", "new token")
+    with Store.read(path) as store:
+        assert [known.name for known in store.annotators()] == ["zoe", "ann", "mia"]
+
+
 @pytest.mark.parametrize("name", ["", "  ", "a\nb", "\x1b[2J"])
 def test_a_name_that_cannot_be_printed_is_refused(path, name):
     with open_store(path) as store, pytest.raises(UsageError, match="cannot be an annotator's name"):

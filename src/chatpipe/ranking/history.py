@@ -98,6 +98,10 @@ class History:
         said = self._drafts[task]
         return said[-1] if said else blank(len(self.shown[task].order))
 
+    def seconds(self, step: Step) -> float:
+        """From when its task was shown until a step was done; 0 where the clock was set back meanwhile."""
+        return max(0.0, step.time - self.shown[step.task].time)
+
     def apply(self, event: Event) -> None:
         """Takes one more event, the next one in the order of the store."""
         if event.action == "show":

@@ -178,7 +178,6 @@ class Session:
         )
 
     def _pace(self) -> float | None:
-        history = self._history
-        latest = islice(reversed(history.standing.items()), PACE_TASKS)
-        seconds = [step.time - history.shown[task].time for task, step in latest]
+        latest = islice(reversed(self._history.standing.values()), PACE_TASKS)
+        seconds = list(map(self._history.seconds, latest))
         return statistics.median(seconds) if seconds else None

@@ -249,7 +249,7 @@ def _items(connection: sqlite3.Connection) -> list[Item]:
 
 
 def _annotators(connection: sqlite3.Connection) -> Iterator[Annotator]:
-    for row in connection.execute("SELECT name, kind, token_sha256 FROM annotators ORDER BY created"):
+    for row in connection.execute("SELECT name, kind, token_sha256 FROM annotators ORDER BY rowid"):
         yield Annotator(*row)
 
 
