@@ -15,9 +15,7 @@ FORMAT = 1
 APPLICATION = int.from_bytes(b"rank", "big")
 """What SQLite's `application_id` says of a store of ours."""
 
-_SCHEMA = (
-    f"PRAGMA application_id = {APPLICATION}",
-    f"PRAGMA user_version = {FORMAT}",
+_TABLES_AND_TRIGGERS = (
     "CREATE TABLE meta (key TEXT PRIMARY KEY, value TEXT NOT NULL)",
     "CREATE TABLE items (position INTEGER PRIMARY KEY, id TEXT NOT NULL UNIQUE, prompt TEXT NOT NULL,"
     " responses TEXT NOT NULL, round INTEGER)",
@@ -53,7 +51,9 @@ def create(connection: sqlite3.Connection, items: Sequence[Item], settings: Mapp
     """Makes the tables of a store in an empty file."""
     connection.execute("PRAGMA journal_mode = WAL")
     with transaction(connection):
-        for statement in _SCHEMA:
+        connection.execute(f"PRAGMA application_id = {APPLICATION}")
+        connection.execute(f"PRAGMA user_version = {FORMAT}")
+        for statement in _TABLES_AND_TRIGGERS:
             connection.execute(statement)
         connection.executemany(
             "INSERT INTO items VALUES (?, ?, ?, ?, ?)",
@@ -90,7 +90,10 @@ def check_format(path: Path, connection: sqlite3.Connection) -> None:
         raise UsageError(f"{path} is a store of a newer chatpipe (format {version}, not {FORMAT}).", "Update chatpipe.")
     (found,) = connection.execute("PRAGMA integrity_check(1)").fetchone()
     if found != "ok":
-        raise damaged(path, found)
+        raise damaged(path, " ".join(found.split()))
+    declared = {sql for (sql,) in connection.execute("SELECT sql FROM sqlite_master")}
+    if not declared.issuperset(_TABLES_AND_TRIGGERS):
+        raise damaged(path, "its tables are declared otherwise")
 
 
 def check_same(path: Path, connection: sqlite3.Connection, items: Sequence[Item], seed: int) -> None:
