@@ -8,6 +8,7 @@ from safetensors import safe_open
 from tiny_tokens import CONTEXT, Tokens
 from transformers import TrainerCallback
 
+from chatpipe.generation.engine import evaluation_mode
 from chatpipe.pretraining.masking import IGNORED, Masking
 from chatpipe.training.resume import RESUME_POINTS, newest_resume_point
 
@@ -129,6 +130,33 @@ def test_evaluations_are_measured_logged_and_change_nothing(make_trainer, tmp_pa
     assert [row["step"] for row in rows] == [3, 6, 8]
     assert rows[0]["samples"] == ["a b"]
     assert len(measured) == 3
+
+
+@pytest.mark.parametrize("compiled", [False, True], ids=["plain", "compiled"])
+def test_an_evaluation_computes_in_the_precision_of_training(make_trainer, compiled):
+    """Matrix products are in bfloat16 in both, and the logits come back in float32, in which the loss is taken."""
+    dtypes = {True: set(), False: set()}
+    ids = torch.arange(4, 4 + CONTEXT)[None]
+    seen = []
+
+    def measure(model):
+        with evaluation_mode(model), torch.no_grad():
+            logits = model(input_ids=ids).logits
+            exact = type(model).forward(model, input_ids=ids).logits
+        seen.append((logits, exact))
+        return {"eval_loss": 1.5}
+
+    how = {"torch_compile": True, "torch_compile_backend": "eager"} if compiled else {}
+    trainer = make_trainer(own={"measure": measure}, bf16=True, max_steps=2, eval_strategy="steps", eval_steps=1, **how)
+    layer = trainer.model.transformer.h[0].mlp.c_fc
+    layer.register_forward_hook(lambda module, _, made: dtypes[module.training].add(made.dtype))
+    trainer.train()
+    assert dtypes[True] == {torch.bfloat16}
+    assert torch.bfloat16 in dtypes[False]
+    for logits, exact in seen:
+        assert logits.dtype == exact.dtype == torch.float32
+        assert not torch.equal(logits, exact)
+        torch.testing.assert_close(logits, exact, atol=0.02, rtol=0)
 
 
 def test_the_training_loss_is_told_in_bits_and_as_perplexity_too(make_trainer):

@@ -1,26 +1,23 @@
 """The trainer of pretraining: transformers' Trainer over the token store, with Muon, masking and our evaluation."""
 
 import math
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.utils.data import Sampler, SequentialSampler
-from transformers import PreTrainedModel, Trainer, TrainerControl, TrainingArguments
+from transformers import PreTrainedModel, Trainer, TrainingArguments
 
 from chatpipe.errors import UsageError
 from chatpipe.pretraining.masking import IGNORED, Masking, masked_loss
+from chatpipe.training.measured import Measure, Measured
 from chatpipe.training.muon import MuonAdamW, hidden_matrices
 from chatpipe.training.nonfinite import SkipNonFinite
 from chatpipe.training.resume import ResumePoints
 
-Measure = Callable[[PreTrainedModel], dict[str, Any]]
-"""What is measured of a model at each evaluation: `eval_loss` and whatever else is to be logged."""
 
-
-class PretrainTrainer(ResumePoints, SkipNonFinite, Trainer):
+class PretrainTrainer(Measured, ResumePoints, SkipNonFinite, Trainer):
     """Causal or masked language modelling; each predicted token of a step weighs the same, however it is split up.
 
     `masking` makes the objective a masked one. `measure` runs at each of Trainer's evaluations, on every process.
@@ -28,7 +25,6 @@ class PretrainTrainer(ResumePoints, SkipNonFinite, Trainer):
     """
 
     optimizer: torch.optim.Optimizer | None
-    control: TrainerControl
 
     def __init__(
         self,
@@ -94,17 +90,6 @@ class PretrainTrainer(ResumePoints, SkipNonFinite, Trainer):
         seed = (args.seed << 40) + position + args.process_index
         inputs, labels = masking(batch["input_ids"], seed % 2**63)
         return {**batch, "input_ids": inputs, "labels": labels}
-
-    def evaluate(self, *_: Any, **__: Any) -> dict[str, Any]:
-        """Measures the model, logs what comes out and returns it. Every process measures the same."""
-        if self.measure is None:
-            return {}
-        start = time.perf_counter()
-        metrics = self.measure(self.accelerator.unwrap_model(self.model, keep_torch_compile=False))
-        self.log(metrics)
-        metrics = {**metrics, "eval_runtime": time.perf_counter() - start}
-        self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
-        return metrics
 
     def log(self, logs: dict[str, Any], start_time: float | None = None) -> None:
         """Adds `perplexity` and, where the text's bytes are known, `bits_per_byte` to the training loss."""
