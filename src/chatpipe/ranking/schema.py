@@ -8,6 +8,7 @@ from contextlib import closing, contextmanager
 from pathlib import Path
 from urllib.parse import quote
 
+from chatpipe import console
 from chatpipe.errors import UsageError
 from chatpipe.ranking.items import Item
 
@@ -90,7 +91,7 @@ def check_format(path: Path, connection: sqlite3.Connection) -> None:
         raise UsageError(f"{path} is a store of a newer chatpipe (format {version}, not {FORMAT}).", "Update chatpipe.")
     (found,) = connection.execute("PRAGMA integrity_check(1)").fetchone()
     if found != "ok":
-        raise damaged(path, " ".join(found.split()))
+        raise damaged(path, found)
     declared = {sql for (sql,) in connection.execute("SELECT sql FROM sqlite_master")}
     if not declared.issuperset(_TABLES_AND_TRIGGERS):
         raise damaged(path, "its tables are declared otherwise")
@@ -117,8 +118,8 @@ def no_store(path: Path) -> UsageError:
 
 
 def damaged(path: Path, how: str) -> UsageError:
-    """What to tell a user whose store was one of ours."""
+    """What to tell a user whose store was one of ours; `how` may quote what stands in it, which can be anything."""
     return UsageError(
-        f"{path} is damaged: {how}.",
+        f"{path} is damaged: {console.printable(' '.join(how.split()))}.",
         f"Put a copy of it there that is whole; `sqlite3 {path} .recover` prints what can still be read of this one.",
     )
