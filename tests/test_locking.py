@@ -1,4 +1,4 @@
-"""One chatpipe at a time in a folder."""
+"""One chatpipe at a time in a folder, or with a file."""
 
 import subprocess
 import sys
@@ -6,7 +6,7 @@ import sys
 import pytest
 
 from chatpipe.errors import UsageError
-from chatpipe.locking import alone_in
+from chatpipe.locking import alone_in, alone_with
 
 
 def test_a_folder_is_held_until_the_block_ends_and_nothing_is_left_in_it(tmp_path):
@@ -20,7 +20,7 @@ def test_a_folder_is_held_until_the_block_ends_and_nothing_is_left_in_it(tmp_pat
 def test_a_folder_whose_holder_was_killed_is_free(tmp_path):
     program = f"""
 import os, pathlib, signal
-from chatpipe.locking import alone_in
+from chatpipe.locking import alone_in, alone_with
 with alone_in(pathlib.Path({str(tmp_path)!r})):
     print("held", flush=True)
     signal.pause()
@@ -33,3 +33,16 @@ with alone_in(pathlib.Path({str(tmp_path)!r})):
     holder.wait()
     with alone_in(tmp_path):
         pass
+
+
+def test_a_file_is_held_under_all_of_its_names(tmp_path):
+    file, link, folder = tmp_path / "real" / "r.db", tmp_path / "link.db", tmp_path / "folder"
+    file.parent.mkdir()
+    link.symlink_to(file)
+    folder.symlink_to(file.parent)
+    for one in (file, link, folder / "r.db"):
+        with alone_with(one):
+            for other in (file, link, folder / "r.db"):
+                with pytest.raises(UsageError, match=f"Another chatpipe writes to {other}"), alone_with(other):
+                    pass
+    assert {path.name for path in tmp_path.rglob("*.lock")} == {"r.db.lock"}

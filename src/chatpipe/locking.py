@@ -29,10 +29,13 @@ def alone_in(folder: Path) -> Iterator[None]:
 
 @contextmanager
 def alone_with(path: Path) -> Iterator[None]:
-    """As `alone_in`, for writing to one file. What is locked is `PATH.lock`, an empty file that stays."""
+    """As `alone_in`, for writing to one file, whichever of its names `path` is.
+
+    What is locked is an empty file that stays: `PATH.lock`, beside the file that a symbolic link leads to.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     refused = UsageError(f"Another chatpipe writes to {path}.", "End that one first, or choose another file.")
-    with _locked(path.with_name(f"{path.name}.lock"), os.O_RDWR | os.O_CREAT, refused):
+    with _locked(Path(f"{os.path.realpath(path)}.lock"), os.O_RDWR | os.O_CREAT, refused):
         yield
 
 

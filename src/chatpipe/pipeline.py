@@ -4,6 +4,7 @@ import importlib
 import os
 import time
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -28,7 +29,13 @@ from chatpipe.stages.job import (
     rankings_file,
     run_ranks,
 )
-from chatpipe.stages.ranking import check_rankings_apart, check_rankings_can_be_made, ensure_rankings, forget_rankings
+from chatpipe.stages.ranking import (
+    check_rankings_apart,
+    check_rankings_can_be_made,
+    ensure_rankings,
+    forget_rankings,
+    tell_newer_rankings,
+)
 from chatpipe.training import launch
 from chatpipe.training.batches import micro_batches
 
@@ -101,9 +108,7 @@ def run_recipe(recipe: Recipe, how: How, on_result: Callable[[StageResult], None
                     forget_rankings(job.recipe)
         write_recipe(recipe, Path(recipe.out) / RECIPE_FILE)
         for job in jobs:
-            if job.stage == "rm":
-                _ensure_rankings(job)
-            on_result(run_stage(job, how, _standing(job, how)))
+            on_result(run_stage(job, how, _standing_with_rankings(job, how)))
 
 
 def run_one(recipe: Recipe, stage: str, how: How, out: str | None) -> StageResult:
@@ -119,12 +124,15 @@ def run_one(recipe: Recipe, stage: str, how: How, out: str | None) -> StageResul
             job.clear()
             if stage == "rm" and out is None:
                 forget_rankings(recipe)
-    with alone_in(Path(out or recipe.out)):
-        if stage == "rm" and (out is None or run_ranks(recipe)):
-            if rankings_file(recipe).exists():
-                _standing(job, how)  # refuses a changed recipe before the rankings of the finished stage are replaced
-            _ensure_rankings(job)
-        standing = _standing(job, how)
+    with ExitStack() as held:
+        held.enter_context(alone_in(Path(out or recipe.out)))
+        reads_run = stage == "rm" and run_ranks(recipe)
+        if out is not None and reads_run and Path(out).resolve() != Path(recipe.out).resolve():
+            held.enter_context(alone_in(Path(recipe.out)))
+        if out is None or reads_run:
+            standing = _standing_with_rankings(job, how, in_run=out is None)
+        else:
+            standing = _standing(job, how)
         if out is None:
             _note_in_run(recipe, stage)
         return run_stage(job, how, standing)
@@ -137,6 +145,11 @@ def check_stage(recipe: Recipe, stage: str, out: str | None, reads_data: bool = 
     """
     if out == "":  # as of a shell variable that is not set
         raise UsageError("--out is empty.", "Give a folder, or leave it out.")
+    if recipe.round > 1 and stage not in STAGES_OF_ROUNDS:
+        raise UsageError(
+            f"round = {recipe.round}: {stage} comes once, in the first round.",
+            f"Leave it out; rounds have {' and '.join(STAGES_OF_ROUNDS)}.",
+        )
     job = Job.of(recipe, stage, out)
     if out is None:
         _check_run(recipe)
@@ -182,6 +195,23 @@ def run_stage(job: Job, how: How, standing: Standing) -> StageResult:
     return StageResult(job.stage, job.folder, manifest or job.manifest(), skipped=False)
 
 
+def _standing_with_rankings(job: Job, how: How, in_run: bool = True) -> Standing:
+    """As `_standing`, once the rankings are there that rm learns from; what it has begun with stays as it is.
+
+    The run's rankings are not replaced for a stage outside of it.
+    """
+    if job.stage != "rm":
+        return _standing(job, how)
+    has_rankings = rankings_file(job.recipe).exists()
+    if has_rankings and _standing(job, how) != "new":
+        tell_newer_rankings(job.recipe)
+    else:
+        if run_ranks(job.recipe):
+            _prepare_process()
+        ensure_rankings(job.recipe, may_replace=in_run)
+    return _standing(job, how)
+
+
 def _standing(job: Job, how: How) -> Standing:
     """How far the stage is; raises `UsageError` where its folder holds something else."""
     # What was cleared is new, also to ranks that may still see it; and a parent has looked before it launched.
@@ -219,13 +249,6 @@ def launch_command(job: Job, how: How) -> list[str]:
     """What starts the stage in several processes."""
     arguments = [job.stage, str(job.folder / RECIPE_FILE), "--out", str(job.folder)]
     return launch.accelerate_command(how.processes, how.launch, how.accelerate_flags, arguments)
-
-
-def _ensure_rankings(job: Job) -> None:
-    """Makes the rankings that rm of this round learns from."""
-    if run_ranks(job.recipe):
-        _prepare_process()
-    ensure_rankings(job.recipe)
 
 
 def write_recipe(recipe: Recipe, path: Path) -> None:
@@ -266,10 +289,15 @@ def _jobs_in_folder(recipe: Recipe) -> list[Job]:
 
 
 def _note_in_run(recipe: Recipe, stage: str) -> None:
-    """Writes the stage's sections into the run's recipe; the other stages' stay as they were."""
+    """Writes the stage's sections into the run's recipe; the other stages' stay as they were.
+
+    A later round's stage writes nothing: its sections are those of the first round, too.
+    """
     run = Path(recipe.out)
     before = _recipe_of_run(run)
     if before is not None:
+        if recipe.round > 1:
+            return
         sections = {stage, *(("sample", "rank") if stage == "rm" else ())}
         recipe = before.model_copy(update={name: getattr(recipe, name) for name in sections})
     write_recipe(in_round(recipe, 1), run / RECIPE_FILE)

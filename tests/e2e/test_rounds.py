@@ -6,9 +6,6 @@ import shutil
 import pytest
 
 from chatpipe.checkpoints import checkpoint_id
-from chatpipe.ranking.items import read_items
-from chatpipe.ranking.session import Session
-from chatpipe.ranking.store import Store
 
 
 @pytest.fixture
@@ -34,7 +31,10 @@ def test_a_second_round_goes_on_from_the_first_and_from_wherever_it_broke_off(fo
     ]
     rm, ppo = manifest(folder / "rm.2"), manifest(folder / "ppo.2")
     assert list(rm["data"]["rm.data"]) == ["rankings/round-1.jsonl", "rankings/round-2.jsonl"]
-    assert rm["parents"] == {"rm.model": checkpoint_id(str(folder / "sft"))}
+    assert rm["parents"] == {
+        "rm.model": checkpoint_id(str(folder / "sft")),
+        "sample.model": checkpoint_id(str(folder / "ppo")),
+    }
     assert ppo["parents"] == {
         "ppo.model": checkpoint_id(str(folder / "ppo")),
         "ppo.reward_model": checkpoint_id(str(folder / "rm.2")),
@@ -64,6 +64,7 @@ def test_a_second_round_goes_on_from_the_first_and_from_wherever_it_broke_off(fo
 
 
 def test_one_stage_of_a_later_round_and_an_answer_to_what_is_missing(folder, chatpipe):
+    recipe = (folder / "recipe.yaml").read_text()
     said = chatpipe("ppo", folder / "recipe.yaml", f"out={folder}", "round=2")
     assert said.code == 2
     assert "Run `chatpipe rm ... round=2` first, or give a model with --reward." in said.err
@@ -75,60 +76,11 @@ def test_one_stage_of_a_later_round_and_an_answer_to_what_is_missing(folder, cha
     said = chatpipe("rm", folder / "recipe.yaml", f"out={folder}", "round=2", "rm.age_weight=0", "--json")
     assert said.object["out"] == f"{folder}/rm.2"
     assert list(manifest(folder / "rm.2")["data"]["rm.data"]) == ["rankings/round-2.jsonl"]
-    recipe = (folder / "recipe.yaml").read_text()
-    assert "\nround: 1\n" in recipe
+    assert (folder / "recipe.yaml").read_text() == recipe
 
 
-def test_a_run_waits_for_people_and_goes_on_when_they_have_ranked(folder, chatpipe):
-    for stage in ("rm", "ppo"):
-        shutil.rmtree(folder / stage)
-    shutil.rmtree(folder / "rankings")
-    command = ("run", folder / "recipe.yaml", f"out={folder}", "rank.rater=people", "sample.prompts=40", "--json")
-    waiting = chatpipe(*command)
-    assert waiting.code == 3
-    completions, store = (folder / "rankings" / f"round-1.{suffix}" for suffix in ("completions.jsonl", "db"))
-    items = read_items(completions)
-    told = f"Round 1 waits for people: 0 of {len(items)} prompts are ranked."
-    assert told in waiting.err
-    assert f"chatpipe rank {completions} --store {store}" in waiting.err
-    said = json.loads(waiting.out)
-    assert [stage["stage"] for stage in said["stages"]] == ["pretrain", "sft"]
-    assert said["waiting"].startswith(told)
-
-    with Store.create_or_open(store, items, seed=0, overlap=1, repeats=0.05) as opened:
-        opened.add_annotator("ann", "person")
-        session = Session(opened, "ann")
-        view = session.view()
-        answered = 0
-        while view.task is not None:
-            if answered == 7:
-                assert f"{7} of {len(items)} prompts are ranked" in chatpipe(*command).err
-            shortest_first = sorted(view.responses, key=lambda text: (len(text), text))
-            ranks = [shortest_first.index(text) + 1 for text in view.responses]
-            answer = {**view.answer, "ranks": ranks}
-            if answered == 3:
-                view = session.act(f"key {answered}", "skip", view.task, None, "both are nonsense")
-            else:
-                view = session.act(f"key {answered}", "submit", view.task, answer)
-            answered += 1
-    done = chatpipe(*command)
-    assert [stage["stage"] for stage in done.object["stages"]] == ["pretrain", "sft", "rm", "ppo"]
-    rankings = rows_of(folder / "rankings" / "round-1.jsonl")
-    assert len(rankings) == len(items) - 1
-    assert {row["annotator"] for row in rankings} == {"ann"}
-    for row in rankings:
-        lengths = [len(text) for text in row["responses"]]
-        assert [lengths[i] for i in sorted(range(len(lengths)), key=row["ranks"].__getitem__)] == sorted(lengths)
-
-
-def test_what_people_were_shown_is_not_sampled_anew(folder, chatpipe):
-    for stage in ("rm", "ppo"):
-        shutil.rmtree(folder / stage)
-    shutil.rmtree(folder / "rankings")
-    command = ("run", folder / "recipe.yaml", f"out={folder}", "rank.rater=people", "sample.prompts=20")
-    assert chatpipe(*command).code == 3
-    before = (folder / "rankings" / "round-1.completions.jsonl").read_bytes()
-    said = chatpipe(*command, "sample.temperature=0.5")
+def test_a_stage_that_comes_once_has_no_later_round(folder, chatpipe):
+    said = chatpipe("sft", folder / "recipe.yaml", f"out={folder}", "round=2")
     assert said.code == 2
-    assert "was sampled in another way" in said.err
-    assert (folder / "rankings" / "round-1.completions.jsonl").read_bytes() == before
+    assert "round = 2: sft comes once, in the first round." in said.err
+    assert "rounds have rm and ppo" in said.err

@@ -8,6 +8,8 @@ from safetensors import safe_open
 from tiny_tokens import CONTEXT, Tokens
 from transformers import TrainerCallback
 
+from chatpipe.generation.engine import evaluation_mode
+from chatpipe.pretraining.bits import TextBits
 from chatpipe.pretraining.masking import IGNORED, Masking
 from chatpipe.training.resume import RESUME_POINTS, newest_resume_point
 
@@ -131,12 +133,95 @@ def test_evaluations_are_measured_logged_and_change_nothing(make_trainer, tmp_pa
     assert len(measured) == 3
 
 
-def test_the_training_loss_is_told_in_bits_and_as_perplexity_too(make_trainer):
-    trainer = make_trainer(own={"bytes_per_token": 2.5}, max_steps=2)
+@pytest.mark.parametrize("compiled", [False, True], ids=["plain", "compiled"])
+def test_an_evaluation_computes_in_the_precision_of_training(make_trainer, tmp_path, compiled):
+    """Matrix products are in bfloat16 in both, and the logits come back in float32, in which the loss is taken."""
+    dtypes = {True: set(), False: set()}
+    ids = torch.arange(4, 4 + CONTEXT)[None]
+    seen = []
+
+    def measure(model):
+        with evaluation_mode(model), torch.no_grad():
+            logits = model(input_ids=ids).logits
+            with torch.autocast("cpu", enabled=False):
+                exact = type(model).forward(model, input_ids=ids).logits
+        seen.append((logits, exact))
+        return {"eval_loss": 1.5}
+
+    how = {"torch_compile": True, "torch_compile_backend": "eager"} if compiled else {}
+    how = {"bf16": True, "max_steps": 3, **how}
+    trainer = make_trainer(own={"measure": measure}, eval_strategy="steps", eval_steps=1, **how)
+    layer = trainer.model.transformer.h[0].mlp.c_fc
+    layer.register_forward_hook(lambda module, _, made: dtypes[module.training].add(made.dtype))
     trainer.train()
-    row = trainer.state.log_history[0]
-    assert row["perplexity"] == pytest.approx(math.exp(row["loss"]))
-    assert row["bits_per_byte"] == pytest.approx(row["loss"] / math.log(2) / 2.5)
+    assert dtypes[True] == {torch.bfloat16}
+    assert torch.bfloat16 in dtypes[False]
+    for logits, exact in seen:
+        assert logits.dtype == exact.dtype == torch.float32
+        assert not torch.equal(logits, exact)
+        torch.testing.assert_close(logits, exact, atol=0.02, rtol=0)
+    plain = make_trainer(tmp_path / "plain", **how)
+    plain.train()
+    assert losses(trainer) == losses(plain)
+
+
+class Ended(Tokens):
+    """Rows with ends of documents in them."""
+
+    END = 1
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.ids[::2, 5] = self.ids[1::3, 0] = self.ids[3, 7:11] = self.END
+        self.labels = self.ids
+
+
+def test_the_training_loss_is_told_in_bits_of_the_text_and_as_perplexity_too(make_trainer):
+    """Bits per byte leave the ends of documents out of the loss and of the bytes; perplexity is of all tokens."""
+    how = {"per_device_train_batch_size": 2, "gradient_accumulation_steps": 2, "logging_steps": 2, "max_steps": 4}
+    own = {"bits": TextBits((0, Ended.END), bytes_per_token=2.5)}
+    trainer = make_trainer(dataset=Ended(), own=own, learning_rate=0.0, dropout=0.0, **how)
+    trainer.train()
+    ids = Ended().ids[:16]  # in order: two micro-batches of two a step
+    with evaluation_mode(trainer.model), torch.no_grad():
+        logits = trainer.model(input_ids=ids).logits[:, :-1]
+    nats = torch.nn.functional.cross_entropy(logits.flatten(0, 1), ids[:, 1:].flatten(), reduction="none")
+    text = (ids[:, 1:] != Ended.END).flatten()
+    assert (~text).sum() >= 12
+    rows = [row for row in trainer.state.log_history if "loss" in row]
+    for row, mine, of_text in zip(rows, nats.chunk(2), text.chunk(2), strict=True):
+        assert row["perplexity"] == pytest.approx(math.exp(mine.mean()), rel=1e-5)
+        assert row["bits_per_byte"] == pytest.approx(mine[of_text].mean().item() / math.log(2) / 2.5, rel=1e-5)
+
+
+def test_bits_of_a_resumed_run_count_what_was_predicted_before_the_break(make_trainer, tmp_path):
+    def make(folder):
+        bits = TextBits((Ended.END,), bytes_per_token=1.0)
+        return make_trainer(tmp_path / folder, dataset=Ended(), own={"bits": bits}, logging_steps=4)
+
+    def told(trainer):
+        return [row["bits_per_byte"] for row in trainer.state.log_history if "bits_per_byte" in row]
+
+    whole = make("whole")
+    whole.train()
+    cut = make("cut")
+    cut.add_callback(CrashAt(7))
+    with pytest.raises(Crash):
+        cut.train()
+    resumed = make("cut")
+    resumed.train(resume_from_checkpoint=str(tmp_path / "cut" / RESUME_POINTS / "step-6"))
+    assert told(resumed) == told(whole)
+
+
+def test_bits_begin_anew_behind_a_skipped_step_as_the_loss_does(make_trainer):
+    bits = TextBits((Ended.END,), bytes_per_token=1.0)
+    trainer = make_trainer(dataset=Ended(), own={"bits": bits})
+    ids = Ended().ids[:4]
+    for skipped in (0, 1):
+        bits.sums = torch.tensor([60.0, 3.0, 7.0])
+        trainer.nonfinite_in_a_row = skipped
+        trainer.get_batch_samples(iter([{"input_ids": ids, "labels": ids}]), 1, torch.device("cpu"))
+        assert bits.sums.tolist() == ([0, 0, 0] if skipped else [60, 3, 7])
 
 
 def test_a_compiled_model_is_saved_under_its_plain_names_and_resumed(make_trainer, tmp_path):

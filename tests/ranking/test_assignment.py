@@ -133,6 +133,16 @@ def test_what_somebody_is_ranking_is_free_again_half_an_hour_after_they_last_tou
     assert room.task("bob") == room.task("ann")
 
 
+@pytest.mark.parametrize("back, free", [(1, False), (LEASE_SECONDS - 1, False), (LEASE_SECONDS, True), (1e7, True)])
+def test_a_clock_that_goes_back_holds_nothing_for_longer_than_half_an_hour(room, back, free):
+    room = room(1)
+    room.enter("ann")
+    room.enter("bob")
+    assert room.task("ann") is not None
+    room.clock.now -= back
+    assert (room.task("bob") is not None) == free
+
+
 def test_a_skip_does_not_count_towards_the_overlap_but_does_not_come_back(room):
     room = room(1)
     room.enter("ann")

@@ -27,7 +27,7 @@ def listing(listing):
 
 
 def lines(path) -> list[dict]:
-    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+    return [json.loads(line) for line in path.open(encoding="utf-8")]
 
 
 def random_items(count: int, rng: random.Random) -> list:
@@ -94,16 +94,11 @@ def test_repeats_and_skips_stay_in_the_store_and_are_counted(chatpipe, work, sto
         "skips": {"not my field": 1},
     }
     first, second, _ = store.items
+    one, other = ({"prompt": item.prompt, "responses": item.responses} for item in (first, second))
     assert lines(work / "r.jsonl") == [
-        {"prompt": first.prompt, "responses": first.responses, "ranks": [1, 2, 2, 3], "annotator": "ada"},
-        {"prompt": first.prompt, "responses": first.responses, "ranks": [1, 1, 1, 2], "annotator": "robot"},
-        {
-            "prompt": second.prompt,
-            "responses": second.responses,
-            "ranks": [1, 1, 1, 1],
-            "annotator": "ada",
-            "all_bad": True,
-        },
+        {**one, "ranks": [1, 2, 2, 3], "annotator": "ada", "kind": "person"},
+        {**one, "ranks": [1, 1, 1, 2], "annotator": "robot", "kind": "program"},
+        {**other, "ranks": [1, 1, 1, 1], "annotator": "ada", "kind": "person", "all_bad": True},
     ]
     assert len(read_back(work / "r.jsonl")) == 3
 
@@ -202,6 +197,21 @@ def test_an_earlier_export_of_the_store_is_replaced(chatpipe, work, store):
         after = chatpipe("rankings", "export", "r.db", "-o", name, *flag, "--json").object["rows"]
         assert after == before + (6 if flag else 1)
         assert len(lines(work / name)) == after
+
+
+def test_text_that_python_takes_for_line_ends_stays_in_its_line(chatpipe, work):
+    ends = "a\u2028b\u2029c\x85d\x1ce\x1df\x1eg\x0bh\x0ci\rj\r\nk"
+    one = item(ends, [f"1 {ends}", f"2 {ends}"])
+    with open_store(work / "r.db", [one]) as store:
+        store.add_annotator("ada", "person")
+        submit(store, "ada", one.id, [2, 1])
+    for flag in ([], ["--pairs"]):
+        for _ in range(2):  # the second one reads the first
+            said = chatpipe("rankings", "export", "r.db", "-o", f"r{len(flag)}.jsonl", *flag)
+            assert said.code == 0, said.err
+    [ranking], [pair] = read_back(work / "r0.jsonl"), read_back(work / "r1.jsonl")
+    assert (ranking.prompt, ranking.responses) == (one.prompt, one.responses)
+    assert (pair.prompt, pair.responses) == (one.prompt, one.responses[::-1])
 
 
 @pytest.mark.parametrize("kind", ["rankings", "pairs", "of another annotator", "notes", "bytes", "the store", "folder"])

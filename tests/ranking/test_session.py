@@ -183,12 +183,19 @@ def test_an_unknown_action_is_refused(session):
         session.act("key", "erase", session.view().task, ANSWER)
 
 
-def test_undo_and_redo_too_many_and_an_edit_to_the_same_store_nothing(store, session):
-    view = session.view()
-    assert session.act("1", "undo", None, None) == view
-    assert session.act("2", "redo", view.task, None) == view
-    assert session.act("3", "edit", view.task, BLANK) == view
-    assert len(store.events()) == 1
+def test_undo_and_redo_too_many_and_an_edit_to_the_same_change_nothing(path):
+    with open_store(path) as store:
+        session = Session(store, "ann")
+        view = session.view()
+        assert session.act("1", "undo", None, None) == view
+        assert session.act("2", "redo", view.task, None) == view
+        assert session.act("3", "edit", view.task, BLANK) == view
+        session.act("4", "submit", view.task, ANSWER)
+        view = session.act("5", "undo", None, None)
+        assert session.act("6", "edit", view.task, BLANK) == view
+        assert view.can_redo
+    with open_store(path) as store:
+        assert Session(store, "ann").view() == view
 
 
 def test_a_correction_three_rankings_back_keeps_the_later_ones(store, session):
@@ -225,6 +232,15 @@ def test_the_pace_is_the_median_time_from_seeing_a_task_to_answering_it(store):
         view = session.act(f"key {number}", "submit", view.task, ANSWER)
     assert view.seconds_per_task == 20.0
     assert sorted(ranking.seconds for ranking in standing_rankings(store)) == [10.0, 20.0, 500.0]
+
+
+def test_a_clock_that_goes_back_makes_no_time_negative(store):
+    now = 1_000.0
+    session = Session(store, "ann", lambda: now)
+    view = session.view()
+    now -= 60
+    assert session.act("key", "submit", view.task, ANSWER).seconds_per_task == 0
+    assert [ranking.seconds for ranking in standing_rankings(store)] == [0]
 
 
 def test_nobody_ranks_without_being_an_annotator(store):

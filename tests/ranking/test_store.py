@@ -12,9 +12,10 @@ import pytest
 from ranked import items
 
 from chatpipe.errors import UsageError
+from chatpipe.ranking.records import Annotator
 from chatpipe.ranking.session import Session
 from chatpipe.ranking.standing import standing_rankings
-from chatpipe.ranking.store import Annotator, Store, StoreConflict, StoreError
+from chatpipe.ranking.store import Store, StoreConflict, StoreError
 
 WRITER = """
 import resource, sys
@@ -59,13 +60,13 @@ def test_what_was_put_in_is_there_after_opening_again(path):
     with open_store(path, overlap=2, repeats=0.1) as store:
         store.add_annotator("zoe", "person", "hash")
         store.add_annotator("ann", "program")
-        store.append("zoe", "show", "task", {"order": [0, 1]}, "key", at=5.5)
+        store.append("zoe", "show", items(5)[0].id, {"order": [0, 2, 1]}, "key", at=5.5)
     for again in (open_store(path, overlap=2, repeats=0.1), Store.read(path)):
         with again:
             assert (again.items, again.seed, again.overlap, again.repeats) == (items(5), 0, 2, 0.1)
             assert again.annotators() == [Annotator("zoe", "person", "hash"), Annotator("ann", "program")]
             (event,) = again.events()
-            assert (event.time, event.action, event.body) == (5.5, "show", {"order": [0, 1]})
+            assert (event.time, event.action, event.body) == (5.5, "show", {"order": [0, 2, 1]})
             assert again.events("ann") == []
 
 
@@ -146,7 +147,7 @@ def test_reading_what_is_not_there_is_refused_and_makes_nothing(path):
 def test_events_are_only_added(path, statement):
     with open_store(path) as store:
         store.add_annotator("ann", "person")
-        store.append("ann", "show", "task", {"order": [0, 1]}, "key")
+        store.append("ann", "show", store.items[0].id, {"order": [0, 1, 2]}, "key")
     with sqlite3.connect(path) as other, pytest.raises(sqlite3.IntegrityError, match="events are only added"):
         other.execute(statement)
     other.close()
@@ -178,6 +179,16 @@ def test_an_annotator_is_added_once_keeps_its_kind_and_may_get_a_new_token(path)
             store.add_annotator("ann", "program")
     with Store.read(path) as store:
         assert store.annotators() == [Annotator("ann", "person", "new")]
+
+
+def test_annotators_stand_in_the_order_in_which_they_came_whatever_the_clock_says(path, monkeypatch):
+    with open_store(path) as store:
+        for now, name in enumerate(("zoe", "ann", "mia")):
+            monkeypatch.setattr("time.time", lambda now=now: 1_000.0 - now)
+            store.add_annotator(name, "person")
+        store.add_annotator("zoe", "person", "new token")
+    with Store.read(path) as store:
+        assert [known.name for known in store.annotators()] == ["zoe", "ann", "mia"]
 
 
 @pytest.mark.parametrize("name", ["", "  ", "a\nb", "\x1b[2J"])
@@ -259,6 +270,18 @@ with open_store(200) as store:
         assert len(standing_rankings(store)) == int(after)
 
 
+@pytest.mark.parametrize("replaced", [True, False])
+def test_nothing_is_called_stored_that_goes_to_a_deleted_file(path, replaced):
+    with open_store(path) as store:
+        store.add_annotator("ann", "person")
+        path.rename(path.with_name("moved.db"))
+        if replaced:
+            path.write_bytes(b"")
+        with pytest.raises(StoreError, match="was deleted or replaced while it was in use"):
+            store.append("ann", "undo", None, {}, "key")
+        assert store.events() == []
+
+
 def test_a_copy_of_an_open_store_can_be_read(path, tmp_path):
     """As a backup takes it: the file with its write-ahead log."""
     with open_store(path) as store:
@@ -268,6 +291,13 @@ def test_a_copy_of_an_open_store_can_be_read(path, tmp_path):
         shutil.copytree(path.parent, tmp_path / "copy")
     with Store.read(tmp_path / "copy" / path.name) as copy:
         assert len(standing_rankings(copy)) == 1
+
+
+def test_a_copy_of_the_file_alone_that_was_just_made_can_be_read(path, tmp_path):
+    with open_store(path, overlap=2):
+        shutil.copy(path, tmp_path / "copy.db")
+    with Store.read(tmp_path / "copy.db") as copy:
+        assert (copy.items, copy.overlap) == (items(5), 2)
 
 
 def test_where_no_file_can_be_made_is_said(tmp_path):

@@ -245,6 +245,21 @@ def test_keys_that_came_later_count_only_where_they_are_used(recipe):
     assert "pretrain.optimizer was not set, is muon now" in told
 
 
+def test_keys_of_rankings_that_came_later_count_only_where_they_are_used(recipe):
+    made = changed(changed(recipe, "rm", data=None), "sample", data=recipe.sft.data)
+    rankings_file(made).parent.mkdir(parents=True)
+    rankings_file(made).write_text('{"prompt": "a", "responses": ["b", "c"], "ranks": [1, 2]}\n')
+    job = Job.of(made, "rm")
+    finish(job)
+    manifest = Path("run/rm/chatpipe.json")
+    stored = json.loads(manifest.read_text())
+    del stored["settings"]["rank.overlap"], stored["data"]["sample.data"]
+    manifest.write_text(json.dumps(stored))
+    assert job.standing() == "done"
+    told = problem_of(Job.of(changed(made, "rank", overlap=2), "rm").standing)
+    assert "rank.overlap was not set, is 2 now" in told
+
+
 def test_a_changed_recipe_is_refused_with_what_changed(recipe):
     for leave in (begin_and_save, finish):
         leave(Job.of(recipe, "pretrain"))

@@ -58,7 +58,7 @@ def rank(
     if rater is not None:
         if terminal or annotators:
             raise UsageError("--rater is a program: it excludes --terminal and --annotators.", "Give one of them.")
-        _rank_by_program(open_store, rater, seed, temperature, annotator, json)
+        _rank_by_program(open_store, file, rater, seed, temperature, annotator, json)
         return
     if temperature is not None:
         raise UsageError("--temperature is the noise of a --rater.", "Leave it out.")
@@ -71,6 +71,7 @@ def rank(
 
 def _rank_by_program(
     open_store: "Callable[[], Store]",
+    file: Path,
     rater: str,
     seed: int,
     temperature: float | None,
@@ -78,14 +79,23 @@ def _rank_by_program(
     json: bool,
 ) -> None:
     from chatpipe import console
+    from chatpipe.ranking.prompts import world_of_answers
     from chatpipe.ranking.raters import check_rater, rank_with_program
+    from chatpipe.recipe.schema import POCKETWORLD
 
     check_rater(rater)
     with open_store() as store:
         total = len(store.items)
+        world = world_of_answers(file) if rater == POCKETWORLD else None
         with console.progress("rank", total) as bar:
             done = rank_with_program(
-                store, rater, seed=seed, temperature=temperature, annotator=annotator, on_ranked=bar.update
+                store,
+                rater,
+                seed=seed,
+                temperature=temperature,
+                world=world,
+                annotator=annotator,
+                on_ranked=bar.update,
             )
     console.note(f"{done.annotator} ranked {done.ranked + done.before} of {total} items, kept in {store.path}.")
     if json:

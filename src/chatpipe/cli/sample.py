@@ -58,13 +58,11 @@ def sample(
     if len(models) > sampling.k:
         raise UsageError(f"{len(models)} models for {sampling.k} answers a prompt.", f"Raise -k to {len(models)}.")
     asked = read_prompts(prompts, models[0])[:limit]
-    if fresh:
-        output.unlink(missing_ok=True)
 
     from chatpipe.training.quiet import quiet_libraries
 
     quiet_libraries()
-    written = make_completions(output, models, asked, sampling)
+    written = make_completions(output, models, asked, sampling, fresh=fresh)
     if written is None:
         console.note(f"{output} is complete already.")
     else:

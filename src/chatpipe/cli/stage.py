@@ -104,7 +104,7 @@ def _run_stage(
 ) -> None:
     from chatpipe import console
     from chatpipe.cli.show import show_plan, show_stage, strict_exit
-    from chatpipe.errors import UsageError
+    from chatpipe.errors import UsageError, WaitingForRankings
     from chatpipe.pipeline import check_stage, run_one
     from chatpipe.recipe import load_recipe
     from chatpipe.training.launch import check_world, end_rank, has_parent, is_rank, speaks, was_launched
@@ -129,7 +129,14 @@ def _run_stage(
             more = foresee(resolved.recipe.pretrain, how.processes)
         show_plan(resolved, [job], how, json, more)
         return
-    result = run_one(resolved.recipe, stage, how, out)
+    try:
+        result = run_one(resolved.recipe, stage, how, out)
+    except WaitingForRankings as waiting:
+        if json:
+            console.json_object(
+                {"stage": stage, "out": str(job.folder), "waiting": f"{waiting.message} {waiting.hint}"}
+            )
+        raise
     if has_parent():
         end_rank()
     if not speaks():

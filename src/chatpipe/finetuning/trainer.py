@@ -1,11 +1,9 @@
 """The trainer of fine-tuning: trl's SFTTrainer with our resume points, evaluation and adapters."""
 
-import time
-from collections.abc import Callable
 from typing import Any
 
 from datasets import Dataset
-from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainerControl
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from trl import SFTConfig, SFTTrainer
 
 from chatpipe.errors import UsageError
@@ -13,21 +11,17 @@ from chatpipe.finetuning.packing import PackCollator, isolates_packed_rows
 from chatpipe.models.lora import Adapter
 from chatpipe.training.adapter import TrainsAdapter
 from chatpipe.training.best import EvaluateLast, KeepsBest
+from chatpipe.training.measured import Measure, Measured
 from chatpipe.training.nonfinite import SkipNonFinite
 
-Measure = Callable[[PreTrainedModel], dict[str, Any]]
-"""What is measured of a model at each evaluation: `eval_loss` and whatever else is to be logged."""
 
-
-class SftTrainer(TrainsAdapter, KeepsBest, SkipNonFinite, SFTTrainer):
+class SftTrainer(Measured, TrainsAdapter, KeepsBest, SkipNonFinite, SFTTrainer):
     """Trains on sequences as `training_sequences` gives them.
 
     `packed` says that there are several rows in each; raises `UsageError` for a model that would read across them.
     With `adapter` only that is trained; `model` is then its model. `measure` runs at each of Trainer's evaluations, on
     every process; with `keep_best` the weights with the lowest `eval_loss` are kept for `load_best`.
     """
-
-    control: TrainerControl
 
     def __init__(
         self,
@@ -57,19 +51,10 @@ class SftTrainer(TrainsAdapter, KeepsBest, SkipNonFinite, SFTTrainer):
         if keep_best:
             self.add_callback(EvaluateLast())
 
-    def evaluate(self, *_: Any, **__: Any) -> dict[str, Any]:
-        """Measures the model, logs what comes out and returns it. Every process measures the same."""
-        if self.measure is None:
-            return {}
-        start = time.perf_counter()
-        metrics = self.measure(self.accelerator.unwrap_model(self.model, keep_torch_compile=False))
-        # past SFTTrainer's, which would put what it averages of the training steps in and begin anew
-        super(SFTTrainer, self).log(metrics)
+    def on_measured(self, metrics: dict[str, Any]) -> None:
+        """Keeps the weights if they are the best so far."""
         if self.keep_best:
             self.offer(metrics["eval_loss"])
-        metrics = {**metrics, "eval_runtime": time.perf_counter() - start}
-        self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
-        return metrics
 
     def log(self, logs: dict[str, Any], start_time: float | None = None) -> None:
         """Without trl's count of tokens, which takes a packed batch for one row; Trainer's own is right."""

@@ -19,6 +19,11 @@ from chatpipe.errors import UsageError
 HINT = "Write it as module:function, seen from this folder."
 
 
+def is_function(name: str) -> bool:
+    """Whether `name` is written as `module:function`, and not as a folder or hub id."""
+    return ":" in name and "/" not in name
+
+
 def source_fingerprint(name: str, key: str) -> str:
     """SHA-256 of the file in which the module of `module:function` stands; nothing is imported or run.
 

@@ -1,34 +1,34 @@
 """The trainer of pretraining: transformers' Trainer over the token store, with Muon, masking and our evaluation."""
 
 import math
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.utils.data import Sampler, SequentialSampler
-from transformers import PreTrainedModel, Trainer, TrainerControl, TrainingArguments
+from transformers import PreTrainedModel, Trainer, TrainingArguments
 
 from chatpipe.errors import UsageError
+from chatpipe.pretraining.bits import TextBits
 from chatpipe.pretraining.masking import IGNORED, Masking, masked_loss
+from chatpipe.training.measured import Measure, Measured
 from chatpipe.training.muon import MuonAdamW, hidden_matrices
 from chatpipe.training.nonfinite import SkipNonFinite
 from chatpipe.training.resume import ResumePoints
 
-Measure = Callable[[PreTrainedModel], dict[str, Any]]
-"""What is measured of a model at each evaluation: `eval_loss` and whatever else is to be logged."""
+# What a micro-batch tells `compute_loss` beside what the model reads.
+TEXTLESS, PREDICTED = "textless", "predicted"
 
 
-class PretrainTrainer(ResumePoints, SkipNonFinite, Trainer):
+class PretrainTrainer(Measured, ResumePoints, SkipNonFinite, Trainer):
     """Causal or masked language modelling; each predicted token of a step weighs the same, however it is split up.
 
     `masking` makes the objective a masked one. `measure` runs at each of Trainer's evaluations, on every process.
-    `bytes_per_token` of the text turns the training loss into `bits_per_byte`.
+    `bits` turns the training loss into `bits_per_byte`.
     """
 
     optimizer: torch.optim.Optimizer | None
-    control: TrainerControl
 
     def __init__(
         self,
@@ -38,13 +38,13 @@ class PretrainTrainer(ResumePoints, SkipNonFinite, Trainer):
         muon: bool = False,
         masking: Masking | None = None,
         measure: Measure | None = None,
-        bytes_per_token: float | None = None,
+        bits: TextBits | None = None,
         **more: Any,
     ) -> None:
         if masking is not None:
             more["compute_loss_func"] = masked_loss
         super().__init__(model=model, args=args, train_dataset=train_dataset, **more)
-        self.muon, self.masking, self.measure, self.bytes_per_token = muon, masking, measure, bytes_per_token
+        self.muon, self.masking, self.measure, self.bits = muon, masking, measure, bits
 
     def _get_train_sampler(self, *_: Any, **__: Any) -> Sampler[int]:
         # item s of the data set is sample s of the run: processes and resumes only say who takes which, and from where
@@ -84,8 +84,30 @@ class PretrainTrainer(ResumePoints, SkipNonFinite, Trainer):
             batches = [self._masked(self.masking, batch, micro) for micro, batch in enumerate(batches)]
         # Counted here: of a GPT-2, transformers counts the first label too, which no position predicts.
         predicted = [batch["labels"] if self.masking else batch["labels"][:, 1:] for batch in batches]
-        items = torch.tensor(sum(int((labels != IGNORED).sum()) for labels in predicted), device=device)
+        counts = [int((labels != IGNORED).sum()) for labels in predicted]
+        if self.bits is not None:
+            if self.nonfinite_in_a_row:
+                self.bits.forget()  # as the mean loss that is logged next covers the steps from here on
+            batches = [
+                {**batch, TEXTLESS: self.bits.find(batch["labels"]), PREDICTED: count}
+                for batch, count in zip(batches, counts, strict=True)
+            ]
+        items = torch.tensor(sum(counts), device=device)
         return batches, self.accelerator.reduce(items, reduction="sum")
+
+    def compute_loss(
+        self,
+        model: nn.Module,
+        inputs: dict[str, Any],
+        return_outputs: bool = False,
+        num_items_in_batch: Tensor | int | None = None,
+    ) -> Any:
+        """Trainer's; also counts what of the loss is of tokens without text."""
+        places, predicted = inputs.pop(TEXTLESS, None), inputs.pop(PREDICTED, 0)
+        loss, outputs = super().compute_loss(model, inputs, True, num_items_in_batch)
+        if self.bits is not None and places is not None:
+            self.bits.add(outputs["logits"], inputs["labels"], places, predicted)
+        return (loss, outputs) if return_outputs else loss
 
     def _masked(self, masking: Masking, batch: dict[str, Tensor], micro: int) -> dict[str, Tensor]:
         # A function of the step, not of a generator that has read ahead: resumed runs hide the same tokens.
@@ -95,22 +117,26 @@ class PretrainTrainer(ResumePoints, SkipNonFinite, Trainer):
         inputs, labels = masking(batch["input_ids"], seed % 2**63)
         return {**batch, "input_ids": inputs, "labels": labels}
 
-    def evaluate(self, *_: Any, **__: Any) -> dict[str, Any]:
-        """Measures the model, logs what comes out and returns it. Every process measures the same."""
-        if self.measure is None:
-            return {}
-        start = time.perf_counter()
-        metrics = self.measure(self.accelerator.unwrap_model(self.model, keep_torch_compile=False))
-        self.log(metrics)
-        metrics = {**metrics, "eval_runtime": time.perf_counter() - start}
-        self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
-        return metrics
-
     def log(self, logs: dict[str, Any], start_time: float | None = None) -> None:
-        """Adds `perplexity` and, where the text's bytes are known, `bits_per_byte` to the training loss."""
+        """Adds `perplexity` and, with `bits`, `bits_per_byte` to the training loss."""
         if "loss" in logs:
             loss = logs["loss"]
             logs = {**logs, "perplexity": math.exp(loss) if loss < 700 else math.inf}
-            if self.bytes_per_token is not None:
-                logs["bits_per_byte"] = loss / math.log(2) / self.bytes_per_token
+            if self.bits is not None:
+                logs["bits_per_byte"] = self.bits.per_byte(loss, self._over_processes)
+                self.bits.forget()
         super().log(logs, start_time)
+
+    def extra_state(self) -> dict[str, Any]:
+        """Also what has been predicted since the last log."""
+        counted = {} if self.bits is None else {"bits": self.bits.sums.tolist()}
+        return {**super().extra_state(), **counted}
+
+    def load_extra_state(self, extra: dict[str, Any]) -> None:
+        """Goes on counting from there."""
+        super().load_extra_state(extra)
+        if self.bits is not None:
+            self.bits.sums = torch.tensor(extra["bits"], dtype=torch.float64)
+
+    def _over_processes(self, sums: Tensor) -> Tensor:
+        return self.accelerator.reduce(sums.to(self.args.device), reduction="sum")

@@ -38,11 +38,16 @@ def repeated_items(items: Iterable[str], seed: int, annotator: str, share: float
 
 
 def takers(answers: Counter[str], people: Iterable[History], now: float) -> Counter[str]:
-    """How many people have ranked each item, or are ranking it at this time; `answers` has the former."""
+    """How many people have ranked each item, or are ranking it at this time; `answers` has the former.
+
+    Where the clock was set back, a touch may lie ahead: it holds its item only within the same `LEASE_SECONDS`.
+    """
     taken = answers.copy()
     for history in people:
         taken.update(
-            task for task in history.open if not task.endswith(AGAIN) and now - history.touched[task] < LEASE_SECONDS
+            task
+            for task in history.open
+            if not task.endswith(AGAIN) and abs(now - history.touched[task]) < LEASE_SECONDS
         )
     return taken
 

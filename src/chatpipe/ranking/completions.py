@@ -28,6 +28,12 @@ def made_of(path: Path) -> str | None:
         return _made(file.readline())
 
 
+def is_ours(path: Path) -> bool:
+    """Whether every line of a file is one that `write_completions` wrote."""
+    with path.open(encoding="utf-8", errors="replace") as file:
+        return all(_made(line) is not None for line in file)
+
+
 @dataclass(frozen=True)
 class Written:
     """What became of a completions file: prompts with answers, prompts left out for too few, and those done before."""
@@ -80,8 +86,9 @@ def _whole_lines(partial: Path, made: str) -> int:
 
 
 def _made(line: str) -> str | None:
+    """What a line says that it was made from; None where it is none of ours."""
     try:
         row = json.loads(line)
-    except ValueError:
+    except (ValueError, RecursionError):
         return None
-    return row.get("made") if isinstance(row, dict) else None
+    return row["made"] if isinstance(row, dict) and row.keys() >= {"prompt", "responses", "made"} else None

@@ -68,10 +68,13 @@ def export(store: Store, path: Path, as_pairs: bool = False) -> Exported:
 
 
 def ranking_row(said: StandingRanking) -> dict[str, Any]:
-    """One line of a rankings file; `all_bad` stands in it where the annotator found that no response is good."""
+    """One line of a rankings file, with more than its reader needs: `kind` tells whether a person or a program ranked.
+
+    `all_bad` stands in it where the annotator found that no response is good.
+    """
     item = said.item
     row = Ranking(item.prompt, item.responses, said.ranks, said.annotator, item.round).to_row()
-    return {**row, "all_bad": True} if said.all_bad else row
+    return {**row, "kind": said.kind, **({"all_bad": True} if said.all_bad else {})}
 
 
 def pair_rows(said: Sequence[StandingRanking]) -> Rows:
@@ -129,7 +132,8 @@ def _check_replaceable(path: Path, rows: Rows, store: Store) -> None:
 def _is_earlier_export(path: Path, rows: Rows, store: Store) -> bool:
     """Whether each line of the file has the fields of an export and tells of a prompt and annotator of this store."""
     try:
-        before = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+        with path.open(encoding="utf-8") as file:  # splitlines() would also split inside texts that hold U+2028
+            before = [json.loads(line) for line in file]
     except ValueError:
         return False
     is_ours = _pair_checker(store) if "chosen" in rows[0] else _ranking_checker(store)

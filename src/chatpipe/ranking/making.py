@@ -9,7 +9,8 @@ from chatpipe import console
 from chatpipe.checkpoints import checkpoint_id
 from chatpipe.data.load import Conversation, prompt_key
 from chatpipe.errors import UsageError
-from chatpipe.ranking.completions import Written, fingerprint, made_of, write_completions
+from chatpipe.locking import alone_with
+from chatpipe.ranking.completions import Written, fingerprint, is_ours, made_of, write_completions
 
 DEFAULT_MAX_NEW_TOKENS = 256
 
@@ -46,24 +47,48 @@ def made_from(
 
 
 def make_completions(
-    path: Path, models: Sequence[str], prompts: Sequence[Conversation], sampling: Sampling, round: int | None = None
+    path: Path,
+    models: Sequence[str],
+    prompts: Sequence[Conversation],
+    sampling: Sampling,
+    round: int | None = None,
+    fresh: bool = False,
 ) -> Written | None:
     """Answers `prompts` into the completions file `path`, or what is missing of it; None where it is complete already.
 
-    `round` is noted in each row. Raises `UsageError` where the file is another one, a model cannot be used, or nothing
-    came of it that can be ranked.
+    `round` is noted in each row. With `fresh`, a completions file that is there is replaced as soon as the new one is
+    whole. Raises `UsageError` where another process makes the file, it is another one, a model cannot be used, or
+    nothing came of it that can be ranked.
     """
     made = made_from(models, prompts, sampling, round)
-    if path.exists():
-        if made_of(path) != made:
-            raise UsageError(
-                f"{path} is there already, and was not made by this command.",
-                "Choose another file with -o, or replace it with --fresh.",
-            )
-        return None
-    return write_completions(
-        path, made, lambda before: _rows(models, prompts, before, sampling, round), fewest=min(sampling.k, 2)
-    )
+    with alone_with(path):
+        if path.exists():
+            _check_ours(path)
+            if not fresh:
+                _check_made_alike(path, made)
+                return None
+        return write_completions(
+            path, made, lambda before: _rows(models, prompts, before, sampling, round), fewest=min(sampling.k, 2)
+        )
+
+
+def _check_ours(path: Path) -> None:
+    """Raises `UsageError` where something stands there that nobody may replace."""
+    if path.is_dir():
+        raise UsageError(f"{path} is a folder.", "Name a file in it with -o.")
+    if not is_ours(path):
+        raise UsageError(
+            f"{path} is there already, and chatpipe sample did not make it.",
+            "Choose another file with -o; this one is not replaced.",
+        )
+
+
+def _check_made_alike(path: Path, made: str) -> None:
+    if made_of(path) != made:
+        raise UsageError(
+            f"{path} is there already, and was not made by this command.",
+            "Choose another file with -o, or replace it with --fresh.",
+        )
 
 
 def _rows(
@@ -71,10 +96,11 @@ def _rows(
 ) -> Iterator[dict[str, Any]]:
     """A row for each prompt but the first `before`; the models are loaded at once, and answer as rows are asked for."""
     from chatpipe.generation import SamplingParams
-    from chatpipe.ranking.sampling import HowToSample, Judge, Speaker, sample_answers
+    from chatpipe.ranking.sampling import HowToSample, Speaker, sample_answers
+    from chatpipe.ranking.scoring import model_scorer
 
     speakers = [Speaker.load(model) for model in models]
-    judge = Judge.load(sampling.reward) if sampling.reward else None
+    judge = model_scorer(sampling.reward, "--reward") if sampling.reward else None
     limit = sampling.max_new_tokens or min([DEFAULT_MAX_NEW_TOKENS, *(speaker.half for speaker in speakers)])
     params = SamplingParams(limit, sampling.temperature, top_p=sampling.top_p)
     how = HowToSample(sampling.k, params, sampling.seed, sampling.best_of, judge)

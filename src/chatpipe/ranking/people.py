@@ -3,9 +3,11 @@
 import getpass
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from chatpipe.errors import UsageError
+from chatpipe.ranking.schema import has_begun
 from chatpipe.ranking.store import Store
 
 
@@ -55,3 +57,12 @@ def progress_of(store: Store, names: Sequence[str]) -> Progress:
         if store.answers[item.id] >= store.overlap or all(item.id in history.standing for history in histories)
     ]
     return Progress(len(store.items), len(settled), {name: len(store.histories[name].standing) for name in names})
+
+
+def who_ranked(path: Path) -> list[str]:
+    """The people who did something in the store at `path`, be it undone since; none where there is no store."""
+    if not has_begun(path):
+        return []
+    with Store.read(path) as store:
+        people = [known.name for known in store.annotators() if known.kind == "person"]
+        return [name for name in people if any(event.action != "show" for event in store.events(name))]

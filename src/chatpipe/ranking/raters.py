@@ -10,23 +10,22 @@ say, under annotators marked as programs. Importing this loads no torch.
 
 import hashlib
 import json
-import math
 import random
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Any
 
 from chatpipe import pocketworld
-from chatpipe.checkpoints import checkpoint_id, read_manifest
+from chatpipe.checkpoints import checkpoint_id
 from chatpipe.data.sources import build_world
 from chatpipe.data.template import Message
 from chatpipe.errors import UsageError
-from chatpipe.models.folder import check_model, looks_like_path
-from chatpipe.ppo.functions import check_function, source_fingerprint
+from chatpipe.models.folder import check_model
+from chatpipe.ppo.functions import check_function, is_function, source_fingerprint
 from chatpipe.ranking.answers import Answer, blank
 from chatpipe.ranking.items import Item
+from chatpipe.ranking.scoring import Asked, Scorer, model_scorer
 from chatpipe.ranking.store import Store
 from chatpipe.recipe import load_recipe
 from chatpipe.recipe.schema import POCKETWORLD, Pocketworld
@@ -36,13 +35,6 @@ RECIPE = "pocket"
 """The packaged recipe whose world and noise stand where none are given."""
 TOO_LONG = "an answer is longer than the reward model reads"
 ITEMS_AT_ONCE = 32
-MAX_LENGTH = 2**31
-"""Tokens of an answer with its prompt, where nothing bounds them."""
-
-Asked = tuple[list[Message], list[str]]
-"""A prompt, and the responses to it."""
-Scorer = Callable[[Sequence[Asked]], list[list[float] | None]]
-"""The score of each response to each prompt, higher is better; None where the responses cannot be read."""
 
 
 @dataclass(frozen=True)
@@ -86,7 +78,7 @@ def check_rater(name: str, key: str = KEY) -> None:
     """Raises `UsageError` naming `key` where `name` is no rater, as far as files tell that without torch."""
     if name == POCKETWORLD:
         return
-    if _is_function(name):
+    if is_function(name):
         check_function(name, key)
     else:
         check_model(name, "reward", key)
@@ -94,7 +86,7 @@ def check_rater(name: str, key: str = KEY) -> None:
 
 def rater_fingerprint(name: str, key: str = KEY) -> str:
     """What tells one rater from another of the same name: of a model its weights, of a function its source."""
-    return source_fingerprint(name, key) if _is_function(name) else checkpoint_id(name)
+    return source_fingerprint(name, key) if is_function(name) else checkpoint_id(name)
 
 
 def rank_with_program(
@@ -145,16 +137,12 @@ def load_rater(name: str, seed: int, temperature: float | None = None, world: Po
         recipe = load_recipe(RECIPE).recipe
         noise = recipe.rank.temperature if temperature is None else temperature
         return _gold_rater(world or recipe.pocketworld, seed, noise)
-    if _is_function(name):
+    if is_function(name):
         return Rater(_function_scorer(name), rater_fingerprint(name), temperature or 0.0, seed)
-    return Rater(_model_scorer(name), rater_fingerprint(name), temperature or 0.0, seed)
+    return Rater(model_scorer(name, KEY), rater_fingerprint(name), temperature or 0.0, seed)
 
 
-def _is_function(name: str) -> bool:
-    return ":" in name and "/" not in name
-
-
-# ---- the three ways to score ----
+# ---- ways to score, beside a reward model's (scoring) ----
 
 
 def _gold_rater(settings: Pocketworld, seed: int, temperature: float) -> Rater:
@@ -187,50 +175,6 @@ def _function_scorer(name: str) -> Scorer:
         return [[next(given) for _ in some] for _, some in asked]
 
     return score
-
-
-def _model_scorer(name: str) -> Scorer:
-    """A reward model, which reads answers as it did in training."""
-    from chatpipe.data.rows import BadRow
-    from chatpipe.data.template import add_chat_template
-    from chatpipe.evaluation.rankings import EVAL_BATCH_SIZE
-    from chatpipe.generation.engine import context_length
-    from chatpipe.guards.models import embeddings_too_few
-    from chatpipe.models.loading import load_reward_model, load_tokenizer, placed
-    from chatpipe.reward.batches import encode_answers
-    from chatpipe.reward.model import sequence_scores
-
-    tokenizer, model = load_tokenizer(name), placed(load_reward_model(name))
-    add_chat_template(tokenizer)
-    finding = embeddings_too_few(tokenizer, {KEY: model})
-    if finding is not None:
-        raise UsageError(finding.what, "Give a reward model whose tokenizer has a chat template and a pad token.")
-    max_length = min(_trained_on(name), context_length(model) or MAX_LENGTH)
-
-    def encoded(asked: Asked) -> list[list[int]] | None:
-        try:
-            return encode_answers(tokenizer, *asked, max_length)
-        except BadRow:
-            return None
-
-    def score(asked: Sequence[Asked]) -> list[list[float] | None]:
-        read = [encoded(one) for one in asked]
-        flat = [ids for sequences in read for ids in sequences or ()]
-        said = sequence_scores(model, flat, tokenizer.pad_token_id, EVAL_BATCH_SIZE).tolist()
-        if not all(map(math.isfinite, said)):
-            raise UsageError(
-                f"{KEY} = {name} gives NaN or infinity for an answer.", "Its weights are broken: train it anew."
-            )
-        given = iter(said)
-        return [None if sequences is None else [next(given) for _ in sequences] for sequences in read]
-
-    return score
-
-
-def _trained_on(name: str) -> int:
-    """The `rm.max_length` that a reward model of ours was made with: longer prompts lose their beginning."""
-    manifest = read_manifest(Path(name).expanduser()) if looks_like_path(name) else None
-    return manifest.settings.get("rm.max_length", MAX_LENGTH) if manifest else MAX_LENGTH
 
 
 # ---- what it said, in the store ----

@@ -12,20 +12,18 @@ from dataclasses import dataclass, field
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from chatpipe.data.load import Conversation
-from chatpipe.data.template import decode_answer, encode_completion, encode_prompt, stop_at_end_of_turn
+from chatpipe.data.template import decode_answer, encode_prompt, stop_at_end_of_turn
 from chatpipe.errors import UsageError
 from chatpipe.generation import SamplingParams, generate
 from chatpipe.generation.engine import context_length
-from chatpipe.models.loading import load_causal_model, load_reward_model, load_tokenizer, placed
-from chatpipe.reward.model import sequence_scores
+from chatpipe.models.loading import load_causal_model, load_tokenizer, placed
+from chatpipe.ranking.scoring import Scorer
 
 ATTEMPTS = 4
 """How often a prompt is asked again while it lacks different answers."""
 
 CHUNK = 128
 """Prompts answered together: enough to fill the decode engine, few enough to lose little when killed."""
-
-SCORE_BATCH_SIZE = 32
 
 
 @dataclass(frozen=True)
@@ -60,25 +58,6 @@ class Speaker:
 
 
 @dataclass(frozen=True)
-class Judge:
-    """A reward model that chooses among answers."""
-
-    model: PreTrainedModel
-    tokenizer: PreTrainedTokenizerBase
-
-    @classmethod
-    def load(cls, name: str) -> "Judge":
-        """From a folder or a hub id. Raises `UsageError` where there is no reward model."""
-        return cls(placed(load_reward_model(name)), load_tokenizer(name))
-
-    def scores(self, asked: Sequence[tuple[Conversation, str]]) -> list[float]:
-        """The score of each answered prompt; what is longer than the model reads loses its beginning."""
-        context = context_length(self.model) or 0
-        sequences = [encode_completion(self.tokenizer, prompt, text)[0][-context:] for prompt, text in asked]
-        return sequence_scores(self.model, sequences, self.tokenizer.pad_token_id, SCORE_BATCH_SIZE).tolist()
-
-
-@dataclass(frozen=True)
 class HowToSample:
     """`k` answers a prompt, shared among the speakers in turn; each the best of `best_of` where there is a judge."""
 
@@ -86,7 +65,7 @@ class HowToSample:
     params: SamplingParams
     seed: int
     best_of: int = 1
-    judge: Judge | None = None
+    judge: Scorer | None = None
 
 
 @dataclass
@@ -117,8 +96,8 @@ def sample_answers(
 ) -> Iterator[Answers]:
     """For each prompt up to `how.k` different answers that ended by themselves and are not empty.
 
-    There are fewer where the models say nothing else in `ATTEMPTS` attempts, and of a model none to a prompt that
-    leaves it no room. `on_answered` hears how many prompts are done, about.
+    There are fewer where the models say nothing else in `ATTEMPTS` attempts (or nothing else that the judge can read),
+    and of a model none to a prompt that leaves it no room. `on_answered` hears how many prompts are done, about.
     """
     for start in range(0, len(prompts), CHUNK):
         chunk = [Answers(prompt) for prompt in prompts[start : start + CHUNK]]
@@ -142,17 +121,19 @@ def _ask(speaker: Speaker, place: int, speakers: int, chunk: Sequence[Answers], 
     texts = [decode_answer(speaker.tokenizer, completion.ids) if completion.ended else "" for completion in done]
     scores = _scores(how.judge, asked, texts)
     for first in range(0, len(asked), how.best_of):
-        group = range(first, first + how.best_of)
-        best = max(group, key=lambda i: (bool(texts[i]), scores[i]))
-        if texts[best]:  # nobody can rank what is empty or was cut off in the middle
+        group = [i for i in range(first, first + how.best_of) if i in scores]
+        if group:
+            best = max(group, key=scores.__getitem__)
             asked[best].add(texts[best], speaker.name)
 
 
-def _scores(judge: Judge | None, asked: Sequence[Answers], texts: Sequence[str]) -> list[float]:
-    """What the judge says of each answer; of one that is left out, and without a judge, 0."""
-    scores = [0.0] * len(texts)
-    said = [i for i, text in enumerate(texts) if text and judge is not None]
-    if said and judge is not None:
-        for i, score in zip(said, judge.scores([(asked[i].prompt, texts[i]) for i in said]), strict=True):
-            scores[i] = score
-    return scores
+def _scores(judge: Scorer | None, asked: Sequence[Answers], texts: Sequence[str]) -> dict[int, float]:
+    """What the judge says of each answer, by its number; 0 without a judge.
+
+    Left out are answers that nobody can rank, being empty or cut off in the middle, and what the judge cannot read.
+    """
+    said = [i for i, text in enumerate(texts) if text]
+    if judge is None:
+        return dict.fromkeys(said, 0.0)
+    judged = judge([(asked[i].prompt, [texts[i]]) for i in said])
+    return {i: scores[0] for i, scores in zip(said, judged, strict=True) if scores is not None}

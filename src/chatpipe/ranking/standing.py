@@ -5,7 +5,8 @@ from dataclasses import dataclass
 
 from chatpipe.ranking.history import AGAIN
 from chatpipe.ranking.items import Item
-from chatpipe.ranking.store import Kind, Store
+from chatpipe.ranking.records import Kind
+from chatpipe.ranking.store import Store
 
 
 @dataclass(frozen=True)
@@ -41,18 +42,17 @@ def _all(store: Store) -> Iterator[StandingRanking]:
     for annotator in store.annotators():
         history = store.histories[annotator.name]
         for task, step in history.standing.items():
-            shown = history.shown[task]
             yield StandingRanking(
                 item=store.item_of(task),
                 annotator=annotator.name,
                 kind=annotator.kind,
                 again=task.endswith(AGAIN),
-                order=shown.order,
+                order=history.shown[task].order,
                 ranks=[] if step.reason is not None else [rank for rank in step.answer.ranks if rank is not None],
                 all_bad=step.answer.all_bad,
                 flag=step.answer.flag,
                 note=step.answer.note,
                 skipped=step.reason,
-                seconds=step.time - shown.time,
+                seconds=history.seconds(step),
                 time=step.time,
             )

@@ -11,20 +11,48 @@ import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, closing, contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Literal
+from typing import Any
 
 from chatpipe.errors import ChatpipeError, UsageError
 from chatpipe.locking import alone_with
 from chatpipe.ranking.history import Event, History, item_of
 from chatpipe.ranking.items import Item
-from chatpipe.ranking.schema import check_format, check_same, connect, create, no_store, set_meta, transaction
+from chatpipe.ranking.records import (
+    Annotator,
+    Damaged,
+    Kind,
+    annotators_in,
+    check_event,
+    event_of_key,
+    events_in,
+    items_in,
+    settings_in,
+    sound,
+)
+from chatpipe.ranking.schema import (
+    check_format,
+    check_same,
+    connect,
+    create,
+    damaged,
+    no_store,
+    set_meta,
+    transaction,
+)
 
-Kind = Literal["person", "program"]
-
-_EVENT_COLUMNS = "seq, time, annotator, action, task, body, key"
+OF_THE_DISK = (
+    sqlite3.SQLITE_BUSY,
+    sqlite3.SQLITE_CANTOPEN,
+    sqlite3.SQLITE_FULL,
+    sqlite3.SQLITE_IOERR,
+    sqlite3.SQLITE_NOMEM,
+    sqlite3.SQLITE_PERM,
+    sqlite3.SQLITE_PROTOCOL,
+    sqlite3.SQLITE_READONLY,
+)
+"""What SQLite calls trouble that is not the file's own."""
 
 
 class StoreError(ChatpipeError):
@@ -33,15 +61,6 @@ class StoreError(ChatpipeError):
 
 class StoreConflict(Exception):
     """The key of an event was used before, for another event of the same annotator."""
-
-
-@dataclass(frozen=True)
-class Annotator:
-    """Who ranks; `token_sha256` is the hash of the token that a person on the network shows."""
-
-    name: str
-    kind: Kind
-    token_sha256: str | None = None
 
 
 class Store:
@@ -55,15 +74,14 @@ class Store:
         self.lock = threading.RLock()
         self._connection = connection
         self._held = ExitStack()
+        self._file = _identity(path)
         with connection:  # what is read is of one moment, also beside a writer
             connection.execute("BEGIN")
-            meta = dict(connection.execute("SELECT key, value FROM meta"))
-            self.seed = int(meta["seed"])
-            self.overlap = int(meta["overlap"])
-            self.repeats = float(meta["repeats"])
-            self.items = _items(connection)
+            settings = settings_in(connection)
+            self.seed, self.overlap, self.repeats = settings.seed, settings.overlap, settings.repeats
+            self.items = items_in(connection)
             self._by_id = {item.id: item for item in self.items}
-            self._annotators = {known.name: known for known in _annotators(connection)}
+            self._annotators = {known.name: known for known in annotators_in(connection)}
             self._fold()
 
     @classmethod
@@ -72,25 +90,28 @@ class Store:
 
         `overlap` is how many people rank each item, `repeats` the share of items that each of them gets a second time;
         both may change from one opening to the next. Raises `UsageError` where another process writes to the store,
-        where it was made from other items or with another seed, or where the file is no store.
+        where it was made from other items or with another seed, or where the file is no store or damaged.
         """
         with _opening(path) as opened:
             opened.enter_context(alone_with(path))
             connection = opened.enter_context(closing(connect(path, "rwc")))
+            settings = {"overlap": overlap, "repeats": repeats}
             if connection.execute("SELECT count(*) FROM sqlite_master").fetchone() == (0,):
-                create(connection, items, seed)
+                create(connection, items, {"seed": seed, **settings})
             else:
                 check_format(path, connection)
                 check_same(path, connection, items, seed)
-            with transaction(connection):
-                set_meta(connection, {"overlap": overlap, "repeats": repeats})
+                with transaction(connection):
+                    set_meta(connection, settings)
+            # From the write-ahead log into the file, so that a copy of the file alone is a store.
+            connection.execute("PRAGMA wal_checkpoint(PASSIVE)")
             store = cls(path, connection)
             store._held = opened.pop_all()
             return store
 
     @classmethod
     def read(cls, path: Path) -> "Store":
-        """Opens a store for reading, as it is at this moment. Raises `UsageError` where there is none."""
+        """Opens a store for reading, as it is at this moment. Raises `UsageError` where there is none that is whole."""
         if not path.is_file():
             raise UsageError(f"There is no store {path}.", "Make one: chatpipe rank FILE --store STORE.")
         with _opening(path) as opened:
@@ -174,12 +195,17 @@ class Store:
             if self._connection.in_transaction:
                 yield
                 return
+            if _identity(self.path) != self._file:  # SQLite would go on writing to a file that nobody can open again
+                raise StoreError(
+                    f"Nothing was stored: {self.path} was deleted or replaced while it was in use.",
+                    "Start this command again; what was ranked before is in the file that was there.",
+                )
             try:
                 with transaction(self._connection):
                     yield
             except BaseException as problem:
                 self._fold()  # what was applied was not stored
-                if isinstance(problem, sqlite3.OperationalError):
+                if isinstance(problem, sqlite3.DatabaseError) and not isinstance(problem, sqlite3.IntegrityError):
                     raise StoreError(
                         f"Nothing was stored in {self.path}: {problem}.", "Make room on the disk, then do it again."
                     ) from problem
@@ -187,19 +213,12 @@ class Store:
 
     def events(self, annotator: str | None = None) -> list[Event]:
         """The events of one annotator, or of all, in the order in which they came."""
-        chosen = "" if annotator is None else "WHERE annotator = ?"
         with self.lock:
-            rows = self._connection.execute(
-                f"SELECT {_EVENT_COLUMNS} FROM events {chosen} ORDER BY seq", () if annotator is None else (annotator,)
-            )
-            return list(map(_event, rows))
+            return events_in(self._connection, annotator)
 
     def find(self, annotator: str, key: str) -> Event | None:
         """The event that an annotator's key was used for."""
-        row = self._connection.execute(
-            f"SELECT {_EVENT_COLUMNS} FROM events WHERE annotator = ? AND key = ?", (annotator, key)
-        ).fetchone()
-        return None if row is None else _event(row)
+        return event_of_key(self._connection, annotator, key)
 
     def _fold(self) -> None:
         self.answers = Counter({item.id: 0 for item in self.items})
@@ -208,7 +227,9 @@ class Store:
         for annotator in self._annotators.values():
             self._begin_history(annotator)
         for event in self.events():
-            self.histories[event.annotator].apply(event)
+            with sound(f"event {event.seq}"):
+                check_event(event, 0 if event.task is None else len(self.item_of(event.task).responses))
+                self.histories[event.annotator].apply(event)
 
     def _begin_history(self, annotator: Annotator) -> None:
         self.histories[annotator.name] = History(self.answers if annotator.kind == "person" else Counter())
@@ -220,24 +241,27 @@ def _opening(path: Path) -> Iterator[ExitStack]:
     try:
         with ExitStack() as opened:
             yield opened
-    except (sqlite3.OperationalError, OSError) as problem:
-        raise StoreError(
-            f"{path} cannot be opened: {problem}.", "Is there room on the disk, and may you write there?"
-        ) from problem
-    except sqlite3.DatabaseError as problem:
-        raise no_store(path) from problem
+    except Damaged as problem:
+        raise damaged(path, str(problem)) from problem
+    except UnicodeDecodeError as problem:  # in the very message of SQLite
+        raise damaged(path, "its text is not UTF-8") from problem
+    except (sqlite3.DatabaseError, OSError) as problem:
+        raise _told(path, problem) from problem
 
 
-def _items(connection: sqlite3.Connection) -> list[Item]:
-    rows = connection.execute("SELECT id, prompt, responses, round FROM items ORDER BY position")
-    return [Item(id, json.loads(prompt), json.loads(responses), made_in) for id, prompt, responses, made_in in rows]
+def _told(path: Path, problem: sqlite3.DatabaseError | OSError) -> ChatpipeError:
+    """What to tell a user whose store could not be opened."""
+    # Without a code: text that is not UTF-8.
+    code = getattr(problem, "sqlite_errorcode", sqlite3.SQLITE_CORRUPT) & 0xFF  # without what specifies it
+    if isinstance(problem, OSError) or code in OF_THE_DISK:
+        return StoreError(f"{path} cannot be opened: {problem}.", "Is there room on the disk, and may you write there?")
+    return no_store(path) if code == sqlite3.SQLITE_NOTADB else damaged(path, str(problem))
 
 
-def _annotators(connection: sqlite3.Connection) -> Iterator[Annotator]:
-    for row in connection.execute("SELECT name, kind, token_sha256 FROM annotators ORDER BY created"):
-        yield Annotator(*row)
-
-
-def _event(row: tuple[Any, ...]) -> Event:
-    seq, at, annotator, action, task, body, key = row
-    return Event(seq, at, annotator, action, task, json.loads(body), key)
+def _identity(path: Path) -> tuple[int, int] | None:
+    """What tells a file from another of the same name; None where there is none."""
+    try:
+        found = path.stat()
+    except FileNotFoundError:
+        return None
+    return found.st_dev, found.st_ino

@@ -15,9 +15,9 @@ from chatpipe.data.formats import What
 from chatpipe.data.sources import data_fingerprints, named_files, reads_pocketworld
 from chatpipe.durable import replace_text, retire
 from chatpipe.errors import UsageError
-from chatpipe.ppo.functions import source_fingerprint
+from chatpipe.ppo.functions import is_function, source_fingerprint
 from chatpipe.recipe.loading import flatten
-from chatpipe.recipe.schema import STAGES, DataBlock, Ppo, Recipe, TrainingSection
+from chatpipe.recipe.schema import POCKETWORLD, STAGES, DataBlock, Ppo, Recipe, TrainingSection
 
 # Which stage of the same run makes the model that a stage starts from, where the recipe names no other.
 PARENTS: Mapping[str, Mapping[str, str]] = {
@@ -28,6 +28,7 @@ PARENTS: Mapping[str, Mapping[str, str]] = {
 }
 PEOPLE = "people"
 """The `rank.rater` for whom a run waits."""
+PROMPTS_RANKED = "sample.data"
 STAGES_OF_ROUNDS = ("rm", "ppo")
 """What every round has again; the others come once."""
 
@@ -162,11 +163,12 @@ class Job:
             settings["sft.eval_steps"] = self.recipe.sft.eval_steps
         if self.uses_pocketworld():
             settings.update(flatten({"pocketworld": self.recipe.pocketworld.model_dump(mode="json")}))
-        if self.stage == "rm" and run_ranks(self.recipe):
-            for name in ("sample", "rank"):
-                made = getattr(self.recipe, name).model_dump(mode="json", exclude={"data"})
-                settings.update(flatten({name: made}))
         parents = {f"{self.stage}.{key}": model for key, model in self.models.items()}
+        ranked_from: dict[str, dict[str, str]] = {}
+        if self.stage == "rm" and run_ranks(self.recipe):
+            settings.update(_ranking_settings(self.recipe))
+            parents.update(_ranking_models(self.recipe))
+            ranked_from = _ranked_from(self.recipe)
         if self.stage == "pretrain" and self.recipe.pretrain.tokenizer.pretrained:
             parents["pretrain.tokenizer.pretrained"] = self.recipe.pretrain.tokenizer.pretrained
         return Manifest(
@@ -175,6 +177,7 @@ class Job:
             data={
                 **{key: self._in_run(data_fingerprints(blocks, key)) for key, blocks in self.data().items()},
                 **{key: {name: source_fingerprint(name, key)} for key, name in self.functions().items()},
+                **ranked_from,
             },
             settings={"seed": self.recipe.seed, **settings},
             seed=self.recipe.seed,
@@ -223,8 +226,13 @@ class Job:
     def _with_later_keys(self, before: Manifest, now: Manifest) -> Manifest:
         """`before` with the keys that the recipe had not then and that stand at their defaults now: nothing changed."""
         defaults = flatten({self.stage: type(self.section)().model_dump(mode="json", exclude=NOT_COMPARED)})
+        if self.stage == "rm":
+            defaults.update(_ranking_settings(Recipe()))
         later = {key: value for key, value in defaults.items() if now.settings.get(key) == value}
-        return replace(before, settings={**later, **before.settings})
+        data = before.data
+        if "sample.k" in before.settings and PROMPTS_RANKED not in data:  # not noted before rounds were there
+            data = {**data, **{key: some for key, some in now.data.items() if key == PROMPTS_RANKED}}
+        return replace(before, settings={**later, **before.settings}, data=data)
 
     def begin(self) -> Manifest:
         """Notes how the stage is made before it starts, so that a changed recipe cannot resume it; returns the note."""
@@ -269,6 +277,30 @@ def recipe_section(recipe: Recipe, stage: str) -> Any:
     """The section of a stage."""
     assert stage in STAGES, stage
     return getattr(recipe, stage)
+
+
+def _ranking_settings(recipe: Recipe) -> dict[str, Any]:
+    """Dotted keys that decide the rankings which a run makes itself."""
+    sections = {name: getattr(recipe, name).model_dump(mode="json", exclude={"data"}) for name in ("sample", "rank")}
+    return flatten(sections)
+
+
+def _ranking_models(recipe: Recipe) -> dict[str, str]:
+    """Recipe key -> model that answered or ranked, where it is no parent of rm anyway."""
+    models = {"sample.model": answering_model(recipe)} if recipe.round > 1 else {}
+    return {**models, "rank.rater": recipe.rank.rater} if _rater_is_model(recipe) else models
+
+
+def _ranked_from(recipe: Recipe) -> dict[str, dict[str, str]]:
+    """Fingerprints of the prompts that are ranked, and of a rater that is Python code."""
+    found = {PROMPTS_RANKED: data_fingerprints(recipe.sample.data or [], PROMPTS_RANKED)}
+    rater = recipe.rank.rater
+    return {**found, "rank.rater": {rater: source_fingerprint(rater, "rank.rater")}} if is_function(rater) else found
+
+
+def _rater_is_model(recipe: Recipe) -> bool:
+    rater = recipe.rank.rater
+    return rater not in (POCKETWORLD, PEOPLE) and not is_function(rater)
 
 
 def _with_all_rewards(models: dict[str, str], section: Ppo) -> dict[str, str]:

@@ -10,6 +10,7 @@ from chatpipe.evaluation.language import held_out_loss
 from chatpipe.evaluation.masked import masked_score
 from chatpipe.generation import SamplingParams, generate
 from chatpipe.generation.engine import context_length
+from chatpipe.pretraining.bits import tokens_without_text
 from chatpipe.pretraining.masking import Masking
 
 MAX_EVAL_BATCH_SIZE = 32
@@ -33,11 +34,7 @@ class HeldOut:
         if self.masking is not None:
             guessed = masked_score(model, self.text, self.masking, self._batch_size)
             return {"loss": guessed.nats_per_token, "accuracy": guessed.accuracy}
-        # The unknown token stands for text: left out, text that the tokenizer does not know would look easy.
-        # GPT-2's is its end of text, which stands for none.
-        unknown = {self.tokenizer.unk_token_id} - {self.tokenizer.eos_token_id, self.tokenizer.bos_token_id}
-        left_out = [token for token in self.tokenizer.all_special_ids if token not in unknown]
-        score = held_out_loss(model, self.text, self._batch_size, left_out)
+        score = held_out_loss(model, self.text, self._batch_size, tokens_without_text(self.tokenizer))
         return {"loss": score.nats_per_token, "perplexity": score.perplexity, "bits_per_byte": score.bits_per_byte}
 
     @property

@@ -18,6 +18,7 @@ from chatpipe.guards.run import Checks, guard
 from chatpipe.models.architecture import new_model
 from chatpipe.models.loading import load_causal_model, load_masked_model
 from chatpipe.pretraining.arguments import pretrain_arguments
+from chatpipe.pretraining.bits import TextBits, tokens_without_text
 from chatpipe.pretraining.masking import Masking, add_mask_token
 from chatpipe.pretraining.trainer import PretrainTrainer
 from chatpipe.stages.arguments import stage_arguments
@@ -92,7 +93,7 @@ def run_pretrain(job: Job) -> Outcome | None:
         muon=section.optimizer == "muon",
         masking=masking,
         measure=held_out.measure,
-        bytes_per_token=None if masking else train.bytes_per_token,
+        bits=None if masking else TextBits(tokens_without_text(tokenizer), train.bytes_per_token),
         data_collator=BlockCollator(tokenizer.eos_token_id if isolate else None),
         eval_dataset=[],  # `held_out` measures; Trainer wants to see one where it is to evaluate
         processing_class=tokenizer,

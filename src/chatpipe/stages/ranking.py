@@ -1,26 +1,32 @@
 """Between a policy and the reward model: the answers that a round samples, who ranks them, and the rankings file.
 
 Beside `rankings/round-N.jsonl` stand the answers (`.completions.jsonl`), the store in which they are ranked (`.db`),
-and what the rankings were made from (`.json`); rankings that were made from something else are made anew.
+and what the rankings were made from (`.json`). Rankings by programs that were made from something else are made anew;
+what people ranked is never deleted.
 """
 
 import json
 import shlex
-from collections.abc import Iterable
+from collections import Counter
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
 from chatpipe import console
 from chatpipe.checkpoints import checkpoint_id
-from chatpipe.data.load import Conversation, load_prompts, load_rankings
+from chatpipe.data.load import Conversation, load_rankings
 from chatpipe.data.sources import check_sources, data_fingerprints
 from chatpipe.durable import replace_text
 from chatpipe.errors import UsageError, WaitingForRankings
+from chatpipe.locking import alone_with
 from chatpipe.ranking.completions import made_of
 from chatpipe.ranking.export import ranking_row
-from chatpipe.ranking.items import read_items
+from chatpipe.ranking.items import Item, read_items
 from chatpipe.ranking.making import Sampling, made_from, make_completions
+from chatpipe.ranking.people import who_ranked
+from chatpipe.ranking.prompts import prompts_to_rank
 from chatpipe.ranking.raters import check_rater, rank_with_program, rater_fingerprint
+from chatpipe.ranking.schema import has_begun
 from chatpipe.ranking.standing import StandingRanking, standing_rankings
 from chatpipe.ranking.store import Store
 from chatpipe.recipe.schema import POCKETWORLD, Recipe
@@ -58,18 +64,26 @@ def check_rankings_apart(recipe: Recipe) -> str:
     return str(rankings_file(recipe))
 
 
-def ensure_rankings(recipe: Recipe) -> None:
+def ensure_rankings(recipe: Recipe, may_replace: bool = True) -> None:
     """Makes the rankings file of the recipe's round: sampled and ranked now, or written down as `rm.data` was read.
 
-    Raises `WaitingForRankings` while people have not ranked everything.
+    Raises `WaitingForRankings` while people have not ranked everything, and `UsageError` where what is there was made
+    in another way and must not be replaced: people's rankings, or any without `may_replace`.
     """
     path, note = rankings_file(recipe), _beside(recipe, ".json")
     now = _made_from(recipe)
-    if path.exists() and note.exists() and json.loads(note.read_text(encoding="utf-8")) == now:
+    is_current = path.exists() and _read_note(note) == now
+    by_people = run_ranks(recipe) and recipe.rank.rater == PEOPLE
+    if is_current and not by_people:  # people may have ranked more since
         return
+    if path.exists() and not (is_current or may_replace):
+        raise UsageError(
+            f"{path} was made in another way: with another model, rater, seed or other sample.* or rank.*.",
+            f"Choose another run with out=, or have it made anew in this one: leave out --out. See {note}.",
+        )
     if run_ranks(recipe):
         _sample(recipe)
-        rankings = _ranked_by_people(recipe) if recipe.rank.rater == PEOPLE else _ranked_by_program(recipe)
+        rankings = _ranked_by_people(recipe) if by_people else _ranked_by_program(recipe)
         _write(path, map(ranking_row, rankings))
         console.note(f"rank: {len(rankings)} rankings of up to {recipe.sample.k} answers written to {path}")
     else:
@@ -78,11 +92,36 @@ def ensure_rankings(recipe: Recipe) -> None:
     replace_text(note, json.dumps(now, indent=2))
 
 
+def tell_newer_rankings(recipe: Recipe) -> None:
+    """Says so where people have ranked on since the reward model of the recipe's round was trained."""
+    if not run_ranks(recipe) or recipe.rank.rater != PEOPLE or not _beside(recipe, ".db").exists():
+        return
+    with Store.read(_beside(recipe, ".db")) as store:
+        now = "".join(map(_line, map(ranking_row, _ranked(_said_by_people(store)))))
+    if now != rankings_file(recipe).read_text(encoding="utf-8"):
+        again = f"round={recipe.round} " if recipe.round > 1 else ""
+        console.note(
+            f"rm: people have ranked on since round {recipe.round} was trained; `chatpipe rm ... {again}--fresh` "
+            "takes that in."
+        )
+
+
 def forget_rankings(recipe: Recipe) -> None:
-    """Deletes what the run sampled and ranked in the recipe's round; what `rm.data` named is only written down anew."""
-    if run_ranks(recipe):
-        for path in rankings_file(recipe).parent.glob(f"round-{recipe.round}.*"):
-            path.unlink()
+    """Deletes what the run sampled and ranked in the recipe's round; what `rm.data` named is only written down anew.
+
+    Answers that people have ranked stay, with what these said of them. Raises `UsageError` where somebody ranks now.
+    """
+    if not run_ranks(recipe):
+        return
+    store = _beside(recipe, ".db")
+    if store.parent.exists():
+        with alone_with(store):  # whoever ranks holds it
+            kept = {store.name, f"{store.name}-wal", f"{store.name}-shm", f"{store.name}.key"}
+            kept = {*kept, _completions(recipe).name} if who_ranked(store) else set()
+            kept.add(f"{store.name}.lock")  # two that lock it must lock the same file
+            for path in store.parent.glob(f"round-{recipe.round}.*"):
+                if path.name not in kept:
+                    path.unlink()
 
 
 def _sample(recipe: Recipe) -> None:
@@ -91,31 +130,39 @@ def _sample(recipe: Recipe) -> None:
     settings, prompts = recipe.sample, _prompts(recipe)
     sampling = Sampling(settings.k, recipe.seed, settings.max_new_tokens, settings.temperature)
     if path.exists() and made_of(path) != made_from(models, prompts, sampling, recipe.round):
-        if recipe.rank.rater == PEOPLE:
-            raise UsageError(
-                f"{path} was sampled in another way: by another model, or with other sample.* or seed.",
-                "People may have ranked it already: go back to those settings, or choose another folder with out=.",
-            )
+        _refuse_to_replace_people(recipe, f"{path} was sampled in another way: another model, sample.* or seed")
         forget_rankings(recipe)
     written = make_completions(path, models, prompts, sampling, recipe.round)
     if written is not None and written.left_out:
         console.note(f"sample: {written.left_out} prompts left out: too few different answers that end")
 
 
+def _refuse_to_replace_people(recipe: Recipe, what: str) -> None:
+    """Raises `UsageError` where people have ranked the answers of the round."""
+    store = _beside(recipe, ".db")
+    people = who_ranked(store)
+    if people:
+        raise UsageError(
+            f"{what}, and {', '.join(people[:5])} ranked it in {store}.",
+            f"Go back to the settings before, choose another folder with out=, or move {store.stem}.* away.",
+        )
+
+
 def _prompts(recipe: Recipe) -> list[Conversation]:
     """As many prompts as a round samples; each round takes those behind the ones of the round before."""
-    settings = recipe.sample
-    loaded = load_prompts(settings.data or [], recipe.pocketworld, "sample.data")
-    loaded.report.say()
-    count = min(settings.prompts, len(loaded.train))
+    prompts = prompts_to_rank(recipe.sample.data or [], recipe.pocketworld, "sample.data")
+    count = min(recipe.sample.prompts, len(prompts))
     first = (recipe.round - 1) * count
-    return [loaded.train[i % len(loaded.train)] for i in range(first, first + count)]
+    return [prompts[i % len(prompts)] for i in range(first, first + count)]
 
 
 def _ranked_by_program(recipe: Recipe) -> list[StandingRanking]:
     rank, store_file = recipe.rank, _beside(recipe, ".db")
     items = read_items(_completions(recipe))
-    store_file.unlink(missing_ok=True)  # of a command that was killed, perhaps with another rater; soon made anew
+    _refuse_to_replace_people(recipe, f"rank.rater = {rank.rater} would rank {_completions(recipe)} anew")
+    with alone_with(store_file):  # of a command that was killed, perhaps with another rater; soon made anew
+        for ending in ("", "-wal", "-shm"):
+            Path(f"{store_file}{ending}").unlink(missing_ok=True)
     with (
         Store.create_or_open(store_file, items, seed=recipe.seed, overlap=1, repeats=0) as store,
         console.progress("rank", len(items)) as bar,
@@ -128,25 +175,43 @@ def _ranked_by_program(recipe: Recipe) -> list[StandingRanking]:
             world=recipe.pocketworld,
             on_ranked=bar.update,
         )
-        return [said for said in standing_rankings(store) if said.skipped is None]
+        return _ranked(standing_rankings(store))
 
 
 def _ranked_by_people(recipe: Recipe) -> list[StandingRanking]:
-    path, needed = _beside(recipe, ".db"), len(read_items(_completions(recipe)))
-    done: list[StandingRanking] = []
-    if path.exists():
+    path, items = _beside(recipe, ".db"), read_items(_completions(recipe))
+    said: list[StandingRanking] = []
+    if has_begun(path):
         with Store.read(path) as store:
-            done = [said for said in standing_rankings(store) if not said.again]
-    answers = [said.item.id for said in done]
-    settled = sum(answers.count(item) >= recipe.rank.overlap for item in set(answers))
-    if settled < needed:
+            _check_ranks_these(store, items, _completions(recipe))
+            said = _said_by_people(store)
+    answers = Counter(one.item.id for one in said)
+    settled = sum(count >= recipe.rank.overlap for count in answers.values())
+    if settled < len(items):
         words = ["chatpipe", "rank", str(_completions(recipe)), "--store", str(path)]
         words += ["--overlap", str(recipe.rank.overlap)] if recipe.rank.overlap > 1 else []
         raise WaitingForRankings(
-            f"Round {recipe.round} waits for people: {settled} of {needed} prompts are ranked.",
+            f"Round {recipe.round} waits for people: {settled} of {len(items)} prompts are ranked.",
             f"Rank them with `{shlex.join(words)}`, then give this command again.",
         )
-    return [said for said in done if said.skipped is None]
+    return _ranked(said)
+
+
+def _check_ranks_these(store: Store, items: Sequence[Item], completions: Path) -> None:
+    if {item.id for item in store.items} != {item.id for item in items}:
+        raise UsageError(
+            f"{store.path} ranks other answers than {completions}.",
+            f"Move it away, and rank these: chatpipe rank {completions} --store {store.path}",
+        )
+
+
+def _said_by_people(store: Store) -> list[StandingRanking]:
+    """What people said of each item the first time that they saw it, skips with it."""
+    return [said for said in standing_rankings(store) if said.kind == "person" and not said.again]
+
+
+def _ranked(said: Iterable[StandingRanking]) -> list[StandingRanking]:
+    return [one for one in said if one.skipped is None]
 
 
 def _made_from(recipe: Recipe) -> dict[str, Any]:
@@ -156,7 +221,21 @@ def _made_from(recipe: Recipe) -> dict[str, Any]:
     sections = {name: getattr(recipe, name).model_dump(mode="json") for name in ("sample", "rank", "pocketworld")}
     rater = recipe.rank.rater
     who = rater if rater in (POCKETWORLD, PEOPLE) else rater_fingerprint(rater, "rank.rater")
-    return {"model": checkpoint_id(answering_model(recipe)), "rater": who, "seed": recipe.seed, **sections}
+    return {
+        "model": checkpoint_id(answering_model(recipe)),
+        "prompts": data_fingerprints(recipe.sample.data or [], "sample.data"),
+        "rater": who,
+        "seed": recipe.seed,
+        **sections,
+    }
+
+
+def _read_note(note: Path) -> Any:
+    """What the rankings were made from; None where that is not known, as of a damaged file."""
+    try:
+        return json.loads(note.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
 
 
 def _completions(recipe: Recipe) -> Path:
@@ -168,4 +247,8 @@ def _beside(recipe: Recipe, suffix: str) -> Path:
 
 
 def _write(path: Path, rows: Iterable[dict[str, Any]]) -> None:
-    replace_text(path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
+    replace_text(path, "".join(map(_line, rows)))
+
+
+def _line(row: dict[str, Any]) -> str:
+    return json.dumps(row, ensure_ascii=False) + "\n"

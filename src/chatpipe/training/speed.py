@@ -1,34 +1,64 @@
 """How fast training is: tokens per second, and the share of the machine's peak that it makes use of (MFU)."""
 
+import re
 import time
+from dataclasses import dataclass
 from functools import cache
 
 import torch
 
-# Dense bf16 peak in FLOP/s, from the vendors' data sheets (without sparsity).
+
+@dataclass(frozen=True)
+class Peak:
+    """Dense peaks of a GPU's matrix products in FLOP/s; None where it does not multiply that type."""
+
+    bf16: float | None
+    tf32: float | None
+    fp32: float
+
+
+# From the vendors' data sheets, without sparsity; bf16 and tf32 with sums in float32.
 PEAK_FLOPS = {
-    "H200": 989e12,
-    "H100": 989e12,
-    "A100": 312e12,
-    "L40S": 362e12,
-    "L4": 121e12,
-    "A10G": 70e12,
-    "V100": 125e12,
-    "T4": 65e12,
-    "4090": 165e12,
-    "3090": 71e12,
+    "H200": Peak(989e12, 495e12, 67e12),
+    "H100 NVL": Peak(835e12, 418e12, 60e12),
+    "H100 PCIe": Peak(756e12, 378e12, 51e12),
+    "H100": Peak(989e12, 495e12, 67e12),
+    "A100": Peak(312e12, 156e12, 19.5e12),
+    "L40S": Peak(362e12, 183e12, 91.6e12),
+    "L4": Peak(121e12, 60e12, 30.3e12),
+    "A10G": Peak(70e12, 35e12, 35e12),
+    "V100-SXM2": Peak(None, None, 15.7e12),
+    "T4": Peak(None, None, 8.1e12),
+    "RTX 4090": Peak(165e12, 82.6e12, 82.6e12),
+    "RTX 3090": Peak(71e12, 35.6e12, 35.6e12),
 }
+"""By words of the name that CUDA tells; the first that fits counts."""
 
 
-@cache
 def peak_flops(dtype: torch.dtype) -> float | None:
-    """Peak FLOP/s of one process's device: from the table for a GPU, measured with a matrix product on a CPU."""
+    """Peak FLOP/s of one process's device in products of `dtype`, float32 or bfloat16; None where it is not known.
+
+    From the table for a GPU, float32 being TF32 where torch is set to that; measured with a matrix product on a CPU.
+    """
     if torch.cuda.is_available():
-        name = torch.cuda.get_device_name()
-        return next((peak for key, peak in PEAK_FLOPS.items() if key in name), None)
+        tf32 = torch.backends.cuda.matmul.fp32_precision == "tf32"
+        return peak_of_gpu(torch.cuda.get_device_name(), dtype, tf32)
     return _measured_matmul_flops(dtype)
 
 
+def peak_of_gpu(name: str, dtype: torch.dtype, tf32: bool) -> float | None:
+    """The table's peak of the GPU that CUDA calls `name`; None where neither it nor the type is in the table."""
+    if "Laptop" in name:  # slower than the card of the same number
+        return None
+    peak = next((peak for words, peak in PEAK_FLOPS.items() if re.search(rf"\b{words}\b", name)), None)
+    if peak is None:
+        return None
+    if dtype == torch.bfloat16:
+        return peak.bf16
+    return peak.tf32 if tf32 and peak.tf32 else peak.fp32
+
+
+@cache
 def _measured_matmul_flops(dtype: torch.dtype, size: int = 1024, repeats: int = 8) -> float:
     left, right = torch.ones(size, size, dtype=dtype), torch.ones(size, size, dtype=dtype)
     best = float("inf")

@@ -1,10 +1,17 @@
 """`chatpipe sample`: different answers, the same whatever interrupts it, and the best of several."""
 
 import json
+import math
+import shutil
 
 import pytest
+from safetensors.torch import load_file, save_file
 
-from chatpipe.ranking.sampling import Judge, normalised
+from chatpipe.locking import alone_with
+from chatpipe.models.loading import load_tokenizer
+from chatpipe.ranking.sampling import normalised
+from chatpipe.ranking.scoring import model_scorer
+from chatpipe.reward.batches import encode_answers
 
 
 @pytest.fixture
@@ -114,14 +121,89 @@ def test_the_best_of_several_scores_higher(sample, work, tiny_run):
     sft, rm = (tiny_run.folder / stage for stage in ("sft", "rm"))
     assert sample(sft, "-k", 1, "-o", "one.jsonl").code == 0
     assert sample(sft, "--best-of", 8, "--reward", rm, "-o", "best.jsonl").code == 0
-    judge = Judge.load(str(rm))
+    judge = model_scorer(str(rm), "--reward")
     mean = {}
     for name in ("one", "best"):
         rows = rows_of(work / f"{name}.jsonl")
         assert {len(row["responses"]) for row in rows} == {1}
-        scores = judge.scores([(row["prompt"], row["responses"][0]) for row in rows])
-        mean[name] = sum(scores) / len(scores)
+        scores = judge([(row["prompt"], row["responses"]) for row in rows])
+        mean[name] = sum(score for [score] in scores) / len(scores)
     assert mean["best"] > mean["one"] + 0.1
+
+
+def test_a_reward_model_of_nan_chooses_nothing(sample, work, tiny_run):
+    shutil.copytree(tiny_run.folder / "rm", work / "nan")
+    weights = load_file(work / "nan" / "model.safetensors")
+    weights["score.weight"].fill_(math.nan)
+    save_file(weights, work / "nan" / "model.safetensors", metadata={"format": "pt"})
+    said = sample(tiny_run.folder / "sft", "--best-of", 2, "--reward", "./nan", "-o", "c.jsonl")
+    assert said.code == 2
+    assert "--reward = ./nan gives NaN or infinity for an answer." in said.err
+    assert not (work / "c.jsonl").exists()
+
+
+def test_answers_that_the_reward_model_cannot_read_whole_are_not_chosen(sample, work, tiny_run):
+    shutil.copytree(tiny_run.folder / "rm", work / "short")
+    manifest = json.loads((work / "short" / "chatpipe.json").read_text())
+    manifest["settings"]["rm.max_length"] = 9
+    (work / "short" / "chatpipe.json").write_text(json.dumps(manifest))
+    assert sample(tiny_run.folder / "sft", "--best-of", 4, "--reward", "./short", "-o", "c.jsonl").code == 0
+    rows = rows_of(work / "c.jsonl")
+    tokenizer = load_tokenizer(str(tiny_run.folder / "rm"))
+    assert {len(encode_answers(tokenizer, row["prompt"], row["responses"], 9)) for row in rows} == {1}
+
+
+def test_what_was_replaced_is_there_until_the_new_file_is_whole(sample, work, tiny_run, monkeypatch):
+    command = (tiny_run.folder / "sft", "-k", 2, "-o", "c.jsonl")
+    assert sample(*command).code == 0
+    before = (work / "c.jsonl").read_bytes()
+
+    def breaking(*_):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as broken:
+        broken.setattr("chatpipe.ranking.sampling.sample_answers", breaking)
+        assert sample(*command, "--seed", 1, "--fresh").code == 130
+    assert (work / "c.jsonl").read_bytes() == before
+    assert sample(*command, "--seed", 1, "--fresh").code == 0
+    assert (work / "c.jsonl").read_bytes() != before
+
+
+FOREIGN = {
+    "notes": "by hand\n",
+    "prompts": '{"prompt": "Who?"}\n',
+    "cars": '{"made": "in Turin"}\n',
+    "a list": "[1, 2]\n",
+    "one row more": '{"prompt": [], "responses": [], "made": "0123456789abcdef"}\n{"prompt": [], "responses": []}\n',
+}
+
+
+@pytest.mark.parametrize("content", FOREIGN.values(), ids=FOREIGN)
+@pytest.mark.parametrize("flag", [(), ("--fresh",)], ids=["kept", "fresh"])
+def test_a_file_that_sample_did_not_make_is_not_replaced(sample, work, tiny_run, content, flag):
+    (work / "mine.jsonl").write_text(content)
+    said = sample(tiny_run.folder / "sft", "-k", 2, "-o", "mine.jsonl", *flag)
+    assert said.code == 2
+    assert "mine.jsonl is there already, and chatpipe sample did not make it." in said.err
+    assert (work / "mine.jsonl").read_text() == content
+
+
+def test_a_folder_is_no_completions_file(sample, work, tiny_run):
+    (work / "mine").mkdir()
+    said = sample(tiny_run.folder / "sft", "-k", 2, "-o", "mine", "--fresh")
+    assert said.code == 2
+    assert "mine is a folder." in said.err
+
+
+def test_two_at_once_do_not_write_one_file(sample, work, tiny_run):
+    command = (tiny_run.folder / "sft", "-k", 2, "-o", "c.jsonl")
+    with alone_with(work / "c.jsonl"):
+        for flag in ([], ["--fresh"]):
+            said = sample(*command, *flag)
+            assert said.code == 2
+            assert "Another chatpipe writes to c.jsonl." in said.err
+    assert [path.name for path in work.glob("c.jsonl*")] == ["c.jsonl.lock"]
+    assert sample(*command).code == 0
 
 
 @pytest.mark.parametrize(
@@ -140,4 +222,4 @@ def test_what_cannot_answer_is_refused(sample, work, tiny_run, words, told):
     said = sample(*(tiny_run.folder / word if word in ("pretrain", "sft", "rm", "ppo") else word for word in words))
     assert said.code == 2, said.err
     assert told in said.err
-    assert not list(work.glob("c.jsonl*"))
+    assert {path.name for path in work.glob("c.jsonl*")} <= {"c.jsonl.lock"}

@@ -1,0 +1,69 @@
+"""What a reward model makes of answers: it ranks as a rater does, and chooses the best of several.
+
+Importing this loads no torch.
+"""
+
+import math
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from chatpipe.checkpoints import read_manifest
+from chatpipe.data.template import Message
+from chatpipe.errors import UsageError
+from chatpipe.models.folder import looks_like_path
+
+MAX_LENGTH = 2**31
+"""Tokens of an answer with its prompt, where nothing bounds them."""
+
+Asked = tuple[list[Message], list[str]]
+"""A prompt, and the responses to it."""
+Scorer = Callable[[Sequence[Asked]], list[list[float] | None]]
+"""The score of each response to each prompt, higher is better; None where the responses cannot be read."""
+
+
+def model_scorer(name: str, key: str) -> Scorer:
+    """The scores of a reward model, a folder or a hub id, which reads answers as it did in training.
+
+    Raises `UsageError` naming `key` where there is no reward model, and, when it scores, for a score that is not
+    finite.
+    """
+    from chatpipe.data.rows import BadRow
+    from chatpipe.data.template import add_chat_template
+    from chatpipe.evaluation.rankings import EVAL_BATCH_SIZE
+    from chatpipe.generation.engine import context_length
+    from chatpipe.guards.models import embeddings_too_few
+    from chatpipe.models.loading import load_reward_model, load_tokenizer, placed
+    from chatpipe.reward.batches import encode_answers
+    from chatpipe.reward.model import sequence_scores
+
+    tokenizer, model = load_tokenizer(name), placed(load_reward_model(name))
+    add_chat_template(tokenizer)
+    finding = embeddings_too_few(tokenizer, {key: model})
+    if finding is not None:
+        raise UsageError(finding.what, "Give a reward model whose tokenizer has a chat template and a pad token.")
+    max_length = min(_trained_on(name), context_length(model) or MAX_LENGTH)
+
+    def encoded(asked: Asked) -> list[list[int]] | None:
+        try:
+            return encode_answers(tokenizer, *asked, max_length)
+        except BadRow:
+            return None
+
+    def score(asked: Sequence[Asked]) -> list[list[float] | None]:
+        read = [encoded(one) for one in asked]
+        flat = [ids for sequences in read for ids in sequences or ()]
+        said = sequence_scores(model, flat, tokenizer.pad_token_id, EVAL_BATCH_SIZE).tolist()
+        if not all(map(math.isfinite, said)):
+            raise UsageError(
+                f"{key} = {name} gives NaN or infinity for an answer.", "Its weights are broken: train it anew."
+            )
+        given = iter(said)
+        return [None if sequences is None else [next(given) for _ in sequences] for sequences in read]
+
+    return score
+
+
+def _trained_on(name: str) -> int:
+    """The `rm.max_length` that a reward model of ours was made with: longer prompts lose their beginning."""
+    manifest = read_manifest(Path(name).expanduser()) if looks_like_path(name) else None
+    return manifest.settings.get("rm.max_length", MAX_LENGTH) if manifest else MAX_LENGTH
