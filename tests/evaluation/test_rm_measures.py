@@ -118,5 +118,7 @@ def test_annotators_are_judged_by_each_other_on_the_same_answers():
 def test_one_annotator_twice_is_no_agreement_between_annotators():
     twice = [ranking(["a", "b"], [1, 2], annotator="ann"), ranking(["a", "b"], [1, 2], annotator="ann")]
     assert agreement(twice, seed=0) == {}
+    unknown = [ranking(["a", "b"], [1, 2], annotator=name) for name in (None, None, "ann")]  # all may be ann's
+    assert agreement(unknown, seed=0) == {}
     tied = [ranking(["a", "b"], [1, 1], annotator=name) for name in ("ann", "bob")]
     assert agreement(tied, seed=0) == {}

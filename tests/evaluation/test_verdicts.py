@@ -20,6 +20,12 @@ RM = {
     "length_rule": "longer",
 }
 RM_WORDS = {**RM, "words_baseline": 0.7, "words_lead_low": 0.02, "words_lead_high": 0.18}
+RM_SEVERAL = {
+    **RM,
+    "between_annotators": 0.726,
+    "between_annotators_low": 0.70,
+    "between_annotators_high": 0.75,
+}
 RM_GOLD = {**RM, "annotator_agreement": 0.85, "annotator_agreement_low": 0.8}
 PPO = {
     "objective/kl": 8.0,
@@ -91,6 +97,10 @@ CASES = [
     (rm_verdict, RM_WORDS, {"words_baseline": 0.81, "words_lead_low": -0.04, "words_lead_high": 0.02}, "warn"),
     (rm_verdict, RM_WORDS, {"words_baseline": 0.81, "words_lead_low": -0.04, "words_lead_high": -0.001}, "fail"),
     (rm_verdict, RM_GOLD, {"annotator_agreement": 0.52, "annotator_agreement_low": 0.5}, "fail"),
+    (rm_verdict, RM_SEVERAL, {}, "pass"),
+    (rm_verdict, RM_SEVERAL, {"between_annotators": 0.55, "between_annotators_low": 0.5}, "warn"),
+    (rm_verdict, RM_SEVERAL, {"between_annotators_low": math.nan, "between_annotators_high": math.nan}, "warn"),
+    (rm_verdict, RM_SEVERAL, {"between_annotators_low": 0.3, "between_annotators_high": 0.49}, "fail"),
     (ppo_verdict, PPO_GOLD, {}, "pass"),
     (ppo_verdict, PPO_GOLD, {"win_rate": 0.54, "win_rate_low": 0.5}, "warn"),
     (ppo_verdict, PPO_GOLD, {"win_rate": 0.5, "win_rate_low": 0.45}, "fail"),
@@ -171,8 +181,8 @@ def test_annotators_agreement_stands_beside_the_accuracy_where_it_is_known():
 
 
 def test_what_annotators_agree_on_stands_beside_the_accuracy():
-    told = rm_verdict({**RM, "between_annotators": 0.726}).reasons
-    assert "Annotators agree with each other on 72.6% of pairs." in told
+    told = "Annotators agree with each other on 72.6% of pairs (95 % interval 70.0% to 75.0%), to lie above chance"
+    assert f"{told}, 50 %." in rm_verdict(RM_SEVERAL).reasons
 
 
 def test_the_lead_over_counting_words_is_told_with_its_interval():

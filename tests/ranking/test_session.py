@@ -183,12 +183,19 @@ def test_an_unknown_action_is_refused(session):
         session.act("key", "erase", session.view().task, ANSWER)
 
 
-def test_undo_and_redo_too_many_and_an_edit_to_the_same_store_nothing(store, session):
-    view = session.view()
-    assert session.act("1", "undo", None, None) == view
-    assert session.act("2", "redo", view.task, None) == view
-    assert session.act("3", "edit", view.task, BLANK) == view
-    assert len(store.events()) == 1
+def test_undo_and_redo_too_many_and_an_edit_to_the_same_change_nothing(path):
+    with open_store(path) as store:
+        session = Session(store, "ann")
+        view = session.view()
+        assert session.act("1", "undo", None, None) == view
+        assert session.act("2", "redo", view.task, None) == view
+        assert session.act("3", "edit", view.task, BLANK) == view
+        session.act("4", "submit", view.task, ANSWER)
+        view = session.act("5", "undo", None, None)
+        assert session.act("6", "edit", view.task, BLANK) == view
+        assert view.can_redo
+    with open_store(path) as store:
+        assert Session(store, "ann").view() == view
 
 
 def test_a_correction_three_rankings_back_keeps_the_later_ones(store, session):

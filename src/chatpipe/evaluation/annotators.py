@@ -18,13 +18,14 @@ def agreement(rankings: Sequence[Ranking], seed: int) -> dict[str, Any]:
 
     As the accuracy of a reward model: of the pairs that one annotator orders, the share that another one orders alike,
     a tie counting half; its 95 % interval over prompts, and how many pairs there are. Each is judged by each other.
+    Rankings that do not say whose they are may all be one person's, and are left out.
     """
     alike, prompts = [], []
     numbers: dict[str, int] = {}
-    for group in judged_alike(rankings):
+    for group in judged_alike([ranking for ranking in rankings if ranking.annotator is not None]):
         prompt = numbers.setdefault(prompt_key(group[0].prompt), len(numbers))
         for judge, judged in permutations(group, 2):
-            if judge.annotator is not None and judge.annotator == judged.annotator:
+            if judge.annotator == judged.annotator:
                 continue
             pairs = ordered_pairs([[-rank for rank in judge.ranks]])
             alike.append(ordered_alike(pairs, -np.asarray(judged.ranks, dtype=np.float64)))

@@ -144,8 +144,9 @@ def rm_verdict(metrics: Mapping[str, Any]) -> Verdict:
     """Whether the reward model orders held-out answers better than chance, than their length and than their words do.
 
     Reads `eval_accuracy`, `accuracy_low`, `accuracy_high`, `length_baseline`, `length_rule`; where they are known,
-    `words_baseline`, `words_lead_low` and `words_lead_high`; `between_annotators` of rankings by several; and where a
-    gold rater knows the true order `annotator_agreement` and `annotator_agreement_low`.
+    `words_baseline`, `words_lead_low` and `words_lead_high`; of rankings by several `between_annotators`,
+    `between_annotators_low` and `_high`; and where a gold rater knows the true order `annotator_agreement` and
+    `annotator_agreement_low`.
     """
     accuracy, low, high = (metrics[key] for key in ("eval_accuracy", "accuracy_low", "accuracy_high"))
     measured = f"{accuracy:.1%} of held-out pairs ordered rightly (95 % interval {low:.1%} to {high:.1%})"
@@ -157,7 +158,7 @@ def rm_verdict(metrics: Mapping[str, Any]) -> Verdict:
     if "words_baseline" in metrics:
         findings.append(_better_than_words(metrics, more))
     if "between_annotators" in metrics:
-        findings.append(("pass", f"Annotators agree with each other on {metrics['between_annotators']:.1%} of pairs."))
+        findings.append(_between_annotators(metrics))
     if "annotator_agreement" in metrics:
         agreement, agreement_low = metrics["annotator_agreement"], metrics["annotator_agreement_low"]
         # A model of random rankings may agree with the gold order by accident; the rankings themselves show it.
@@ -257,6 +258,19 @@ def _better_than_words(metrics: Mapping[str, Any], more: str) -> Finding:
         return "warn", f"Better than {rule} only within noise; {lead}. Try: {more}."
     status: Status = "warn" if high >= 0 else "fail"
     return status, f"With {accuracy:.1%} it is no better than {rule}; {lead}. Try: {more}."
+
+
+def _between_annotators(metrics: Mapping[str, Any]) -> Finding:
+    """Fails only where they surely contradict each other: few answers are ranked twice, and their interval is wide."""
+    low, high = metrics["between_annotators_low"], metrics["between_annotators_high"]
+    return _finding(
+        low > CHANCE_OF_A_PAIR,
+        f"Annotators agree with each other on {metrics['between_annotators']:.1%} of pairs "
+        f"(95 % interval {low:.1%} to {high:.1%}), to lie above chance, 50 %",
+        "look at what they rank differently (chatpipe rankings stats STORE) and agree on what makes an answer good; "
+        "have more answers ranked by several (--overlap)",
+        otherwise="fail" if high < CHANCE_OF_A_PAIR else "warn",
+    )
 
 
 def _gold_findings(metrics: Mapping[str, Any]) -> list[Finding]:

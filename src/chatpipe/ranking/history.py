@@ -3,7 +3,8 @@
 Edits, submits and skips are steps in a line, with a pointer behind those that hold. Undo moves it one step back, also
 over a submit or skip, which withdraws that answer; redo moves it forward. A new step after an undo takes the place of
 what was undone of its own task; the undone steps of other tasks hold again, before it: who goes back to correct one
-ranking keeps all later ones.
+ranking keeps all later ones. An edit to what stands there already is no step, and undo and redo beyond the ends do
+nothing.
 """
 
 from collections import Counter, defaultdict
@@ -122,9 +123,11 @@ class History:
 
     def _step(self, event: Event) -> None:
         assert event.task is not None
+        new = Step(event.action, event.task, Answer(**event.body["answer"]), event.body.get("reason"), event.time)
+        if new.action == "edit" and new.answer == self.draft(new.task):
+            return
         undone = self._steps[self._position :]
         kept = [step for step in undone if step.task != event.task]
-        new = Step(event.action, event.task, Answer(**event.body["answer"]), event.body.get("reason"), event.time)
         self._steps[self._position :] = [*kept, new]
         self._position = len(self._steps)
         for step in [*kept, new]:

@@ -11,7 +11,7 @@ from typing import Any
 
 from chatpipe.data.template import Message
 from chatpipe.errors import UsageError
-from chatpipe.ranking.answers import BadAnswer, blank, read_answer, read_text
+from chatpipe.ranking.answers import Answer, BadAnswer, blank, read_answer, read_text
 from chatpipe.ranking.assignment import (
     new_items,
     next_task,
@@ -22,7 +22,7 @@ from chatpipe.ranking.assignment import (
     tasks_left,
     token_of,
 )
-from chatpipe.ranking.history import MOVES, STEPS, History
+from chatpipe.ranking.history import MOVES, STEPS, Event, History
 from chatpipe.ranking.store import Store
 
 PACE_TASKS = 20
@@ -81,19 +81,19 @@ class Session:
         """Stores an edit, submit, skip, undo or redo and gives what the annotator sees then.
 
         `task` is the token of the task at hand (an undo or redo may leave it out), `answer` in its shown order (a skip
-        may leave it out: what was said so far). The same key with the same content again changes nothing. Raises
-        `BadAnswer`, `StaleTask`, and as `Store.append`.
+        may leave it out: what was said so far). The same key with the same content again changes nothing, whatever
+        happened in between. Raises `BadAnswer`, `StaleTask`, and as `Store.append`.
         """
         with self._store.lock:
             used = self._store.find(self._annotator, key)
             at_hand = self._current() if used is None else used.task
             if not self._is_meant(task, at_hand, action):
                 raise StaleTask("this task is not the one at hand")
-            body = self._body(action, at_hand, answer, reason)
-            if used is not None or self._changes(action, at_hand, body):
-                with self._store.together():  # with the showing of the next task
-                    self._store.append(self._annotator, action, at_hand, body, key, self._clock())
-                    self._current()
+            body = self._body(action, at_hand, answer, reason, used)
+            with self._store.together():  # with the showing of the next task
+                # Also what changes nothing, as an undo too many: its key must not act when it is sent again later.
+                self._store.append(self._annotator, action, at_hand, body, key, self._clock())
+                self._current()
             return self._view(self._current())
 
     @property
@@ -124,15 +124,17 @@ class Session:
             return action in MOVES
         return at_hand is not None and token == token_of(self._store.seed, self._annotator, at_hand)
 
-    def _body(self, action: str, task: str | None, answer: Any, reason: str | None) -> dict[str, Any]:
-        """What is stored of an action. Raises `BadAnswer`."""
+    def _body(
+        self, action: str, task: str | None, answer: Any, reason: str | None, used: Event | None
+    ) -> dict[str, Any]:
+        """What is stored of an action; `used` is the event that its key was used for. Raises `BadAnswer`."""
         if action in MOVES:
             return {}
         if action not in STEPS:
             raise BadAnswer(f"there is no action {action}")
         assert task is not None  # a step is meant for a task
         if action == "skip" and answer is None:
-            said = self._history.draft(task)
+            said = self._said_so_far(task, used)
         else:
             said = read_answer(answer, self._history.shown[task].order)
         if action == "edit":
@@ -143,14 +145,11 @@ class Session:
             raise BadAnswer("a skip needs a reason")
         return {"reason": reason, "answer": said.to_body()}
 
-    def _changes(self, action: str, task: str | None, body: dict[str, Any]) -> bool:
-        """Whether an action does anything: an edit to what stands there, or an undo too many, does not."""
-        if action == "undo":
-            return self._history.can_undo
-        if action == "redo":
-            return self._history.can_redo
-        assert task is not None
-        return action != "edit" or body["answer"] != self._history.draft(task).to_body()
+    def _said_so_far(self, task: str, used: Event | None) -> Answer:
+        """What a skip leaves of an answer: the draft, or what was the draft when it was sent first."""
+        if used is not None and used.action == "skip":
+            return Answer(**used.body["answer"])
+        return self._history.draft(task)
 
     def _view(self, task: str | None) -> View:
         history = self._history
