@@ -281,6 +281,57 @@ def test_nothing_is_called_stored_that_goes_to_a_deleted_file(path, replaced):
         assert store.events() == []
 
 
+def test_of_two_writers_whose_lock_failed_the_one_that_was_overtaken_stores_nothing_more(path):
+    with open_store(path) as store:
+        store.add_annotator("ann", "person")
+        path.with_name(path.name + ".lock").unlink()
+        with open_store(path) as twin:
+            twin.append("ann", "show", store.items[0].id, {"order": [0, 1, 2]}, "twin")
+            for key in ("one", "two"):
+                with pytest.raises(StoreError, match="another chatpipe writes to .* as well"):
+                    store.append("ann", "show", store.items[1].id, {"order": [0, 1, 2]}, key)
+            with pytest.raises(StoreError, match="another chatpipe writes"):
+                store.add_annotator("ben", "person")
+            twin.append("ann", "undo", None, {}, "goes on")
+            assert [event.key for event in twin.events()] == ["twin", "goes on"]
+            assert store.histories["ann"].shown == {}
+
+
+def test_a_store_with_a_second_name_is_refused_under_both(path):
+    with open_store(path):
+        twin = path.with_name("twin.db")
+        twin.hardlink_to(path)
+        assert f"{twin} has another name in some folder (a hard link)" in refusal(twin)
+    assert f"{path} has another name" in refusal(path)
+    twin.unlink()
+    open_store(path).close()
+
+
+def test_a_store_in_which_two_servers_answered_one_task_opens_and_the_first_answer_stands(path):
+    with open_store(path) as store:
+        store.add_annotator("ann", "person")
+        task = store.items[0].id
+        store.append("ann", "show", task, {"order": [0, 1, 2]}, "show")
+        store.append("ann", "submit", task, {"answer": {"ranks": [1, 2, 3]}}, "first")
+    with sqlite3.connect(path) as other:
+        other.executemany(
+            "INSERT INTO events (time, annotator, action, task, body, key) VALUES (1.0, 'ann', ?, ?, ?, ?)",
+            [
+                ("submit", task, '{"answer": {"ranks": [3, 2, 1]}}', "second"),
+                ("skip", task, '{"answer": {"ranks": [3, 2, 1]}, "reason": "why"}', "third"),
+                ("edit", "never shown", '{"answer": {"ranks": [3, 2, 1]}}', "fourth"),
+            ],
+        )
+    other.close()
+    with open_store(path) as store:
+        (ranking,) = standing_rankings(store)
+        assert ranking.ranks == [1, 2, 3]
+        assert store.answers[task] == 1
+        session = Session(store, "ann")
+        assert session.act("undo-key", "undo", None, None).done == 0
+        assert store.answers[task] == 0
+
+
 def test_a_copy_of_an_open_store_can_be_read(path, tmp_path):
     """As a backup takes it: the file with its write-ahead log."""
     with open_store(path) as store:

@@ -31,6 +31,10 @@ class StoreError(ChatpipeError):
     """The store could not be read or written, as on a full disk (exit 1). What was stored before is still there."""
 
 
+class OtherWriter(StoreError):
+    """Another process wrote to the store meanwhile. This one knows nothing of that, and stores nothing any more."""
+
+
 class StoreConflict(Exception):
     """The key of an event was used before, for another event of the same annotator."""
 
@@ -56,6 +60,8 @@ class Store:
         self._connection = connection
         self._held = ExitStack()
         self._file = _identity(path)
+        self._last: int | None = None
+        """The number of the last event that is folded."""
         with connection:  # what is read is of one moment, also beside a writer
             connection.execute("BEGIN")
             meta = dict(connection.execute("SELECT key, value FROM meta"))
@@ -73,10 +79,11 @@ class Store:
 
         `overlap` is how many people rank each item, `repeats` the share of items that each of them gets a second time;
         both may change from one opening to the next. Raises `UsageError` where another process writes to the store,
-        where it was made from other items or with another seed, or where the file is no store.
+        where it was made from other items or with another seed, or where the file is no store or has several names.
         """
         with _opening(path) as opened:
             opened.enter_context(alone_with(path))
+            _check_one_name(path)
             connection = opened.enter_context(closing(connect(path, "rwc")))
             if connection.execute("SELECT count(*) FROM sqlite_master").fetchone() == (0,):
                 create(connection, items, seed)
@@ -165,12 +172,17 @@ class Store:
                     (at, annotator, action, task, json.dumps(body), key),
                 ).lastrowid
                 assert seq is not None
+                self._last = seq
                 self.histories[annotator].apply(Event(seq, at, annotator, action, task, body, key))
             return True
 
     @contextmanager
     def together(self) -> Iterator[None]:
-        """What the block writes is on the disk after it, all or nothing. Raises `StoreError` where it cannot be."""
+        """What the block writes is on the disk after it, all or nothing. Raises `StoreError` where it cannot be.
+
+        So does a store that another process has written to, which the lock beside the file cannot prevent where it was
+        deleted or the file system has none.
+        """
         with self.lock:
             if self._connection.in_transaction:
                 yield
@@ -182,7 +194,10 @@ class Store:
                 )
             try:
                 with transaction(self._connection):
+                    self._check_alone()
                     yield
+            except OtherWriter:
+                raise  # before anything was applied
             except BaseException as problem:
                 self._fold()  # what was applied was not stored
                 if isinstance(problem, sqlite3.OperationalError):
@@ -207,14 +222,25 @@ class Store:
         ).fetchone()
         return None if row is None else _event(row)
 
+    def _check_alone(self) -> None:
+        """Within a transaction, so that nobody writes between this and what comes. Raises `OtherWriter`."""
+        (last,) = self._connection.execute("SELECT max(seq) FROM events").fetchone()
+        if last != self._last:
+            raise OtherWriter(
+                f"Nothing was stored: another chatpipe writes to {self.path} as well.",
+                "End both of them, then start one: what they stored is there.",
+            )
+
     def _fold(self) -> None:
         self.answers = Counter({item.id: 0 for item in self.items})
         """How many people have ranked each item, by its id; hidden repeats and programs do not count."""
         self.histories: dict[str, History] = {}
         for annotator in self._annotators.values():
             self._begin_history(annotator)
+        self._last = None
         for event in self.events():
             self.histories[event.annotator].apply(event)
+            self._last = event.seq
 
     def _begin_history(self, annotator: Annotator) -> None:
         self.histories[annotator.name] = History(self.answers if annotator.kind == "person" else Counter())
@@ -241,6 +267,15 @@ def _identity(path: Path) -> tuple[int, int] | None:
     except FileNotFoundError:
         return None
     return found.st_dev, found.st_ino
+
+
+def _check_one_name(path: Path) -> None:
+    """Raises `UsageError` for a file with hard links: SQLite and the lock go by its name, which differ."""
+    if path.is_file() and path.stat().st_nlink > 1:
+        raise UsageError(
+            f"{path} has another name in some folder (a hard link), under which another chatpipe could write to it.",
+            "Delete the other name, or copy the file and give the copy: --store STORE.",
+        )
 
 
 def _items(connection: sqlite3.Connection) -> list[Item]:
