@@ -48,6 +48,12 @@ class Annotator:
     token_sha256: str | None = None
 
 
+def check_name(name: str) -> None:
+    """Raises `UsageError` for what cannot be an annotator's name."""
+    if not name.strip() or not name.isprintable():
+        raise UsageError(f"{name!r} cannot be an annotator's name.", "Give letters that can be printed.")
+
+
 class Store:
     """An open store: `Store.create_or_open(...)` for writing, `Store.read(...)` beside a writer; a context manager.
 
@@ -133,8 +139,7 @@ class Store:
 
         Raises `UsageError` where the name cannot be one, or is that of an annotator of the other kind.
         """
-        if not name.strip() or not name.isprintable():
-            raise UsageError(f"{name!r} cannot be an annotator's name.", "Give letters that can be printed.")
+        check_name(name)
         with self.lock:
             known = self._annotators.get(name)
             if known is not None and known.kind != kind:

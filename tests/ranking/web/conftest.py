@@ -11,12 +11,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import uvicorn
 
 from chatpipe.ranking.items import read_items
 from chatpipe.ranking.session import Session
 from chatpipe.ranking.store import Store
-from chatpipe.ranking.web.server import make_app, open_socket
+from chatpipe.ranking.web.server import make_app, make_server, open_socket
 from chatpipe.ranking.web.tokens import sha256_of_token
 
 TOKENS = {"ann": "token-of-ann-0123456789", "ben": "token-of-ben-0123456789"}
@@ -38,11 +37,12 @@ class Reply:
 
 @dataclass
 class Server:
-    """A server that runs; `asked` is every reply that it gave."""
+    """A server that runs; `asked` is every reply that it gave, `connections` are those that are open."""
 
     store: Store
     port: int
     asked: list[Reply]
+    connections: set[Any]
 
     @property
     def host(self) -> str:
@@ -128,8 +128,7 @@ def _serving(path: Path, completions: Path) -> Iterator[Callable[..., Server]]:
         hashes = {name: sha256_of_token(token) for name, token in TOKENS.items()}
         sessions = {name: Session(store, name) for name in TOKENS}
         listening = open_socket("127.0.0.1", 0)
-        config = uvicorn.Config(make_app(sessions, host, hashes, COOKIE), log_config=None, lifespan="off", ws="none")
-        server = uvicorn.Server(config)
+        server = make_server(make_app(sessions, host, hashes, COOKIE))
         thread = threading.Thread(target=server.run, args=([listening],))
         thread.start()
         while not server.started:
@@ -141,7 +140,7 @@ def _serving(path: Path, completions: Path) -> Iterator[Callable[..., Server]]:
             store.close()
 
         ends.append(end)
-        return Server(store, listening.getsockname()[1], [])
+        return Server(store, listening.getsockname()[1], [], server.server_state.connections)
 
     yield serve
     for end in ends:

@@ -1,9 +1,12 @@
+import http.client
 import json
+import socket
 import sqlite3
 
 import pytest
 
 from chatpipe.errors import UsageError
+from chatpipe.ranking.web.server import open_socket
 from chatpipe.ranking.web.tokens import secret_beside, sha256_of_token, token_for
 
 SECRETS = ("gpt-oss-secret", "ppo.3-secret", "0.98765", "54321")
@@ -160,6 +163,24 @@ def test_what_cannot_be_stored_is_not_acknowledged_and_can_be_sent_again(server,
     server.store._connection.execute("PRAGMA max_page_count = 1000000")
     assert server.act(**(step | {"answer": answer(1, 2, 3, **full)})).status == 200
     assert server.steps() == [("ann", "submit")]
+
+
+def test_small_answers_are_sent_at_once(server):
+    """Without TCP_NODELAY, the second part of an answer waits for the browser's delayed acknowledgement (40 ms)."""
+    page = http.client.HTTPConnection("127.0.0.1", server.port, timeout=10)
+    page.request("GET", "/api/view", headers={"Cookie": dict(server.headers())["Cookie"]})
+    assert page.getresponse().status == 200
+    [connection] = server.connections
+    served = connection.transport.get_extra_info("socket")
+    assert served.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY) != 0
+    page.close()
+
+
+def test_a_port_that_is_held_is_nobody_elses_before_the_server_runs():
+    with open_socket("127.0.0.1", 0) as held:
+        port = held.getsockname()[1]
+        with pytest.raises(UsageError, match=f"127.0.0.1, port {port}: Address already in use"):
+            open_socket("127.0.0.1", port)
 
 
 def test_two_servers_on_one_store_are_one_too_many(serve):

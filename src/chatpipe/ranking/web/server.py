@@ -55,12 +55,11 @@ def serve_annotators(store: Store, names: Sequence[str], opened: socket.socket, 
     for name in names:
         store.add_annotator(name, "person", hashes[name])
     sessions = {name: Session(store, name) for name in names}
-    opened.listen()
     port = opened.getsockname()[1]
     for name in names:
         console.note(f"{name} ranks at {address_for(host, port, tokens[name])}")
     console.note("Ctrl-C ends; what the page calls saved is kept, and the same command goes on at the same address.")
-    _serve(make_app(sessions, host, hashes, f"chatpipe-rank-{port}"), opened)
+    make_server(make_app(sessions, host, hashes, f"chatpipe-rank-{port}")).run(sockets=[opened])
 
 
 def address_for(host: str, port: int, token: str) -> str:
@@ -70,15 +69,18 @@ def address_for(host: str, port: int, token: str) -> str:
 
 
 def open_socket(host: str, port: int) -> socket.socket:
-    """A socket that holds the port, and does not listen before there is somebody to answer.
+    """A socket that listens, so that nobody else gets the port; what is asked before the server runs waits.
 
     Raises `UsageError` where the port is taken or the address is not this machine's.
     """
     try:
-        family = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0][0]
-        opened = socket.socket(family, socket.SOCK_STREAM)
+        # asyncio has small answers sent at once (TCP_NODELAY) only where the socket says that its protocol is TCP.
+        found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, proto=socket.IPPROTO_TCP)
+        family, kind, protocol, _, address = found[0]
+        opened = socket.socket(family, kind, protocol)
         opened.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # a restart gets the port at once
-        opened.bind((host, port))
+        opened.bind(address)
+        opened.listen()  # two may bind, but not listen
         return opened
     except OSError as problem:
         told = problem.strerror if isinstance(problem, socket.gaierror) else os.strerror(problem.errno or 0)
@@ -105,7 +107,8 @@ def make_app(sessions: Mapping[str, Session], host: str, token_hashes: Mapping[s
     return Guard(app, host, token_hashes, cookie)
 
 
-def _serve(app: Guard, listening: socket.socket) -> None:
+def make_server(app: Guard) -> uvicorn.Server:
+    """What serves the application until Ctrl-C; nothing of it is logged."""
     config = uvicorn.Config(
         app,
         http="h11",
@@ -119,7 +122,7 @@ def _serve(app: Guard, listening: socket.socket) -> None:
         proxy_headers=False,
         timeout_graceful_shutdown=GRACE_SECONDS,
     )
-    uvicorn.Server(config).run(sockets=[listening])
+    return uvicorn.Server(config)
 
 
 def _file(path: Path) -> Route:
