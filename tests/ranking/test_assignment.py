@@ -80,9 +80,20 @@ def test_every_order_comes_equally_often():
 
 
 def test_tokens_differ_and_do_not_tell_a_repeat():
-    tokens = {token_of(seed, name, task) for seed in (0, 1) for name in "ab" for task in ("x", f"x{AGAIN}", "y")}
+    tokens = {token_of(salt, name, task) for salt in (b"0", b"1") for name in "ab" for task in ("x", f"x{AGAIN}", "y")}
     assert len(tokens) == 12
     assert {len(token) for token in tokens} == {32}
+
+
+def test_tokens_of_two_stores_with_the_same_items_and_seed_differ(tmp_path):
+    """So they depend on what nobody can try out."""
+    seen = []
+    for name in ("a.db", "b.db"):
+        with Store.create_or_open(tmp_path / name, items(1), seed=0, overlap=1, repeats=0) as store:
+            store.add_annotator("ann", "person")
+            seen.append(Session(store, "ann").view())
+    assert seen[0].responses == seen[1].responses
+    assert seen[0].task != seen[1].task
 
 
 @pytest.mark.parametrize("overlap", [1, 2, 3])

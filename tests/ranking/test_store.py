@@ -57,13 +57,13 @@ def refusal(path: Path, **settings) -> str:
 
 def test_what_was_put_in_is_there_after_opening_again(path):
     with open_store(path, overlap=2, repeats=0.1) as store:
-        store.add_annotator("zoe", "person", "hash")
+        store.add_annotator("zoe", "person")
         store.add_annotator("ann", "program")
         store.append("zoe", "show", "task", {"order": [0, 1]}, "key", at=5.5)
     for again in (open_store(path, overlap=2, repeats=0.1), Store.read(path)):
         with again:
             assert (again.items, again.seed, again.overlap, again.repeats) == (items(5), 0, 2, 0.1)
-            assert again.annotators() == [Annotator("zoe", "person", "hash"), Annotator("ann", "program")]
+            assert again.annotators() == [Annotator("zoe", "person"), Annotator("ann", "program")]
             (event,) = again.events()
             assert (event.time, event.action, event.body) == (5.5, "show", {"order": [0, 1]})
             assert again.events("ann") == []
@@ -168,16 +168,28 @@ def test_the_same_event_with_the_same_key_is_there_once_and_another_is_refused(p
         assert list(store.histories["ann"].shown) == ["task"]
 
 
-def test_an_annotator_is_added_once_keeps_its_kind_and_may_get_a_new_token(path):
+def test_an_annotator_is_added_once_and_keeps_its_kind(path):
     with open_store(path) as store:
-        store.add_annotator("ann", "person", "old")
         store.add_annotator("ann", "person")
-        assert store.annotators() == [Annotator("ann", "person", "old")]
-        store.add_annotator("ann", "person", "new")
+        store.add_annotator("ann", "person")
         with pytest.raises(UsageError, match="ann is a person, not a program"):
             store.add_annotator("ann", "program")
     with Store.read(path) as store:
-        assert store.annotators() == [Annotator("ann", "person", "new")]
+        assert store.annotators() == [Annotator("ann", "person")]
+
+
+def test_every_store_has_random_bytes_of_its_own_and_keeps_them(path, tmp_path):
+    with open_store(path) as store, open_store(tmp_path / "other.db") as other:
+        salt = store.salt
+        assert len(salt) == 32
+        assert salt != other.salt
+    with open_store(path) as store:
+        assert store.salt == salt
+        store._connection.execute("DELETE FROM meta WHERE key = 'salt'")  # as before there was one
+    with Store.read(path) as store:
+        assert store.salt == b""
+    with open_store(path) as store:
+        assert len(store.salt) == 32
 
 
 def test_annotators_stand_in_the_order_in_which_they_came_whatever_the_clock_says(path, monkeypatch):
@@ -185,7 +197,7 @@ def test_annotators_stand_in_the_order_in_which_they_came_whatever_the_clock_say
         for now, name in enumerate(("zoe", "ann", "mia")):
             monkeypatch.setattr("time.time", lambda now=now: 1_000.0 - now)
             store.add_annotator(name, "person")
-        store.add_annotator("zoe", "person", "new token")
+        store.add_annotator("zoe", "person")
     with Store.read(path) as store:
         assert [known.name for known in store.annotators()] == ["zoe", "ann", "mia"]
 

@@ -5,6 +5,7 @@ what they ranked comes a second time, some tasks later, without telling. Program
 """
 
 import hashlib
+import hmac
 import random
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
@@ -22,9 +23,12 @@ def shown_order(seed: int, annotator: str, task: str, k: int) -> list[int]:
     return random.Random(f"order {seed} {annotator} {task}").sample(range(k), k)
 
 
-def token_of(seed: int, annotator: str, task: str) -> str:
-    """What an annotator knows a task by; it does not tell a repeat."""
-    return hashlib.sha256(f"task {seed} {annotator} {task}".encode()).hexdigest()[:32]
+def token_of(salt: bytes, annotator: str, task: str) -> str:
+    """What an annotator knows a task by.
+
+    It tells neither a repeat nor the order of the file, also to who tries all of them: `salt` is the store's secret.
+    """
+    return hmac.digest(salt, f"task {annotator} {task}".encode(), "sha256").hex()[:32]
 
 
 def queue_of(items: Iterable[str], seed: int) -> list[str]:

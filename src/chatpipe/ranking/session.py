@@ -122,7 +122,7 @@ class Session:
     def _is_meant(self, token: str | None, at_hand: str | None, action: str) -> bool:
         if token is None:
             return action in MOVES
-        return at_hand is not None and token == token_of(self._store.seed, self._annotator, at_hand)
+        return at_hand is not None and token == token_of(self._store.salt, self._annotator, at_hand)
 
     def _body(
         self, action: str, task: str | None, answer: Any, reason: str | None, used: Event | None
@@ -169,7 +169,7 @@ class Session:
         item, order = self._store.item_of(task), history.shown[task].order
         return replace(
             view,
-            task=token_of(self._store.seed, self._annotator, task),
+            task=token_of(self._store.salt, self._annotator, task),
             prompt=item.prompt,
             responses=[item.responses[index] for index in order],
             answer=history.draft(task).shown_in(order),

@@ -20,7 +20,7 @@ from chatpipe.errors import ChatpipeError, UsageError
 from chatpipe.locking import alone_with
 from chatpipe.ranking.history import Event, History, item_of
 from chatpipe.ranking.items import Item
-from chatpipe.ranking.schema import check_format, check_same, connect, create, no_store, set_meta, transaction
+from chatpipe.ranking.schema import add_salt, check_format, check_same, connect, create, no_store, set_meta, transaction
 
 Kind = Literal["person", "program"]
 
@@ -41,11 +41,10 @@ class StoreConflict(Exception):
 
 @dataclass(frozen=True)
 class Annotator:
-    """Who ranks; `token_sha256` is the hash of the token that a person on the network shows."""
+    """Who ranks."""
 
     name: str
     kind: Kind
-    token_sha256: str | None = None
 
 
 def check_name(name: str) -> None:
@@ -74,6 +73,8 @@ class Store:
             self.seed = int(meta["seed"])
             self.overlap = int(meta["overlap"])
             self.repeats = float(meta["repeats"])
+            self.salt = bytes.fromhex(meta.get("salt", ""))
+            """What nobody can guess, for what annotators may see but not see through; empty in a store that is read."""
             self.items = _items(connection)
             self._by_id = {item.id: item for item in self.items}
             self._annotators = {known.name: known for known in _annotators(connection)}
@@ -98,6 +99,7 @@ class Store:
                 check_same(path, connection, items, seed)
             with transaction(connection):
                 set_meta(connection, {"overlap": overlap, "repeats": repeats})
+                add_salt(connection)
             store = cls(path, connection)
             store._held = opened.pop_all()
             return store
@@ -134,8 +136,8 @@ class Store:
         """All annotators, in the order in which they came."""
         return list(self._annotators.values())
 
-    def add_annotator(self, name: str, kind: Kind, token_sha256: str | None = None) -> None:
-        """Makes an annotator known, or gives one who is a new token.
+    def add_annotator(self, name: str, kind: Kind) -> None:
+        """Makes an annotator known who is not yet.
 
         Raises `UsageError` where the name cannot be one, or is that of an annotator of the other kind.
         """
@@ -144,17 +146,14 @@ class Store:
             known = self._annotators.get(name)
             if known is not None and known.kind != kind:
                 raise UsageError(f"{self.path}: {name} is a {known.kind}, not a {kind}.", "Choose another name.")
-            if known is not None and token_sha256 in (None, known.token_sha256):
+            if known is not None:
                 return
             with self.together():
                 self._connection.execute(
-                    "INSERT INTO annotators VALUES (?, ?, ?, ?)"
-                    " ON CONFLICT (name) DO UPDATE SET token_sha256 = excluded.token_sha256",
-                    (name, kind, token_sha256, time.time()),
+                    "INSERT INTO annotators (name, kind, created) VALUES (?, ?, ?)", (name, kind, time.time())
                 )
-            self._annotators[name] = Annotator(name, kind, token_sha256)
-            if known is None:
-                self._begin_history(self._annotators[name])
+            self._annotators[name] = Annotator(name, kind)
+            self._begin_history(self._annotators[name])
 
     def append(
         self, annotator: str, action: str, task: str | None, body: dict[str, Any], key: str, at: float | None = None
@@ -289,7 +288,7 @@ def _items(connection: sqlite3.Connection) -> list[Item]:
 
 
 def _annotators(connection: sqlite3.Connection) -> Iterator[Annotator]:
-    for row in connection.execute("SELECT name, kind, token_sha256 FROM annotators ORDER BY rowid"):
+    for row in connection.execute("SELECT name, kind FROM annotators ORDER BY rowid"):
         yield Annotator(*row)
 
 

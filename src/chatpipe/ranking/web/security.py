@@ -68,12 +68,12 @@ class Guard:
     Args:
         app: Answers what is let in.
         host: The address that the server is bound to.
-        token_hashes: Annotator to SHA-256 of the token.
+        tokens: Annotator to token.
         cookie: The cookie's name. Cookies do not tell ports apart, so each server needs one of its own.
     """
 
-    def __init__(self, app: ASGIApp, host: str, token_hashes: Mapping[str, str], cookie: str) -> None:
-        self.app, self.host, self.token_hashes, self.cookie = app, host, token_hashes, cookie
+    def __init__(self, app: ASGIApp, host: str, tokens: Mapping[str, str], cookie: str) -> None:
+        self.app, self.host, self.tokens, self.cookie = app, host, tokens, cookie
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Lets a request through or answers it with what is wrong."""
@@ -99,7 +99,7 @@ class Guard:
     def _enter(self, request: Request) -> Response:
         """Turns the token of the address into the cookie."""
         [token, *more] = request.query_params.getlist("token")
-        if more or annotator_of(token, self.token_hashes) is None:
+        if more or annotator_of(token, self.tokens) is None:
             raise Refused(403, "This address is not valid (any more). Open the one that chatpipe rank prints.")
         response = HTMLResponse(_ENTER)
         response.set_cookie(self.cookie, token, path="/", httponly=True, samesite="strict")
@@ -108,7 +108,7 @@ class Guard:
     def _annotator(self, request: Request) -> str:
         pairs = [pair.strip().partition("=") for pair in request.headers.get("cookie", "").split(";")]
         tokens = [value for name, _, value in pairs if name == self.cookie]
-        annotator = annotator_of(tokens[0], self.token_hashes) if len(tokens) == 1 else None
+        annotator = annotator_of(tokens[0], self.tokens) if len(tokens) == 1 else None
         if annotator is None:
             raise Refused(403, "Open the address with the token that chatpipe rank prints.")
         return annotator
