@@ -176,9 +176,24 @@ def test_a_ranking_keeps_ties_its_annotator_and_its_round():
     tied = to_ranking(row(prompt="Who?", responses=["a", "b"], ranks=[1, 1]), "rankings")
     assert tied == Ranking([{"role": "user", "content": "Who?"}], ["a", "b"], [1, 1])
     assert tied.to_row().keys() == {"prompt", "responses", "ranks"}
-    for odd in ("1", 1.0, True, [1]):
-        with pytest.raises(BadRow, match="round is not a whole number"):
-            to_ranking(Row({**values, "round": odd}, "x"), "rankings")
+    assert to_ranking(Row({**values, "annotator": "", "round": None}, "x"), "rankings").annotator is None
+
+
+NO_ROUND, NO_NAME = "round is not a whole number from 0 to 1,000,000", "annotator is not text"
+WRONG = [
+    *(("round", value, NO_ROUND) for value in ("1", 1.0, True, [1], -1, 10**30)),
+    *(("annotator", value, NO_NAME) for value in (7, 1.5, False, ["ann"], {"name": "ann"})),
+]
+
+
+@pytest.mark.parametrize(("field", "value", "reason"), WRONG)
+@pytest.mark.parametrize(
+    ("form", "values"),
+    [("rankings", {"responses": ["a", "b"], "ranks": [1, 2]}), ("pairs", {"chosen": "a", "rejected": "b"})],
+)
+def test_who_ranked_and_in_which_round_are_text_and_a_number(form, values, field, value, reason):
+    with pytest.raises(BadRow, match=reason):
+        to_ranking(row(prompt="Who?", **values, **{field: value}), form)
 
 
 def test_weights_and_a_pairs_margin_are_kept():

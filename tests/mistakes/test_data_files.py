@@ -591,6 +591,25 @@ RANKINGS = [
         {"a.jsonl": jsonl([ranking(["a", ""], [1, 2])])},
     ),
     Mistake(
+        "annotators and rounds that are none",
+        f"{RM} a.jsonl",
+        """
+        error: rm.data: a.jsonl: 3 of 62 rows cannot be used.
+        2 rows: annotator is not text (first at a.jsonl:60)
+        1 row: round is not a whole number from 0 to 1,000,000 (first at a.jsonl:62)
+        Mend the file, say what it holds (data: [{source: FILE, format: ..., columns: ...}]), or allow more (max_skipped: SHARE).
+        """,
+        {
+            "a.jsonl": jsonl(
+                [
+                    *(ranking(["a", str(number)], [1, 2]) for number in range(59)),
+                    *({**ranking(["a", "b"], [1, 2]), "annotator": odd} for odd in (7, ["ann"])),
+                    {**ranking(["a", "b"], [1, 2]), "round": -1},
+                ]
+            )
+        },
+    ),
+    Mistake(
         "a pair of two prompts",
         f"{RM} a.jsonl",
         """

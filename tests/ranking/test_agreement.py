@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from scipy.stats import friedmanchisquare, kendalltau
 
+from chatpipe.evaluation.correlation import tau_b
 from chatpipe.evaluation.intervals import resampled_interval, share_interval
 from chatpipe.ranking.agreement import (
     alpha_of,
@@ -15,7 +16,6 @@ from chatpipe.ranking.agreement import (
     mid_ranks,
     ordinal_alpha,
     pair_agreements,
-    tau_b,
 )
 
 CASES = 10_000

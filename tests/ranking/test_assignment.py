@@ -175,7 +175,7 @@ def test_a_ranking_that_was_undone_no_longer_counts(room):
 def test_repeats_come_once_later_and_of_what_was_chosen(room):
     room = room(60, repeats=0.2)
     room.enter("ann")
-    chosen = repeated_items((item.id for item in room.store.items), 3, "ann", 0.2)
+    chosen = repeated_items(room.store.queue, 3, "ann", 0.2)
     done = room.finish("ann")
     again = [task for task in done if task.endswith(AGAIN)]
     assert 0 < len(chosen) < 30
@@ -189,7 +189,7 @@ def test_repeats_come_once_later_and_of_what_was_chosen(room):
 
 
 def test_one_in_twenty_is_repeated():
-    chosen = repeated_items((f"item {i}" for i in range(20_000)), 0, "ann", 0.05)
+    chosen = repeated_items([f"item {i}" for i in range(20_000)], 0, "ann", 0.05)
     assert abs(len(chosen) - 1000) < 100
 
 

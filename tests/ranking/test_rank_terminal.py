@@ -2,10 +2,11 @@ import io
 import sys
 
 import pytest
+from ranked import item
 
 from chatpipe.errors import UsageError
 from chatpipe.ranking.answers import BadAnswer
-from chatpipe.ranking.items import Item
+from chatpipe.ranking.items import Item, item_id
 from chatpipe.ranking.session import Session
 from chatpipe.ranking.standing import standing_rankings
 from chatpipe.ranking.store import Store
@@ -14,14 +15,7 @@ from chatpipe.ranking.terminal import rank_in_terminal, read_ranks
 
 @pytest.fixture
 def store(tmp_path):
-    items = [
-        Item(
-            f"{number:016x}",
-            [{"role": "user", "content": f"Question {number}?"}],
-            [f"{name} {number}" for name in "abc"],
-        )
-        for number in range(3)
-    ]
+    items = [item(f"Question {number}?", [f"{name} {number}" for name in "abc"]) for number in range(3)]
     with Store.create_or_open(tmp_path / "r.db", items, seed=0, overlap=1, repeats=0) as store:
         store.add_annotator("ann", "person")
         yield store
@@ -125,7 +119,8 @@ def test_what_was_answered_elsewhere_is_not_answered_again(store, monkeypatch):
 
 def test_no_control_sequence_of_a_model_reaches_the_terminal(tmp_path, monkeypatch, capsys):
     hostile = "\x1b]0;title\x07\x1b[2J\x1b[31mred\x1b[0m\x9b1mC1\u202eback [bold]plain[/bold] :smile:\r\x08"
-    items = [Item("0" * 16, [{"role": "user\x1b[1m", "content": hostile}], [hostile, "other"])]
+    asked = [{"role": "user\x1b[1m", "content": hostile}], [hostile, "other"]
+    items = [Item(item_id(*asked), *asked)]
     with Store.create_or_open(tmp_path / "h.db", items, seed=0, overlap=1, repeats=0) as store:
         store.add_annotator("ann", "person")
         monkeypatch.setattr(sys, "stdin", io.StringIO(f"note {hostile}\nshow\n"))

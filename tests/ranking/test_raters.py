@@ -280,10 +280,10 @@ def test_a_rater_that_there_is_not_is_refused(work, rater, says):
 def test_neither_importing_nor_the_gold_rater_needs_torch(work):
     program = (
         "import sys; from pathlib import Path; from chatpipe import pocketworld; "
-        "from chatpipe.ranking.raters import *; "
+        "from chatpipe.ranking.raters import *; from chatpipe.ranking.items import item_id; "
         "from chatpipe.ranking.store import Store; check_rater('pocketworld'); world = pocketworld.World.build(0, 64); "
-        "items = [Item('0', pocketworld.prompts(world, 'test', 1, 0)[0], ['Yes.', 'No.'])]; "
-        "store = Store.create_or_open(Path('r.db'), items, 0, 1, 0); "
+        "asked = pocketworld.prompts(world, 'test', 1, 0)[0], ['Yes.', 'No.']; "
+        "store = Store.create_or_open(Path('r.db'), [Item(item_id(*asked), *asked)], 0, 1, 0); "
         "print(rank_with_program(store, 'pocketworld', seed=0).ranked, 'torch' in sys.modules)"
     )
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)

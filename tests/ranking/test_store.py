@@ -12,9 +12,10 @@ import pytest
 from ranked import items
 
 from chatpipe.errors import UsageError
+from chatpipe.ranking.records import Annotator
 from chatpipe.ranking.session import Session
 from chatpipe.ranking.standing import standing_rankings
-from chatpipe.ranking.store import Annotator, Store, StoreConflict, StoreError
+from chatpipe.ranking.store import Store, StoreConflict, StoreError
 
 WRITER = """
 import resource, sys
@@ -59,13 +60,13 @@ def test_what_was_put_in_is_there_after_opening_again(path):
     with open_store(path, overlap=2, repeats=0.1) as store:
         store.add_annotator("zoe", "person")
         store.add_annotator("ann", "program")
-        store.append("zoe", "show", "task", {"order": [0, 1]}, "key", at=5.5)
+        store.append("zoe", "show", items(5)[0].id, {"order": [0, 2, 1]}, "key", at=5.5)
     for again in (open_store(path, overlap=2, repeats=0.1), Store.read(path)):
         with again:
             assert (again.items, again.seed, again.overlap, again.repeats) == (items(5), 0, 2, 0.1)
             assert again.annotators() == [Annotator("zoe", "person"), Annotator("ann", "program")]
             (event,) = again.events()
-            assert (event.time, event.action, event.body) == (5.5, "show", {"order": [0, 1]})
+            assert (event.time, event.action, event.body) == (5.5, "show", {"order": [0, 2, 1]})
             assert again.events("ann") == []
 
 
@@ -146,7 +147,7 @@ def test_reading_what_is_not_there_is_refused_and_makes_nothing(path):
 def test_events_are_only_added(path, statement):
     with open_store(path) as store:
         store.add_annotator("ann", "person")
-        store.append("ann", "show", "task", {"order": [0, 1]}, "key")
+        store.append("ann", "show", store.items[0].id, {"order": [0, 1, 2]}, "key")
     with sqlite3.connect(path) as other, pytest.raises(sqlite3.IntegrityError, match="events are only added"):
         other.execute(statement)
     other.close()
@@ -331,7 +332,7 @@ def test_a_store_in_which_two_servers_answered_one_task_opens_and_the_first_answ
             [
                 ("submit", task, '{"answer": {"ranks": [3, 2, 1]}}', "second"),
                 ("skip", task, '{"answer": {"ranks": [3, 2, 1]}, "reason": "why"}', "third"),
-                ("edit", "never shown", '{"answer": {"ranks": [3, 2, 1]}}', "fourth"),
+                ("edit", store.items[1].id, '{"answer": {"ranks": [3, 2, 1]}}', "fourth"),
             ],
         )
     other.close()
@@ -353,6 +354,21 @@ def test_a_copy_of_an_open_store_can_be_read(path, tmp_path):
         shutil.copytree(path.parent, tmp_path / "copy")
     with Store.read(tmp_path / "copy" / path.name) as copy:
         assert len(standing_rankings(copy)) == 1
+
+
+def test_a_copy_of_the_file_alone_that_was_just_made_can_be_read(path, tmp_path):
+    with open_store(path, overlap=2):
+        shutil.copy(path, tmp_path / "copy.db")
+    with Store.read(tmp_path / "copy.db") as copy:
+        assert (copy.items, copy.overlap) == (items(5), 2)
+
+
+def test_a_folder_is_no_store(tmp_path):
+    assert (
+        refusal(tmp_path) == f"The store {tmp_path} would be a file, and is a folder. Name a file in it: --store STORE."
+    )
+    assert list(tmp_path.iterdir()) == []
+    assert not tmp_path.with_name(tmp_path.name + ".lock").exists()
 
 
 def test_where_no_file_can_be_made_is_said(tmp_path):

@@ -47,6 +47,9 @@ _KEY_OF: Mapping[What, str] = {"conversations": "sft.data", "rankings": "rm.data
 _LIST_FIELDS = ("messages", "conversations", "responses", "ranks", "history")
 _TEXT_OR_LIST_FIELDS = ("prompt", "completion", "chosen", "rejected")
 
+MAX_ROUND = 1_000_000
+"""Of a larger number nobody means a round."""
+
 
 @dataclass(frozen=True)
 class Ranking:
@@ -190,10 +193,10 @@ def responses_of(values: dict[str, Any]) -> list[str]:
 
 
 def round_of(values: dict[str, Any]) -> int | None:
-    """The field `round`, None where it is missing. Raises `BadRow` where it is not a whole number."""
+    """The field `round`, None where it is missing. Raises `BadRow` where it cannot be one."""
     made_in = values.get("round")
-    if made_in is not None and type(made_in) is not int:
-        raise BadRow("round is not a whole number")
+    if made_in is not None and (type(made_in) is not int or not 0 <= made_in <= MAX_ROUND):
+        raise BadRow(f"round is not a whole number from 0 to {MAX_ROUND:,}")
     return made_in
 
 
@@ -238,8 +241,6 @@ def _ranking(values: dict[str, Any]) -> Ranking:
         raise BadRow("ranks are not one whole number for each response")
     if not _is_order(ranks):
         raise BadRow("ranks are no order: 1 is best, and the next one follows (1, 2, 3; with ties 1, 1, 2 or 1, 1, 3)")
-    if not all(text.strip() for text in responses):
-        raise BadRow("a response is empty")
     return Ranking(as_prompt(values.get("prompt")), responses, ranks, **_of_ranking(values))
 
 
@@ -261,8 +262,11 @@ def _of_ranking(values: dict[str, Any]) -> dict[str, Any]:
         weight = 1.0
     if not _is_number(weight) or weight <= 0:
         raise BadRow("weight is not a number above 0")
+    annotator = values.get("annotator")
+    if not isinstance(annotator, str | None):
+        raise BadRow("annotator is not text")
     return {
-        "annotator": values.get("annotator"),
+        "annotator": annotator or None,
         "round": round_of(values),
         "weight": float(weight),
     }

@@ -21,18 +21,6 @@ def pair_agreements(ranks: np.ndarray) -> np.ndarray:
     return 1 - apart[~np.isnan(apart)]
 
 
-def tau_b(first: np.ndarray, second: np.ndarray) -> float:
-    """Kendall's tau-b of two rankings [n], over the items that both have.
-
-    (concordant - discordant) / sqrt(pairs untied in the first x pairs untied in the second) (Kendall 1945, "The
-    treatment of ties in ranking problems").
-    """
-    both = ~np.isnan(first) & ~np.isnan(second)
-    orders = _orders(np.stack([first[both], second[both]]))
-    untied = np.abs(orders).sum(1).prod()
-    return float((orders[0] * orders[1]).sum() / np.sqrt(untied)) if untied else np.nan
-
-
 def kendall_w(ranks: np.ndarray) -> float:
     """Kendall's coefficient of concordance, corrected for ties: 1 where all rows of [m, n] agree, 0 where none do.
 

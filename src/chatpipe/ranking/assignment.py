@@ -36,9 +36,10 @@ def queue_of(items: Iterable[str], seed: int) -> list[str]:
     return sorted(items, key=lambda item: hashlib.sha256(f"queue {seed} {item}".encode()).digest())
 
 
-def repeated_items(items: Iterable[str], seed: int, annotator: str, share: float) -> set[str]:
-    """The item ids that this annotator gets a second time, once they ranked them."""
-    return {item for item in items if random.Random(f"repeat {seed} {annotator} {item}").random() < share}
+def repeated_items(queue: Sequence[str], seed: int, annotator: str, share: float) -> set[str]:
+    """The item ids of the queue that this annotator gets a second time, once they ranked them."""
+    chance = random.Random(f"repeat {seed} {annotator}")  # one for all: to seed one takes as long as a hundred draws
+    return {item for item in queue if chance.random() < share}
 
 
 def takers(answers: Counter[str], people: Iterable[History], now: float) -> Counter[str]:

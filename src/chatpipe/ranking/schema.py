@@ -9,6 +9,7 @@ from contextlib import closing, contextmanager
 from pathlib import Path
 from urllib.parse import quote
 
+from chatpipe import console
 from chatpipe.errors import UsageError
 from chatpipe.ranking.items import Item
 
@@ -17,9 +18,7 @@ SALT_BYTES = 32
 APPLICATION = int.from_bytes(b"rank", "big")
 """What SQLite's `application_id` says of a store of ours."""
 
-_SCHEMA = (
-    f"PRAGMA application_id = {APPLICATION}",
-    f"PRAGMA user_version = {FORMAT}",
+_TABLES_AND_TRIGGERS = (
     "CREATE TABLE meta (key TEXT PRIMARY KEY, value TEXT NOT NULL)",
     "CREATE TABLE items (position INTEGER PRIMARY KEY, id TEXT NOT NULL UNIQUE, prompt TEXT NOT NULL,"
     " responses TEXT NOT NULL, round INTEGER)",
@@ -51,11 +50,13 @@ def connect(path: Path, mode: str) -> sqlite3.Connection:
     return connection
 
 
-def create(connection: sqlite3.Connection, items: Sequence[Item], seed: int) -> None:
+def create(connection: sqlite3.Connection, items: Sequence[Item], settings: Mapping[str, float]) -> None:
     """Makes the tables of a store in an empty file."""
     connection.execute("PRAGMA journal_mode = WAL")
     with transaction(connection):
-        for statement in _SCHEMA:
+        connection.execute(f"PRAGMA application_id = {APPLICATION}")
+        connection.execute(f"PRAGMA user_version = {FORMAT}")
+        for statement in _TABLES_AND_TRIGGERS:
             connection.execute(statement)
         connection.executemany(
             "INSERT INTO items VALUES (?, ?, ?, ?, ?)",
@@ -64,7 +65,8 @@ def create(connection: sqlite3.Connection, items: Sequence[Item], seed: int) -> 
                 for position, item in enumerate(items)
             ),
         )
-        set_meta(connection, {"seed": seed, "created": time.time()})
+        set_meta(connection, {**settings, "created": time.time()})
+        add_salt(connection)
 
 
 def set_meta(connection: sqlite3.Connection, values: Mapping[str, float]) -> None:
@@ -84,17 +86,23 @@ def has_begun(path: Path) -> bool:
     try:
         with closing(connect(path, "ro")) as connection:
             return bool(connection.execute("SELECT count(*) FROM sqlite_master").fetchone() != (0,))
-    except sqlite3.DatabaseError:
+    except (sqlite3.DatabaseError, UnicodeDecodeError):
         return True  # whoever opens it says what is wrong
 
 
 def check_format(path: Path, connection: sqlite3.Connection) -> None:
-    """Raises `UsageError` where the file is no store, or that of a newer chatpipe."""
+    """Raises `UsageError` where the file is no store, that of a newer chatpipe, or not whole."""
     if connection.execute("PRAGMA application_id").fetchone() != (APPLICATION,):
         raise no_store(path)
     (version,) = connection.execute("PRAGMA user_version").fetchone()
     if version > FORMAT:
         raise UsageError(f"{path} is a store of a newer chatpipe (format {version}, not {FORMAT}).", "Update chatpipe.")
+    (found,) = connection.execute("PRAGMA integrity_check(1)").fetchone()
+    if found != "ok":
+        raise damaged(path, found)
+    declared = {sql for (sql,) in connection.execute("SELECT sql FROM sqlite_master")}
+    if not declared.issuperset(_TABLES_AND_TRIGGERS):
+        raise damaged(path, "its tables are declared otherwise")
 
 
 def check_same(path: Path, connection: sqlite3.Connection, items: Sequence[Item], seed: int) -> None:
@@ -115,3 +123,11 @@ def check_same(path: Path, connection: sqlite3.Connection, items: Sequence[Item]
 def no_store(path: Path) -> UsageError:
     """What to tell a user whose file is none of ours."""
     return UsageError(f"{path} is no store of rankings.", "Give the file that chatpipe rank made (--store STORE).")
+
+
+def damaged(path: Path, how: str) -> UsageError:
+    """What to tell a user whose store was one of ours; `how` may quote what stands in it, which can be anything."""
+    return UsageError(
+        f"{path} is damaged: {console.printable(' '.join(how.split()))}.",
+        f"Put a copy of it there that is whole; `sqlite3 {path} .recover` prints what can still be read of this one.",
+    )

@@ -15,7 +15,6 @@ from chatpipe.ranking.answers import Answer, BadAnswer, blank, read_answer, read
 from chatpipe.ranking.assignment import (
     new_items,
     next_task,
-    queue_of,
     repeated_items,
     shown_order,
     takers,
@@ -65,8 +64,7 @@ class Session:
         self._store = store
         self._annotator = annotator
         self._clock = clock
-        self._queue = queue_of((item.id for item in store.items), store.seed)
-        self._repeated = repeated_items(self._queue, store.seed, annotator, 0 if program else store.repeats)
+        self._repeated = repeated_items(store.queue, store.seed, annotator, 0 if program else store.repeats)
         self._overlap = math.inf if program else store.overlap
 
     def view(self) -> View:
@@ -117,7 +115,7 @@ class Session:
         return takers(self._store.answers, people, now)
 
     def _new(self, taken: Counter[str]) -> list[str]:
-        return new_items(self._queue, self._history, taken, self._overlap)
+        return new_items(self._store.queue, self._history, taken, self._overlap)
 
     def _is_meant(self, token: str | None, at_hand: str | None, action: str) -> bool:
         if token is None:

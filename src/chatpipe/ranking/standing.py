@@ -5,7 +5,8 @@ from dataclasses import dataclass
 
 from chatpipe.ranking.history import AGAIN
 from chatpipe.ranking.items import Item
-from chatpipe.ranking.store import Kind, Store
+from chatpipe.ranking.records import Kind
+from chatpipe.ranking.store import Store
 
 
 @dataclass(frozen=True)

@@ -14,8 +14,9 @@ from typing import Any
 
 import numpy as np
 
+from chatpipe.evaluation.correlation import tau_b
 from chatpipe.evaluation.intervals import resampled_interval, share_interval
-from chatpipe.ranking.agreement import alpha_of, coincidences, kendall_w, pair_agreements, tau_b
+from chatpipe.ranking.agreement import alpha_of, coincidences, kendall_w, pair_agreements
 from chatpipe.ranking.items import MAX_RESPONSES, Item
 from chatpipe.ranking.position import position_effect
 from chatpipe.ranking.standing import StandingRanking, standing_rankings
@@ -136,7 +137,7 @@ def _prompt_of(item: Item) -> str:
 
 
 def _agreement(items: Sequence[Prompted]) -> dict[str, Any]:
-    """Each measure of `agreement.py`; `tau_b` and `kendall_w` are means, of two annotators' and of items' values."""
+    """Each measure of `agreement.py`, and tau-b; it and `kendall_w` are means: of pairs of annotators, of items."""
     return {
         "pair_agreement": asdict(_pair_agreement(items)),
         "tau_b": asdict(_mean_over(items, _tau_bs, low=-1)),

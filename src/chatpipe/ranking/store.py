@@ -11,20 +11,51 @@ import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, closing, contextmanager
-from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Literal
+from typing import Any
 
 from chatpipe.errors import ChatpipeError, UsageError
 from chatpipe.locking import alone_with
+from chatpipe.ranking.assignment import queue_of
 from chatpipe.ranking.history import Event, History, item_of
 from chatpipe.ranking.items import Item
-from chatpipe.ranking.schema import add_salt, check_format, check_same, connect, create, no_store, set_meta, transaction
+from chatpipe.ranking.records import (
+    Annotator,
+    Damaged,
+    Kind,
+    annotators_in,
+    check_event,
+    event_of_key,
+    events_in,
+    items_in,
+    settings_in,
+    sound,
+)
+from chatpipe.ranking.schema import (
+    add_salt,
+    check_format,
+    check_same,
+    connect,
+    create,
+    damaged,
+    no_store,
+    set_meta,
+    transaction,
+)
 
-Kind = Literal["person", "program"]
-
-_EVENT_COLUMNS = "seq, time, annotator, action, task, body, key"
+OF_THE_DISK = (
+    sqlite3.SQLITE_BUSY,
+    sqlite3.SQLITE_CANTOPEN,
+    sqlite3.SQLITE_FULL,
+    sqlite3.SQLITE_IOERR,
+    sqlite3.SQLITE_NOMEM,
+    sqlite3.SQLITE_PERM,
+    sqlite3.SQLITE_PROTOCOL,
+    sqlite3.SQLITE_READONLY,
+)
+"""What SQLite calls trouble that is not the file's own."""
 
 
 class StoreError(ChatpipeError):
@@ -37,14 +68,6 @@ class OtherWriter(StoreError):
 
 class StoreConflict(Exception):
     """The key of an event was used before, for another event of the same annotator."""
-
-
-@dataclass(frozen=True)
-class Annotator:
-    """Who ranks."""
-
-    name: str
-    kind: Kind
 
 
 def check_name(name: str) -> None:
@@ -69,15 +92,12 @@ class Store:
         """The number of the last event that is folded."""
         with connection:  # what is read is of one moment, also beside a writer
             connection.execute("BEGIN")
-            meta = dict(connection.execute("SELECT key, value FROM meta"))
-            self.seed = int(meta["seed"])
-            self.overlap = int(meta["overlap"])
-            self.repeats = float(meta["repeats"])
-            self.salt = bytes.fromhex(meta.get("salt", ""))
-            """What nobody can guess, for what annotators may see but not see through; empty in a store that is read."""
-            self.items = _items(connection)
+            settings = settings_in(connection)
+            self.seed, self.overlap, self.repeats = settings.seed, settings.overlap, settings.repeats
+            self.salt = settings.salt
+            self.items = items_in(connection)
             self._by_id = {item.id: item for item in self.items}
-            self._annotators = {known.name: known for known in _annotators(connection)}
+            self._annotators = {known.name: known for known in annotators_in(connection)}
             self._fold()
 
     @classmethod
@@ -86,27 +106,33 @@ class Store:
 
         `overlap` is how many people rank each item, `repeats` the share of items that each of them gets a second time;
         both may change from one opening to the next. Raises `UsageError` where another process writes to the store,
-        where it was made from other items or with another seed, or where the file is no store or has several names.
+        where it was made from other items or with another seed, or where the file is no store, damaged, or has several
+        names.
         """
+        if path.is_dir():
+            raise UsageError(f"The store {path} would be a file, and is a folder.", "Name a file in it: --store STORE.")
         with _opening(path) as opened:
             opened.enter_context(alone_with(path))
             _check_one_name(path)
             connection = opened.enter_context(closing(connect(path, "rwc")))
+            settings = {"overlap": overlap, "repeats": repeats}
             if connection.execute("SELECT count(*) FROM sqlite_master").fetchone() == (0,):
-                create(connection, items, seed)
+                create(connection, items, {"seed": seed, **settings})
             else:
                 check_format(path, connection)
                 check_same(path, connection, items, seed)
-            with transaction(connection):
-                set_meta(connection, {"overlap": overlap, "repeats": repeats})
-                add_salt(connection)
+                with transaction(connection):
+                    set_meta(connection, settings)
+                    add_salt(connection)
+            # From the write-ahead log into the file, so that a copy of the file alone is a store.
+            connection.execute("PRAGMA wal_checkpoint(PASSIVE)")
             store = cls(path, connection)
             store._held = opened.pop_all()
             return store
 
     @classmethod
     def read(cls, path: Path) -> "Store":
-        """Opens a store for reading, as it is at this moment. Raises `UsageError` where there is none."""
+        """Opens a store for reading, as it is at this moment. Raises `UsageError` where there is none that is whole."""
         if not path.is_file():
             raise UsageError(f"There is no store {path}.", "Make one: chatpipe rank FILE --store STORE.")
         with _opening(path) as opened:
@@ -127,6 +153,11 @@ class Store:
     def close(self) -> None:
         """Closes the file and lets go of the lock."""
         self._held.close()
+
+    @cached_property
+    def queue(self) -> list[str]:
+        """The ids of the items, in the order in which they are assigned."""
+        return queue_of((item.id for item in self.items), self.seed)
 
     def item_of(self, task: str) -> Item:
         """The item that a task shows."""
@@ -204,7 +235,7 @@ class Store:
                 raise  # before anything was applied
             except BaseException as problem:
                 self._fold()  # what was applied was not stored
-                if isinstance(problem, sqlite3.OperationalError):
+                if isinstance(problem, sqlite3.DatabaseError) and not isinstance(problem, sqlite3.IntegrityError):
                     raise StoreError(
                         f"Nothing was stored in {self.path}: {problem}.", "Make room on the disk, then do it again."
                     ) from problem
@@ -212,19 +243,12 @@ class Store:
 
     def events(self, annotator: str | None = None) -> list[Event]:
         """The events of one annotator, or of all, in the order in which they came."""
-        chosen = "" if annotator is None else "WHERE annotator = ?"
         with self.lock:
-            rows = self._connection.execute(
-                f"SELECT {_EVENT_COLUMNS} FROM events {chosen} ORDER BY seq", () if annotator is None else (annotator,)
-            )
-            return list(map(_event, rows))
+            return events_in(self._connection, annotator)
 
     def find(self, annotator: str, key: str) -> Event | None:
         """The event that an annotator's key was used for."""
-        row = self._connection.execute(
-            f"SELECT {_EVENT_COLUMNS} FROM events WHERE annotator = ? AND key = ?", (annotator, key)
-        ).fetchone()
-        return None if row is None else _event(row)
+        return event_of_key(self._connection, annotator, key)
 
     def _check_alone(self) -> None:
         """Within a transaction, so that nobody writes between this and what comes. Raises `OtherWriter`."""
@@ -243,7 +267,9 @@ class Store:
             self._begin_history(annotator)
         self._last = None
         for event in self.events():
-            self.histories[event.annotator].apply(event)
+            with sound(f"event {event.seq}"):
+                check_event(event, 0 if event.task is None else len(self.item_of(event.task).responses))
+                self.histories[event.annotator].apply(event)
             self._last = event.seq
 
     def _begin_history(self, annotator: Annotator) -> None:
@@ -256,12 +282,21 @@ def _opening(path: Path) -> Iterator[ExitStack]:
     try:
         with ExitStack() as opened:
             yield opened
-    except (sqlite3.OperationalError, OSError) as problem:
-        raise StoreError(
-            f"{path} cannot be opened: {problem}.", "Is there room on the disk, and may you write there?"
-        ) from problem
-    except sqlite3.DatabaseError as problem:
-        raise no_store(path) from problem
+    except Damaged as problem:
+        raise damaged(path, str(problem)) from problem
+    except UnicodeDecodeError as problem:  # in the very message of SQLite
+        raise damaged(path, "its text is not UTF-8") from problem
+    except (sqlite3.DatabaseError, OSError) as problem:
+        raise _told(path, problem) from problem
+
+
+def _told(path: Path, problem: sqlite3.DatabaseError | OSError) -> ChatpipeError:
+    """What to tell a user whose store could not be opened."""
+    # Without a code: text that is not UTF-8.
+    code = getattr(problem, "sqlite_errorcode", sqlite3.SQLITE_CORRUPT) & 0xFF  # without what specifies it
+    if isinstance(problem, OSError) or code in OF_THE_DISK:
+        return StoreError(f"{path} cannot be opened: {problem}.", "Is there room on the disk, and may you write there?")
+    return no_store(path) if code == sqlite3.SQLITE_NOTADB else damaged(path, str(problem))
 
 
 def _identity(path: Path) -> tuple[int, int] | None:
@@ -280,18 +315,3 @@ def _check_one_name(path: Path) -> None:
             f"{path} has another name in some folder (a hard link), under which another chatpipe could write to it.",
             "Delete the other name, or copy the file and give the copy: --store STORE.",
         )
-
-
-def _items(connection: sqlite3.Connection) -> list[Item]:
-    rows = connection.execute("SELECT id, prompt, responses, round FROM items ORDER BY position")
-    return [Item(id, json.loads(prompt), json.loads(responses), made_in) for id, prompt, responses, made_in in rows]
-
-
-def _annotators(connection: sqlite3.Connection) -> Iterator[Annotator]:
-    for row in connection.execute("SELECT name, kind FROM annotators ORDER BY rowid"):
-        yield Annotator(*row)
-
-
-def _event(row: tuple[Any, ...]) -> Event:
-    seq, at, annotator, action, task, body, key = row
-    return Event(seq, at, annotator, action, task, json.loads(body), key)

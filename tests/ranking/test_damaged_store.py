@@ -1,0 +1,95 @@
+"""A store that was cut off, overwritten or flipped somewhere: refused by its name, or read; never a traceback."""
+
+import random
+from pathlib import Path
+
+import pytest
+from ranked import items, open_store, skip, submit
+
+from chatpipe.errors import ChatpipeError
+from chatpipe.ranking.export import export
+from chatpipe.ranking.session import Session
+from chatpipe.ranking.stats import store_stats
+from chatpipe.ranking.store import Store
+
+ITEMS = items(12)
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory) -> bytes:
+    """The bytes of a store with people, a program, drafts, a skip, undone steps and a repeat."""
+    path = tmp_path_factory.mktemp("whole") / "r.db"
+    with open_store(path, ITEMS) as store:
+        store.add_annotator("ann", "person")
+        store.add_annotator("robot", "program")
+        for item in ITEMS:
+            submit(store, "robot", item.id, [1, 2, 3], note="so")
+        session = Session(store, "ann")
+        for number in range(8):
+            view = session.act(f"edit {number}", "edit", session.view().task, {"ranks": [1, None, 2]})
+            session.act(f"submit {number}", "submit", view.task, {"ranks": [2, 1, 3], "note": f"note {number}"})
+        session.act("undo", "undo", None, None)
+        submit(store, "ann", f"{ITEMS[0].id}-again", [3, 2, 1])
+        skip(store, "robot", f"{ITEMS[1].id}-again", 3, "too long")
+    return path.read_bytes()
+
+
+def use(path: Path) -> None:
+    """All that is done with a store."""
+    with Store.read(path) as store:
+        store_stats(store)
+        export(store, path.with_name("rankings.jsonl"))
+        export(store, path.with_name("pairs.jsonl"), as_pairs=True)
+    with open_store(path, ITEMS) as store:
+        store.add_annotator("ann", "person")
+        session = Session(store, "ann")
+        view = session.view()
+        session.act("undo more", "undo", None, None)
+        view = session.view()
+        session.act("one more", "submit", view.task, {"ranks": [1, 1, 2]})
+
+
+def told(path: Path, content: bytes) -> str | None:
+    """What is said of a file with this content, None where it can be used."""
+    for old in path.parent.iterdir():
+        old.unlink()
+    path.write_bytes(content)
+    try:
+        use(path)
+    except ChatpipeError as refused:
+        return f"{refused.message} {refused.hint}"
+    return None
+
+
+def test_the_whole_one_can_be_used(tmp_path, whole):
+    assert told(tmp_path / "r.db", whole) is None
+
+
+def test_a_store_that_was_cut_off_is_refused(tmp_path, whole):
+    path = tmp_path / "r.db"
+    for size in [1, 15, 16, 50, 99, 100, 101, 1000, *range(4096, len(whole), 2048), len(whole) - 1]:
+        said = told(path, whole[:size])
+        assert said is not None, size
+        assert said.startswith((f"{path} is no store of rankings.", f"{path} is damaged: ")), said
+
+
+def test_a_page_of_zeros_or_noise_is_refused(tmp_path, whole):
+    path, rng = tmp_path / "r.db", random.Random(0)
+    for start in range(0, len(whole), 4096):
+        for page in (bytes(4096), rng.randbytes(4096)):
+            said = told(path, whole[:start] + page + whole[start + 4096 :])
+            assert said is not None, start
+            assert said.startswith((f"{path} is no store of rankings.", f"{path} is damaged: ")), said
+
+
+def test_flipped_bits_are_refused_by_the_files_name_or_change_a_text_or_number(tmp_path, whole):
+    path, rng = tmp_path / "r.db", random.Random(0)
+    used = [place for place, byte in enumerate(whole) if byte]
+    refused = 0
+    for place in sorted(rng.sample(used, 400)):
+        flipped = bytearray(whole)
+        flipped[place] ^= 1 << rng.randrange(8)
+        said = told(path, bytes(flipped))
+        refused += said is not None
+        assert said is None or str(path) in said, (place, said)
+    assert refused > 200
