@@ -73,6 +73,18 @@ def test_the_shown_order_is_a_function_of_seed_annotator_and_task():
     assert all(shown_order(*other, 9) != shown_order(3, "ann", "task", 9) for other in others)
 
 
+@pytest.mark.parametrize("k", [2, 3])
+def test_a_repeat_comes_in_another_order_than_the_first_time_and_in_each_other_one_equally_often(k):
+    pairs = Counter(
+        (tuple(shown_order(0, "ann", f"task {i}", k)), tuple(shown_order(0, "ann", f"task {i}{AGAIN}", k)))
+        for i in range(6000)
+    )
+    every = list(permutations(range(k)))
+    assert set(pairs) == {(first, again) for first in every for again in every if first != again}
+    mean = 6000 / len(pairs)
+    assert all(abs(count - mean) < 0.25 * mean for count in pairs.values())
+
+
 def test_every_order_comes_equally_often():
     counts = Counter(tuple(shown_order(0, "ann", f"task {i}", 3)) for i in range(6000))
     assert set(counts) == set(permutations(range(3)))

@@ -10,7 +10,7 @@ import random
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 
-from chatpipe.ranking.history import AGAIN, History
+from chatpipe.ranking.history import AGAIN, History, item_of
 
 LEASE_SECONDS = 30 * 60
 """How long an item counts as being ranked after its annotator last touched it."""
@@ -19,8 +19,12 @@ TASKS_BEFORE_AGAIN = 10
 
 
 def shown_order(seed: int, annotator: str, task: str, k: int) -> list[int]:
-    """The canonical index of the response at each of the `k` places."""
-    return random.Random(f"order {seed} {annotator} {task}").sample(range(k), k)
+    """The canonical index of the response at each of the `k` places; that of a repeat is not the first one."""
+    chance = random.Random(f"order {seed} {annotator} {task}")
+    first = shown_order(seed, annotator, item_of(task), k) if task.endswith(AGAIN) else None
+    while (order := chance.sample(range(k), k)) == first:
+        pass
+    return order
 
 
 def token_of(salt: bytes, annotator: str, task: str) -> str:

@@ -6,7 +6,7 @@ import socket
 import pytest
 
 from chatpipe.ranking.web import security
-from chatpipe.ranking.web.security import is_loopback, is_own_name
+from chatpipe.ranking.web.security import OwnNames, is_loopback
 
 TOKEN = "token-of-ann-0123456789"
 COOKIE = f"chatpipe-rank-test={TOKEN}"
@@ -193,22 +193,32 @@ def test_a_step_with_the_token_of_another_annotator_is_not_theirs(server):
     assert server.steps() == []
 
 
-@pytest.mark.parametrize("name", ["127.0.0.1", "localhost", "::1"])
+@pytest.mark.parametrize("name", ["127.0.0.1", "localhost", "LocalHost", "::1", "0:0:0:0:0:0:0:1"])
 def test_a_server_is_called_by_the_names_of_this_machine(name):
-    assert is_own_name(name, "127.0.0.1")
-    assert is_own_name(name, "rank.example")
+    assert name in OwnNames("127.0.0.1")
+    assert name in OwnNames("rank.example")
     assert is_loopback(name)
 
 
 def test_a_server_for_a_team_goes_by_its_address_alone():
-    assert is_own_name("rank.example", "Rank.Example")
-    assert is_own_name("192.168.1.20", "192.168.1.20")
+    assert "rank.example" in OwnNames("Rank.Example")
+    assert "192.168.1.20" in OwnNames("192.168.1.20")
+    assert "2001:db8::20" in OwnNames("2001:DB8:0:0::20")
     for name in ("evil.example", "192.168.1.21", ""):
-        assert not is_own_name(name, "192.168.1.20")
-    assert is_own_name("192.168.1.21", "0.0.0.0")  # a bare address cannot be rebound
-    assert is_own_name(socket.gethostname().lower(), "0.0.0.0")
-    assert not is_own_name("evil.example", "0.0.0.0")
+        assert name not in OwnNames("192.168.1.20")
+    assert "192.168.1.21" in OwnNames("0.0.0.0")  # a bare address cannot be rebound
+    assert socket.gethostname() in OwnNames("0.0.0.0")
+    assert "evil.example" not in OwnNames("0.0.0.0")
     assert not any(map(is_loopback, ("0.0.0.0", "192.168.1.20", "rank.example", "localhost.evil.example")))
+
+
+@pytest.mark.parametrize(
+    "host, name", [("rank_box.example", "rank_box.example"), ("2001:db8:0:0:0:0:0:20", "[2001:db8::20]")]
+)
+def test_a_server_is_found_under_what_a_browser_makes_of_its_name(serve, host, name):
+    server = serve(host=host)
+    names = {"Host": f"{name}:80", "Origin": f"http://{name}:80"}
+    assert server.ask("POST", "/api/act", server.headers(**names), submit(server)).status == 200
 
 
 def test_a_server_for_a_team_takes_its_own_origin(serve):

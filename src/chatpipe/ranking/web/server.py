@@ -68,6 +68,8 @@ def serve_annotators(store: Store, names: Sequence[str], opened: socket.socket, 
     port = opened.getsockname()[1]
     for name in names:
         console.note(f"{name} ranks at {address_for(host, port, tokens[name])}")
+    if is_every_address(host) and (address := own_address(opened.family)) is not None:
+        console.note(f"Where the name {socket.gethostname()} is not known, {address} in its place leads here too.")
     console.note("Ctrl-C ends; what the page calls saved is kept, and the same command goes on at the same address.")
     make_server(make_app(sessions, host, tokens, f"chatpipe-rank-{port}")).run(sockets=[opened])
 
@@ -76,6 +78,18 @@ def address_for(host: str, port: int, token: str) -> str:
     """What an annotator opens in the browser."""
     name = socket.gethostname() if is_every_address(host) else host
     return f"http://{f'[{name}]' if ':' in name else name}:{port}/?token={token}"
+
+
+def own_address(family: int) -> str | None:
+    """The address of this machine on its way to others; None where there is no way. Sends nothing."""
+    elsewhere = "2001:db8::1" if family == socket.AF_INET6 else "192.0.2.1"  # for documentation: nobody's
+    with socket.socket(family, socket.SOCK_DGRAM) as way:
+        try:
+            way.connect((elsewhere, 9))
+        except OSError:
+            return None
+        address: str = way.getsockname()[0]
+        return f"[{address}]" if family == socket.AF_INET6 else address
 
 
 def open_socket(host: str, port: int) -> socket.socket:
