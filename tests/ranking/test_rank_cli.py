@@ -54,6 +54,22 @@ def test_a_terminal_session_leaves_its_store_beside_the_file(chatpipe, completio
     assert said.object["complete"]
 
 
+def test_a_wrong_line_of_a_pipe_is_an_error_that_names_it(chatpipe, completions, work, monkeypatch):
+    monkeypatch.setattr(sys, "stdin", io.StringIO("1 2\n1 3\n2 1\n"))
+    said = chatpipe("rank", completions, "--terminal", "--annotator", "ann", "--repeats", 0, "--json")
+    assert (said.code, said.out) == (2, "")
+    assert "error: Line 2 of the input, '1 3', was not taken: the answers are 1 to 2." in said.err
+    with Store.read(work / "c.rankings.db") as store:
+        assert len(standing_rankings(store)) == 1
+
+
+def test_a_closed_input_and_a_folder_as_store_are_told(refused, completions, monkeypatch, work):
+    (work / "folder").mkdir()
+    assert "The store folder would be a file" in refused("rank", completions, "--terminal", "--store", "folder")
+    monkeypatch.setattr(sys, "stdin", None)
+    assert "There is no input to read rankings from" in refused("rank", completions, "--terminal")
+
+
 def test_ctrl_c_in_the_terminal_keeps_what_was_ranked(chatpipe, completions, monkeypatch):
     lines = iter(["1 2"])
 

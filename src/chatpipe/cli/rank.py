@@ -50,6 +50,7 @@ def rank(
     from chatpipe.ranking.items import Item, read_items
     from chatpipe.ranking.people import names_of
     from chatpipe.ranking.store import Store, check_name
+    from chatpipe.ranking.terminal import check_input
 
     path = store or file.with_suffix(".rankings.db")
 
@@ -69,7 +70,9 @@ def rank(
         what = "--terminal is for one person" if terminal else "--annotator is one person"
         raise UsageError(f"{what}, --annotators are several.", "Give one of them.")
     names = names_of(annotator, annotators)
-    if not terminal:
+    if terminal:
+        check_input()
+    else:
         _check_page(host, is_team=bool(annotators))
     items = read_items(file)
     front = _in_terminal if terminal else _in_browser(host, port)
