@@ -83,6 +83,21 @@ def test_the_number_pad_and_a_keyboard_whose_digits_need_shift(serve, open_page)
     expect(page.locator("#order")).to_have_text("1st 22nd 13rd 3")
 
 
+def test_letter_keys_of_a_keyboard_without_latin_letters(serve, open_page):
+    served = serve([row(2)])
+    page = open_page(served.address)
+    press = "key => document.body.dispatchEvent(new KeyboardEvent('keydown', {...key, bubbles: true}))"
+    page.evaluate(press, {"code": "KeyF", "key": "а"})  # on a Russian one
+    expect(page.locator("#flag")).to_have_attribute("aria-pressed", "true")
+    page.evaluate(press, {"code": "KeyB", "key": "Process"})  # where Chinese is typed
+    expect(page.locator("#all-bad")).to_have_attribute("aria-pressed", "true")
+    page.evaluate(press, {"code": "KeyN", "key": "b"})  # Dvorak: the letter counts, not its place
+    expect(page.locator("#all-bad")).to_have_attribute("aria-pressed", "false")
+    expect(page.locator("#note-dialog")).to_be_hidden()
+    page.evaluate(press, {"code": "KeyS", "key": "é"})
+    expect(page.locator("#skip-dialog")).to_be_visible()
+
+
 def test_undo_and_redo_go_over_submits_without_limit(serve, open_page):
     served = serve([row(2, number) for number in range(4)], "--repeats", "0")
     page = open_page(served.address)
@@ -201,6 +216,60 @@ def test_while_the_server_is_away_nothing_is_called_saved_and_then_all_of_it_is(
     wait_done(page, 1)
     expect(page.locator("#trouble")).to_be_hidden()
     assert [shown_ranks(ranking) for ranking in served.rankings()] == [[2, 3, 1]]
+
+
+def test_while_nothing_can_be_stored_the_page_says_so_without_naming_the_file(serve, open_page):
+    served = serve([row(2)])
+    page = open_page(served.address)
+    moved = served.store.rename(served.store.with_name("moved"))
+    page.keyboard.press("Digit2")
+    expect(page.locator("#trouble")).to_have_text(
+        "Not saved yet: the server could not store it; whoever started chatpipe rank can read why. Trying again."
+    )
+    assert served.store.name not in page.content()
+    moved.rename(served.store)
+    wait_saved(page)
+    expect(page.locator("#trouble")).to_be_hidden()
+    expect(page.locator("#order")).to_have_text("1st 2Not ranked 1")
+    assert str(served.store) in served.stop()
+
+
+@pytest.mark.parametrize("step", ["KeyU", "Digit1"])
+def test_when_another_annotators_address_is_opened_in_the_browser_the_first_page_stops(serve, open_page, step):
+    served = serve(
+        [row(2, number) for number in range(2)], "--annotators", "ann,ben", "--overlap", "2", "--repeats", "0"
+    )
+    page = open_page(served.addresses["ann"])
+    expect(page.locator("#annotator")).to_have_text("as ann")
+    for key in ("Digit1", "Digit2", "Enter"):
+        page.keyboard.press(key)
+    wait_done(page, 1)
+    other = page.context.new_page()
+    other.goto(served.addresses["ben"])
+    expect(other.locator("#annotator")).to_have_text("as ben")
+    for key in ("Digit2", "Digit1", "Enter"):
+        other.keyboard.press(key)
+    wait_done(other, 1)
+    page.bring_to_front()
+    page.keyboard.press(step)
+    expect(page.locator("#trouble")).to_have_text(
+        "The address of ben was opened in this browser, so it ranks as ben now, not as ann. The last step was not"
+        " saved. Reload this page to go on as ben, or open the address of ann again."
+    )
+    expect(page.locator("#task")).to_be_hidden()
+    expect(page.locator("#controls")).to_be_hidden()
+    for key in ("KeyU", "Digit1", "Digit2", "Enter", "?"):
+        page.keyboard.press(key)
+    expect(page.locator("#help-dialog")).to_be_hidden()
+    assert [(ranking.annotator, shown_ranks(ranking)) for ranking in served.rankings()] == [
+        ("ann", [1, 2]),
+        ("ben", [2, 1]),
+    ]
+    page.reload()
+    expect(page.locator("#annotator")).to_have_text("as ben")
+    page.goto(served.addresses["ann"])
+    expect(page.locator("#annotator")).to_have_text("as ann")
+    wait_done(page, 1)
 
 
 def test_another_tab_sees_what_comes_now(serve, open_page):

@@ -73,6 +73,18 @@ def test_the_shown_order_is_a_function_of_seed_annotator_and_task():
     assert all(shown_order(*other, 9) != shown_order(3, "ann", "task", 9) for other in others)
 
 
+@pytest.mark.parametrize("k", [2, 3])
+def test_a_repeat_comes_in_another_order_than_the_first_time_and_in_each_other_one_equally_often(k):
+    pairs = Counter(
+        (tuple(shown_order(0, "ann", f"task {i}", k)), tuple(shown_order(0, "ann", f"task {i}{AGAIN}", k)))
+        for i in range(6000)
+    )
+    every = list(permutations(range(k)))
+    assert set(pairs) == {(first, again) for first in every for again in every if first != again}
+    mean = 6000 / len(pairs)
+    assert all(abs(count - mean) < 0.25 * mean for count in pairs.values())
+
+
 def test_every_order_comes_equally_often():
     counts = Counter(tuple(shown_order(0, "ann", f"task {i}", 3)) for i in range(6000))
     assert set(counts) == set(permutations(range(3)))
@@ -80,9 +92,20 @@ def test_every_order_comes_equally_often():
 
 
 def test_tokens_differ_and_do_not_tell_a_repeat():
-    tokens = {token_of(seed, name, task) for seed in (0, 1) for name in "ab" for task in ("x", f"x{AGAIN}", "y")}
+    tokens = {token_of(salt, name, task) for salt in (b"0", b"1") for name in "ab" for task in ("x", f"x{AGAIN}", "y")}
     assert len(tokens) == 12
     assert {len(token) for token in tokens} == {32}
+
+
+def test_tokens_of_two_stores_with_the_same_items_and_seed_differ(tmp_path):
+    """So they depend on what nobody can try out."""
+    seen = []
+    for name in ("a.db", "b.db"):
+        with Store.create_or_open(tmp_path / name, items(1), seed=0, overlap=1, repeats=0) as store:
+            store.add_annotator("ann", "person")
+            seen.append(Session(store, "ann").view())
+    assert seen[0].responses == seen[1].responses
+    assert seen[0].task != seen[1].task
 
 
 @pytest.mark.parametrize("overlap", [1, 2, 3])
@@ -164,7 +187,7 @@ def test_a_ranking_that_was_undone_no_longer_counts(room):
 def test_repeats_come_once_later_and_of_what_was_chosen(room):
     room = room(60, repeats=0.2)
     room.enter("ann")
-    chosen = repeated_items((item.id for item in room.store.items), 3, "ann", 0.2)
+    chosen = repeated_items(room.store.queue, 3, "ann", 0.2)
     done = room.finish("ann")
     again = [task for task in done if task.endswith(AGAIN)]
     assert 0 < len(chosen) < 30
@@ -178,7 +201,7 @@ def test_repeats_come_once_later_and_of_what_was_chosen(room):
 
 
 def test_one_in_twenty_is_repeated():
-    chosen = repeated_items((f"item {i}" for i in range(20_000)), 0, "ann", 0.05)
+    chosen = repeated_items([f"item {i}" for i in range(20_000)], 0, "ann", 0.05)
     assert abs(len(chosen) - 1000) < 100
 
 

@@ -23,7 +23,7 @@ def whole(tmp_path_factory) -> bytes:
     """The bytes of a store with people, a program, drafts, a skip, undone steps and a repeat."""
     path = tmp_path_factory.mktemp("whole") / "r.db"
     with open_store(path, ITEMS) as store:
-        store.add_annotator("ann", "person", "0123456789abcdef")
+        store.add_annotator("ann", "person")
         store.add_annotator("robot", "program")
         for item in ITEMS:
             submit(store, "robot", item.id, [1, 2, 3], note="so")

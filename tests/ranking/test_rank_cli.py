@@ -12,6 +12,7 @@ import pytest
 
 from chatpipe.ranking.standing import standing_rankings
 from chatpipe.ranking.store import Store
+from chatpipe.ranking.web.server import own_address
 
 
 @pytest.fixture
@@ -53,6 +54,22 @@ def test_a_terminal_session_leaves_its_store_beside_the_file(chatpipe, completio
     assert said.object["complete"]
 
 
+def test_a_wrong_line_of_a_pipe_is_an_error_that_names_it(chatpipe, completions, work, monkeypatch):
+    monkeypatch.setattr(sys, "stdin", io.StringIO("1 2\n1 3\n2 1\n"))
+    said = chatpipe("rank", completions, "--terminal", "--annotator", "ann", "--repeats", 0, "--json")
+    assert (said.code, said.out) == (2, "")
+    assert "error: Line 2 of the input, '1 3', was not taken: the answers are 1 to 2." in said.err
+    with Store.read(work / "c.rankings.db") as store:
+        assert len(standing_rankings(store)) == 1
+
+
+def test_a_closed_input_and_a_folder_as_store_are_told(refused, completions, monkeypatch, work):
+    (work / "folder").mkdir()
+    assert "The store folder would be a file" in refused("rank", completions, "--terminal", "--store", "folder")
+    monkeypatch.setattr(sys, "stdin", None)
+    assert "There is no input to read rankings from" in refused("rank", completions, "--terminal")
+
+
 def test_ctrl_c_in_the_terminal_keeps_what_was_ranked(chatpipe, completions, monkeypatch):
     lines = iter(["1 2"])
 
@@ -77,6 +94,9 @@ def test_ctrl_c_in_the_terminal_keeps_what_was_ranked(chatpipe, completions, mon
         (["--annotator", "ann", "--annotators", "ann,ben"], "--annotator is one person, --annotators are several"),
         (["--annotators", "ann,,ben"], "a name is empty or given twice"),
         (["--annotators", "ann,ann"], "a name is empty or given twice"),
+        (["--annotators", "ann,b\tc", "--port", 0], "'b\\tc' cannot be an annotator's name"),
+        (["--annotator", "b\tc", "--terminal"], "'b\\tc' cannot be an annotator's name"),
+        (["--annotator", "b\tc", "--rater", "pocketworld"], "'b\\tc' cannot be an annotator's name"),
         (["--terminal", "--annotators", "ann,ben"], "--terminal is for one person"),
         (["--terminal", "--temperature", 1], "--temperature is the noise of a --rater"),
         (["--rater", "pocketworld", "--terminal"], "--rater is a program"),
@@ -160,27 +180,40 @@ main()
 """
 
 
-def start(work, *words):
-    """The command as a process, once it serves, and the addresses that it told."""
-    command = [sys.executable, "-c", PROGRAM, "rank", *map(str, words)]
-    process = subprocess.Popen(command, cwd=work, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-    told = {}
-    for line in process.stderr:
-        if match := re.fullmatch(r"(\S+) ranks at (\S+)\n", line):
-            told[match[1]] = match[2]
-        if line.startswith("Ctrl-C ends"):
-            break
-    return process, told
+@pytest.fixture
+def start(work):
+    """Starts the command as a process, and gives it with what it said until it serves."""
+    started = []
+
+    def start(*words):
+        command = [sys.executable, "-c", PROGRAM, "rank", *map(str, words)]
+        started.append(subprocess.Popen(command, cwd=work, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True))
+        said = []
+        for line in started[-1].stderr:
+            said.append(line)
+            if line.startswith("Ctrl-C ends"):
+                break
+        return started[-1], said
+
+    yield start
+    for process in started:
+        process.kill()
+        process.communicate()
 
 
-def test_it_serves_each_annotator_without_torch_and_ends_with_ctrl_c_at_the_same_address(completions, work):
+def addresses_in(said):
+    found = (re.fullmatch(r"(\S+) ranks at (\S+)\n", line) for line in said)
+    return {match[1]: match[2] for match in found if match}
+
+
+def test_it_serves_each_annotator_without_torch_and_ends_with_ctrl_c_at_the_same_address(completions, start):
     words = (completions, "--annotators", "ann,ben", "--json")
-    process, told = start(work, *words, "--port", 0)
-    addresses = told
-    assert set(told) == {"ann", "ben"}
-    base, _, token = told["ann"].partition("?token=")
+    process, said = start(*words, "--port", 0)
+    addresses = addresses_in(said)
+    assert set(addresses) == {"ann", "ben"}
+    base, _, token = addresses["ann"].partition("?token=")
     assert len(token) == 32
-    with ask(told["ann"]) as reply:
+    with ask(addresses["ann"]) as reply:
         [(name, morsel)] = SimpleCookie(reply.headers["set-cookie"]).items()
         assert reply.headers["server"] is None
     with ask(f"{base}api/view", f"{name}={morsel.value}") as reply:
@@ -201,7 +234,18 @@ def test_it_serves_each_annotator_without_torch_and_ends_with_ctrl_c_at_the_same
     ]
     assert err.splitlines()[2] == "loaded:"
 
-    again, told = start(work, *words, "--port", base.rpartition(":")[2].strip("/"))
-    again.kill()
-    again.communicate()
-    assert told == addresses
+    _, said = start(*words, "--port", base.rpartition(":")[2].strip("/"))
+    assert addresses_in(said) == addresses
+
+
+def test_who_listens_on_all_addresses_is_told_one_that_needs_no_name(completions, start):
+    _, said = start(completions, "--annotators", "ann", "--host", "0.0.0.0", "--port", 0)
+    port = addresses_in(said)["ann"].partition("/?")[0].rpartition(":")[2]
+    assert addresses_in(said)["ann"].startswith(f"http://{socket.gethostname()}:{port}/?token=")
+    notes = [line for line in said if line.startswith("Where the name")]
+    address = own_address(socket.AF_INET)
+    name = socket.gethostname()
+    expected = (
+        [] if address is None else [f"Where the name {name} is not known, {address} in its place leads here too.\n"]
+    )
+    assert notes == expected

@@ -21,12 +21,19 @@ def store(tmp_path):
         yield store
 
 
+class Keyboard(io.StringIO):
+    """Lines that somebody types."""
+
+    def isatty(self):
+        return True
+
+
 @pytest.fixture
 def type_lines(store, monkeypatch, capsys):
     """Types lines, and gives what was said to them."""
 
     def type_lines(*lines):
-        monkeypatch.setattr(sys, "stdin", io.StringIO("".join(line + "\n" for line in lines)))
+        monkeypatch.setattr(sys, "stdin", Keyboard("".join(line + "\n" for line in lines)))
         rank_in_terminal(Session(store, "ann"))
         out, err = capsys.readouterr()
         assert out == ""
@@ -35,9 +42,26 @@ def type_lines(store, monkeypatch, capsys):
     return type_lines
 
 
+@pytest.fixture
+def pipe_lines(store, monkeypatch):
+    """Gives lines through a pipe."""
+
+    def pipe_lines(*lines):
+        monkeypatch.setattr(sys, "stdin", io.StringIO("".join(line + "\n" for line in lines)))
+        rank_in_terminal(Session(store, "ann"))
+
+    return pipe_lines
+
+
 @pytest.mark.parametrize(
     "line, ranks",
-    [("2 1=3 4", [2, 1, 2, 3]), ("1 2 3 4", [1, 2, 3, 4]), ("4=3=2=1", [1] * 4), ("2 1 = 3  4", [2, 1, 2, 3])],
+    [
+        ("2 1=3 4", [2, 1, 2, 3]),
+        ("1 2 3 4", [1, 2, 3, 4]),
+        ("4=3=2=1", [1] * 4),
+        ("2 1 = 3  4", [2, 1, 2, 3]),
+        ("2\t1=\u00a03 4", [2, 1, 2, 3]),
+    ],
 )
 def test_a_line_is_a_ranking(line, ranks):
     assert read_ranks(line, 4) == ranks
@@ -60,8 +84,9 @@ def test_a_line_that_is_no_ranking_is_told(line, says):
         read_ranks(line, 4)
 
 
-def test_a_session_through_a_pipe(store, type_lines):
-    said = type_lines("2 1=3", "note odd", "bad", "skip too long", "quit", "1 2 3")
+def test_a_session_through_a_pipe(store, pipe_lines, capsys):
+    pipe_lines("2 1=3", "note odd", "bad", "", "skip too long", "quit", "1 2 3")
+    said = capsys.readouterr().err
     rankings = standing_rankings(store)
     assert [ranking.ranks for ranking in rankings if ranking.all_bad] == [[1, 1, 1]]
     assert [ranking.note for ranking in rankings if ranking.all_bad] == ["odd"]
@@ -101,8 +126,58 @@ def test_what_is_wrong_changes_nothing(store, type_lines):
     assert {event.action for event in store.events()} == {"show"}
 
 
-def test_what_was_answered_elsewhere_is_not_answered_again(store, monkeypatch):
-    class Elsewhere(io.StringIO):
+@pytest.mark.parametrize(
+    "wrong, why",
+    [
+        ("1 2", "not ranked: 3"),
+        ("1 2 3 4", "the answers are 1 to 3"),
+        ("skip", "a skip needs a reason"),
+        ("bogus", "'bogus' is not known"),
+        ("redo", "there is nothing to redo"),
+    ],
+)
+def test_a_line_of_a_pipe_that_is_not_taken_ends_it(store, pipe_lines, wrong, why):
+    """The next line was written for the next task, and would rank this one."""
+    with pytest.raises(UsageError) as caught:
+        pipe_lines("2 1=3", "", wrong, "1 2 3")
+    assert caught.value.message == f"Line 3 of the input, {wrong!r}, was not taken: {why}."
+    [ranking] = standing_rankings(store)
+    assert [ranking.ranks[index] for index in ranking.order] == [2, 1, 2]
+
+
+def test_a_line_of_a_pipe_for_more_tasks_than_there_are_is_told(store, pipe_lines):
+    with pytest.raises(UsageError, match="Line 4 of the input, '1 2 3', was not taken: nothing is left to rank"):
+        pipe_lines(*["1 2 3"] * 4)
+    assert len(standing_rankings(store)) == 3
+
+
+def test_blanks_and_capitals_do_not_matter_to_a_command(store, type_lines):
+    type_lines("NOTE\tas Written ", "FLAG", "Skip\u00a0 too long")
+    [skipped] = standing_rankings(store)
+    assert (skipped.skipped, skipped.note, skipped.flag) == ("too long", "as Written", True)
+
+
+def test_a_ranking_may_stand_beside_all_bad(store, type_lines):
+    said = type_lines("bad 2 1=3", "Bad")
+    assert said.count("left. All answers are bad.") == 2
+    rankings = standing_rankings(store)
+    assert [ranking.all_bad for ranking in rankings] == [True, True]
+    assert sorted([ranking.ranks[index] for index in ranking.order] for ranking in rankings) == [[1, 1, 1], [2, 1, 2]]
+
+
+def test_a_ranking_leaves_standing_that_all_are_bad_where_the_page_said_so(store, type_lines):
+    page = Session(store, "ann")
+    page.act("page-key", "edit", page.view().task, {"ranks": [None] * 3, "all_bad": True})
+    said = type_lines("2 1=3")
+    assert "So far: all bad" in said
+    assert "Saved: 1 done, 2 left. All answers are bad." in said
+    [ranking] = standing_rankings(store)
+    assert ([ranking.ranks[index] for index in ranking.order], ranking.all_bad) == ([2, 1, 2], True)
+
+
+@pytest.mark.parametrize("kind", [Keyboard, io.StringIO])
+def test_what_was_answered_elsewhere_is_not_answered_again(store, monkeypatch, capsys, kind):
+    class Elsewhere(kind):
         """Before the first line is typed here, the page answers."""
 
         def readline(self, *size):
@@ -112,7 +187,13 @@ def test_what_was_answered_elsewhere_is_not_answered_again(store, monkeypatch):
             return super().readline(*size)
 
     monkeypatch.setattr(sys, "stdin", Elsewhere("3 2 1\n"))
-    rank_in_terminal(Session(store, "ann"))
+    if kind is Keyboard:
+        rank_in_terminal(Session(store, "ann"))
+        said = capsys.readouterr().err
+        assert "This task was answered elsewhere. This is what comes now.\n\n== Task 2" in said
+    else:
+        with pytest.raises(UsageError, match="Line 1 of the input, '3 2 1', was not taken"):
+            rank_in_terminal(Session(store, "ann"))
     [ranking] = standing_rankings(store)
     assert [ranking.ranks[index] for index in ranking.order] == [1, 2, 3]
 

@@ -58,13 +58,13 @@ def refusal(path: Path, **settings) -> str:
 
 def test_what_was_put_in_is_there_after_opening_again(path):
     with open_store(path, overlap=2, repeats=0.1) as store:
-        store.add_annotator("zoe", "person", "hash")
+        store.add_annotator("zoe", "person")
         store.add_annotator("ann", "program")
         store.append("zoe", "show", items(5)[0].id, {"order": [0, 2, 1]}, "key", at=5.5)
     for again in (open_store(path, overlap=2, repeats=0.1), Store.read(path)):
         with again:
             assert (again.items, again.seed, again.overlap, again.repeats) == (items(5), 0, 2, 0.1)
-            assert again.annotators() == [Annotator("zoe", "person", "hash"), Annotator("ann", "program")]
+            assert again.annotators() == [Annotator("zoe", "person"), Annotator("ann", "program")]
             (event,) = again.events()
             assert (event.time, event.action, event.body) == (5.5, "show", {"order": [0, 2, 1]})
             assert again.events("ann") == []
@@ -169,16 +169,28 @@ def test_the_same_event_with_the_same_key_is_there_once_and_another_is_refused(p
         assert list(store.histories["ann"].shown) == ["task"]
 
 
-def test_an_annotator_is_added_once_keeps_its_kind_and_may_get_a_new_token(path):
+def test_an_annotator_is_added_once_and_keeps_its_kind(path):
     with open_store(path) as store:
-        store.add_annotator("ann", "person", "old")
         store.add_annotator("ann", "person")
-        assert store.annotators() == [Annotator("ann", "person", "old")]
-        store.add_annotator("ann", "person", "new")
+        store.add_annotator("ann", "person")
         with pytest.raises(UsageError, match="ann is a person, not a program"):
             store.add_annotator("ann", "program")
     with Store.read(path) as store:
-        assert store.annotators() == [Annotator("ann", "person", "new")]
+        assert store.annotators() == [Annotator("ann", "person")]
+
+
+def test_every_store_has_random_bytes_of_its_own_and_keeps_them(path, tmp_path):
+    with open_store(path) as store, open_store(tmp_path / "other.db") as other:
+        salt = store.salt
+        assert len(salt) == 32
+        assert salt != other.salt
+    with open_store(path) as store:
+        assert store.salt == salt
+        store._connection.execute("DELETE FROM meta WHERE key = 'salt'")  # as before there was one
+    with Store.read(path) as store:
+        assert store.salt == b""
+    with open_store(path) as store:
+        assert len(store.salt) == 32
 
 
 def test_annotators_stand_in_the_order_in_which_they_came_whatever_the_clock_says(path, monkeypatch):
@@ -186,7 +198,7 @@ def test_annotators_stand_in_the_order_in_which_they_came_whatever_the_clock_say
         for now, name in enumerate(("zoe", "ann", "mia")):
             monkeypatch.setattr("time.time", lambda now=now: 1_000.0 - now)
             store.add_annotator(name, "person")
-        store.add_annotator("zoe", "person", "new token")
+        store.add_annotator("zoe", "person")
     with Store.read(path) as store:
         assert [known.name for known in store.annotators()] == ["zoe", "ann", "mia"]
 
@@ -282,6 +294,57 @@ def test_nothing_is_called_stored_that_goes_to_a_deleted_file(path, replaced):
         assert store.events() == []
 
 
+def test_of_two_writers_whose_lock_failed_the_one_that_was_overtaken_stores_nothing_more(path):
+    with open_store(path) as store:
+        store.add_annotator("ann", "person")
+        path.with_name(path.name + ".lock").unlink()
+        with open_store(path) as twin:
+            twin.append("ann", "show", store.items[0].id, {"order": [0, 1, 2]}, "twin")
+            for key in ("one", "two"):
+                with pytest.raises(StoreError, match="another chatpipe writes to .* as well"):
+                    store.append("ann", "show", store.items[1].id, {"order": [0, 1, 2]}, key)
+            with pytest.raises(StoreError, match="another chatpipe writes"):
+                store.add_annotator("ben", "person")
+            twin.append("ann", "undo", None, {}, "goes on")
+            assert [event.key for event in twin.events()] == ["twin", "goes on"]
+            assert store.histories["ann"].shown == {}
+
+
+def test_a_store_with_a_second_name_is_refused_under_both(path):
+    with open_store(path):
+        twin = path.with_name("twin.db")
+        twin.hardlink_to(path)
+        assert f"{twin} has another name in some folder (a hard link)" in refusal(twin)
+    assert f"{path} has another name" in refusal(path)
+    twin.unlink()
+    open_store(path).close()
+
+
+def test_a_store_in_which_two_servers_answered_one_task_opens_and_the_first_answer_stands(path):
+    with open_store(path) as store:
+        store.add_annotator("ann", "person")
+        task = store.items[0].id
+        store.append("ann", "show", task, {"order": [0, 1, 2]}, "show")
+        store.append("ann", "submit", task, {"answer": {"ranks": [1, 2, 3]}}, "first")
+    with sqlite3.connect(path) as other:
+        other.executemany(
+            "INSERT INTO events (time, annotator, action, task, body, key) VALUES (1.0, 'ann', ?, ?, ?, ?)",
+            [
+                ("submit", task, '{"answer": {"ranks": [3, 2, 1]}}', "second"),
+                ("skip", task, '{"answer": {"ranks": [3, 2, 1]}, "reason": "why"}', "third"),
+                ("edit", store.items[1].id, '{"answer": {"ranks": [3, 2, 1]}}', "fourth"),
+            ],
+        )
+    other.close()
+    with open_store(path) as store:
+        (ranking,) = standing_rankings(store)
+        assert ranking.ranks == [1, 2, 3]
+        assert store.answers[task] == 1
+        session = Session(store, "ann")
+        assert session.act("undo-key", "undo", None, None).done == 0
+        assert store.answers[task] == 0
+
+
 def test_a_copy_of_an_open_store_can_be_read(path, tmp_path):
     """As a backup takes it: the file with its write-ahead log."""
     with open_store(path) as store:
@@ -298,6 +361,14 @@ def test_a_copy_of_the_file_alone_that_was_just_made_can_be_read(path, tmp_path)
         shutil.copy(path, tmp_path / "copy.db")
     with Store.read(tmp_path / "copy.db") as copy:
         assert (copy.items, copy.overlap) == (items(5), 2)
+
+
+def test_a_folder_is_no_store(tmp_path):
+    assert (
+        refusal(tmp_path) == f"The store {tmp_path} would be a file, and is a folder. Name a file in it: --store STORE."
+    )
+    assert list(tmp_path.iterdir()) == []
+    assert not tmp_path.with_name(tmp_path.name + ".lock").exists()
 
 
 def test_where_no_file_can_be_made_is_said(tmp_path):

@@ -47,26 +47,36 @@ def rank(
     json: Json = False,
 ) -> None:
     """Rank completions in the browser (or --terminal): whole answers side by side, blinded, every step saved."""
-    from chatpipe.ranking.items import read_items
-    from chatpipe.ranking.store import Store
+    from chatpipe.ranking.items import Item, read_items
+    from chatpipe.ranking.people import names_of
+    from chatpipe.ranking.store import Store, check_name
+    from chatpipe.ranking.terminal import check_input
 
     path = store or file.with_suffix(".rankings.db")
 
-    def open_store() -> Store:
-        return Store.create_or_open(path, read_items(file), seed, overlap, repeats)
+    def open_store(items: list[Item]) -> Store:
+        return Store.create_or_open(path, items, seed, overlap, repeats)
 
     if rater is not None:
         if terminal or annotators:
             raise UsageError("--rater is a program: it excludes --terminal and --annotators.", "Give one of them.")
-        _rank_by_program(open_store, file, rater, seed, temperature, annotator, json)
+        if annotator:
+            check_name(annotator)
+        _rank_by_program(lambda: open_store(read_items(file)), file, rater, seed, temperature, annotator, json)
         return
     if temperature is not None:
         raise UsageError("--temperature is the noise of a --rater.", "Leave it out.")
     if annotators and (annotator or terminal):
         what = "--terminal is for one person" if terminal else "--annotator is one person"
         raise UsageError(f"{what}, --annotators are several.", "Give one of them.")
-    front = _in_terminal if terminal else _in_browser(host, port, is_team=bool(annotators))
-    _rank_by_people(open_store, front, annotator, annotators, json)
+    names = names_of(annotator, annotators)
+    if terminal:
+        check_input()
+    else:
+        _check_page(host, is_team=bool(annotators))
+    items = read_items(file)
+    front = _in_terminal if terminal else _in_browser(host, port)
+    _rank_by_people(lambda: open_store(items), front, names, json)
 
 
 def _rank_by_program(
@@ -105,15 +115,13 @@ def _rank_by_program(
 def _rank_by_people(
     open_store: "Callable[[], Store]",
     front: "Callable[[Store, Sequence[str]], None]",
-    annotator: str | None,
-    annotators: str | None,
+    names: "Sequence[str]",
     json: bool,
 ) -> None:
     """Until Ctrl-C, which is an interruption only where something is left to rank."""
     from chatpipe import console
-    from chatpipe.ranking.people import login_name, progress_of, read_names
+    from chatpipe.ranking.people import progress_of
 
-    names = read_names(annotators) if annotators else [annotator or login_name()]
     was_stopped = False
     with open_store() as store:
         try:
@@ -138,10 +146,10 @@ def _in_terminal(store: "Store", names: "Sequence[str]") -> None:
     rank_in_terminal(Session(store, name))
 
 
-def _in_browser(host: str, port: int, is_team: bool) -> "Callable[[Store, Sequence[str]], None]":
-    """What serves the page; the port is taken here, before anything is written."""
+def _check_page(host: str, is_team: bool) -> None:
+    """Raises `UsageError` where the page cannot be served, as far as that can be told before the port is taken."""
     try:
-        from chatpipe.ranking.web import server
+        import chatpipe.ranking.web.server  # noqa: F401
         from chatpipe.ranking.web.security import is_loopback
     except ModuleNotFoundError as problem:
         package = (problem.name or "").partition(".")[0]
@@ -156,5 +164,11 @@ def _in_browser(host: str, port: int, is_team: bool) -> "Callable[[Store, Sequen
             f"At {host} others reach the page, so each of them needs an address of their own.",
             "Give their names: --annotators ann,ben.",
         )
+
+
+def _in_browser(host: str, port: int) -> "Callable[[Store, Sequence[str]], None]":
+    """What serves the page; the port is taken here, before anything is written."""
+    from chatpipe.ranking.web import server
+
     opened = server.open_socket(host, port)
     return lambda store, names: server.serve_annotators(store, names, opened, host)

@@ -5,11 +5,12 @@ what they ranked comes a second time, some tasks later, without telling. Program
 """
 
 import hashlib
+import hmac
 import random
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 
-from chatpipe.ranking.history import AGAIN, History
+from chatpipe.ranking.history import AGAIN, History, item_of
 
 LEASE_SECONDS = 30 * 60
 """How long an item counts as being ranked after its annotator last touched it."""
@@ -18,13 +19,20 @@ TASKS_BEFORE_AGAIN = 10
 
 
 def shown_order(seed: int, annotator: str, task: str, k: int) -> list[int]:
-    """The canonical index of the response at each of the `k` places."""
-    return random.Random(f"order {seed} {annotator} {task}").sample(range(k), k)
+    """The canonical index of the response at each of the `k` places; that of a repeat is not the first one."""
+    chance = random.Random(f"order {seed} {annotator} {task}")
+    first = shown_order(seed, annotator, item_of(task), k) if task.endswith(AGAIN) else None
+    while (order := chance.sample(range(k), k)) == first:
+        pass
+    return order
 
 
-def token_of(seed: int, annotator: str, task: str) -> str:
-    """What an annotator knows a task by; it does not tell a repeat."""
-    return hashlib.sha256(f"task {seed} {annotator} {task}".encode()).hexdigest()[:32]
+def token_of(salt: bytes, annotator: str, task: str) -> str:
+    """What an annotator knows a task by.
+
+    It tells neither a repeat nor the order of the file, also to who tries all of them: `salt` is the store's secret.
+    """
+    return hmac.digest(salt, f"task {annotator} {task}".encode(), "sha256").hex()[:32]
 
 
 def queue_of(items: Iterable[str], seed: int) -> list[str]:
@@ -32,9 +40,10 @@ def queue_of(items: Iterable[str], seed: int) -> list[str]:
     return sorted(items, key=lambda item: hashlib.sha256(f"queue {seed} {item}".encode()).digest())
 
 
-def repeated_items(items: Iterable[str], seed: int, annotator: str, share: float) -> set[str]:
-    """The item ids that this annotator gets a second time, once they ranked them."""
-    return {item for item in items if random.Random(f"repeat {seed} {annotator} {item}").random() < share}
+def repeated_items(queue: Sequence[str], seed: int, annotator: str, share: float) -> set[str]:
+    """The item ids of the queue that this annotator gets a second time, once they ranked them."""
+    chance = random.Random(f"repeat {seed} {annotator}")  # one for all: to seed one takes as long as a hundred draws
+    return {item for item in queue if chance.random() < share}
 
 
 def takers(answers: Counter[str], people: Iterable[History], now: float) -> Counter[str]:

@@ -3,8 +3,8 @@
 Edits, submits and skips are steps in a line, with a pointer behind those that hold. Undo moves it one step back, also
 over a submit or skip, which withdraws that answer; redo moves it forward. A new step after an undo takes the place of
 what was undone of its own task; the undone steps of other tasks hold again, before it: who goes back to correct one
-ranking keeps all later ones. An edit to what stands there already is no step, and undo and redo beyond the ends do
-nothing.
+ranking keeps all later ones. An edit to what stands there already is no step, undo and redo beyond the ends do nothing,
+and neither does a step on a task that is not open: it was answered before.
 """
 
 from collections import Counter, defaultdict
@@ -122,7 +122,8 @@ class History:
             self._position += 1
 
     def _step(self, event: Event) -> None:
-        assert event.task is not None
+        if event.task not in self.open:  # stored by a second server beside the one that the store is for
+            return
         new = Step(event.action, event.task, Answer(**event.body["answer"]), event.body.get("reason"), event.time)
         if new.action == "edit" and new.answer == self.draft(new.task):
             return

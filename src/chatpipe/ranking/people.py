@@ -8,7 +8,7 @@ from typing import Any
 
 from chatpipe.errors import UsageError
 from chatpipe.ranking.schema import has_begun
-from chatpipe.ranking.store import Store
+from chatpipe.ranking.store import Store, check_name
 
 
 def login_name() -> str:
@@ -26,6 +26,14 @@ def read_names(text: str) -> list[str]:
         raise UsageError(
             f"--annotators {text!r}: a name is empty or given twice.", "Give names with commas between: ann,ben."
         )
+    return names
+
+
+def names_of(annotator: str | None, annotators: str | None) -> list[str]:
+    """Who ranks: `annotators` (`a,b,c`), or `annotator`, or who is logged in. Raises `UsageError`."""
+    names = read_names(annotators) if annotators else [annotator or login_name()]
+    for name in names:
+        check_name(name)
     return names
 
 

@@ -23,20 +23,23 @@ class Damaged(Exception):
 
 @dataclass(frozen=True)
 class Annotator:
-    """Who ranks; `token_sha256` is the hash of the token that a person on the network shows."""
+    """Who ranks."""
 
     name: str
     kind: Kind
-    token_sha256: str | None = None
 
 
 @dataclass(frozen=True)
 class Settings:
-    """How the items of a store are given out: see `Store.create_or_open`."""
+    """How the items of a store are given out: see `Store.create_or_open`.
+
+    `salt` is what nobody can guess, for what annotators may see but not see through; empty where there is none yet.
+    """
 
     seed: int
     overlap: int
     repeats: float
+    salt: bytes
 
 
 @contextmanager
@@ -52,7 +55,8 @@ def settings_in(connection: sqlite3.Connection) -> Settings:
     """The settings of the store. Raises `Damaged`, as all of these."""
     with sound("the table of settings"):
         meta = dict(connection.execute("SELECT key, value FROM meta"))
-        return Settings(int(meta["seed"]), int(meta["overlap"]), float(meta["repeats"]))
+        salt = bytes.fromhex(meta.get("salt", ""))
+        return Settings(int(meta["seed"]), int(meta["overlap"]), float(meta["repeats"]), salt)
 
 
 def items_in(connection: sqlite3.Connection) -> list[Item]:
@@ -71,10 +75,10 @@ def items_in(connection: sqlite3.Connection) -> list[Item]:
 
 def annotators_in(connection: sqlite3.Connection) -> Iterator[Annotator]:
     """The annotators in the order in which they came."""
-    for name, kind, token in connection.execute("SELECT name, kind, token_sha256 FROM annotators ORDER BY rowid"):
+    for name, kind in connection.execute("SELECT name, kind FROM annotators ORDER BY rowid"):
         with sound(f"annotator {name}"):
             _expect(isinstance(name, str) and kind in ("person", "program"))
-        yield Annotator(name, kind, token)
+        yield Annotator(name, kind)
 
 
 def events_in(connection: sqlite3.Connection, annotator: str | None = None) -> list[Event]:

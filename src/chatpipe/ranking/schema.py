@@ -1,6 +1,7 @@
 """The SQLite file of a store: its tables, opening it, and whether it is one of ours and made from the same items."""
 
 import json
+import secrets
 import sqlite3
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -14,6 +15,7 @@ from chatpipe.ranking.items import Item
 from chatpipe.ranking.records import settings_in
 
 FORMAT = 1
+SALT_BYTES = 32
 APPLICATION = int.from_bytes(b"rank", "big")
 """What SQLite's `application_id` says of a store of ours."""
 
@@ -22,7 +24,7 @@ _TABLES_AND_TRIGGERS = (
     "CREATE TABLE items (position INTEGER PRIMARY KEY, id TEXT NOT NULL UNIQUE, prompt TEXT NOT NULL,"
     " responses TEXT NOT NULL, round INTEGER)",
     "CREATE TABLE annotators (name TEXT PRIMARY KEY, kind TEXT NOT NULL CHECK (kind IN ('person', 'program')),"
-    " token_sha256 TEXT, created REAL NOT NULL)",
+    " created REAL NOT NULL)",
     "CREATE TABLE events (seq INTEGER PRIMARY KEY AUTOINCREMENT, time REAL NOT NULL,"
     " annotator TEXT NOT NULL REFERENCES annotators (name), action TEXT NOT NULL, task TEXT, body TEXT NOT NULL,"
     " key TEXT NOT NULL, UNIQUE (annotator, key))",
@@ -65,11 +67,17 @@ def create(connection: sqlite3.Connection, items: Sequence[Item], settings: Mapp
             ),
         )
         set_meta(connection, {**settings, "created": time.time()})
+        add_salt(connection)
 
 
 def set_meta(connection: sqlite3.Connection, values: Mapping[str, float]) -> None:
     """Writes settings of the store over those that it has."""
     connection.executemany("INSERT OR REPLACE INTO meta VALUES (?, ?)", [(key, str(values[key])) for key in values])
+
+
+def add_salt(connection: sqlite3.Connection) -> None:
+    """Gives the store random bytes of its own, unless it has them."""
+    connection.execute("INSERT OR IGNORE INTO meta VALUES ('salt', ?)", (secrets.token_hex(SALT_BYTES),))
 
 
 def has_begun(path: Path) -> bool:

@@ -15,7 +15,6 @@ from chatpipe.ranking.answers import Answer, BadAnswer, blank, read_answer, read
 from chatpipe.ranking.assignment import (
     new_items,
     next_task,
-    queue_of,
     repeated_items,
     shown_order,
     takers,
@@ -65,8 +64,7 @@ class Session:
         self._store = store
         self._annotator = annotator
         self._clock = clock
-        self._queue = queue_of((item.id for item in store.items), store.seed)
-        self._repeated = repeated_items(self._queue, store.seed, annotator, 0 if program else store.repeats)
+        self._repeated = repeated_items(store.queue, store.seed, annotator, 0 if program else store.repeats)
         self._overlap = math.inf if program else store.overlap
 
     def view(self) -> View:
@@ -117,12 +115,12 @@ class Session:
         return takers(self._store.answers, people, now)
 
     def _new(self, taken: Counter[str]) -> list[str]:
-        return new_items(self._queue, self._history, taken, self._overlap)
+        return new_items(self._store.queue, self._history, taken, self._overlap)
 
     def _is_meant(self, token: str | None, at_hand: str | None, action: str) -> bool:
         if token is None:
             return action in MOVES
-        return at_hand is not None and token == token_of(self._store.seed, self._annotator, at_hand)
+        return at_hand is not None and token == token_of(self._store.salt, self._annotator, at_hand)
 
     def _body(
         self, action: str, task: str | None, answer: Any, reason: str | None, used: Event | None
@@ -169,7 +167,7 @@ class Session:
         item, order = self._store.item_of(task), history.shown[task].order
         return replace(
             view,
-            task=token_of(self._store.seed, self._annotator, task),
+            task=token_of(self._store.salt, self._annotator, task),
             prompt=item.prompt,
             responses=[item.responses[index] for index in order],
             answer=history.draft(task).shown_in(order),

@@ -11,12 +11,14 @@ import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, closing, contextmanager
+from functools import cached_property
 from pathlib import Path
 from types import TracebackType
 from typing import Any
 
 from chatpipe.errors import ChatpipeError, UsageError
 from chatpipe.locking import alone_with
+from chatpipe.ranking.assignment import queue_of
 from chatpipe.ranking.history import Event, History, item_of
 from chatpipe.ranking.items import Item
 from chatpipe.ranking.records import (
@@ -32,6 +34,7 @@ from chatpipe.ranking.records import (
     sound,
 )
 from chatpipe.ranking.schema import (
+    add_salt,
     check_format,
     check_same,
     connect,
@@ -59,8 +62,18 @@ class StoreError(ChatpipeError):
     """The store could not be read or written, as on a full disk (exit 1). What was stored before is still there."""
 
 
+class OtherWriter(StoreError):
+    """Another process wrote to the store meanwhile. This one knows nothing of that, and stores nothing any more."""
+
+
 class StoreConflict(Exception):
     """The key of an event was used before, for another event of the same annotator."""
+
+
+def check_name(name: str) -> None:
+    """Raises `UsageError` for what cannot be an annotator's name."""
+    if not name.strip() or not name.isprintable():
+        raise UsageError(f"{name!r} cannot be an annotator's name.", "Give letters that can be printed.")
 
 
 class Store:
@@ -75,10 +88,13 @@ class Store:
         self._connection = connection
         self._held = ExitStack()
         self._file = _identity(path)
+        self._last: int | None = None
+        """The number of the last event that is folded."""
         with connection:  # what is read is of one moment, also beside a writer
             connection.execute("BEGIN")
             settings = settings_in(connection)
             self.seed, self.overlap, self.repeats = settings.seed, settings.overlap, settings.repeats
+            self.salt = settings.salt
             self.items = items_in(connection)
             self._by_id = {item.id: item for item in self.items}
             self._annotators = {known.name: known for known in annotators_in(connection)}
@@ -90,10 +106,14 @@ class Store:
 
         `overlap` is how many people rank each item, `repeats` the share of items that each of them gets a second time;
         both may change from one opening to the next. Raises `UsageError` where another process writes to the store,
-        where it was made from other items or with another seed, or where the file is no store or damaged.
+        where it was made from other items or with another seed, or where the file is no store, damaged, or has several
+        names.
         """
+        if path.is_dir():
+            raise UsageError(f"The store {path} would be a file, and is a folder.", "Name a file in it: --store STORE.")
         with _opening(path) as opened:
             opened.enter_context(alone_with(path))
+            _check_one_name(path)
             connection = opened.enter_context(closing(connect(path, "rwc")))
             settings = {"overlap": overlap, "repeats": repeats}
             if connection.execute("SELECT count(*) FROM sqlite_master").fetchone() == (0,):
@@ -103,6 +123,7 @@ class Store:
                 check_same(path, connection, items, seed)
                 with transaction(connection):
                     set_meta(connection, settings)
+                    add_salt(connection)
             # From the write-ahead log into the file, so that a copy of the file alone is a store.
             connection.execute("PRAGMA wal_checkpoint(PASSIVE)")
             store = cls(path, connection)
@@ -133,6 +154,11 @@ class Store:
         """Closes the file and lets go of the lock."""
         self._held.close()
 
+    @cached_property
+    def queue(self) -> list[str]:
+        """The ids of the items, in the order in which they are assigned."""
+        return queue_of((item.id for item in self.items), self.seed)
+
     def item_of(self, task: str) -> Item:
         """The item that a task shows."""
         return self._by_id[item_of(task)]
@@ -141,28 +167,24 @@ class Store:
         """All annotators, in the order in which they came."""
         return list(self._annotators.values())
 
-    def add_annotator(self, name: str, kind: Kind, token_sha256: str | None = None) -> None:
-        """Makes an annotator known, or gives one who is a new token.
+    def add_annotator(self, name: str, kind: Kind) -> None:
+        """Makes an annotator known who is not yet.
 
         Raises `UsageError` where the name cannot be one, or is that of an annotator of the other kind.
         """
-        if not name.strip() or not name.isprintable():
-            raise UsageError(f"{name!r} cannot be an annotator's name.", "Give letters that can be printed.")
+        check_name(name)
         with self.lock:
             known = self._annotators.get(name)
             if known is not None and known.kind != kind:
                 raise UsageError(f"{self.path}: {name} is a {known.kind}, not a {kind}.", "Choose another name.")
-            if known is not None and token_sha256 in (None, known.token_sha256):
+            if known is not None:
                 return
             with self.together():
                 self._connection.execute(
-                    "INSERT INTO annotators VALUES (?, ?, ?, ?)"
-                    " ON CONFLICT (name) DO UPDATE SET token_sha256 = excluded.token_sha256",
-                    (name, kind, token_sha256, time.time()),
+                    "INSERT INTO annotators (name, kind, created) VALUES (?, ?, ?)", (name, kind, time.time())
                 )
-            self._annotators[name] = Annotator(name, kind, token_sha256)
-            if known is None:
-                self._begin_history(self._annotators[name])
+            self._annotators[name] = Annotator(name, kind)
+            self._begin_history(self._annotators[name])
 
     def append(
         self, annotator: str, action: str, task: str | None, body: dict[str, Any], key: str, at: float | None = None
@@ -185,12 +207,17 @@ class Store:
                     (at, annotator, action, task, json.dumps(body), key),
                 ).lastrowid
                 assert seq is not None
+                self._last = seq
                 self.histories[annotator].apply(Event(seq, at, annotator, action, task, body, key))
             return True
 
     @contextmanager
     def together(self) -> Iterator[None]:
-        """What the block writes is on the disk after it, all or nothing. Raises `StoreError` where it cannot be."""
+        """What the block writes is on the disk after it, all or nothing. Raises `StoreError` where it cannot be.
+
+        So does a store that another process has written to, which the lock beside the file cannot prevent where it was
+        deleted or the file system has none.
+        """
         with self.lock:
             if self._connection.in_transaction:
                 yield
@@ -202,7 +229,10 @@ class Store:
                 )
             try:
                 with transaction(self._connection):
+                    self._check_alone()
                     yield
+            except OtherWriter:
+                raise  # before anything was applied
             except BaseException as problem:
                 self._fold()  # what was applied was not stored
                 if isinstance(problem, sqlite3.DatabaseError) and not isinstance(problem, sqlite3.IntegrityError):
@@ -220,16 +250,27 @@ class Store:
         """The event that an annotator's key was used for."""
         return event_of_key(self._connection, annotator, key)
 
+    def _check_alone(self) -> None:
+        """Within a transaction, so that nobody writes between this and what comes. Raises `OtherWriter`."""
+        (last,) = self._connection.execute("SELECT max(seq) FROM events").fetchone()
+        if last != self._last:
+            raise OtherWriter(
+                f"Nothing was stored: another chatpipe writes to {self.path} as well.",
+                "End both of them, then start one: what they stored is there.",
+            )
+
     def _fold(self) -> None:
         self.answers = Counter({item.id: 0 for item in self.items})
         """How many people have ranked each item, by its id; hidden repeats and programs do not count."""
         self.histories: dict[str, History] = {}
         for annotator in self._annotators.values():
             self._begin_history(annotator)
+        self._last = None
         for event in self.events():
             with sound(f"event {event.seq}"):
                 check_event(event, 0 if event.task is None else len(self.item_of(event.task).responses))
                 self.histories[event.annotator].apply(event)
+            self._last = event.seq
 
     def _begin_history(self, annotator: Annotator) -> None:
         self.histories[annotator.name] = History(self.answers if annotator.kind == "person" else Counter())
@@ -265,3 +306,12 @@ def _identity(path: Path) -> tuple[int, int] | None:
     except FileNotFoundError:
         return None
     return found.st_dev, found.st_ino
+
+
+def _check_one_name(path: Path) -> None:
+    """Raises `UsageError` for a file with hard links: SQLite and the lock go by its name, which differ."""
+    if path.is_file() and path.stat().st_nlink > 1:
+        raise UsageError(
+            f"{path} has another name in some folder (a hard link), under which another chatpipe could write to it.",
+            "Delete the other name, or copy the file and give the copy: --store STORE.",
+        )

@@ -4,6 +4,7 @@ Nothing is drawn over, so a screen reader and a pipe read it as it comes.
 """
 
 import contextlib
+import itertools
 import re
 import secrets
 import sys
@@ -15,7 +16,7 @@ from chatpipe.ranking.session import Session, StaleTask, View
 
 HELP = """\
 2 1=3 4        answer 2 is the best, 1 and 3 are equal, 4 is the worst; this submits the ranking
-bad            all answers are bad; this submits too
+bad            all answers are bad; this submits too; a ranking may stand behind it: bad 2 1=3 4
 skip REASON    skip this task
 flag           flag it for others to look at; again takes the flag off
 note TEXT      write a note
@@ -26,53 +27,94 @@ quit           end; everything is saved"""
 PROMPT = "rank> "
 
 
+def check_input() -> None:
+    """Raises `UsageError` where the command was started without an input."""
+    if sys.stdin is None:
+        raise UsageError(
+            "There is no input to read rankings from (it is closed).", "Start it in a terminal, or give a pipe."
+        )
+
+
 def rank_in_terminal(session: Session) -> None:
     """Asks for one ranking after another until `quit`, the end of the input, or nothing is left.
 
-    Raises `UsageError` for input that is not UTF-8.
+    A line that cannot be taken is told to who types. From a file or pipe it ends all with `UsageError`, since the lines
+    behind it were written for other tasks than would come then. So does input that is not UTF-8.
     """
     with contextlib.suppress(ImportError):
         import readline  # noqa: F401  (importing it gives `input` line editing and a history)
     console.note(f"{HELP}\nhelp           print this again\n")
     view = session.view()
     _show(view)
-    while (line := _read()) not in (None, "quit"):
-        if line == "help":
-            console.note(HELP)
-        elif line == "show":
+    for number in itertools.count(1):
+        line = _read()
+        command, rest = _command(line or "")
+        if line is None or command == "quit":
+            return
+        try:
+            view = _do(session, view, command, rest)
+        except (BadAnswer, StaleTask) as problem:
+            if not sys.stdin.isatty():
+                raise UsageError(
+                    f"Line {number} of the input, {line!r}, was not taken: {problem}.",
+                    "What the lines before it said is saved. Mend it, and give it with those that follow.",
+                ) from problem
+            view = _told(session, view, problem)
+
+
+def _command(line: str) -> tuple[str, str]:
+    """The word that a line begins with, in small letters, and what follows it."""
+    word, *rest = line.split(maxsplit=1) or [""]
+    return word.lower(), "".join(rest).strip()
+
+
+def _do(session: Session, view: View, command: str, rest: str) -> View:
+    """Does what a line says. Raises `BadAnswer` and `StaleTask`."""
+    if command == "help":
+        console.note(HELP)
+    elif command == "show":
+        _show(view)
+    elif command:
+        before, view = view, _carry_out(session, view, command, rest)
+        if view.task != before.task:
             _show(view)
-        elif line:
-            before, view = view, _carry_out(session, view, line)
-            if view.task != before.task:
-                _show(view)
+    return view
 
 
-def _carry_out(session: Session, view: View, line: str) -> View:
-    """Does what a line says and tells of it; what is wrong with it is told, and changes nothing."""
-    word, _, rest = line.partition(" ")
-    rest = rest.strip()
-    try:
-        if word in ("undo", "redo"):
-            return _move(session, view, word)
-        if view.task is None:
-            raise BadAnswer("nothing is left to rank; undo leads back")
-        answer = dict(view.answer)
-        if word in ("flag", "note"):
-            answer |= {"flag": not answer["flag"]} if word == "flag" else {"note": rest}
-            view = _act(session, view, "edit", answer)
-            console.note("Flagged." if view.answer["flag"] and word == "flag" else "Saved.")
-            return view
-        if word == "skip":
-            view = _act(session, view, "skip", answer, rest)
-        else:
-            ranks = answer["ranks"] if line == "bad" else read_ranks(line, len(view.responses))
-            view = _act(session, view, "submit", answer | {"ranks": ranks, "all_bad": line == "bad"})
-        console.note(f"Saved: {view.done} done, {view.left} left.")
-    except BadAnswer as problem:
+def _told(session: Session, view: View, problem: Exception) -> View:
+    """Says what is wrong with a line, which changed nothing, and gives what is there to rank."""
+    if isinstance(problem, BadAnswer):
         console.note(f"Not taken: {problem}. Type help for what can be typed.")
-    except StaleTask:
-        console.note("This task was answered elsewhere. This is what comes now.")
-        return session.view()
+        return view
+    console.note("This task was answered elsewhere. This is what comes now.")
+    view = session.view()
+    _show(view)
+    return view
+
+
+def _carry_out(session: Session, view: View, command: str, rest: str) -> View:
+    """Does what changes something, and says so."""
+    if command in ("undo", "redo"):
+        return _move(session, view, command)
+    if view.task is None:
+        raise BadAnswer("nothing is left to rank; undo leads back")
+    answer = dict(view.answer)
+    if command in ("flag", "note"):
+        answer |= {"flag": not answer["flag"]} if command == "flag" else {"note": rest}
+        view = _act(session, view, "edit", answer)
+        console.note("Flagged." if view.answer["flag"] and command == "flag" else "Saved.")
+        return view
+    if command == "skip":
+        view = _act(session, view, "skip", answer, rest)
+    else:
+        # What was said before, on the page, stands: also that all are bad, where a ranking is typed.
+        answer["all_bad"] |= command == "bad"
+        line = rest if command == "bad" else f"{command} {rest}"
+        if line:
+            answer["ranks"] = read_ranks(line, len(view.responses))
+        view = _act(session, view, "submit", answer)
+    bad = " All answers are bad." if command != "skip" and answer["all_bad"] else ""
+    console.note(f"Saved: {view.done} done, {view.left} left.{bad}")
     return view
 
 
@@ -92,10 +134,10 @@ def _move(session: Session, view: View, word: str) -> View:
 
 def read_ranks(line: str, k: int) -> list[int]:
     """The ranks of `k` answers in a line such as `2 1=3 4`. Raises `BadAnswer`."""
-    if not re.fullmatch(r"[0-9= ]+", line):
+    if not re.fullmatch(r"[0-9=\s]+", line):
         raise BadAnswer(f"{line.split()[0]!r} is not known")
     ranks: dict[int, int] = {}
-    for rank, group in enumerate(re.sub(r" *= *", "=", line).split(), start=1):
+    for rank, group in enumerate(re.sub(r"\s*=\s*", "=", line).split(), start=1):
         for number in group.split("="):
             if number not in {str(i) for i in range(1, k + 1)}:
                 raise BadAnswer(f"the answers are 1 to {k}")

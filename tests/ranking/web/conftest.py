@@ -11,13 +11,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import uvicorn
 
 from chatpipe.ranking.items import read_items
 from chatpipe.ranking.session import Session
 from chatpipe.ranking.store import Store
-from chatpipe.ranking.web.server import make_app, open_socket
-from chatpipe.ranking.web.tokens import sha256_of_token
+from chatpipe.ranking.web.server import make_app, make_server, open_socket
 
 TOKENS = {"ann": "token-of-ann-0123456789", "ben": "token-of-ben-0123456789"}
 COOKIE = "chatpipe-rank-test"
@@ -38,11 +36,12 @@ class Reply:
 
 @dataclass
 class Server:
-    """A server that runs; `asked` is every reply that it gave."""
+    """A server that runs; `asked` is every reply that it gave, `connections` are those that are open."""
 
     store: Store
     port: int
     asked: list[Reply]
+    connections: set[Any]
 
     @property
     def host(self) -> str:
@@ -81,10 +80,21 @@ class Server:
 
     def act(self, name: str = "ann", **fields: Any) -> Reply:
         """A step in the words of the page, of the task at hand where none is given."""
-        step = {"key": f"key-{len(self.asked):08}", "action": "submit", "answer": None, "reason": None} | fields
+        step = {
+            "annotator": name,
+            "key": f"key-{len(self.asked):08}",
+            "action": "submit",
+            "answer": None,
+            "reason": None,
+        }
+        step |= fields
         if "task" not in step:
             step["task"] = self.view(name)["task"]
         return self.ask("POST", "/api/act", self.headers(name), json.dumps(step).encode())
+
+    def hidden(self) -> list[str]:
+        """What no annotator may know: of the completions file, of the items, and where the store lies."""
+        return [*SECRETS, *(item.id for item in self.store.items), str(self.store.path), self.store.path.name]
 
     def steps(self) -> list[tuple[str, str]]:
         """What people did: name and action of all events but the showing of tasks."""
@@ -125,11 +135,9 @@ def _serving(path: Path, completions: Path) -> Iterator[Callable[..., Server]]:
         store = Store.create_or_open(path, read_items(completions), seed=0, overlap=2, repeats=0.05)
         for name in TOKENS:
             store.add_annotator(name, "person")
-        hashes = {name: sha256_of_token(token) for name, token in TOKENS.items()}
         sessions = {name: Session(store, name) for name in TOKENS}
         listening = open_socket("127.0.0.1", 0)
-        config = uvicorn.Config(make_app(sessions, host, hashes, COOKIE), log_config=None, lifespan="off", ws="none")
-        server = uvicorn.Server(config)
+        server = make_server(make_app(sessions, host, TOKENS, COOKIE))
         thread = threading.Thread(target=server.run, args=([listening],))
         thread.start()
         while not server.started:
@@ -141,7 +149,7 @@ def _serving(path: Path, completions: Path) -> Iterator[Callable[..., Server]]:
             store.close()
 
         ends.append(end)
-        return Server(store, listening.getsockname()[1], [])
+        return Server(store, listening.getsockname()[1], [], server.server_state.connections)
 
     yield serve
     for end in ends:

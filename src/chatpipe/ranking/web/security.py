@@ -40,7 +40,7 @@ HEADERS = {
 
 # Each of these decides something here, so a second one would leave open which counts.
 _SINGLE = ("host", "origin", "cookie", "content-type", "content-length", "transfer-encoding", "sec-fetch-site")
-_HOST = re.compile(r"(\[[0-9a-f:.]+\]|[a-z0-9.-]+)(:[0-9]{1,5})?", re.IGNORECASE)
+_HOST = re.compile(r"(\[[0-9a-f:.]+\]|[a-z0-9._-]+)(:[0-9]{1,5})?", re.IGNORECASE)
 _LOOPBACK = ("127.0.0.1", "localhost", "::1")
 
 # A redirect would keep the site that the address was clicked on as its initiator, and a browser would not send the
@@ -68,12 +68,12 @@ class Guard:
     Args:
         app: Answers what is let in.
         host: The address that the server is bound to.
-        token_hashes: Annotator to SHA-256 of the token.
+        tokens: Annotator to token.
         cookie: The cookie's name. Cookies do not tell ports apart, so each server needs one of its own.
     """
 
-    def __init__(self, app: ASGIApp, host: str, token_hashes: Mapping[str, str], cookie: str) -> None:
-        self.app, self.host, self.token_hashes, self.cookie = app, host, token_hashes, cookie
+    def __init__(self, app: ASGIApp, host: str, tokens: Mapping[str, str], cookie: str) -> None:
+        self.app, self.names, self.tokens, self.cookie = app, OwnNames(host), tokens, cookie
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Lets a request through or answers it with what is wrong."""
@@ -82,7 +82,7 @@ class Guard:
         request = Request(scope, receive)
         send = _with_headers(send)
         try:
-            check_host(request, self.host)
+            check_host(request, self.names)
             if is_entrance(request):
                 await self._enter(request)(scope, receive, send)
                 return
@@ -99,7 +99,7 @@ class Guard:
     def _enter(self, request: Request) -> Response:
         """Turns the token of the address into the cookie."""
         [token, *more] = request.query_params.getlist("token")
-        if more or annotator_of(token, self.token_hashes) is None:
+        if more or annotator_of(token, self.tokens) is None:
             raise Refused(403, "This address is not valid (any more). Open the one that chatpipe rank prints.")
         response = HTMLResponse(_ENTER)
         response.set_cookie(self.cookie, token, path="/", httponly=True, samesite="strict")
@@ -108,33 +108,41 @@ class Guard:
     def _annotator(self, request: Request) -> str:
         pairs = [pair.strip().partition("=") for pair in request.headers.get("cookie", "").split(";")]
         tokens = [value for name, _, value in pairs if name == self.cookie]
-        annotator = annotator_of(tokens[0], self.token_hashes) if len(tokens) == 1 else None
+        annotator = annotator_of(tokens[0], self.tokens) if len(tokens) == 1 else None
         if annotator is None:
             raise Refused(403, "Open the address with the token that chatpipe rank prints.")
         return annotator
 
 
-def check_host(request: Request, bound: str) -> None:
-    """Refuses a request under a name that is not this server's; `bound` is the address it is bound to.
+class OwnNames:
+    """The names that a server bound to the address `bound` may be called by: `name in OwnNames(bound)`."""
+
+    def __init__(self, bound: str) -> None:
+        self._takes_addresses = is_every_address(bound)
+        # Asked for once: the second may wait for a name server.
+        machine = (socket.gethostname(), socket.getfqdn()) if self._takes_addresses else ()
+        self._names = {_canonical(name) for name in (*_LOOPBACK, bound, *machine)}
+
+    def __contains__(self, name: str) -> bool:
+        # Rebinding needs a name that the attacker owns, so a bare address is safe under any number.
+        return _canonical(name) in self._names or (self._takes_addresses and is_address(name))
+
+
+def _canonical(name: str) -> str:
+    """One way to write a name, or an address of version 6, which has many."""
+    return str(ipaddress.ip_address(name)) if is_address(name) else name.lower()
+
+
+def check_host(request: Request, names: OwnNames) -> None:
+    """Refuses a request under a name that is not this server's.
 
     The port is not looked at: through a tunnel it is another one, and who rebinds a name cannot choose the name anyway.
     """
     if any(len(request.headers.getlist(name)) > 1 for name in _SINGLE):
         raise Refused(403, "A header is given twice.")
     match = _HOST.fullmatch(request.headers.get("host", ""))
-    name = match[1].strip("[]").lower() if match else ""
-    if not is_own_name(name, bound):
+    if match is None or match[1].strip("[]") not in names:
         raise Refused(403, "This server does not go by that name. Open the address that chatpipe rank prints.")
-
-
-def is_own_name(name: str, bound: str) -> bool:
-    """Whether a server bound to the address `bound` may be called `name`."""
-    if name in _LOOPBACK or name == bound.lower():
-        return True
-    if not is_every_address(bound):
-        return False
-    # Rebinding needs a name that the attacker owns, so a bare address is safe under any number.
-    return is_address(name) or name in (socket.gethostname().lower(), socket.getfqdn().lower())
 
 
 def is_address(name: str) -> bool:

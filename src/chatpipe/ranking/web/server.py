@@ -4,13 +4,15 @@
     GET  /api/view               what there is to rank now
     POST /api/act                one action; answered when it is on the disk
 
-An action is `{"key", "action", "task", "answer", "reason"}`, as in `Session.act`. The page makes up the key and sends
-the same one again until it gets an answer, so an action counts once however often it arrives.
+An action is `{"annotator", "key", "action", "task", "answer", "reason"}`: who means it, and the arguments of
+`Session.act`. The page makes up the key and sends the same one again until it gets an answer, so an action counts once
+however often it arrives.
 
     200  done, or done before
     400  the answer or the request is malformed; nothing is stored
-    409  the task is not the present one any more (another tab went on); nothing is stored
-    503  it could not be stored (disk full); sending it again is right
+    409  the task is not the present one any more (another tab went on), or the browser belongs to another annotator by
+         now (whose address was opened in it); nothing is stored
+    503  it could not be stored (disk full); sending it again is right. Why is said at the terminal alone
 
 200, 400 and 409 come with the present view. What is let in at all is the matter of `security`.
 """
@@ -37,12 +39,21 @@ from chatpipe.ranking.answers import BadAnswer
 from chatpipe.ranking.session import Session, StaleTask, View
 from chatpipe.ranking.store import Store, StoreConflict, StoreError
 from chatpipe.ranking.web.security import Guard, is_every_address
-from chatpipe.ranking.web.tokens import secret_beside, sha256_of_token, token_for
+from chatpipe.ranking.web.tokens import secret_beside, token_for
 
 STATIC = Path(__file__).parent / "static"
 MEDIA_TYPES = {".html": "text/html", ".css": "text/css", ".js": "text/javascript", ".svg": "image/svg+xml"}
-FIELDS: dict[str, Any] = {"key": str, "action": str, "task": str | None, "answer": dict | None, "reason": str | None}
+FIELDS: dict[str, Any] = {
+    "annotator": str,
+    "key": str,
+    "action": str,
+    "task": str | None,
+    "answer": dict | None,
+    "reason": str | None,
+}
 KEY = re.compile("[0-9A-Za-z-]{8,64}")
+NOT_STORED = "the server could not store it; whoever started chatpipe rank can read why"
+"""What annotators are told: the reason names the file, and a file's name may tell whose answers they rank."""
 GRACE_SECONDS = 2
 """How long Ctrl-C waits for answers that are under way."""
 
@@ -51,16 +62,16 @@ def serve_annotators(store: Store, names: Sequence[str], opened: socket.socket, 
     """Says at the terminal at which address each annotator ranks, and serves until Ctrl-C (`KeyboardInterrupt`)."""
     secret = secret_beside(store.path)
     tokens = {name: token_for(secret, name) for name in names}
-    hashes = {name: sha256_of_token(token) for name, token in tokens.items()}
     for name in names:
-        store.add_annotator(name, "person", hashes[name])
+        store.add_annotator(name, "person")
     sessions = {name: Session(store, name) for name in names}
-    opened.listen()
     port = opened.getsockname()[1]
     for name in names:
         console.note(f"{name} ranks at {address_for(host, port, tokens[name])}")
+    if is_every_address(host) and (address := own_address(opened.family)) is not None:
+        console.note(f"Where the name {socket.gethostname()} is not known, {address} in its place leads here too.")
     console.note("Ctrl-C ends; what the page calls saved is kept, and the same command goes on at the same address.")
-    _serve(make_app(sessions, host, hashes, f"chatpipe-rank-{port}"), opened)
+    make_server(make_app(sessions, host, tokens, f"chatpipe-rank-{port}")).run(sockets=[opened])
 
 
 def address_for(host: str, port: int, token: str) -> str:
@@ -69,16 +80,31 @@ def address_for(host: str, port: int, token: str) -> str:
     return f"http://{f'[{name}]' if ':' in name else name}:{port}/?token={token}"
 
 
+def own_address(family: int) -> str | None:
+    """The address of this machine on its way to others; None where there is no way. Sends nothing."""
+    elsewhere = "2001:db8::1" if family == socket.AF_INET6 else "192.0.2.1"  # for documentation: nobody's
+    with socket.socket(family, socket.SOCK_DGRAM) as way:
+        try:
+            way.connect((elsewhere, 9))
+        except OSError:
+            return None
+        address: str = way.getsockname()[0]
+        return f"[{address}]" if family == socket.AF_INET6 else address
+
+
 def open_socket(host: str, port: int) -> socket.socket:
-    """A socket that holds the port, and does not listen before there is somebody to answer.
+    """A socket that listens, so that nobody else gets the port; what is asked before the server runs waits.
 
     Raises `UsageError` where the port is taken or the address is not this machine's.
     """
     try:
-        family = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0][0]
-        opened = socket.socket(family, socket.SOCK_STREAM)
+        # asyncio has small answers sent at once (TCP_NODELAY) only where the socket says that its protocol is TCP.
+        found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, proto=socket.IPPROTO_TCP)
+        family, kind, protocol, _, address = found[0]
+        opened = socket.socket(family, kind, protocol)
         opened.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # a restart gets the port at once
-        opened.bind((host, port))
+        opened.bind(address)
+        opened.listen()  # two may bind, but not listen
         return opened
     except OSError as problem:
         told = problem.strerror if isinstance(problem, socket.gaierror) else os.strerror(problem.errno or 0)
@@ -88,8 +114,10 @@ def open_socket(host: str, port: int) -> socket.socket:
         ) from problem
 
 
-def make_app(sessions: Mapping[str, Session], host: str, token_hashes: Mapping[str, str], cookie: str) -> Guard:
+def make_app(sessions: Mapping[str, Session], host: str, tokens: Mapping[str, str], cookie: str) -> Guard:
     """The application for the annotators in `sessions`, behind its guard (see there for the other arguments)."""
+
+    told: set[str] = set()  # why nothing can be stored, until something can
 
     async def view(request: Request) -> Response:
         name = request.state.annotator
@@ -97,15 +125,26 @@ def make_app(sessions: Mapping[str, Session], host: str, token_hashes: Mapping[s
 
     async def act(request: Request) -> Response:
         name = request.state.annotator
-        return await run_in_threadpool(_act, name, sessions[name], request.state.body)
+        response = await run_in_threadpool(_act, name, sessions[name], request.state.body)
+        if response.status_code == 200:
+            told.clear()
+        return response
+
+    async def not_stored(request: Request, problem: Exception) -> Response:
+        assert isinstance(problem, StoreError)
+        if problem.message not in told:
+            told.add(problem.message)
+            console.warn(f"{problem.message} It was not acknowledged; the page tries again. {problem.hint}")
+        return _json(503, {"error": NOT_STORED})
 
     routes = [_file(path) for path in sorted(STATIC.iterdir())]
     routes += [Route("/api/view", view, methods=["GET"]), Route("/api/act", act, methods=["POST"])]
-    app = Starlette(routes=routes, exception_handlers={StoreError: _not_stored})
-    return Guard(app, host, token_hashes, cookie)
+    app = Starlette(routes=routes, exception_handlers={StoreError: not_stored})
+    return Guard(app, host, tokens, cookie)
 
 
-def _serve(app: Guard, listening: socket.socket) -> None:
+def make_server(app: Guard) -> uvicorn.Server:
+    """What serves the application until Ctrl-C; nothing of it is logged."""
     config = uvicorn.Config(
         app,
         http="h11",
@@ -119,7 +158,7 @@ def _serve(app: Guard, listening: socket.socket) -> None:
         proxy_headers=False,
         timeout_graceful_shutdown=GRACE_SECONDS,
     )
-    uvicorn.Server(config).run(sockets=[listening])
+    return uvicorn.Server(config)
 
 
 def _file(path: Path) -> Route:
@@ -134,7 +173,10 @@ def _file(path: Path) -> Route:
 
 def _act(name: str, session: Session, body: bytes) -> Response:
     try:
-        return _seen(200, name, session.act(**read_action(body)))
+        meant_by, action = read_action(body)
+        if meant_by != name:
+            return _seen(409, name, session.view(), f"this browser belongs to {name} now")
+        return _seen(200, name, session.act(**action))
     except BadAnswer as problem:
         return _seen(400, name, session.view(), str(problem))
     except StoreConflict:
@@ -143,8 +185,8 @@ def _act(name: str, session: Session, body: bytes) -> Response:
         return _seen(409, name, session.view(), str(problem))
 
 
-def read_action(body: bytes) -> dict[str, Any]:
-    """The arguments of `Session.act` in a request's body. Raises `BadAnswer` for anything else."""
+def read_action(body: bytes) -> tuple[str, dict[str, Any]]:
+    """Who means it, and the arguments of `Session.act`, in a request's body. Raises `BadAnswer` for anything else."""
     try:
         action = json.loads(body)
     except (ValueError, RecursionError):
@@ -156,7 +198,7 @@ def read_action(body: bytes) -> dict[str, Any]:
             raise BadAnswer(f"{name} is of the wrong kind")
     if not KEY.fullmatch(action["key"]):
         raise BadAnswer("a key has 8 to 64 letters and digits")
-    return action
+    return action.pop("annotator"), action
 
 
 def _seen(status: int, name: str, view: View, error: str | None = None) -> Response:
@@ -164,12 +206,6 @@ def _seen(status: int, name: str, view: View, error: str | None = None) -> Respo
     return _json(status, {"annotator": name, "error": error, **dataclasses.asdict(view)})
 
 
-async def _not_stored(request: Request, problem: Exception) -> Response:
-    assert isinstance(problem, StoreError)
-    console.warn(f"{problem.message} It was not acknowledged; the page tries again. {problem.hint}")
-    return _json(503, {"error": problem.message})
-
-
 def _json(status: int, value: dict[str, Any]) -> Response:
-    # Escaped, since a text may hold half a surrogate pair, which UTF-8 cannot say.
+    # Escaped, since what is wrong with a request may name half a surrogate pair of it, which UTF-8 cannot say.
     return Response(json.dumps(value), status, media_type="application/json")

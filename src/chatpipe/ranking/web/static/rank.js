@@ -5,9 +5,10 @@
 
 import { ordinal, placed, spoken, tied, unranked, whatIsLeft } from "./ranks.js";
 import { fetchView, insist, newKey, post } from "./server.js";
-import { announce, byId, onClick, showSaved, showState, showTask, showTrouble } from "./show.js";
+import { announce, byId, onClick, showSaved, showState, showStopped, showTask, showTrouble } from "./show.js";
 
 let view = null; // what the server last said: annotator, task, prompt, responses, answer, can_undo, can_redo, done, left, ...
+let annotator = null; // who ranks on this page
 let answer = null; // the answer as it stands on the page: view.answer and the edits that are under way
 let shownTask; // whose texts are on the page
 let turn = null; // the step under way that may lead to another task: what follows has to wait until that is known
@@ -21,7 +22,7 @@ let sending = false;
 function take(action, { reason = null, said = "" } = {}) {
   if (action !== "edit") turn = action;
   const given = isMove(action) ? null : structuredClone(answer);
-  outbox.push({ step: { key: newKey(), action, task: view.task, answer: given, reason }, said });
+  outbox.push({ step: { annotator, key: newKey(), action, task: view.task, answer: given, reason }, said });
   showSaved(!outbox.length);
   sendAll();
 }
@@ -32,6 +33,7 @@ async function sendAll() {
   while (outbox.length) {
     const { step, said } = outbox[0];
     const { status, body } = await insist(() => post(step), tellTrouble);
+    if (isOthers(body)) return;
     outbox.shift();
     view = body;
     if (status === 200) {
@@ -45,6 +47,20 @@ async function sendAll() {
   }
   sending = false;
   showSaved(!outbox.length);
+}
+
+/** Whether the browser belongs to another annotator by now, since their address was opened in it; then all ends here. */
+function isOthers(body) {
+  annotator ??= body.annotator;
+  if (body.annotator === annotator) return false;
+  const lost = outbox.length ? " The last step was not saved." : "";
+  view = null;
+  outbox.length = waiting.length = 0;
+  showStopped(
+    `The address of ${body.annotator} was opened in this browser, so it ranks as ${body.annotator} now, not as ${annotator}.${lost}` +
+      ` Reload this page to go on as ${body.annotator}, or open the address of ${annotator} again.`,
+  );
+  return true;
 }
 
 function tellTrouble(text) {
@@ -70,7 +86,9 @@ function adopt() {
 }
 
 async function start() {
-  view = (await insist(fetchView, tellTrouble)).body;
+  const { body } = await insist(fetchView, tellTrouble);
+  if (isOthers(body)) return;
+  view = body;
   shownTask = undefined;
   adopt();
   showSaved(!outbox.length);
@@ -195,6 +213,12 @@ function digitOf(event) {
   return !event.code && /^[1-9]$/.test(event.key) ? Number(event.key) : null; // a keyboard on the screen
 }
 
+/** The key that a letter is on, where the layout writes no Latin ones. */
+function letterOf(event) {
+  const isAscii = /^[\x20-\x7e]$/.test(event.key);
+  return (!isAscii && /^Key([A-Z])$/.exec(event.code)?.[1] || event.key).toLowerCase();
+}
+
 function onKey(event) {
   if (event.ctrlKey || event.metaKey || event.altKey || event.isComposing || event.repeat) return;
   if (!byId("keys").checked || document.querySelector("dialog[open]")) return;
@@ -204,8 +228,8 @@ function onKey(event) {
   } else if (event.key === "Enter") {
     if (event.target.closest("button, a")) return; // which it presses
     attempt(submit);
-  } else if (KEYS[event.key.toLowerCase()]) {
-    attempt(KEYS[event.key.toLowerCase()]);
+  } else if (KEYS[letterOf(event)]) {
+    attempt(KEYS[letterOf(event)]);
   } else {
     return;
   }

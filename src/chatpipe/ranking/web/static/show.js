@@ -33,6 +33,13 @@ export function showTrouble(text) {
   if (trouble() !== text) byId("trouble").textContent = text;
 }
 
+/** Says for good that nothing can be ranked here any more: it replaces all that was on the page. */
+export function showStopped(text) {
+  document.querySelector("dialog[open]")?.close();
+  for (const id of ["task", "done", "controls", "progress"]) byId(id).hidden = true;
+  showTrouble(text);
+}
+
 /** Tells whether all that was done is saved. */
 export function showSaved(isSaved) {
   byId("saved").textContent = trouble() ? "Not saved yet" : isSaved ? "All saved" : "Saving …";
@@ -81,6 +88,7 @@ function makeCard(response, i, place, tie) {
 /** Shows what stands: ranks, flags, progress, and what each button would do; `canUndo` also while a step is under way. */
 export function showState(view, answer, canUndo) {
   const ranks = answer.ranks;
+  byId("annotator").textContent = `as ${view.annotator}`;
   byId("count").textContent = `${view.done} done, ${view.left} left`;
   byId("bar").max = Math.max(1, view.done + view.left);
   byId("bar").value = view.done;
