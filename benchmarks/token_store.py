@@ -3,9 +3,9 @@
     python benchmarks/token_store.py FILE [FILE ...] [--megabytes N] [--rounds 3] [--vocabulary 8192]
 
 The text is the documents of the files (txt by blank lines, jsonl by rows), shuffled; with --megabytes repeated to that
-size, which favours ours: it remembers the words that it has seen. The two run in turns, with one process (one thread)
-and with as many as there are cores. The peer has all texts in memory and keeps its result there; ours reads a file,
-checks, hashes and writes to the disk as well. `encode_batch_fast` is the same without offsets.
+size, which favours ours: it remembers the words that it has seen. The two run in turns, on one thread and on as many as
+there are cores (ours: in as many processes from 64 MB on). The peer has all texts in memory and keeps its result there;
+ours reads a file, checks, hashes and writes to the disk as well. `encode_batch_fast` is the same without offsets.
 """
 
 import argparse

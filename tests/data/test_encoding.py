@@ -3,6 +3,7 @@ import signal
 import subprocess
 import sys
 from contextlib import closing
+from functools import cache
 from itertools import count
 
 import numpy as np
@@ -10,7 +11,8 @@ import psutil
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tokenizers import Regex, Tokenizer, models, normalizers, pre_tokenizers
+from tokenizers import Regex, Tokenizer, models, normalizers, pre_tokenizers, trainers
+from transformers import PreTrainedTokenizerFast
 
 from chatpipe.data import encoding
 from chatpipe.data.documents import Piece
@@ -22,6 +24,7 @@ LLAMA_3 = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}"
     r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 )
+QWEN_2 = LLAMA_3.replace("{1,3}", "")
 
 
 @pytest.fixture(scope="module")
@@ -51,7 +54,7 @@ def test_a_special_token_that_stands_in_a_text_is_plain_text(bpe):
     assert bpe.decode(ids[:-1]) == "a<|endoftext|>b<|assistant|>"
 
 
-@given(st.text("aé1 \n.'中<", max_size=200))
+@given(st.text("aé1 \n\t.'中<", max_size=200))
 @settings(deadline=None)
 def test_cutting_long_texts_changes_no_token(text):
     encoder = Encoder.of(bpe_of_all())
@@ -59,11 +62,31 @@ def test_cutting_long_texts_changes_no_token(text):
     assert ids_of(encoder, document(text)) == [*whole, encoder.eos_token_id]
 
 
-def bpe_of_all(cache: list = []):
-    """A tokenizer that has merged about everything it may, made once."""
-    if not cache:
-        cache.append(train_tokenizer(["aé1 \n.'中< aa 11\n\n .é '1" * 9, TEXT], 700, 64))
-    return cache[0]
+@given(st.text("aé1 \n\t.'中<", max_size=200))
+@settings(deadline=None)
+def test_nor_with_the_words_of_other_tokenizers(text):
+    for pattern in (LLAMA_3, QWEN_2):
+        tokenizer = bpe_of_all(pattern)
+        whole = tokenizer(text, add_special_tokens=False)["input_ids"]
+        assert cuts_cleanly(tokenizer.backend_tokenizer)
+        assert ids_of(Encoder.of(tokenizer), document(text)) == [*whole, tokenizer.eos_token_id]
+
+
+@cache
+def bpe_of_all(pattern: str | None = None):
+    """A tokenizer that has merged about everything it may within the words of a pattern, of GPT-2's by default."""
+    texts = ["aé1 \n.'中< aa 11\n\n .é '1\t\n.\n\na" * 9, TEXT]
+    if pattern is None:
+        return train_tokenizer(texts, 700, 64)
+    split = pre_tokenizers.Split(Regex(pattern), "isolated")
+    made = Tokenizer(models.BPE())
+    made.pre_tokenizer = pre_tokenizers.Sequence([split, pre_tokenizers.ByteLevel(False, use_regex=False)])
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    trainer = trainers.BpeTrainer(
+        vocab_size=700, special_tokens=["<eos>"], initial_alphabet=alphabet, show_progress=False
+    )
+    made.train_from_iterator(texts, trainer)
+    return PreTrainedTokenizerFast(tokenizer_object=made, eos_token="<eos>")
 
 
 def test_words_that_were_forgotten_are_encoded_again(bpe, monkeypatch):
@@ -91,15 +114,18 @@ def test_which_tokenizers_may_have_their_texts_cut(bpe):
     assert cuts_cleanly(backend(byte_level, normalizers.NFC()))
     assert cuts_cleanly(backend(llama_3))
     assert cuts_cleanly(character_tokenizer(["ab"], 300, 64).backend_tokenizer)
+    assert cuts_cleanly(backend(pre_tokenizers.Sequence([pre_tokenizers.Split(Regex(QWEN_2), "isolated"), to_bytes])))
     assert not cuts_cleanly(backend(pre_tokenizers.Metaspace()))
+    assert not cuts_cleanly(backend(pre_tokenizers.Sequence([pre_tokenizers.Split(" ", "merged_with_previous")])))
     assert not cuts_cleanly(backend(pre_tokenizers.ByteLevel(add_prefix_space=True)))
     assert not cuts_cleanly(backend(byte_level, normalizers.Prepend("_")))
+    spaced = backend(byte_level)
+    spaced.add_tokens(["good morning"])
+    assert not cuts_cleanly(spaced)
     assert not cuts_cleanly(backend(merges=[("a", "b")]))  # a word of any length: merges may cross every cut
 
 
 def test_a_tokenizer_whose_texts_cannot_be_cut_reads_them_whole():
-    from transformers import PreTrainedTokenizerFast
-
     made = PreTrainedTokenizerFast(tokenizer_object=backend(merges=[("a", "b")]), eos_token="<eos>")
     assert ids_of(Encoder.of(made), document("ab" * 50)) == [2] * 50 + [made.eos_token_id]
 
@@ -135,10 +161,23 @@ def test_no_more_text_is_taken_than_is_on_its_way(bpe, small_batches):
             yield document(TEXT)
 
     with closing(encode_stream(Encoder.of(bpe), pieces(), workers=2)) as stream:
-        for _ in range(encoding.SMALL_BATCHES + 10):
+        for _ in range(10):
             next(stream)
     pieces_a_batch = -(-1000 // len(TEXT))
-    assert next(taken) <= (encoding.SMALL_BATCHES + 10 + 2 * 2 + 3) * pieces_a_batch
+    assert next(taken) <= (10 + 2 * 2 + 3) * pieces_a_batch
+
+
+def test_processes_start_only_behind_what_is_encoded_before_them(bpe, small_batches):
+    def processes() -> set[psutil.Process]:
+        return set(psutil.Process().children())
+
+    pieces, before = [document(TEXT)] * 20, processes()
+    with closing(encode_stream(Encoder.of(bpe), pieces, workers=2, before_workers=3)) as stream:
+        for _ in range(3):
+            next(stream)
+            assert not processes() - before
+        next(stream)
+        assert processes() - before
 
 
 def test_workers_end_with_a_parent_that_is_killed(tmp_path):
@@ -156,7 +195,7 @@ def test_workers_end_with_a_parent_that_is_killed(tmp_path):
     parent = subprocess.Popen([sys.executable, script], stdout=subprocess.PIPE, text=True)
     assert parent.stdout is not None
     for line in parent.stdout:
-        if int(line) > encoding.SMALL_BATCHES:
+        if int(line) == 3:
             break
     workers = psutil.Process(parent.pid).children(recursive=True)
     assert len(workers) >= 2

@@ -10,7 +10,7 @@ from itertools import islice
 import numpy as np
 import pytest
 
-from chatpipe.data import encoding, long_text
+from chatpipe.data import encoding, long_text, token_store
 from chatpipe.data.documents import RawText
 from chatpipe.data.encoding import Encoder
 from chatpipe.data.token_store import TokenStore, build_token_store, find_token_store, store_fingerprint
@@ -46,6 +46,7 @@ def shards_of(folder) -> dict[str, bytes]:
 @pytest.fixture(autouse=True)
 def small_batches(monkeypatch):
     monkeypatch.setattr(encoding, "BATCH_CHARACTERS", 1500)
+    monkeypatch.setattr(token_store, "SMALL_BATCHES", 2)
 
 
 # ---- what stands in it ----

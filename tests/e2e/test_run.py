@@ -150,7 +150,7 @@ def test_rankings_are_as_the_contract_says(tiny_run):
     recipe = load_recipe(str(tiny_run.recipe)).recipe
     assert 0.5 * recipe.sample.prompts < len(rankings) <= recipe.sample.prompts
     for ranking in rankings:
-        assert set(ranking) == {"prompt", "responses", "ranks", "annotator", "round"}
+        assert set(ranking) == {"prompt", "responses", "ranks", "annotator", "round", "kind"}
         assert ranking["prompt"][-1]["role"] == "user"
         assert all(set(message) == {"role", "content"} for message in ranking["prompt"])
         assert 2 <= len(ranking["responses"]) <= recipe.sample.k

@@ -571,6 +571,56 @@ RANKINGS = [
         {"a.jsonl": jsonl([ranking(["a", "b"], ["best", "worst"])])},
     ),
     Mistake(
+        "more ranks than responses",
+        f"{RM} a.jsonl",
+        """
+        error: rm.data: a.jsonl: 1 of 1 rows cannot be used.
+        1 row: ranks are not one whole number for each response (first at a.jsonl:1)
+        Mend the file, say what it holds (data: [{source: FILE, format: ..., columns: ...}]), or allow more (max_skipped: SHARE).
+        """,
+        {"a.jsonl": jsonl([ranking(["a", "b"], [1, 2, 3])])},
+    ),
+    Mistake(
+        "a rank twice where the next one is not left out either",
+        f"{RM} a.jsonl",
+        """
+        error: rm.data: a.jsonl: 1 of 1 rows cannot be used.
+        1 row: ranks are no order: 1 is best, and the next one follows (1, 2, 3; with ties 1, 1, 2 or 1, 1, 3) (first at a.jsonl:1)
+        Mend the file, say what it holds (data: [{source: FILE, format: ..., columns: ...}]), or allow more (max_skipped: SHARE).
+        """,
+        {"a.jsonl": jsonl([ranking(["a", "b", "c"], [1, 1, 4])])},
+    ),
+    Mistake(
+        "ranks that begin at 0",
+        f"{RM} a.jsonl",
+        """
+        error: rm.data: a.jsonl: 1 of 1 rows cannot be used.
+        1 row: ranks are no order: 1 is best, and the next one follows (1, 2, 3; with ties 1, 1, 2 or 1, 1, 3) (first at a.jsonl:1)
+        Mend the file, say what it holds (data: [{source: FILE, format: ..., columns: ...}]), or allow more (max_skipped: SHARE).
+        """,
+        {"a.jsonl": jsonl([ranking(["a", "b"], [0, 1])])},
+    ),
+    Mistake(
+        "a ranking that counts nothing",
+        f"{RM} a.jsonl",
+        """
+        error: rm.data: a.jsonl: 1 of 1 rows cannot be used.
+        1 row: weight is not a number above 0 (first at a.jsonl:1)
+        Mend the file, say what it holds (data: [{source: FILE, format: ..., columns: ...}]), or allow more (max_skipped: SHARE).
+        """,
+        {"a.jsonl": jsonl([{**ranking(["a", "b"], [1, 2]), "weight": 0}])},
+    ),
+    Mistake(
+        "a pair whose margin is a text",
+        f"{RM} a.jsonl",
+        """
+        error: rm.data: a.jsonl: 1 of 1 rows cannot be used.
+        1 row: margin is not a number (first at a.jsonl:1)
+        Mend the file, say what it holds (data: [{source: FILE, format: ..., columns: ...}]), or allow more (max_skipped: SHARE).
+        """,
+        {"a.jsonl": jsonl([{**pairs(1)[0], "margin": "much"}])},
+    ),
+    Mistake(
         "one response",
         f"{RM} a.jsonl",
         """

@@ -483,6 +483,19 @@ PAIRED = [
         begun=True,
     ),
     Mistake(
+        "the same prompts to train on and to judge by",
+        f"{RM} rm.max_length=64",
+        """
+        error: rm could only fail silently; it is stopped before its first step.
+        guards.held_out_seen: rm.data: 12 of 16 held-out texts are trained on too, but for case and spaces: 'Question 8?'.
+          Remove such doubles from the data.
+        If it is meant: guards.held_out_seen=false turns this guard off.
+        """,
+        {"pairs.jsonl": jsonl([*pairs(60), *({**row, "prompt": row["prompt"].upper()} for row in pairs(60))])},
+        {"model": "chat"},
+        begun=True,
+    ),
+    Mistake(
         "the same questions to train on and to judge by",
         SFT,
         """

@@ -134,7 +134,7 @@ def test_evaluations_are_measured_logged_and_change_nothing(make_trainer, tmp_pa
 
 
 @pytest.mark.parametrize("compiled", [False, True], ids=["plain", "compiled"])
-def test_an_evaluation_computes_in_the_precision_of_training(make_trainer, compiled):
+def test_an_evaluation_computes_in_the_precision_of_training(make_trainer, tmp_path, compiled):
     """Matrix products are in bfloat16 in both, and the logits come back in float32, in which the loss is taken."""
     dtypes = {True: set(), False: set()}
     ids = torch.arange(4, 4 + CONTEXT)[None]
@@ -143,12 +143,14 @@ def test_an_evaluation_computes_in_the_precision_of_training(make_trainer, compi
     def measure(model):
         with evaluation_mode(model), torch.no_grad():
             logits = model(input_ids=ids).logits
-            exact = type(model).forward(model, input_ids=ids).logits
+            with torch.autocast("cpu", enabled=False):
+                exact = type(model).forward(model, input_ids=ids).logits
         seen.append((logits, exact))
         return {"eval_loss": 1.5}
 
     how = {"torch_compile": True, "torch_compile_backend": "eager"} if compiled else {}
-    trainer = make_trainer(own={"measure": measure}, bf16=True, max_steps=2, eval_strategy="steps", eval_steps=1, **how)
+    how = {"bf16": True, "max_steps": 3, **how}
+    trainer = make_trainer(own={"measure": measure}, eval_strategy="steps", eval_steps=1, **how)
     layer = trainer.model.transformer.h[0].mlp.c_fc
     layer.register_forward_hook(lambda module, _, made: dtypes[module.training].add(made.dtype))
     trainer.train()
@@ -158,6 +160,9 @@ def test_an_evaluation_computes_in_the_precision_of_training(make_trainer, compi
         assert logits.dtype == exact.dtype == torch.float32
         assert not torch.equal(logits, exact)
         torch.testing.assert_close(logits, exact, atol=0.02, rtol=0)
+    plain = make_trainer(tmp_path / "plain", **how)
+    plain.train()
+    assert losses(trainer) == losses(plain)
 
 
 class Ended(Tokens):

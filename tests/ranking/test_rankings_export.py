@@ -94,16 +94,11 @@ def test_repeats_and_skips_stay_in_the_store_and_are_counted(chatpipe, work, sto
         "skips": {"not my field": 1},
     }
     first, second, _ = store.items
+    one, other = ({"prompt": item.prompt, "responses": item.responses} for item in (first, second))
     assert lines(work / "r.jsonl") == [
-        {"prompt": first.prompt, "responses": first.responses, "ranks": [1, 2, 2, 3], "annotator": "ada"},
-        {"prompt": first.prompt, "responses": first.responses, "ranks": [1, 1, 1, 2], "annotator": "robot"},
-        {
-            "prompt": second.prompt,
-            "responses": second.responses,
-            "ranks": [1, 1, 1, 1],
-            "annotator": "ada",
-            "all_bad": True,
-        },
+        {**one, "ranks": [1, 2, 2, 3], "annotator": "ada", "kind": "person"},
+        {**one, "ranks": [1, 1, 1, 2], "annotator": "robot", "kind": "program"},
+        {**other, "ranks": [1, 1, 1, 1], "annotator": "ada", "kind": "person", "all_bad": True},
     ]
     assert len(read_back(work / "r.jsonl")) == 3
 

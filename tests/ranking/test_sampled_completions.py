@@ -192,7 +192,7 @@ def test_a_folder_is_no_completions_file(sample, work, tiny_run):
     (work / "mine").mkdir()
     said = sample(tiny_run.folder / "sft", "-k", 2, "-o", "mine", "--fresh")
     assert said.code == 2
-    assert "mine is a folder." in said.err
+    assert "mine is a folder or a device." in said.err
 
 
 def test_two_at_once_do_not_write_one_file(sample, work, tiny_run):

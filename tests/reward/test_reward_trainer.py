@@ -8,6 +8,7 @@ import torch
 import torch.multiprocessing
 from transformers import AutoModelForSequenceClassification, TrainingArguments
 
+from chatpipe.models.unpadded import MULTIPLE
 from chatpipe.reward.batches import EncodedRanking, Judgement
 from chatpipe.reward.loss import ranking_loss
 from chatpipe.reward.model import new_reward_model, sequence_scores
@@ -149,14 +150,26 @@ def test_first_loss_is_the_mean_over_prompts_that_have_a_pair(bodies, one_big_ba
     assert one_big_batch[1][0]["loss"] == pytest.approx(losses[losses != 0].mean().item(), rel=1e-5)
 
 
-def test_each_response_is_read_once(bodies, tmp_path):
+def test_each_response_is_read_once_and_no_padding_between(bodies, tmp_path):
     rankings = some_rankings(12)
     model = new_reward_model(bodies["gpt2"], pad_token_id=0, seed=0)
-    rows = []
-    model.score.register_forward_hook(lambda _, read, __: rows.append(len(read[0])))
+    read = []
+    model.score.register_forward_hook(lambda _, states, __: read.append(states[0].shape[:-1].numel()))
     args = arguments(tmp_path, max_steps=-1, num_train_epochs=1, per_device_train_batch_size=4)
     RewardTrainer(model, args, rankings).train()
-    assert sum(rows) == sum(len(ranking.sequences) for ranking in rankings)
+    tokens = sum(len(ids) for ranking in rankings for ids in ranking.sequences)
+    assert len(read) == 3
+    assert all(count % MULTIPLE == 0 for count in read)
+    assert tokens <= sum(read) < tokens + 3 * MULTIPLE
+
+
+@pytest.mark.parametrize("kind", ["gpt2", "llama", "qwen3"])
+def test_padding_changes_nothing(kind, bodies, tmp_path, monkeypatch):
+    """Read without padding as with it, which is what other models and gradient checkpointing need."""
+    some = {"per_device_train_batch_size": 12}
+    unpadded = trained_weights(bodies[kind], tmp_path, some_rankings(24), **some)
+    monkeypatch.setattr("chatpipe.reward.trainer.reads_unpadded", lambda body: False)
+    assert_same_training(trained_weights(bodies[kind], tmp_path, some_rankings(24), **some), unpadded)
 
 
 def test_logs_accuracy_and_margin_of_all_pairs_since_the_last_log(bodies, tmp_path):

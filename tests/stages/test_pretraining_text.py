@@ -24,6 +24,7 @@ from chatpipe.data.token_store import build_token_store
 from chatpipe.models.tokenizer import train_tokenizer
 from chatpipe.recipe.schema import DataBlock, Pocketworld
 from chatpipe.stages.pretrain import PretrainTrainer
+from chatpipe.training.progress import read_metrics
 
 TINY = (
     "pretrain.architecture={n_layer: 1, n_head: 2, n_embd: 16, n_positions: 64}",
@@ -66,6 +67,14 @@ def test_a_new_tokenizer_is_trained_once_and_reserved_for_chat(pretrain, corpus,
     assert len(tokenizer) == 300 == AutoModelForCausalLM.from_pretrained(tmp_path / "out").config.vocab_size
     assert tokenizer.pad_token_id != tokenizer.eos_token_id
     assert tokenizer.convert_tokens_to_ids(["<|system|>", "<|user|>", "<|assistant|>"]) == [2, 3, 4]
+
+
+def test_evaluations_in_bfloat16_write_samples_and_measure_what_float32_does(pretrain, corpus, tmp_path):
+    metrics = pretrain(corpus, "pretrain.bf16=true", "pretrain.eval_steps=3").object["metrics"]
+    [evaluated] = [row for row in read_metrics(tmp_path / "out" / "metrics.jsonl") if "eval_loss" in row]
+    assert (evaluated["step"], len(evaluated["samples"])) == (3, 2)
+    assert evaluated["eval_loss"] == pytest.approx(metrics["eval_loss"], abs=0.01)
+    assert evaluated["eval_loss"] != metrics["eval_loss"]
 
 
 def test_a_limit_on_what_the_tokenizer_is_trained_on(pretrain, tmp_path):

@@ -5,6 +5,7 @@ No torch here: every worker process imports this file.
 
 import json
 import os
+import re
 import signal
 import threading
 from collections import deque
@@ -12,7 +13,7 @@ from collections.abc import Generator, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
 from dataclasses import dataclass, replace
 from functools import cached_property
-from itertools import chain, islice
+from itertools import chain, islice, pairwise
 from multiprocessing import get_context, parent_process
 from typing import TYPE_CHECKING
 
@@ -20,15 +21,18 @@ import numpy as np
 from tokenizers import Tokenizer, normalizers
 
 from chatpipe.data.documents import Piece
-from chatpipe.data.long_text import CLEAN_CUT
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 BATCH_CHARACTERS = 1 << 18
-SMALL_BATCHES = 16
-"""So much is encoded before processes are started, for which a small text would only wait."""
+SMALL_BATCHES = 1 << 8
+"""64 MB: before so much is encoded in one process, others have hardly started."""
 
+WORD = re.compile(r"\s*\S+(?:(?!\n\w)[^\S ]\s*\S*)*(?:\n(?=\w))?|\s+")
+"""What a text is cut into: before each space that follows no other white space, and behind a newline before a letter
+or digit where there is no other white space. The cuts of `long_text.CLEAN_CUT` are some of these."""
+WORDS_AT_ONCE = 1000
 MAX_KNOWN_WORDS, MAX_KNOWN_LENGTH = 1 << 19, 32
 """How many words a process remembers before it forgets all of them, and how long they may be: 100 MB at most."""
 
@@ -93,12 +97,12 @@ class Encoder:
         """The bytes of each text's ids. Words that came before are looked up, which is several times as quick."""
         if not self._cuts:
             return self._encode_anew(texts)
-        cut_up = [CLEAN_CUT.split(text) for text in texts]
+        cut_up = [WORD.findall(text) for text in texts]
         known = self._known
         if len(known) > MAX_KNOWN_WORDS:
             known.clear()
         new = list(set(chain.from_iterable(cut_up)).difference(known))
-        known.update(zip(new, self._encode_anew(new), strict=True))
+        known.update(zip(new, self._encode_words(new), strict=True))
         encoded = [b"".join(map(known.__getitem__, words)) for words in cut_up]
         for word in new:
             if len(word) > MAX_KNOWN_LENGTH:
@@ -109,15 +113,28 @@ class Encoder:
         encodings = self._backend.encode_batch_fast(texts, add_special_tokens=False)
         return [np.array(encoding.ids, dtype=self.dtype).tobytes() for encoding in encodings]
 
+    def _encode_words(self, words: list[str]) -> Iterator[bytes]:
+        """The bytes of each word's ids; many words make one input, for an input by itself takes longer than a word."""
+        size = np.dtype(self.dtype).itemsize
+        groups = [words[start : start + WORDS_AT_ONCE] for start in range(0, len(words), WORDS_AT_ONCE)]
+        encodings = self._backend.encode_batch(groups, is_pretokenized=True, add_special_tokens=False)
+        for group, encoding in zip(groups, encodings, strict=True):
+            data = np.array(encoding.ids, dtype=self.dtype).tobytes()
+            ends = np.searchsorted(np.array(encoding.word_ids), np.arange(len(group)), side="right") * size
+            yield from (data[start:end] for start, end in pairwise([0, *ends.tolist()]))
 
-def encode_stream(encoder: Encoder, pieces: Iterable[Piece], workers: int) -> Generator[Encoded]:
+
+def encode_stream(
+    encoder: Encoder, pieces: Iterable[Piece], workers: int, before_workers: int = 0
+) -> Generator[Encoded]:
     """`pieces` encoded in batches, in their order; what comes out does not depend on `workers`.
 
-    At most two batches for each worker are on their way, so that memory does not grow with the text. Close it
-    (`contextlib.closing`) where it may not be read to its end.
+    More than one worker are processes, which start once `before_workers` batches are encoded here. At most two batches
+    for each worker are on their way, so that memory does not grow with the text. Close it (`contextlib.closing`) where
+    it may not be read to its end.
     """
     batches = _batches(pieces)
-    yield from map(encoder.encode, islice(batches, SMALL_BATCHES if workers > 1 else None))
+    yield from map(encoder.encode, islice(batches, before_workers if workers > 1 else None))
     following = next(batches, None)
     if following is None:
         return
@@ -136,12 +153,15 @@ def encode_stream(encoder: Encoder, pieces: Iterable[Piece], workers: int) -> Ge
 
 
 def cuts_cleanly(tokenizer: Tokenizer) -> bool:
-    """Whether a text cut at `CLEAN_CUT` has the tokens of the whole: if words, for the tokenizer, end there anyway.
+    """Whether a text cut into `WORD`s has the tokens of the whole: if words, for the tokenizer, end there anyway.
 
     True of byte-level BPE as GPT-2, Llama 3 and Qwen have it, and of characters; not where a text's first word is
     marked, as in Llama 2.
     """
     if not isinstance(tokenizer.normalizer, normalizers.NFC | None):
+        return False
+    added = tokenizer.get_added_tokens_decoder().values()
+    if any(token.rstrip or re.search(r"\S\s", token.content) for token in added if not token.special):
         return False
     if tokenizer.pre_tokenizer is None:
         return json.loads(tokenizer.to_str())["model"].get("merges") == []
@@ -149,8 +169,9 @@ def cuts_cleanly(tokenizer: Tokenizer) -> bool:
     def words(text: str) -> list[str]:
         return [word for word, _ in tokenizer.pre_tokenizer.pre_tokenize_str(text)]
 
-    lines = [(f"{a}\n", b) for a in ("a", "7", ".", "é", "中") for b in ("b", "B", "8", "é", "中", "_")]
-    spaces = [(a, f" {b}") for a in ("a", "Z") for b in ("b", "B")]
+    before, behind = ("a", "Z", "7", ".", "'", "é", "中"), ("b", "B", "8", "é", "中", "_")
+    lines = [(f"{a}\n", b) for a in before for b in behind]
+    spaces = [(a, f" {b}") for a in before for b in (*behind, ".", "'s", "", " ", "  b", "\n", "\nb", "\t\n.")]
     return all(words(left) + words(right) == words(left + right) for left, right in lines + spaces)
 
 

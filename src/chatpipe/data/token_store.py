@@ -24,7 +24,7 @@ import numpy as np
 
 from chatpipe import console
 from chatpipe.data.documents import RawText
-from chatpipe.data.encoding import Encoded, Encoder, encode_stream
+from chatpipe.data.encoding import BATCH_CHARACTERS, SMALL_BATCHES, Encoded, Encoder, encode_stream
 from chatpipe.data.long_text import PIECE_CHARACTERS
 from chatpipe.data.sources import block_fingerprint
 from chatpipe.durable import MANIFEST, PARTIAL, fault_of, fsync, read_json, replace_text, retire
@@ -93,9 +93,9 @@ def build_token_store(
 ) -> TokenStore:
     """The training side of `text` as a store in `folder`: the one that is there, or what of it is missing tokenised.
 
-    A store of other text or of another tokenizer is replaced. `workers` processes (default: one for each core) encode;
-    a shard has `shard_tokens` tokens and a little more. Raises `UsageError` where a finished shard was changed, the
-    text cannot be used, or the disk is full, and `Interrupted` on Ctrl-C.
+    A store of other text or of another tokenizer is replaced. `workers` processes (default: one for each core) encode
+    a text of more than 64 MB; a shard has `shard_tokens` tokens and a little more. Raises `UsageError` where a finished
+    shard was changed, the text cannot be used, or the disk is full, and `Interrupted` on Ctrl-C.
     """
     fingerprint = store_fingerprint(text, encoder)
     manifest = _manifest_of(folder, fingerprint) or StoreManifest(fingerprint, encoder.dtype)
@@ -157,12 +157,14 @@ def _build(
     done = sum(shard["pieces"] for shard in manifest.files.values())
     if done:
         console.note(f"{folder}: going on behind {len(manifest.files)} finished shards")
+    size = text.megabytes()
+    small = size is None or size * 10**6 <= SMALL_BATCHES * BATCH_CHARACTERS
     pieces = islice((piece for piece in text.pieces() if not piece.held_out), done, None)
     read = sum(shard["bytes"] for shard in manifest.files.values())
     writer: _ShardWriter | None = None
     with (
-        console.progress("tokenising", text.megabytes()) as bar,
-        closing(encode_stream(encoder, pieces, workers)) as stream,
+        console.progress("tokenising", size) as bar,
+        closing(encode_stream(encoder, pieces, workers, SMALL_BATCHES if small else 0)) as stream,
     ):
         for encoded in stream:
             writer = writer or _ShardWriter(folder, len(manifest.files))

@@ -55,6 +55,29 @@ def hidden_states_at(body: nn.Module, tokens: Rows, rows: Tensor, columns: Tenso
     return _Collect.apply(_flat(body, tokens), starts[rows] + columns)
 
 
+@contextmanager
+def flat_inputs(body: nn.Module, tokens: Rows) -> Iterator[dict[str, Any]]:
+    """Within it, what `body`, or a model around it that hands on what it was called with, is to be called with.
+
+    It then reads the tokens of all rows one after another, [1, T and more]; what stands behind the T means nothing.
+    Only for a body that `reads_unpadded`.
+    """
+    mask = tokens.attention_mask
+    cells = mask.flatten().nonzero()[:, 0]
+    fill = _filled(len(cells)) - len(cells)
+    input_ids, ones, position_ids = (
+        pad(values.flatten()[cells], (0, fill))[None] for values in (tokens.input_ids, mask, tokens.position_ids)
+    )
+    with _attention(body.config):
+        yield {
+            "input_ids": input_ids,
+            "attention_mask": ones,
+            "position_ids": position_ids,
+            "use_cache": False,
+            "unpadded_runs": _runs(mask.sum(1)),
+        }
+
+
 def positions_read(body: nn.Module, attention_mask: Tensor) -> int:
     """How many tokens, padding included, go through `body` for rows with this mask [b, t]."""
     if not reads_unpadded(body) or attention_mask.all():
@@ -112,20 +135,8 @@ def _padded(body: nn.Module, tokens: Rows) -> Tensor:
 
 def _flat(body: nn.Module, tokens: Rows) -> Tensor:
     """[T and more, d], the tokens of all rows one after another; what stands behind them means nothing."""
-    mask = tokens.attention_mask
-    cells = mask.flatten().nonzero()[:, 0]
-    fill = _filled(len(cells)) - len(cells)
-    input_ids, ones, position_ids = (
-        pad(values.flatten()[cells], (0, fill))[None] for values in (tokens.input_ids, mask, tokens.position_ids)
-    )
-    with _attention(body.config):
-        return body(
-            input_ids=input_ids,
-            attention_mask=ones,
-            position_ids=position_ids,
-            use_cache=False,
-            unpadded_runs=_runs(mask.sum(1)),
-        ).last_hidden_state[0]
+    with flat_inputs(body, tokens) as inputs:
+        return body(**inputs).last_hidden_state[0]
 
 
 def _filled(tokens: int) -> int:

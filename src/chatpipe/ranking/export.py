@@ -68,10 +68,13 @@ def export(store: Store, path: Path, as_pairs: bool = False) -> Exported:
 
 
 def ranking_row(said: StandingRanking) -> dict[str, Any]:
-    """One line of a rankings file; `all_bad` stands in it where the annotator found that no response is good."""
+    """One line of a rankings file, with more than its reader needs: `kind` tells whether a person or a program ranked.
+
+    `all_bad` stands in it where the annotator found that no response is good.
+    """
     item = said.item
     row = Ranking(item.prompt, item.responses, said.ranks, said.annotator, item.round).to_row()
-    return {**row, "all_bad": True} if said.all_bad else row
+    return {**row, "kind": said.kind, **({"all_bad": True} if said.all_bad else {})}
 
 
 def pair_rows(said: Sequence[StandingRanking]) -> Rows:

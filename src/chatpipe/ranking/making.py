@@ -74,8 +74,8 @@ def make_completions(
 
 def _check_ours(path: Path) -> None:
     """Raises `UsageError` where something stands there that nobody may replace."""
-    if path.is_dir():
-        raise UsageError(f"{path} is a folder.", "Name a file in it with -o.")
+    if not path.is_file():
+        raise UsageError(f"{path} is a folder or a device.", "Name a file with -o.")
     if not is_ours(path):
         raise UsageError(
             f"{path} is there already, and chatpipe sample did not make it.",

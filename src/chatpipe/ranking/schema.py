@@ -12,6 +12,7 @@ from urllib.parse import quote
 from chatpipe import console
 from chatpipe.errors import UsageError
 from chatpipe.ranking.items import Item
+from chatpipe.ranking.records import settings_in
 
 FORMAT = 1
 SALT_BYTES = 32
@@ -106,7 +107,7 @@ def check_format(path: Path, connection: sqlite3.Connection) -> None:
 
 
 def check_same(path: Path, connection: sqlite3.Connection, items: Sequence[Item], seed: int) -> None:
-    """Raises `UsageError` where the store was made from other items or with another seed."""
+    """Raises `UsageError` where the store was made from other items or with another seed, as `settings_in` does."""
     stored = {id for (id,) in connection.execute("SELECT id FROM items")}
     given = {item.id for item in items}
     if stored != given:
@@ -115,8 +116,8 @@ def check_same(path: Path, connection: sqlite3.Connection, items: Sequence[Item]
             f"are among the {len(given)} of this one.",
             "Give the file it was made from, or another store: --store STORE.",
         )
-    (made_with,) = connection.execute("SELECT value FROM meta WHERE key = 'seed'").fetchone()
-    if int(made_with) != seed:
+    made_with = settings_in(connection).seed
+    if made_with != seed:
         raise UsageError(f"{path} was made with seed {made_with}, not {seed}.", f"Give --seed {made_with}.")
 
 

@@ -137,7 +137,7 @@ def _prompt_of(item: Item) -> str:
 
 
 def _agreement(items: Sequence[Prompted]) -> dict[str, Any]:
-    """Each measure of `agreement.py`, and tau-b; it and `kendall_w` are means: of pairs of annotators, of items."""
+    """Each measure of `agreement.py`, and tau-b: the mean over two annotators each, as `kendall_w` is over items."""
     return {
         "pair_agreement": asdict(_pair_agreement(items)),
         "tau_b": asdict(_mean_over(items, _tau_bs, low=-1)),

@@ -292,8 +292,8 @@ def _opening(path: Path) -> Iterator[ExitStack]:
 
 def _told(path: Path, problem: sqlite3.DatabaseError | OSError) -> ChatpipeError:
     """What to tell a user whose store could not be opened."""
-    # Without a code: text that is not UTF-8.
-    code = getattr(problem, "sqlite_errorcode", sqlite3.SQLITE_CORRUPT) & 0xFF  # without what specifies it
+    # Text that is not UTF-8 has no code; of a code the last byte says what it is, the others more about it.
+    code = getattr(problem, "sqlite_errorcode", sqlite3.SQLITE_CORRUPT) & 0xFF
     if isinstance(problem, OSError) or code in OF_THE_DISK:
         return StoreError(f"{path} cannot be opened: {problem}.", "Is there room on the disk, and may you write there?")
     return no_store(path) if code == sqlite3.SQLITE_NOTADB else damaged(path, str(problem))

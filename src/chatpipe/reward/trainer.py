@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel, Trainer, TrainingArguments
 
 from chatpipe.models.lora import Adapter
+from chatpipe.models.unpadded import Rows, flat_inputs, reads_unpadded
 from chatpipe.reward.batches import EncodedRanking, RankingCollator
 from chatpipe.reward.loss import comparable_pairs, pair_margins, ranking_loss
 from chatpipe.reward.model import at_last_token, head_scores, reads_left_to_right, score_head
@@ -44,6 +45,8 @@ class RewardTrainer(TrainsAdapter, SkipNonFinite, Trainer):
         collator = RankingCollator(model.config.get_text_config().pad_token_id)
         super().__init__(model=model, args=args, train_dataset=train_dataset, data_collator=collator, **more)
         self.adapter = adapter
+        # Tried out once, here: what FSDP has sharded is not called in parts.
+        reads_unpadded(_body(model))
         # Trainer then leaves it to us to divide by num_items_in_batch, and does not divide by the micro-batches.
         self.model_accepts_loss_kwargs = True
         self._forget_pairs()
@@ -73,21 +76,35 @@ class RewardTrainer(TrainsAdapter, SkipNonFinite, Trainer):
         return (loss, {"scores": scores}) if return_outputs else loss
 
     def _scores(self, model: nn.Module, inputs: dict[str, Tensor]) -> Tensor:
-        """Scores of the sequences, (sum K,), of the model as DDP or FSDP wraps it.
+        """Scores of the sequences, (sum K,), of the model as DDP or FSDP wraps it; a decoder's without padding.
 
         These synchronise only what passes through their own forward, so that is called, and what its head reads is
         taken on the way: its pooled result looks for the pad token and may come in bfloat16.
         """
-        found: list[Tensor] = []
         plain = self.accelerator.unwrap_model(model)
-        causal = reads_left_to_right(plain)
-        hook = score_head(plain).register_forward_hook(lambda head, read, _: found.append(head_scores(head, read[0])))
+        input_ids, mask = inputs["input_ids"], inputs["attention_mask"]
+        if not reads_left_to_right(plain):
+            return self._head_scores(model, {"input_ids": input_ids, "attention_mask": mask})
+        if not reads_unpadded(_body(plain)):
+            read = {"input_ids": input_ids, "attention_mask": mask, "use_cache": False}
+            return at_last_token(self._head_scores(model, read), mask)
+        # Rows of similar length attend together: the longest first, and the scores back in their places.
+        order = mask.sum(1).argsort(descending=True, stable=True)
+        positions = torch.arange(mask.shape[1], device=mask.device).expand_as(mask)
+        with flat_inputs(_body(plain), Rows(input_ids[order], mask[order], positions)) as flat:
+            found = self._head_scores(model, flat)[0]
+        return found[mask[order].sum(1).cumsum(0) - 1][order.argsort()]
+
+    def _head_scores(self, model: nn.Module, read: dict[str, Any]) -> Tensor:
+        """What the head says of all that reaches it when `model` is called with `read`."""
+        found: list[Tensor] = []
+        head = score_head(self.accelerator.unwrap_model(model))
+        hook = head.register_forward_hook(lambda head, states, _: found.append(head_scores(head, states[0])))
         try:
-            options = {"use_cache": False} if causal else {}
-            model(input_ids=inputs["input_ids"], attention_mask=inputs["attention_mask"], **options)
+            model(**read)
         finally:
             hook.remove()
-        return at_last_token(found[0], inputs["attention_mask"]) if causal else found[0]
+        return found[0]
 
     # ---- what is logged ----
 
@@ -115,3 +132,7 @@ class RewardTrainer(TrainsAdapter, SkipNonFinite, Trainer):
     def _forget_pairs(self) -> None:
         # pairs, those ordered rightly, sum of margins
         self._seen = torch.zeros(3, device=self.args.device)
+
+
+def _body(model: PreTrainedModel) -> nn.Module:
+    return getattr(model, model.base_model_prefix)

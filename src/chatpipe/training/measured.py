@@ -13,7 +13,7 @@ Measure = Callable[[PreTrainedModel], dict[str, Any]]
 class Measured(Trainer):
     """Has `measure` run at each of Trainer's evaluations, on every process. Stands before the Trainer among the bases.
 
-    The model computes as it does in training: with `bf16`, its forward is in the same autocast.
+    The model computes as it does in training: with `bf16`, all of the measuring is in the same autocast.
     """
 
     measure: Measure | None = None
@@ -24,7 +24,9 @@ class Measured(Trainer):
         if self.measure is None:
             return {}
         start = time.perf_counter()
-        metrics = self.measure(self.accelerator.unwrap_model(self.model, keep_torch_compile=False))
+        # The autocast of training is in the model's own forward, past which generation reads prompts with its body.
+        with self.accelerator.autocast():
+            metrics = self.measure(self.accelerator.unwrap_model(self.model, keep_torch_compile=False))
         # Trainer's own, past those of subclasses, which add to what is logged of training steps
         Trainer.log(self, metrics)
         self.on_measured(metrics)

@@ -1,0 +1,119 @@
+"""Accuracy of a reward model on hh-rlhf's harmless test pairs: five splits by prompt, from a body made on the spot.
+
+    python benchmarks/rm_hh.py [--data ../shared/data] [--splits 5] [--steps 600] [--threads 2] [--workdir FOLDER]
+
+`chatpipe pretrain small-real` makes the body, from texts that are not of hh-rlhf. Then, split by split, a fifth of
+the prompts is put aside by the seed, `chatpipe rm small-real` learns from the others (and holds out a tenth of these
+for its own verdict), and `chatpipe eval` judges the pairs that were put aside. Beside it stand, on the same pairs, what
+needs no reward model: always choosing the longer answer, and a logistic regression on word counts and length, learned
+from all pairs that were not put aside.
+
+Shown are each split and the mean over splits with its 95 % interval (Student's t; splits share most of their pairs, so
+it is too narrow). With --workdir the body is kept, and taken again.
+"""
+
+import argparse
+import json
+import os
+import random
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+PAIRS = "hh_rlhf_harmless_test.jsonl"
+TEXTS = "{source: %s/wiki_demo.txt, document: line}, {source: %s/c4_demo.jsonl}, {source: %s/tinyshakespeare.txt}"
+TEST_SHARE = 0.2
+COLUMNS = ("reward model", "longer wins", "words and length")
+STUDENT_T = {2: 12.706, 3: 4.303, 4: 3.182, 5: 2.776, 6: 2.571, 7: 2.447, 8: 2.365, 9: 2.306, 10: 2.262}
+"""The 97.5 % quantile for so many splits."""
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", type=Path, default=Path(__file__).parents[2] / "shared" / "data")
+    parser.add_argument("--splits", type=int, default=5, choices=STUDENT_T)
+    parser.add_argument("--steps", type=int, default=600, help="of pretraining")
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--workdir", type=Path)
+    given = parser.parse_args()
+    os.environ |= {"OMP_NUM_THREADS": str(given.threads), "HF_HUB_OFFLINE": "1"}
+    begun = time.perf_counter()
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = (given.workdir or Path(temporary)).resolve()
+        folder.mkdir(parents=True, exist_ok=True)
+        body = pretrain(folder / "body", given.data.resolve(), given.steps)
+        print(f"| split | pairs learned, judged | {' | '.join(COLUMNS)} |\n|---|---|---|---|---|", flush=True)
+        found = [split(seed, body, given.data / PAIRS, folder / f"split-{seed}") for seed in range(given.splits)]
+    means = [with_interval([one[column] for one in found]) for column in range(len(COLUMNS))]
+    print(f"| mean | | {' | '.join(means)} |")
+    print(f"{(time.perf_counter() - begun) / 60:.1f} minutes")
+
+
+def pretrain(out: Path, data: Path, steps: int) -> Path:
+    """A model folder; one that is there already and made alike is kept."""
+    sources = TEXTS % (data, data, data)
+    said = chatpipe("pretrain", "small-real", f"pretrain.data=[{sources}]", f"pretrain.max_steps={steps}", out=out)
+    measured = said["metrics"]
+    print(f"body: {steps} steps, {measured['bits_per_byte']:.2f} bits per byte, {said['seconds']:.0f} s\n", flush=True)
+    return out
+
+
+def split(seed: int, body: Path, pairs: Path, folder: Path) -> tuple[float, float, float]:
+    """The accuracies of one split, as `COLUMNS` has them; prints its line."""
+    from chatpipe.evaluation.pairs import pair_metrics
+    from chatpipe.evaluation.word_counts import WordCounts
+
+    learned, judged = parted(pairs, seed)
+    folder.mkdir(exist_ok=True)
+    for name, rankings in (("learned", learned), ("judged", judged)):
+        lines = (json.dumps(ranking.to_row()) + "\n" for ranking in rankings)
+        (folder / f"{name}.jsonl").write_text("".join(lines), encoding="utf-8")
+    words = [f"seed={seed}", "rm.max_length=384", "--model", str(body), "--data", str(folder / "learned.jsonl")]
+    chatpipe("rm", "small-real", *words, out=folder / "rm")
+    model = chatpipe("eval", str(folder / "rm"), "--data", str(folder / "judged.jsonl"))["metrics"]
+    others = pair_metrics(judged, WordCounts.learn(learned).scores(judged))
+    length = others["length_baseline"]
+    longer = length if others["length_rule"] == "longer" else 1 - length
+    found = (model["eval_accuracy"], longer, others["eval_accuracy"])
+    print(f"| {seed} | {len(learned)}, {len(judged)} | {' | '.join(f'{share:.1%}' for share in found)} |", flush=True)
+    return found
+
+
+def parted(pairs: Path, seed: int) -> tuple[list[Any], list[Any]]:
+    """The usable pairs to learn from and to judge by, no prompt among both."""
+    from chatpipe.data.load import load_rankings, prompt_key
+    from chatpipe.recipe.schema import DataBlock, Pocketworld
+
+    loaded = load_rankings([DataBlock(source=str(pairs))], Pocketworld(), "rm.data")
+    rankings = [*loaded.train, *loaded.held_out]
+    prompts = sorted({prompt_key(ranking.prompt) for ranking in rankings})
+    random.Random(seed).shuffle(prompts)
+    aside = set(prompts[: round(TEST_SHARE * len(prompts))])
+    sides: tuple[list[Any], list[Any]] = ([], [])
+    for ranking in rankings:
+        sides[prompt_key(ranking.prompt) in aside].append(ranking)
+    return sides
+
+
+def chatpipe(*words: str, out: Path | None = None) -> dict[str, Any]:
+    """What a command says as JSON."""
+    command = [sys.executable, "-m", "chatpipe", *words, *([] if out is None else ["--out", str(out)]), "--json"]
+    done = subprocess.run(command, capture_output=True, text=True)
+    if done.returncode:
+        sys.exit(f"{' '.join(command)} failed:\n{done.stderr[-2000:]}")
+    return json.loads(done.stdout)
+
+
+def with_interval(shares: list[float]) -> str:
+    """Mean over splits, its 95 % interval, and the standard deviation of a split."""
+    mean, deviation = statistics.mean(shares), statistics.stdev(shares)
+    half = STUDENT_T[len(shares)] * deviation / len(shares) ** 0.5
+    return f"**{mean:.1%}** ({mean - half:.1%} to {mean + half:.1%}), sd {100 * deviation:.1f}"
+
+
+if __name__ == "__main__":
+    main()
