@@ -64,12 +64,23 @@ def test_rows_take_more_and_recomputing_takes_less():
     assert recomputed.activations < stored.activations / 2
 
 
+def test_what_a_probe_reached_beside_the_tensors_of_its_steps_is_the_process():
+    step = {"text": 7, "weights": 10, "optimizer": 20, "gradients": 0}
+    counted = Memory(process=100, **step, activations=400, logits=50)
+    probed = Memory(process=100, **step, activations=40, logits=5)  # of a tenth of the tokens
+    reached = counted.reached(peak=300, counted=probed)
+    assert reached.process == 300 - 75
+    assert reached.total == 225 + 7 + 10 + 20 + 400 + 50
+    assert counted.reached(peak=80, counted=probed) == counted
+
+
 def test_what_is_too_much_is_refused_with_what_would_fit(monkeypatch):
     monkeypatch.setattr("chatpipe.pretraining.estimate.free_memory", lambda device: 2**30)
     monkeypatch.setattr("chatpipe.pretraining.estimate.used_memory", lambda: 0)
-    fits = Memory(process=0, weights=2**20, optimizer=2**21, gradients=0, activations=2**29, logits=2**29 - 2**22)
+    none = {"process": 0, "text": 0, "gradients": 0}
+    fits = Memory(**none, weights=2**20, optimizer=2**21, activations=2**29, logits=2**29 - 2**22)
     check_memory(fits, section(), 1)
-    too_much = Memory(process=0, weights=2**20, optimizer=2**21, gradients=0, activations=2**30, logits=2**30)
+    too_much = Memory(**none, weights=2**20, optimizer=2**21, activations=2**30, logits=2**30)
     with pytest.raises(UsageError) as caught:
         check_memory(too_much, section(), 1)
     assert caught.value.message.startswith("A step takes 2.0 GiB of memory")

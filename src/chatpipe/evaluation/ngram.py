@@ -7,7 +7,7 @@ import numpy as np
 BOUNDARY = 256
 """The symbol at the beginning and the end of a document; 0 to 255 are bytes."""
 SYMBOLS = 257
-CHUNK = 4_000_000
+CHUNK = 1 << 19
 """Bytes counted at a time, and the rest of a document, which bounds the memory that a large corpus takes."""
 
 
@@ -42,8 +42,8 @@ class TrigramModel:
     def __init__(self, documents: Iterable[bytes]) -> None:
         counts = np.zeros(SYMBOLS**3, dtype=np.int32)
         for first, second, symbol in _trigrams(documents):
-            keys = (first.astype(np.int64) * SYMBOLS + second) * SYMBOLS + symbol
-            seen, times = np.unique(keys, return_counts=True)  # bincount would take another 136 MB
+            keys = (first.astype(np.int32) * SYMBOLS + second) * SYMBOLS + symbol
+            seen, times = np.unique(keys, return_counts=True)  # bincount would take as much as all counts again
             counts[seen] += times.astype(np.int32)
         self.trigrams = counts.reshape(SYMBOLS, SYMBOLS, SYMBOLS)
         bigrams = self.trigrams.sum(0, dtype=np.int64)
@@ -52,7 +52,9 @@ class TrigramModel:
         unigram_probs = _interpolate(unigrams, unigrams.sum(), (unigrams > 0).sum(), uniform)
         totals, kinds = bigrams.sum(1, keepdims=True), (bigrams > 0).sum(1, keepdims=True)
         self.bigram_probs = _interpolate(bigrams, totals, kinds, unigram_probs)
-        self.totals, self.kinds = self.trigrams.sum(2, dtype=np.int64), (self.trigrams > 0).sum(2)
+        self.totals = self.trigrams.sum(2, dtype=np.int64)
+        # one after the other: all at once they would take another 17 MB
+        self.kinds = np.stack([np.count_nonzero(behind, axis=1) for behind in self.trigrams])
 
     def probability(self, first: np.ndarray, second: np.ndarray, symbol: np.ndarray) -> np.ndarray:
         """p(symbol | first, second), element by element; the arguments broadcast."""

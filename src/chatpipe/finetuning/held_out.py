@@ -11,12 +11,10 @@ from chatpipe.evaluation.answers import answer_prompts
 from chatpipe.evaluation.language import QuestionGain, conversation_loss, question_gain
 from chatpipe.finetuning.rows import Encoded
 from chatpipe.generation import SamplingParams
+from chatpipe.training.batches import measured_rows
 
 MAX_CONVERSATIONS = 2000
 """Enough for a precise figure; a tenth of a large file would take longer than training."""
-MAX_BATCH_SIZE = 32
-MAX_LOGITS = 2**23
-"""Numbers in the logits of an evaluated batch: measuring must not take more memory than training."""
 SAMPLE_TEMPERATURE = 0.8
 
 
@@ -48,5 +46,4 @@ class HeldOutChats:
 
     @property
     def _batch_size(self) -> int:
-        longest = max(len(ids) for ids, _ in self.rows)
-        return max(1, min(MAX_BATCH_SIZE, MAX_LOGITS // (longest * len(self.tokenizer))))
+        return measured_rows(max(len(ids) for ids, _ in self.rows), len(self.tokenizer))

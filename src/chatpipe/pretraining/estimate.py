@@ -3,7 +3,7 @@
 Neither the data nor the hub is needed, and nothing of the model's size is allocated.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
@@ -22,13 +22,20 @@ from chatpipe.training.muon import hidden_matrices
 from chatpipe.training.precision import use_bf16
 
 GIB = 2**30
+TEXT_BYTES = 64 * 2**20
+"""What a run holds of its text (words that the tokeniser remembers, held-out documents, counts of 3-grams), measured:
+it does not grow with the corpus."""
 
 
 @dataclass(frozen=True)
 class Memory:
-    """Bytes of one process at the moment when it holds most, by part; `process` is Python with its libraries."""
+    """Bytes of one process at the moment when it holds most, by part.
+
+    `process` is all beside text and the tensors of a step: Python with its libraries, what these keep, evaluations.
+    """
 
     process: int
+    text: int
     weights: int
     optimizer: int
     gradients: int
@@ -38,7 +45,16 @@ class Memory:
     @property
     def total(self) -> int:
         """All parts together."""
-        return self.process + self.weights + self.optimizer + self.gradients + self.activations + self.logits
+        return self.process + self.text + self.of_a_step
+
+    @property
+    def of_a_step(self) -> int:
+        """The tensors of a training step."""
+        return self.weights + self.optimizer + self.gradients + self.activations + self.logits
+
+    def reached(self, peak: int, counted: "Memory") -> "Memory":
+        """The same with the process as it was found to be: `peak` was reached with what `counted` says of a step."""
+        return replace(self, process=max(peak - counted.of_a_step, self.process))
 
     def in_gib(self) -> dict[str, float]:
         """Every part and the total in GiB."""
@@ -71,6 +87,7 @@ def estimate_memory(section: Pretrain, tokens: int, processes: int) -> Memory:
     in_pass = {name: peak[name] for name in at_step}
     return Memory(
         process=used_memory() if device.type == "cpu" else 0,
+        text=TEXT_BYTES if device.type == "cpu" else 0,
         weights=sum(sizes),
         optimizer=optimizer,
         **max(at_step, in_pass, key=lambda parts: sum(parts.values())),

@@ -27,6 +27,9 @@ def foresee(section: Pretrain, processes: int) -> dict[str, Any]:
     check_memory(memory, section, processes)
     with console.progress("probing", total=None):
         timing = probe(section, tokens, processes)
+    probed = {"batch_size": timing.rows, "per_device_train_batch_size": timing.rows, "block_size": timing.length}
+    memory = memory.reached(timing.peak, estimate_memory(section.model_copy(update=probed), tokens, 1))
+    check_memory(memory, section, processes)
     seconds = timing.seconds_per_step * section.max_steps
     return {
         "memory_gib": memory.in_gib(),

@@ -1,4 +1,4 @@
-"""The time that a run of pretraining would take, from a few steps of its trainer on random tokens.
+"""The time and memory that a run of pretraining would take, from a few steps of its trainer on random tokens.
 
 Neither the data nor the hub is needed.
 """
@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch.utils.data import Dataset
 from transformers import (
     PreTrainedModel,
@@ -21,31 +22,48 @@ from transformers import (
     TrainingArguments,
 )
 
+from chatpipe.generation import SamplingParams, generate
+from chatpipe.generation.engine import evaluation_mode
 from chatpipe.pretraining.arguments import pretrain_arguments
 from chatpipe.pretraining.estimate import blank_model, training_device
 from chatpipe.pretraining.masking import Masking
 from chatpipe.pretraining.trainer import PretrainTrainer
 from chatpipe.recipe.schema import Pretrain
 from chatpipe.training.arguments import training_arguments
-from chatpipe.training.batches import micro_batches
+from chatpipe.training.batches import measured_rows, micro_batches
 from chatpipe.training.flops import flops_per_token
+from chatpipe.training.memory import begin_peak, peak_memory
 from chatpipe.training.precision import use_bf16
 from chatpipe.training.speed import peak_flops
 
-MAX_SECONDS = 30.0
-"""Of the probe's steps; another step begins only within it, so that with everything else it stays below a minute."""
+MAX_SECONDS, ENOUGH_SECONDS, ENOUGH_STEPS = 30.0, 12.0, 5
+"""Of the probe's steps; another step begins only within it, so that with everything else it stays below a minute.
+As soon as there are both enough seconds and enough steps, it ends."""
 MAX_STEP_SECONDS = 5.0
-MAX_STEPS = 30
+MAX_STEPS = 300
 ASSUMED_SHARE_OF_PEAK = 0.5
+SAMPLES, SAMPLE_TOKENS, LARGE_MODEL = 2, 32, 200_000_000
+"""An evaluation of the probe writes so many samples of so many tokens, of a large model of a few tokens: each length
+has kernels of its own in memory, of which a large one needs no account."""
 
 
 @dataclass(frozen=True)
 class Timing:
-    """What a probe found: seconds of one optimizer step, and how many tokens of a micro-batch it was measured with."""
+    """What a probe found: seconds of one optimizer step, and the most bytes that the process held.
+
+    It was measured with `rows` of `length` tokens as a micro-batch, where the run has `micro_batch_tokens`.
+    """
 
     seconds_per_step: float
-    probed_tokens: int
+    peak: int
+    rows: int
+    length: int
     micro_batch_tokens: int
+
+    @property
+    def probed_tokens(self) -> int:
+        """How many tokens of a micro-batch it was measured with."""
+        return self.rows * self.length
 
 
 def probe(section: Pretrain, tokens: int, processes: int) -> Timing:
@@ -59,18 +77,30 @@ def probe(section: Pretrain, tokens: int, processes: int) -> Timing:
         vocabulary = model.get_input_embeddings().num_embeddings
         masking = Masking(0, (), vocabulary, section.mlm_probability) if section.objective == "masked" else None
         data = _RandomTokens(vocabulary, length, rows * MAX_STEPS)
-        trainer = PretrainTrainer(model, args, data, muon=section.optimizer == "muon", masking=masking)
+        trainer = PretrainTrainer(
+            model,
+            args,
+            data,
+            muon=section.optimizer == "muon",
+            masking=masking,
+            measure=_Measuring(min(rows, measured_rows(length, vocabulary)), length, vocabulary),
+            eval_dataset=[],
+        )
         trainer.remove_callback(PrinterCallback)
         trainer.remove_callback(ProgressCallback)
         trainer.add_callback(clock)
+        begin_peak(args.device)
         trainer.train()
+        peak = peak_memory(args.device)
     pass_seconds, optimizer_seconds = clock.medians()
     scale = _flops(model, section.block_size) * spread["per_device_train_batch_size"] * section.block_size
     scale /= _flops(model, length) * rows * length
     micro_batch = pass_seconds * scale
     return Timing(
         micro_batch * spread["gradient_accumulation_steps"] + optimizer_seconds,
-        rows * length,
+        peak,
+        rows,
+        length,
         spread["per_device_train_batch_size"] * section.block_size,
     )
 
@@ -97,8 +127,15 @@ class _Clock(TrainerCallback):
     def on_step_end(self, args: Any, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         """The optimizer is done."""
         self._updates.append(self._lap(args.device))
-        last = self._last_lap - self._began + self._passes[-1] + self._updates[-1] > MAX_SECONDS
+        control.should_evaluate = len(self._updates) == 1  # what evaluations take of memory is reached too
+        seconds = self._last_lap - self._began
+        enough = seconds > ENOUGH_SECONDS and len(self._updates) >= ENOUGH_STEPS
+        last = enough or seconds + self._passes[-1] + self._updates[-1] > MAX_SECONDS
         control.should_training_stop = last or control.should_training_stop
+
+    def on_evaluate(self, args: Any, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        """The next step begins."""
+        self._lap(args.device)
 
     def medians(self) -> tuple[float, float]:
         """Of the passes and of the updates."""
@@ -111,6 +148,24 @@ class _Clock(TrainerCallback):
         now = time.perf_counter()
         seconds, self._last_lap = now - self._last_lap, now
         return seconds
+
+
+class _Measuring:
+    """What an evaluation does, of so many rows as it reads at once: the loss, and samples of a causal model."""
+
+    def __init__(self, rows: int, length: int, vocabulary: int) -> None:
+        self._ids = torch.randint(vocabulary, (rows, length), generator=torch.Generator().manual_seed(0))
+
+    def __call__(self, model: PreTrainedModel) -> dict[str, Any]:
+        ids = self._ids.to(model.device)
+        with evaluation_mode(model), torch.no_grad():
+            logits = model(input_ids=ids).logits.float()
+            loss = F.cross_entropy(logits.flatten(0, 1), ids.flatten()).item()
+        if model.can_generate():
+            prompts = [self._ids[0, :4].tolist()] * SAMPLES
+            count = min(SAMPLE_TOKENS if model.num_parameters() < LARGE_MODEL else 4, self._ids.shape[1] - 4)
+            generate(model, prompts, SamplingParams(max_new_tokens=count), eos_token_id=-1, seed=0)
+        return {"eval_loss": loss}
 
 
 class _RandomTokens(Dataset[dict[str, torch.Tensor]]):

@@ -12,10 +12,8 @@ from chatpipe.generation import SamplingParams, generate
 from chatpipe.generation.engine import context_length
 from chatpipe.pretraining.bits import tokens_without_text
 from chatpipe.pretraining.masking import Masking
+from chatpipe.training.batches import measured_rows
 
-MAX_EVAL_BATCH_SIZE = 32
-MAX_LOGITS = 2**23
-"""Numbers in the logits of an evaluated batch: measuring must not take more memory than training."""
 SAMPLE_TOKENS, SAMPLE_TEMPERATURE = 32, 0.8
 PROMPT_WORDS = 4
 
@@ -39,7 +37,7 @@ class HeldOut:
 
     @property
     def _batch_size(self) -> int:
-        return max(1, min(MAX_EVAL_BATCH_SIZE, MAX_LOGITS // (self.text.block_size * len(self.tokenizer))))
+        return measured_rows(self.text.block_size, len(self.tokenizer))
 
     def measure(self, model: PreTrainedModel) -> dict[str, Any]:
         """The score as `eval_...`, and `samples` of a causal model."""

@@ -1,6 +1,9 @@
 """The memory of this process: how the C library manages it, how much it is, how much is left."""
 
+import contextlib
 import ctypes
+import re
+import resource
 import sys
 from pathlib import Path
 
@@ -9,6 +12,8 @@ import torch
 
 CONTAINER_LIMIT = Path("/sys/fs/cgroup/memory.max")
 CONTAINER_USE = Path("/sys/fs/cgroup/memory.current")
+OWN_STATUS = Path("/proc/self/status")
+OWN_PEAK = Path("/proc/self/clear_refs")
 
 M_TRIM_THRESHOLD = -1
 M_MMAP_THRESHOLD = -3
@@ -30,6 +35,37 @@ def keep_freed_memory() -> None:
     if mallopt is not None:
         mallopt(M_MMAP_THRESHOLD, LARGEST_MMAP_THRESHOLD)
         mallopt(M_TRIM_THRESHOLD, KEPT_AT_THE_TOP)
+
+
+def give_back_freed_memory() -> None:
+    """Gives what is free of the kept memory back to the kernel: between two pieces of work of different sizes."""
+    if not sys.platform.startswith("linux"):
+        return
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
+    if trim is not None:
+        trim(0)
+
+
+def begin_peak(device: torch.device) -> None:
+    """`peak_memory` counts from here on, where the system can forget the peak before."""
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+        return
+    with contextlib.suppress(OSError):
+        OWN_PEAK.write_text("5")  # proc_pid_clear_refs(5)
+
+
+def peak_memory(device: torch.device) -> int:
+    """The most bytes that this process held: of main memory, or what torch took of a GPU's."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_reserved(device)
+    try:
+        found = re.search(r"VmHWM:\s+(\d+) kB", OWN_STATUS.read_text())
+    except OSError:  # not Linux
+        found = None
+    if found:
+        return int(found[1]) * 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
 
 
 def used_memory() -> int:

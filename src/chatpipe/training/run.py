@@ -12,6 +12,7 @@ from chatpipe.errors import Interrupted
 from chatpipe.training.callbacks import watch
 from chatpipe.training.flops import flops_per_token
 from chatpipe.training.interrupt import StopOnRequest
+from chatpipe.training.memory import give_back_freed_memory
 from chatpipe.training.nonfinite import SkipNonFinite
 from chatpipe.training.resume import newest_resume_point
 from chatpipe.training.speed import peak_flops
@@ -42,6 +43,7 @@ def run_trainer(
     stop = StopOnRequest(folder, resumable)
     trainer.add_callback(stop)
     stop.install()
+    give_back_freed_memory()  # of reading data and tokenising
     try:
         trainer.train(resume_from_checkpoint=str(point) if point else None)
     except KeyboardInterrupt as problem:
@@ -51,6 +53,7 @@ def run_trainer(
     finally:
         stop.restore()
         watching.progress.close()
+        give_back_freed_memory()
     if stop.requested:
         raise Interrupted(
             f"{stage} was interrupted at step {trainer.state.global_step} of {trainer.state.max_steps}.",
