@@ -24,7 +24,7 @@ MIN_ANSWERS = 2
 """A word that stands in fewer answers to learn from says nothing of others."""
 LENGTHS = 2
 """Features of the length: of the logarithms of characters and of words."""
-PENALTY = 10.0
+PENALTY = 30.0
 """Of half the squared weights, beside the sum of losses over pairs. Tried on hh-rlhf and alpaca_eval (docs/rm.md)."""
 MAX_RANKINGS = 20_000
 """The first ones; more would take minutes and change little."""
