@@ -21,14 +21,23 @@ from pathlib import Path
 from typing import Any
 
 SMALL = (
-    "pocketworld={people: 16, documents: 2000, conversations: 400}",
-    "pretrain={max_steps: 100, block_size: 64, tokenizer: {vocab_size: 600}}",
+    "pocketworld.people=16",
+    "pocketworld.documents=2000",
+    "pocketworld.conversations=400",
+    "pretrain.max_steps=100",
+    "pretrain.block_size=64",
+    "pretrain.tokenizer.vocab_size=600",
     "pretrain.architecture={n_layer: 2, n_head: 2, n_embd: 64, n_positions: 96}",
-    "sft={max_length: 96, num_train_epochs: 2}",
-    "sample={prompts: 120, max_new_tokens: 24}",
+    "sft.max_length=96",
+    "sft.num_train_epochs=2",
+    "sample.prompts=120",
+    "sample.max_new_tokens=24",
     "rm.max_length=96",
-    "ppo={total_episodes: 128, batch_size: 16, response_length: 24}",
-    "evaluation={prompts: 40, max_new_tokens: 24}",
+    "ppo.total_episodes=128",
+    "ppo.batch_size=16",
+    "ppo.response_length=24",
+    "evaluation.prompts=40",
+    "evaluation.max_new_tokens=24",
     "guards.reward_at_chance=false",
     *(f"{stage}.save_steps=5" for stage in ("pretrain", "sft", "rm", "ppo")),
 )
@@ -97,10 +106,11 @@ def compare_killed(out: Path, rounds: int, kills: int, seed: int) -> None:
 
 
 def made_in(folder: Path) -> dict[str, str]:
-    """SHA-256 of what the stages made and of the rankings."""
+    """SHA-256 of what the stages made, and of the answers and rankings; these name models by the folder of the run."""
     files = [path for path in folder.rglob("*.safetensors") if "checkpoints" not in path.parts]
     files += folder.glob("rankings/*.jsonl")
-    return {str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest() for path in sorted(files)}
+    found = {str(path.relative_to(folder)): path.read_bytes() for path in sorted(files)}
+    return {name: hashlib.sha256(held.replace(bytes(folder), b"RUN")).hexdigest() for name, held in found.items()}
 
 
 if __name__ == "__main__":

@@ -30,6 +30,7 @@ from chatpipe.stages.job import (
     run_ranks,
 )
 from chatpipe.stages.ranking import (
+    check_nobody_ranked,
     check_rankings_apart,
     check_rankings_can_be_made,
     ensure_rankings,
@@ -272,6 +273,8 @@ def check_folder(recipe: Recipe, fresh: bool) -> None:
     if fresh:
         for job in _jobs_in_folder(recipe):  # all of them before the first is deleted
             job.check_ours()
+            if job.stage == "rm":
+                check_nobody_ranked(job.recipe)
     if before is None or fresh:
         return
     _check_same_run(before, recipe)

@@ -11,6 +11,7 @@ from chatpipe.locking import alone_with
 from chatpipe.ranking.items import Item, item_id, read_items
 from chatpipe.ranking.session import Session
 from chatpipe.ranking.store import Store
+from chatpipe.stages import ranking
 
 
 @pytest.fixture
@@ -134,13 +135,27 @@ def test_what_people_ranked_is_neither_sampled_anew_nor_ranked_by_a_program_nor_
     assert other.code == 2
     assert "was sampled in another way" in other.err
     assert f"ann ranked it in {store}" in other.err
-    assert "move round-1.* away" in other.err
+    assert f"chatpipe rankings export {store} -o FILE" in other.err
     program = chatpipe(*command, "sample.prompts=30", "rank.rater=pocketworld")
     assert program.code == 2
     assert "rank.rater = pocketworld would rank" in program.err
     fresh = chatpipe(*command, "sample.prompts=30", "--fresh")
     assert f"3 of {len(before.splitlines())} prompts are ranked" in fresh.err
     assert completions.read_bytes() == before
+    everything = chatpipe("run", *command[1:], "sample.prompts=30", "--fresh")
+    assert everything.code == 2
+    assert "--fresh makes all models anew, but ann ranked answers of these" in everything.err
+    assert (folder / "sft" / "chatpipe.json").exists()
+    assert completions.read_bytes() == before
+
+    # Moved aside, they are none of the run's files any more.
+    aside = [
+        path.rename(path.with_name(path.name.replace("round-1.", "round-1.people."))) for path in (completions, store)
+    ]
+    kept = [path.read_bytes() for path in aside]
+    assert "0 of" in chatpipe(*command, "sample.prompts=30", "sample.temperature=0.5").err
+    assert "0 of" in chatpipe(*command, "sample.prompts=30", "sample.temperature=0.6").err
+    assert [path.read_bytes() for path in aside] == kept
 
 
 def test_a_store_in_use_is_not_deleted(folder, command, chatpipe):
@@ -201,3 +216,63 @@ def test_a_stage_outside_of_the_run_learns_from_its_rankings_and_replaces_none(f
     beside(folder, "json").write_text('{"mod')
     assert chatpipe("rm", folder / "recipe.yaml", f"out={folder}", "rm.num_train_epochs=1").code == 0
     assert beside(folder, "jsonl").read_bytes() == rankings
+
+
+def test_rankings_that_a_kill_left_without_their_note_are_not_taken_for_others(folder, work, chatpipe, monkeypatch):
+    command = ("rm", folder / "recipe.yaml", f"out={folder}", "sample.prompts=40", "rm.num_train_epochs=1")
+    assert chatpipe(*command).code == 0
+    rankings = beside(folder, "jsonl").read_bytes()
+    shutil.rmtree(folder / "rm")
+    written = ranking.replace_text
+
+    def killed_after_the_rankings(path, text):
+        written(path, text)
+        if path == beside(folder, "jsonl"):
+            raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(ranking, "replace_text", killed_after_the_rankings)
+        assert chatpipe(*command, "rank.temperature=5").code == 130
+    assert beside(folder, "jsonl").read_bytes() != rankings
+    assert chatpipe(*command).code == 0
+    assert beside(folder, "jsonl").read_bytes() == rankings
+
+
+def test_a_killed_rater_goes_on_where_it_was(folder, rater, chatpipe):
+    command = ("rm", folder / "recipe.yaml", f"out={folder}", "rank.rater=liking_short:score", "sample.prompts=100")
+    calls = rater.with_name("calls.txt")
+    counted = f"    open({str(calls)!r}, 'a').write('x' * len(prompts))\n    return"
+    rater.write_text(rater.read_text().replace("    return", counted))
+    store_batch = Store.together
+
+    def killed_behind_the_second_batch(self):
+        if calls.exists() and len(calls.read_text()) > 2 * 32 * 4:
+            raise KeyboardInterrupt
+        return store_batch(self)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Store, "together", killed_behind_the_second_batch)
+        assert chatpipe(*command).code == 130
+    asked = len(calls.read_text())
+    assert chatpipe(*command).code == 0
+    answers = sum(len(row["responses"]) for row in rows_of(beside(folder, "jsonl")))
+    stored = sum(len(row["responses"]) for row in rows_of(beside(folder, "jsonl"))[:64])
+    assert len(calls.read_text()) - asked == answers - stored
+
+
+def test_people_may_rank_prompts_of_the_built_in_world_and_others(folder, work, command, chatpipe):
+    write_rows(work / "prompts.jsonl", [{"prompt": one.question} for one in asked()[:60]])
+    mixed = (*command, "sample.data=prompts.jsonl,pocketworld", "sample.prompts=80", "rm.num_train_epochs=1")
+    assert chatpipe(*mixed).code == 3
+    rank(folder)
+    assert "annotator_agreement" not in chatpipe(*mixed, "--json").object["metrics"]
+
+
+def test_the_files_that_a_run_writes_are_not_what_it_reads(folder, chatpipe):
+    beside(folder, "jsonl").parent.mkdir()
+    rows = [{"prompt": one.question, "chosen": one.right, "rejected": one.wrong} for one in asked()]
+    write_rows(beside(folder, "jsonl"), rows)
+    for source in (beside(folder, "jsonl"), folder / "rankings", folder / "rankings" / "*.jsonl"):
+        said = chatpipe("run", folder / "recipe.yaml", f"out={folder}", f"rm.data={source}", "rounds=2")
+        assert said.code == 2
+        assert f"rm.data = {source}: {beside(folder, 'jsonl')} is a file into which this run writes" in said.err

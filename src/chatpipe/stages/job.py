@@ -282,13 +282,15 @@ def recipe_section(recipe: Recipe, stage: str) -> Any:
 def _ranking_settings(recipe: Recipe) -> dict[str, Any]:
     """Dotted keys that decide the rankings which a run makes itself."""
     sections = {name: getattr(recipe, name).model_dump(mode="json", exclude={"data"}) for name in ("sample", "rank")}
+    if rater_is_model(recipe):
+        del sections["rank"]["rater"]
     return flatten(sections)
 
 
 def _ranking_models(recipe: Recipe) -> dict[str, str]:
     """Recipe key -> model that answered or ranked, where it is no parent of rm anyway."""
     models = {"sample.model": answering_model(recipe)} if recipe.round > 1 else {}
-    return {**models, "rank.rater": recipe.rank.rater} if _rater_is_model(recipe) else models
+    return {**models, "rank.rater": recipe.rank.rater} if rater_is_model(recipe) else models
 
 
 def _ranked_from(recipe: Recipe) -> dict[str, dict[str, str]]:
@@ -298,7 +300,8 @@ def _ranked_from(recipe: Recipe) -> dict[str, dict[str, str]]:
     return {**found, "rank.rater": {rater: source_fingerprint(rater, "rank.rater")}} if is_function(rater) else found
 
 
-def _rater_is_model(recipe: Recipe) -> bool:
+def rater_is_model(recipe: Recipe) -> bool:
+    """Whether the rater of the recipe is a reward model, known by its weights and not by its place."""
     rater = recipe.rank.rater
     return rater not in (POCKETWORLD, PEOPLE) and not is_function(rater)
 

@@ -15,8 +15,8 @@ from typing import Any
 from chatpipe import console
 from chatpipe.checkpoints import checkpoint_id
 from chatpipe.data.load import Conversation, load_rankings
-from chatpipe.data.sources import check_sources, data_fingerprints
-from chatpipe.durable import replace_text
+from chatpipe.data.sources import check_sources, data_fingerprints, named_files
+from chatpipe.durable import PARTIAL, replace_text
 from chatpipe.errors import UsageError, WaitingForRankings
 from chatpipe.locking import alone_with
 from chatpipe.ranking.completions import made_of
@@ -30,7 +30,19 @@ from chatpipe.ranking.schema import has_begun
 from chatpipe.ranking.standing import StandingRanking, standing_rankings
 from chatpipe.ranking.store import Store
 from chatpipe.recipe.schema import POCKETWORLD, Recipe
-from chatpipe.stages.job import PEOPLE, answering_model, rankings_blocks, rankings_file, run_ranks
+from chatpipe.stages.job import (
+    PEOPLE,
+    answering_model,
+    in_round,
+    rankings_blocks,
+    rankings_file,
+    rater_is_model,
+    run_ranks,
+)
+
+COMPLETE = "complete"
+"""In the note beside the rankings: whether they are all there."""
+_KEEP = "Keep what they said: `chatpipe rankings export {store} -o FILE`, then rm.data=FILE."
 
 
 def check_rankings_can_be_made(recipe: Recipe) -> str:
@@ -54,14 +66,28 @@ def check_rankings_can_be_made(recipe: Recipe) -> str:
 
 
 def check_rankings_apart(recipe: Recipe) -> str:
-    """The run writes down what it was ranked by: that file cannot be what `rm.data` names."""
-    written = rankings_file(recipe).resolve()
-    if any(Path(block.source).resolve() == written for block in recipe.rm.data or []):
-        raise UsageError(
-            f"rm.data = {rankings_file(recipe)} is the file into which this run writes its rankings.",
-            "Copy it to another place and give the copy, or leave rm.data out.",
-        )
+    """The run writes down what it was ranked by: `rm.data` can name neither such a file nor a folder that holds one."""
+    rounds = range(1, max(recipe.rounds, recipe.round) + 1)
+    written = [rankings_file(in_round(recipe, number)) for number in rounds]
+    for block in recipe.rm.data or []:
+        for path in (Path(block.source), *named_files(block)):
+            found = [file for file in written if file.resolve().is_relative_to(path.resolve())]
+            if found:
+                raise UsageError(
+                    f"rm.data = {block.source}: {found[0]} is a file into which this run writes its rankings.",
+                    "Copy what you need to another place and give the copy, or leave rm.data out.",
+                )
     return str(rankings_file(recipe))
+
+
+def check_nobody_ranked(recipe: Recipe) -> None:
+    """Raises `UsageError` where people ranked answers in the recipe's round: other models would not have given them."""
+    people = who_ranked(_beside(recipe, ".db")) if run_ranks(recipe) else []
+    if people:
+        raise UsageError(
+            f"--fresh makes all models anew, but {_named(people)} ranked answers of these in {_beside(recipe, '.db')}.",
+            f"{_KEEP.format(store=_beside(recipe, '.db'))} Or choose another folder with out=.",
+        )
 
 
 def ensure_rankings(recipe: Recipe, may_replace: bool = True) -> None:
@@ -71,8 +97,8 @@ def ensure_rankings(recipe: Recipe, may_replace: bool = True) -> None:
     in another way and must not be replaced: people's rankings, or any without `may_replace`.
     """
     path, note = rankings_file(recipe), _beside(recipe, ".json")
-    now = _made_from(recipe)
-    is_current = path.exists() and _read_note(note) == now
+    now, noted = _made_from(recipe), _read_note(note)
+    is_current = path.exists() and noted == {**now, COMPLETE: True}
     by_people = run_ranks(recipe) and recipe.rank.rater == PEOPLE
     if is_current and not by_people:  # people may have ranked more since
         return
@@ -81,15 +107,18 @@ def ensure_rankings(recipe: Recipe, may_replace: bool = True) -> None:
             f"{path} was made in another way: with another model, rater, seed or other sample.* or rank.*.",
             f"Choose another run with out=, or have it made anew in this one: leave out --out. See {note}.",
         )
+    # From here on, and until they are complete, rankings that are there already are known as those of other settings.
+    replace_text(note, json.dumps({**now, COMPLETE: False}, indent=2))
     if run_ranks(recipe):
         _sample(recipe)
-        rankings = _ranked_by_people(recipe) if by_people else _ranked_by_program(recipe)
+        goes_on = noted == {**now, COMPLETE: False}
+        rankings = _ranked_by_people(recipe) if by_people else _ranked_by_program(recipe, goes_on)
         _write(path, map(ranking_row, rankings))
         console.note(f"rank: {len(rankings)} rankings of up to {recipe.sample.k} answers written to {path}")
     else:
         loaded = load_rankings(rankings_blocks(recipe), recipe.pocketworld, "rm.data")
         _write(path, (ranking.to_row() for ranking in [*loaded.train, *loaded.held_out]))
-    replace_text(note, json.dumps(now, indent=2))
+    replace_text(note, json.dumps({**now, COMPLETE: True}, indent=2))
 
 
 def tell_newer_rankings(recipe: Recipe) -> None:
@@ -116,12 +145,20 @@ def forget_rankings(recipe: Recipe) -> None:
     store = _beside(recipe, ".db")
     if store.parent.exists():
         with alone_with(store):  # whoever ranks holds it
-            kept = {store.name, f"{store.name}-wal", f"{store.name}-shm", f"{store.name}.key"}
-            kept = {*kept, _completions(recipe).name} if who_ranked(store) else set()
-            kept.add(f"{store.name}.lock")  # two that lock it must lock the same file
-            for path in store.parent.glob(f"round-{recipe.round}.*"):
-                if path.name not in kept:
-                    path.unlink()
+            if not who_ranked(store):
+                _delete_store(store)
+                _delete(_completions(recipe), _completions(recipe).with_suffix(f".jsonl{PARTIAL}"))
+            _delete(rankings_file(recipe), _beside(recipe, ".json"))
+
+
+def _delete_store(store: Path) -> None:
+    """All of it but the lock: two that lock it must lock the same file."""
+    _delete(*(Path(f"{store}{ending}") for ending in ("", "-wal", "-shm", ".key")))
+
+
+def _delete(*paths: Path) -> None:
+    for path in paths:
+        path.unlink(missing_ok=True)
 
 
 def _sample(recipe: Recipe) -> None:
@@ -143,26 +180,33 @@ def _refuse_to_replace_people(recipe: Recipe, what: str) -> None:
     people = who_ranked(store)
     if people:
         raise UsageError(
-            f"{what}, and {', '.join(people[:5])} ranked it in {store}.",
-            f"Go back to the settings before, choose another folder with out=, or move {store.stem}.* away.",
+            f"{what}, and {_named(people)} ranked it in {store}.",
+            f"Go back to the settings before, or choose another folder with out=. {_KEEP.format(store=store)}",
         )
 
 
+def _named(people: Sequence[str]) -> str:
+    return ", ".join([*people[:5], *(["others"] if len(people) > 5 else [])])
+
+
 def _prompts(recipe: Recipe) -> list[Conversation]:
-    """As many prompts as a round samples; each round takes those behind the ones of the round before."""
+    """As many prompts as a round samples; each round takes those behind the ones of the round before, in a circle."""
     prompts = prompts_to_rank(recipe.sample.data or [], recipe.pocketworld, "sample.data")
     count = min(recipe.sample.prompts, len(prompts))
     first = (recipe.round - 1) * count
+    if first + count > len(prompts):
+        console.note(f"sample: round {recipe.round} asks prompts of earlier rounds again: there are {len(prompts)}")
     return [prompts[i % len(prompts)] for i in range(first, first + count)]
 
 
-def _ranked_by_program(recipe: Recipe) -> list[StandingRanking]:
+def _ranked_by_program(recipe: Recipe, goes_on: bool) -> list[StandingRanking]:
+    """What the rater says of all answers; it `goes_on` in the store of a command that was killed."""
     rank, store_file = recipe.rank, _beside(recipe, ".db")
     items = read_items(_completions(recipe))
-    _refuse_to_replace_people(recipe, f"rank.rater = {rank.rater} would rank {_completions(recipe)} anew")
-    with alone_with(store_file):  # of a command that was killed, perhaps with another rater; soon made anew
-        for ending in ("", "-wal", "-shm"):
-            Path(f"{store_file}{ending}").unlink(missing_ok=True)
+    with alone_with(store_file):
+        _refuse_to_replace_people(recipe, f"rank.rater = {rank.rater} would rank {_completions(recipe)} anew")
+        if not goes_on:
+            _delete_store(store_file)
     with (
         Store.create_or_open(store_file, items, seed=recipe.seed, overlap=1, repeats=0) as store,
         console.progress("rank", len(items)) as bar,
@@ -221,6 +265,8 @@ def _made_from(recipe: Recipe) -> dict[str, Any]:
     sections = {name: getattr(recipe, name).model_dump(mode="json") for name in ("sample", "rank", "pocketworld")}
     rater = recipe.rank.rater
     who = rater if rater in (POCKETWORLD, PEOPLE) else rater_fingerprint(rater, "rank.rater")
+    if rater_is_model(recipe):  # which may be moved
+        del sections["rank"]["rater"]
     return {
         "model": checkpoint_id(answering_model(recipe)),
         "prompts": data_fingerprints(recipe.sample.data or [], "sample.data"),

@@ -10,7 +10,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainingArgum
 from chatpipe.data.formats import Ranking
 from chatpipe.data.load import Conversation, Loaded, load_rankings, stream_conversations
 from chatpipe.data.report import Report
-from chatpipe.data.sources import build_world, reads_pocketworld
+from chatpipe.data.sources import build_world
 from chatpipe.data.template import add_chat_template, encode_completion
 from chatpipe.errors import UsageError
 from chatpipe.evaluation.pairs import pair_metrics
@@ -21,6 +21,7 @@ from chatpipe.guards.by_stage import rm_guards
 from chatpipe.guards.run import Checks, guard
 from chatpipe.models.loading import load_tokenizer, quickest_attention
 from chatpipe.pocketworld import GoldRater
+from chatpipe.recipe.schema import POCKETWORLD
 from chatpipe.reward.batches import EncodedRankings, encode_answers, encode_rankings
 from chatpipe.reward.model import (
     centre_rewards,
@@ -134,7 +135,8 @@ def _evaluate(
     words = WordCounts.learn(train).scores(held_out)
     scores = ranking_scores(model, tokenizer, held_out, max_length)
     gold = None
-    if job.recipe.rm.data is None and reads_pocketworld(job.recipe.sample.data):
+    asked = {block.source for block in job.recipe.sample.data or []}
+    if job.recipe.rm.data is None and asked == {POCKETWORLD}:  # of other prompts the gold rater knows nothing
         rater = GoldRater(build_world(job.recipe.pocketworld))
         gold = [[rater.rate(r.prompt, text).score for text in r.responses] for r in held_out]
     return pair_metrics(held_out, scores, gold, seed=job.recipe.seed, words=words)
