@@ -55,8 +55,8 @@ MAX_ROUND = 1_000_000
 class Ranking:
     """One prompt, K completions, a rank for each: 1 is best, equal ranks are ties.
 
-    `round`: in which round it was ranked. `weight`: how much its loss counts. `margin`: by how much the chosen of a
-    pair is to win, as in trl's loss.
+    `round`: in which round it was ranked. `weight`: how much its loss counts; None: 1, which all who ranked the same
+    answers share. `margin`: by how much the chosen of a pair is to win, as in trl's loss.
     """
 
     prompt: list[Message]
@@ -64,7 +64,7 @@ class Ranking:
     ranks: list[int]
     annotator: str | None = None
     round: int | None = None
-    weight: float = 1.0
+    weight: float | None = None
     margin: float = 0.0
 
     def to_row(self) -> dict[str, Any]:
@@ -74,7 +74,7 @@ class Ranking:
             row["annotator"] = self.annotator
         if self.round is not None:
             row["round"] = self.round
-        if self.weight != 1:
+        if self.weight is not None:
             row["weight"] = self.weight
         return row
 
@@ -258,9 +258,7 @@ def _is_order(ranks: list[int]) -> bool:
 def _of_ranking(values: dict[str, Any]) -> dict[str, Any]:
     """Who ranked, in which round, and how much it counts, as far as the row says so."""
     weight = values.get("weight")
-    if weight is None:
-        weight = 1.0
-    if not _is_number(weight) or weight <= 0:
+    if weight is not None and (not _is_number(weight) or weight <= 0):
         raise BadRow("weight is not a number above 0")
     annotator = values.get("annotator")
     if not isinstance(annotator, str | None):
@@ -268,7 +266,7 @@ def _of_ranking(values: dict[str, Any]) -> dict[str, Any]:
     return {
         "annotator": annotator or None,
         "round": round_of(values),
-        "weight": float(weight),
+        "weight": None if weight is None else float(weight),
     }
 
 
