@@ -56,7 +56,7 @@ class Ranking:
     """One prompt, K completions, a rank for each: 1 is best, equal ranks are ties.
 
     `round`: in which round it was ranked. `weight`: how much its loss counts; None: 1, which all who ranked the same
-    answers share. `margin`: by how much the chosen of a pair is to win, as in trl's loss.
+    answers share. `margin`: by how much the better of two is to win, as in trl's loss.
     """
 
     prompt: list[Message]
@@ -76,6 +76,8 @@ class Ranking:
             row["round"] = self.round
         if self.weight is not None:
             row["weight"] = self.weight
+        if self.margin != 0:
+            row["margin"] = self.margin
         return row
 
 
@@ -169,7 +171,7 @@ def to_ranking(row: Row, form: str) -> Ranking:
     """A ranking; a pair is a ranking of K = 2. Raises `BadRow` where it cannot be used."""
     if form == "pairs":
         prompt, chosen, rejected = read_pair(row.values)
-        return Ranking(prompt, [chosen, rejected], [1, 2], **_of_ranking(row.values), margin=_margin(row.values))
+        return Ranking(prompt, [chosen, rejected], [1, 2], **_of_ranking(row.values))
     return _ranking(row.values)
 
 
@@ -256,7 +258,7 @@ def _is_order(ranks: list[int]) -> bool:
 
 
 def _of_ranking(values: dict[str, Any]) -> dict[str, Any]:
-    """Who ranked, in which round, and how much it counts, as far as the row says so."""
+    """Who ranked, in which round, how much it counts and by how much to win, as far as the row says so."""
     weight = values.get("weight")
     if weight is not None and (not _is_number(weight) or weight <= 0):
         raise BadRow("weight is not a number above 0")
@@ -267,6 +269,7 @@ def _of_ranking(values: dict[str, Any]) -> dict[str, Any]:
         "annotator": annotator or None,
         "round": round_of(values),
         "weight": None if weight is None else float(weight),
+        "margin": _margin(values),
     }
 
 
