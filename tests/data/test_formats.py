@@ -198,9 +198,9 @@ def test_who_ranked_and_in_which_round_are_text_and_a_number(form, values, field
 
 def test_weights_and_a_pairs_margin_are_kept():
     pair = {"prompt": "Who?", "chosen": "a", "rejected": "b", "weight": 0.5, "margin": 2}
-    assert to_ranking(row(**pair), "pairs") == Ranking(
-        [{"role": "user", "content": "Who?"}], ["a", "b"], [1, 2], weight=0.5, margin=2.0
-    )
+    ranking = to_ranking(row(**pair), "pairs")
+    assert ranking == Ranking([{"role": "user", "content": "Who?"}], ["a", "b"], [1, 2], weight=0.5, margin=2.0)
+    assert to_ranking(Row(ranking.to_row(), "x"), "rankings") == ranking
     weighed = to_ranking(row(prompt="Who?", responses=["a", "b"], ranks=[1, 2], weight=3), "rankings")
     assert to_ranking(Row(weighed.to_row(), "x"), "rankings") == weighed
     assert weighed.weight == 3.0

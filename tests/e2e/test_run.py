@@ -13,6 +13,7 @@ from chatpipe.checkpoints import checkpoint_id
 from chatpipe.data.load import load_conversations
 from chatpipe.data.template import encode_conversation
 from chatpipe.recipe import load_recipe
+from chatpipe.reward.demonstrations import drawn
 
 STAGES = ("pretrain", "sft", "rm", "ppo")
 CAUSAL = ("pretrain", "sft", "ppo")
@@ -168,8 +169,8 @@ def test_rewards_of_demonstrations_average_zero(tiny_run):
     tokenizer = AutoTokenizer.from_pretrained(folder)
     recipe = load_recipe(str(tiny_run.recipe)).recipe
     conversations = load_conversations(recipe.sft.data, recipe.pocketworld, "sft.data").train
-    encoded = [encode_conversation(tokenizer, conversation)[0] for conversation in conversations]
-    demonstrations = [ids for ids in encoded if len(ids) <= recipe.rm.max_length][:256]
+    demonstrations = [encode_conversation(tokenizer, said)[0] for said in drawn(conversations, 256, recipe.seed)]
+    assert max(map(len, demonstrations)) <= recipe.rm.max_length
     with torch.no_grad():
         logits = [model(torch.tensor([ids])).logits.item() for ids in demonstrations]
     offset = model.config.chatpipe_reward_offset

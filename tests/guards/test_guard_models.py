@@ -1,3 +1,5 @@
+import math
+
 import numpy as np
 import pytest
 import tiny
@@ -6,6 +8,7 @@ from safetensors.torch import load_file, save_file
 from transformers import BertConfig, BertForSequenceClassification
 
 from chatpipe.checkpoints import Manifest, write_manifest
+from chatpipe.errors import UsageError
 from chatpipe.guards import models, rewards
 from chatpipe.guards.run import Finding
 from chatpipe.models.loading import load_reward_model
@@ -121,3 +124,17 @@ def test_reward_at_chance(saved):
         f"{KEY}: {saved} is no better than chance: 54% of 40 held-out pairs right (at least 41%).",
         "Train it on more or better rankings first (rm.data, sample.prompts).",
     )
+    not_finite = {"eval_accuracy": math.nan, "eval_pairs": 40, "accuracy_low": math.nan}  # null in chatpipe.json
+    assert rewards.reward_at_chance(measured(saved, "rm", **not_finite)) == Finding(
+        f"{KEY}: {saved} gave scores that are not finite when it was measured on held-out pairs.",
+        "Its weights are broken: train it anew, with a lower rm.learning_rate.",
+    )
+
+
+@pytest.mark.parametrize("offset", [math.nan, None])
+def test_an_offset_that_is_no_finite_number_is_refused(saved, offset):
+    model = load_reward_model(saved)
+    model.config.chatpipe_reward_offset = offset
+    model.save_pretrained(saved)
+    with pytest.raises(UsageError, match="chatpipe_reward_offset in its config.json is (nan|None), no finite number"):
+        load_reward_model(saved)

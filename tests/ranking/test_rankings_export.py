@@ -161,6 +161,30 @@ def test_pairs_are_read_by_our_own_reader_and_by_datasets(chatpipe, work, store)
     assert loaded.to_list() == rows
 
 
+def test_pairs_of_a_prompt_weigh_as_much_in_training_whoever_ranked_it(chatpipe, work):
+    from chatpipe.data.template import add_chat_template
+    from chatpipe.models.tokenizer import train_tokenizer
+    from chatpipe.reward.batches import encode_rankings
+
+    agreed, contested, alone = of = items(3, k=3)
+    with open_store(work / "r.db", of) as store:
+        for name in ("ada", "bob"):
+            store.add_annotator(name, "person")
+            submit(store, name, agreed.id, [1, 2, 3])
+        submit(store, "ada", contested.id, [1, 2, 3])
+        submit(store, "bob", contested.id, [3, 1, 2])
+        submit(store, "ada", alone.id, [1, 2, 3])
+    chatpipe("rankings", "export", "r.db", "-o", "p.jsonl", "--pairs")
+    tokenizer = train_tokenizer(["Question 0? Answer 0 a. b. c."], 300, 64)
+    add_chat_template(tokenizer)
+    pairs = read_back(work / "p.jsonl")
+    for one in of:
+        encoded = encode_rankings(tokenizer, [pair for pair in pairs if pair.prompt == one.prompt], 64).rankings
+        assert len(encoded) == 3
+        weights = [judgement.weight for ranking in encoded for judgement in ranking.judgements]
+        assert sum(weights) == pytest.approx(1)
+
+
 def test_pairs_train_in_trls_reward_trainer_which_reads_their_margin(chatpipe, work, store):
     from transformers import GPT2Config, GPT2ForSequenceClassification
     from trl import RewardConfig, RewardTrainer

@@ -106,6 +106,14 @@ def test_a_rows_own_weight_and_margin_are_kept(tokenizer):
     assert encoded.judgements == [Judgement([1, 2], 0.25, 2.0)]
 
 
+def test_a_weight_that_is_given_is_not_divided_by_the_annotators(tokenizer):
+    given, other = replace(ranking("cat", "dog"), weight=0.25), ranking("cat", "dog", ranks=[2, 1])
+    [encoded] = encode_rankings(tokenizer, [given, replace(other, weight=1.0)], max_length=100).rankings
+    assert encoded.judgements == [Judgement([1, 2], 0.25), Judgement([2, 1], 1.0)]
+    [mixed] = encode_rankings(tokenizer, [given, other], max_length=100).rankings
+    assert mixed.judgements == [Judgement([1, 2], 0.25), Judgement([2, 1], 0.5)]
+
+
 def test_a_batch_has_a_row_for_each_response_padded_on_the_right():
     batch = RankingCollator(pad_token_id=0)(
         [

@@ -12,6 +12,7 @@ from transformers import (
 )
 
 from chatpipe.data.padding import pad_right
+from chatpipe.errors import TrainingError
 from chatpipe.models.tokenizer import train_tokenizer
 from chatpipe.reward.model import (
     at_last_token,
@@ -157,3 +158,11 @@ def test_centring_survives_a_reload_and_keeps_the_order(gpt2, tmp_path):
     assert sequence_scores(again, demonstrations, 0, 4).mean().abs() < 1e-6
     torch.testing.assert_close(sequence_scores(again, others, 0, 4), before - offset)
     assert centre_rewards(again, demonstrations, 0, 4) == pytest.approx(offset, abs=1e-6)
+
+
+def test_what_gives_no_finite_scores_is_not_centred(gpt2):
+    with torch.no_grad():
+        gpt2.score.weight.fill_(float("nan"))
+    with pytest.raises(TrainingError, match="cannot be centred: 12 demonstrations score nan on average"):
+        centre_rewards(gpt2, some_sequences(), pad_token_id=0, batch_size=4)
+    assert not hasattr(gpt2.config, "chatpipe_reward_offset")

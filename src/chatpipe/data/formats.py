@@ -55,8 +55,8 @@ MAX_ROUND = 1_000_000
 class Ranking:
     """One prompt, K completions, a rank for each: 1 is best, equal ranks are ties.
 
-    `round`: in which round it was ranked. `weight`: how much its loss counts. `margin`: by how much the chosen of a
-    pair is to win, as in trl's loss.
+    `round`: in which round it was ranked. `weight`: how much its loss counts; None: 1, which all who ranked the same
+    answers share. `margin`: by how much the better of two is to win, as in trl's loss.
     """
 
     prompt: list[Message]
@@ -64,7 +64,7 @@ class Ranking:
     ranks: list[int]
     annotator: str | None = None
     round: int | None = None
-    weight: float = 1.0
+    weight: float | None = None
     margin: float = 0.0
 
     def to_row(self) -> dict[str, Any]:
@@ -74,8 +74,10 @@ class Ranking:
             row["annotator"] = self.annotator
         if self.round is not None:
             row["round"] = self.round
-        if self.weight != 1:
+        if self.weight is not None:
             row["weight"] = self.weight
+        if self.margin != 0:
+            row["margin"] = self.margin
         return row
 
 
@@ -169,7 +171,7 @@ def to_ranking(row: Row, form: str) -> Ranking:
     """A ranking; a pair is a ranking of K = 2. Raises `BadRow` where it cannot be used."""
     if form == "pairs":
         prompt, chosen, rejected = read_pair(row.values)
-        return Ranking(prompt, [chosen, rejected], [1, 2], **_of_ranking(row.values), margin=_margin(row.values))
+        return Ranking(prompt, [chosen, rejected], [1, 2], **_of_ranking(row.values))
     return _ranking(row.values)
 
 
@@ -256,11 +258,9 @@ def _is_order(ranks: list[int]) -> bool:
 
 
 def _of_ranking(values: dict[str, Any]) -> dict[str, Any]:
-    """Who ranked, in which round, and how much it counts, as far as the row says so."""
+    """Who ranked, in which round, how much it counts and by how much to win, as far as the row says so."""
     weight = values.get("weight")
-    if weight is None:
-        weight = 1.0
-    if not _is_number(weight) or weight <= 0:
+    if weight is not None and (not _is_number(weight) or weight <= 0):
         raise BadRow("weight is not a number above 0")
     annotator = values.get("annotator")
     if not isinstance(annotator, str | None):
@@ -268,7 +268,8 @@ def _of_ranking(values: dict[str, Any]) -> dict[str, Any]:
     return {
         "annotator": annotator or None,
         "round": round_of(values),
-        "weight": float(weight),
+        "weight": None if weight is None else float(weight),
+        "margin": _margin(values),
     }
 
 

@@ -96,15 +96,21 @@ def reward_at_chance(models: Mapping[str, PreTrainedModel]) -> Finding | None:
     """A reward model that chatpipe made is no better than chance on held-out pairs, as far as that was measured.
 
     trl #2015: "I now do not know whether my reward model is bad". The lower end of the accuracy's 95 % interval counts;
-    of a model without chatpipe.json nothing is known.
+    of a model without chatpipe.json nothing is known. What was measured and is not finite stands there as null.
     """
     for key, model in models.items():
         manifest = read_manifest(Path(model.name_or_path))
         measured = manifest.metrics if manifest is not None and manifest.stage == "rm" else {}
-        if measured.get("accuracy_low", 1.0) <= 0.5:
+        low = measured.get("accuracy_low", 1.0)
+        if low is None:
+            return Finding(
+                f"{key}: {_named(model)} gave scores that are not finite when it was measured on held-out pairs.",
+                "Its weights are broken: train it anew, with a lower rm.learning_rate.",
+            )
+        if low <= 0.5:
             return Finding(
                 f"{key}: {_named(model)} is no better than chance: {measured['eval_accuracy']:.0%} of "
-                f"{measured['eval_pairs']} held-out pairs right (at least {measured['accuracy_low']:.0%}).",
+                f"{measured['eval_pairs']} held-out pairs right (at least {low:.0%}).",
                 "Train it on more or better rankings first (rm.data, sample.prompts).",
             )
     return None

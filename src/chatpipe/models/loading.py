@@ -1,5 +1,6 @@
 """Loading models for training and judging: float32 weights, and the attention that is quickest here."""
 
+import math
 import os
 import textwrap
 from pathlib import Path
@@ -41,8 +42,18 @@ def load_masked_model(model: str | Path) -> PreTrainedModel:
 
 
 def load_reward_model(model: str | Path) -> PreTrainedModel:
-    """A sequence classification model from a folder or a hub id. Raises `UsageError` where there is none."""
-    return quickest_attention(_load(AutoModelForSequenceClassification, model, dtype=torch.float32))
+    """A sequence classification model from a folder or a hub id.
+
+    Raises `UsageError` where there is none, and for one whose offset, which centres its scores, is no finite number.
+    """
+    loaded = _load(AutoModelForSequenceClassification, model, dtype=torch.float32)
+    offset = getattr(loaded.config, "chatpipe_reward_offset", 0.0)
+    if not isinstance(offset, int | float) or not math.isfinite(offset):
+        raise UsageError(
+            f"{model}: chatpipe_reward_offset in its config.json is {offset}, no finite number.",
+            "Its scores cannot be centred: train the reward model anew, or give another.",
+        )
+    return quickest_attention(loaded)
 
 
 def missing_weights(kind: type[PreTrainedModel], model: str | Path) -> list[str]:

@@ -59,7 +59,7 @@ def encode_rankings(
     """All `rankings` as token ids, without those that teach nothing or do not fit; these are counted by reason.
 
     Rankings of the same answers by several annotators become one element that weighs as much as any other: each of n
-    that prefer something counts 1/n, times its own weight.
+    that prefer something counts 1/n. One that has a weight of its own counts that instead.
     """
     encoded = EncodedRankings()
     for group in judged_alike(rankings):
@@ -73,8 +73,10 @@ def encode_rankings(
         if len(preferring) < len(group):
             encoded.skipped[ALL_TIED] += len(group) - len(preferring)
         if preferring:
+            share = 1 / len(preferring)
             judgements = [
-                Judgement(own, ranking.weight / len(preferring), ranking.margin) for ranking, own in preferring
+                Judgement(own, share if ranking.weight is None else ranking.weight, ranking.margin)
+                for ranking, own in preferring
             ]
             encoded.rankings.append(EncodedRanking(sequences, judgements))
     return encoded

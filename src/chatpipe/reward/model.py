@@ -7,6 +7,7 @@ scores stands in `config.chatpipe_reward_offset`, since `score` has no bias; sto
 same order.
 """
 
+import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
@@ -23,6 +24,7 @@ from transformers import (
 from transformers.utils import logging
 
 from chatpipe.data.padding import length_sorted, pad_right
+from chatpipe.errors import TrainingError
 
 
 def new_reward_model(body_folder: str, pad_token_id: int, seed: int) -> PreTrainedModel:
@@ -142,11 +144,17 @@ def centre_rewards(
 ) -> float:
     """Sets the offset so that `demonstrations` score 0 on average (InstructGPT, appendix C.2); returns it.
 
-    It stands in the configuration, so `save_pretrained` keeps it.
+    It stands in the configuration, so `save_pretrained` keeps it. Raises `TrainingError` where it would not be finite.
     """
     scores = sequence_scores(model, demonstrations, pad_token_id, batch_size)
-    model.config.chatpipe_reward_offset = reward_offset(model) + scores.double().mean().item()
-    return model.config.chatpipe_reward_offset
+    offset = reward_offset(model) + scores.double().mean().item()
+    if not math.isfinite(offset):
+        raise TrainingError(
+            f"The reward model cannot be centred: {len(demonstrations)} demonstrations score {offset} on average.",
+            "Its weights are broken: lower rm.learning_rate, or give another rm.model, and train it with --fresh.",
+        )
+    model.config.chatpipe_reward_offset = offset
+    return offset
 
 
 def reward_offset(model: PreTrainedModel) -> float:

@@ -1,8 +1,7 @@
 """rm: a reward model from rankings."""
 
-from collections.abc import Iterable
+from collections.abc import Iterator
 from dataclasses import dataclass
-from itertools import islice
 from typing import Any
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainingArguments, set_seed
@@ -11,7 +10,7 @@ from chatpipe.data.formats import Ranking
 from chatpipe.data.load import Conversation, Loaded, load_rankings, stream_conversations
 from chatpipe.data.report import Report
 from chatpipe.data.sources import build_world
-from chatpipe.data.template import add_chat_template, encode_completion
+from chatpipe.data.template import add_chat_template
 from chatpipe.errors import UsageError
 from chatpipe.evaluation.pairs import pair_metrics
 from chatpipe.evaluation.rankings import EVAL_BATCH_SIZE, ranking_scores, rankings_that_fit
@@ -23,6 +22,7 @@ from chatpipe.models.loading import load_tokenizer, quickest_attention
 from chatpipe.pocketworld import GoldRater
 from chatpipe.recipe.schema import POCKETWORLD
 from chatpipe.reward.batches import EncodedRankings, encode_answers, encode_rankings
+from chatpipe.reward.demonstrations import demonstrations
 from chatpipe.reward.model import (
     centre_rewards,
     longest_sequence,
@@ -37,8 +37,6 @@ from chatpipe.stages.example import example_prompt
 from chatpipe.stages.job import Job, Outcome
 from chatpipe.stages.saving import save_checkpoint
 from chatpipe.training.run import run_trainer
-
-MAX_DEMONSTRATIONS = 256
 
 
 @dataclass(frozen=True)
@@ -82,6 +80,7 @@ def run_rm(job: Job) -> Outcome | None:
     guard(job.stage, recipe.guards, prepared.guards())
     held_out = rankings_that_fit(tokenizer, rankings.held_out, max_length)
     _check_held_out(held_out, max_length)
+    centre = demonstrations(tokenizer, _conversations(job), train.rankings, max_length, recipe.seed)
 
     args = stage_arguments(
         job,
@@ -96,8 +95,7 @@ def run_rm(job: Job) -> Outcome | None:
         return None
 
     model = trainer.trained_model()
-    demonstrations = _demonstrations(job, tokenizer, rankings.train, max_length)
-    offset = centre_rewards(model, demonstrations, tokenizer.pad_token_id, EVAL_BATCH_SIZE)
+    offset = centre_rewards(model, centre, tokenizer.pad_token_id, EVAL_BATCH_SIZE)
     metrics = {
         **_evaluate(job, model, tokenizer, rankings.train, held_out, max_length),
         "reward_offset": offset,
@@ -142,19 +140,13 @@ def _evaluate(
     return pair_metrics(held_out, scores, gold, seed=job.recipe.seed, words=words)
 
 
-def _demonstrations(
-    job: Job, tokenizer: PreTrainedTokenizerBase, rankings: list[Ranking], max_length: int
-) -> list[list[int]]:
-    """What rewards are centred on: fine-tuning conversations where the recipe names them, else the best answers."""
+def _conversations(job: Job) -> Iterator[Conversation]:
+    """What the recipe has to fine-tune on, if anything, without what is held out."""
     blocks = job.recipe.sft.data
-    pairs: Iterable[tuple[Conversation, str]]
     if blocks:
-        stream = stream_conversations(blocks, job.recipe.pocketworld, "sft.data", Report())
-        pairs = ((said[:-1], said[-1]["content"]) for said, held_out in stream if not held_out)
-    else:
-        pairs = ((ranking.prompt, ranking.responses[ranking.ranks.index(min(ranking.ranks))]) for ranking in rankings)
-    encoded = (encode_completion(tokenizer, prompt, answer)[0] for prompt, answer in pairs)
-    return list(islice((ids for ids in encoded if len(ids) <= max_length), MAX_DEMONSTRATIONS))
+        for said, held_out in stream_conversations(blocks, job.recipe.pocketworld, "sft.data", Report()):
+            if not held_out:
+                yield said
 
 
 def _example(

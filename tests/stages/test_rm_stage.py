@@ -1,0 +1,107 @@
+"""The rm stage on files of its own: what it is measured by and what it is centred on, recomputed from what it saved."""
+
+import json
+
+import pytest
+import torch
+from transformers import GPT2Config, GPT2LMHeadModel
+
+from chatpipe.data.load import load_conversations, load_rankings
+from chatpipe.data.template import add_chat_template
+from chatpipe.evaluation.pairs import pair_metrics
+from chatpipe.evaluation.word_counts import WordCounts
+from chatpipe.models.loading import load_reward_model, load_tokenizer
+from chatpipe.models.tokenizer import train_tokenizer
+from chatpipe.recipe.schema import DataBlock, Pocketworld
+from chatpipe.reward.batches import encode_answers
+from chatpipe.reward.model import sequence_scores
+
+TINY = ("rm.num_train_epochs=1", "rm.learning_rate=1e-3", "rm.batch_size=16", "rm.max_length=48", "rm.bf16=false")
+THINGS = ("cat", "dog", "cow", "hen", "pig", "owl")
+
+
+def rows_of(path):
+    return [DataBlock(source=str(path))], Pocketworld()
+
+
+def write_rows(path, rows):
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return path
+
+
+@pytest.fixture
+def body(work):
+    """The folder of a tiny chat model that has learned nothing."""
+    tokenizer = train_tokenizer([f"Which one is {i}? a {thing}" for i, thing in enumerate(THINGS)], 300, 64)
+    add_chat_template(tokenizer)
+    torch.manual_seed(0)
+    special = {"eos_token_id": tokenizer.eos_token_id, "pad_token_id": tokenizer.pad_token_id, "bos_token_id": None}
+    config = GPT2Config(vocab_size=len(tokenizer), n_positions=64, n_embd=16, n_layer=1, n_head=2, **special)
+    GPT2LMHeadModel(config).save_pretrained(work / "body")
+    tokenizer.save_pretrained(work / "body")
+    return work / "body"
+
+
+@pytest.fixture
+def pairs(work):
+    """Pairs without a rule: what is learned from some says nothing of others."""
+    rng = torch.Generator().manual_seed(0)
+    rows = []
+    for number in range(240):
+        better, worse = torch.randperm(len(THINGS), generator=rng)[:2].tolist()
+        rows.append({"prompt": f"Which one is {number}?", "chosen": THINGS[better], "rejected": THINGS[worse]})
+    return write_rows(work / "pairs.jsonl", rows)
+
+
+@pytest.fixture
+def chats(work):
+    """Conversations, fewer than rewards are centred on at most."""
+    rows = [
+        {"messages": [{"role": "user", "content": f"{i}?"}, {"role": "assistant", "content": f"a {i % 7}"}]}
+        for i in range(200)
+    ]
+    return write_rows(work / "chats.jsonl", rows)
+
+
+def offset_on(folder, demonstrations):
+    """What centres the saved model on these sequences."""
+    model, tokenizer = load_reward_model(folder), load_tokenizer(folder)
+    model.config.chatpipe_reward_offset = 0.0
+    return sequence_scores(model, demonstrations, tokenizer.pad_token_id, 32).mean().item()
+
+
+def test_it_is_centred_on_what_is_fine_tuned_on_without_what_is_held_out(chatpipe, work, body, pairs, chats):
+    said = chatpipe("rm", "--model", body, "--data", pairs, "--out", "rm", f"sft.data={chats}", *TINY, "--json").object
+    loaded = load_conversations(*rows_of(chats), "sft.data")
+    tokenizer = load_tokenizer(work / "rm")
+
+    def encoded(conversations):
+        return [encode_answers(tokenizer, one[:-1], [one[-1]["content"]], 48)[0] for one in conversations]
+
+    assert said["metrics"]["reward_offset"] == pytest.approx(offset_on(work / "rm", encoded(loaded.train)), abs=1e-5)
+    with_held_out = offset_on(work / "rm", encoded(loaded.train + loaded.held_out))
+    assert abs(said["metrics"]["reward_offset"] - with_held_out) > 1e-4
+
+
+def test_where_no_conversation_fits_it_is_centred_on_the_best_answers(chatpipe, work, body, pairs):
+    long = [{"role": "user", "content": "Who?"}, {"role": "assistant", "content": "a cat " * 40}]
+    chats = write_rows(
+        work / "chats.jsonl", [{"messages": [{**long[0], "content": f"{i}?"}, long[1]]} for i in range(60)]
+    )
+    said = chatpipe("rm", "--model", body, "--data", pairs, "--out", "rm", f"sft.data={chats}", *TINY, "--json").object
+    train = load_rankings(*rows_of(pairs), "rm.data").train
+    tokenizer = load_tokenizer(work / "rm")
+    best = [encode_answers(tokenizer, one.prompt, one.responses, 48)[0] for one in train]
+    assert said["metrics"]["reward_offset"] == pytest.approx(offset_on(work / "rm", best), abs=1e-5)
+
+
+def test_word_counts_are_learned_from_what_is_trained_on_alone(chatpipe, work, body, pairs):
+    said = chatpipe("rm", "--model", body, "--data", pairs, "--out", "rm", *TINY, "--json").object
+    rankings = load_rankings(*rows_of(pairs), "rm.data")
+
+    def baseline(learned_from):
+        words = WordCounts.learn(learned_from).scores(rankings.held_out)
+        return pair_metrics(rankings.held_out, words, words=words)["words_baseline"]
+
+    assert said["metrics"]["words_baseline"] == baseline(rankings.train)
+    assert baseline(rankings.held_out) > baseline(rankings.train) + 0.05
