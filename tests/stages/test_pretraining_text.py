@@ -179,12 +179,54 @@ def test_rows_that_are_left_out_are_said(pretrain, corpus):
 
 
 def test_text_that_is_too_little_is_refused(pretrain, corpus):
-    told = refused(pretrain(corpus, "pretrain.batch_size=500"))
-    assert "tokens to train on, but one batch reads 16,000: 500 sequences of 32." in told
+    told = refused(pretrain(corpus, "pretrain.batch_size=200"))
+    assert "5,942 tokens to train on, but one batch reads 6,400: 200 sequences of 32." in told
     corpus.write_text("".join(json.dumps({"text": text}) + "\n" for text in TEXTS[:2]))
     assert "holds too little: nothing to train on, or nothing held out." in refused(
         pretrain(corpus, "pretrain.batch_size=1")
     )
+
+
+def contents(folder) -> dict[str, bytes]:
+    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def test_what_recipe_and_files_show_is_refused_before_anything_is_written_or_deleted(pretrain, corpus, tmp_path):
+    """Also where a finished run would be deleted for the new one."""
+    empty, too_long = corpus.with_name("empty.jsonl"), "pretrain.block_size=128"  # of 64 positions
+    empty.write_text("{}\n")
+    for data, *words in ((corpus, too_long), (empty,)):
+        refused(pretrain(data, *words, "--fresh"))
+        assert not (tmp_path / "out").exists()
+    assert pretrain(corpus).code == 0
+    before = contents(tmp_path / "out")
+    for data, *words in ((corpus, too_long), (empty,)):
+        refused(pretrain(data, *words, "--fresh"))
+        assert contents(tmp_path / "out") == before
+
+
+def test_what_only_tokenizer_and_tokens_show_leaves_those_and_no_model(pretrain, corpus, tmp_path):
+    """They are used again by the command that is mended."""
+    out = tmp_path / "out"
+    told = refused(pretrain(corpus, "pretrain.architecture.vocab_size=290"))
+    assert "The tokenizer has 300 tokens, but pretrain.architecture.vocab_size = 290" in told
+    made = {name for name in contents(out) if not name.startswith("tokens/tokenizer/")}
+    assert made == {"checkpoints/stage.json"}
+    tokenizer = contents(out / "tokens" / "tokenizer")
+    refused(pretrain(corpus, "pretrain.batch_size=200"))
+    assert {name for name in contents(out) if not name.startswith("tokens/")} == {"checkpoints/stage.json"}
+    shards = (out / "tokens" / "train.0" / "shard-00000.bin").stat()
+    assert pretrain(corpus).code == 0
+    assert contents(out / "tokens" / "tokenizer") == tokenizer
+    assert (out / "tokens" / "train.0" / "shard-00000.bin").stat().st_mtime_ns == shards.st_mtime_ns
+
+
+def test_a_finished_run_outlives_one_that_is_refused(pretrain, corpus, tmp_path):
+    assert pretrain(corpus).code == 0
+    before = contents(tmp_path / "out")
+    for wrong in ("pretrain.architecture.vocab_size=290", "pretrain.batch_size=200"):
+        refused(pretrain(corpus, wrong))
+        assert contents(tmp_path / "out") == before
 
 
 def test_a_full_disk_is_told_and_the_command_goes_on_when_there_is_room(pretrain, corpus, tmp_path):
