@@ -96,6 +96,23 @@ def test_several_annotators_of_a_prompt_are_no_more_prompts():
     assert "between_annotators" not in one
 
 
+def test_the_interval_of_the_lead_over_words_is_clustered_by_prompt():
+    """The same judgements three times over, as pairs of one ranking or by three annotators, are no more evidence."""
+    scores, words = ([[1.0, 0.0] if i % step else [0.0, 1.0] for i in range(60)] for step in (10, 3))
+    alone = [_ranking(["a", "b"], [1, 2], prompt=str(i)) for i in range(60)]
+    once = pair_metrics(alone, scores, words=words)
+    four = [_ranking(["a", "b", "c", "d"], [1, 2, 2, 2], prompt=str(i)) for i in range(60)]
+    of_four, words_of_four = ([[one, other, other, other] for one, other in told] for told in (scores, words))
+    in_one = pair_metrics(four, of_four, words=words_of_four)
+    by_three = [_ranking(["a", "b"], [1, 2], prompt=str(i), annotator=name) for name in "xyz" for i in range(60)]
+    thrice = pair_metrics(by_three, scores * 3, words=words * 3)
+    for more in (in_one, thrice):
+        assert more["eval_pairs"] == 3 * once["eval_pairs"]
+        for end in ("words_lead_low", "words_lead_high"):
+            assert more[end] == pytest.approx(once[end])
+    assert once["words_lead_low"] < 0.2 < once["words_lead_high"]
+
+
 def test_words_stand_beside_it_with_the_interval_of_the_lead():
     rankings = [_ranking(["a", "b"], [1, 2]) for _ in range(100)]
     scores = [[1.0, 0.0] if i % 10 else [0.0, 1.0] for i in range(100)]

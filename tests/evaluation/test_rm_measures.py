@@ -9,6 +9,7 @@ from chatpipe.data.formats import Ranking
 from chatpipe.evaluation.annotators import agreement
 from chatpipe.evaluation.calibration import expected_calibration_error, reliability
 from chatpipe.evaluation.correlation import mean_tau_b, tau_b
+from chatpipe.evaluation.intervals import share_interval
 from chatpipe.evaluation.ordering import ordered_alike, ordered_pairs
 from chatpipe.evaluation.slices import accuracy_by_length, accuracy_by_margin, accuracy_by_round
 
@@ -49,6 +50,27 @@ def test_rounds_are_told_apart_where_they_are_known():
     table = accuracy_by_round(pairs, right, rankings, seed=0)["accuracy_by_round"]
     assert shares(table) == [(-1, 1, 0.5), (1, 2, 0.5), (2, 1, 1.0)]
     assert accuracy_by_round(pairs, right, [ranking(["a", "b"], [1, 2])] * 4, seed=0) == {}
+
+
+def test_intervals_of_parts_are_clustered_by_prompt():
+    """Each judgement three times over, as pairs of one ranking, is no more evidence about other prompts."""
+
+    def tables(k: int) -> list[list[dict]]:
+        truth = [[1.0] + [0.0] * (k - 1)] * 60
+        scores = np.concatenate([[float(i % 3 > 0)] + [float(i % 3 == 0)] * (k - 1) for i in range(60)])
+        rankings = [ranking(list("abcd")[:k], [1] + [2] * (k - 1), str(i), round=1) for i in range(60)]
+        pairs = ordered_pairs(truth)
+        right = ordered_alike(pairs, scores)
+        return [
+            accuracy_by_margin(pairs, right, truth, seed=0),
+            accuracy_by_length(pairs, right, np.ones(60 * k), seed=0),
+            accuracy_by_round(pairs, right, rankings, seed=0)["accuracy_by_round"],
+        ]
+
+    for [one], [three] in zip(tables(2), tables(4), strict=True):
+        assert (one["pairs"], three["pairs"]) == (60, 180)
+        assert (three["low"], three["high"]) == pytest.approx((one["low"], one["high"]))
+        assert one["low"] < 0.6 < 2 / 3 < one["high"]
 
 
 # ---- calibration ----
@@ -113,6 +135,27 @@ def test_annotators_are_judged_by_each_other_on_the_same_answers():
     assert found["between_annotators_pairs"] == 5
     assert found["between_annotators"] == pytest.approx(4.5 / 5)
     assert found["between_annotators_low"] <= 0.9 <= found["between_annotators_high"]
+
+
+def test_the_interval_of_what_annotators_agree_on_is_clustered_by_prompt():
+    def of(k: int) -> dict:
+        """Bob disagrees with ann on every third prompt; of k - 1 pairs each, all alike."""
+        liked, others = [1] + [2] * (k - 1), [2] + [1] * (k - 1)
+        return agreement(
+            [
+                ranking(list("abcd")[:k], liked if name == "ann" or i % 3 else others, str(i), annotator=name)
+                for i in range(60)
+                for name in ("ann", "bob")
+            ],
+            seed=0,
+        )
+
+    one, three = of(2), of(4)
+    assert three["between_annotators_pairs"] == 3 * one["between_annotators_pairs"] == 360
+    for end in ("low", "high"):
+        assert three[f"between_annotators_{end}"] == pytest.approx(one[f"between_annotators_{end}"])
+    alone = share_interval([1.0 if i % 3 else 0.0 for i in range(60)], range(60))
+    assert (one["between_annotators_low"], one["between_annotators_high"]) == pytest.approx(alone)
 
 
 def test_one_annotator_twice_is_no_agreement_between_annotators():

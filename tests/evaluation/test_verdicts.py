@@ -223,5 +223,12 @@ def test_where_somebody_else_judged_the_verdict_says_so(judged):
     assert any(reason.startswith(held_out) for reason in reasons) is ("judge_score" in judged)
 
 
+@pytest.mark.parametrize("good, who", [(PPO_GOLD, "sft"), ({**PPO_GOLD, "round": 3}, "ppo of round 2")])
+def test_the_kl_and_the_preference_are_told_as_from_what_the_round_started_from(good, who):
+    reasons = ppo_verdict(good).reasons
+    assert f"8.0 nats of KL from {who}; at most 15 are expected." in reasons
+    assert any(reason.startswith(f"The gold rater prefers it to {who} on 75.0%") for reason in reasons)
+
+
 def test_as_stored():
     assert Verdict("warn", ["It is so."]).to_dict() == {"status": "warn", "reasons": ["It is so."]}

@@ -21,10 +21,15 @@ def test_eos_not_learned(tokenizer):
 
 
 def test_nothing_to_learn():
-    remedy = "Look at the rows: answers are missing, all the same, or cut away."
+    remedy = "Look at the rows: answers are missing, all the same, all tied, or cut away."
     assert data.nothing_to_learn(0, 5, "sft.data") is None
     assert data.nothing_to_learn(1, 5, "sft.data") == Finding("sft.data: 1 of 5 rows have nothing to train on.", remedy)
-    assert data.nothing_to_learn(0, 0, "rm.data") == Finding("rm.data: no row is left to train on.", remedy)
+    assert data.nothing_to_learn(0, 0, "sft.data") == Finding("sft.data: no row is left to train on.", remedy)
+    left_out = {"all responses are tied": 40, "an answer is longer than max_length": 2}
+    assert data.nothing_to_learn(0, 0, "rm.data", left_out) == Finding(
+        "rm.data: no row is left to train on: all responses are tied (40), an answer is longer than max_length (2).",
+        remedy,
+    )
 
 
 def test_prompts_cut():

@@ -319,7 +319,7 @@ MODELS = [
         guards.answers_cut: sft.data: 56 of 56 conversations are longer than 64 tokens.
           Raise sft.max_length (as far as the model's n_positions), or use shorter conversations.
         guards.nothing_to_learn: sft.data: no row is left to train on.
-          Look at the rows: answers are missing, all the same, or cut away.
+          Look at the rows: answers are missing, all the same, all tied, or cut away.
         If it is meant: guards.answers_cut=false turns this guard off, the others likewise.
         """,
         {"chats.jsonl": jsonl({"question": f"{i} " * 90, "answer": "Yes."} for i in range(60))},
@@ -404,8 +404,8 @@ PAIRED = [
         f"{RM} rm.max_length=64",
         """
         error: rm could only fail silently; it is stopped before its first step.
-        guards.nothing_to_learn: rm.data: no row is left to train on.
-          Look at the rows: answers are missing, all the same, or cut away.
+        guards.nothing_to_learn: rm.data: no row is left to train on: all responses are tied (52).
+          Look at the rows: answers are missing, all the same, all tied, or cut away.
         guards.chosen_is_rejected: rm.data: in 52 of 52 rankings looked at, chosen and rejected are the same tokens.
           Look at the columns: is one field read as both answers?
         If it is meant: guards.nothing_to_learn=false turns this guard off, the others likewise.
@@ -419,8 +419,8 @@ PAIRED = [
         f"{RM} rm.max_length=64",
         """
         error: rm could only fail silently; it is stopped before its first step.
-        guards.nothing_to_learn: rm.data: no row is left to train on.
-          Look at the rows: answers are missing, all the same, or cut away.
+        guards.nothing_to_learn: rm.data: no row is left to train on: all responses are tied (52).
+          Look at the rows: answers are missing, all the same, all tied, or cut away.
         If it is meant: guards.nothing_to_learn=false turns this guard off.
         """,
         {
@@ -438,8 +438,8 @@ PAIRED = [
         error: rm could only fail silently; it is stopped before its first step.
         guards.answers_cut: rm.data: 52 of 52 rankings are longer than 64 tokens.
           Raise rm.max_length (as far as the model's n_positions), or use shorter rankings.
-        guards.nothing_to_learn: rm.data: no row is left to train on.
-          Look at the rows: answers are missing, all the same, or cut away.
+        guards.nothing_to_learn: rm.data: no row is left to train on: an answer is longer than max_length (52).
+          Look at the rows: answers are missing, all the same, all tied, or cut away.
         If it is meant: guards.answers_cut=false turns this guard off, the others likewise.
         """,
         {

@@ -264,6 +264,16 @@ def test_what_a_function_must_not_do_is_refused_by_its_name(in_store, function, 
         in_store(items(2), name)
 
 
+def test_errors_name_the_key_that_named_the_rater(in_store, function):
+    name = function("raise ValueError('no')")
+    with pytest.raises(UsageError, match=f"^--rater = {name} broke off"):
+        in_store(items(2), name)
+    with pytest.raises(UsageError, match=f"^rank.rater = {name} broke off"):
+        in_store(items(2), name, key="rank.rater")
+    with pytest.raises(UsageError, match="^rank.rater = nowhere:f cannot be imported"):
+        in_store(items(2), "nowhere:f", key="rank.rater")
+
+
 @pytest.mark.parametrize(
     "rater, says",
     [

@@ -150,6 +150,21 @@ def test_first_loss_is_the_mean_over_prompts_that_have_a_pair(bodies, one_big_ba
     assert one_big_batch[1][0]["loss"] == pytest.approx(losses[losses != 0].mean().item(), rel=1e-5)
 
 
+def test_first_loss_has_the_margins(bodies, tmp_path):
+    [one, other] = planted_rankings(2, seed=3)
+    margins = [3.0, 0.5]
+    rankings = [
+        EncodedRanking(ranking.sequences, [Judgement(ranking.judgements[0].ranks, 1.0, margin)])
+        for ranking, margin in zip((one, other), margins, strict=True)
+    ]
+    _, logs = trained_weights(bodies["gpt2"], tmp_path, rankings, per_device_train_batch_size=2)
+    model = new_reward_model(bodies["gpt2"], pad_token_id=0, seed=0).double()
+    scores = sequence_scores(model, [ids for ranking in rankings for ids in ranking.sequences], 0, 8)
+    ranks = torch.tensor([rank for ranking in rankings for rank in ranking.judgements[0].ranks])
+    losses = ranking_loss(scores, ranks, torch.tensor([4, 4]), torch.tensor(margins))
+    assert logs[0]["loss"] == pytest.approx(losses.mean().item(), rel=1e-5)
+
+
 def test_each_response_is_read_once_and_no_padding_between(bodies, tmp_path):
     rankings = some_rankings(12)
     model = new_reward_model(bodies["gpt2"], pad_token_id=0, seed=0)

@@ -340,7 +340,7 @@ def _drift_findings(metrics: Mapping[str, Any]) -> list[Finding]:
     return [
         _finding(
             kl <= MAX_KL,
-            f"{kl:.1f} nats of KL from sft; at most {MAX_KL:.0f} are expected",
+            f"{kl:.1f} nats of KL from {_started_from(metrics)}; at most {MAX_KL:.0f} are expected",
             "raise ppo.kl_coef, or lower ppo.learning_rate or ppo.total_episodes",
             otherwise="warn" if kl <= FAILING_KL else "fail",
         ),

@@ -127,7 +127,7 @@ def rm_guards(
         "answers_cut": lambda: data.answers_cut(
             train.skipped[TOO_LONG], len(rankings.train), max_length, key, "rankings"
         ),
-        "nothing_to_learn": lambda: data.nothing_to_learn(0, len(train.rankings), key),
+        "nothing_to_learn": lambda: data.nothing_to_learn(0, len(train.rankings), key, train.skipped),
         "chosen_is_rejected": lambda: data.chosen_is_rejected(tokenizer, rankings.train[:SAMPLE], max_length),
         "held_out_seen": lambda: _prompts_seen(
             [ranking.prompt for ranking in rankings.train], [ranking.prompt for ranking in rankings.held_out], key

@@ -1,7 +1,7 @@
 """Guards of the rows: is there something to learn in them, and something to judge by?"""
 
 import unicodedata
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
 from transformers import PreTrainedTokenizerBase
@@ -36,15 +36,19 @@ def eos_not_learned(rows: Sequence[tuple[Sequence[int], Sequence[int]]], eos_tok
     )
 
 
-def nothing_to_learn(empty: int, rows: int, key: str) -> Finding | None:
+def nothing_to_learn(empty: int, rows: int, key: str, left_out: Mapping[str, int] | None = None) -> Finding | None:
     """Rows without a single token (rm: pair) to train on, or no rows at all: loss 0.0, no warning (trl #3927, #6025).
 
-    All rows are counted.
+    All rows are counted. `left_out`: how many were, by reason.
     """
     if rows > 0 and empty == 0:
         return None
     what = f"{empty} of {rows} rows have nothing to train on" if rows else "no row is left to train on"
-    return Finding(f"{key}: {what}.", "Look at the rows: answers are missing, all the same, or cut away.")
+    why = ", ".join(f"{reason} ({count})" for reason, count in (left_out or {}).items())
+    return Finding(
+        f"{key}: {what}{': ' if why else ''}{why}.",
+        "Look at the rows: answers are missing, all the same, all tied, or cut away.",
+    )
 
 
 def answers_cut(

@@ -98,22 +98,23 @@ def rank_with_program(
     world: Pocketworld | None = None,
     annotator: str | None = None,
     on_ranked: Callable[[int], None] | None = None,
+    key: str = KEY,
 ) -> Ranked:
     """Has a program rank all items of `store`, but those that it has ranked before under the same name.
 
     `rater` is `pocketworld`, a reward model's folder or hub id, or `module:function` as in `ppo.reward`. `temperature`
     is the noise in units of the scores, 0 for none; without one, pocketworld has that of the recipe `pocket`, others
     none. `world` is that of pocketworld, by default the recipe's too. `annotator` is the name in the store, by default
-    `rater`. `on_ranked` hears how many of all items are done.
+    `rater`. `on_ranked` hears how many of all items are done. `key` is the option or recipe key that errors name.
 
     Raises `UsageError` where the rater cannot be used, or has ranked here under this name with other settings.
     """
-    check_rater(rater)
-    program = load_rater(rater, seed, temperature, world)
+    check_rater(rater, key)
+    program = load_rater(rater, seed, temperature, world, key)
     annotator = annotator or rater
     store.add_annotator(annotator, "program")
     settings = _settings_of(program)
-    before = _done_before(store, annotator, settings)
+    before = _done_before(store, annotator, settings, key)
     left = [item for item in store.items if item.id not in before]
     skipped: Counter[str] = Counter()
     done = 0
@@ -131,15 +132,17 @@ def rank_with_program(
     return Ranked(annotator, done - skipped.total(), len(before), dict(skipped))
 
 
-def load_rater(name: str, seed: int, temperature: float | None = None, world: Pocketworld | None = None) -> Rater:
+def load_rater(
+    name: str, seed: int, temperature: float | None = None, world: Pocketworld | None = None, key: str = KEY
+) -> Rater:
     """The rater of that name, as `rank_with_program` describes it."""
     if name == POCKETWORLD:
         recipe = load_recipe(RECIPE).recipe
         noise = recipe.rank.temperature if temperature is None else temperature
         return _gold_rater(world or recipe.pocketworld, seed, noise)
     if is_function(name):
-        return Rater(_function_scorer(name), rater_fingerprint(name), temperature or 0.0, seed)
-    return Rater(model_scorer(name, KEY), rater_fingerprint(name), temperature or 0.0, seed)
+        return Rater(_function_scorer(name, key), rater_fingerprint(name, key), temperature or 0.0, seed)
+    return Rater(model_scorer(name, key), rater_fingerprint(name, key), temperature or 0.0, seed)
 
 
 # ---- ways to score, beside a reward model's (scoring) ----
@@ -154,12 +157,12 @@ def _gold_rater(settings: Pocketworld, seed: int, temperature: float) -> Rater:
     return Rater(score, f"world {settings.seed} {settings.people}", temperature, seed)
 
 
-def _function_scorer(name: str) -> Scorer:
+def _function_scorer(name: str, key: str) -> Scorer:
     """A function as `ppo.reward` takes them: it is held to one finite number for each response, by its name."""
     from chatpipe.ppo.functions import load_function
     from chatpipe.ppo.rewards import CheckedFunction
 
-    function = CheckedFunction(load_function(name, KEY))
+    function = CheckedFunction(load_function(name, key))
 
     def score(asked: Sequence[Asked]) -> list[list[float] | None]:
         prompts: list[str | list[Message]] = [prompt for prompt, responses in asked for _ in responses]
@@ -170,7 +173,7 @@ def _function_scorer(name: str) -> Scorer:
             raise
         except Exception as problem:  # the function is the user's, and may raise anything
             reason = f"{type(problem).__name__}: {problem}"
-            raise UsageError(f"{KEY} = {name} broke off: {reason}.", "Mend the function.") from problem
+            raise UsageError(f"{key} = {name} broke off: {reason}.", "Mend the function.") from problem
         given = iter(said)
         return [[next(given) for _ in some] for _, some in asked]
 
@@ -186,12 +189,12 @@ def _settings_of(program: Rater) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
-def _done_before(store: Store, annotator: str, settings: str) -> set[str | None]:
+def _done_before(store: Store, annotator: str, settings: str, key: str) -> set[str | None]:
     """The tasks that this annotator has answered. Raises `UsageError` where it did with other settings."""
     answered = [event for event in store.events(annotator) if event.action in ("submit", "skip")]
     if any(not event.key.endswith(settings) for event in answered):
         raise UsageError(
-            f"{KEY}: {annotator} has ranked in {store.path} before, as another program, or with another seed or noise.",
+            f"{key}: {annotator} has ranked in {store.path} before, as another program, or with another seed or noise.",
             "Run it with the same settings, or name another --store.",
         )
     return {event.task for event in answered}

@@ -218,6 +218,7 @@ def _ranked_by_program(recipe: Recipe, goes_on: bool) -> list[StandingRanking]:
             temperature=rank.temperature,
             world=recipe.pocketworld,
             on_ranked=bar.update,
+            key="rank.rater",
         )
         return _ranked(standing_rankings(store))
 
