@@ -6,6 +6,12 @@ import shutil
 import pytest
 
 from chatpipe.checkpoints import checkpoint_id
+from chatpipe.data.load import load_prompts
+from chatpipe.evaluation.compare import gold_comparison
+from chatpipe.models.loading import load_causal_model, load_tokenizer
+from chatpipe.recipe import load_recipe
+from chatpipe.stages.job import Job
+from chatpipe.stages.judging import judge, judged_prompts
 
 
 @pytest.fixture
@@ -20,6 +26,17 @@ def rows_of(path):
 
 def manifest(folder):
     return json.loads((folder / "chatpipe.json").read_text())
+
+
+def win_rate_over_sft(folder):
+    """How often the gold rater prefers the answers of the second round's policy to those of sft."""
+    job = Job.of(load_recipe(str(folder / "recipe.yaml"), [f"out={folder}", "round=2"]).recipe, "ppo")
+    tokenizer = load_tokenizer(folder / "sft")
+    held_out = load_prompts(job.data()["ppo.data"], job.recipe.pocketworld, "ppo.data").held_out
+    models = [load_causal_model(folder / stage) for stage in ("ppo.2", "sft")]
+    prompts = judged_prompts(job, tokenizer, held_out, models[0].config.max_position_embeddings)
+    new, old = (judge(job, model, tokenizer, prompts).ratings for model in models)
+    return gold_comparison(new, old, job.recipe.seed)
 
 
 def test_a_second_round_goes_on_from_the_first_and_from_wherever_it_broke_off(folder, chatpipe):
@@ -40,7 +57,11 @@ def test_a_second_round_goes_on_from_the_first_and_from_wherever_it_broke_off(fo
         "ppo.reward_model": checkpoint_id(str(folder / "rm.2")),
     }
     assert (rm["round"], ppo["round"]) == (2, 2)
-    assert 0 < ppo["metrics"]["win_rate_over_first"] < 1
+    measured, before, over_sft = ppo["metrics"], manifest(folder / "ppo")["metrics"], win_rate_over_sft(folder)
+    # The policy of the round before was measured against sft on the same prompts when that round ended.
+    for end in ("", "_low", "_high"):
+        assert measured[f"win_rate_over_first_before{end}"] == before[f"win_rate{end}"]
+        assert measured[f"win_rate_over_first{end}"] == over_sft[f"win_rate{end}"]
     first, second = (rows_of(folder / "rankings" / f"round-{number}.jsonl") for number in (1, 2))
     assert {row["round"] for row in second} == {2}
     assert rm["metrics"]["train_rankings"] > len(first)  # of both rounds, without those held out
