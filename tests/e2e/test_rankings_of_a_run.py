@@ -275,4 +275,4 @@ def test_the_files_that_a_run_writes_are_not_what_it_reads(folder, chatpipe):
     for source in (beside(folder, "jsonl"), folder / "rankings", folder / "rankings" / "*.jsonl"):
         said = chatpipe("run", folder / "recipe.yaml", f"out={folder}", f"rm.data={source}", "rounds=2")
         assert said.code == 2
-        assert f"rm.data = {source}: {beside(folder, 'jsonl')} is a file into which this run writes" in said.err
+        assert f"rm.data = {source} is, or holds, {beside(folder, 'jsonl')}, into which this run writes" in said.err

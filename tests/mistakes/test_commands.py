@@ -388,11 +388,11 @@ FOLDERS = [
         {"texts/a.txt": "A line of text.\n"},
     ),
     Mistake(
-        "the file into which the run writes its rankings",
-        "chatpipe rm pocket out=run rm.data=run/rankings/round-1.jsonl --model gpt2",
+        "the folder into which the run writes its rankings",
+        "chatpipe rm pocket out=run rm.data=run/rankings --model gpt2",
         """
-        error: rm.data = run/rankings/round-1.jsonl is the file into which this run writes its rankings.
-        Copy it to another place and give the copy, or leave rm.data out.
+        error: rm.data = run/rankings is, or holds, run/rankings/round-1.jsonl, into which this run writes its rankings.
+        Copy what you need to another place and give the copy, or leave rm.data out.
         """,
         {"run/rankings/round-1.jsonl": "{}\n"},
     ),

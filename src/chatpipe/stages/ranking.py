@@ -74,7 +74,7 @@ def check_rankings_apart(recipe: Recipe) -> str:
             found = [file for file in written if file.resolve().is_relative_to(path.resolve())]
             if found:
                 raise UsageError(
-                    f"rm.data = {block.source}: {found[0]} is a file into which this run writes its rankings.",
+                    f"rm.data = {block.source} is, or holds, {found[0]}, into which this run writes its rankings.",
                     "Copy what you need to another place and give the copy, or leave rm.data out.",
                 )
     return str(rankings_file(recipe))
