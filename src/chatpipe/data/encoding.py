@@ -179,7 +179,7 @@ def _minds_cuts(token: AddedToken) -> bool:
     """Whether an added token can lie across an end of a `WORD`, or be found because a text ends there."""
     content = token.content
     across = re.search(r"\S\s|\n\w", content) or token.rstrip or (token.lstrip and re.match(r"\w", content))
-    # `single_word` looks at the characters on both sides; only white space has a letter there across a cut
+    # `single_word` asks what stands beside the token: beside its own white space that may be a letter across the cut
     return bool(across or (token.single_word and content != content.strip()))
 
 
