@@ -1,13 +1,16 @@
 """What rewards are centred on: which demonstrations are drawn, how they are read, and what stands in for them."""
 
+import json
 from collections import Counter
 
 import pytest
 
 from chatpipe.data.template import add_chat_template
 from chatpipe.models.tokenizer import train_tokenizer
+from chatpipe.recipe.schema import DataBlock, Pocketworld
+from chatpipe.reward import demonstrations as module
 from chatpipe.reward.batches import EncodedRanking, Judgement, encode_answers
-from chatpipe.reward.demonstrations import MAX_DEMONSTRATIONS, demonstrations, drawn
+from chatpipe.reward.demonstrations import MAX_DEMONSTRATIONS, conversations_to_draw_from, demonstrations, drawn
 
 RANKINGS = [
     EncodedRanking([[5, 1], [6, 1], [7, 1]], [Judgement([2, 3, 1]), Judgement([1, 2, 2])]),
@@ -56,3 +59,19 @@ def test_each_item_is_drawn_as_often_as_any_other():
     # Of 3,000 draws each is in a third; the standard deviation is 26.
     assert all(abs(counts[item] - 1000) < 110 for item in range(12))
     assert drawn(range(4), 4, seed=0) == [0, 1, 2, 3]
+
+
+def test_they_are_drawn_from_all_of_a_file_and_from_the_beginning_of_a_data_set_of_the_hub(tmp_path, monkeypatch):
+    monkeypatch.setattr(module, "MAX_HUB_CONVERSATIONS", 20)
+    for name in ("mine", "theirs"):
+        (tmp_path / name).mkdir()
+        rows = [{"messages": said(f"{name} {number}?", "cat")} for number in range(60)]
+        (tmp_path / name / "train.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    blocks = [DataBlock(source=f"hub:{tmp_path / 'theirs'}"), DataBlock(source=str(tmp_path / "mine"))]
+    asked = [one[0]["content"] for one in conversations_to_draw_from(blocks, Pocketworld())]
+    theirs = [question for question in asked if question.startswith("theirs")]
+    held_out = [number for number in range(60) if f"theirs {number}?" not in theirs]
+    assert held_out[0] < 20  # what is held out is read, and left out
+    assert theirs == [f"theirs {number}?" for number in range(20) if number not in held_out]
+    assert "mine 59?" in asked
+    assert 45 < len(asked) - len(theirs) < 60

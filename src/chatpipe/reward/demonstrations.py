@@ -1,16 +1,22 @@
 """What a reward model's scores are centred on: prompts with answers as they should be."""
 
 import random
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import islice
 from typing import TypeVar
 
 from transformers import PreTrainedTokenizerBase
 
-from chatpipe.data.load import Conversation
+from chatpipe.data.load import Conversation, stream_conversations
+from chatpipe.data.report import Report
 from chatpipe.data.rows import BadRow
+from chatpipe.data.sources import is_hub
+from chatpipe.recipe.schema import DataBlock, Pocketworld
 from chatpipe.reward.batches import EncodedRanking, encode_answers
 
 MAX_DEMONSTRATIONS = 256
+MAX_HUB_CONVERSATIONS = 20_000
+"""Read of a data set of the hub: one of gigabytes would be fetched whole for a few hundred."""
 
 Item = TypeVar("Item")
 
@@ -34,6 +40,18 @@ def demonstrations(
         except BadRow:
             continue
     return found or [_best_answer(ranking) for ranking in drawn(rankings, MAX_DEMONSTRATIONS, seed)]
+
+
+def conversations_to_draw_from(blocks: Sequence[DataBlock], world: Pocketworld) -> Iterator[Conversation]:
+    """What `blocks` of `sft.data` have to train on, without what is held out; of the hub the first of each data set.
+
+    Raises `UsageError` where a source cannot be read.
+    """
+    for block in blocks:
+        said = stream_conversations([block], world, "sft.data", Report())
+        for conversation, held_out in islice(said, MAX_HUB_CONVERSATIONS if is_hub(block) else None):
+            if not held_out:
+                yield conversation
 
 
 def drawn(items: Iterable[Item], count: int, seed: int) -> list[Item]:

@@ -1,14 +1,12 @@
 """rm: a reward model from rankings."""
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainingArguments, set_seed
 
 from chatpipe.data.formats import Ranking
-from chatpipe.data.load import Conversation, Loaded, load_rankings, stream_conversations
-from chatpipe.data.report import Report
+from chatpipe.data.load import Loaded, load_rankings
 from chatpipe.data.sources import build_world
 from chatpipe.data.template import add_chat_template
 from chatpipe.errors import UsageError
@@ -22,7 +20,7 @@ from chatpipe.models.loading import load_tokenizer, quickest_attention
 from chatpipe.pocketworld import GoldRater
 from chatpipe.recipe.schema import POCKETWORLD
 from chatpipe.reward.batches import EncodedRankings, encode_answers, encode_rankings
-from chatpipe.reward.demonstrations import demonstrations
+from chatpipe.reward.demonstrations import conversations_to_draw_from, demonstrations
 from chatpipe.reward.model import (
     centre_rewards,
     longest_sequence,
@@ -80,7 +78,10 @@ def run_rm(job: Job) -> Outcome | None:
     guard(job.stage, recipe.guards, prepared.guards())
     held_out = rankings_that_fit(tokenizer, rankings.held_out, max_length)
     _check_held_out(held_out, max_length)
-    centre = demonstrations(tokenizer, _conversations(job), train.rankings, max_length, recipe.seed)
+    centre: list[list[int]] = []
+    if job.is_main:  # which alone centres; before training, so that data which cannot be read is told at once
+        said = conversations_to_draw_from(recipe.sft.data or [], recipe.pocketworld)
+        centre = demonstrations(tokenizer, said, train.rankings, max_length, recipe.seed)
 
     args = stage_arguments(
         job,
@@ -138,15 +139,6 @@ def _evaluate(
         rater = GoldRater(build_world(job.recipe.pocketworld))
         gold = [[rater.rate(r.prompt, text).score for text in r.responses] for r in held_out]
     return pair_metrics(held_out, scores, gold, seed=job.recipe.seed, words=words)
-
-
-def _conversations(job: Job) -> Iterator[Conversation]:
-    """What the recipe has to fine-tune on, if anything, without what is held out."""
-    blocks = job.recipe.sft.data
-    if blocks:
-        for said, held_out in stream_conversations(blocks, job.recipe.pocketworld, "sft.data", Report()):
-            if not held_out:
-                yield said
 
 
 def _example(
