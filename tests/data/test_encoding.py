@@ -11,7 +11,7 @@ import psutil
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tokenizers import Regex, Tokenizer, models, normalizers, pre_tokenizers, trainers
+from tokenizers import AddedToken, Regex, Tokenizer, models, normalizers, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
 
 from chatpipe.data import encoding
@@ -128,6 +128,28 @@ def test_which_tokenizers_may_have_their_texts_cut(bpe):
 def test_a_tokenizer_whose_texts_cannot_be_cut_reads_them_whole():
     made = PreTrainedTokenizerFast(tokenizer_object=backend(merges=[("a", "b")]), eos_token="<eos>")
     assert ids_of(Encoder.of(made), document("ab" * 50)) == [2] * 50 + [made.eos_token_id]
+
+
+@pytest.mark.parametrize(
+    ("token", "cuts"),
+    [
+        (AddedToken("b", normalized=False), True),
+        (AddedToken(" b", normalized=False), True),
+        (AddedToken(".b", lstrip=True, normalized=False), True),
+        (AddedToken("b", single_word=True, normalized=False), True),
+        (AddedToken("\nb", normalized=False), False),
+        (AddedToken("b", lstrip=True, normalized=False), False),
+        (AddedToken(" b", single_word=True, normalized=False), False),
+        (AddedToken("\n", single_word=True, normalized=False), False),
+    ],
+)
+def test_added_tokens_are_found_as_in_the_whole_text(token, cuts):
+    """Texts are cut up only where no added token can lie across a cut, or be found because of one."""
+    made = train_tokenizer([TEXT], 400, 64)
+    made.add_tokens([token])
+    assert cuts_cleanly(made.backend_tokenizer) == cuts
+    text = "x\nb .b x b\n\nb \nb.\nx"
+    assert ids_of(Encoder.of(made), document(text)) == [*made(text, add_special_tokens=False)["input_ids"], 1]
 
 
 def test_large_vocabularies_take_four_bytes_a_token():

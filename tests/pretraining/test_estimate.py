@@ -76,7 +76,7 @@ def test_what_a_probe_reached_beside_the_tensors_of_its_steps_is_the_process():
 
 def test_what_is_too_much_is_refused_with_what_would_fit(monkeypatch):
     monkeypatch.setattr("chatpipe.pretraining.estimate.free_memory", lambda device: 2**30)
-    monkeypatch.setattr("chatpipe.pretraining.estimate.used_memory", lambda: 0)
+    monkeypatch.setattr("chatpipe.pretraining.estimate.used_memory", lambda device: 0)
     none = {"process": 0, "text": 0, "gradients": 0}
     fits = Memory(**none, weights=2**20, optimizer=2**21, activations=2**29, logits=2**29 - 2**22)
     check_memory(fits, section(), 1)
@@ -87,3 +87,13 @@ def test_what_is_too_much_is_refused_with_what_would_fit(monkeypatch):
     assert "pretrain.per_device_train_batch_size to 3 at most (it is 8)" in caught.value.hint
     with pytest.raises(UsageError):
         check_memory(fits, section(), 2)  # two processes share a CPU's memory
+
+
+def test_what_torch_keeps_of_a_gpu_behind_the_probe_is_there_for_the_run(monkeypatch):
+    monkeypatch.setattr("chatpipe.pretraining.estimate.training_device", lambda: torch.device("cuda"))
+    monkeypatch.setattr("torch.cuda.mem_get_info", lambda device: (2**30, 4 * 2**30))
+    monkeypatch.setattr("torch.cuda.memory_reserved", lambda device: 2 * 2**30)
+    none = {"process": 0, "text": 0, "weights": 0, "optimizer": 0, "gradients": 0, "logits": 0}
+    check_memory(Memory(**none, activations=3 * 2**30), section(), 1)
+    with pytest.raises(UsageError, match=r"takes 3\.5 GiB of memory, but this cuda has 3\.0 GiB free"):
+        check_memory(Memory(**none, activations=7 * 2**29), section(), 1)

@@ -5,8 +5,8 @@ import math
 import pytest
 import torch
 from safetensors import safe_open
-from tiny_tokens import CONTEXT, Tokens
-from transformers import TrainerCallback
+from tiny_tokens import CONTEXT, Ended, Tokens
+from tiny_trainer import Crash, CrashAt
 
 from chatpipe.generation.engine import evaluation_mode
 from chatpipe.pretraining.bits import TextBits
@@ -14,19 +14,6 @@ from chatpipe.pretraining.masking import IGNORED, Masking
 from chatpipe.training.resume import RESUME_POINTS, newest_resume_point
 
 MASKING = Masking(mask_id=2, special_ids=(0, 1, 2, 3), tokens=64, probability=0.3)
-
-
-class Crash(Exception):
-    pass
-
-
-class CrashAt(TrainerCallback):
-    def __init__(self, step):
-        self.step = step
-
-    def on_step_begin(self, args, state, control, **kwargs):
-        if state.global_step == self.step:
-            raise Crash
 
 
 def losses(trainer):
@@ -165,17 +152,6 @@ def test_an_evaluation_computes_in_the_precision_of_training(make_trainer, tmp_p
     assert losses(trainer) == losses(plain)
 
 
-class Ended(Tokens):
-    """Rows with ends of documents in them."""
-
-    END = 1
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.ids[::2, 5] = self.ids[1::3, 0] = self.ids[3, 7:11] = self.END
-        self.labels = self.ids
-
-
 def test_the_training_loss_is_told_in_bits_of_the_text_and_as_perplexity_too(make_trainer):
     """Bits per byte leave the ends of documents out of the loss and of the bytes; perplexity is of all tokens."""
     how = {"per_device_train_batch_size": 2, "gradient_accumulation_steps": 2, "logging_steps": 2, "max_steps": 4}
@@ -213,15 +189,38 @@ def test_bits_of_a_resumed_run_count_what_was_predicted_before_the_break(make_tr
     assert told(resumed) == told(whole)
 
 
-def test_bits_begin_anew_behind_a_skipped_step_as_the_loss_does(make_trainer):
+def test_bits_begin_anew_at_a_skipped_step_as_the_loss_does_also_where_it_is_resumed_from(make_trainer, tmp_path):
+    def make(folder, **arguments):
+        bits = TextBits((Ended.END,), bytes_per_token=1.0)
+        trainer = make_trainer(tmp_path / folder, dataset=Ended(), own={"bits": bits}, **arguments)
+
+        def break_step_6(embedding, ids, embedded):
+            return embedded * math.nan if trainer.state.global_step == 5 else None
+
+        trainer.model.transformer.wte.register_forward_hook(break_step_6)
+        return trainer
+
+    def told(trainer):
+        return {row["step"]: row["bits_per_byte"] for row in trainer.state.log_history if "bits_per_byte" in row}
+
+    each = make("each")
+    each.train()
+    whole = make("whole", logging_steps=7)
+    whole.train()
+    assert told(whole)[7] == told(each)[7]
+    cut = make("cut", logging_steps=7)
+    cut.add_callback(CrashAt(6))
+    with pytest.raises(Crash):
+        cut.train()
+    resumed = make("cut", logging_steps=7)
+    resumed.train(resume_from_checkpoint=str(tmp_path / "cut" / RESUME_POINTS / "step-6"))
+    assert told(resumed) == told(whole)
+
+
+def test_a_resume_point_without_bits_is_gone_on_from(make_trainer):
     bits = TextBits((Ended.END,), bytes_per_token=1.0)
-    trainer = make_trainer(dataset=Ended(), own={"bits": bits})
-    ids = Ended().ids[:4]
-    for skipped in (0, 1):
-        bits.sums = torch.tensor([60.0, 3.0, 7.0])
-        trainer.nonfinite_in_a_row = skipped
-        trainer.get_batch_samples(iter([{"input_ids": ids, "labels": ids}]), 1, torch.device("cpu"))
-        assert bits.sums.tolist() == ([0, 0, 0] if skipped else [60, 3, 7])
+    make_trainer(own={"bits": bits}).load_extra_state({})
+    assert bits.sums.tolist() == [0, 0, 0]
 
 
 def test_a_compiled_model_is_saved_under_its_plain_names_and_resumed(make_trainer, tmp_path):

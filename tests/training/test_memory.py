@@ -14,7 +14,7 @@ linux = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="elsewhe
 @linux
 def test_the_peak_is_the_most_since_it_was_begun():
     begin_peak(CPU)
-    before = used_memory()
+    before = used_memory(CPU)
     large = torch.ones(200 * MB // 4)
     assert peak_memory(CPU) > before + 190 * MB
     del large
@@ -29,11 +29,12 @@ import torch
 from chatpipe.training.memory import give_back_freed_memory, keep_freed_memory, used_memory
 keep_freed_memory()
 tensors = [torch.ones(2**21) for _ in range(25)]
-full = used_memory()
+cpu = torch.device("cpu")
+full = used_memory(cpu)
 del tensors
-kept = used_memory()
+kept = used_memory(cpu)
 give_back_freed_memory()
-print((full - kept) // 2**20, (full - used_memory()) // 2**20)
+print((full - kept) // 2**20, (full - used_memory(cpu)) // 2**20)
 """
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
     at_once, given_back = map(int, done.stdout.split())

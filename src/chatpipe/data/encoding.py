@@ -18,7 +18,7 @@ from multiprocessing import get_context, parent_process
 from typing import TYPE_CHECKING
 
 import numpy as np
-from tokenizers import Tokenizer, normalizers
+from tokenizers import AddedToken, Tokenizer, normalizers
 
 from chatpipe.data.documents import Piece
 
@@ -161,7 +161,7 @@ def cuts_cleanly(tokenizer: Tokenizer) -> bool:
     if not isinstance(tokenizer.normalizer, normalizers.NFC | None):
         return False
     added = tokenizer.get_added_tokens_decoder().values()
-    if any(token.rstrip or re.search(r"\S\s", token.content) for token in added if not token.special):
+    if any(_minds_cuts(token) for token in added if not token.special):
         return False
     if tokenizer.pre_tokenizer is None:
         return json.loads(tokenizer.to_str())["model"].get("merges") == []
@@ -173,6 +173,14 @@ def cuts_cleanly(tokenizer: Tokenizer) -> bool:
     lines = [(f"{a}\n", b) for a in before for b in behind]
     spaces = [(a, f" {b}") for a in before for b in (*behind, ".", "'s", "", " ", "  b", "\n", "\nb", "\t\n.")]
     return all(words(left) + words(right) == words(left + right) for left, right in lines + spaces)
+
+
+def _minds_cuts(token: AddedToken) -> bool:
+    """Whether an added token can lie across an end of a `WORD`, or be found because a text ends there."""
+    content = token.content
+    across = re.search(r"\S\s|\n\w", content) or token.rstrip or (token.lstrip and re.match(r"\w", content))
+    # `single_word` asks what stands beside the token: beside its own white space that may be a letter across the cut
+    return bool(across or (token.single_word and content != content.strip()))
 
 
 def _batches(pieces: Iterable[Piece]) -> Iterator[list[Piece]]:

@@ -86,7 +86,7 @@ def estimate_memory(section: Pretrain, tokens: int, processes: int) -> Memory:
     at_step = {"gradients": sum(sizes), "activations": 0, "logits": 0}
     in_pass = {name: peak[name] for name in at_step}
     return Memory(
-        process=used_memory() if device.type == "cpu" else 0,
+        process=used_memory(device) if device.type == "cpu" else 0,
         text=TEXT_BYTES if device.type == "cpu" else 0,
         weights=sum(sizes),
         optimizer=optimizer,
@@ -97,7 +97,7 @@ def estimate_memory(section: Pretrain, tokens: int, processes: int) -> Memory:
 def check_memory(memory: Memory, section: Pretrain, processes: int) -> None:
     """Raises `UsageError` where `memory` is more than there is, with what would fit."""
     device = training_device()
-    free = free_memory(device) + (used_memory() if device.type == "cpu" else 0)
+    free = free_memory(device) + used_memory(device)  # `memory` counts what is held already, as behind a probe
     needed = memory.total * (processes if device.type == "cpu" else 1)
     if needed <= free:
         return

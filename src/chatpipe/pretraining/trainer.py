@@ -86,14 +86,18 @@ class PretrainTrainer(Measured, ResumePoints, SkipNonFinite, Trainer):
         predicted = [batch["labels"] if self.masking else batch["labels"][:, 1:] for batch in batches]
         counts = [int((labels != IGNORED).sum()) for labels in predicted]
         if self.bits is not None:
-            if self.nonfinite_in_a_row:
-                self.bits.forget()  # as the mean loss that is logged next covers the steps from here on
             batches = [
                 {**batch, TEXTLESS: self.bits.find(batch["labels"]), PREDICTED: count}
                 for batch, count in zip(batches, counts, strict=True)
             ]
         items = torch.tensor(sum(counts), device=device)
         return batches, self.accelerator.reduce(items, reduction="sum")
+
+    def _get_grad_norm(self, model: nn.Module, grad_norm: Any = None) -> Any:
+        grad_norm = super()._get_grad_norm(model, grad_norm)
+        if self.bits is not None and self.nonfinite_in_a_row:
+            self.bits.forget()  # as the mean loss that is logged next covers the steps behind this one
+        return grad_norm
 
     def compute_loss(
         self,
@@ -128,15 +132,28 @@ class PretrainTrainer(Measured, ResumePoints, SkipNonFinite, Trainer):
         super().log(logs, start_time)
 
     def extra_state(self) -> dict[str, Any]:
-        """Also what has been predicted since the last log."""
-        counted = {} if self.bits is None else {"bits": self.bits.sums.tolist()}
-        return {**super().extra_state(), **counted}
+        """Also what has been predicted since the last log, by all processes together; every process calls it.
+
+        Process 0 has it from here on: a resume on any number of processes counts it once, and on the same number has
+        the very sums of the run that was not interrupted.
+        """
+        extra = super().extra_state()
+        if self.bits is not None:
+            self._leave_to_process_0(self.bits, self._over_processes(self.bits.sums))
+            extra["bits"] = self.bits.sums.tolist()
+        return extra
 
     def load_extra_state(self, extra: dict[str, Any]) -> None:
-        """Goes on counting from there."""
+        """Goes on counting from there, or anew where the resume point is of a version that did not count."""
         super().load_extra_state(extra)
-        if self.bits is not None:
-            self.bits.sums = torch.tensor(extra["bits"], dtype=torch.float64)
+        if self.bits is not None and "bits" in extra:
+            self._leave_to_process_0(self.bits, torch.tensor(extra["bits"], dtype=torch.float64))
+
+    def _leave_to_process_0(self, bits: TextBits, of_all: Tensor) -> None:
+        if self.args.process_index == 0:
+            bits.sums = of_all
+        else:
+            bits.forget()
 
     def _over_processes(self, sums: Tensor) -> Tensor:
         return self.accelerator.reduce(sums.to(self.args.device), reduction="sum")

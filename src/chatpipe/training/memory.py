@@ -68,8 +68,10 @@ def peak_memory(device: torch.device) -> int:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
 
 
-def used_memory() -> int:
-    """Bytes of main memory that this process holds."""
+def used_memory(device: torch.device) -> int:
+    """Bytes that this process holds: of main memory, or of a GPU's what torch keeps, for tensors or freed by them."""
+    if device.type == "cuda":
+        return torch.cuda.memory_reserved(device)
     return psutil.Process().memory_info().rss
 
 

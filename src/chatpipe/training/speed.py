@@ -33,6 +33,8 @@ PEAK_FLOPS = {
     "RTX 3090": Peak(71e12, 35.6e12, 35.6e12),
 }
 """By words of the name that CUDA tells; the first that fits counts."""
+VARIANT = r" (NVL|D|Ti|SUPER|Laptop)\b"
+"""What follows these words in the name of another card, slower or faster than the one they name."""
 
 
 def peak_flops(dtype: torch.dtype) -> float | None:
@@ -48,9 +50,8 @@ def peak_flops(dtype: torch.dtype) -> float | None:
 
 def peak_of_gpu(name: str, dtype: torch.dtype, tf32: bool) -> float | None:
     """The table's peak of the GPU that CUDA calls `name`; None where neither it nor the type is in the table."""
-    if "Laptop" in name:  # slower than the card of the same number
-        return None
-    peak = next((peak for words, peak in PEAK_FLOPS.items() if re.search(rf"\b{words}\b", name)), None)
+    fitting = (peak for words, peak in PEAK_FLOPS.items() if re.search(rf"\b{words}\b(?!{VARIANT})", name))
+    peak = next(fitting, None)
     if peak is None:
         return None
     if dtype == torch.bfloat16:
