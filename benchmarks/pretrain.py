@@ -6,8 +6,8 @@ Peers: a plain transformers Trainer on a GPT2LMHeadModel with transformers' own 
 package index, and nanoGPT's own train.py where a checkout of https://github.com/karpathy/nanoGPT is given (no package
 has it).
 Each runs in a process of its own. Shown are medians over the steps after the first ten, by the clock and by processor
-time (which other work on the machine disturbs less), the share of the machine's measured matmul peak, and the share of
-a step that passes before the model is called: data and the loop.
+time (which other work on the machine disturbs less), the share of the machine's measured matmul peak, and the shares of
+a step that pass in waiting for its samples, and in all before the model is called: data and the loop.
 """
 
 import argparse
@@ -93,6 +93,7 @@ def trainer_steps(peer: str, shape: tuple[int, ...], steps: int) -> dict[str, An
             self.ends: list[float] = []
             self.processor: list[float] = []
             self.calls: list[float] = []
+            self.fetches: list[float] = []
 
         def on_step_end(self, *_: Any, **__: Any) -> None:
             self.ends.append(time.perf_counter())
@@ -125,6 +126,15 @@ def trainer_steps(peer: str, shape: tuple[int, ...], steps: int) -> dict[str, An
             trainer = Trainer(model=model, args=args, train_dataset=Blocks())
         trainer.remove_callback(PrinterCallback)
         clock = Clock()
+        fetch = trainer.get_batch_samples
+
+        def timed_fetch(*given: Any, **more: Any) -> Any:
+            start = time.perf_counter()
+            found = fetch(*given, **more)
+            clock.fetches.append(time.perf_counter() - start)
+            return found
+
+        trainer.get_batch_samples = timed_fetch
         trainer.add_callback(clock)
         model.register_forward_pre_hook(lambda *_: clock.calls.append(time.perf_counter()))
         trainer.train()
@@ -134,6 +144,7 @@ def trainer_steps(peer: str, shape: tuple[int, ...], steps: int) -> dict[str, An
     return {
         "seconds": statistics.median(seconds),
         "processor": (clock.processor[-1] - clock.processor[WARM_UP - 1]) / len(seconds),
+        "data": statistics.median(clock.fetches[WARM_UP:]) / statistics.median(seconds),
         "waiting": statistics.median(waits) / statistics.median(seconds),
         "flops": flops_per_token(model.num_parameters(), layers, width, context),
         "peak": peak_flops(torch.bfloat16 if bf16 else torch.float32),
@@ -177,19 +188,28 @@ def run_nanogpt(given: argparse.Namespace, steps: int) -> tuple[float, list[floa
 def show(name: str, found: dict[str, list[dict[str, Any]]]) -> None:
     *_, context, _, batch = SHAPES[name]
     ours = found["chatpipe"]
-    columns = ["tokens/s", "of chatpipe's", "a processor second", "of chatpipe's", "of matmul peak", "before the model"]
+    columns = [
+        "tokens/s",
+        "of chatpipe's",
+        "a processor second",
+        "of chatpipe's",
+        "of matmul peak",
+        "for data",
+        "before the model",
+    ]
     print(f"| {name} | {' | '.join(columns)} |\n|{'---|' * (1 + len(columns))}")
     for peer, rounds in found.items():
         seconds = statistics.median(one["seconds"] for one in rounds)
         speed = batch * context / seconds
         peak = max((one["peak"] for one in ours if one["peak"]), default=None)
         share = f"{speed * ours[0]['flops'] / peak:.0%}" if peak else "unknown"
-        waiting = statistics.median(one["waiting"] for one in rounds) if "waiting" in rounds[0] else None
+        shares = (f"{statistics.median(one[what] for one in rounds):.1%}" for what in ("data", "waiting"))
+        waiting = " | ".join(shares) if "waiting" in rounds[0] else "- | -"
         ratio = statistics.median(one["seconds"] for one in ours) / seconds
         processor = statistics.median(one["processor"] for one in rounds)
         of_ours = statistics.median(one["processor"] for one in ours) / processor
         told = f"{speed:,.0f} | {ratio:.2f} | {batch * context / processor:,.0f} | {of_ours:.2f}"
-        print(f"| {peer} | {told} | {share} | {'-' if waiting is None else f'{waiting:.1%}'} |")
+        print(f"| {peer} | {told} | {share} | {waiting} |")
 
 
 if __name__ == "__main__":

@@ -103,10 +103,13 @@ def run_recipe(recipe: Recipe, how: How, on_result: Callable[[StageResult], None
         micro_batches(job.section, how.processes, job.stage)
     with alone_in(Path(recipe.out)):
         if how.fresh:
-            for job in _jobs_in_folder(recipe):
-                job.clear()
-                if job.stage == "rm":
+            in_folder = _jobs_in_folder(recipe)
+            for job in in_folder:
+                if job.stage == "rm":  # first, since it is refused where somebody ranks
                     forget_rankings(job.recipe)
+                    check_nobody_ranked(job.recipe)
+            for job in in_folder:
+                job.clear()
         write_recipe(recipe, Path(recipe.out) / RECIPE_FILE)
         for job in jobs:
             on_result(run_stage(job, how, _standing_with_rankings(job, how)))
@@ -122,9 +125,9 @@ def run_one(recipe: Recipe, stage: str, how: How, out: str | None) -> StageResul
         return run_stage(job, how, _standing(job, how))
     if how.fresh:  # which may delete the folder that is held
         with alone_in(Path(out or recipe.out)):
-            job.clear()
             if stage == "rm" and out is None:
                 forget_rankings(recipe)
+            job.clear()
     with ExitStack() as held:
         held.enter_context(alone_in(Path(out or recipe.out)))
         reads_run = stage == "rm" and run_ranks(recipe)

@@ -3,6 +3,7 @@
 import json
 import shutil
 import sys
+from unittest import mock
 
 import pytest
 from own_files import asked, write_rows
@@ -98,9 +99,18 @@ def test_a_run_waits_for_people_and_goes_on_when_they_have_ranked(folder, chatpi
 
     # What people rank later is told, and taken in when asked for; nothing else changes by itself.
     rank(folder, "ben")
+    outside = ("rm", folder / "recipe.yaml", f"out={folder}", "--out", folder / "another", "rm.num_train_epochs=1")
+    assert chatpipe(*outside).code == 0
+    assert rows_of(beside(folder, "jsonl")) == rankings
     again = chatpipe(*command)
     assert all(stage["skipped"] for stage in again.object["stages"])
     assert "people have ranked on since round 1 was trained" in again.err
+    store = beside(folder, "db").read_bytes()
+    beside(folder, "db").write_bytes(b"damaged" * 1000)
+    damaged = chatpipe(*command)
+    assert all(stage["skipped"] for stage in damaged.object["stages"])
+    assert f"rm: {beside(folder, 'db')} is no store" in damaged.err
+    beside(folder, "db").write_bytes(store)
     fresh = chatpipe("rm", folder / "recipe.yaml", f"out={folder}", "--fresh", "--json")
     assert fresh.object["metrics"]["train_rankings"] > done.object["stages"][2]["metrics"]["train_rankings"]
     assert {row["annotator"] for row in rows_of(beside(folder, "jsonl"))} == {"ann", "ben"}
@@ -158,12 +168,13 @@ def test_what_people_ranked_is_neither_sampled_anew_nor_ranked_by_a_program_nor_
     assert [path.read_bytes() for path in aside] == kept
 
 
-def test_a_store_in_use_is_not_deleted(folder, command, chatpipe):
+def test_a_store_in_use_is_not_deleted_nor_any_model(folder, command, chatpipe):
     assert chatpipe(*command).code == 3
     with alone_with(beside(folder, "db")):
-        said = chatpipe(*command, "sample.prompts=30")
-    assert said.code == 2
-    assert f"Another chatpipe writes to {beside(folder, 'db')}" in said.err
+        for refused in (chatpipe(*command, "sample.prompts=30"), chatpipe("run", *command[1:], "--fresh")):
+            assert refused.code == 2
+            assert f"Another chatpipe writes to {beside(folder, 'db')}" in refused.err
+    assert (folder / "sft" / "chatpipe.json").exists()
 
 
 def test_a_store_of_other_answers_is_refused(folder, command, chatpipe):
@@ -236,6 +247,20 @@ def test_rankings_that_a_kill_left_without_their_note_are_not_taken_for_others(f
     assert beside(folder, "jsonl").read_bytes() != rankings
     assert chatpipe(*command).code == 0
     assert beside(folder, "jsonl").read_bytes() == rankings
+
+
+@pytest.mark.parametrize("function", ["_clear_store", "_sample"])
+def test_two_raters_are_never_mixed(folder, rater, chatpipe, monkeypatch, function):
+    """A command for another rater that breaks off before or behind the deletion of the first one's store."""
+    command = ("rm", folder / "recipe.yaml", f"out={folder}", "sample.prompts=40", "rm.num_train_epochs=1")
+    assert chatpipe(*command).code == 0
+    shutil.rmtree(folder / "rm")
+    other = (*command, "rank.rater=liking_short:score")
+    with monkeypatch.context() as patch:
+        patch.setattr(ranking, function, mock.Mock(side_effect=KeyboardInterrupt))
+        assert chatpipe(*other).code == 130
+    assert chatpipe(*other).code == 0
+    assert {row["annotator"] for row in rows_of(beside(folder, "jsonl"))} == {"liking_short:score"}
 
 
 def test_a_killed_rater_goes_on_where_it_was(folder, rater, chatpipe):

@@ -223,6 +223,31 @@ def test_what_is_written_together_is_there_together_or_not_at_all(path):
         assert store.answers[task] == 0
 
 
+def test_where_the_disk_cannot_be_read_after_a_failed_write_nothing_is_shown_until_it_can(path):
+    def unreadable(action: int, *_: object) -> int:
+        return sqlite3.SQLITE_DENY if action == sqlite3.SQLITE_SELECT else sqlite3.SQLITE_OK
+
+    with open_store(path) as store:
+        store.add_annotator("ann", "person")
+        task = store.items[0].id
+        store.append("ann", "show", task, {"order": [0, 1, 2]}, "show")
+        with contextlib.suppress(StoreError), store.together():
+            store.append("ann", "submit", task, {"answer": {"ranks": [1, 2, 3]}}, "submit")
+            store._connection.set_authorizer(unreadable)
+            store.append("ann", "undo", None, {}, "undo")
+        for _ in range(2):
+            with pytest.raises(StoreError, match="cannot be read: not authorized"):
+                assert store.histories
+            with pytest.raises(StoreError, match="cannot be read: not authorized"):
+                store.append("ann", "undo", None, {}, "undo")
+        store._connection.set_authorizer(None)
+        assert store.histories["ann"].standing == {}
+        assert store.answers[task] == 0
+        assert store.append("ann", "submit", task, {"answer": {"ranks": [3, 2, 1]}}, "submit")
+    with Store.read(path) as store:
+        assert [ranking.ranks for ranking in standing_rankings(store)] == [[3, 2, 1]]
+
+
 def test_what_was_acknowledged_before_a_kill_is_there_and_nothing_twice(path):
     program = """
 with open_store(1000) as store:

@@ -18,7 +18,6 @@ from chatpipe.data.template import encode_completion, encode_prompt
 from chatpipe.data.token_store import TokenStore
 from chatpipe.finetuning.rows import Rows, RowsNote
 from chatpipe.generation import SamplingParams
-from chatpipe.generation.engine import context_length
 from chatpipe.guards import data, models, rewards, template
 from chatpipe.guards.policy import policy_is_not_reference
 from chatpipe.guards.run import Checks, Finding
@@ -142,13 +141,13 @@ def ppo_guards(
     policy: PreTrainedModel,
     judges: Mapping[str, PreTrainedModel],
     prompts: Loaded[Conversation],
+    context: int,
     response_length: int,
 ) -> Checks:
-    """`judges`: the reward models by recipe key, also one that is not trained on."""
+    """`judges`: the reward models by recipe key, also one that is not trained on. `context`: tokens that all read."""
     key, sample = "ppo.data", prompts.train[:SAMPLE]
     # There are no answers yet; a row for a reward model takes what was asked for one.
     answered = [encode_completion(tokenizer, prompt, prompt[-1]["content"])[0] for prompt in sample]
-    context = min(context_length(model) or 2**31 for model in (policy, *judges.values()))
     rows = _few_of_each_length([ids for ids in answered if len(ids) <= context])
     return {
         "embeddings_too_few": lambda: models.embeddings_too_few(tokenizer, {"ppo.model": policy, **judges}),

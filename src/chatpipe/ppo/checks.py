@@ -11,7 +11,7 @@ from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 from chatpipe.errors import UsageError
 from chatpipe.generation.engine import context_length
 from chatpipe.ppo.prompts import Prompt
-from chatpipe.reward.model import reads_left_to_right
+from chatpipe.reward.model import longest_sequence, reads_left_to_right
 
 
 def check_models(models: Mapping[str, PreTrainedModel]) -> None:
@@ -88,9 +88,16 @@ def check_stop_token(tokenizer: PreTrainedTokenizerBase, policy: PreTrainedModel
 
 
 def check_prompts(
-    prompts: Sequence[Prompt], response_length: int, models: Mapping[str, PreTrainedModel], name: str
+    prompts: Sequence[Prompt],
+    response_length: int,
+    models: Mapping[str, PreTrainedModel],
+    tokenizer: PreTrainedTokenizerBase,
+    name: str,
 ) -> None:
-    """Raises UsageError where there is no prompt, or one is empty or leaves too little room in some model's context."""
+    """Raises UsageError where there is no prompt, or one is empty or leaves too little room in some model's context.
+
+    `models` as in `check_models`; `name` is that of the argument with the prompts.
+    """
     if not prompts:
         raise UsageError("There are no prompts to train on.", f"Give {name} (recipe: ppo.data).")
     lengths = [len(prompt.ids) for prompt in prompts]
@@ -104,7 +111,8 @@ def check_prompts(
                 "Tokenise it with the policy's own tokenizer.",
             )
     for model_name, model in models.items():
-        context = context_length(model)
+        judges = model_name.startswith("reward_model")
+        context = longest_sequence(model, tokenizer) if judges else context_length(model)
         too_long = sum(length + response_length > context for length in lengths) if context else 0
         if too_long:
             raise UsageError(

@@ -8,16 +8,16 @@ from typing import NamedTuple
 import numpy as np
 import torch
 from torch import Tensor, nn
-from transformers import PreTrainedModel
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from chatpipe.data.padding import length_sorted
-from chatpipe.generation.engine import context_length
 from chatpipe.ppo.advantages import SumOverRanks, gae, whiten
 from chatpipe.ppo.config import PPOConfig
 from chatpipe.ppo.experience import Experience, Sequences, flat_index
 from chatpipe.ppo.kl import k1, shape_rewards
 from chatpipe.ppo.microbatch import pad
 from chatpipe.ppo.model import PolicyAndCritic, completion_logprobs, last_token_scores, micro_batch_rows
+from chatpipe.reward.model import longest_sequence
 
 
 class Stream(IntEnum):
@@ -106,16 +106,19 @@ def score(
 
 @torch.no_grad()
 def reward_model_scores(
-    reward_models: Sequence[PreTrainedModel], sequences: Sequence[Sequence[int]], micro_batch_size: int
+    reward_models: Sequence[PreTrainedModel],
+    tokenizer: PreTrainedTokenizerBase,
+    sequences: Sequence[Sequence[int]],
+    micro_batch_size: int,
 ) -> Tensor:
     """What each model says of each whole sequence of token ids, [n, m] on the CPU.
 
-    A sequence that is longer than a model's context loses its beginning.
+    A sequence that is longer than a model reads loses its beginning.
     """
     columns = []
     for model in reward_models:
-        limit = context_length(model)
-        cut = [list(ids)[-limit:] if limit else list(ids) for ids in sequences]
+        limit = longest_sequence(model, tokenizer)
+        cut = [list(ids)[-limit:] for ids in sequences]
         whole = Sequences.of([ids[:1] for ids in cut], [ids[1:] for ids in cut], [True] * len(cut))
         chunks = length_sorted(whole.lengths, micro_batch_size)
         scores = [last_token_scores(model, pad(whole.select(rows)).to(model.device)).cpu() for rows in chunks]

@@ -86,10 +86,10 @@ class PPOTrainer(PPOUpdate, ResumePoints, SkipNonFinite):
         stop_token_id = check_stop_token(processing_class, model, args.stop_token_id)
         self.prompts = [Prompt(ids) for ids in train_prompts or []]
         self.prompts += read_prompts(train_dataset if train_dataset is not None else [], processing_class)
-        check_prompts(self.prompts, args.response_length, models, "train_dataset")
+        check_prompts(self.prompts, args.response_length, models, processing_class, "train_dataset")
         if eval_dataset is not None:
             eval_dataset = read_prompts(eval_dataset, processing_class, "eval_dataset")
-            check_prompts(eval_dataset, args.response_length, models, "eval_dataset")
+            check_prompts(eval_dataset, args.response_length, models, processing_class, "eval_dataset")
         if (args.ptx_coef != 0) != (ptx_dataset is not None):
             raise UsageError(
                 "ptx_coef and ptx_dataset belong together.", "Give text to mix in (recipe: ppo.ptx_data), or neither."

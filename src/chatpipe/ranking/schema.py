@@ -19,12 +19,19 @@ SALT_BYTES = 32
 APPLICATION = int.from_bytes(b"rank", "big")
 """What SQLite's `application_id` says of a store of ours."""
 
-_TABLES_AND_TRIGGERS = (
+_ANNOTATORS = (
+    "CREATE TABLE annotators (name TEXT PRIMARY KEY, kind TEXT NOT NULL CHECK (kind IN ('person', 'program')),"
+    " created REAL NOT NULL)"
+)
+_OLDER_ANNOTATORS = (
+    "CREATE TABLE annotators (name TEXT PRIMARY KEY, kind TEXT NOT NULL CHECK (kind IN ('person', 'program')),"
+    " token_sha256 TEXT, created REAL NOT NULL)"
+)
+"""As the first stores declared it; the hash in `token_sha256` says nothing any more."""
+_OTHER_TABLES_AND_TRIGGERS = (
     "CREATE TABLE meta (key TEXT PRIMARY KEY, value TEXT NOT NULL)",
     "CREATE TABLE items (position INTEGER PRIMARY KEY, id TEXT NOT NULL UNIQUE, prompt TEXT NOT NULL,"
     " responses TEXT NOT NULL, round INTEGER)",
-    "CREATE TABLE annotators (name TEXT PRIMARY KEY, kind TEXT NOT NULL CHECK (kind IN ('person', 'program')),"
-    " created REAL NOT NULL)",
     "CREATE TABLE events (seq INTEGER PRIMARY KEY AUTOINCREMENT, time REAL NOT NULL,"
     " annotator TEXT NOT NULL REFERENCES annotators (name), action TEXT NOT NULL, task TEXT, body TEXT NOT NULL,"
     " key TEXT NOT NULL, UNIQUE (annotator, key))",
@@ -57,7 +64,7 @@ def create(connection: sqlite3.Connection, items: Sequence[Item], settings: Mapp
     with transaction(connection):
         connection.execute(f"PRAGMA application_id = {APPLICATION}")
         connection.execute(f"PRAGMA user_version = {FORMAT}")
-        for statement in _TABLES_AND_TRIGGERS:
+        for statement in (_ANNOTATORS, *_OTHER_TABLES_AND_TRIGGERS):
             connection.execute(statement)
         connection.executemany(
             "INSERT INTO items VALUES (?, ?, ?, ?, ?)",
@@ -102,7 +109,7 @@ def check_format(path: Path, connection: sqlite3.Connection) -> None:
     if found != "ok":
         raise damaged(path, found)
     declared = {sql for (sql,) in connection.execute("SELECT sql FROM sqlite_master")}
-    if not declared.issuperset(_TABLES_AND_TRIGGERS):
+    if not declared.issuperset(_OTHER_TABLES_AND_TRIGGERS) or declared.isdisjoint({_ANNOTATORS, _OLDER_ANNOTATORS}):
         raise damaged(path, "its tables are declared otherwise")
 
 

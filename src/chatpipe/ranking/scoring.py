@@ -30,18 +30,17 @@ def model_scorer(name: str, key: str) -> Scorer:
     from chatpipe.data.rows import BadRow
     from chatpipe.data.template import add_chat_template
     from chatpipe.evaluation.rankings import EVAL_BATCH_SIZE
-    from chatpipe.generation.engine import context_length
     from chatpipe.guards.models import embeddings_too_few
     from chatpipe.models.loading import load_reward_model, load_tokenizer, placed
     from chatpipe.reward.batches import encode_answers
-    from chatpipe.reward.model import sequence_scores
+    from chatpipe.reward.model import longest_sequence, sequence_scores
 
     tokenizer, model = load_tokenizer(name), placed(load_reward_model(name))
     add_chat_template(tokenizer)
     finding = embeddings_too_few(tokenizer, {key: model})
     if finding is not None:
         raise UsageError(finding.what, "Give a reward model whose tokenizer has a chat template and a pad token.")
-    max_length = min(_trained_on(name), context_length(model) or MAX_LENGTH)
+    max_length = min(_trained_on(name), longest_sequence(model, tokenizer))
 
     def encoded(asked: Asked) -> list[list[int]] | None:
         try:

@@ -11,6 +11,7 @@ import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, closing, contextmanager
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from types import TracebackType
@@ -70,6 +71,19 @@ class StoreConflict(Exception):
     """The key of an event was used before, for another event of the same annotator."""
 
 
+@dataclass
+class _Folded:
+    """What the events come to, up to the one numbered `last`: how often each item was ranked, and the histories."""
+
+    answers: Counter[str]
+    histories: dict[str, History]
+    last: int | None = None
+
+    def begin_history(self, annotator: Annotator) -> None:
+        counted: Counter[str] = self.answers if annotator.kind == "person" else Counter()
+        self.histories[annotator.name] = History(counted)
+
+
 def check_name(name: str) -> None:
     """Raises `UsageError` for what cannot be an annotator's name."""
     if not name.strip() or not name.isprintable():
@@ -88,8 +102,6 @@ class Store:
         self._connection = connection
         self._held = ExitStack()
         self._file = _identity(path)
-        self._last: int | None = None
-        """The number of the last event that is folded."""
         with connection:  # what is read is of one moment, also beside a writer
             connection.execute("BEGIN")
             settings = settings_in(connection)
@@ -98,7 +110,8 @@ class Store:
             self.items = items_in(connection)
             self._by_id = {item.id: item for item in self.items}
             self._annotators = {known.name: known for known in annotators_in(connection)}
-            self._fold()
+            self._folded: _Folded | None = self._fold()
+            """None where something was applied that was not stored: it is folded anew when it is asked for."""
 
     @classmethod
     def create_or_open(cls, path: Path, items: Sequence[Item], seed: int, overlap: int, repeats: float) -> "Store":
@@ -159,6 +172,16 @@ class Store:
         """The ids of the items, in the order in which they are assigned."""
         return queue_of((item.id for item in self.items), self.seed)
 
+    @property
+    def answers(self) -> Counter[str]:
+        """How many people have ranked each item, by its id; hidden repeats and programs do not count."""
+        return self._standing.answers
+
+    @property
+    def histories(self) -> dict[str, History]:
+        """What each annotator was shown and said, by name. Raises `StoreError` where that cannot be read."""
+        return self._standing.histories
+
     def item_of(self, task: str) -> Item:
         """The item that a task shows."""
         return self._by_id[item_of(task)]
@@ -184,7 +207,7 @@ class Store:
                     "INSERT INTO annotators (name, kind, created) VALUES (?, ?, ?)", (name, kind, time.time())
                 )
             self._annotators[name] = Annotator(name, kind)
-            self._begin_history(self._annotators[name])
+            self._standing.begin_history(self._annotators[name])
 
     def append(
         self, annotator: str, action: str, task: str | None, body: dict[str, Any], key: str, at: float | None = None
@@ -207,7 +230,7 @@ class Store:
                     (at, annotator, action, task, json.dumps(body), key),
                 ).lastrowid
                 assert seq is not None
-                self._last = seq
+                self._standing.last = seq
                 self.histories[annotator].apply(Event(seq, at, annotator, action, task, body, key))
             return True
 
@@ -234,7 +257,7 @@ class Store:
             except OtherWriter:
                 raise  # before anything was applied
             except BaseException as problem:
-                self._fold()  # what was applied was not stored
+                self._folded = None  # what was applied was not stored
                 if isinstance(problem, sqlite3.DatabaseError) and not isinstance(problem, sqlite3.IntegrityError):
                     raise StoreError(
                         f"Nothing was stored in {self.path}: {problem}.", "Make room on the disk, then do it again."
@@ -243,37 +266,51 @@ class Store:
 
     def events(self, annotator: str | None = None) -> list[Event]:
         """The events of one annotator, or of all, in the order in which they came."""
-        with self.lock:
+        with self.lock, self._reading():
             return events_in(self._connection, annotator)
 
     def find(self, annotator: str, key: str) -> Event | None:
         """The event that an annotator's key was used for."""
-        return event_of_key(self._connection, annotator, key)
+        with self._reading():
+            return event_of_key(self._connection, annotator, key)
 
     def _check_alone(self) -> None:
         """Within a transaction, so that nobody writes between this and what comes. Raises `OtherWriter`."""
         (last,) = self._connection.execute("SELECT max(seq) FROM events").fetchone()
-        if last != self._last:
+        if last != self._standing.last:
             raise OtherWriter(
                 f"Nothing was stored: another chatpipe writes to {self.path} as well.",
                 "End both of them, then start one: what they stored is there.",
             )
 
-    def _fold(self) -> None:
-        self.answers = Counter({item.id: 0 for item in self.items})
-        """How many people have ranked each item, by its id; hidden repeats and programs do not count."""
-        self.histories: dict[str, History] = {}
+    @property
+    def _standing(self) -> _Folded:
+        with self.lock:
+            if self._folded is None:
+                with self._reading():
+                    self._folded = self._fold()
+            return self._folded
+
+    def _fold(self) -> _Folded:
+        folded = _Folded(Counter({item.id: 0 for item in self.items}), {})
         for annotator in self._annotators.values():
-            self._begin_history(annotator)
-        self._last = None
-        for event in self.events():
+            folded.begin_history(annotator)
+        for event in events_in(self._connection):
             with sound(f"event {event.seq}"):
                 check_event(event, 0 if event.task is None else len(self.item_of(event.task).responses))
-                self.histories[event.annotator].apply(event)
-            self._last = event.seq
+                folded.histories[event.annotator].apply(event)
+            folded.last = event.seq
+        return folded
 
-    def _begin_history(self, annotator: Annotator) -> None:
-        self.histories[annotator.name] = History(self.answers if annotator.kind == "person" else Counter())
+    @contextmanager
+    def _reading(self) -> Iterator[None]:
+        """What goes wrong in reading the open file becomes `StoreError`."""
+        try:
+            yield
+        except (Damaged, sqlite3.DatabaseError, UnicodeDecodeError) as problem:
+            raise StoreError(
+                f"{self.path} cannot be read: {problem}.", "Is its disk whole, and still there? Then do it again."
+            ) from problem
 
 
 @contextmanager

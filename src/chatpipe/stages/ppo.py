@@ -24,6 +24,7 @@ from chatpipe.ppo.config import PPOConfig
 from chatpipe.ppo.divergence import sampled_kl
 from chatpipe.ppo.rewards import Rewards
 from chatpipe.ppo.trainer import PPOTrainer
+from chatpipe.reward.model import longest_sequence
 from chatpipe.stages.arguments import stage_arguments
 from chatpipe.stages.example import answer_example
 from chatpipe.stages.job import Job, Outcome
@@ -81,11 +82,12 @@ class Prepared:
     @property
     def context(self) -> int:
         """Tokens that all models can read."""
-        return min(context_length(model) or 2**31 for model in (self.policy, *self.rewards.all_models))
+        judged = (longest_sequence(model, self.tokenizer) for model in self.rewards.all_models)
+        return min(context_length(self.policy) or 2**31, *judged)
 
     def guards(self) -> Checks:
         """The guards that need no trainer."""
-        return ppo_guards(self.tokenizer, self.policy, self.judges, self.prompts, self.response_length)
+        return ppo_guards(self.tokenizer, self.policy, self.judges, self.prompts, self.context, self.response_length)
 
 
 def prepare(job: Job) -> Prepared:

@@ -17,7 +17,7 @@ from chatpipe.checkpoints import checkpoint_id
 from chatpipe.data.load import Conversation, load_rankings
 from chatpipe.data.sources import check_sources, data_fingerprints, named_files
 from chatpipe.durable import PARTIAL, replace_text
-from chatpipe.errors import UsageError, WaitingForRankings
+from chatpipe.errors import ChatpipeError, UsageError, WaitingForRankings
 from chatpipe.locking import alone_with
 from chatpipe.ranking.completions import made_of
 from chatpipe.ranking.export import ranking_row
@@ -100,19 +100,21 @@ def ensure_rankings(recipe: Recipe, may_replace: bool = True) -> None:
     now, noted = _made_from(recipe), _read_note(note)
     is_current = path.exists() and noted == {**now, COMPLETE: True}
     by_people = run_ranks(recipe) and recipe.rank.rater == PEOPLE
-    if is_current and not by_people:  # people may have ranked more since
+    if is_current and not (by_people and may_replace):  # people may have ranked more since
         return
     if path.exists() and not (is_current or may_replace):
         raise UsageError(
             f"{path} was made in another way: with another model, rater, seed or other sample.* or rank.*.",
             f"Choose another run with out=, or have it made anew in this one: leave out --out. See {note}.",
         )
+    goes_on = noted == {**now, COMPLETE: False}
+    if run_ranks(recipe) and not by_people and not goes_on:
+        _clear_store(recipe)  # what other settings left in it is gone before the note says what is in the making
     # From here on, and until they are complete, rankings that are there already are known as those of other settings.
     replace_text(note, json.dumps({**now, COMPLETE: False}, indent=2))
     if run_ranks(recipe):
         _sample(recipe)
-        goes_on = noted == {**now, COMPLETE: False}
-        rankings = _ranked_by_people(recipe) if by_people else _ranked_by_program(recipe, goes_on)
+        rankings = _ranked_by_people(recipe) if by_people else _ranked_by_program(recipe)
         _write(path, map(ranking_row, rankings))
         console.note(f"rank: {len(rankings)} rankings of up to {recipe.sample.k} answers written to {path}")
     else:
@@ -123,10 +125,14 @@ def ensure_rankings(recipe: Recipe, may_replace: bool = True) -> None:
 
 def tell_newer_rankings(recipe: Recipe) -> None:
     """Says so where people have ranked on since the reward model of the recipe's round was trained."""
-    if not run_ranks(recipe) or recipe.rank.rater != PEOPLE or not _beside(recipe, ".db").exists():
+    if not run_ranks(recipe) or recipe.rank.rater != PEOPLE or not has_begun(_beside(recipe, ".db")):
         return
-    with Store.read(_beside(recipe, ".db")) as store:
-        now = "".join(map(_line, map(ranking_row, _ranked(_said_by_people(store)))))
+    try:
+        with Store.read(_beside(recipe, ".db")) as store:
+            now = "".join(map(_line, map(ranking_row, _ranked(_said_by_people(store)))))
+    except ChatpipeError as problem:  # the stage itself does not need the store any more
+        console.note(f"rm: {problem.message}")
+        return
     if now != rankings_file(recipe).read_text(encoding="utf-8"):
         again = f"round={recipe.round} " if recipe.round > 1 else ""
         console.note(
@@ -199,16 +205,21 @@ def _prompts(recipe: Recipe) -> list[Conversation]:
     return [prompts[i % len(prompts)] for i in range(first, first + count)]
 
 
-def _ranked_by_program(recipe: Recipe, goes_on: bool) -> list[StandingRanking]:
-    """What the rater says of all answers; it `goes_on` in the store of a command that was killed."""
-    rank, store_file = recipe.rank, _beside(recipe, ".db")
+def _clear_store(recipe: Recipe) -> None:
+    """Deletes what programs ranked in the round. Raises `UsageError` where people did, or somebody ranks now."""
+    store = _beside(recipe, ".db")
+    with alone_with(store):
+        rater = recipe.rank.rater
+        _refuse_to_replace_people(recipe, f"rank.rater = {rater} would rank {_completions(recipe)} anew")
+        _delete_store(store)
+
+
+def _ranked_by_program(recipe: Recipe) -> list[StandingRanking]:
+    """What the rater says of all answers, going on where it was killed."""
+    rank = recipe.rank
     items = read_items(_completions(recipe))
-    with alone_with(store_file):
-        _refuse_to_replace_people(recipe, f"rank.rater = {rank.rater} would rank {_completions(recipe)} anew")
-        if not goes_on:
-            _delete_store(store_file)
     with (
-        Store.create_or_open(store_file, items, seed=recipe.seed, overlap=1, repeats=0) as store,
+        Store.create_or_open(_beside(recipe, ".db"), items, seed=recipe.seed, overlap=1, repeats=0) as store,
         console.progress("rank", len(items)) as bar,
     ):
         rank_with_program(
@@ -220,7 +231,7 @@ def _ranked_by_program(recipe: Recipe, goes_on: bool) -> list[StandingRanking]:
             on_ranked=bar.update,
             key="rank.rater",
         )
-        return _ranked(standing_rankings(store))
+        return _ranked(said for said in standing_rankings(store) if said.annotator == rank.rater)
 
 
 def _ranked_by_people(recipe: Recipe) -> list[StandingRanking]:

@@ -83,7 +83,7 @@ def reward_scores(
     """
     section = job.recipe.ppo
     read = [[*encode_prompt(tokenizer, prompt), *answer.ids] for prompt, answer in zip(prompts, answers, strict=True)]
-    of_models = reward_model_scores(rewards.all_models, read, EVAL_BATCH_SIZE)
+    of_models = reward_model_scores(rewards.all_models, tokenizer, read, EVAL_BATCH_SIZE)
     ended = [answer.ended for answer in answers]
     total, named = rewards.judge(of_models, list(prompts), [answer.text for answer in answers], ended)
     total = penalise_missing_eos(total, torch.tensor(ended), section.missing_eos_penalty, section.missing_eos)
