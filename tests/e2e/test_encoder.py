@@ -75,6 +75,14 @@ def test_it_becomes_the_body_of_a_reward_model(folder, reward):
     assert sum(ordered) >= 40
 
 
+def test_data_show_tells_the_length_that_training_reads(folder, encoder, chatpipe):
+    """A ModernBERT attends to 64 tokens around each in most of its layers, and reads as many as it has positions."""
+    pairs = [{"prompt": one.question, "chosen": one.right, "rejected": one.wrong} for one in asked()]
+    data = write_rows(folder / "pairs.jsonl", pairs)
+    said = chatpipe("data", "show", "pocket", "rm", f"rm.data={data}", "--model", folder / "encoder", "--json")
+    assert said.object["summary"]["max_length"] == 96
+
+
 def test_it_is_no_model_for_sft(folder, encoder, chatpipe):
     chats = write_rows(folder / "chats.jsonl", [as_messages(one.question, one.right) for one in asked()])
     said = chatpipe("sft", "--model", folder / "encoder", "--data", chats, "--out", folder / "sft")

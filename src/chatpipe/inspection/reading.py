@@ -9,6 +9,7 @@ from chatpipe.data.template import add_chat_template
 from chatpipe.generation.engine import context_of
 from chatpipe.models.folder import check_tokenizer, looks_like_path
 from chatpipe.models.loading import load_config, load_tokenizer
+from chatpipe.reward.model import longest_of_config
 from chatpipe.stages.job import PARENTS, Job
 
 UNLIMITED = 2**31
@@ -36,7 +37,7 @@ def find_reader(job: Job, model: str | None) -> Reader | None:
     tokenizer = load_tokenizer(name)
     if job.stage != "pretrain":
         add_chat_template(tokenizer)
-    return Reader(name, tokenizer, _context(job, name))
+    return Reader(name, tokenizer, _context(job, name, tokenizer))
 
 
 def _tokenizer_source(job: Job) -> str | None:
@@ -54,9 +55,10 @@ def _made(folder: Path) -> str | None:
     return str(folder) if (folder / "tokenizer.json").is_file() else None
 
 
-def _context(job: Job, name: str) -> int:
+def _context(job: Job, name: str, tokenizer: PreTrainedTokenizerBase) -> int:
     pretrain = job.recipe.pretrain
     is_model = not looks_like_path(name) or (Path(name).expanduser() / "config.json").is_file()
     if name == pretrain.tokenizer.pretrained or not is_model:
         return pretrain.architecture.n_positions
-    return context_of(load_config(name)) or UNLIMITED
+    config = load_config(name)
+    return longest_of_config(config, tokenizer) if job.stage == "rm" else context_of(config) or UNLIMITED

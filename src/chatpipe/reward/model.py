@@ -49,11 +49,16 @@ def new_reward_model(body_folder: str, pad_token_id: int, seed: int) -> PreTrain
 
 
 def longest_sequence(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> int:
-    """How many tokens a reward model reads at once.
+    """How many tokens a reward model reads at once."""
+    return longest_of_config(model.config, tokenizer)
+
+
+def longest_of_config(config: PretrainedConfig, tokenizer: PreTrainedTokenizerBase) -> int:
+    """How many tokens a reward model with such a body reads at once.
 
     Its positions, where it has a table of them, and no more than its tokenizer says: RoBERTa's first two are not used.
     """
-    positions = getattr(model.config.get_text_config(), "max_position_embeddings", None)
+    positions = getattr(config.get_text_config(), "max_position_embeddings", None)
     has_table = positions is not None and positions > 0  # XLNet, which has none, says -1
     return min(positions, tokenizer.model_max_length) if has_table else tokenizer.model_max_length
 
