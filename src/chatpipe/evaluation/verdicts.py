@@ -150,7 +150,7 @@ def rm_verdict(metrics: Mapping[str, Any]) -> Verdict:
     """
     accuracy, low, high = (metrics[key] for key in ("eval_accuracy", "accuracy_low", "accuracy_high"))
     measured = f"{accuracy:.1%} of held-out pairs ordered rightly (95 % interval {low:.1%} to {high:.1%})"
-    more = "rank more answers (sample.prompts, sample.k, or more rm.data) or raise rm.learning_rate or rm.num_train_epochs"
+    more = "rank more answers (sample.prompts, sample.k, more rm.data) or raise rm.learning_rate or rm.num_train_epochs"
     findings = [
         _finding(low > CHANCE_OF_A_PAIR, f"{measured}; the interval must lie above chance, 50 %", more),
         _better_than_length(metrics, more),
