@@ -83,7 +83,7 @@ class Prepared:
     def context(self) -> int:
         """Tokens that all models can read."""
         judged = (longest_sequence(model, self.tokenizer) for model in self.rewards.all_models)
-        return min(context_length(self.policy) or 2**31, *judged)
+        return min([context_length(self.policy) or 2**31, *judged])
 
     def guards(self) -> Checks:
         """The guards that need no trainer."""
