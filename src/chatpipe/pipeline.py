@@ -206,13 +206,14 @@ def _standing_with_rankings(job: Job, how: How, in_run: bool = True) -> Standing
     """
     if job.stage != "rm":
         return _standing(job, how)
-    has_rankings = rankings_file(job.recipe).exists()
-    if has_rankings and _standing(job, how) != "new":
-        tell_newer_rankings(job.recipe)
-    else:
-        if run_ranks(job.recipe):
-            _prepare_process()
-        ensure_rankings(job.recipe, may_replace=in_run)
+    if rankings_file(job.recipe).exists():
+        standing = _standing(job, how)
+        if standing != "new":
+            tell_newer_rankings(job.recipe)
+            return standing
+    if run_ranks(job.recipe):
+        _prepare_process()
+    ensure_rankings(job.recipe, may_replace=in_run)
     return _standing(job, how)
 
 

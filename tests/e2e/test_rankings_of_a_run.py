@@ -264,6 +264,10 @@ def test_two_raters_are_never_mixed(folder, rater, chatpipe, monkeypatch, functi
 
 
 def test_a_killed_rater_goes_on_where_it_was(folder, rater, chatpipe):
+    """Also where other answers had been ranked before, whose files are gone then."""
+    before = ("rm", folder / "recipe.yaml", f"out={folder}", "sample.prompts=30", "rm.num_train_epochs=1")
+    assert chatpipe(*before).code == 0
+    shutil.rmtree(folder / "rm")
     command = ("rm", folder / "recipe.yaml", f"out={folder}", "rank.rater=liking_short:score", "sample.prompts=100")
     calls = rater.with_name("calls.txt")
     counted = f"    open({str(calls)!r}, 'a').write('x' * len(prompts))\n    return"

@@ -264,11 +264,7 @@ class Rm(TrainingSection):
     model: str | None = Field(None, description="The body; default: what sft made.")
     learning_rate: float = Field(9e-6, gt=0)
     num_train_epochs: float = Field(1.0, gt=0)
-    max_length: int = Field(
-        1024,
-        ge=16,
-        description="No more than the model reads. Longer prompts lose their beginning; answers are never cut.",
-    )
+    max_length: int = Field(1024, ge=16, description="Longer prompts lose their beginning; answers are never cut.")
     age_weight: float = Field(
         1.0,
         ge=0,

@@ -98,7 +98,8 @@ def ensure_rankings(recipe: Recipe, may_replace: bool = True) -> None:
     """
     path, note = rankings_file(recipe), _beside(recipe, ".json")
     now, noted = _made_from(recipe), _read_note(note)
-    is_current = path.exists() and noted == {**now, COMPLETE: True}
+    in_the_making, made = {**now, COMPLETE: False}, {**now, COMPLETE: True}
+    is_current = path.exists() and noted == made
     by_people = run_ranks(recipe) and recipe.rank.rater == PEOPLE
     if is_current and not (by_people and may_replace):  # people may have ranked more since
         return
@@ -107,20 +108,20 @@ def ensure_rankings(recipe: Recipe, may_replace: bool = True) -> None:
             f"{path} was made in another way: with another model, rater, seed or other sample.* or rank.*.",
             f"Choose another run with out=, or have it made anew in this one: leave out --out. See {note}.",
         )
-    goes_on = noted == {**now, COMPLETE: False}
-    if run_ranks(recipe) and not by_people and not goes_on:
-        _clear_store(recipe)  # what other settings left in it is gone before the note says what is in the making
-    # From here on, and until they are complete, rankings that are there already are known as those of other settings.
-    replace_text(note, json.dumps({**now, COMPLETE: False}, indent=2))
     if run_ranks(recipe):
+        if not by_people and noted != in_the_making:
+            _clear_store(recipe)  # what other settings left in it is gone before the note says what is in the making
         _sample(recipe)
+    # From here on, and until they are complete, rankings that are there already are known as those of other settings.
+    replace_text(note, json.dumps(in_the_making, indent=2))
+    if run_ranks(recipe):
         rankings = _ranked_by_people(recipe) if by_people else _ranked_by_program(recipe)
         _write(path, map(ranking_row, rankings))
         console.note(f"rank: {len(rankings)} rankings of up to {recipe.sample.k} answers written to {path}")
     else:
         loaded = load_rankings(rankings_blocks(recipe), recipe.pocketworld, "rm.data")
         _write(path, (ranking.to_row() for ranking in [*loaded.train, *loaded.held_out]))
-    replace_text(note, json.dumps({**now, COMPLETE: True}, indent=2))
+    replace_text(note, json.dumps(made, indent=2))
 
 
 def tell_newer_rankings(recipe: Recipe) -> None:
