@@ -14,6 +14,7 @@ import parts  # noqa: E402
 import tiny  # noqa: E402
 
 from chatpipe.models.lora import lora_config  # noqa: E402
+from chatpipe.training.launch import end_rank  # noqa: E402
 
 TEXT = [{"input_ids": [(3 * i + 5 * j) % 12 for j in range(2 + i % 4)]} for i in range(11)]
 
@@ -84,3 +85,4 @@ if __name__ == "__main__":
         },
         folder / f"rank-{rank}.pt",
     )
+    end_rank(0)

@@ -11,6 +11,7 @@ from tiny_tokens import Ended
 from tiny_trainer import CrashAt, tiny_trainer
 
 from chatpipe.pretraining.bits import TextBits
+from chatpipe.training.launch import end_rank
 from chatpipe.training.resume import RESUME_POINTS, newest_resume_point
 
 
@@ -32,3 +33,4 @@ def train(folder: Path, crash_at: int | None = None) -> None:
 
 if __name__ == "__main__":
     train(Path(sys.argv[1]))
+    end_rank(0)

@@ -69,6 +69,14 @@ def test_a_new_tokenizer_is_trained_once_and_reserved_for_chat(pretrain, corpus,
     assert tokenizer.convert_tokens_to_ids(["<|system|>", "<|user|>", "<|assistant|>"]) == [2, 3, 4]
 
 
+def test_a_context_shorter_than_a_sample_shortens_the_sample(pretrain, corpus, tmp_path):
+    short = "pretrain.architecture={n_layer: 1, n_head: 2, n_embd: 16, n_positions: 32}"
+    metrics = pretrain(corpus, short, "pretrain.eval_steps=2").object["metrics"]
+    assert metrics["example"]["answer"]
+    evaluated, *_ = [row for row in read_metrics(tmp_path / "out" / "metrics.jsonl") if "samples" in row]
+    assert all(evaluated["samples"])
+
+
 def test_evaluations_in_bfloat16_write_samples_and_measure_what_float32_does(pretrain, corpus, tmp_path):
     metrics = pretrain(corpus, "pretrain.bf16=true", "pretrain.eval_steps=3").object["metrics"]
     [evaluated] = [row for row in read_metrics(tmp_path / "out" / "metrics.jsonl") if "eval_loss" in row]

@@ -123,7 +123,16 @@ def test_a_signal_that_nohup_has_ignored_stays_ignored(tmp_path):
         signal.signal(signal.SIGHUP, before)
 
 
-def test_a_rank_that_is_done_cannot_fail_any_more(tmp_path):
-    code = "import atexit, os; from chatpipe.training.launch import end_rank; atexit.register(os.abort)"
-    run(f"{code}; print('said', end=''); end_rank()", tmp_path)
-    assert (tmp_path / launch.LOG_FILE).read_text() == "said"
+def test_a_rank_that_is_done_cannot_fail_any_more_and_loses_nothing(tmp_path):
+    """What aborts while the interpreter takes itself apart stays out; what atexit's hooks still send goes."""
+    code = (
+        "import atexit, os\nfrom chatpipe.training.launch import end_rank\n"
+        "class AbortsAtTheEnd:\n    __del__ = lambda self: os.abort()\n"
+        "kept = AbortsAtTheEnd()\natexit.register(print, 'sent', end='')\n"
+    )
+    run(f"{code}print('said', end=' ')\nend_rank(0)", tmp_path)
+    assert (tmp_path / launch.LOG_FILE).read_text() == "said sent"
+    with pytest.raises(TrainingError):
+        run(f"{code}end_rank(3)", tmp_path)
+    with pytest.raises(TrainingError):
+        run(code, tmp_path)  # so it would abort

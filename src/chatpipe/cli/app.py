@@ -42,6 +42,17 @@ app.command("env")(env.env)
 def main() -> None:
     """Runs the command and exits with the code of the contract."""
     try:
+        _run_command()
+    except SystemExit as end:
+        from chatpipe.training.launch import end_rank, in_world
+
+        if in_world():
+            end_rank(int(end.code or 0))
+        raise
+
+
+def _run_command() -> None:
+    try:
         app(prog_name="chatpipe")  # also where it is started as `python -m chatpipe`
     except ChatpipeError as problem:
         _leave(problem)

@@ -107,7 +107,7 @@ def _run_stage(
     from chatpipe.errors import UsageError, WaitingForRankings
     from chatpipe.pipeline import check_stage, run_one
     from chatpipe.recipe import load_recipe
-    from chatpipe.training.launch import check_world, end_rank, has_parent, is_rank, speaks, was_launched
+    from chatpipe.training.launch import check_world, has_parent, is_rank, speaks, was_launched
 
     given = tell_apart(words)
     resolved = load_recipe(given.recipe, given.overrides, recipe_flags)
@@ -137,8 +137,6 @@ def _run_stage(
                 {"stage": stage, "out": str(job.folder), "waiting": f"{waiting.message} {waiting.hint}"}
             )
         raise
-    if has_parent():
-        end_rank()
     if not speaks():
         return
     show_stage(result)

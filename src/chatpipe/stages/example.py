@@ -10,6 +10,7 @@ from chatpipe.data.report import Report
 from chatpipe.data.template import decode_answer, encode_prompt
 from chatpipe.errors import UsageError
 from chatpipe.generation import SamplingParams, generate
+from chatpipe.generation.engine import context_length
 from chatpipe.stages.job import Job, stage_data
 
 MAX_NEW_TOKENS = 40
@@ -55,7 +56,7 @@ def answer_example(job: Job, model: PreTrainedModel, tokenizer: PreTrainedTokeni
 
 
 def _greedy(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, ids: list[int]) -> str:
-    params = SamplingParams(max_new_tokens=MAX_NEW_TOKENS, temperature=0.0)
-    room = model.config.max_position_embeddings - MAX_NEW_TOKENS
-    completion = generate(model, [ids[-room:]], params, tokenizer.eos_token_id, seed=0)[0]
+    context = context_length(model) or 2**31
+    params = SamplingParams(max_new_tokens=min(MAX_NEW_TOKENS, context // 2), temperature=0.0)
+    completion = generate(model, [ids[params.max_new_tokens - context :]], params, tokenizer.eos_token_id, seed=0)[0]
     return " ".join(decode_answer(tokenizer, completion.ids).split())

@@ -48,12 +48,13 @@ class HeldOut:
 
     def _samples(self, model: PreTrainedModel) -> list[str]:
         """What the model makes of each prompt: the same one for the same weights."""
-        room = max(1, (context_length(model) or 2**31) - SAMPLE_TOKENS)
+        context = context_length(model) or 2**31
+        params = SamplingParams(max_new_tokens=min(SAMPLE_TOKENS, context // 2), temperature=SAMPLE_TEMPERATURE)
+        room = context - params.max_new_tokens
         eos = self.tokenizer.eos_token_id
         encoded = [
             self.tokenizer(prompt, add_special_tokens=False)["input_ids"][:room] or [eos] for prompt in self.prompts
         ]
-        params = SamplingParams(max_new_tokens=SAMPLE_TOKENS, temperature=SAMPLE_TEMPERATURE)
         completions = generate(model, encoded, params, eos, seed=0)
         return [
             self.tokenizer.decode([*ids, *completion.ids], skip_special_tokens=True)

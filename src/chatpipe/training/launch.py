@@ -4,6 +4,7 @@ Two traps are closed here. Without `--multi_gpu`, accelerate starts only one pro
 turns every failure into exit 1 with a screenful, so a failing rank leaves its error in a file for the parent.
 """
 
+import atexit
 import json
 import os
 import signal
@@ -111,15 +112,23 @@ def join_world(processes: int) -> None:
         )
 
 
-def end_rank() -> NoReturn:
-    """Ends a launched rank that is done, without the interpreter's own leave-taking.
+def in_world() -> bool:
+    """Whether this process has joined the process group of others. Known without importing torch."""
+    distributed = sys.modules.get("torch.distributed")
+    return distributed is not None and distributed.is_available() and distributed.is_initialized()
 
-    In that one rank in some thirty aborts ("terminate called without an active exception": torch's threads outlive the
-    interpreter), and accelerate's launcher then kills the rank that still evaluates and saves.
+
+def end_rank(code: int) -> NoReturn:
+    """Ends a process that joined others: atexit's hooks run and what was printed is written, then it is gone.
+
+    When the interpreter takes itself apart, Gloo's threads outlive it and abort every other process or every thirtieth
+    ("terminate called without an active exception", pytorch issue 190489), also after `destroy_process_group`. A rank
+    that has done its work would then count as failed, and its launcher would kill those that still evaluate and save.
     """
+    atexit._run_exitfuncs()  # trackers send what they still hold
     sys.stdout.flush()
     sys.stderr.flush()
-    os._exit(int(ExitCode.DONE))
+    os._exit(code)
 
 
 def stop_with_parent() -> None:
