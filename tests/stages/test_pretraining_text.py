@@ -186,13 +186,23 @@ def test_rows_that_are_left_out_are_said(pretrain, corpus):
     assert f"10 rows: this line is not JSON (first at {corpus}:201, " in told
 
 
-def test_text_that_is_too_little_is_refused(pretrain, corpus):
+def test_text_that_is_too_little_is_refused_and_leaves_no_tokenizer(pretrain, corpus, tmp_path):
     told = refused(pretrain(corpus, "pretrain.batch_size=200"))
     assert "5,942 tokens to train on, but one batch reads 6,400: 200 sequences of 32." in told
-    corpus.write_text("".join(json.dumps({"text": text}) + "\n" for text in TEXTS[:2]))
-    assert "holds too little: nothing to train on, or nothing held out." in refused(
-        pretrain(corpus, "pretrain.batch_size=1")
-    )
+    assert not (tmp_path / "out" / "tokens").exists()
+    for texts in (TEXTS[:2], ["."]):
+        corpus.write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
+        told = refused(pretrain(corpus, "pretrain.batch_size=1"))
+        assert "holds too little: nothing to train on, or nothing held out." in told
+        assert not (tmp_path / "out" / "tokens").exists()
+
+
+def test_a_source_with_nothing_to_train_on_is_refused_before_the_others_are_tokenised(pretrain, corpus, tmp_path):
+    other = corpus.with_name("other.txt")
+    other.write_text(".")
+    told = refused(pretrain(f"{corpus},{other}"))
+    assert f"pretrain.data = {other} holds too little: nothing to train on, or nothing held out." in told
+    assert not (tmp_path / "out" / "tokens").exists()
 
 
 def contents(folder) -> dict[str, bytes]:

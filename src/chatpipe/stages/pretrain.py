@@ -27,7 +27,7 @@ from chatpipe.stages.job import Job, Outcome
 from chatpipe.stages.measuring import HeldOut, first_words
 from chatpipe.stages.saving import save_checkpoint
 from chatpipe.stages.text import (
-    check_one_batch,
+    check_training_side,
     held_out_text,
     held_out_texts,
     pretraining_tokenizer,
@@ -57,12 +57,14 @@ class Prepared:
 def prepare(job: Job) -> Prepared:
     """Makes or loads tokenizer and model, and reads what is held out; every process has the same."""
     texts = stage_texts(job, "pretrain.data")
+    check_training_side(texts)  # before a tokenizer is trained and kept
+    held_out = held_out_texts(texts)
     tokenizer = pretraining_tokenizer(job, texts)
     if job.recipe.pretrain.objective == "masked":
         add_mask_token(tokenizer)
     model = _start(job, tokenizer)
     _check_context(job.recipe.pretrain.block_size, model)
-    return Prepared(texts, tokenizer, model, held_out_texts(texts))
+    return Prepared(texts, tokenizer, model, held_out)
 
 
 def run_pretrain(job: Job) -> Outcome | None:
@@ -72,8 +74,8 @@ def run_pretrain(job: Job) -> Outcome | None:
     texts, tokenizer, model, documents = prepared.texts, prepared.tokenizer, prepared.model, prepared.held_out
     guard(job.stage, job.recipe.guards, prepared.guards())
     del prepared  # it would hold the trained model while the saved one is measured
-    train = training_text(job, texts, tokenizer, section.block_size, section.max_steps * section.batch_size)
-    check_one_batch(train, section.batch_size, "pretrain.data")
+    samples = section.max_steps * section.batch_size
+    train = training_text(job, texts, tokenizer, section.block_size, samples, section.batch_size)
     guard(job.stage, job.recipe.guards, token_guards(tokenizer, model, train))
     isolate = section.documents == "isolate"
     masking = Masking.of(tokenizer, section.mlm_probability) if section.objective == "masked" else None

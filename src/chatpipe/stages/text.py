@@ -58,16 +58,22 @@ def training_text(
     tokenizer: PreTrainedTokenizerBase,
     block_size: int,
     samples: int | None = None,
+    batch_size: int = 0,
 ) -> TrainingText:
     """`texts` tokenised once into the stage's folder, in the order in which the stage's seed reads it.
 
     What pretrain has tokenised in the same run, later stages read there.
     `samples` is how many blocks the stage reads in all; by default one epoch. Raises `UsageError` where a source has
-    nothing to train on.
+    nothing to train on, and where all together have fewer tokens than `batch_size` blocks, which would then be read
+    twice in one batch; what was made of so small a text is not kept.
     """
     encoder = Encoder.of(tokenizer)
     with main_process_first(job):
         stores = [_store(job, number, text, encoder) for number, text in enumerate(texts)]
+        tokens = sum(map(len, stores))
+        if tokens < batch_size * block_size:
+            shutil.rmtree(job.folder / TOKENS, ignore_errors=True)
+            raise _less_than_one_batch(texts[0].key, tokens, batch_size, block_size)
     for text, store in zip(texts, stores, strict=True):
         if len(store) == 0:
             raise _too_little(text.key, [text.block.source])
@@ -80,15 +86,11 @@ def training_text(
     return TrainingText(stores, [text.block.weight for text in texts], block_size, job.recipe.seed, samples)
 
 
-def check_one_batch(text: TrainingText, batch_size: int, key: str) -> None:
-    """Raises `UsageError` where there are fewer tokens than one batch reads, which would then read some twice."""
-    tokens, batch = sum(map(len, text.stores)), batch_size * text.block_size
-    if tokens < batch:
-        raise UsageError(
-            f"{key} has {tokens:,} tokens to train on, but one batch reads {batch:,}: "
-            f"{batch_size} sequences of {text.block_size}.",
-            "Give more text, or lower pretrain.batch_size or pretrain.block_size.",
-        )
+def check_training_side(texts: Sequence[RawText]) -> None:
+    """Raises `UsageError` where a source has nothing to train on; reads no further than to the first piece of it."""
+    for text in texts:
+        if all(piece.held_out for piece in text.pieces()):
+            raise _too_little(text.key, [text.block.source])
 
 
 def held_out_texts(texts: Sequence[RawText]) -> list[str]:
@@ -119,6 +121,14 @@ def _too_little(key: str, sources: Sequence[str]) -> UsageError:
     return UsageError(
         f"{key} = {', '.join(sources)} holds too little: nothing to train on, or nothing held out.",
         "A tenth is held out by its text; give some dozens of documents, or one, whose last tenth is then held out.",
+    )
+
+
+def _less_than_one_batch(key: str, tokens: int, batch_size: int, block_size: int) -> UsageError:
+    return UsageError(
+        f"{key} has {tokens:,} tokens to train on, but one batch reads {batch_size * block_size:,}: "
+        f"{batch_size} sequences of {block_size}.",
+        "Give more text, or lower pretrain.batch_size or pretrain.block_size.",
     )
 
 
