@@ -57,6 +57,20 @@ def test_text_in_brackets_is_no_markup(capsys):
         assert text in err
 
 
+def test_what_a_model_or_a_file_says_commands_no_terminal(capsys):
+    spoilt = "a\x1b[31mb\x1b]0;title\x07c\x9bd\x0ee\u202ef\rg"
+    console.note(spoilt)
+    console.warn(spoilt)
+    console.error(UsageError(spoilt.replace("\r", ""), spoilt.replace("\r", "")))
+    console.table(spoilt, ("column",), [(spoilt,)])
+    console.marked([(spoilt, True)])
+    err = capsys.readouterr().err
+    assert err.startswith("abcdefg\nwarning: abcdefg\nerror: abcdefg\nabcdefg\nabcdefg\n")
+    assert err.endswith("⟦abcdefg⟧\n")
+    assert "│ abcdefg │" in err
+    assert all(character.isprintable() or character == "\n" for character in err)
+
+
 def test_debug_adds_the_traceback(capsys, monkeypatch):
     def fail():
         raise UsageError("wrong")

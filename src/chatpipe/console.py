@@ -1,6 +1,7 @@
 """The only place that prints: for people on stderr, data on stdout.
 
-Nothing here decides what is said, only where and how. Progress bars appear on a terminal alone; in a log file or a CI
+Nothing here decides what is said, only where and how. What people read may quote a model or a file: what could command
+their terminal is left out. Progress bars appear on a terminal alone; in a log file or a CI
 run stderr stays quiet but for notes, warnings and tables.
 """
 
@@ -56,16 +57,16 @@ def json_object(value: dict[str, Any]) -> None:
 
 def note(text: str) -> None:
     """Says something to the person at the terminal."""
-    stderr_console().print(text, markup=False)
+    stderr_console().print(printable(text), markup=False)
 
 
 def warn(text: str) -> None:
     """Says something that the person should not overlook."""
-    stderr_console().print(f"warning: {text}", style="yellow", markup=False)
+    stderr_console().print(f"warning: {printable(text)}", style="yellow", markup=False)
 
 
 def printable(text: str) -> str:
-    """A text of a model without what could command a terminal."""
+    """A text of a model or a file without what could command a terminal."""
     return _CONTROLS.sub("", text)
 
 
@@ -73,7 +74,7 @@ def error(problem: ChatpipeError) -> None:
     """Shows what went wrong and what to do, in at most eight lines; `CHATPIPE_DEBUG=1` adds the traceback."""
     lines = [*f"error: {problem.message}".splitlines(), *problem.hint.splitlines()]
     for i, line in enumerate(lines[:MAX_ERROR_LINES]):
-        stderr_console().print(line, style="bold red" if i == 0 else None, markup=False)
+        stderr_console().print(printable(line), style="bold red" if i == 0 else None, markup=False)
     if os.environ.get("CHATPIPE_DEBUG"):
         trace(problem)
 
@@ -88,11 +89,11 @@ def table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]], sty
     from rich.table import Table
     from rich.text import Text
 
-    shown = Table(title=Text(title), title_justify="left", title_style="bold")
+    shown = Table(title=Text(printable(title)), title_justify="left", title_style="bold")
     for column in columns:
         shown.add_column(column, overflow="fold")
     for i, row in enumerate(rows):
-        shown.add_row(*(Text(cell) for cell in row), style=styles[i] if styles else None)
+        shown.add_row(*(Text(printable(cell)) for cell in row), style=styles[i] if styles else None)
     stderr_console().print(shown)
 
 
@@ -104,6 +105,7 @@ def marked(parts: Sequence[tuple[str, bool]], style: str = "bold green") -> None
     has_colour = shown.color_system is not None and not shown.no_color
     text = Text()
     for part, is_marked in parts:
+        part = printable(part)
         text.append(f"⟦{part}⟧" if is_marked and not has_colour else part, style if is_marked else "")
     shown.print(text)
 

@@ -160,7 +160,7 @@ def _show(view: View) -> None:
         lines += [f"\n-- Prompt, {message['role']} --", message["content"]]
     for number, response in enumerate(view.responses, start=1):
         lines += [f"\n-- Answer {number} --", response]
-    console.note(console.printable("\n".join(lines)) + "\n")
+    console.note("\n".join(lines) + "\n")
     if so_far := _so_far(view):
         console.note(so_far)
 
@@ -175,7 +175,7 @@ def _so_far(view: View) -> str:
     said = [f"ranked {' '.join(groups)}"] if groups else []
     said += ["all bad"] if view.answer["all_bad"] else []
     said += ["flagged"] if view.answer["flag"] else []
-    said += [f"note: {console.printable(view.answer['note'])}"] if view.answer["note"] else []
+    said += [f"note: {view.answer['note']}"] if view.answer["note"] else []
     return f"So far: {'; '.join(said)}." if said else ""
 
 
