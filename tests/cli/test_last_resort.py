@@ -28,6 +28,16 @@ def test_what_nobody_foresaw_is_short_and_fails(chatpipe, monkeypatch, problem, 
     assert f"{type(problem).__name__}: " in chatpipe("recipes", "ls").err.split("Traceback", 1)[1]
 
 
+def test_an_interruption_that_nothing_waits_for_says_how_to_go_on(chatpipe, monkeypatch):
+    def stopped() -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("chatpipe.recipe.packaged_recipes", stopped)
+    result = chatpipe("recipes", "ls")
+    assert (result.code, result.out) == (130, "")
+    assert result.err == "error: Stopped.\nThe same command goes on with what is complete.\n"
+
+
 def test_a_folder_that_cannot_be_written_to(chatpipe):
     result = chatpipe("recipes", "copy", "pocket", "/proc/pocket.yaml")
     assert result.code == 1

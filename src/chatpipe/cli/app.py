@@ -57,7 +57,11 @@ def _run_command() -> None:
     except ChatpipeError as problem:
         _leave(problem)
     except KeyboardInterrupt:
-        _leave(Interrupted("Stopped.", "The same command goes on with what is complete."))
+        _leave(_stopped())
+    except SystemExit as end:
+        if end.code != ExitCode.INTERRUPTED:
+            raise
+        _leave(_stopped())  # Typer makes this of Ctrl-C, without a word
     except BrokenPipeError:
         # The reader of a pipe such as `| head` went away, which is no error of ours.
         sys.stderr.close()
@@ -75,6 +79,11 @@ def _leave(problem: ChatpipeError) -> None:
     elif problem.__cause__ is not None:
         console.trace(problem)
     sys.exit(int(problem.exit_code))
+
+
+def _stopped() -> Interrupted:
+    """What Ctrl-C means where nothing says more of it."""
+    return Interrupted("Stopped.", "The same command goes on with what is complete.")
 
 
 def _of_system(problem: Exception) -> ChatpipeError | None:
