@@ -5,10 +5,13 @@ import re
 import pytest
 from pydantic import BaseModel
 
-from chatpipe.evaluation.verdicts import Verdict, ppo_verdict, pretrain_verdict, rm_verdict, sft_verdict
+from chatpipe.evaluation.verdicts import Verdict, masked_verdict, ppo_verdict, pretrain_verdict, rm_verdict, sft_verdict
 from chatpipe.recipe.schema import Recipe
 
 PRETRAIN = {"eval_loss": 2.0, "bits_per_byte": 1.0, "trigram_bits_per_byte": 2.0, "untrained_bits_per_byte": 4.0}
+PRETRAIN_ON = {"eval_loss": 2.0, "bits_per_byte": 1.0, "trigram_bits_per_byte": 2.0, "bits_per_byte_before": 1.5}
+MASKED = {"eval_loss": 4.0, "unigram_loss": 5.0, "untrained_eval_loss": 7.0}
+MASKED_ON = {"eval_loss": 4.0, "unigram_loss": 5.0, "eval_loss_before": 4.4}
 SFT = {"eos_share": 0.99, "eval_loss": 0.5, "eval_loss_before": 3.0}
 SFT_GOLD = {**SFT, "gold_score": 1.2, "right": 0.95, "right_low": 0.91, "chance": 0.2}
 SFT_REAL = {**SFT, "question_gain": 0.3, "question_gain_low": 0.1}
@@ -68,6 +71,14 @@ CASES = [
     (pretrain_verdict, PRETRAIN, {"eval_loss": math.inf, "bits_per_byte": math.inf}, "fail"),
     (pretrain_verdict, PRETRAIN, {"untrained_bits_per_byte": 2.0}, "pass"),
     (pretrain_verdict, PRETRAIN, {"untrained_bits_per_byte": 1.65}, "warn"),
+    (pretrain_verdict, PRETRAIN_ON, {}, "pass"),
+    (pretrain_verdict, PRETRAIN_ON, {"bits_per_byte": 1.5}, "warn"),
+    (masked_verdict, MASKED, {}, "pass"),
+    (masked_verdict, MASKED, {"eval_loss": 4.5}, "warn"),
+    (masked_verdict, MASKED, {"eval_loss": 5.0}, "fail"),
+    (masked_verdict, MASKED, {"eval_loss": math.nan}, "fail"),
+    (masked_verdict, MASKED_ON, {}, "pass"),
+    (masked_verdict, MASKED_ON, {"eval_loss": 4.4}, "warn"),
     (sft_verdict, SFT_GOLD, {}, "pass"),
     (sft_verdict, SFT_REAL, {}, "pass"),
     (sft_verdict, SFT_GOLD, {"eos_share": 0.95}, "pass"),
@@ -158,6 +169,33 @@ def test_what_to_try_names_keys_that_a_recipe_has():
         for part in path:
             section = section.model_fields[part].annotation
         assert name in section.model_fields, key
+
+
+LOST = [
+    (pretrain_verdict, PRETRAIN, {"bits_per_byte": 4.1}),
+    (pretrain_verdict, PRETRAIN_ON, {"bits_per_byte": 2.1}),
+    (masked_verdict, MASKED, {"eval_loss": 7.1}),
+    (masked_verdict, MASKED, {"eval_loss": math.nan}),
+    (masked_verdict, MASKED_ON, {"eval_loss": 5.1}),
+]
+
+
+@pytest.mark.parametrize("judge, good, change", LOST)
+def test_a_model_that_lost_what_it_began_with_is_not_told_to_take_larger_steps(judge, good, change):
+    verdict = judge({**good, **change})
+    assert verdict.status == "fail"
+    assert all("Try: lower pretrain.learning_rate." in reason for reason in verdict.reasons)
+
+
+def test_held_out_text_of_which_nothing_was_hidden_is_told():
+    verdict = masked_verdict({**MASKED, "eval_loss": math.nan, "untrained_eval_loss": math.nan})
+    assert verdict.status == "fail"
+    assert "none of the held-out tokens was hidden. Try: raise pretrain.mlm_probability" in verdict.reasons[0]
+
+
+def test_how_far_above_the_untrained_model_is_told():
+    told = "100% above the untrained model's 4.00 bits per byte; 40% below it are expected."
+    assert any(told in reason for reason in pretrain_verdict({**PRETRAIN, "bits_per_byte": 8.0}).reasons)
 
 
 def test_the_gravest_finding_decides():

@@ -3,6 +3,7 @@
 Pure functions of the metrics that a stage stores. A number that is not finite never passes.
 """
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
@@ -13,6 +14,8 @@ SEVERITY: tuple[Status, ...] = ("fail", "warn", "pass")
 MIN_PRETRAIN_GAIN = 0.40
 """Below the untrained model's bits per byte. Token frequencies alone, learned in the first steps, give 20 to 25 % (on
 tinyshakespeare and the pocketworld, 1,024 tokens)."""
+DIVERGED = 1.01
+"""Of the loss that training began with: above it the model has lost what it knew, and larger steps lose more."""
 MIN_MASKED_GAIN = 0.10
 """Below guessing by frequency, where an encoder's loss stands still at first: less, and it has not begun to read."""
 FAILING_EOS_SHARE, MIN_EOS_SHARE = 0.80, 0.95
@@ -29,6 +32,9 @@ EOS_NOISE = 0.02
 """How far a share of stopping answers may fall: 1 to 2 standard errors of a share near 1 in 200 answers."""
 MAX_LENGTH_DRIFT = 2.0
 """Answers of twice or half the length: length is what reward models are misled by most (arXiv 2409.17407)."""
+
+MORE_STEPS = "raise pretrain.max_steps or pretrain.learning_rate"
+SMALLER_STEPS = "lower pretrain.learning_rate"
 
 
 @dataclass(frozen=True)
@@ -53,31 +59,30 @@ def pretrain_verdict(metrics: Mapping[str, Any]) -> Verdict:
     `bits_per_byte_before` of one that went on from another.
     """
     bits, trigram = metrics["bits_per_byte"], metrics["trigram_bits_per_byte"]
-    longer = "raise pretrain.max_steps or pretrain.learning_rate"
     if not metrics["eval_loss"] < float("inf"):
-        return _verdict(
-            [("fail", f"The held-out loss is {metrics['eval_loss']}, not finite. Try: lower pretrain.learning_rate.")]
-        )
+        return _not_finite(metrics["eval_loss"])
+    went_on = "bits_per_byte_before" in metrics
+    began = metrics["bits_per_byte_before" if went_on else "untrained_bits_per_byte"]
+    diverged = bits > DIVERGED * began
     beats_counting = _finding(
         bits < trigram,
         f"{bits:.2f} bits per byte; counting 3-grams of bytes gives {trigram:.2f}, which must be beaten",
-        f"{longer}, or read more text (pretrain.data)",
+        SMALLER_STEPS if diverged else f"{MORE_STEPS}, or read more text (pretrain.data)",
     )
-    if "bits_per_byte_before" in metrics:
-        before = metrics["bits_per_byte_before"]
+    if went_on:
         gained = _finding(
-            bits < before,
-            f"{bits:.2f} bits per byte; the model it went on from had {before:.2f}",
-            "lower pretrain.learning_rate",
+            bits < began,
+            f"{bits:.2f} bits per byte; the model it went on from had {began:.2f}",
+            SMALLER_STEPS,
             otherwise="warn",
         )
     else:
-        untrained = metrics["untrained_bits_per_byte"]
+        gain = 1 - bits / began
         gained = _finding(
-            1 - bits / untrained >= MIN_PRETRAIN_GAIN,
-            f"{1 - bits / untrained:.0%} below the untrained model's {untrained:.2f} bits per byte; "
-            f"{MIN_PRETRAIN_GAIN:.0%} are expected",
-            longer,
+            gain >= MIN_PRETRAIN_GAIN,
+            f"{abs(gain):.0%} {'below' if gain >= 0 else 'above'} the untrained model's {began:.2f} bits per byte; "
+            f"{MIN_PRETRAIN_GAIN:.0%} {'are' if gain >= 0 else 'below it are'} expected",
+            SMALLER_STEPS if diverged else MORE_STEPS,
             otherwise="warn",
         )
     return _verdict([beats_counting, gained])
@@ -86,24 +91,31 @@ def pretrain_verdict(metrics: Mapping[str, Any]) -> Verdict:
 def masked_verdict(metrics: Mapping[str, Any]) -> Verdict:
     """Whether an encoder guesses hidden tokens from what stands around them.
 
-    Reads `eval_loss`, `unigram_loss`, and `eval_loss_before` of one that went on from another.
+    Reads `eval_loss`, `unigram_loss`, and `untrained_eval_loss` of a new model or `eval_loss_before` of one that went
+    on from another.
     """
     loss, unigram = metrics["eval_loss"], metrics["unigram_loss"]
-    longer = "raise pretrain.max_steps or pretrain.learning_rate"
+    went_on = "eval_loss_before" in metrics
+    began = metrics["eval_loss_before" if went_on else "untrained_eval_loss"]
+    if math.isnan(loss) and math.isnan(began):
+        remedy = "raise pretrain.mlm_probability, or give more text (pretrain.data)"
+        return _verdict([("fail", f"The held-out loss is nan: none of the held-out tokens was hidden. Try: {remedy}.")])
+    if not loss < float("inf"):
+        return _not_finite(loss)
+    longer = f"{MORE_STEPS}; masked models learn nothing but frequencies for the first thousand steps or so"
     reads = _finding(
         loss < (1 - MIN_MASKED_GAIN) * unigram,
         f"{loss:.2f} nats per hidden token; guessing by frequency takes {unigram:.2f}, and {MIN_MASKED_GAIN:.0%} less "
         "are expected",
-        f"{longer}; masked models learn nothing but frequencies for the first thousand steps or so",
+        SMALLER_STEPS if loss > DIVERGED * began else longer,
         otherwise="warn" if loss < unigram else "fail",
     )
-    if "eval_loss_before" not in metrics:
+    if not went_on:
         return _verdict([reads])
-    before = metrics["eval_loss_before"]
     gained = _finding(
-        loss < before,
-        f"{loss:.2f} nats per hidden token; the model it went on from had {before:.2f}",
-        "lower pretrain.learning_rate",
+        loss < began,
+        f"{loss:.2f} nats per hidden token; the model it went on from had {began:.2f}",
+        SMALLER_STEPS,
         otherwise="warn",
     )
     return _verdict([reads, gained])
@@ -359,6 +371,10 @@ def _drift_findings(metrics: Mapping[str, Any]) -> list[Finding]:
             otherwise="warn",
         ),
     ]
+
+
+def _not_finite(loss: float) -> Verdict:
+    return _verdict([("fail", f"The held-out loss is {loss}, not finite. Try: {SMALLER_STEPS}.")])
 
 
 def _finding(good: bool, measured: str, remedy: str, otherwise: Status = "fail") -> Finding:
