@@ -193,6 +193,19 @@ def test_a_stage_is_new_then_started_then_done(recipe):
     assert job.standing() == "done"
 
 
+def test_a_finished_stage_whose_weights_are_gone_or_cut_off_is_not_skipped(recipe):
+    job = Job.of(recipe, "sft")
+    write_stub_model("run/pretrain")
+    finish(job)
+    weights = job.folder / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-1])
+    told = problem_of(job.standing)
+    assert "run/sft/model.safetensors is not a whole safetensors file." in told
+    assert "`chatpipe sft ... --fresh` makes it anew." in told
+    weights.unlink()
+    assert "run/sft is not a whole model folder: it has no weights." in problem_of(job.standing)
+
+
 def test_what_broke_off_before_its_first_resume_point_may_be_changed(recipe):
     Job.of(recipe, "pretrain").begin()
     assert Job.of(changed(recipe, "pretrain", learning_rate=0.5), "pretrain").standing() == "new"

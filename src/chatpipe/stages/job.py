@@ -15,6 +15,7 @@ from chatpipe.data.formats import What
 from chatpipe.data.sources import data_fingerprints, named_files, reads_pocketworld
 from chatpipe.durable import replace_text, retire
 from chatpipe.errors import UsageError
+from chatpipe.models.weights import check_weights
 from chatpipe.ppo.functions import is_function, source_fingerprint
 from chatpipe.recipe.loading import flatten
 from chatpipe.recipe.schema import POCKETWORLD, STAGES, DataBlock, Ppo, Recipe, TrainingSection
@@ -197,8 +198,8 @@ class Job:
     def standing(self) -> Standing:
         """Whether the stage is done, has resume points to go on from, or is new.
 
-        Raises `UsageError` where the folder holds something else, or was made in another way: the message names what
-        changed.
+        Raises `UsageError` where the folder holds something else, was made in another way (the message names what
+        changed), or has lost the weights of a finished stage.
         """
         if not self.folder.exists():
             return "new"
@@ -221,7 +222,17 @@ class Job:
                 "\n".join([f"{self.folder} holds another {self.stage}:", *shown]),
                 f"`chatpipe {self.stage} ... --fresh` makes it anew (the old one is deleted), or use another folder.",
             )
-        return "done" if finished else "started"
+        if finished is None:
+            return "started"
+        self._check_whole()
+        return "done"
+
+    def _check_whole(self) -> None:
+        """Raises `UsageError` where the weights of the finished stage are gone or damaged."""
+        try:
+            check_weights(self.folder, str(self.folder))
+        except UsageError as problem:
+            raise UsageError(problem.message, f"`chatpipe {self.stage} ... --fresh` makes it anew.") from problem
 
     def _with_later_keys(self, before: Manifest, now: Manifest) -> Manifest:
         """`before` with the keys that the recipe had not then and that stand at their defaults now: nothing changed."""
