@@ -144,6 +144,25 @@ def test_a_tokenizer_larger_than_the_vocabulary_is_refused(pretrain, corpus, tmp
     assert "the tokenizer has 400 entries, the model's vocabulary 300." in told
 
 
+def test_going_on_with_another_tokenizer_a_text_ends_at_that_one_s_token(pretrain, corpus, tmp_path):
+    """What ended a text before is an ordinary token now. A model's own further ends stay."""
+    own = train_tokenizer(TEXTS, 300, 64)
+    config = GPT2Config(
+        vocab_size=300, n_embd=16, n_layer=1, n_head=2, n_positions=64, bos_token_id=99, eos_token_id=99
+    )
+    model = GPT2LMHeadModel(config)
+    for ends, kept in ([99, 98], 1), ([1, 4], [1, 4]):
+        model.generation_config.eos_token_id = ends
+        model.save_pretrained(tmp_path / "base")
+        own.save_pretrained(tmp_path / "own")
+        words = ("--model", tmp_path / "base", f"pretrain.tokenizer.pretrained={tmp_path / 'own'}", "--fresh")
+        assert pretrain(corpus, *words).code == 0
+        made = AutoModelForCausalLM.from_pretrained(tmp_path / "out")
+        assert (made.config.bos_token_id, made.config.eos_token_id) == (1, 1)
+        assert made.generation_config.bos_token_id == 1
+        assert made.generation_config.eos_token_id == kept
+
+
 # ---- sources ----
 
 

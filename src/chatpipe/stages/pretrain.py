@@ -141,8 +141,20 @@ def _start(job: Job, tokenizer: PreTrainedTokenizerBase) -> PreTrainedModel:
     """A new model, or the one to go on from."""
     set_seed(job.recipe.seed)
     if "model" in job.models:
-        return _load(job, job.models["model"])
+        model = _load(job, job.models["model"])
+        if job.recipe.pretrain.tokenizer.pretrained is not None:
+            _forget_ends(model, tokenizer)
+        return model
     return new_model(job.recipe.pretrain.architecture, tokenizer)
+
+
+def _forget_ends(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
+    """Leaves the model no end of its own that is an ordinary token of `tokenizer`, where generation would stop."""
+    generation = model.generation_config
+    ends = getattr(generation, "eos_token_id", None)
+    if ends is not None:
+        known = tokenizer.added_tokens_decoder
+        generation.eos_token_id = [end for end in ([ends] if isinstance(ends, int) else ends) if end in known] or None
 
 
 def _load(job: Job, model: Any) -> PreTrainedModel:
