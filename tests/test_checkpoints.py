@@ -80,6 +80,20 @@ def test_differences_name_what_changed_and_nothing_else():
     ]
 
 
+@pytest.mark.parametrize(
+    "how, told",
+    [
+        ("auto None weight=2.0", "was not set, is weight=2.0 now"),
+        ("auto 30", "was limit None, is limit 30 now"),
+        ("text 30", "was format auto, limit None, is format text, limit 30 now"),
+        ("auto None columns={'text': ['a', 'b']}", "was not set, is columns={'text': ['a', 'b']} now"),
+    ],
+)
+def test_files_that_are_read_otherwise_are_told_by_what_differs(how, told):
+    data = {"sft.data": {"chats.jsonl": "b" * 64 + f" {how}"}}
+    assert manifest().differences(manifest(data=data)) == [f"sft.data (chats.jsonl) {told}"]
+
+
 def test_differences_survive_being_written_down(folder):
     mine = manifest(settings={"seed": 0, "sft.learning_rate": 3e-3, "sft.beta": (0.9, 0.95), "sft.bf16": True})
     mine.settings["sft.beta"] = list(mine.settings["sft.beta"])

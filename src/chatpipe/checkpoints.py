@@ -7,9 +7,10 @@ one is not a finished stage.
 import hashlib
 import json
 import platform
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from importlib import metadata
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +31,7 @@ class Manifest:
     parents: dict[str, str]
     """Recipe key of each model it was made from -> that checkpoint's id."""
     data: dict[str, dict[str, str]]
-    """Recipe key of each data source, and of each reward function -> its files' SHA-256."""
+    """Recipe key of each data source, and of each reward function -> its files' SHA-256, then how they are read."""
     settings: dict[str, Any]
     """Dotted recipe keys that decide what comes out."""
     seed: int
@@ -59,7 +60,7 @@ class Manifest:
             made_by[f"the model given as {key}"] = model_id[:12]
         for key, sources in self.data.items():
             for source, fingerprint in sources.items():
-                made_by[f"{key} ({source})"] = fingerprint
+                made_by[f"{key} ({source})"] = tuple(fingerprint.split(" ", 3))
         return made_by
 
 
@@ -120,14 +121,29 @@ def versions() -> dict[str, str]:
 
 
 def _differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
-    return [
-        f"{key} was {_short(before.get(key))}, is {_short(now.get(key))} now"
-        for key in dict.fromkeys([*before, *now])
-        if before.get(key) != now.get(key)
-    ]
+    lines = []
+    for key in dict.fromkeys([*before, *now]):
+        old, new = before.get(key), now.get(key)
+        if old == new:
+            continue
+        if isinstance(old, tuple) and isinstance(new, tuple) and old[0] == new[0]:
+            old, new = _how_read(old, new)
+        else:
+            old, new = _short(old), _short(new)
+        lines.append(f"{key} was {old}, is {new} now")
+    return lines
+
+
+def _how_read(old: Sequence[str], new: Sequence[str]) -> tuple[str, str]:
+    """In what two fingerprints of the same files differ (files, format, limit, further settings)."""
+    parts = zip_longest(("format ", "limit ", ""), old[1:], new[1:], fillvalue="not set")
+    differing = [part for part in parts if part[1] != part[2]]
+    return ", ".join(f"{name}{was}" for name, was, _ in differing), ", ".join(
+        f"{name}{now}" for name, _, now in differing
+    )
 
 
 def _short(value: Any) -> str:
     """A setting or a hash, short enough to stand in a message."""
-    text = "not set" if value is None else str(value)
+    text = "not set" if value is None else " ".join(value) if isinstance(value, tuple) else str(value)
     return text if len(text) <= 24 else text[:21] + "..."
