@@ -9,6 +9,7 @@ from chatpipe.data.judgements import judged_alike
 from chatpipe.data.load import load_prompts, load_rankings, stream_conversations
 from chatpipe.data.report import Report
 from chatpipe.data.split import HELD_OUT_SHARE
+from chatpipe.models.vocabulary import expected_vocabulary
 from chatpipe.models.weights import parameters_in
 from chatpipe.pipeline import How, launch_command
 from chatpipe.recipe.schema import DataBlock, Recipe
@@ -40,8 +41,8 @@ def plan_stage(job: Job, how: How) -> dict[str, Any]:
 def _parameters(job: Job) -> int | str:
     """Of the trained model: of a new one in closed form, of a saved one from its files."""
     if not job.models:
-        section = job.recipe.pretrain
-        return section.architecture.parameters(section.expected_tokens)
+        vocabulary = expected_vocabulary(job.recipe.pretrain)
+        return "unknown" if vocabulary is None else job.recipe.pretrain.architecture.parameters(vocabulary)
     model = Path(job.models["model"]).expanduser()
     if model.is_dir():
         return saved_parameters(model)

@@ -2,6 +2,7 @@ import json
 
 import pytest
 
+from chatpipe.models.tokenizer import train_tokenizer
 from chatpipe.recipe.schema import STAGES, DataBlock
 
 RECIPE = """\
@@ -70,6 +71,37 @@ def test_the_plan_says_parameters_steps_and_tokens_of_each_stage(chatpipe, recip
     assert plans["rm"]["steps"] == 6 * 2
     assert plans["sft"]["out"] == "runs/mine/sft"
     assert {plan["command"] for plan in plans.values()} == {"in this process"}
+
+
+def test_the_plan_counts_the_tokens_of_the_tokenizer_that_is_taken(chatpipe, recipe, work):
+    tokenizer = train_tokenizer(["A line of text, and a number of other words."], 280, 64)
+    tokenizer.save_pretrained(work / "own")
+    assert len(tokenizer) == 280
+
+    def parameters(*words: str) -> int | str:
+        plans = json.loads(chatpipe("run", recipe, *words, "--processes", "1", "--dry-run", "--json").out)["stages"]
+        return plans[0]["parameters"]
+
+    assert parameters("pretrain.tokenizer.pretrained=own") == parameters("pretrain.tokenizer.vocab_size=280")
+    assert parameters("pretrain.tokenizer.pretrained=gpt2") == "unknown"
+    rows = "pretrain.architecture.vocab_size=50257"
+    assert parameters("pretrain.tokenizer.pretrained=gpt2", rows) == parameters(rows)
+
+
+def test_nothing_is_foreseen_of_a_tokenizer_of_the_hub(chatpipe, recipe):
+    words = ("pretrain.tokenizer.pretrained=gpt2", "--processes", "1", "--dry-run", "--json")
+    [plan] = json.loads(chatpipe("pretrain", recipe, *words).out)["stages"]
+    assert (plan["parameters"], plan["train_seconds"]) == ("unknown", "unknown")
+    assert "pretrain.architecture.vocab_size is not given" in plan["memory_gib"]
+
+
+def test_a_damaged_tokenizer_is_refused_before_anything_is_foreseen(chatpipe, recipe, work):
+    (work / "own").mkdir()
+    (work / "own" / "tokenizer.json").write_text("{")
+    said = chatpipe("pretrain", recipe, "pretrain.tokenizer.pretrained=own", "--processes", "1", "--dry-run")
+    assert (said.code, said.out) == (2, "")
+    assert "own/tokenizer.json is not a tokenizer" in said.err
+    assert "Give the folder of a whole one." in said.err
 
 
 def test_values_are_json_values(chatpipe, recipe):

@@ -5,6 +5,7 @@ from typing import Any
 
 from chatpipe import console
 from chatpipe.models.folder import looks_like_path
+from chatpipe.models.vocabulary import expected_vocabulary
 from chatpipe.pretraining.estimate import check_memory, estimate_memory
 from chatpipe.pretraining.probe import Timing, probe
 from chatpipe.recipe.schema import Pretrain
@@ -15,14 +16,17 @@ from chatpipe.training.quiet import quiet_libraries
 def foresee(section: Pretrain, processes: int) -> dict[str, Any]:
     """`memory_gib` by part and in all, for each process, and `train_seconds`, without evaluations and resume points.
 
-    Raises `UsageError` where the run does not fit into this machine's memory. A model of the hub is not fetched for it:
-    nothing is told of it.
+    Raises `UsageError` where the run does not fit into this machine's memory. Models and tokenizers of the hub are not
+    fetched for it: nothing is told where the model's size depends on one.
     """
     if section.model is not None and not (looks_like_path(section.model) and Path(section.model).expanduser().is_dir()):
         return {"memory_gib": "unknown: pretrain.model is not here", "train_seconds": "unknown"}
+    tokens = 0 if section.model else expected_vocabulary(section)  # a saved model's configuration tells its own
+    if tokens is None:
+        why = "unknown: pretrain.tokenizer.pretrained is not here, and pretrain.architecture.vocab_size is not given"
+        return {"memory_gib": why, "train_seconds": "unknown"}
     quiet_libraries()
     keep_freed_memory()
-    tokens = section.expected_tokens
     memory = estimate_memory(section, tokens, processes)
     check_memory(memory, section, processes)
     with console.progress("probing", total=None):

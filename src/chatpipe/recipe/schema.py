@@ -169,12 +169,6 @@ class Pretrain(TrainingSection):
         [], description="What the samples go on from; default: the beginnings of two held-out documents."
     )
 
-    @property
-    def expected_tokens(self) -> int:
-        """How many tokens a new tokenizer will have where the text is large enough; of other kinds, at most."""
-        mask = 1 if self.objective == "masked" else 0
-        return self.tokenizer.vocab_size + mask
-
     @model_validator(mode="after")
     def _phases_fit_in(self) -> "Pretrain":
         if self.decay_steps is not None and self.warmup_steps + self.decay_steps > self.max_steps:

@@ -9,6 +9,7 @@ from chatpipe.data.load import check_rows
 from chatpipe.data.sources import build_world
 from chatpipe.errors import UsageError
 from chatpipe.models.folder import Kind, check_model, check_tokenizer
+from chatpipe.models.vocabulary import expected_vocabulary
 from chatpipe.ppo.functions import check_function
 from chatpipe.recipe.schema import POCKETWORLD, DataBlock
 from chatpipe.stages.job import (
@@ -150,4 +151,7 @@ def _new_model(job: Job) -> str:
             "at most.",
             "Lower it, or raise pretrain.architecture.n_positions.",
         )
-    return f"{architecture.family}, {architecture.parameters(section.expected_tokens):,} parameters"
+    vocabulary = expected_vocabulary(section)
+    if vocabulary is None:
+        return f"{architecture.family}, as many tokens as its tokenizer has"
+    return f"{architecture.family}, {architecture.parameters(vocabulary):,} parameters"

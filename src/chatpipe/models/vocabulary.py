@@ -1,0 +1,34 @@
+"""How large the vocabulary of a new model will be, told before its tokenizer is made or loaded. No torch."""
+
+import json
+from pathlib import Path
+
+from tokenizers import Tokenizer
+
+from chatpipe.errors import UsageError
+from chatpipe.recipe.schema import Pretrain
+
+
+def expected_vocabulary(section: Pretrain) -> int | None:
+    """Rows of a new model's embedding; None where only the hub, which has `tokenizer.pretrained`, could tell.
+
+    Of a tokenizer that is still to be trained, as many as it may have: a bpe of enough text has them. Raises
+    `UsageError` for a damaged one.
+    """
+    if section.architecture.vocab_size is not None:
+        return section.architecture.vocab_size
+    mask = 1 if section.objective == "masked" else 0
+    if section.tokenizer.pretrained is None:
+        return section.tokenizer.vocab_size + mask
+    file = Path(section.tokenizer.pretrained).expanduser() / "tokenizer.json"
+    if not file.is_file():
+        return None
+    try:
+        entries: int = Tokenizer.from_file(str(file)).get_vocab_size()
+    except Exception as problem:  # what `tokenizers` raises is nothing more specific
+        raise UsageError(f"{file} is not a tokenizer ({problem}).", "Give the folder of a whole one.") from problem
+    return entries + (0 if _has_mask(file.with_name("tokenizer_config.json")) else mask)
+
+
+def _has_mask(config: Path) -> bool:
+    return config.is_file() and json.loads(config.read_text(encoding="utf-8")).get("mask_token") is not None
