@@ -163,6 +163,15 @@ def test_going_on_with_another_tokenizer_a_text_ends_at_that_one_s_token(pretrai
         assert made.generation_config.eos_token_id == kept
 
 
+def test_a_stage_s_own_folder_may_lie_in_the_home_folder(chatpipe, corpus, tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.chdir(tmp_path)
+    said = chatpipe("pretrain", "--data", corpus, "--out=~/own", *TINY, "--processes", 1, "--json")
+    assert said.object["out"] == str(tmp_path / "own")
+    assert (tmp_path / "own" / "checkpoints" / "step-3").is_dir()
+    assert not (tmp_path / "~").exists()
+
+
 # ---- sources ----
 
 

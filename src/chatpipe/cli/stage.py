@@ -1,5 +1,6 @@
 """`chatpipe pretrain | sft | rm | ppo`: one stage, of a recipe or of its own."""
 
+import os.path
 from collections.abc import Callable, Sequence
 from typing import Annotated
 
@@ -110,6 +111,7 @@ def _run_stage(
     from chatpipe.training.launch import check_world, has_parent, is_rank, speaks, was_launched
 
     given = tell_apart(words)
+    out = None if out is None else os.path.expanduser(out)  # of --out=~/x, which a shell leaves as it is
     resolved = load_recipe(given.recipe, given.overrides, recipe_flags)
     if given.recipe is None and out is None and "out" not in resolved.origins:
         raise UsageError(f"Where should {stage} write to?", "Give a recipe, or a folder with --out.")

@@ -4,9 +4,10 @@ Where `transformers.TrainingArguments` or TRL has a name for a thing, that is it
 The JSON Schema that `chatpipe schema` prints is made from these classes.
 """
 
+import os.path
 from typing import Annotated, Any, Literal
 
-from pydantic import BeforeValidator, Field, field_validator, model_validator
+from pydantic import AfterValidator, BeforeValidator, Field, field_validator, model_validator
 
 from chatpipe.recipe.architecture import Architecture
 from chatpipe.recipe.guards import Guards
@@ -29,6 +30,9 @@ DataFormat = Literal[
     "rankings",
     "prompts",
 ]
+
+Place = Annotated[str, AfterValidator(os.path.expanduser)]
+"""A path, or a hub id; a shell knows `~` only where a word begins with it, so neither in a recipe nor behind KEY=."""
 
 
 class DataBlock(Section):
@@ -137,7 +141,7 @@ class Tokenizer(Section):
     train_bytes: int = Field(
         500_000_000, ge=1, description="bpe: bytes of text that it is trained on at most, from all sources alike."
     )
-    pretrained: str | None = Field(
+    pretrained: Place | None = Field(
         None, description="Take this one as it is instead (a folder or hub id, e.g. gpt2); the keys above do not count."
     )
 
@@ -145,7 +149,7 @@ class Tokenizer(Section):
 class Pretrain(TrainingSection):
     """A base model from raw text."""
 
-    model: str | None = Field(None, description="Go on from this model instead of a new one.")
+    model: Place | None = Field(None, description="Go on from this model instead of a new one.")
     objective: Literal["causal", "masked"] = Field(
         "causal", description="Predict the next token; or hidden ones, from both sides: an encoder for rm.model."
     )
@@ -196,7 +200,7 @@ class Lora(Section):
 class Sft(TrainingSection):
     """Fine-tuning on conversations; loss on what the assistant says and on its end-of-turn token."""
 
-    model: str | None = Field(None, description="A causal model; default: what pretrain made.")
+    model: Place | None = Field(None, description="A causal model; default: what pretrain made.")
     learning_rate: float = Field(2e-5, gt=0)
     num_train_epochs: float = Field(1.0, gt=0)
     max_steps: int = Field(-1, ge=-1, description="Overrides num_train_epochs where it is positive.")
@@ -240,7 +244,7 @@ class Sample(Section):
 class Rank(Section):
     """Who ranks the answers that a run samples."""
 
-    rater: str = Field(
+    rater: Place = Field(
         POCKETWORLD,
         min_length=1,
         description="pocketworld: simulated annotators, who know what is true in the built-in world. people: the run "
@@ -255,7 +259,7 @@ class Rank(Section):
 class Rm(TrainingSection):
     """The reward model: K-wise ranking loss over all C(K,2) pairs of a prompt."""
 
-    model: str | None = Field(None, description="The body; default: what sft made.")
+    model: Place | None = Field(None, description="The body; default: what sft made.")
     learning_rate: float = Field(9e-6, gt=0)
     num_train_epochs: float = Field(1.0, gt=0)
     max_length: int = Field(1024, ge=16, description="Longer prompts lose their beginning; answers are never cut.")
@@ -274,7 +278,7 @@ class Rm(TrainingSection):
 class RewardSource(Section):
     """One of several rewards: a reward model or a Python function, and its weight."""
 
-    model: str | None = Field(None, description="A reward model.")
+    model: Place | None = Field(None, description="A reward model.")
     function: str | None = Field(
         None,
         pattern=r"^[\w.]+:\w+$",
@@ -293,12 +297,14 @@ class RewardSource(Section):
 class Ppo(TrainingSection):
     """PPO against the reward model. Names and defaults as in TRL's PPOConfig where it has them."""
 
-    model: str | None = Field(None, description="The policy to start from, also the reference; default: what sft made.")
-    reward_model: str | None = Field(None, description="Default: what rm made. The critic starts from it too.")
+    model: Place | None = Field(
+        None, description="The policy to start from, also the reference; default: what sft made."
+    )
+    reward_model: Place | None = Field(None, description="Default: what rm made. The critic starts from it too.")
     reward: list[RewardSource] | None = Field(
         None, description="Several rewards, in place of reward_model; what counts is their weighted sum."
     )
-    gold_reward_model: str | None = Field(
+    gold_reward_model: Place | None = Field(
         None,
         description="A held-out reward model: it judges along, is logged as objective/gold, and is not trained on.",
     )
@@ -373,14 +379,14 @@ class Evaluation(Section):
 class Recipe(Section):
     """One YAML file that says what every stage does."""
 
-    out: str = Field("runs/chatpipe", min_length=1, description="The run's folder.")
+    out: Place = Field("runs/chatpipe", min_length=1, description="The run's folder.")
     seed: int = Field(0, ge=0, lt=2**32, description="Of all random numbers; numpy takes no other.")
     rounds: int = Field(
         1, ge=1, description="How often the run samples, ranks, trains the reward model and improves the policy."
     )
     round: int = Field(1, ge=1, description="For one stage alone (rm or ppo): the round it belongs to.")
     processes: int | None = Field(None, ge=1, description="Default: as many as visible GPUs, one on a CPU.")
-    launch: str | None = Field(None, description="An accelerate config file.")
+    launch: Place | None = Field(None, description="An accelerate config file.")
     report_to: list[str] | str = Field("none", description="Experiment trackers, as in TrainingArguments, e.g. wandb.")
     pocketworld: Pocketworld = Field(default_factory=Pocketworld)
     pretrain: Pretrain = Field(default_factory=Pretrain)
