@@ -249,7 +249,16 @@ MODELS = [
         """,
         {"a.txt": "A line of text.\n" * 40},
         {"model": "chat"},
-        begun=True,
+    ),
+    Mistake(
+        "a dry run of such blocks",
+        "chatpipe pretrain --model model --out base pretrain.block_size=256 --dry-run",
+        """
+        error: pretrain.block_size = 256, but the model reads 64 tokens at most.
+        Lower it, or go on from a model with more positions.
+        """,
+        {},
+        {"model": "chat"},
     ),
     Mistake(
         "a reward model with another tokenizer",

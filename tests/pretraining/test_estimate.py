@@ -54,6 +54,7 @@ def test_what_a_real_pass_allocates_is_what_was_counted():
     assert memory.logits >= 8 * 64 * TOKENS * 4
 
 
+@pytest.mark.filterwarnings("error::FutureWarning")
 def test_rows_take_more_and_recomputing_takes_less():
     one = estimate_memory(section(per_device_train_batch_size=2), TOKENS, 1)
     four = estimate_memory(section(), TOKENS, 1)

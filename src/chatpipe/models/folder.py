@@ -58,6 +58,14 @@ def check_model(name: str, wanted: Kind, key: str, or_else: Kind | None = None, 
         )
 
 
+def positions_of(folder: Path) -> int | None:
+    """How many tokens the model in `folder` reads at once, as its config.json says; None where that says nothing."""
+    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    told = {**config, **(config.get("text_config") or {})}
+    positions = told.get("max_position_embeddings", told.get("n_positions"))
+    return positions if isinstance(positions, int) and positions > 0 else None
+
+
 def check_tokenizer(name: str, key: str) -> None:
     """Raises `UsageError` naming `key` unless `name` is a folder with a fast tokenizer, or a hub id."""
     if looks_like_path(name) and not (Path(name).expanduser() / "tokenizer.json").is_file():

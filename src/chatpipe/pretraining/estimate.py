@@ -78,7 +78,9 @@ def estimate_memory(section: Pretrain, tokens: int, processes: int) -> Memory:
     with FakeTensorMode(allow_non_fake_inputs=True):
         model = model.to_empty(device=device).train()
         if section.gradient_checkpointing:
-            model.gradient_checkpointing_enable()
+            # The second name alone is known before transformers 5.2x, and warned of behind it.
+            enable = getattr(model, "activation_checkpointing_enable", None) or model.gradient_checkpointing_enable
+            enable()
         ids = torch.zeros(rows, section.block_size, dtype=torch.long, device=device)
         passes = 2 if accumulates else 1
         peak = peak_of(lambda: _backward(section, model, ids, passes), vocabulary, list(model.parameters()))

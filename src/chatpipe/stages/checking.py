@@ -8,7 +8,7 @@ from chatpipe.data.documents import check_documents
 from chatpipe.data.load import check_rows
 from chatpipe.data.sources import build_world
 from chatpipe.errors import UsageError
-from chatpipe.models.folder import Kind, check_model, check_tokenizer
+from chatpipe.models.folder import Kind, check_model, check_tokenizer, positions_of
 from chatpipe.models.vocabulary import expected_vocabulary
 from chatpipe.ppo.functions import check_function
 from chatpipe.recipe.schema import POCKETWORLD, DataBlock
@@ -125,7 +125,19 @@ def _model(job: Job, key: str, made_by_this_run: frozenset[str]) -> str:
         or_else="masked" if job.stage == "rm" else None,
         reads_text=job.stage != "pretrain" or job.recipe.pretrain.tokenizer.pretrained is None,
     )
+    folder = Path(model).expanduser()
+    if job.stage == "pretrain" and folder.is_dir():
+        check_context(job.recipe.pretrain.block_size, positions_of(folder))
     return model
+
+
+def check_context(block_size: int, positions: int | None) -> None:
+    """Raises `UsageError` where the model that pretraining goes on from cannot read so many tokens at once."""
+    if positions is not None and block_size > positions:
+        raise UsageError(
+            f"pretrain.block_size = {block_size}, but the model reads {positions} tokens at most.",
+            "Lower it, or go on from a model with more positions.",
+        )
 
 
 def _kind(job: Job, key: str) -> Kind:

@@ -9,7 +9,6 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainingArgum
 from chatpipe import console
 from chatpipe.data.documents import RawText, sample_texts
 from chatpipe.data.packing import BlockCollator
-from chatpipe.errors import UsageError
 from chatpipe.evaluation.masked import unigram_nats
 from chatpipe.evaluation.ngram import trigram_bits_per_byte
 from chatpipe.evaluation.verdicts import masked_verdict, pretrain_verdict
@@ -22,6 +21,7 @@ from chatpipe.pretraining.bits import TextBits, tokens_without_text
 from chatpipe.pretraining.masking import Masking, add_mask_token
 from chatpipe.pretraining.trainer import PretrainTrainer
 from chatpipe.stages.arguments import stage_arguments
+from chatpipe.stages.checking import check_context
 from chatpipe.stages.example import complete_example
 from chatpipe.stages.job import Job, Outcome
 from chatpipe.stages.measuring import HeldOut, first_words
@@ -63,7 +63,8 @@ def prepare(job: Job) -> Prepared:
     if job.recipe.pretrain.objective == "masked":
         add_mask_token(tokenizer)
     model = _start(job, tokenizer)
-    _check_context(job.recipe.pretrain.block_size, model)
+    positions = getattr(model.config.get_text_config(), "max_position_embeddings", None)
+    check_context(job.recipe.pretrain.block_size, positions)  # of a model of the hub it was not known before
     return Prepared(texts, tokenizer, model, held_out)
 
 
@@ -159,13 +160,3 @@ def _forget_ends(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> 
 
 def _load(job: Job, model: Any) -> PreTrainedModel:
     return load_masked_model(model) if job.recipe.pretrain.objective == "masked" else load_causal_model(model)
-
-
-def _check_context(block_size: int, model: PreTrainedModel) -> None:
-    """Raises `UsageError` where the model cannot read so many tokens at once."""
-    longest = getattr(model.config.get_text_config(), "max_position_embeddings", None)
-    if longest is not None and block_size > longest:
-        raise UsageError(
-            f"pretrain.block_size = {block_size}, but the model reads {longest} tokens at most.",
-            "Lower it, or go on from a model with more positions.",
-        )
