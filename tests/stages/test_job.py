@@ -335,6 +335,30 @@ def test_what_chatpipe_made_is_cleared_whole(recipe):
         assert not job.folder.exists()
 
 
+def test_a_link_to_another_disk_stays_where_its_folder_is_cleared(recipe):
+    Path("disk/real").mkdir(parents=True)
+    Path("link").symlink_to(Path("disk/real").resolve())
+    job = Job.of(recipe, "pretrain", "link")
+    finish(job)
+    job.clear()
+    assert Path("link").is_symlink()
+    assert [str(path) for path in Path("disk").rglob("*")] == ["disk/real"]
+    finish(job)
+    assert job.standing() == "done"
+    assert Path("disk/real/chatpipe.json").is_file()
+
+
+def test_the_working_folder_stays_where_it_is_cleared(tmp_path, monkeypatch):
+    (tmp_path / "here").mkdir()
+    (tmp_path / "book.txt").write_text("A line.\n" * 50)
+    monkeypatch.chdir(tmp_path / "here")
+    job = Job.of(Recipe(pretrain={"data": "../book.txt"}), "pretrain", ".")
+    for _ in range(2):
+        finish(job)
+        job.clear()
+        assert list((tmp_path / "here").iterdir()) == []
+
+
 def test_ranks_of_a_launcher_know_their_number(recipe, monkeypatch):
     job = Job.of(recipe, "pretrain")
     assert (job.rank, job.processes, job.is_main) == (0, 1, True)
