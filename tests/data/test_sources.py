@@ -44,6 +44,12 @@ def test_a_pattern_stands_for_the_files_that_match(folder):
     assert texts_of(DataBlock(source=f"{folder}/*")) == ["a", "b"]
 
 
+def test_a_file_counts_once_where_links_lead_to_it_again(folder):
+    (folder / "deep" / "up").symlink_to(folder)
+    (folder / "z.csv").symlink_to(folder / "a.csv")
+    assert texts_of(DataBlock(source=str(folder))) == ["a", "b", "c"]
+
+
 def test_a_source_without_data_is_refused_with_its_key(folder, write, tmp_path):
     assert f"k: there is no file {folder}/no.jsonl." in problem_of(source_files, f"{folder}/no.jsonl", "k")
     for source in (f"{folder}/*.md", f"{folder}/no*.jsonl", str(tmp_path / "all" / ".cache" / "..." / "*")):

@@ -49,6 +49,14 @@ def test_a_stage_cannot_be_made_in_a_folder_that_holds_its_data(files):
         check_job(job(".", "sft.model=gpt2"))
 
 
+def test_a_stage_cannot_be_made_inside_a_folder_that_it_reads_whole(files):
+    # it would read its own files
+    Path("chats").mkdir()
+    Path("chats.jsonl").rename("chats/a.jsonl")
+    with pytest.raises(UsageError, match="chats/out cannot be the folder of sft: it lies in chats, all of which sft"):
+        check_job(job("chats/out", "sft.data=chats", "sft.model=gpt2"))
+
+
 def test_a_folder_in_which_a_stage_was_killed_before_it_began_is_new(files):
     made = job("out")
     (made.folder / STARTED).parent.mkdir(parents=True)

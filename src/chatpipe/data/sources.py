@@ -135,9 +135,12 @@ def _sha256_of_version(path: Path, size: int, changed: int) -> str:
 
 
 def _data_files(pattern: str) -> list[Path]:
-    """The files of a known kind that match; hidden ones do not."""
-    found = map(Path, sorted(glob.glob(pattern, recursive=True)))
-    return [path for path in found if path.is_file() and kind_of(path) in KINDS]
+    """The files of a known kind that match, each once, also where links lead to it; hidden ones do not."""
+    found: dict[Path, Path] = {}
+    for path in map(Path, sorted(glob.glob(pattern, recursive=True))):
+        if path.is_file() and kind_of(path) in KINDS:
+            found.setdefault(path.resolve(), path)
+    return list(found.values())
 
 
 def _check_file(path: Path, key: str) -> None:

@@ -165,7 +165,7 @@ class Pretrain(TrainingSection):
     documents: Literal["concatenate", "isolate"] = Field(
         "concatenate", description="Whether a token sees the documents before its own in a sequence, or only its own."
     )
-    max_steps: int = Field(2000, ge=1)
+    max_steps: int = Field(2000, ge=1, le=10**9)
     eval_steps: int | None = Field(
         None, ge=1, description="Steps between evaluations: held-out loss and samples. Default: only at the end."
     )

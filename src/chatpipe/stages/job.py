@@ -273,13 +273,24 @@ class Job:
         return any(path.suffix not in LEFTOVER_SUFFIXES and path.name not in LAUNCH_FILES for path in files)
 
     def check_apart(self) -> None:
-        """Raises `UsageError` where a model or data file of the stage lies in its folder, which --fresh may delete."""
+        """Raises `UsageError` where the stage's folder holds what it reads, or lies in a folder that it reads whole.
+
+        --fresh would delete the one, and the stage would read its own files in the other.
+        """
         blocks = [block for some in self.data().values() for block in some]
         sources: list[str | Path] = [path for block in blocks for path in named_files(block)]
         for source in [*self.models.values(), *sources]:
             if Path(source).exists() and Path(source).resolve().is_relative_to(self.folder.resolve()):
                 raise UsageError(
                     f"{self.folder} cannot be the folder of {self.stage}: it holds {source}, which {self.stage} reads.",
+                    "Choose another folder with out= or --out.",
+                )
+        for block in blocks:
+            whole = Path(block.source).expanduser()
+            if whole.is_dir() and self.folder.resolve().is_relative_to(whole.resolve()):
+                raise UsageError(
+                    f"{self.folder} cannot be the folder of {self.stage}: it lies in {whole}, all of which "
+                    f"{self.stage} reads.",
                     "Choose another folder with out= or --out.",
                 )
 

@@ -151,11 +151,12 @@ def _start(job: Job, tokenizer: PreTrainedTokenizerBase) -> PreTrainedModel:
 
 def _forget_ends(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
     """Leaves the model no end of its own that is an ordinary token of `tokenizer`, where generation would stop."""
-    generation = model.generation_config
-    ends = getattr(generation, "eos_token_id", None)
-    if ends is not None:
-        known = tokenizer.added_tokens_decoder
-        generation.eos_token_id = [end for end in ([ends] if isinstance(ends, int) else ends) if end in known] or None
+    generation = getattr(model, "generation_config", None)
+    if generation is None or generation.eos_token_id is None:  # of an encoder
+        return
+    ends = generation.eos_token_id
+    known = tokenizer.added_tokens_decoder
+    generation.eos_token_id = [end for end in ([ends] if isinstance(ends, int) else ends) if end in known] or None
 
 
 def _load(job: Job, model: Any) -> PreTrainedModel:
