@@ -97,6 +97,11 @@ def test_ctrl_c_in_the_terminal_keeps_what_was_ranked(chatpipe, completions, mon
         (["--annotators", "ann,b\tc", "--port", 0], "'b\\tc' cannot be an annotator's name"),
         (["--annotator", "b\tc", "--terminal"], "'b\\tc' cannot be an annotator's name"),
         (["--annotator", "b\tc", "--rater", "pocketworld"], "'b\\tc' cannot be an annotator's name"),
+        (["--annotator", ""], "'' cannot be an annotator's name"),  # as of a shell variable that is not set
+        (["--annotator", "", "--rater", "pocketworld"], "'' cannot be an annotator's name"),
+        (["--annotators", ""], "a name is empty or given twice"),
+        (["--annotators", "", "--rater", "pocketworld"], "--rater is a program"),
+        (["--annotators", "", "--annotator", "ann"], "--annotator is one person, --annotators are several"),
         (["--terminal", "--annotators", "ann,ben"], "--terminal is for one person"),
         (["--terminal", "--temperature", 1], "--temperature is the noise of a --rater"),
         (["--rater", "pocketworld", "--terminal"], "--rater is a program"),
@@ -107,6 +112,12 @@ def test_ctrl_c_in_the_terminal_keeps_what_was_ranked(chatpipe, completions, mon
 )
 def test_a_command_that_does_not_fit_is_refused(refused, completions, words, says):
     assert says in refused("rank", completions, *words)
+
+
+def test_a_folder_without_a_name_needs_a_store_with_one(refused, chatpipe, completions, monkeypatch):
+    assert "error: . is a folder." in refused("rank", ".", "--terminal")
+    monkeypatch.setattr(sys, "stdin", io.StringIO("quit\n"))
+    assert chatpipe("rank", ".", "--store", "r.db", "--terminal", "--json").object["items"] == 4
 
 
 def test_a_program_ranks_into_the_same_store_and_goes_on(chatpipe, completions, work, monkeypatch):
