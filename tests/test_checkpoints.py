@@ -80,6 +80,19 @@ def test_differences_name_what_changed_and_nothing_else():
     ]
 
 
+def test_differences_of_what_begins_alike_are_told_from_where_they_begin():
+    same = "b" * 64
+    before = manifest(data={"sft.data": {"a": f"{same} auto None", "b": f"{same} auto 10"}}, settings={"x": "y" * 40})
+    other = manifest(
+        data={"sft.data": {"a": f"{same} auto None weight=0.5", "b": f"{same} auto 12"}}, settings={"x": "y" * 41}
+    )
+    assert before.differences(other) == [
+        "x was ... yyyyyyyy, is ... yyyyyyyyy now",
+        "sft.data (a) was ... None, is ... None weight=0.5 now",
+        "sft.data (b) was ... 10, is ... 12 now",
+    ]
+
+
 def test_differences_survive_being_written_down(folder):
     mine = manifest(settings={"seed": 0, "sft.learning_rate": 3e-3, "sft.beta": (0.9, 0.95), "sft.bf16": True})
     mine.settings["sft.beta"] = list(mine.settings["sft.beta"])

@@ -6,6 +6,7 @@ one is not a finished stage.
 
 import hashlib
 import json
+import os
 import platform
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
@@ -121,13 +122,24 @@ def versions() -> dict[str, str]:
 
 def _differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
     return [
-        f"{key} was {_short(before.get(key))}, is {_short(now.get(key))} now"
+        f"{key} {_change(_text(before.get(key)), _text(now.get(key)))}"
         for key in dict.fromkeys([*before, *now])
         if before.get(key) != now.get(key)
     ]
 
 
-def _short(value: Any) -> str:
-    """A setting or a hash, short enough to stand in a message."""
-    text = "not set" if value is None else str(value)
+def _text(value: Any) -> str:
+    return "not set" if value is None else str(value)
+
+
+def _change(old: str, new: str) -> str:
+    """What a setting or a hash was and is: short, and where both begin alike from shortly before they differ."""
+    if _short(old) == _short(new):
+        same = len(os.path.commonprefix([old, new]))
+        start = max(same - 8, old.rfind(" ", 0, same) + 1)
+        old, new = f"... {old[start:]}", f"... {new[start:]}"
+    return f"was {_short(old)}, is {_short(new)} now"
+
+
+def _short(text: str) -> str:
     return text if len(text) <= 24 else text[:21] + "..."
