@@ -9,6 +9,7 @@ import urllib.request
 from http.cookies import SimpleCookie
 
 import pytest
+from transformers.utils import logging
 
 from chatpipe.ranking.standing import standing_rankings
 from chatpipe.ranking.store import Store
@@ -112,6 +113,15 @@ def test_ctrl_c_in_the_terminal_keeps_what_was_ranked(chatpipe, completions, mon
 )
 def test_a_command_that_does_not_fit_is_refused(refused, completions, words, says):
     assert says in refused("rank", completions, *words)
+
+
+def test_a_reward_model_is_read_without_the_progress_bars_of_libraries(chatpipe, completions, tiny_run):
+    logging.enable_progress_bar()  # as in a process of its own; other tests have turned them off
+    said = chatpipe("rank", completions, "--rater", tiny_run.folder / "rm", "--annotator", "rm", "--json")
+    assert said.object["ranked"] == 4
+    assert said.err == (
+        "rank: c.jsonl read as completions: 4 rows, 0 left out\nrm ranked 4 of 4 items, kept in c.rankings.db.\n"
+    )
 
 
 def test_a_folder_without_a_name_needs_a_store_with_one(refused, chatpipe, completions, monkeypatch):

@@ -95,11 +95,16 @@ def _rank_by_program(
     json: bool,
 ) -> None:
     from chatpipe import console
+    from chatpipe.ppo.functions import is_function
     from chatpipe.ranking.prompts import world_of_answers
     from chatpipe.ranking.raters import check_rater, rank_with_program
     from chatpipe.recipe.schema import POCKETWORLD
 
     check_rater(rater)
+    if rater != POCKETWORLD and not is_function(rater):
+        from chatpipe.training.quiet import quiet_libraries
+
+        quiet_libraries()
     with open_store() as store:
         total = len(store.items)
         world = world_of_answers(file) if rater == POCKETWORLD else None
