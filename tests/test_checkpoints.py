@@ -94,6 +94,11 @@ def test_files_that_are_read_otherwise_are_told_by_what_differs(how, told):
     assert manifest().differences(manifest(data=data)) == [f"sft.data (chats.jsonl) {told}"]
 
 
+def test_settings_that_begin_alike_are_told_from_where_they_differ():
+    before, now = manifest(settings={"x": "y" * 40}), manifest(settings={"x": "y" * 41})
+    assert before.differences(now) == ["x was ... yyyyyyyy, is ... yyyyyyyyy now"]
+
+
 def test_differences_survive_being_written_down(folder):
     mine = manifest(settings={"seed": 0, "sft.learning_rate": 3e-3, "sft.beta": (0.9, 0.95), "sft.bf16": True})
     mine.settings["sft.beta"] = list(mine.settings["sft.beta"])

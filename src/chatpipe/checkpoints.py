@@ -6,6 +6,7 @@ one is not a finished stage.
 
 import hashlib
 import json
+import os
 import platform
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
@@ -127,10 +128,10 @@ def _differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]
         if old == new:
             continue
         if isinstance(old, tuple) and isinstance(new, tuple) and old[0] == new[0]:
-            old, new = _how_read(old, new)
+            was, is_now = _how_read(old, new)
         else:
-            old, new = _short(old), _short(new)
-        lines.append(f"{key} was {old}, is {new} now")
+            was, is_now = _shortened(_text(old), _text(new))
+        lines.append(f"{key} was {was}, is {is_now} now")
     return lines
 
 
@@ -143,7 +144,18 @@ def _how_read(old: Sequence[str], new: Sequence[str]) -> tuple[str, str]:
     )
 
 
-def _short(value: Any) -> str:
-    """A setting or a hash, short enough to stand in a message."""
-    text = "not set" if value is None else " ".join(value) if isinstance(value, tuple) else str(value)
+def _text(value: Any) -> str:
+    return "not set" if value is None else " ".join(value) if isinstance(value, tuple) else str(value)
+
+
+def _shortened(old: str, new: str) -> tuple[str, str]:
+    """Two settings or hashes, short; where both begin alike, from shortly before they differ."""
+    if _short(old) == _short(new):
+        same = len(os.path.commonprefix([old, new]))
+        start = max(same - 8, old.rfind(" ", 0, same) + 1)
+        old, new = f"... {old[start:]}", f"... {new[start:]}"
+    return _short(old), _short(new)
+
+
+def _short(text: str) -> str:
     return text if len(text) <= 24 else text[:21] + "..."

@@ -24,6 +24,7 @@ from chatpipe.stages.job import (
     Job,
     Outcome,
     Standing,
+    answering_model,
     folder_in_run,
     in_round,
     rankings_file,
@@ -282,9 +283,19 @@ def check_folder(recipe: Recipe, fresh: bool) -> None:
     if before is None or fresh:
         return
     _check_same_run(before, recipe)
+    to_be_made: set[str] = set()
     for job in Job.all_of(recipe):
-        if job.folder.exists() and (job.stage != "rm" or rankings_file(job.recipe).exists()):
+        # What the run has yet to make, having been deleted or broken off, is compared when it is there.
+        is_comparable = to_be_made.isdisjoint(_reads(job)) and (job.stage != "rm" or rankings_file(job.recipe).exists())
+        if job.folder.exists() and is_comparable:
             job.standing()
+        if read_manifest(job.folder) is None:
+            to_be_made.add(str(job.folder))
+
+
+def _reads(job: Job) -> list[str]:
+    """The models that decide what a stage makes: what it starts from, and whose answers were ranked."""
+    return [*job.models.values(), *([answering_model(job.recipe)] if job.stage == "rm" else [])]
 
 
 def _jobs_in_folder(recipe: Recipe) -> list[Job]:

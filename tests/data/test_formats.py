@@ -312,6 +312,9 @@ def test_a_conversation_that_cannot_be_used_says_why(messages, reason):
         ({"responses": ["a", "b"], "ranks": [-1, 1]}, "ranks are no order"),
         ({"responses": ["a", "b"], "ranks": [1, 2], "weight": 0}, "weight is not a number above 0"),
         ({"responses": ["a", "b"], "ranks": [1, 2], "weight": "2"}, "weight is not a number above 0"),
+        ({"responses": ["a", "b"], "ranks": [1, 2], "weight": 1e39}, "weight is not a number above 0"),  # of float32
+        ({"responses": ["a", "b"], "ranks": [1, 2], "weight": 10**400}, "weight is not a number above 0"),
+        ({"responses": ["a", "b"], "ranks": [1, 2], "margin": -1e39}, "margin is not a number"),
         ({"responses": ["a", " "], "ranks": [1, 2]}, "a response is empty"),
         ({"responses": ["a", "b"], "ranks": [1, 2], "prompt": [USER, ASSISTANT]}, "the prompt does not end with"),
         ({"responses": ["a", "b"], "ranks": [1, 2], "prompt": ""}, "a message is empty"),

@@ -124,6 +124,16 @@ def test_one_stage_that_waits_says_so_in_its_json(folder, command, chatpipe):
     assert told["waiting"].startswith("Round 1 waits for people: 0 of")
 
 
+def test_people_who_skipped_all_are_told_how_to_go_on(folder, command, chatpipe):
+    assert chatpipe(*command).code == 3
+    rank(folder, skipped=range(100))
+    said = chatpipe(*command, "--json")
+    assert (said.code, said.out) == (2, "")
+    assert "error: rank: every prompt of round 1 was skipped, which leaves nothing to learn from." in said.err
+    assert f"`chatpipe rank {beside(folder, 'completions.jsonl')} --store {beside(folder, 'db')}`" in said.err
+    assert not beside(folder, "jsonl").exists()
+
+
 def test_programs_do_not_count_as_people(folder, command, chatpipe):
     """pocketworld ranks by the world that the answering model knows, which is not that of the packaged recipe."""
     assert chatpipe(*command).code == 3

@@ -84,6 +84,20 @@ def test_a_second_round_goes_on_from_the_first_and_from_wherever_it_broke_off(fo
         assert manifest(folder / stage)["files"] == before["files"]
 
 
+def test_a_stage_that_was_deleted_or_broke_off_is_made_again_and_what_follows_it_is_kept(folder, chatpipe):
+    command = ("run", folder / "recipe.yaml", f"out={folder}", "--json")
+
+    def skipped():
+        return [stage["skipped"] for stage in chatpipe(*command).object["stages"]]
+
+    shutil.rmtree(folder / "rm")
+    assert skipped() == [True, True, False, True]
+    before = checkpoint_id(str(folder / "rm"))
+    (folder / "rm" / "chatpipe.json").unlink()  # as of a kill behind the last step
+    assert skipped() == [True, True, False, True]
+    assert checkpoint_id(str(folder / "rm")) == before
+
+
 def test_one_stage_of_a_later_round_and_an_answer_to_what_is_missing(folder, chatpipe):
     recipe = (folder / "recipe.yaml").read_text()
     said = chatpipe("ppo", folder / "recipe.yaml", f"out={folder}", "round=2")

@@ -1,6 +1,7 @@
 """Several reward models and Python functions, their weights, and a judge that is not trained on."""
 
 import math
+import sys
 
 import numpy as np
 import parts
@@ -12,7 +13,7 @@ from tokenizers.pre_tokenizers import WhitespaceSplit
 from chatpipe.errors import TrainingError, UsageError
 from chatpipe.ppo.functions import load_function
 from chatpipe.ppo.prompts import Prompt, read_prompts
-from chatpipe.ppo.rewards import Rewards
+from chatpipe.ppo.rewards import CheckedFunction, Rewards, name_of
 
 
 def long_ones(prompts, completions):
@@ -124,6 +125,8 @@ def test_the_held_out_judge_is_logged_and_not_trained_on(tmp_path, kind):
         (lambda n: [0.0] * (n - 1), "broken returned 15 numbers for 16 completions"),
         (lambda n: [0.0] * (n - 1) + [math.nan], "broken returned nan for the completion"),
         (lambda n: [math.inf] * n, "broken returned inf"),
+        (lambda n: [1e39] * n, r"broken returned 1e\+39"),  # infinity in float32
+        (lambda n: [-(10**400)] * n, "broken returned -1000"),
         (lambda n: [None] * n, "broken returned None"),
         (lambda n: ["1"] * n, "broken returned '1'"),
         (lambda n: None, "broken returned NoneType, not a list"),
@@ -215,3 +218,49 @@ def test_rows_of_a_dataset():
 def test_rows_that_are_no_prompts_are_named(row, message):
     with pytest.raises(UsageError, match=message):
         read_prompts([{"prompt": "w3"}, row], tiny.tokenizer())
+
+
+@pytest.fixture
+def own_function(work, monkeypatch):
+    """Writes a module of one function into the working folder and gives what a recipe names loaded."""
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    monkeypatch.delitem(sys.modules, "own_rewards_of_test", raising=False)
+
+    def load(body, before=""):
+        (work / "own_rewards_of_test.py").write_text(f"{before}\ndef f(prompts, completions, ended):\n    {body}\n")
+        return load_function("own_rewards_of_test:f", "ppo.reward.0.function")
+
+    return load
+
+
+@pytest.mark.parametrize(
+    "body, reason",
+    [
+        ("raise ValueError('no,\\n\\nnever')", "ValueError: no, never"),
+        ("return 1 / 0", "ZeroDivisionError: division by zero"),
+        ("raise SystemExit(5)", "SystemExit: 5"),
+    ],
+)
+def test_what_a_function_raises_is_told_by_the_key_that_names_it(own_function, body, reason):
+    function = CheckedFunction(own_function(body))
+    with pytest.raises(UsageError) as problem:
+        function(["a"], ["b"], [True])
+    assert problem.value.message == f"ppo.reward.0.function = own_rewards_of_test:f broke off: {reason}."
+    assert "CHATPIPE_DEBUG=1" in problem.value.hint
+
+
+def test_a_module_that_ends_python_cannot_be_imported(own_function):
+    with pytest.raises(UsageError, match="own_rewards_of_test:f cannot be imported: SystemExit: 3"):
+        own_function("return [1.0]", before="raise SystemExit(3)")
+
+
+def test_what_a_function_prints_stays_out_of_the_data_for_programs(own_function, capsys):
+    function = own_function("print('now'); return [float(end) for end in ended]", before="print('once')")
+    assert CheckedFunction(function)(["a"], ["b"], [True]).tolist() == [1.0]
+    assert capsys.readouterr() == ("", "once\nnow\n")
+    assert name_of(function) == "f"
+
+
+def test_an_interruption_goes_through_a_function(own_function):
+    with pytest.raises(KeyboardInterrupt):
+        own_function("raise KeyboardInterrupt")(prompts=["a"], completions=["b"], ended=[True])

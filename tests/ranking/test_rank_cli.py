@@ -9,6 +9,7 @@ import urllib.request
 from http.cookies import SimpleCookie
 
 import pytest
+from transformers.utils import logging
 
 from chatpipe.ranking.standing import standing_rankings
 from chatpipe.ranking.store import Store
@@ -97,6 +98,11 @@ def test_ctrl_c_in_the_terminal_keeps_what_was_ranked(chatpipe, completions, mon
         (["--annotators", "ann,b\tc", "--port", 0], "'b\\tc' cannot be an annotator's name"),
         (["--annotator", "b\tc", "--terminal"], "'b\\tc' cannot be an annotator's name"),
         (["--annotator", "b\tc", "--rater", "pocketworld"], "'b\\tc' cannot be an annotator's name"),
+        (["--annotator", ""], "'' cannot be an annotator's name"),  # as of a shell variable that is not set
+        (["--annotator", "", "--rater", "pocketworld"], "'' cannot be an annotator's name"),
+        (["--annotators", ""], "a name is empty or given twice"),
+        (["--annotators", "", "--rater", "pocketworld"], "--rater is a program"),
+        (["--annotators", "", "--annotator", "ann"], "--annotator is one person, --annotators are several"),
         (["--terminal", "--annotators", "ann,ben"], "--terminal is for one person"),
         (["--terminal", "--temperature", 1], "--temperature is the noise of a --rater"),
         (["--rater", "pocketworld", "--terminal"], "--rater is a program"),
@@ -107,6 +113,21 @@ def test_ctrl_c_in_the_terminal_keeps_what_was_ranked(chatpipe, completions, mon
 )
 def test_a_command_that_does_not_fit_is_refused(refused, completions, words, says):
     assert says in refused("rank", completions, *words)
+
+
+def test_a_reward_model_is_read_without_the_progress_bars_of_libraries(chatpipe, completions, tiny_run):
+    logging.enable_progress_bar()  # as in a process of its own; other tests have turned them off
+    said = chatpipe("rank", completions, "--rater", tiny_run.folder / "rm", "--annotator", "rm", "--json")
+    assert said.object["ranked"] == 4
+    assert said.err == (
+        "rank: c.jsonl read as completions: 4 rows, 0 left out\nrm ranked 4 of 4 items, kept in c.rankings.db.\n"
+    )
+
+
+def test_a_folder_without_a_name_needs_a_store_with_one(refused, chatpipe, completions, monkeypatch):
+    assert "error: . is a folder." in refused("rank", ".", "--terminal")
+    monkeypatch.setattr(sys, "stdin", io.StringIO("quit\n"))
+    assert chatpipe("rank", ".", "--store", "r.db", "--terminal", "--json").object["items"] == 4
 
 
 def test_a_program_ranks_into_the_same_store_and_goes_on(chatpipe, completions, work, monkeypatch):

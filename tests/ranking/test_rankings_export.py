@@ -1,4 +1,5 @@
 import json
+import os
 import random
 
 import pytest
@@ -238,7 +239,9 @@ def test_text_that_python_takes_for_line_ends_stays_in_its_line(chatpipe, work):
     assert (pair.prompt, pair.responses) == (one.prompt, one.responses[::-1])
 
 
-@pytest.mark.parametrize("kind", ["rankings", "pairs", "of another annotator", "notes", "bytes", "the store", "folder"])
+@pytest.mark.parametrize(
+    "kind", ["rankings", "pairs", "of another annotator", "notes", "bytes", "the store", "folder", "pipe"]
+)
 def test_what_is_no_export_of_this_store_is_kept(chatpipe, work, store, listing, kind):
     mine, name = work / "mine.jsonl", "mine.jsonl"
     ranked = {"prompt": store.items[0].prompt, "responses": store.items[0].responses, "ranks": [1, 2, 3, 4]}
@@ -249,6 +252,8 @@ def test_what_is_no_export_of_this_store_is_kept(chatpipe, work, store, listing,
     }
     if kind == "folder":
         mine.mkdir()
+    elif kind == "pipe":  # to read it would wait for ever
+        os.mkfifo(mine)
     elif kind == "the store":
         name = "r.db"
     else:

@@ -223,3 +223,12 @@ def test_what_cannot_answer_is_refused(sample, work, tiny_run, words, told):
     assert said.code == 2, said.err
     assert told in said.err
     assert {path.name for path in work.glob("c.jsonl*")} <= {"c.jsonl.lock"}
+
+
+@pytest.mark.parametrize("longest", [95, 96, 500])
+def test_answers_that_leave_no_prompt_room_are_refused_by_what_is_read(chatpipe, work, tiny_run, prompts, longest):
+    sft = tiny_run.folder / "sft"
+    said = chatpipe("sample", sft, "--prompts", "prompts.jsonl", "-o", "c.jsonl", "--max-new-tokens", longest)
+    assert said.code == 2
+    assert f"no prompt leaves room for max_new_tokens = {longest} in what {sft} can read (96 tokens)" in said.err
+    assert "Lower max_new_tokens" in said.err

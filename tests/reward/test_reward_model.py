@@ -3,6 +3,7 @@
 import pytest
 import torch
 from transformers import (
+    AutoConfig,
     AutoModelForCausalLM,
     AutoModelForSequenceClassification,
     GPT2Config,
@@ -15,6 +16,7 @@ from chatpipe.data.padding import pad_right
 from chatpipe.errors import TrainingError
 from chatpipe.models.tokenizer import train_tokenizer
 from chatpipe.reward.model import (
+    COUNT_FROM_PADDING,
     at_last_token,
     centre_rewards,
     longest_sequence,
@@ -123,16 +125,35 @@ def test_score_of_every_token_is_that_of_the_sequence_ending_there(gpt2):
     [
         (GPT2Config(n_positions=48), 1000, 48),
         (GPT2Config(n_positions=48), 32, 32),
-        (RobertaConfig(max_position_embeddings=514), 512, 512),  # its positions begin at 2
+        (RobertaConfig(max_position_embeddings=514), 1000, 512),  # its positions begin at 2
+        (RobertaConfig(max_position_embeddings=514), 32, 32),
         (XLNetConfig(), 512, 512),  # has no table of positions
     ],
-    ids=["positions", "tokenizer", "roberta", "none"],
+    ids=["positions", "tokenizer", "roberta", "tokenizer of roberta", "none"],
 )
 def test_longest_sequence_is_what_model_and_tokenizer_allow(config, model_max_length, longest):
     tokenizer = train_tokenizer(["a b c"], vocab_size=272, model_max_length=model_max_length)
     with torch.device("meta"):
         model = AutoModelForSequenceClassification.from_config(config)
     assert longest_sequence(model, tokenizer) == longest
+
+
+@pytest.mark.parametrize("kind", COUNT_FROM_PADDING)
+def test_a_model_whose_positions_begin_behind_its_padding_reads_the_longest_sequence(kind):
+    tokenizer = train_tokenizer(["a b c"], vocab_size=272, model_max_length=10**30)
+    small = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
+    more = {"attention_window": 8} if kind == "longformer" else {}
+    if kind == "xmod":
+        more = {"default_language": "en_XX"}
+    config = AutoConfig.for_model(
+        kind, vocab_size=272, max_position_embeddings=24, pad_token_id=1, num_labels=1, **small, **more
+    )
+    model = AutoModelForSequenceClassification.from_config(config)
+    longest = longest_sequence(model, tokenizer)
+    assert longest == 22
+    assert sequence_scores(model, [[5] * longest], 1, 1).isfinite().all()
+    with pytest.raises((IndexError, RuntimeError)):
+        sequence_scores(model, [[5] * (longest + 1)], 1, 1)
 
 
 def test_scores_are_float32_under_autocast(gpt2):

@@ -284,6 +284,16 @@ def test_a_changed_recipe_is_refused_with_what_changed(recipe):
         assert "--fresh" in told
 
 
+def test_what_makes_a_stage_of_a_later_round_anew_names_the_round(recipe):
+    write_stub_model("run/ppo")
+    for number, again in ((1, "`chatpipe rm ... --fresh`"), (2, "`chatpipe rm ... round=2 --fresh`")):
+        in_round = recipe.model_copy(update={"round": number, "sample": recipe.sample.model_copy(update={"data": []})})
+        Path(rankings_file(in_round)).parent.mkdir(parents=True, exist_ok=True)
+        rankings_file(in_round).write_text("{}\n")
+        finish(Job.of(in_round, "rm"))
+        assert again in problem_of(Job.of(changed(in_round, "rm", learning_rate=0.5), "rm").standing)
+
+
 def test_changed_data_is_refused_with_its_name(recipe):
     finish(Job.of(recipe, "pretrain"))
     Path("book.txt").write_text("Another line.\n" * 50)

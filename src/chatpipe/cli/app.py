@@ -105,6 +105,8 @@ def _remedy(number: int | None) -> str:
         return "Make room; the same command goes on with what is complete."
     if number in (errno.EACCES, errno.EPERM, errno.EROFS):
         return "Change its permissions, or choose another folder with out= or --out."
+    if number in (errno.EEXIST, errno.EISDIR, errno.ENOTDIR):
+        return "A file stands where a folder is needed, or a folder where a file is: choose another place."
     return "The same command goes on with what is complete; CHATPIPE_DEBUG=1 shows the traceback."
 
 

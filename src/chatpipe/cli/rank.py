@@ -52,31 +52,37 @@ def rank(
     from chatpipe.ranking.store import Store, check_name
     from chatpipe.ranking.terminal import check_input
 
-    path = store or file.with_suffix(".rankings.db")
+    path = store or _store_beside(file)
 
     def open_store(items: list[Item]) -> Store:
         return Store.create_or_open(path, items, seed, overlap, repeats)
 
     if rater is not None:
-        if terminal or annotators:
+        if terminal or annotators is not None:
             raise UsageError("--rater is a program: it excludes --terminal and --annotators.", "Give one of them.")
-        if annotator:
+        if annotator is not None:
             check_name(annotator)
         _rank_by_program(lambda: open_store(read_items(file)), file, rater, seed, temperature, annotator, json)
         return
     if temperature is not None:
         raise UsageError("--temperature is the noise of a --rater.", "Leave it out.")
-    if annotators and (annotator or terminal):
+    if annotators is not None and (annotator is not None or terminal):
         what = "--terminal is for one person" if terminal else "--annotator is one person"
         raise UsageError(f"{what}, --annotators are several.", "Give one of them.")
     names = names_of(annotator, annotators)
     if terminal:
         check_input()
     else:
-        _check_page(host, is_team=bool(annotators))
+        _check_page(host, is_team=annotators is not None)
     items = read_items(file)
     front = _in_terminal if terminal else _in_browser(host, port)
     _rank_by_people(lambda: open_store(items), front, names, json)
+
+
+def _store_beside(file: Path) -> Path:
+    if not file.name:  # `.` and `/`
+        raise UsageError(f"{file} is a folder.", "Give a completions file, or name the store with --store.")
+    return file.with_suffix(".rankings.db")
 
 
 def _rank_by_program(
@@ -89,11 +95,16 @@ def _rank_by_program(
     json: bool,
 ) -> None:
     from chatpipe import console
+    from chatpipe.ppo.functions import is_function
     from chatpipe.ranking.prompts import world_of_answers
     from chatpipe.ranking.raters import check_rater, rank_with_program
     from chatpipe.recipe.schema import POCKETWORLD
 
     check_rater(rater)
+    if rater != POCKETWORLD and not is_function(rater):
+        from chatpipe.training.quiet import quiet_libraries
+
+        quiet_libraries()
     with open_store() as store:
         total = len(store.items)
         world = world_of_answers(file) if rater == POCKETWORLD else None

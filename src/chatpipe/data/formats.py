@@ -1,7 +1,6 @@
 """What the rows of a file mean: conversations, rankings or prompts."""
 
 import json
-import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -46,6 +45,8 @@ _KEY_OF: Mapping[What, str] = {"conversations": "sft.data", "rankings": "rm.data
 
 _LIST_FIELDS = ("messages", "conversations", "responses", "ranks", "history")
 _TEXT_OR_LIST_FIELDS = ("prompt", "completion", "chosen", "rejected")
+
+FLOAT32_MAX = 3.4028234663852886e38
 
 MAX_ROUND = 1_000_000
 """Of a larger number nobody means a round."""
@@ -283,7 +284,8 @@ def _margin(values: dict[str, Any]) -> float:
 
 
 def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+    """Whether it is a number that float32, in which losses are, does not take for infinite."""
+    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) <= FLOAT32_MAX
 
 
 def _list_in(value: Any) -> Any:

@@ -5,18 +5,22 @@ Modules in the working folder are found too, after those that Python finds anywa
 
 import ast
 import difflib
+import functools
 import importlib
 import importlib.util
 import sys
+import textwrap
 from collections.abc import Callable
+from contextlib import redirect_stdout
 from importlib.machinery import PathFinder
 from pathlib import Path
 from typing import Any
 
 from chatpipe.durable import sha256_of
-from chatpipe.errors import UsageError
+from chatpipe.errors import ChatpipeError, UsageError
 
 HINT = "Write it as module:function, seen from this folder."
+MAX_REASON = 300
 
 
 def is_function(name: str) -> bool:
@@ -61,20 +65,38 @@ def check_function(name: str, key: str) -> None:
 
 
 def load_function(name: str, key: str) -> Callable[..., Any]:
-    """The function that `module:function` names.
+    """The function that `module:function` names; what it prints goes to stderr, since stdout is for data.
 
-    Raises UsageError naming the recipe's `key` where there is none.
+    Raises UsageError naming the recipe's `key` where there is none, and so does the function where it raises anything.
     """
     module, _, function_name = name.partition(":")
     _look_in_working_folder()
     try:
-        function: Any = getattr(importlib.import_module(module), function_name)
-    except Exception as problem:  # the module is the user's, and may raise anything
-        reason = f"{type(problem).__name__}: {problem}"
-        raise UsageError(f"{key} = {name} cannot be imported: {reason}.", HINT) from problem
+        with redirect_stdout(sys.stderr):
+            function: Any = getattr(importlib.import_module(module), function_name)
+    except (Exception, SystemExit) as problem:  # the module is the user's, and may raise anything
+        raise UsageError(f"{key} = {name} cannot be imported: {_reason(problem)}.", HINT) from problem
     if not callable(function):
         raise UsageError(f"{key} = {name} is not a function.", "It is called with prompts and completions.")
-    return function
+
+    @functools.wraps(function)
+    def called(*args: Any, **kwargs: Any) -> Any:
+        try:
+            with redirect_stdout(sys.stderr):
+                return function(*args, **kwargs)
+        except ChatpipeError:
+            raise
+        except (Exception, SystemExit) as problem:
+            raise UsageError(
+                f"{key} = {name} broke off: {_reason(problem)}.", "Mend it; CHATPIPE_DEBUG=1 shows the traceback."
+            ) from problem
+
+    called.__name__ = getattr(function, "__name__", type(function).__name__)  # an object that is called has none
+    return called
+
+
+def _reason(problem: BaseException) -> str:
+    return textwrap.shorten(f"{type(problem).__name__}: {problem}", MAX_REASON, placeholder=" ...")
 
 
 def _file_of(module: str) -> Path | None:

@@ -11,6 +11,7 @@ PPOTrainer(..., reward_model=[helpful, harmless], reward_funcs=[short])    # PPO
 
 import inspect
 import math
+import reprlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -21,6 +22,8 @@ from transformers import PreTrainedModel
 
 from chatpipe.errors import TrainingError, UsageError
 from chatpipe.ppo.prompts import Content
+
+LARGEST = torch.finfo(torch.float32).max
 
 RewardFunction = Callable[..., Any]
 """Called with prompts and completions by name (`prompts=`, `completions=`); returns a number for each completion.
@@ -58,11 +61,12 @@ class CheckedFunction:
                 "It must return one for each, in their order.",
             )
         for number, value in enumerate(said):
-            if not isinstance(value, (int, float)) or not math.isfinite(value):
+            if not isinstance(value, (int, float)) or not abs(value) <= LARGEST:
                 raise UsageError(
-                    f"The reward function {self.__name__} returned {value!r} for the completion "
+                    f"The reward function {self.__name__} returned {reprlib.repr(value)} for the completion "
                     f"{completions[number][:60]!r}.",
-                    "It must return a finite number for every completion; give one without an answer a low score.",
+                    "It must return a finite number (of float32) for every completion; give one without an answer a "
+                    "low score.",
                 )
         return torch.tensor([float(value) for value in said])
 

@@ -123,6 +123,8 @@ def _check_replaceable(path: Path, rows: Rows, store: Store) -> None:
     """Raises `UsageError` unless there is no file yet, or one that was exported from the same store."""
     if path.is_dir():
         raise UsageError(f"-o = {path} is a folder.", "Name a file in it.")
+    if path.exists() and not path.is_file():  # to read a pipe would wait for ever, and nothing can take its place
+        raise UsageError(f"-o = {path} is a device or a pipe, which cannot be replaced.", "Name a file.")
     if path.exists() and not _is_earlier_export(path, rows, store):
         raise UsageError(
             f"-o = {path} exists already, and is no earlier export of this store.", "Name another file, or remove it."

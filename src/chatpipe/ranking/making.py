@@ -101,9 +101,16 @@ def _rows(
 
     speakers = [Speaker.load(model) for model in models]
     judge = model_scorer(sampling.reward, "--reward") if sampling.reward else None
-    limit = sampling.max_new_tokens or min([DEFAULT_MAX_NEW_TOKENS, *(speaker.half for speaker in speakers)])
+    # Half of what they read, so that prompts have the other half.
+    limit = sampling.max_new_tokens or min([DEFAULT_MAX_NEW_TOKENS, *(speaker.context // 2 for speaker in speakers)])
     params = SamplingParams(limit, sampling.temperature, top_p=sampling.top_p)
     how = HowToSample(sampling.k, params, sampling.seed, sampling.best_of, judge)
+    if not any(speaker.has_room(prompt, limit) for speaker in speakers for prompt in prompts):
+        raise UsageError(
+            f"sample: no prompt leaves room for max_new_tokens = {limit} in what {' and '.join(models)} can read "
+            f"({', '.join(str(speaker.context) for speaker in speakers)} tokens).",
+            "Lower max_new_tokens, or give shorter prompts.",
+        )
 
     def answered() -> Iterator[dict[str, Any]]:
         with console.progress("sample", len(prompts)) as bar:

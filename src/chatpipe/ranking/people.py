@@ -31,7 +31,11 @@ def read_names(text: str) -> list[str]:
 
 def names_of(annotator: str | None, annotators: str | None) -> list[str]:
     """Who ranks: `annotators` (`a,b,c`), or `annotator`, or who is logged in. Raises `UsageError`."""
-    names = read_names(annotators) if annotators else [annotator or login_name()]
+
+    def one() -> str:
+        return login_name() if annotator is None else annotator
+
+    names = [one()] if annotators is None else read_names(annotators)
     for name in names:
         check_name(name)
     return names

@@ -167,14 +167,7 @@ def _function_scorer(name: str, key: str) -> Scorer:
     def score(asked: Sequence[Asked]) -> list[list[float] | None]:
         prompts: list[str | list[Message]] = [prompt for prompt, responses in asked for _ in responses]
         responses = [response for _, some in asked for response in some]
-        try:
-            said = function(prompts, responses, [True] * len(responses)).tolist()
-        except UsageError:
-            raise
-        except Exception as problem:  # the function is the user's, and may raise anything
-            reason = f"{type(problem).__name__}: {problem}"
-            raise UsageError(f"{key} = {name} broke off: {reason}.", "Mend the function.") from problem
-        given = iter(said)
+        given = iter(function(prompts, responses, [True] * len(responses)).tolist())
         return [[next(given) for _ in some] for _, some in asked]
 
     return score

@@ -47,14 +47,13 @@ class Speaker:
         return cls(name, placed(load_causal_model(name)), tokenizer)
 
     @property
-    def half(self) -> int:
-        """Half of the tokens that the model reads, so that prompts have the other half."""
-        return (context_length(self.model) or sys.maxsize) // 2
+    def context(self) -> int:
+        """How many tokens the model reads, what it writes with them."""
+        return context_length(self.model) or sys.maxsize
 
     def has_room(self, prompt: Conversation, max_new_tokens: int) -> bool:
         """Whether the model can read `prompt` and write so many tokens."""
-        context = context_length(self.model)
-        return context is None or len(encode_prompt(self.tokenizer, prompt)) + max_new_tokens <= context
+        return len(encode_prompt(self.tokenizer, prompt)) + max_new_tokens <= self.context
 
 
 @dataclass(frozen=True)

@@ -26,6 +26,22 @@ from transformers.utils import logging
 from chatpipe.data.padding import length_sorted, pad_right
 from chatpipe.errors import TrainingError
 
+COUNT_FROM_PADDING = (
+    "camembert",
+    "data2vec-text",
+    "esm",
+    "ibert",
+    "longformer",
+    "luke",
+    "mpnet",
+    "roberta",
+    "roberta-prelayernorm",
+    "xlm-roberta",
+    "xlm-roberta-xl",
+    "xmod",
+)
+"""Model types of RoBERTa's kind: their first token has the position behind the padding token's id."""
+
 
 def new_reward_model(body_folder: str, pad_token_id: int, seed: int) -> PreTrainedModel:
     """A reward model in float32 with the body of the causal or masked model in `body_folder` and a new score head.
@@ -56,11 +72,14 @@ def longest_sequence(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase)
 def longest_of_config(config: PretrainedConfig, tokenizer: PreTrainedTokenizerBase) -> int:
     """How many tokens a reward model with such a body reads at once.
 
-    Its positions, where it has a table of them, and no more than its tokenizer says: RoBERTa's first two are not used.
+    Its positions, where it has a table of them, and no more than its tokenizer says.
     """
-    positions = getattr(config.get_text_config(), "max_position_embeddings", None)
-    has_table = positions is not None and positions > 0  # XLNet, which has none, says -1
-    return min(positions, tokenizer.model_max_length) if has_table else tokenizer.model_max_length
+    text = config.get_text_config()
+    positions = getattr(text, "max_position_embeddings", None)
+    if positions is None or positions <= 0:  # XLNet, which has no table, says -1
+        return tokenizer.model_max_length
+    unused = text.pad_token_id + 1 if text.model_type in COUNT_FROM_PADDING else 0
+    return min(positions - unused, tokenizer.model_max_length)
 
 
 def reads_left_to_right(model: PreTrainedModel) -> bool:

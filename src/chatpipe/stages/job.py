@@ -217,10 +217,11 @@ class Job:
         now = self.manifest()
         changed = self._with_later_keys(before, now).differences(now)
         if changed:
+            again = f"round={self.recipe.round} --fresh" if self.recipe.round > 1 else "--fresh"
             shown = changed[:4] + ([f"... and {len(changed) - 4} more"] if len(changed) > 4 else [])
             raise UsageError(
                 "\n".join([f"{self.folder} holds another {self.stage}:", *shown]),
-                f"`chatpipe {self.stage} ... --fresh` makes it anew (the old one is deleted), or use another folder.",
+                f"`chatpipe {self.stage} ... {again}` makes it anew (the old one is deleted), or use another folder.",
             )
         if finished is None:
             return "started"

@@ -116,6 +116,13 @@ def ensure_rankings(recipe: Recipe, may_replace: bool = True) -> None:
     replace_text(note, json.dumps(in_the_making, indent=2))
     if run_ranks(recipe):
         rankings = _ranked_by_people(recipe) if by_people else _ranked_by_program(recipe)
+        if not rankings:
+            raise UsageError(
+                f"rank: every prompt of round {recipe.round} was skipped, which leaves nothing to learn from.",
+                f"Rank some with `{_rank_command(recipe)}` (undo leads back to them), then give this command again."
+                if by_people
+                else f"See {_beside(recipe, '.db')} (chatpipe rankings stats), or choose another rank.rater.",
+            )
         _write(path, map(ranking_row, rankings))
         console.note(f"rank: {len(rankings)} rankings of up to {recipe.sample.k} answers written to {path}")
     else:
@@ -245,13 +252,18 @@ def _ranked_by_people(recipe: Recipe) -> list[StandingRanking]:
     answers = Counter(one.item.id for one in said)
     settled = sum(count >= recipe.rank.overlap for count in answers.values())
     if settled < len(items):
-        words = ["chatpipe", "rank", str(_completions(recipe)), "--store", str(path)]
-        words += ["--overlap", str(recipe.rank.overlap)] if recipe.rank.overlap > 1 else []
         raise WaitingForRankings(
             f"Round {recipe.round} waits for people: {settled} of {len(items)} prompts are ranked.",
-            f"Rank them with `{shlex.join(words)}`, then give this command again.",
+            f"Rank them with `{_rank_command(recipe)}`, then give this command again.",
         )
     return _ranked(said)
+
+
+def _rank_command(recipe: Recipe) -> str:
+    """What people type to rank the answers of the round."""
+    words = ["chatpipe", "rank", str(_completions(recipe)), "--store", str(_beside(recipe, ".db"))]
+    words += ["--overlap", str(recipe.rank.overlap)] if recipe.rank.overlap > 1 else []
+    return shlex.join(words)
 
 
 def _check_ranks_these(store: Store, items: Sequence[Item], completions: Path) -> None:
