@@ -239,6 +239,14 @@ VALUES = [
         """,
     ),
     Mistake(
+        "more steps than there are numbers for their samples",
+        "chatpipe pretrain pocket pretrain.max_steps=10000000000000000000",
+        """
+        error: pretrain.max_steps = 10000000000000000000: input should be less than or equal to 1000000000.
+        `chatpipe schema` lists every key.
+        """,
+    ),
+    Mistake(
         "a seed that no generator takes",
         "chatpipe run pocket seed=-1",
         """

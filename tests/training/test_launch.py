@@ -113,6 +113,28 @@ def test_a_stage_that_ends_all_the_same_after_a_signal_is_said_to_be_done(tmp_pa
     assert not stop.exists()
 
 
+def wait_for_ever(folder) -> None:
+    (folder / interrupt.STOP_FILE).touch()
+    for _ in range(3000):
+        time.sleep(0.02)
+
+
+def test_a_stop_that_the_parent_asks_for_interrupts_what_comes_before_training(tmp_path, monkeypatch):
+    monkeypatch.setenv(launch.LAUNCHED, "2")
+    monkeypatch.setenv("RANK", "0")
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(KeyboardInterrupt), interrupt.heeding_parent(tmp_path):
+        wait_for_ever(tmp_path)
+
+
+def test_a_stop_file_that_a_killed_parent_left_interrupts_nothing(tmp_path, monkeypatch):
+    for name in (launch.LAUNCHED, "RANK", "WORLD_SIZE"):
+        monkeypatch.delenv(name, raising=False)
+    before = threading.active_count()
+    with interrupt.heeding_parent(tmp_path):
+        assert threading.active_count() == before
+
+
 def test_a_signal_that_nohup_has_ignored_stays_ignored(tmp_path):
     before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
     try:

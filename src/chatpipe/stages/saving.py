@@ -8,6 +8,7 @@ from torch import distributed
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from chatpipe.stages.job import Job
+from chatpipe.training.interrupt import heeding_parent
 
 CARD = """---
 library_name: transformers
@@ -44,11 +45,13 @@ def main_process_first(job: Job) -> Iterator[None]:
         yield
         return
     patient = distributed.new_group(backend="gloo", timeout=LONGEST_WAIT)
-    if not job.is_main:
-        distributed.barrier(patient)
-    yield
     if job.is_main:
+        with heeding_parent(job.folder):
+            yield
         distributed.barrier(patient)
+    else:
+        distributed.barrier(patient)
+        yield
 
 
 def save_checkpoint(job: Job, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
