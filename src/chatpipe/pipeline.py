@@ -28,6 +28,7 @@ from chatpipe.stages.job import (
     folder_in_run,
     in_round,
     rankings_file,
+    rater_is_model,
     run_ranks,
 )
 from chatpipe.stages.ranking import (
@@ -278,6 +279,7 @@ def check_folder(recipe: Recipe, fresh: bool) -> None:
     if fresh:
         for job in _jobs_in_folder(recipe):  # all of them before the first is deleted
             job.check_ours()
+            _check_rater_stays(job)
             if job.stage == "rm":
                 check_nobody_ranked(job.recipe)
     if before is None or fresh:
@@ -291,6 +293,16 @@ def check_folder(recipe: Recipe, fresh: bool) -> None:
             job.standing()
         if read_manifest(job.folder) is None:
             to_be_made.add(str(job.folder))
+
+
+def _check_rater_stays(job: Job) -> None:
+    """Raises `UsageError` where the rater is a model in the stage's folder, which --fresh deletes."""
+    rater = job.recipe.rank.rater
+    if rater_is_model(job.recipe) and Path(rater).resolve().is_relative_to(job.folder.resolve()):
+        raise UsageError(
+            f"rank.rater = {rater} lies in {job.folder}, which --fresh deletes.",
+            "Copy it to another place and name the copy, or choose another folder with out=.",
+        )
 
 
 def _reads(job: Job) -> list[str]:

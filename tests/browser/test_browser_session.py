@@ -57,6 +57,18 @@ def test_a_ranking_takes_at_most_two_keys_more_than_answers(serve, open_page, k)
     assert (bad.ranks, bad.all_bad) == ([1] * k, True)
 
 
+@pytest.mark.parametrize(("k", "opens"), [(6, True), (7, False)])
+def test_a_question_mark_on_a_digit_opens_help_unless_an_answer_has_that_digit(serve, open_page, k, opens):
+    page = open_page(serve([row(k)]).address)
+    expect(page.locator("#prompt-title")).to_be_focused()
+    page.evaluate(  # as a Russian keyboard has it; Playwright's own keyboard is American
+        """document.activeElement.dispatchEvent(
+            new KeyboardEvent("keydown", {key: "?", code: "Digit7", shiftKey: true, bubbles: true}))"""
+    )
+    expect(page.locator("#help-dialog")).to_be_visible(visible=opens)
+    expect(page.locator("#said")).to_have_text("" if opens else re.compile("^Answer 7 is 1st"))
+
+
 def test_ties_in_the_middle_and_a_digit_once_more_takes_off(serve, open_page):
     served = serve([row(4)])
     page = open_page(served.address)

@@ -119,6 +119,14 @@ def test_model_and_data_that_do_not_go_together(refused, chats, work, tiny_run):
     assert "rankings or pairs" in told
 
 
+def test_rankings_that_are_all_ties_are_refused_by_the_flag_that_named_them(refused, work, tiny_run):
+    rows = [{"prompt": f"Who is {i}?", "responses": ["a", "b"], "ranks": [1, 1]} for i in range(3)]
+    told = refused("eval", tiny_run.folder / "rm", "--data", write(work / "ties.jsonl", rows))
+    assert told == (
+        "error: --data: none of the 3 rankings prefers one answer to another.\nGive some that are not all ties.\n"
+    )
+
+
 @pytest.mark.parametrize(
     ("words", "told"),
     [

@@ -10,6 +10,7 @@ from chatpipe.data.load import load_prompts
 from chatpipe.evaluation.compare import gold_comparison
 from chatpipe.models.loading import load_causal_model, load_tokenizer
 from chatpipe.recipe import load_recipe
+from chatpipe.recipe.schema import STAGES
 from chatpipe.stages.job import Job
 from chatpipe.stages.judging import judge, judged_prompts
 
@@ -96,6 +97,20 @@ def test_a_stage_that_was_deleted_or_broke_off_is_made_again_and_what_follows_it
     (folder / "rm" / "chatpipe.json").unlink()  # as of a kill behind the last step
     assert skipped() == [True, True, False, True]
     assert checkpoint_id(str(folder / "rm")) == before
+
+
+@pytest.mark.parametrize(
+    ("command", "rater", "told"),
+    [("rm", "rm", "cannot be the folder of rm: it holds"), ("run", "rm.2", "which --fresh deletes")],
+)
+def test_fresh_does_not_delete_the_rater_that_it_is_to_ask(folder, chatpipe, listing, command, rater, told):
+    shutil.copytree(folder / "rm", folder / "rm.2")  # as a second round leaves it
+    before = [listing(folder / stage) for stage in STAGES]
+    rated = f"rank.rater={folder / rater}"
+    said = chatpipe(command, folder / "recipe.yaml", f"out={folder}", rated, "--fresh")
+    assert said.code == 2
+    assert told in said.err
+    assert [listing(folder / stage) for stage in STAGES] == before
 
 
 def test_one_stage_of_a_later_round_and_an_answer_to_what_is_missing(folder, chatpipe):

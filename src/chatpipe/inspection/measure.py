@@ -316,6 +316,11 @@ def _pairs(task: _Task, report: Report) -> tuple[int, dict[str, Any]]:
     fitting = rankings_that_fit(tokenizer, rankings, max_length)
     if not fitting:
         raise UsageError(f"{KEY}: no ranking fits into {max_length} tokens.", "Give shorter ones.")
+    if all(len(set(ranking.ranks)) == 1 for ranking in fitting):
+        raise UsageError(
+            f"{KEY}: none of the {len(fitting)} rankings prefers one answer to another.",
+            "Give some that are not all ties.",
+        )
     scores = ranking_scores(model, tokenizer, fitting, max_length)
     metrics = pair_metrics(fitting, scores, seed=task.recipe.seed)
     return len(rankings), {**metrics, "left_out_rankings": len(rankings) - len(fitting)}

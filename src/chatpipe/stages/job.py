@@ -280,7 +280,9 @@ class Job:
         """
         blocks = [block for some in self.data().values() for block in some]
         sources: list[str | Path] = [path for block in blocks for path in named_files(block)]
-        for source in [*self.models.values(), *sources]:
+        ranks = self.stage == "rm" and run_ranks(self.recipe) and rater_is_model(self.recipe)
+        rater = [self.recipe.rank.rater] if ranks else []
+        for source in [*self.models.values(), *rater, *sources]:
             if Path(source).exists() and Path(source).resolve().is_relative_to(self.folder.resolve()):
                 raise UsageError(
                     f"{self.folder} cannot be the folder of {self.stage}: it holds {source}, which {self.stage} reads.",

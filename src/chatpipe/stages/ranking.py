@@ -252,8 +252,9 @@ def _ranked_by_people(recipe: Recipe) -> list[StandingRanking]:
     answers = Counter(one.item.id for one in said)
     settled = sum(count >= recipe.rank.overlap for count in answers.values())
     if settled < len(items):
+        by = f" by {recipe.rank.overlap} people" if recipe.rank.overlap > 1 else ""
         raise WaitingForRankings(
-            f"Round {recipe.round} waits for people: {settled} of {len(items)} prompts are ranked.",
+            f"Round {recipe.round} waits for people: {settled} of {len(items)} prompts are ranked{by}.",
             f"Rank them with `{_rank_command(recipe)}`, then give this command again.",
         )
     return _ranked(said)

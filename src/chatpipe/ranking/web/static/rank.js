@@ -223,7 +223,9 @@ function onKey(event) {
   if (event.ctrlKey || event.metaKey || event.altKey || event.isComposing || event.repeat) return;
   if (!byId("keys").checked || document.querySelector("dialog[open]")) return;
   const digit = digitOf(event);
-  if (digit !== null) {
+  // On Russian keyboards the question mark is Shift+7: help, unless there is a seventh answer to tie.
+  const isHelp = event.key === "?" && digit > (answer?.ranks.length ?? 0);
+  if (digit !== null && !isHelp) {
     attempt(() => (event.shiftKey ? tie : place)(digit - 1));
   } else if (event.key === "Enter") {
     if (event.target.closest("button, a")) return; // which it presses
