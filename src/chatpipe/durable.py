@@ -81,21 +81,10 @@ def publish(partial: Path) -> Path:
 
 
 def retire(folder: Path) -> None:
-    """Makes a folder invisible at once, then deletes it.
-
-    A link, the working folder and what another disk is mounted on stay, and are emptied.
-    """
-    if folder.is_symlink() or folder.samefile(".") or folder.is_mount():
-        retired = folder / f"all.old{PARTIAL}"
-        shutil.rmtree(retired, ignore_errors=True)
-        entries = list(folder.iterdir())
-        retired.mkdir()
-        for path in entries:
-            path.rename(retired / path.name)
-    else:
-        retired = folder.with_name(f"{folder.name}.old{PARTIAL}")
-        shutil.rmtree(retired, ignore_errors=True)  # of a deletion that was killed
-        folder.rename(retired)
+    """Makes a folder invisible at once, then deletes it."""
+    retired = folder.with_name(f"{folder.name}.old{PARTIAL}")
+    shutil.rmtree(retired, ignore_errors=True)  # of a deletion that was killed
+    folder.rename(retired)
     shutil.rmtree(retired)
 
 

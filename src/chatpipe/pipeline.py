@@ -139,6 +139,8 @@ def run_one(recipe: Recipe, stage: str, how: How, out: str | None) -> StageResul
             standing = _standing_with_rankings(job, how, in_run=out is None)
         else:
             standing = _standing(job, how)
+        if standing == "done":
+            job.check_whole()
         if out is None:
             _note_in_run(recipe, stage)
         return run_stage(job, how, standing)
@@ -286,13 +288,16 @@ def check_folder(recipe: Recipe, fresh: bool) -> None:
         return
     _check_same_run(before, recipe)
     to_be_made: set[str] = set()
-    for job in Job.all_of(recipe):
-        # What the run has yet to make, having been deleted or broken off, is compared when it is there.
-        is_comparable = to_be_made.isdisjoint(_reads(job)) and (job.stage != "rm" or rankings_file(job.recipe).exists())
-        if job.folder.exists() and is_comparable:
-            job.standing()
+    jobs = Job.all_of(recipe)
+    for job in jobs:
+        if job.folder.exists() and (job.stage != "rm" or rankings_file(job.recipe).exists()):
+            job.standing(to_be_made)
         if read_manifest(job.folder) is None:
             to_be_made.add(str(job.folder))
+    read = {model for job in jobs if str(job.folder) in to_be_made for model in _reads(job)}
+    for job in jobs:  # the weights of stages that nothing reads any more may have been deleted
+        if str(job.folder) not in to_be_made and (str(job.folder) in read or job is jobs[-1]):
+            job.check_whole()
 
 
 def _check_rater_stays(job: Job) -> None:

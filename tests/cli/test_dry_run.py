@@ -98,10 +98,18 @@ def test_nothing_is_foreseen_of_a_tokenizer_of_the_hub(chatpipe, recipe):
 def test_a_damaged_tokenizer_is_refused_before_anything_is_foreseen(chatpipe, recipe, work):
     (work / "own").mkdir()
     (work / "own" / "tokenizer.json").write_text("{")
-    said = chatpipe("pretrain", recipe, "pretrain.tokenizer.pretrained=own", "--processes", "1", "--dry-run")
-    assert (said.code, said.out) == (2, "")
-    assert "own/tokenizer.json is not a tokenizer" in said.err
-    assert "Give the folder of a whole one." in said.err
+    words = ("pretrain", recipe, "pretrain.tokenizer.pretrained=own", "--processes", "1", "--dry-run")
+
+    def refused(*more: str) -> None:
+        said = chatpipe(*words, *more)
+        assert (said.code, said.out) == (2, "")
+        assert "own holds no tokenizer that can be read" in said.err
+        assert "Give the folder of a whole one." in said.err
+
+    refused()
+    train_tokenizer(["A line of text."], 280, 64).save_pretrained(work / "own")
+    (work / "own" / "tokenizer_config.json").write_text("{")  # which says whether it has a token for what is hidden
+    refused("pretrain.objective=masked", "pretrain.architecture={family: modernbert}")
 
 
 def test_values_are_json_values(chatpipe, recipe):

@@ -44,10 +44,11 @@ def test_a_pattern_stands_for_the_files_that_match(folder):
     assert texts_of(DataBlock(source=f"{folder}/*")) == ["a", "b"]
 
 
-def test_a_file_counts_once_where_links_lead_to_it_again(folder):
+def test_links_to_folders_add_no_file_twice_and_links_to_files_are_files(folder):
     (folder / "deep" / "up").symlink_to(folder)
-    (folder / "z.csv").symlink_to(folder / "a.csv")
     assert texts_of(DataBlock(source=str(folder))) == ["a", "b", "c"]
+    (folder / "z.csv").symlink_to(folder / "a.csv")
+    assert texts_of(DataBlock(source=str(folder))) == ["a", "b", "c", "a"]
 
 
 def test_a_source_without_data_is_refused_with_its_key(folder, write, tmp_path):

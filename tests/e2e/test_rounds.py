@@ -92,11 +92,25 @@ def test_a_stage_that_was_deleted_or_broke_off_is_made_again_and_what_follows_it
         return [stage["skipped"] for stage in chatpipe(*command).object["stages"]]
 
     shutil.rmtree(folder / "rm")
+    refused = chatpipe(*command, "ppo.kl_coef=0.3")  # before rm is trained
+    assert (refused.code, (folder / "rm").exists()) == (2, False)
+    assert "holds another ppo:\nppo.kl_coef was " in refused.err
     assert skipped() == [True, True, False, True]
     before = checkpoint_id(str(folder / "rm"))
     (folder / "rm" / "chatpipe.json").unlink()  # as of a kill behind the last step
     assert skipped() == [True, True, False, True]
     assert checkpoint_id(str(folder / "rm")) == before
+
+
+def test_weights_that_nothing_reads_any_more_may_be_deleted(folder, chatpipe):
+    command = ("run", folder / "recipe.yaml", f"out={folder}", "--json")
+    (folder / "pretrain" / "model.safetensors").unlink()
+    assert all(stage["skipped"] for stage in chatpipe(*command).object["stages"])
+    alone = chatpipe("pretrain", folder / "recipe.yaml", f"out={folder}")
+    assert (alone.code, "`chatpipe pretrain ... --fresh` makes it anew" in alone.err) == (2, True)
+    shutil.rmtree(folder / "sft")
+    refused = chatpipe(*command)
+    assert (refused.code, "pretrain is not a whole model folder: it has no weights" in refused.err) == (2, True)
 
 
 @pytest.mark.parametrize(

@@ -14,9 +14,9 @@ from transformers import (
 
 from chatpipe.data.padding import pad_right
 from chatpipe.errors import TrainingError
+from chatpipe.models.folder import COUNT_FROM_PADDING, positions_of
 from chatpipe.models.tokenizer import train_tokenizer
 from chatpipe.reward.model import (
-    COUNT_FROM_PADDING,
     at_last_token,
     centre_rewards,
     longest_sequence,
@@ -139,7 +139,7 @@ def test_longest_sequence_is_what_model_and_tokenizer_allow(config, model_max_le
 
 
 @pytest.mark.parametrize("kind", COUNT_FROM_PADDING)
-def test_a_model_whose_positions_begin_behind_its_padding_reads_the_longest_sequence(kind):
+def test_a_model_whose_positions_begin_behind_its_padding_reads_the_longest_sequence(kind, tmp_path):
     tokenizer = train_tokenizer(["a b c"], vocab_size=272, model_max_length=10**30)
     small = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
     more = {"attention_window": 8} if kind == "longformer" else {}
@@ -150,7 +150,8 @@ def test_a_model_whose_positions_begin_behind_its_padding_reads_the_longest_sequ
     )
     model = AutoModelForSequenceClassification.from_config(config)
     longest = longest_sequence(model, tokenizer)
-    assert longest == 22
+    config.save_pretrained(tmp_path)
+    assert longest == positions_of(tmp_path) == 22
     assert sequence_scores(model, [[5] * longest], 1, 1).isfinite().all()
     with pytest.raises((IndexError, RuntimeError)):
         sequence_scores(model, [[5] * (longest + 1)], 1, 1)

@@ -7,7 +7,7 @@ from chatpipe.checkpoints import write_manifest
 from chatpipe.errors import UsageError
 from chatpipe.recipe import Recipe
 from chatpipe.stages.checking import check_job
-from chatpipe.stages.job import Job, answering_model, rankings_blocks, rankings_file, stage_data
+from chatpipe.stages.job import Job, answering_model, in_round, rankings_blocks, rankings_file, stage_data
 from stub_models import write_stub_model
 
 
@@ -193,17 +193,18 @@ def test_a_stage_is_new_then_started_then_done(recipe):
     assert job.standing() == "done"
 
 
-def test_a_finished_stage_whose_weights_are_gone_or_cut_off_is_not_skipped(recipe):
-    job = Job.of(recipe, "sft")
-    write_stub_model("run/pretrain")
-    finish(job)
-    weights = job.folder / "model.safetensors"
-    weights.write_bytes(weights.read_bytes()[:-1])
-    told = problem_of(job.standing)
-    assert "run/sft/model.safetensors is not a whole safetensors file." in told
-    assert "`chatpipe sft ... --fresh` makes it anew." in told
-    weights.unlink()
-    assert "run/sft is not a whole model folder: it has no weights." in problem_of(job.standing)
+def test_a_finished_stage_whose_weights_are_gone_or_cut_off_is_not_whole(recipe):
+    for number, again in ((1, "chatpipe rm ... --fresh"), (2, "chatpipe rm ... round=2 --fresh")):
+        job = Job.of(in_round(recipe, number), "rm")
+        write_stub_model(str(job.folder), "GPT2ForSequenceClassification")
+        job.check_whole()
+        weights = job.folder / "model.safetensors"
+        weights.write_bytes(weights.read_bytes()[:-1])
+        told = problem_of(job.check_whole)
+        assert f"{job.folder}/model.safetensors is not a whole safetensors file." in told
+        assert f"`{again}` makes it anew." in told
+        weights.unlink()
+        assert f"{job.folder} is not a whole model folder: it has no weights." in problem_of(job.check_whole)
 
 
 def test_what_broke_off_before_its_first_resume_point_may_be_changed(recipe):
@@ -345,28 +346,18 @@ def test_what_chatpipe_made_is_cleared_whole(recipe):
         assert not job.folder.exists()
 
 
-def test_a_link_to_another_disk_stays_where_its_folder_is_cleared(recipe):
-    Path("disk/real").mkdir(parents=True)
-    Path("link").symlink_to(Path("disk/real").resolve())
+def test_a_link_and_the_working_folder_are_not_deleted(recipe, tmp_path, monkeypatch):
+    """Also files that chatpipe did not make would go, and a link to another disk."""
+    Path("disk").mkdir()
+    Path("link").symlink_to(Path("disk").resolve())
     job = Job.of(recipe, "pretrain", "link")
     finish(job)
-    job.clear()
-    assert Path("link").is_symlink()
-    assert [str(path) for path in Path("disk").rglob("*")] == ["disk/real"]
-    finish(job)
-    assert job.standing() == "done"
-    assert Path("disk/real/chatpipe.json").is_file()
-
-
-def test_the_working_folder_stays_where_it_is_cleared(tmp_path, monkeypatch):
-    (tmp_path / "here").mkdir()
-    (tmp_path / "book.txt").write_text("A line.\n" * 50)
-    monkeypatch.chdir(tmp_path / "here")
-    job = Job.of(Recipe(pretrain={"data": "../book.txt"}), "pretrain", ".")
-    for _ in range(2):
-        finish(job)
-        job.clear()
-        assert list((tmp_path / "here").iterdir()) == []
+    assert "link is a link, a mount or the working folder" in problem_of(job.clear)
+    monkeypatch.chdir("disk")
+    Path("thesis.tex").write_text("mine")
+    job = Job.of(Recipe(pretrain={"data": str(tmp_path / "book.txt")}), "pretrain", ".")
+    assert ". is a link, a mount or the working folder" in problem_of(job.clear)
+    assert {path.name for path in Path().iterdir()} >= {"thesis.tex", "chatpipe.json"}
 
 
 def test_ranks_of_a_launcher_know_their_number(recipe, monkeypatch):

@@ -55,6 +55,12 @@ def test_a_stage_cannot_be_made_inside_a_folder_that_it_reads_whole(files):
     Path("chats.jsonl").rename("chats/a.jsonl")
     with pytest.raises(UsageError, match="chats/out cannot be the folder of sft: it lies in chats, all of which sft"):
         check_job(job("chats/out", "sft.data=chats", "sft.model=gpt2"))
+    check_job(job("chats/.out", "sft.data=chats", "sft.model=gpt2"))  # hidden, so not read
+
+
+def test_a_folder_that_is_called_as_the_built_in_world_is_not_the_world(files):
+    Path("pocketworld").mkdir()
+    check_job(job("pocketworld/sft", "sft.data=pocketworld", "sft.model=gpt2"))
 
 
 def test_a_folder_in_which_a_stage_was_killed_before_it_began_is_new(files):

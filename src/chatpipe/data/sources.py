@@ -135,11 +135,11 @@ def _sha256_of_version(path: Path, size: int, changed: int) -> str:
 
 
 def _data_files(pattern: str) -> list[Path]:
-    """The files of a known kind that match, each once, also where links lead to it; hidden ones do not."""
+    """The files of a known kind that match; hidden ones do not. Folders that are links add none a second time."""
     found: dict[Path, Path] = {}
     for path in map(Path, sorted(glob.glob(pattern, recursive=True))):
         if path.is_file() and kind_of(path) in KINDS:
-            found.setdefault(path.resolve(), path)
+            found.setdefault(path.parent.resolve() / path.name, path)
     return list(found.values())
 
 

@@ -1,9 +1,9 @@
 """What a model folder holds, read from its config.json alone, so that a wrong one is answered without torch."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from chatpipe.errors import UsageError
 from chatpipe.models.weights import check_weights
@@ -20,6 +20,22 @@ _KIND_OF_SUFFIX: tuple[tuple[str, Kind], ...] = (
 _TOKENIZER_FILES = ("tokenizer*", "*.model", "vocab*", "tekken*")
 _LABELS_BY_DEFAULT = 2
 """What transformers takes a config.json without labels to have."""
+
+COUNT_FROM_PADDING = (
+    "camembert",
+    "data2vec-text",
+    "esm",
+    "ibert",
+    "longformer",
+    "luke",
+    "mpnet",
+    "roberta",
+    "roberta-prelayernorm",
+    "xlm-roberta",
+    "xlm-roberta-xl",
+    "xmod",
+)
+"""Model types of RoBERTa's kind: their first token has the position behind the padding token's id."""
 
 _NAME_OF_KIND = {"causal": "causal language model", "reward": "reward model", "masked": "masked language model"}
 
@@ -60,10 +76,18 @@ def check_model(name: str, wanted: Kind, key: str, or_else: Kind | None = None, 
 
 def positions_of(folder: Path) -> int | None:
     """How many tokens the model in `folder` reads at once, as its config.json says; None where that says nothing."""
-    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    return usable_positions(json.loads((folder / "config.json").read_text(encoding="utf-8")))
+
+
+def usable_positions(config: Mapping[str, Any]) -> int | None:
+    """How many tokens a model of such a config.json reads at once; None where it has no table of positions."""
     told = {**config, **(config.get("text_config") or {})}
     positions = told.get("max_position_embeddings", told.get("n_positions"))
-    return positions if isinstance(positions, int) and positions > 0 else None
+    if not isinstance(positions, int) or positions <= 0:  # XLNet, which has no table, says -1
+        return None
+    before_first = told.get("pad_token_id")
+    unused = (1 if before_first is None else before_first) + 1 if told.get("model_type") in COUNT_FROM_PADDING else 0
+    return positions - unused
 
 
 def check_tokenizer(name: str, key: str) -> None:

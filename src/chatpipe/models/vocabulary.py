@@ -17,17 +17,19 @@ def expected_vocabulary(section: Pretrain) -> int | None:
     """
     if section.architecture.vocab_size is not None:
         return section.architecture.vocab_size
-    mask = 1 if section.objective == "masked" else 0
+    is_masked = section.objective == "masked"
     if section.tokenizer.pretrained is None:
-        return section.tokenizer.vocab_size + mask
+        return section.tokenizer.vocab_size + is_masked
     file = Path(section.tokenizer.pretrained).expanduser() / "tokenizer.json"
     if not file.is_file():
         return None
     try:
         entries: int = Tokenizer.from_file(str(file)).get_vocab_size()
+        return entries + (is_masked and not _has_mask(file.with_name("tokenizer_config.json")))
     except Exception as problem:  # what `tokenizers` raises is nothing more specific
-        raise UsageError(f"{file} is not a tokenizer ({problem}).", "Give the folder of a whole one.") from problem
-    return entries + (0 if _has_mask(file.with_name("tokenizer_config.json")) else mask)
+        raise UsageError(
+            f"{file.parent} holds no tokenizer that can be read ({problem}).", "Give the folder of a whole one."
+        ) from problem
 
 
 def _has_mask(config: Path) -> bool:

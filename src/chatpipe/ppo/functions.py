@@ -65,7 +65,7 @@ def check_function(name: str, key: str) -> None:
 
 
 def load_function(name: str, key: str) -> Callable[..., Any]:
-    """The function that `module:function` names; what it prints goes to stderr, since stdout is for data.
+    """The function that `module:function` names; what it prints (in Python) goes to stderr, since stdout is for data.
 
     Raises UsageError naming the recipe's `key` where there is none, and so does the function where it raises anything.
     """

@@ -25,22 +25,7 @@ from transformers.utils import logging
 
 from chatpipe.data.padding import length_sorted, pad_right
 from chatpipe.errors import TrainingError
-
-COUNT_FROM_PADDING = (
-    "camembert",
-    "data2vec-text",
-    "esm",
-    "ibert",
-    "longformer",
-    "luke",
-    "mpnet",
-    "roberta",
-    "roberta-prelayernorm",
-    "xlm-roberta",
-    "xlm-roberta-xl",
-    "xmod",
-)
-"""Model types of RoBERTa's kind: their first token has the position behind the padding token's id."""
+from chatpipe.models.folder import usable_positions
 
 
 def new_reward_model(body_folder: str, pad_token_id: int, seed: int) -> PreTrainedModel:
@@ -74,12 +59,8 @@ def longest_of_config(config: PretrainedConfig, tokenizer: PreTrainedTokenizerBa
 
     Its positions, where it has a table of them, and no more than its tokenizer says.
     """
-    text = config.get_text_config()
-    positions = getattr(text, "max_position_embeddings", None)
-    if positions is None or positions <= 0:  # XLNet, which has no table, says -1
-        return tokenizer.model_max_length
-    unused = text.pad_token_id + 1 if text.model_type in COUNT_FROM_PADDING else 0
-    return min(positions - unused, tokenizer.model_max_length)
+    positions = usable_positions(config.get_text_config().to_dict())
+    return tokenizer.model_max_length if positions is None else min(positions, tokenizer.model_max_length)
 
 
 def reads_left_to_right(model: PreTrainedModel) -> bool:

@@ -5,7 +5,7 @@ Nothing here imports torch, so that a wrong command is answered at once, before 
 
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -164,17 +164,13 @@ class Job:
             settings["sft.eval_steps"] = self.recipe.sft.eval_steps
         if self.uses_pocketworld():
             settings.update(flatten({"pocketworld": self.recipe.pocketworld.model_dump(mode="json")}))
-        parents = {f"{self.stage}.{key}": model for key, model in self.models.items()}
         ranked_from: dict[str, dict[str, str]] = {}
         if self.stage == "rm" and run_ranks(self.recipe):
             settings.update(_ranking_settings(self.recipe))
-            parents.update(_ranking_models(self.recipe))
             ranked_from = _ranked_from(self.recipe)
-        if self.stage == "pretrain" and self.recipe.pretrain.tokenizer.pretrained:
-            parents["pretrain.tokenizer.pretrained"] = self.recipe.pretrain.tokenizer.pretrained
         return Manifest(
             stage=self.stage,
-            parents={key: checkpoint_id(model) for key, model in parents.items()},
+            parents={key: checkpoint_id(model) for key, model in self._parents().items()},
             data={
                 **{key: self._in_run(data_fingerprints(blocks, key)) for key, blocks in self.data().items()},
                 **{key: {name: source_fingerprint(name, key)} for key, name in self.functions().items()},
@@ -187,6 +183,15 @@ class Job:
             evaluation=self.evaluation(),
         )
 
+    def _parents(self) -> dict[str, str]:
+        """Recipe key -> model or tokenizer that decides what comes out."""
+        parents = {f"{self.stage}.{key}": model for key, model in self.models.items()}
+        if self.stage == "rm" and run_ranks(self.recipe):
+            parents.update(_ranking_models(self.recipe))
+        if self.stage == "pretrain" and self.recipe.pretrain.tokenizer.pretrained:
+            parents["pretrain.tokenizer.pretrained"] = self.recipe.pretrain.tokenizer.pretrained
+        return parents
+
     def _in_run(self, fingerprints: dict[str, str]) -> dict[str, str]:
         """With what the run itself made named by its place in the run, which may be moved."""
         run = Path(self.recipe.out)
@@ -195,11 +200,11 @@ class Job:
             for source, content in fingerprints.items()
         }
 
-    def standing(self) -> Standing:
+    def standing(self, to_be_made: Collection[str] = ()) -> Standing:
         """Whether the stage is done, has resume points to go on from, or is new.
 
-        Raises `UsageError` where the folder holds something else, was made in another way (the message names what
-        changed), or has lost the weights of a finished stage.
+        Raises `UsageError` where the folder holds something else, or was made in another way: the message names what
+        changed. Models that are yet `to_be_made` are not compared.
         """
         if not self.folder.exists():
             return "new"
@@ -210,30 +215,32 @@ class Job:
             )
         finished = read_manifest(self.folder)
         before = finished or read_manifest(self.folder, STARTED)
+        missing = {key for key, model in self._parents().items() if model in to_be_made}
         if before is None:
             return "new"  # killed before it had begun
         if finished is None and not any(self.folder.glob(COMPLETE_POINTS)):
             return "new"  # it broke off, perhaps because of its data, before there was anything to go on from
         now = self.manifest()
-        changed = self._with_later_keys(before, now).differences(now)
+        changed = _without(self._with_later_keys(before, now), missing).differences(_without(now, missing))
         if changed:
-            again = f"round={self.recipe.round} --fresh" if self.recipe.round > 1 else "--fresh"
             shown = changed[:4] + ([f"... and {len(changed) - 4} more"] if len(changed) > 4 else [])
             raise UsageError(
                 "\n".join([f"{self.folder} holds another {self.stage}:", *shown]),
-                f"`chatpipe {self.stage} ... {again}` makes it anew (the old one is deleted), or use another folder.",
+                f"`{self._again()}` makes it anew (the old one is deleted), or use another folder.",
             )
-        if finished is None:
-            return "started"
-        self._check_whole()
-        return "done"
+        return "done" if finished else "started"
 
-    def _check_whole(self) -> None:
+    def check_whole(self) -> None:
         """Raises `UsageError` where the weights of the finished stage are gone or damaged."""
         try:
             check_weights(self.folder, str(self.folder))
         except UsageError as problem:
-            raise UsageError(problem.message, f"`chatpipe {self.stage} ... --fresh` makes it anew.") from problem
+            raise UsageError(problem.message, f"`{self._again()}` makes it anew.") from problem
+
+    def _again(self) -> str:
+        """The command that makes the stage anew."""
+        of_round = f"round={self.recipe.round} " if self.recipe.round > 1 else ""
+        return f"chatpipe {self.stage} ... {of_round}--fresh"
 
     def _with_later_keys(self, before: Manifest, now: Manifest) -> Manifest:
         """`before` with the keys that the recipe had not then and that stand at their defaults now: nothing changed."""
@@ -259,11 +266,16 @@ class Job:
             retire(self.folder)
 
     def check_ours(self) -> None:
-        """Raises `UsageError` where the folder holds something that chatpipe did not make."""
+        """Raises `UsageError` where the folder holds something that chatpipe did not make, or cannot be deleted."""
         if self.folder.exists() and self._is_foreign():
             raise UsageError(
                 f"{self.folder} holds something that chatpipe did not make; it is not deleted.",
                 "Choose another folder.",
+            )
+        if self.folder.is_symlink() or self.folder.is_mount() or self.folder.resolve() == Path.cwd():
+            raise UsageError(
+                f"{self.folder} is a link, a mount or the working folder, which --fresh does not delete.",
+                "Empty it yourself, or choose another folder with out= or --out.",
             )
 
     def _is_foreign(self) -> bool:
@@ -290,12 +302,22 @@ class Job:
                 )
         for block in blocks:
             whole = Path(block.source).expanduser()
-            if whole.is_dir() and self.folder.resolve().is_relative_to(whole.resolve()):
+            if block.source != POCKETWORLD and whole.is_dir() and _lies_openly_in(self.folder, whole):
                 raise UsageError(
                     f"{self.folder} cannot be the folder of {self.stage}: it lies in {whole}, all of which "
                     f"{self.stage} reads.",
                     "Choose another folder with out= or --out.",
                 )
+
+
+def _without(manifest: Manifest, parents: Collection[str]) -> Manifest:
+    return replace(manifest, parents={key: id for key, id in manifest.parents.items() if key not in parents})
+
+
+def _lies_openly_in(folder: Path, whole: Path) -> bool:
+    """Whether `folder` is in `whole`, and not below a hidden folder, which is not read."""
+    folder, whole = folder.resolve(), whole.resolve()
+    return folder.is_relative_to(whole) and not any(part.startswith(".") for part in folder.relative_to(whole).parts)
 
 
 def recipe_section(recipe: Recipe, stage: str) -> Any:

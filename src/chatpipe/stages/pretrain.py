@@ -15,6 +15,7 @@ from chatpipe.evaluation.verdicts import masked_verdict, pretrain_verdict
 from chatpipe.guards.by_stage import pretrain_guards, token_guards
 from chatpipe.guards.run import Checks, guard
 from chatpipe.models.architecture import new_model
+from chatpipe.models.folder import usable_positions
 from chatpipe.models.loading import load_causal_model, load_masked_model
 from chatpipe.pretraining.arguments import pretrain_arguments
 from chatpipe.pretraining.bits import TextBits, tokens_without_text
@@ -63,7 +64,7 @@ def prepare(job: Job) -> Prepared:
     if job.recipe.pretrain.objective == "masked":
         add_mask_token(tokenizer)
     model = _start(job, tokenizer)
-    positions = getattr(model.config.get_text_config(), "max_position_embeddings", None)
+    positions = usable_positions(model.config.get_text_config().to_dict())
     check_context(job.recipe.pretrain.block_size, positions)  # of a model of the hub it was not known before
     return Prepared(texts, tokenizer, model, held_out)
 

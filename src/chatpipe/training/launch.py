@@ -13,6 +13,7 @@ import sys
 import threading
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -119,15 +120,17 @@ def in_world() -> bool:
 
 
 def end_rank(code: int) -> NoReturn:
-    """Ends a process that joined others: atexit's hooks run and what was printed is written, then it is gone.
+    """Ends a process that joined others: threads end, atexit's hooks run, what was printed is written, and it is gone.
 
     When the interpreter takes itself apart, Gloo's threads outlive it and abort every other process or every thirtieth
     ("terminate called without an active exception", pytorch issue 190489), also after `destroy_process_group`. A rank
     that has done its work would then count as failed, and its launcher would kill those that still evaluate and save.
     """
+    threading._shutdown()  # type: ignore[attr-defined] # waits for threads that are no daemons
     atexit._run_exitfuncs()  # trackers send what they still hold
-    sys.stdout.flush()
-    sys.stderr.flush()
+    for stream in (sys.stdout, sys.stderr):
+        with suppress(OSError, ValueError):  # its reader may be gone, or it is closed
+            stream.flush()
     os._exit(code)
 
 
