@@ -20,6 +20,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -112,7 +113,7 @@ def trainer_steps(peer: str, shape: tuple[int, ...], steps: int) -> dict[str, An
             )
             more = {**pretrain_arguments(section), "save_strategy": "no"}
             args = training_arguments(TrainingArguments, section, "pretrain", Path(folder), 0, 1, **more)
-            trainer: Trainer = PretrainTrainer(model, args, Blocks())
+            trainer: Trainer = PretrainTrainer(model, args, stored(Path(folder) / "tokens", Blocks.tokens, context))
         else:
             config = GPT2Config(
                 vocab_size=vocabulary, n_positions=context, n_embd=width, n_layer=layers, n_head=heads,
@@ -149,6 +150,21 @@ def trainer_steps(peer: str, shape: tuple[int, ...], steps: int) -> dict[str, An
         "flops": flops_per_token(model.num_parameters(), layers, width, context),
         "peak": peak_flops(torch.bfloat16 if bf16 else torch.float32),
     }
+
+
+def stored(folder: Path, tokens: Any, context: int) -> Any:
+    """The tokens as chatpipe pretrain reads them: out of the files of a token store, in its order."""
+    import numpy as np
+
+    from chatpipe.data.packing import TrainingText
+    from chatpipe.data.token_store import StoreManifest, TokenStore
+    from chatpipe.durable import MANIFEST
+
+    folder.mkdir()
+    tokens.numpy().astype(np.uint16).tofile(folder / "shard")
+    shards = {"shard": {"bytes": len(tokens), "documents": 1}}
+    (folder / MANIFEST).write_text(json.dumps(asdict(StoreManifest("random", "uint16", True, shards))))
+    return TrainingText([TokenStore(folder)], [1.0], context, seed=0, samples=100 * len(tokens) // context)
 
 
 def nanogpt_steps(given: argparse.Namespace) -> dict[str, Any]:

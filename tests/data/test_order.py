@@ -1,5 +1,6 @@
 from collections import Counter
 
+import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -7,23 +8,40 @@ from hypothesis import strategies as st
 from chatpipe.data.order import SampleOrder, permuted
 
 
+def places(numbers, size, keys) -> list[int]:
+    return permuted(*(np.array(some, np.uint64, ndmin=1) for some in (numbers, size, keys))).tolist()
+
+
 @given(st.integers(1, 700), st.integers(0, 2**64 - 1))
 def test_each_number_goes_somewhere_else(size, key):
-    assert sorted(permuted(number, size, key) for number in range(size)) == list(range(size))
+    assert sorted(places(range(size), size, key)) == list(range(size))
 
 
 def test_the_order_looks_random():
     """Neighbours end up apart, and every place is about as likely for every number."""
     size = 1000
-    order = [permuted(number, size, key=7) for number in range(size)]
+    order = places(range(size), size, 7)
     steps = [abs(a - b) for a, b in zip(order, order[1:], strict=False)]
     assert sum(steps) / len(steps) == pytest.approx(size / 3, rel=0.1)  # of independent places
-    firsts = Counter(permuted(0, 10, key) for key in range(10_000))
+    firsts = Counter(places(0, 10, range(10_000)))
     assert all(800 < firsts[place] < 1200 for place in range(10))
 
 
 def test_one_number_of_a_huge_permutation_needs_no_others():
-    assert 0 <= permuted(123_456_789_012, 10**12, key=1) < 10**12
+    assert 0 <= places(123_456_789_012, 10**12, 1)[0] < 10**12
+
+
+def test_the_order_stays_what_it_is():
+    """Resume points of earlier versions go on in it."""
+    order = SampleOrder([1000, 37, 5], [0.3, 2.5, 1.0], seed=7)
+    read = [order.at(sample) for sample in (0, 1, 1023, 1024, 5 * 10**12)]
+    assert read == [
+        (0, 99),
+        (0, 899),
+        (0, 64),
+        (1, 32),
+        (0, 610),
+    ]
 
 
 @given(st.lists(st.integers(1, 60), min_size=1, max_size=4), st.integers(0, 99))

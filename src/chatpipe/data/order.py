@@ -5,12 +5,18 @@ for any number of samples. A permutation of n numbers is computed one number at 
 walking: Black and Rogaway 2002, "Ciphers with Arbitrary Finite Domains", section 4).
 """
 
-from bisect import bisect_right
 from collections.abc import Sequence
+from functools import reduce
 from itertools import accumulate
 
+import numpy as np
+from numpy.typing import NDArray
+
 ROUNDS = 4
-_MASK = 2**64 - 1
+AT_ONCE = 1024
+"""Samples whose blocks are computed together: one by one they took 1 % of a small model's step."""
+
+Numbers = NDArray[np.uint64]
 
 
 class SampleOrder:
@@ -28,6 +34,7 @@ class SampleOrder:
         self.blocks, self.seed = list(blocks), seed
         self.shares = [max(1, round(weight * count)) for weight, count in zip(weights, blocks, strict=True)]
         self._ends = list(accumulate(self.shares))
+        self._first, self._known = -1, [(0, 0)]
 
     @property
     def samples_per_epoch(self) -> int:
@@ -36,38 +43,57 @@ class SampleOrder:
 
     def at(self, sample: int) -> tuple[int, int]:
         """(source, block) of sample number `sample`, counted from 0 over all epochs and processes."""
-        epoch, place = divmod(sample, self.samples_per_epoch)
-        slot = permuted(place, self.samples_per_epoch, _mixed(self.seed, 0, epoch))
-        source = bisect_right(self._ends, slot)
-        share, count = self.shares[source], self.blocks[source]
-        turn, number = divmod(epoch * share + slot - (self._ends[source] - share), count)
-        return source, permuted(number, count, _mixed(self.seed, source + 1, turn))
+        place = sample % AT_ONCE
+        if self._first != sample - place:
+            self._first, self._known = sample - place, self._from(sample - place)
+        return self._known[place]
+
+    def _from(self, first: int) -> list[tuple[int, int]]:
+        """(source, block) of the `AT_ONCE` samples from number `first` on."""
+        samples = np.arange(first, first + AT_ONCE, dtype=np.uint64)
+        per_epoch = _of([self.samples_per_epoch])
+        epoch, place = np.divmod(samples, per_epoch)
+        slot = permuted(place, per_epoch, _mixed(_of([self.seed]), _of([0]), epoch))
+        source = np.searchsorted(_of(self._ends), slot, side="right")
+        share, count, end = (_of(numbers)[source] for numbers in (self.shares, self.blocks, self._ends))
+        turn, number = np.divmod(epoch * share + slot - (end - share), count)
+        block = permuted(number, count, _mixed(_of([self.seed]), source.astype(np.uint64) + _of([1]), turn))
+        return list(zip(source.tolist(), block.tolist(), strict=True))
 
 
-def permuted(number: int, size: int, key: int) -> int:
-    """Where `number` goes in the permutation of range(size) that `key` chooses."""
-    half = max(2, (max(size - 1, 1).bit_length() + 1) // 2)
-    while True:
-        number = _feistel(number, half, key)
-        if number < size:  # else walk on: the cycle leads back into the range, and to no number twice
-            return number
+def permuted(numbers: Numbers, sizes: Numbers, keys: Numbers) -> Numbers:
+    """Where each of `numbers` goes in the permutation of range(size) that its key chooses; sizes up to 2**53."""
+    numbers, sizes, keys = np.broadcast_arrays(numbers, sizes, keys)
+    bits = np.frexp(np.maximum(sizes - _of([1]), _of([1])).astype(np.float64))[1]
+    halves = np.maximum(2, (bits + 1) // 2).astype(np.uint64)
+    found = _feistel(numbers, halves, keys)
+    while (outside := np.flatnonzero(found >= sizes)).size:
+        # Walk on: the cycle leads back into the range, and to no number twice.
+        found[outside] = _feistel(found[outside], halves[outside], keys[outside])
+    return found
 
 
-def _feistel(number: int, half: int, key: int) -> int:
-    """A permutation of the numbers of 2 * `half` bits."""
-    low = (1 << half) - 1
-    left, right = number >> half, number & low
+def _feistel(numbers: Numbers, halves: Numbers, keys: Numbers) -> Numbers:
+    """A permutation of the numbers of 2 * half bits."""
+    low = (_of([1]) << halves) - _of([1])
+    left, right = numbers >> halves, numbers & low
     for turn in range(ROUNDS):
-        left, right = right, left ^ (_mixed(key, turn, right) & low)
-    return left << half | right
+        left, right = right, left ^ (_mixed(keys, _of([turn]), right) & low)
+    return left << halves | right
 
 
-def _mixed(*numbers: int) -> int:
+def _mixed(*numbers: Numbers) -> Numbers:
     """64 bits that look random and depend on all `numbers` (splitmix64's finaliser, chained)."""
-    state = 0
-    for number in numbers:
-        state = (state + number + 0x9E3779B97F4A7C15) & _MASK
-        state = ((state ^ (state >> 30)) * 0xBF58476D1CE4E5B9) & _MASK
-        state = ((state ^ (state >> 27)) * 0x94D049BB133111EB) & _MASK
-        state ^= state >> 31
-    return state
+    return reduce(_chained, numbers, _of([0]))
+
+
+def _chained(state: Numbers, number: Numbers) -> Numbers:
+    state = state + number + _of([0x9E3779B97F4A7C15])
+    state = (state ^ (state >> _of([30]))) * _of([0xBF58476D1CE4E5B9])
+    state = (state ^ (state >> _of([27]))) * _of([0x94D049BB133111EB])
+    return state ^ (state >> _of([31]))
+
+
+def _of(numbers: Sequence[int]) -> Numbers:
+    """As an array, in which 64 bits overflow without a warning."""
+    return np.array([number % 2**64 for number in numbers], np.uint64)

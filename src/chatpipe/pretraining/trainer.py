@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Iterator
+from itertools import islice
 from typing import Any
 
 import torch
@@ -79,7 +80,7 @@ class PretrainTrainer(Measured, ResumePoints, SkipNonFinite, Trainer):
         self, epoch_iterator: Iterator[dict[str, Tensor]], num_batches: int, device: torch.device
     ) -> tuple[list[dict[str, Tensor]], Any]:
         """The micro-batches of the next optimizer step, and how many tokens they predict over all processes."""
-        batches, _ = super().get_batch_samples(epoch_iterator, num_batches, device)
+        batches = list(islice(epoch_iterator, num_batches))
         if self.masking is not None:
             batches = [self._masked(self.masking, batch, micro) for micro, batch in enumerate(batches)]
         # Counted here: of a GPT-2, transformers counts the first label too, which no position predicts.
