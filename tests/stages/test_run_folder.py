@@ -61,6 +61,7 @@ def test_a_stage_cannot_be_made_inside_a_folder_that_it_reads_whole(files):
 def test_a_folder_that_is_called_as_the_built_in_world_is_not_the_world(files):
     Path("pocketworld").mkdir()
     check_job(job("pocketworld/sft", "sft.data=pocketworld", "sft.model=gpt2"))
+    check_job(job("pocketworld", "sft.data=pocketworld", "sft.model=gpt2"))
 
 
 def test_a_folder_in_which_a_stage_was_killed_before_it_began_is_new(files):

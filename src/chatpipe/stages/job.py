@@ -302,7 +302,7 @@ class Job:
                 )
         for block in blocks:
             whole = Path(block.source).expanduser()
-            if block.source != POCKETWORLD and whole.is_dir() and _lies_openly_in(self.folder, whole):
+            if whole in named_files(block) and whole.is_dir() and _lies_openly_in(self.folder, whole):
                 raise UsageError(
                     f"{self.folder} cannot be the folder of {self.stage}: it lies in {whole}, all of which "
                     f"{self.stage} reads.",
