@@ -101,7 +101,7 @@ def build_token_store(
     fingerprint = store_fingerprint(text, encoder)
     manifest = _manifest_of(folder, fingerprint) or StoreManifest(fingerprint, encoder.dtype)
     if not manifest.complete:
-        workers = workers or min(len(os.sched_getaffinity(0)), MAX_WORKERS)
+        workers = workers or min(usable_cores(), MAX_WORKERS)
         try:
             _build(folder, text, encoder, manifest, workers, shard_tokens)
         except KeyboardInterrupt as problem:
@@ -110,6 +110,11 @@ def build_token_store(
                 "The same command goes on behind them.",
             ) from problem
     return TokenStore(folder)
+
+
+def usable_cores() -> int:
+    """How many cores this process may use; where the system does not tell (macOS), how many there are."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def find_token_store(folders: Sequence[Path], text: RawText, encoder: Encoder) -> TokenStore | None:

@@ -5,6 +5,7 @@ Python most of the time. A graph replays them with one call, but is fixed to the
 """
 
 import warnings
+import weakref
 from collections.abc import Callable
 
 import torch
@@ -27,7 +28,9 @@ class StepGraphs:
     """
 
     def __init__(self, step: Callable[[int, int], None]) -> None:
-        self._step = step
+        """`step`: a bound method. A strong reference would keep its object, and the KV cache in it, until the next full
+        garbage collection, since that object holds this one."""
+        self._method = weakref.WeakMethod(step)
         self._seen: set[tuple[int, int]] = set()
         self._graphs: dict[tuple[int, int], torch.cuda.CUDAGraph] = {}
         self._pool = torch.cuda.graph_pool_handle()
@@ -44,10 +47,16 @@ class StepGraphs:
         else:
             self._step(rows, kv_length)
 
+    def _step(self, rows: int, kv_length: int) -> None:
+        step = self._method()
+        assert step is not None, "the object whose steps these are is alive while it runs one"
+        step(rows, kv_length)
+
     def _record(self, shape: tuple[int, int]) -> None:
         graph = torch.cuda.CUDAGraph()
         try:
-            with torch.cuda.graph(graph, pool=self._pool):  # does not run the step
+            # Does not run the step. "thread_local": CUDA calls of other threads (NCCL's watchdog) do not break it off.
+            with torch.cuda.graph(graph, pool=self._pool, capture_error_mode="thread_local"):
                 self._step(*shape)
         except RuntimeError as problem:
             self._recordable = False

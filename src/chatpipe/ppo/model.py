@@ -47,7 +47,8 @@ class PolicyAndCritic(nn.Module):
 
     def positions_read(self, batch: MicroBatch) -> Tensor:
         """How many tokens of `batch`, padding included, go through the policy: a number."""
-        return torch.tensor(positions_read(_body(self.policy), batch.attention_mask))
+        read = positions_read(_body(self.policy), batch.attention_mask)
+        return torch.tensor(read, device=batch.attention_mask.device)
 
     def activation_checkpointing_enable(self, **kwargs: Any) -> None:
         """What Trainer calls for `gradient_checkpointing`."""

@@ -16,7 +16,7 @@ from chatpipe.guards.by_stage import pretrain_guards, token_guards
 from chatpipe.guards.run import Checks, guard
 from chatpipe.models.architecture import new_model
 from chatpipe.models.folder import usable_positions
-from chatpipe.models.loading import load_causal_model, load_masked_model
+from chatpipe.models.loading import load_causal_model, load_masked_model, placed
 from chatpipe.pretraining.arguments import pretrain_arguments
 from chatpipe.pretraining.bits import TextBits, tokens_without_text
 from chatpipe.pretraining.masking import Masking, add_mask_token
@@ -147,7 +147,7 @@ def _start(job: Job, tokenizer: PreTrainedTokenizerBase) -> PreTrainedModel:
         if job.recipe.pretrain.tokenizer.pretrained is not None:
             _forget_ends(model, tokenizer)
         return model
-    return new_model(job.recipe.pretrain.architecture, tokenizer)
+    return placed(new_model(job.recipe.pretrain.architecture, tokenizer))
 
 
 def _forget_ends(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
@@ -161,4 +161,4 @@ def _forget_ends(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> 
 
 
 def _load(job: Job, model: Any) -> PreTrainedModel:
-    return load_masked_model(model) if job.recipe.pretrain.objective == "masked" else load_causal_model(model)
+    return placed(load_masked_model(model) if job.recipe.pretrain.objective == "masked" else load_causal_model(model))

@@ -18,7 +18,7 @@ from chatpipe.finetuning.trainer import SftTrainer
 from chatpipe.generation.engine import context_length
 from chatpipe.guards.by_stage import sft_guards
 from chatpipe.guards.run import Checks, guard
-from chatpipe.models.loading import load_causal_model, load_tokenizer
+from chatpipe.models.loading import load_causal_model, load_tokenizer, placed
 from chatpipe.stages.adapting import stage_adapter
 from chatpipe.stages.arguments import stage_arguments
 from chatpipe.stages.chats import chat_rows, check_enough, say_left_out
@@ -108,7 +108,7 @@ def run_sft(job: Job) -> Outcome | None:
     del trainer
     gc.collect()  # the optimizer's memory: trainer and callbacks hold each other
     # The trained one's forward may still run in bf16; before and after are both measured in float32.
-    model = load_causal_model(job.folder)
+    model = placed(load_causal_model(job.folder))
     with console.progress("evaluating", total=None):
         gain = held_out.gain(model)
     metrics = {
@@ -130,7 +130,7 @@ def run_sft(job: Job) -> Outcome | None:
 def load_for_chat(model: str) -> tuple[PreTrainedTokenizerBase, PreTrainedModel]:
     """A causal model in float32 and its tokenizer, with a chat template and embeddings for all of its tokens."""
     tokenizer = load_tokenizer(model)
-    loaded = load_causal_model(model)
+    loaded = placed(load_causal_model(model))
     add_chat_template(tokenizer)
     entries = loaded.get_input_embeddings().num_embeddings
     if len(tokenizer) > entries:

@@ -74,7 +74,7 @@ class Speedometer(TrainerCallback):
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, metrics: dict[str, Any], **_: Any
     ) -> None:
         """Leaves the time of an evaluation out."""
-        self._since += metrics["eval_runtime"]
+        self._since += metrics.get("eval_runtime", 0.0)
 
     def averages(self, world_size: int) -> dict[str, Any]:
         """Speed over all that was trained."""
