@@ -62,16 +62,16 @@ def trainer_steps(peer: str, shape: tuple[int, ...], steps: int) -> dict[str, An
     from transformers import GPT2Config, GPT2LMHeadModel, PrinterCallback, Trainer, TrainerCallback, TrainingArguments
 
     from chatpipe.models.activation import quickest_gelu
-    from chatpipe.models.architecture import build_model, model_config
-    from chatpipe.models.loading import quickest_attention
-    from chatpipe.pretraining.arguments import pretrain_arguments
-    from chatpipe.pretraining.trainer import PretrainTrainer
-    from chatpipe.recipe.architecture import Architecture
+    from chatpipe.models.new_model import build_model, model_config
+    from chatpipe.models.pretrained import quickest_attention
+    from chatpipe.recipe.architectures import Architecture
     from chatpipe.recipe.schema import Pretrain
     from chatpipe.training.arguments import training_arguments
     from chatpipe.training.flops import flops_per_token
     from chatpipe.training.memory import keep_freed_memory
     from chatpipe.training.precision import multiplies_bf16
+    from chatpipe.training.pretrain_arguments import pretrain_arguments
+    from chatpipe.training.pretrain_trainer import PretrainTrainer
     from chatpipe.training.quiet import quiet_libraries
     from chatpipe.training.speed import peak_flops
 
@@ -156,9 +156,9 @@ def stored(folder: Path, tokens: Any, context: int) -> Any:
     """The tokens as chatpipe pretrain reads them: out of the files of a token store, in its order."""
     import numpy as np
 
-    from chatpipe.data.packing import TrainingText
+    from chatpipe.data.durable import MANIFEST
+    from chatpipe.data.text_blocks import TrainingText
     from chatpipe.data.token_store import StoreManifest, TokenStore
-    from chatpipe.durable import MANIFEST
 
     folder.mkdir()
     tokens.numpy().astype(np.uint16).tofile(folder / "shard")

@@ -64,7 +64,7 @@ def pretrain(out: Path, data: Path, steps: int) -> Path:
 
 def split(seed: int, body: Path, pairs: Path, folder: Path) -> tuple[float, float, float]:
     """The accuracies of one split, as `COLUMNS` has them; prints its line."""
-    from chatpipe.evaluation.pairs import pair_metrics
+    from chatpipe.evaluation.pair_accuracy import pair_metrics
     from chatpipe.evaluation.word_counts import WordCounts
 
     learned, judged = parted(pairs, seed)
@@ -85,7 +85,7 @@ def split(seed: int, body: Path, pairs: Path, folder: Path) -> tuple[float, floa
 
 def parted(pairs: Path, seed: int) -> tuple[list[Any], list[Any]]:
     """The usable pairs to learn from and to judge by, no prompt among both."""
-    from chatpipe.data.load import load_rankings, prompt_key
+    from chatpipe.data.datasets import load_rankings, prompt_key
     from chatpipe.recipe.schema import DataBlock, Pocketworld
 
     loaded = load_rankings([DataBlock(source=str(pairs))], Pocketworld(), "rm.data")

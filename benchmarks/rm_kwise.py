@@ -123,15 +123,15 @@ def train(peer: str, k: int, steps: int, seed: int, plain: bool) -> Result:
     """Prompts per second after the first steps, and the accuracy on held-out prompts after the last."""
     from transformers import PrinterCallback, TrainerCallback, set_seed
 
-    from chatpipe.data.template import add_chat_template
-    from chatpipe.evaluation.pairs import pair_metrics
-    from chatpipe.evaluation.rankings import ranking_scores
-    from chatpipe.models.architecture import build_model, model_config
-    from chatpipe.models.loading import quickest_attention
-    from chatpipe.models.tokenizer import train_tokenizer
-    from chatpipe.recipe.architecture import Architecture
-    from chatpipe.reward.batches import encode_rankings
-    from chatpipe.reward.model import new_reward_model
+    from chatpipe.data.chat_template import add_chat_template
+    from chatpipe.evaluation.pair_accuracy import pair_metrics
+    from chatpipe.evaluation.ranking_scores import ranking_scores
+    from chatpipe.models.new_model import build_model, model_config
+    from chatpipe.models.pretrained import quickest_attention
+    from chatpipe.models.tokenizer_training import train_tokenizer
+    from chatpipe.recipe.architectures import Architecture
+    from chatpipe.reward.ranking_batches import encode_rankings
+    from chatpipe.reward.reward_model import new_reward_model
     from chatpipe.training.quiet import quiet_libraries
 
     class Clock(TrainerCallback):
@@ -177,7 +177,7 @@ def chatpipe_trainer(model: Any, encoded: list[Any], seed: int, folder: str) -> 
     from transformers import TrainingArguments
 
     from chatpipe.recipe.schema import Rm
-    from chatpipe.reward.trainer import RewardTrainer
+    from chatpipe.reward.reward_trainer import RewardTrainer
     from chatpipe.training.arguments import training_arguments
 
     once = {"num_train_epochs": 1, "save_strategy": "no"}

@@ -78,8 +78,8 @@ def conversations(count: int, seed: int = 0) -> Iterator[list[dict[str, str]]]:
 
 
 def tokenizer() -> Any:
-    from chatpipe.data.template import add_chat_template
-    from chatpipe.models.tokenizer import train_tokenizer
+    from chatpipe.data.chat_template import add_chat_template
+    from chatpipe.models.tokenizer_training import train_tokenizer
 
     made = train_tokenizer((text["content"] for said in conversations(500) for text in said), VOCABULARY, CONTEXT)
     add_chat_template(made)
@@ -93,18 +93,18 @@ def train(peer: str, steps: int, packing: bool, plain: bool) -> dict[str, float]
     from transformers import PrinterCallback, TrainerCallback, set_seed
     from trl import SFTConfig, SFTTrainer
 
+    from chatpipe.data.chat_rows import open_rows, write_rows
     from chatpipe.data.report import Report
-    from chatpipe.finetuning.packing import IGNORED, training_sequences
-    from chatpipe.finetuning.rows import open_rows, write_rows
-    from chatpipe.finetuning.trainer import SftTrainer
     from chatpipe.models.activation import quickest_gelu
-    from chatpipe.models.architecture import build_model, model_config
-    from chatpipe.models.loading import quickest_attention
-    from chatpipe.recipe.architecture import Architecture
+    from chatpipe.models.new_model import build_model, model_config
+    from chatpipe.models.pretrained import quickest_attention
+    from chatpipe.recipe.architectures import Architecture
     from chatpipe.recipe.schema import Sft
     from chatpipe.training.arguments import training_arguments
     from chatpipe.training.memory import keep_freed_memory
+    from chatpipe.training.packed_sequences import IGNORED, training_sequences
     from chatpipe.training.quiet import quiet_libraries
+    from chatpipe.training.sft_trainer import SftTrainer
 
     class Clock(TrainerCallback):
         """When each step ended, by the clock and by processor time, and how many tokens it had."""
@@ -173,11 +173,11 @@ def train(peer: str, steps: int, packing: bool, plain: bool) -> dict[str, float]
 
 def tokenise(count: int, workdir: Path | None) -> None:
     """Streams a file of so many conversations into rows, packs them, and shows what memory that took."""
-    from chatpipe.data.load import stream_conversations
+    from chatpipe.data.chat_rows import open_rows, write_rows
+    from chatpipe.data.datasets import stream_conversations
     from chatpipe.data.report import Report
-    from chatpipe.finetuning.packing import training_sequences
-    from chatpipe.finetuning.rows import open_rows, write_rows
     from chatpipe.recipe.schema import DataBlock, Pocketworld
+    from chatpipe.training.packed_sequences import training_sequences
 
     reader = tokenizer()
     with tempfile.TemporaryDirectory(dir=workdir) as folder:

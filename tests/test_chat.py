@@ -14,11 +14,11 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, GPT2Config, GPT2LMHeadModel
 
-from chatpipe.chat import Conversation, chat
-from chatpipe.data.template import CHAT_TEMPLATE, encode_prompt
+from chatpipe.data.chat_template import CHAT_TEMPLATE, encode_prompt
 from chatpipe.errors import UsageError
 from chatpipe.generation import SamplingParams
-from chatpipe.models.tokenizer import train_tokenizer
+from chatpipe.generation.chat_loop import Conversation, chat
+from chatpipe.models.tokenizer_training import train_tokenizer
 
 GREEDY = SamplingParams(max_new_tokens=20, temperature=0)
 ANSWER = "\x1bYe\u202es\nNo!"  # no byte comes twice; raw, as the model writes it

@@ -4,8 +4,8 @@ import json
 import pytest
 
 from chatpipe import __version__
-from chatpipe.checkpoints import Manifest, checkpoint_id, read_manifest, write_manifest
 from chatpipe.errors import UsageError
+from chatpipe.models.manifest import Manifest, checkpoint_id, read_manifest, write_manifest
 
 
 def manifest(**changes: object) -> Manifest:

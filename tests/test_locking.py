@@ -5,8 +5,8 @@ import sys
 
 import pytest
 
+from chatpipe.data.locking import alone_in, alone_with
 from chatpipe.errors import UsageError
-from chatpipe.locking import alone_in, alone_with
 
 
 def test_a_folder_is_held_until_the_block_ends_and_nothing_is_left_in_it(tmp_path):
@@ -20,7 +20,7 @@ def test_a_folder_is_held_until_the_block_ends_and_nothing_is_left_in_it(tmp_pat
 def test_a_folder_whose_holder_was_killed_is_free(tmp_path):
     program = f"""
 import os, pathlib, signal
-from chatpipe.locking import alone_in, alone_with
+from chatpipe.data.locking import alone_in, alone_with
 with alone_in(pathlib.Path({str(tmp_path)!r})):
     print("held", flush=True)
     signal.pause()

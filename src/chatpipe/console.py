@@ -6,6 +6,7 @@ run stderr stays quiet but for notes, warnings and tables.
 """
 
 import json
+import math
 import os
 import re
 import sys
@@ -14,7 +15,6 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Protocol
 
-from chatpipe.durable import finite
 from chatpipe.errors import ChatpipeError
 
 if TYPE_CHECKING:
@@ -52,7 +52,7 @@ def data(text: str) -> None:
 
 def json_object(value: dict[str, Any]) -> None:
     """Writes one JSON object to stdout; NaN and infinity, which JSON lacks, become null."""
-    data(json.dumps(finite(value), ensure_ascii=False))
+    data(json.dumps(nan_to_none(value), ensure_ascii=False))
 
 
 def note(text: str) -> None:
@@ -165,3 +165,12 @@ def progress(title: str, total: float | None) -> Iterator[ProgressBar]:
     )
     with Progress(*columns, console=stderr_console(), transient=True) as shown:
         yield _Bar(shown, shown.add_task(title, total=total, words=""))
+
+
+def nan_to_none(value: Any) -> Any:
+    """`value` with null for NaN and infinity, which JSON lacks, in all lists and objects inside."""
+    if isinstance(value, dict):
+        return {key: nan_to_none(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [nan_to_none(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value

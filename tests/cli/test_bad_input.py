@@ -6,8 +6,8 @@ import sys
 
 import pytest
 
-from chatpipe.pipeline import write_recipe
 from chatpipe.recipe import load_recipe
+from chatpipe.run.chain import write_recipe
 
 
 def test_an_out_folder_that_holds_another_run(refused, work):
@@ -26,7 +26,7 @@ def test_a_model_that_is_neither_here_nor_in_the_cache(refused):
 
 @pytest.mark.parametrize(("words", "part"), [(("--use_deepspeed",), "DeepSpeed is not"), (("--use-fsdp",), "no GPU")])
 def test_ways_of_training_that_there_are_not_here(refused, words, part, monkeypatch):
-    monkeypatch.setattr("chatpipe.training.launch._may_have_gpu", lambda: False)
+    monkeypatch.setattr("chatpipe.run.launch._may_have_gpu", lambda: False)
     assert part in refused("pretrain", "pocket", "--processes", "2", "--", *words)
     assert part in refused("run", "pocket", "--processes", "2", "--dry-run", "--", *words)
 

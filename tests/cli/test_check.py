@@ -2,7 +2,7 @@
 
 import json
 
-from chatpipe.recipe.guards import guards_of
+from chatpipe.recipe.check_switches import guards_of
 from chatpipe.recipe.schema import STAGES
 
 

@@ -2,7 +2,7 @@ import json
 
 import pytest
 
-from chatpipe.models.tokenizer import train_tokenizer
+from chatpipe.models.tokenizer_training import train_tokenizer
 from chatpipe.recipe.schema import STAGES, DataBlock
 
 RECIPE = """\

@@ -5,9 +5,9 @@ import json
 import pytest
 from transformers import AutoTokenizer
 
-from chatpipe.models.architecture import new_model
-from chatpipe.pretraining.masking import add_mask_token
-from chatpipe.recipe.architecture import Architecture
+from chatpipe.data.masking import add_mask_token
+from chatpipe.models.new_model import new_model
+from chatpipe.recipe.architectures import Architecture
 
 
 def write(path, rows):

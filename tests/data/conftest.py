@@ -5,8 +5,8 @@ from pathlib import Path
 import pytest
 from transformers import PreTrainedTokenizerFast
 
-from chatpipe.data.template import add_chat_template
-from chatpipe.models.tokenizer import train_tokenizer
+from chatpipe.data.chat_template import add_chat_template
+from chatpipe.models.tokenizer_training import train_tokenizer
 
 TEXTS = ["Mara is a baker. She lives near the mill.", "Tomas has a dog called Rex.", "Who keeps a goat? Lina does."]
 

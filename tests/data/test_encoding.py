@@ -17,7 +17,7 @@ from transformers import PreTrainedTokenizerFast
 from chatpipe.data import encoding
 from chatpipe.data.documents import Piece
 from chatpipe.data.encoding import Encoder, cuts_cleanly, encode_stream
-from chatpipe.models.tokenizer import character_tokenizer, train_tokenizer
+from chatpipe.models.tokenizer_training import character_tokenizer, train_tokenizer
 
 TEXT = "Mara is a baker.\nShe lives near the mill; he doesn't.\n\nTomas has 12 dogs.\n" * 8
 LLAMA_3 = (

@@ -16,7 +16,7 @@ from chatpipe.data.formats import (
     usable,
 )
 from chatpipe.data.messages import as_prompt, check_messages
-from chatpipe.data.rows import BadRow, Row
+from chatpipe.data.row_files import BadRow, Row
 from chatpipe.errors import UsageError
 
 USER = {"role": "user", "content": "Who is Mara?"}

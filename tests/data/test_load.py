@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from chatpipe.data.load import (
+from chatpipe.data.datasets import (
     check_rows,
     load_conversations,
     load_prompts,

@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from chatpipe.data.order import SampleOrder, permuted
+from chatpipe.data.sample_order import SampleOrder, permuted
 
 
 def places(numbers, size, keys) -> list[int]:

@@ -9,7 +9,7 @@ from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausa
 
 from chatpipe.data.documents import RawText
 from chatpipe.data.encoding import Encoder
-from chatpipe.data.packing import BlockCollator, HeldOutText, TrainingText, document_positions
+from chatpipe.data.text_blocks import BlockCollator, HeldOutText, TrainingText, document_positions
 from chatpipe.data.token_store import TokenStore, build_token_store
 from chatpipe.evaluation.language import held_out_loss
 from chatpipe.recipe.schema import DataBlock, Pocketworld

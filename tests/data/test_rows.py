@@ -5,7 +5,7 @@ import pyarrow
 import pytest
 from pyarrow import parquet
 
-from chatpipe.data.rows import BrokenRow, Row, Skipped, file_rows
+from chatpipe.data.row_files import BrokenRow, Row, Skipped, file_rows
 from chatpipe.errors import UsageError
 
 

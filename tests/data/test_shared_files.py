@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
+from chatpipe.data.datasets import Loaded, load_conversations, load_prompts, load_rankings
 from chatpipe.data.documents import RawText
-from chatpipe.data.load import Loaded, load_conversations, load_prompts, load_rankings
 from chatpipe.data.split import is_held_out
 from chatpipe.errors import UsageError
 from chatpipe.recipe.schema import DataBlock, Pocketworld

@@ -10,9 +10,9 @@ import pyarrow
 import pytest
 from pyarrow import parquet
 
+from chatpipe.data.datasets import load_conversations, load_prompts, load_rankings
 from chatpipe.data.documents import RawText
 from chatpipe.data.formats import Ranking
-from chatpipe.data.load import load_conversations, load_prompts, load_rankings
 from chatpipe.recipe.schema import DataBlock, Pocketworld
 
 ROWS = 40

@@ -4,8 +4,8 @@ import pyarrow
 import pytest
 from pyarrow import parquet
 
-from chatpipe.data.load import load_conversations
-from chatpipe.data.rows import BrokenRow
+from chatpipe.data.datasets import load_conversations
+from chatpipe.data.row_files import BrokenRow
 from chatpipe.data.sources import block_fingerprint, check_sources, data_fingerprints, source_files, source_rows
 from chatpipe.errors import UsageError
 from chatpipe.recipe.schema import DataBlock, Pocketworld

@@ -4,7 +4,7 @@ from hypothesis import strategies as st
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
 
-from chatpipe.data.template import (
+from chatpipe.data.chat_template import (
     CHAT_TEMPLATE,
     Message,
     add_chat_template,
@@ -14,7 +14,7 @@ from chatpipe.data.template import (
     encode_prompt,
 )
 from chatpipe.errors import UsageError
-from chatpipe.models.tokenizer import train_tokenizer
+from chatpipe.models.tokenizer_training import train_tokenizer
 
 SYSTEM = {"role": "system", "content": "Be brief."}
 TURNS = [

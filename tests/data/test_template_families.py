@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from transformers import AutoTokenizer
 
-from chatpipe.data.template import (
+from chatpipe.data.chat_template import (
     add_chat_template,
     decode_answer,
     encode_completion,

@@ -7,9 +7,9 @@ import torch
 from own_files import FEW_PROMPTS, LEARN, as_messages, asked, write_rows
 from transformers import AutoModelForMaskedLM, AutoModelForSequenceClassification, AutoTokenizer
 
-from chatpipe.data.template import add_chat_template, encode_conversation
-from chatpipe.models.architecture import new_model
-from chatpipe.recipe.architecture import Architecture
+from chatpipe.data.chat_template import add_chat_template, encode_conversation
+from chatpipe.models.new_model import new_model
+from chatpipe.recipe.architectures import Architecture
 
 ENCODER = (
     "pretrain.objective=masked",

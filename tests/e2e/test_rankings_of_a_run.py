@@ -8,11 +8,11 @@ from unittest import mock
 import pytest
 from own_files import asked, write_rows
 
-from chatpipe.locking import alone_with
+from chatpipe.data.locking import alone_with
 from chatpipe.ranking.items import Item, item_id, read_items
 from chatpipe.ranking.session import Session
 from chatpipe.ranking.store import Store
-from chatpipe.stages import ranking
+from chatpipe.stages import rankings_of_run as ranking
 
 
 @pytest.fixture

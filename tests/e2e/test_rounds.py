@@ -5,10 +5,10 @@ import shutil
 
 import pytest
 
-from chatpipe.checkpoints import checkpoint_id
-from chatpipe.data.load import load_prompts
+from chatpipe.data.datasets import load_prompts
 from chatpipe.evaluation.compare import gold_comparison
-from chatpipe.models.loading import load_causal_model, load_tokenizer
+from chatpipe.models.manifest import checkpoint_id
+from chatpipe.models.pretrained import load_causal_model, load_tokenizer
 from chatpipe.recipe import load_recipe
 from chatpipe.recipe.schema import STAGES
 from chatpipe.stages.job import Job

@@ -9,9 +9,9 @@ from own_files import asked, write_rows
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
 
-from chatpipe.checkpoints import checkpoint_id
-from chatpipe.data.load import load_conversations
-from chatpipe.data.template import encode_conversation
+from chatpipe.data.chat_template import encode_conversation
+from chatpipe.data.datasets import load_conversations
+from chatpipe.models.manifest import checkpoint_id
 from chatpipe.recipe import load_recipe
 from chatpipe.reward.demonstrations import drawn
 

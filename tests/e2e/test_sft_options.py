@@ -11,9 +11,9 @@ from test_resume_stages import assert_same_result, stop_after_first_resume_point
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig, PreTrainedTokenizerFast, set_seed
 
-from chatpipe.data.template import encode_prompt
-from chatpipe.models.architecture import build_model, model_config
-from chatpipe.recipe.architecture import Architecture
+from chatpipe.data.chat_template import encode_prompt
+from chatpipe.models.new_model import build_model, model_config
+from chatpipe.recipe.architectures import Architecture
 
 ALL_ON = (
     "sft.packing=true",

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from chatpipe.data.load import load_prompts, load_rankings, prompt_key
+from chatpipe.data.datasets import load_prompts, load_rankings, prompt_key
 from chatpipe.recipe import load_recipe
 
 SHARED = Path(__file__).resolve().parents[3] / "shared" / "data"

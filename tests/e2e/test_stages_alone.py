@@ -8,10 +8,10 @@ import torch
 from own_files import FEW_PROMPTS, LEARN, as_messages, asked, write_rows
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
 
+from chatpipe.data.chat_template import encode_conversation, encode_prompt
 from chatpipe.data.documents import RawText, sample_texts
 from chatpipe.data.encoding import Encoder
-from chatpipe.data.packing import HeldOutText
-from chatpipe.data.template import encode_conversation, encode_prompt
+from chatpipe.data.text_blocks import HeldOutText
 from chatpipe.evaluation.language import held_out_loss
 from chatpipe.recipe.schema import DataBlock, Pocketworld
 

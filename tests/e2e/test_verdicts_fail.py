@@ -9,7 +9,7 @@ import random
 import pytest
 from own_files import FEW_PROMPTS, LEARN, as_messages, asked, write_rows
 
-from chatpipe.data.load import prompt_key
+from chatpipe.data.datasets import prompt_key
 from chatpipe.data.split import is_held_out
 
 

@@ -7,8 +7,8 @@ from chatpipe import pocketworld
 from chatpipe.evaluation.answers import Answer, answer_metrics, answer_prompts, gold_metrics, rate_answers
 from chatpipe.evaluation.intervals import wilson_interval
 from chatpipe.generation import SamplingParams
-from chatpipe.pocketworld.answers import good_answer
 from chatpipe.pocketworld.questions import understand
+from chatpipe.pocketworld.right_answers import good_answer
 
 PROMPTS = [
     [{"role": "user", "content": "Who is Mara?"}],

@@ -6,7 +6,7 @@ import torch.nn.functional as F
 from transformers import GPT2Config, GPT2LMHeadModel
 
 from chatpipe.data.encoding import Encoder
-from chatpipe.data.packing import HeldOutText
+from chatpipe.data.text_blocks import HeldOutText
 from chatpipe.errors import UsageError
 from chatpipe.evaluation.language import conversation_loss, held_out_loss, question_gain, swap_answers
 

@@ -6,13 +6,13 @@ import torch
 
 from chatpipe.data.documents import RawText
 from chatpipe.data.encoding import Encoder
-from chatpipe.data.packing import HeldOutText
+from chatpipe.data.masking import Masking, add_mask_token
+from chatpipe.data.text_blocks import HeldOutText
 from chatpipe.data.token_store import build_token_store
 from chatpipe.evaluation import masked
 from chatpipe.evaluation.masked import masked_score, unigram_nats
-from chatpipe.models.architecture import new_model
-from chatpipe.pretraining.masking import Masking, add_mask_token
-from chatpipe.recipe.architecture import Architecture
+from chatpipe.models.new_model import new_model
+from chatpipe.recipe.architectures import Architecture
 from chatpipe.recipe.schema import DataBlock, Pocketworld
 
 

@@ -6,7 +6,7 @@ import pytest
 
 from chatpipe.data.formats import Ranking
 from chatpipe.errors import UsageError
-from chatpipe.evaluation.pairs import pair_metrics
+from chatpipe.evaluation.pair_accuracy import pair_metrics
 
 NUMBERS = count()
 

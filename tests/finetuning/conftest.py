@@ -7,15 +7,15 @@ from tiny_chats import CONTEXT, conversations
 from transformers import PreTrainedTokenizerFast, PrinterCallback, set_seed
 from trl import SFTConfig
 
+from chatpipe.data.chat_rows import Rows, RowsNote, open_rows, write_rows
+from chatpipe.data.chat_template import add_chat_template
 from chatpipe.data.report import Report
-from chatpipe.data.template import add_chat_template
-from chatpipe.finetuning.packing import training_sequences
-from chatpipe.finetuning.rows import Rows, RowsNote, open_rows, write_rows
-from chatpipe.finetuning.trainer import SftTrainer
-from chatpipe.models.architecture import build_model, model_config
-from chatpipe.models.lora import Adapter, lora_config
-from chatpipe.models.tokenizer import train_tokenizer
-from chatpipe.recipe.architecture import Architecture
+from chatpipe.models.new_model import build_model, model_config
+from chatpipe.models.tokenizer_training import train_tokenizer
+from chatpipe.recipe.architectures import Architecture
+from chatpipe.training.lora import Adapter, lora_config
+from chatpipe.training.packed_sequences import training_sequences
+from chatpipe.training.sft_trainer import SftTrainer
 
 
 @pytest.fixture(scope="session")

@@ -6,11 +6,11 @@ import tracemalloc
 import numpy as np
 from tiny_chats import CONTEXT, conversation, conversations
 
+from chatpipe.data.chat_rows import RowsNote, open_rows, write_rows
+from chatpipe.data.chat_template import encode_conversation
 from chatpipe.data.report import Report, SourceReport
-from chatpipe.data.rows import Row, Skipped
-from chatpipe.data.template import encode_conversation
-from chatpipe.finetuning.packing import training_sequences
-from chatpipe.finetuning.rows import RowsNote, open_rows, write_rows
+from chatpipe.data.row_files import Row, Skipped
+from chatpipe.training.packed_sequences import training_sequences
 
 
 def test_rows_are_what_was_encoded(written, tokenizer):

@@ -1,8 +1,8 @@
 import pytest
 
-from chatpipe.data.template import add_chat_template, encode_conversation
-from chatpipe.finetuning.rows import fit_conversations
-from chatpipe.models.tokenizer import train_tokenizer
+from chatpipe.data.chat_rows import fit_conversations
+from chatpipe.data.chat_template import add_chat_template, encode_conversation
+from chatpipe.models.tokenizer_training import train_tokenizer
 
 SYSTEM = {"role": "system", "content": "Be brief."}
 TURNS = [

@@ -9,7 +9,7 @@ from tiny_chats import CONTEXT
 from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from chatpipe.finetuning.packing import (
+from chatpipe.training.packed_sequences import (
     IGNORED,
     PackCollator,
     best_fit_decreasing,

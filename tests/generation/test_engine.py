@@ -8,9 +8,10 @@ from hypothesis import strategies as st
 from transformers import BloomConfig, BloomForCausalLM
 
 from chatpipe.errors import UsageError
-from chatpipe.generation import engine, generate, rows
+from chatpipe.generation import decode_rows as rows
+from chatpipe.generation import engine, generate
+from chatpipe.generation.decode_rows import DecodeRows, Prompt
 from chatpipe.generation.graphs import bucket
-from chatpipe.generation.rows import DecodeRows, Prompt
 
 
 def test_prefill_in_several_passes_changes_nothing(tiny_model, monkeypatch, prompts):

@@ -12,12 +12,12 @@ import torch
 from torch.utils.data import Dataset
 from transformers import PrinterCallback, TrainingArguments, set_seed
 
+from chatpipe.data.masking import Masking
 from chatpipe.models.activation import quickest_gelu
-from chatpipe.models.architecture import build_model, model_config
-from chatpipe.models.loading import quickest_attention
-from chatpipe.pretraining.masking import Masking
-from chatpipe.pretraining.trainer import PretrainTrainer
-from chatpipe.recipe.architecture import Architecture
+from chatpipe.models.new_model import build_model, model_config
+from chatpipe.models.pretrained import quickest_attention
+from chatpipe.recipe.architectures import Architecture
+from chatpipe.training.pretrain_trainer import PretrainTrainer
 
 LOSSES = Path(__file__).with_name("losses.json")
 CASES = {

@@ -11,12 +11,12 @@ import pytest
 from safetensors.torch import load_file, save_file
 from transformers import GPT2Config, GPT2ForSequenceClassification, PreTrainedModel, PreTrainedTokenizerBase, set_seed
 
-from chatpipe.checkpoints import Manifest, write_manifest
-from chatpipe.data.template import add_chat_template
-from chatpipe.models.architecture import new_model
-from chatpipe.models.tokenizer import train_tokenizer
-from chatpipe.pretraining.masking import add_mask_token
-from chatpipe.recipe.architecture import Architecture
+from chatpipe.data.chat_template import add_chat_template
+from chatpipe.data.masking import add_mask_token
+from chatpipe.models.manifest import Manifest, write_manifest
+from chatpipe.models.new_model import new_model
+from chatpipe.models.tokenizer_training import train_tokenizer
+from chatpipe.recipe.architectures import Architecture
 from chatpipe.recipe.loading import flatten
 from chatpipe.recipe.schema import Recipe
 from mistakes import Mistake

@@ -2,7 +2,7 @@
 
 import pytest
 
-from chatpipe.data.load import prompt_key
+from chatpipe.data.datasets import prompt_key
 from chatpipe.data.split import is_held_out
 from mistakes import Mistake, chat, chats, jsonl, pairs
 

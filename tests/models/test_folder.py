@@ -1,7 +1,7 @@
 import pytest
 
 from chatpipe.errors import UsageError
-from chatpipe.models.folder import check_model, looks_like_path, model_kind
+from chatpipe.models.model_folder import check_model, looks_like_path, model_kind
 from stub_models import write_stub_model
 
 

@@ -2,8 +2,8 @@ import pytest
 from transformers import BloomConfig, BloomForCausalLM, GPT2Config, GPT2LMHeadModel
 
 from chatpipe.errors import UsageError
-from chatpipe.models.loading import load_causal_model, load_tokenizer
-from chatpipe.models.tokenizer import train_tokenizer
+from chatpipe.models.pretrained import load_causal_model, load_tokenizer
+from chatpipe.models.tokenizer_training import train_tokenizer
 
 
 @pytest.fixture

@@ -4,7 +4,7 @@ from hypothesis import strategies as st
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from chatpipe.errors import UsageError
-from chatpipe.models.tokenizer import character_tokenizer, train_tokenizer
+from chatpipe.models.tokenizer_training import character_tokenizer, train_tokenizer
 
 SPECIAL = ["<|pad|>", "<|endoftext|>", "<|system|>", "<|user|>", "<|assistant|>"]
 

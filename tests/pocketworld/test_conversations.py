@@ -5,9 +5,9 @@ from collections import Counter
 import pytest
 
 from chatpipe.pocketworld import GoldRater, World, chance_of_guessing, conversations, prompts
-from chatpipe.pocketworld.answers import STYLE_SHARES, answer, answer_in_style, fragments
 from chatpipe.pocketworld.conversations import kinds_of, open_conversation
 from chatpipe.pocketworld.questions import KIND_SHARES, understand
+from chatpipe.pocketworld.right_answers import STYLE_SHARES, answer, answer_in_style, fragments
 from chatpipe.pocketworld.wording import NUMBERS
 from chatpipe.pocketworld.world import VALUES
 

@@ -14,7 +14,7 @@ from transformers import (
 from chatpipe.errors import UsageError
 from chatpipe.ppo.rewards import Rewards
 from chatpipe.ppo.rollout import reward_model_scores
-from chatpipe.reward.model import sequence_scores
+from chatpipe.reward.reward_model import sequence_scores
 from chatpipe.stages.ppo import Prepared
 
 LONGEST = 16

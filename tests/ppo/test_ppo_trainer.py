@@ -9,7 +9,7 @@ from chatpipe.errors import UsageError
 from chatpipe.ppo.microbatch import pad
 from chatpipe.ppo.model import check_output_head, disable_dropout
 from chatpipe.ppo.rollout import prompt_numbers
-from chatpipe.reward.model import token_scores
+from chatpipe.reward.reward_model import token_scores
 from chatpipe.training.resume import newest_resume_point
 
 

@@ -11,9 +11,9 @@ import torch
 from tokenizers.pre_tokenizers import WhitespaceSplit
 
 from chatpipe.errors import TrainingError, UsageError
-from chatpipe.ppo.functions import load_function
 from chatpipe.ppo.prompts import Prompt, read_prompts
 from chatpipe.ppo.rewards import CheckedFunction, Rewards, name_of
+from chatpipe.reward.functions import load_function
 
 
 def long_ones(prompts, completions):

@@ -10,9 +10,9 @@ from pathlib import Path
 from tiny_tokens import Ended
 from tiny_trainer import CrashAt, tiny_trainer
 
-from chatpipe.pretraining.bits import TextBits
-from chatpipe.training.launch import end_rank
+from chatpipe.run.launch import end_rank
 from chatpipe.training.resume import RESUME_POINTS, newest_resume_point
+from chatpipe.training.text_bits import TextBits
 
 
 def train(folder: Path, crash_at: int | None = None) -> None:

@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 from tiny_trainer import tiny_trainer
 
-from chatpipe.pretraining.trainer import PretrainTrainer
+from chatpipe.training.pretrain_trainer import PretrainTrainer
 
 
 @pytest.fixture

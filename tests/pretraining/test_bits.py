@@ -1,8 +1,8 @@
 import torch
 from transformers import PreTrainedTokenizerFast
 
-from chatpipe.models.tokenizer import character_tokenizer
-from chatpipe.pretraining.bits import TextBits, tokens_without_text
+from chatpipe.models.tokenizer_training import character_tokenizer
+from chatpipe.training.text_bits import TextBits, tokens_without_text
 
 
 def test_every_special_token_but_the_unknown_one_stands_for_no_text():

@@ -4,9 +4,9 @@ import pytest
 import torch
 
 from chatpipe.errors import UsageError
-from chatpipe.pretraining.estimate import Memory, blank_model, check_memory, estimate_memory
-from chatpipe.pretraining.live_bytes import peak_of
 from chatpipe.recipe.schema import Pretrain
+from chatpipe.run.live_bytes import peak_of
+from chatpipe.run.memory_estimate import Memory, blank_model, check_memory, estimate_memory
 
 TOKENS = 500
 
@@ -76,8 +76,8 @@ def test_what_a_probe_reached_beside_the_tensors_of_its_steps_is_the_process():
 
 
 def test_what_is_too_much_is_refused_with_what_would_fit(monkeypatch):
-    monkeypatch.setattr("chatpipe.pretraining.estimate.free_memory", lambda device: 2**30)
-    monkeypatch.setattr("chatpipe.pretraining.estimate.used_memory", lambda device: 0)
+    monkeypatch.setattr("chatpipe.run.memory_estimate.free_memory", lambda device: 2**30)
+    monkeypatch.setattr("chatpipe.run.memory_estimate.used_memory", lambda device: 0)
     none = {"process": 0, "text": 0, "gradients": 0}
     fits = Memory(**none, weights=2**20, optimizer=2**21, activations=2**29, logits=2**29 - 2**22)
     check_memory(fits, section(), 1)
@@ -91,7 +91,7 @@ def test_what_is_too_much_is_refused_with_what_would_fit(monkeypatch):
 
 
 def test_what_torch_keeps_of_a_gpu_behind_the_probe_is_there_for_the_run(monkeypatch):
-    monkeypatch.setattr("chatpipe.pretraining.estimate.training_device", lambda: torch.device("cuda"))
+    monkeypatch.setattr("chatpipe.run.memory_estimate.training_device", lambda: torch.device("cuda"))
     monkeypatch.setattr("torch.cuda.mem_get_info", lambda device: (2**30, 4 * 2**30))
     monkeypatch.setattr("torch.cuda.memory_reserved", lambda device: 2 * 2**30)
     none = {"process": 0, "text": 0, "weights": 0, "optimizer": 0, "gradients": 0, "logits": 0}

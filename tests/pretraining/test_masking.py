@@ -4,8 +4,8 @@ import pytest
 import torch
 from transformers import BertConfig, BertForMaskedLM
 
-from chatpipe.models.tokenizer import train_tokenizer
-from chatpipe.pretraining.masking import IGNORED, Masking, add_mask_token, masked_loss
+from chatpipe.data.masking import IGNORED, Masking, add_mask_token, masked_loss
+from chatpipe.models.tokenizer_training import train_tokenizer
 
 MASK, TOKENS = 2, 1000
 MASKING = Masking(mask_id=MASK, special_ids=(0, 1, 2), tokens=TOKENS, probability=0.15)

@@ -8,10 +8,10 @@ from safetensors import safe_open
 from tiny_tokens import CONTEXT, Ended, Tokens
 from tiny_trainer import Crash, CrashAt
 
+from chatpipe.data.masking import IGNORED, Masking
 from chatpipe.generation.engine import evaluation_mode
-from chatpipe.pretraining.bits import TextBits
-from chatpipe.pretraining.masking import IGNORED, Masking
 from chatpipe.training.resume import RESUME_POINTS, newest_resume_point
+from chatpipe.training.text_bits import TextBits
 
 MASKING = Masking(mask_id=2, special_ids=(0, 1, 2, 3), tokens=64, probability=0.3)
 

@@ -7,9 +7,9 @@ from tiny_tokens import CONTEXT, VOCABULARY, Tokens
 from torch.utils.data import Dataset
 from transformers import PrinterCallback, TrainerCallback, TrainingArguments, set_seed
 
-from chatpipe.models.architecture import build_model, model_config
-from chatpipe.pretraining.trainer import PretrainTrainer
-from chatpipe.recipe.architecture import Architecture
+from chatpipe.models.new_model import build_model, model_config
+from chatpipe.recipe.architectures import Architecture
+from chatpipe.training.pretrain_trainer import PretrainTrainer
 
 
 def tiny_trainer(

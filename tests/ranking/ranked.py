@@ -4,8 +4,8 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from chatpipe.ranking.answers import Answer
 from chatpipe.ranking.items import Item, item_id
+from chatpipe.ranking.said import Answer
 from chatpipe.ranking.standing import StandingRanking
 from chatpipe.ranking.store import Store
 

@@ -6,8 +6,8 @@ from typing import Any
 from hypothesis import given
 from hypothesis import strategies as st
 
-from chatpipe.ranking.answers import blank
 from chatpipe.ranking.history import AGAIN, STEPS, Event, History
+from chatpipe.ranking.said import blank
 
 ACTIONS = st.sampled_from(["edit", "edit", "submit", "submit", "skip", "undo", "undo", "redo"])
 SCRIPTS = st.lists(ACTIONS, max_size=40)

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from ranked import item, items, open_store, said, skip, submit
 
-from chatpipe.durable import finite
+from chatpipe.console import nan_to_none
 from chatpipe.evaluation.correlation import tau_b
 from chatpipe.ranking.agreement import kendall_w, ordinal_alpha, pair_agreements
 from chatpipe.ranking.position import position_effect
@@ -108,7 +108,7 @@ def test_what_cannot_be_told_is_null_with_a_reason():
     tied = [said(one, name, [1, 1, 1]) for one in items(3) for name in ("ada", "bob")]
     for told, reason in (([], "nothing was ranked twice"), (tied, "all that was ranked twice is tied")):
         group = group_stats(told, ["ada", "bob"], 2)
-        assert finite(group) == group, "a number is NaN"
+        assert nan_to_none(group) == group, "a number is NaN"
         for name in ("tau_b", "kendall_w", "ordinal_alpha"):
             measure = group["agreement"][name]
             assert (measure["value"], measure["low"], measure["reason"]) == (None, None, reason)

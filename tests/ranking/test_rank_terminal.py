@@ -5,8 +5,8 @@ import pytest
 from ranked import item
 
 from chatpipe.errors import UsageError
-from chatpipe.ranking.answers import BadAnswer
 from chatpipe.ranking.items import Item, item_id
+from chatpipe.ranking.said import BadAnswer
 from chatpipe.ranking.session import Session
 from chatpipe.ranking.standing import standing_rankings
 from chatpipe.ranking.store import Store

@@ -6,8 +6,8 @@ import pytest
 from datasets import load_dataset
 from ranked import item, items, open_store, said, skip, submit
 
+from chatpipe.data.datasets import stream_rows
 from chatpipe.data.formats import Ranking
-from chatpipe.data.load import stream_rows
 from chatpipe.data.report import Report
 from chatpipe.ranking.export import pair_rows
 from chatpipe.recipe.schema import DataBlock, Pocketworld
@@ -163,9 +163,9 @@ def test_pairs_are_read_by_our_own_reader_and_by_datasets(chatpipe, work, store)
 
 
 def test_pairs_of_a_prompt_weigh_as_much_in_training_whoever_ranked_it(chatpipe, work):
-    from chatpipe.data.template import add_chat_template
-    from chatpipe.models.tokenizer import train_tokenizer
-    from chatpipe.reward.batches import encode_rankings
+    from chatpipe.data.chat_template import add_chat_template
+    from chatpipe.models.tokenizer_training import train_tokenizer
+    from chatpipe.reward.ranking_batches import encode_rankings
 
     agreed, contested, alone = of = items(3, k=3)
     with open_store(work / "r.db", of) as store:
@@ -190,8 +190,8 @@ def test_pairs_train_in_trls_reward_trainer_which_reads_their_margin(chatpipe, w
     from transformers import GPT2Config, GPT2ForSequenceClassification
     from trl import RewardConfig, RewardTrainer
 
-    from chatpipe.data.template import add_chat_template
-    from chatpipe.models.tokenizer import train_tokenizer
+    from chatpipe.data.chat_template import add_chat_template
+    from chatpipe.models.tokenizer_training import train_tokenizer
 
     chatpipe("rankings", "export", "r.db", "-o", "p.jsonl", "--pairs")
     pairs = load_dataset("json", data_files=str(work / "p.jsonl"), split="train", cache_dir=str(work / "cache"))

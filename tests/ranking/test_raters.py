@@ -8,18 +8,18 @@ from safetensors.torch import load_file, save_file
 from transformers import GPT2Config, GPT2ForSequenceClassification, set_seed
 
 from chatpipe import pocketworld
+from chatpipe.data.chat_template import add_chat_template
 from chatpipe.data.sources import build_world
-from chatpipe.data.template import add_chat_template
 from chatpipe.errors import UsageError
-from chatpipe.models.tokenizer import train_tokenizer
-from chatpipe.pocketworld.answers import statements
+from chatpipe.models.tokenizer_training import train_tokenizer
 from chatpipe.pocketworld.questions import understand
+from chatpipe.pocketworld.right_answers import statements
 from chatpipe.ranking.items import Item, item_id
 from chatpipe.ranking.raters import TOO_LONG, check_rater, load_rater, rank_with_program
 from chatpipe.ranking.standing import standing_rankings
 from chatpipe.recipe.schema import Pocketworld
-from chatpipe.reward.batches import encode_answers
-from chatpipe.reward.model import sequence_scores
+from chatpipe.reward.ranking_batches import encode_answers
+from chatpipe.reward.reward_model import sequence_scores
 
 SETTINGS = Pocketworld(seed=0, people=16)
 WORLD = build_world(SETTINGS)

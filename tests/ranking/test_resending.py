@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from ranked import items, open_store
 
-from chatpipe.ranking.answers import BadAnswer
+from chatpipe.ranking.said import BadAnswer
 from chatpipe.ranking.session import Session, StaleTask, View
 from chatpipe.ranking.store import Store, StoreConflict
 

@@ -7,11 +7,11 @@ import shutil
 import pytest
 from safetensors.torch import load_file, save_file
 
-from chatpipe.locking import alone_with
-from chatpipe.models.loading import load_tokenizer
-from chatpipe.ranking.sampling import normalised
+from chatpipe.data.locking import alone_with
+from chatpipe.models.pretrained import load_tokenizer
+from chatpipe.ranking.sample_answers import normalised
 from chatpipe.ranking.scoring import model_scorer
-from chatpipe.reward.batches import encode_answers
+from chatpipe.reward.ranking_batches import encode_answers
 
 
 @pytest.fixture
@@ -162,7 +162,7 @@ def test_what_was_replaced_is_there_until_the_new_file_is_whole(sample, work, ti
         raise KeyboardInterrupt
 
     with monkeypatch.context() as broken:
-        broken.setattr("chatpipe.ranking.sampling.sample_answers", breaking)
+        broken.setattr("chatpipe.ranking.sample_answers.sample_answers", breaking)
         assert sample(*command, "--seed", 1, "--fresh").code == 130
     assert (work / "c.jsonl").read_bytes() == before
     assert sample(*command, "--seed", 1, "--fresh").code == 0

@@ -4,11 +4,11 @@ import pytest
 import torch
 from transformers import ModernBertConfig, ModernBertForMaskedLM, RobertaConfig, RobertaForMaskedLM
 
-from chatpipe.data.template import add_chat_template
-from chatpipe.models.tokenizer import train_tokenizer
+from chatpipe.data.chat_template import add_chat_template
+from chatpipe.models.tokenizer_training import train_tokenizer
 from chatpipe.ranking.scoring import model_scorer
-from chatpipe.reward.batches import encode_answers
-from chatpipe.reward.model import new_reward_model, sequence_scores
+from chatpipe.reward.ranking_batches import encode_answers
+from chatpipe.reward.reward_model import new_reward_model, sequence_scores
 
 LONGEST = 32
 SIZES = {"vocab_size": 280, "hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 2, "pad_token_id": 0}

@@ -6,10 +6,10 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from chatpipe.errors import UsageError
-from chatpipe.pipeline import write_recipe
 from chatpipe.recipe import Recipe, find_recipe, load_recipe, packaged_recipes
 from chatpipe.recipe.loading import flatten
 from chatpipe.recipe.schema import STAGES, DataBlock
+from chatpipe.run.chain import write_recipe
 
 
 @pytest.fixture

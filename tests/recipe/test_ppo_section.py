@@ -7,10 +7,10 @@ import pytest
 
 from chatpipe.errors import UsageError
 from chatpipe.evaluation.verdicts import ppo_verdict
-from chatpipe.ppo.functions import source_fingerprint
 from chatpipe.recipe.loading import load_recipe
-from chatpipe.stages.checking import check_job
+from chatpipe.reward.functions import source_fingerprint
 from chatpipe.stages.job import Job
+from chatpipe.stages.step_checks import check_job
 from stub_models import write_stub_model
 
 

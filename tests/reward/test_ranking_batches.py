@@ -4,10 +4,10 @@ from dataclasses import replace
 
 import pytest
 
+from chatpipe.data.chat_template import add_chat_template, encode_prompt
 from chatpipe.data.formats import Ranking
-from chatpipe.data.template import add_chat_template, encode_prompt
-from chatpipe.models.tokenizer import train_tokenizer
-from chatpipe.reward.batches import EncodedRanking, Judgement, RankingCollator, encode_rankings
+from chatpipe.models.tokenizer_training import train_tokenizer
+from chatpipe.reward.ranking_batches import EncodedRanking, Judgement, RankingCollator, encode_rankings
 
 
 @pytest.fixture(scope="module")

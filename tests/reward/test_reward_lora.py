@@ -13,9 +13,9 @@ from transformers import (
     RobertaForMaskedLM,
 )
 
-from chatpipe.models.lora import Adapter, lora_config
-from chatpipe.reward.model import new_reward_model, outside_body, sequence_scores
-from chatpipe.reward.trainer import RewardTrainer
+from chatpipe.reward.reward_model import new_reward_model, outside_body, sequence_scores
+from chatpipe.reward.reward_trainer import RewardTrainer
+from chatpipe.training.lora import Adapter, lora_config
 from chatpipe.training.resume import newest_resume_point
 
 pytest.importorskip("peft")

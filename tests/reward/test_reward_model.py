@@ -14,9 +14,9 @@ from transformers import (
 
 from chatpipe.data.padding import pad_right
 from chatpipe.errors import TrainingError
-from chatpipe.models.folder import COUNT_FROM_PADDING, positions_of
-from chatpipe.models.tokenizer import train_tokenizer
-from chatpipe.reward.model import (
+from chatpipe.models.model_folder import COUNT_FROM_PADDING, positions_of
+from chatpipe.models.tokenizer_training import train_tokenizer
+from chatpipe.reward.reward_model import (
     at_last_token,
     centre_rewards,
     longest_sequence,

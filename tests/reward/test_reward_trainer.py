@@ -9,10 +9,10 @@ import torch.multiprocessing
 from transformers import AutoModelForSequenceClassification, TrainingArguments
 
 from chatpipe.models.unpadded import MULTIPLE
-from chatpipe.reward.batches import EncodedRanking, Judgement
-from chatpipe.reward.loss import ranking_loss
-from chatpipe.reward.model import new_reward_model, sequence_scores
-from chatpipe.reward.trainer import RewardTrainer
+from chatpipe.reward.ranking_batches import EncodedRanking, Judgement
+from chatpipe.reward.ranking_loss import ranking_loss
+from chatpipe.reward.reward_model import new_reward_model, sequence_scores
+from chatpipe.reward.reward_trainer import RewardTrainer
 from chatpipe.training.resume import newest_resume_point
 
 LIKED = 7
@@ -109,7 +109,7 @@ def test_two_processes_change_nothing(bodies, one_big_batch, tmp_path):
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    torch.multiprocessing.set_forkserver_preload(["chatpipe.reward.trainer"])  # imports once for both
+    torch.multiprocessing.set_forkserver_preload(["chatpipe.reward.reward_trainer"])  # imports once for both
     torch.multiprocessing.start_processes(
         train_as_one_of_two, (port, bodies["gpt2"], str(tmp_path)), nprocs=2, start_method="forkserver"
     )
@@ -183,7 +183,7 @@ def test_padding_changes_nothing(kind, bodies, tmp_path, monkeypatch):
     """Read without padding as with it, which is what other models and gradient checkpointing need."""
     some = {"per_device_train_batch_size": 12}
     unpadded = trained_weights(bodies[kind], tmp_path, some_rankings(24), **some)
-    monkeypatch.setattr("chatpipe.reward.trainer.reads_unpadded", lambda body: False)
+    monkeypatch.setattr("chatpipe.reward.reward_trainer.reads_unpadded", lambda body: False)
     assert_same_training(trained_weights(bodies[kind], tmp_path, some_rankings(24), **some), unpadded)
 
 

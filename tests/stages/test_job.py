@@ -3,11 +3,11 @@ from pathlib import Path
 
 import pytest
 
-from chatpipe.checkpoints import write_manifest
 from chatpipe.errors import UsageError
+from chatpipe.models.manifest import write_manifest
 from chatpipe.recipe import Recipe
-from chatpipe.stages.checking import check_job
 from chatpipe.stages.job import Job, answering_model, in_round, rankings_blocks, rankings_file, stage_data
+from chatpipe.stages.step_checks import check_job
 from stub_models import write_stub_model
 
 

@@ -3,13 +3,13 @@
 import pytest
 import torch
 
-from chatpipe.data.load import load_prompts
-from chatpipe.data.template import encode_prompt
-from chatpipe.models.loading import load_causal_model, load_reward_model, load_tokenizer
+from chatpipe.data.chat_template import encode_prompt
+from chatpipe.data.datasets import load_prompts
+from chatpipe.models.pretrained import load_causal_model, load_reward_model, load_tokenizer
 from chatpipe.recipe import load_recipe
 from chatpipe.stages.job import Job
 from chatpipe.stages.judging import judge, judged_prompts
-from chatpipe.stages.rewarding import load_rewards, reward_scores
+from chatpipe.stages.rewards_of_step import load_rewards, reward_scores
 
 
 @pytest.fixture(scope="module")

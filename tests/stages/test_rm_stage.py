@@ -6,15 +6,15 @@ import pytest
 import torch
 from transformers import GPT2Config, GPT2LMHeadModel
 
-from chatpipe.data.load import load_conversations, load_rankings
-from chatpipe.data.template import add_chat_template
-from chatpipe.evaluation.pairs import pair_metrics
+from chatpipe.data.chat_template import add_chat_template
+from chatpipe.data.datasets import load_conversations, load_rankings
+from chatpipe.evaluation.pair_accuracy import pair_metrics
 from chatpipe.evaluation.word_counts import WordCounts
-from chatpipe.models.loading import load_reward_model, load_tokenizer
-from chatpipe.models.tokenizer import train_tokenizer
+from chatpipe.models.pretrained import load_reward_model, load_tokenizer
+from chatpipe.models.tokenizer_training import train_tokenizer
 from chatpipe.recipe.schema import DataBlock, Pocketworld
-from chatpipe.reward.batches import encode_answers
-from chatpipe.reward.model import sequence_scores
+from chatpipe.reward.ranking_batches import encode_answers
+from chatpipe.reward.reward_model import sequence_scores
 
 TINY = ("rm.num_train_epochs=1", "rm.learning_rate=1e-3", "rm.batch_size=16", "rm.max_length=48", "rm.bf16=false")
 THINGS = ("cat", "dog", "cow", "hen", "pig", "owl")

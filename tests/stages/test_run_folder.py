@@ -5,14 +5,14 @@ from pathlib import Path
 
 import pytest
 
-from chatpipe import pipeline
-from chatpipe.checkpoints import MANIFEST
+from chatpipe.data.locking import alone_in
 from chatpipe.errors import UsageError
-from chatpipe.locking import alone_in
+from chatpipe.models.manifest import MANIFEST
 from chatpipe.recipe import load_recipe
-from chatpipe.stages.checking import check_job
+from chatpipe.run import chain as pipeline
 from chatpipe.stages.job import STARTED, Job, rankings_file
-from chatpipe.stages.ranking import ensure_rankings
+from chatpipe.stages.rankings_of_run import ensure_rankings
+from chatpipe.stages.step_checks import check_job
 from stub_models import write_stub_model
 
 

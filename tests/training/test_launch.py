@@ -9,7 +9,8 @@ import time
 import pytest
 
 from chatpipe.errors import Interrupted, TrainingError, UsageError
-from chatpipe.training import interrupt, launch
+from chatpipe.run import launch
+from chatpipe.training import interrupt
 
 
 @pytest.fixture(autouse=True)

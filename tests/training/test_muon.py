@@ -4,8 +4,8 @@ import pytest
 import torch
 from transformers import GPT2LMHeadModel
 
-from chatpipe.models.architecture import build_model, model_config
-from chatpipe.recipe.architecture import Architecture
+from chatpipe.models.new_model import build_model, model_config
+from chatpipe.recipe.architectures import Architecture
 from chatpipe.training.muon import MuonAdamW, hidden_matrices, orthogonalise
 
 

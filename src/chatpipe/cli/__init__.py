@@ -1,1 +1,1 @@
-"""The front door: Typer, one module per command, no logic."""
+"""Typer commands: each parses its words, calls one function and prints what comes back."""

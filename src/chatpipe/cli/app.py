@@ -10,7 +10,18 @@ from pathlib import Path
 import typer
 
 from chatpipe import console
-from chatpipe.cli import chat, check, data, env, evaluate, rank, rankings, recipes, run, sample, schema, stage
+from chatpipe.cli import chat_command as chat
+from chatpipe.cli import check_command as check
+from chatpipe.cli import data_command as data
+from chatpipe.cli import env_command as env
+from chatpipe.cli import eval_command as evaluate
+from chatpipe.cli import rank_command as rank
+from chatpipe.cli import rankings_command as rankings
+from chatpipe.cli import recipes_command as recipes
+from chatpipe.cli import run_command as run
+from chatpipe.cli import sample_command as sample
+from chatpipe.cli import schema_command as schema
+from chatpipe.cli import stage_command as stage
 from chatpipe.errors import ChatpipeError, ExitCode, Interrupted, TrainingError
 
 MAX_TEXT = 400
@@ -44,7 +55,7 @@ def main() -> None:
     try:
         _run_command()
     except SystemExit as end:
-        from chatpipe.training.launch import end_rank, in_world
+        from chatpipe.run.launch import end_rank, in_world
 
         if in_world():
             end_rank(int(end.code or 0))
@@ -71,7 +82,7 @@ def _run_command() -> None:
 
 
 def _leave(problem: ChatpipeError) -> None:
-    from chatpipe.training.launch import report_error
+    from chatpipe.run.launch import report_error
 
     # What a chatpipe launched has a parent to tell, which prints; the traceback goes into the launch log.
     if not report_error(problem):

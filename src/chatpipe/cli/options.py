@@ -10,8 +10,8 @@ import typer
 from chatpipe.errors import UsageError
 
 if TYPE_CHECKING:
-    from chatpipe.pipeline import How
     from chatpipe.recipe import Recipe
+    from chatpipe.run.chain import How
 
 Words = Annotated[
     list[str] | None,
@@ -65,8 +65,8 @@ def _is_recipe(word: str) -> bool:
 def how_to_run(recipe: "Recipe", given: Given, fresh: bool) -> "How":
     """How the stages are run; raises `UsageError` where the launch profile or accelerate's flags cannot be used."""
     from chatpipe import console
-    from chatpipe.pipeline import How, processes_of
-    from chatpipe.training.launch import check_launch, is_rank
+    from chatpipe.run.chain import How, processes_of
+    from chatpipe.run.launch import check_launch, is_rank
 
     if is_rank():  # whoever launched it has used them
         return How(processes_of(recipe), fresh=fresh)

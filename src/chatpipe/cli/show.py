@@ -6,15 +6,15 @@ from typing import TYPE_CHECKING, Any
 
 from chatpipe import console
 from chatpipe.errors import ExitCode
-from chatpipe.pipeline import How, StageResult
-from chatpipe.plan import plan_stage
 from chatpipe.recipe import Resolved
 from chatpipe.recipe.loading import flatten
+from chatpipe.run.chain import How, StageResult
+from chatpipe.run.plan import plan_stage
 from chatpipe.stages.job import Job
 
 if TYPE_CHECKING:
-    from chatpipe.inspection.checks import Checked
-    from chatpipe.inspection.measure import Measurement
+    from chatpipe.evaluation.measure_model import Measurement
+    from chatpipe.run.check_run import Checked
 
 CHECK_STYLES = {"ok": "green", "failed": "red", "off": "yellow", "not yet": "dim"}
 PARTS = ("accuracy_by_margin", "accuracy_by_length", "accuracy_by_round")

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Any
 from chatpipe import console
 
 if TYPE_CHECKING:
-    from chatpipe.inspection.rows import DataView
+    from chatpipe.run.data_view import DataView
 
 MAX_CHARACTERS = 2000
 """Of a document without a tokenizer, which has no blocks yet."""

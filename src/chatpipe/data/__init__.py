@@ -1,1 +1,1 @@
-"""Data for every stage: sources become rows, rows become documents, conversations, rankings and prompts."""
+"""Data: sources become rows, rows become documents, conversations, rankings and prompts, and these become tokens."""

@@ -15,7 +15,7 @@ from pathlib import Path
 from chatpipe import pocketworld
 from chatpipe.data.formats import format_of, readers_of
 from chatpipe.data.long_text import characters_between, in_pieces, line_start, survey
-from chatpipe.data.rows import BadRow, BrokenRow, Row, Skipped, kind_of
+from chatpipe.data.row_files import BadRow, BrokenRow, Row, Skipped, kind_of
 from chatpipe.data.sources import build_world, check_sources, is_hub, one_file_each, source_files, source_rows
 from chatpipe.data.split import HELD_OUT_SHARE, is_held_out, is_held_out_digest
 from chatpipe.data.text_files import numbered_lines, text_chunks

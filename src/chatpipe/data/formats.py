@@ -5,6 +5,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from chatpipe.data.chat_template import Message
 from chatpipe.data.messages import (
     answered,
     as_prompt,
@@ -15,8 +16,7 @@ from chatpipe.data.messages import (
     text_of,
 )
 from chatpipe.data.pairs import read_pair
-from chatpipe.data.rows import BadRow, BrokenRow, Row
-from chatpipe.data.template import Message
+from chatpipe.data.row_files import BadRow, BrokenRow, Row
 from chatpipe.errors import UsageError
 
 What = Literal["conversations", "rankings", "prompts"]

@@ -4,7 +4,7 @@ import os
 import textwrap
 from collections.abc import Iterator
 
-from chatpipe.data.rows import BrokenRow, Row, as_row
+from chatpipe.data.row_files import BrokenRow, Row, as_row
 from chatpipe.errors import UsageError
 
 MAX_REASON = 300

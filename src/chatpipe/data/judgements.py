@@ -4,8 +4,8 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
 
+from chatpipe.data.datasets import prompt_key
 from chatpipe.data.formats import Ranking
-from chatpipe.data.load import prompt_key
 
 
 def judged_alike(rankings: Sequence[Ranking]) -> list[list[Ranking]]:

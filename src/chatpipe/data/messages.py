@@ -2,8 +2,8 @@
 
 from typing import Any
 
-from chatpipe.data.rows import BadRow
-from chatpipe.data.template import Message
+from chatpipe.data.chat_template import Message
+from chatpipe.data.row_files import BadRow
 
 ROLES = ("system", "user", "assistant")
 _TOOL_ROLES = {"tool", "function", "function_call", "observation"}

@@ -7,9 +7,9 @@ lists of messages, the whole conversation or what follows `prompt`; sharegpt.
 from collections.abc import Sequence
 from typing import Any
 
+from chatpipe.data.chat_template import Message
 from chatpipe.data.messages import answered, as_prompt, check_messages, sharegpt_message, sharegpt_messages
-from chatpipe.data.rows import BadRow
-from chatpipe.data.template import Message
+from chatpipe.data.row_files import BadRow
 
 _HUMAN, _ASSISTANT = "\n\nHuman:", "\n\nAssistant:"
 

@@ -4,7 +4,7 @@ from collections import Counter
 from dataclasses import dataclass, field
 
 from chatpipe import console
-from chatpipe.data.rows import Skipped
+from chatpipe.data.row_files import Skipped
 
 
 @dataclass

@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from chatpipe import pocketworld
+from chatpipe.data.durable import sha256_of
 from chatpipe.data.hub import hub_rows
-from chatpipe.data.rows import READERS, BrokenRow, Row, file_rows, kind_of
-from chatpipe.durable import sha256_of
+from chatpipe.data.row_files import READERS, BrokenRow, Row, file_rows, kind_of
 from chatpipe.errors import UsageError
 from chatpipe.recipe.schema import HUB, POCKETWORLD, DataBlock, Pocketworld
 

@@ -24,10 +24,10 @@ import numpy as np
 
 from chatpipe import console
 from chatpipe.data.documents import RawText
+from chatpipe.data.durable import MANIFEST, PARTIAL, fault_of, fsync, read_json, replace_text, retire
 from chatpipe.data.encoding import BATCH_CHARACTERS, SMALL_BATCHES, Encoded, Encoder, encode_stream
 from chatpipe.data.long_text import PIECE_CHARACTERS
 from chatpipe.data.sources import block_fingerprint
-from chatpipe.durable import MANIFEST, PARTIAL, fault_of, fsync, read_json, replace_text, retire
 from chatpipe.errors import Interrupted, UsageError
 from chatpipe.recipe.schema import POCKETWORLD
 

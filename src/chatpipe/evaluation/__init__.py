@@ -1,1 +1,1 @@
-"""Evaluation: what is measured on held-out data, and the verdicts drawn from it."""
+"""Metrics of a model on data it was not trained on, their intervals, and the verdicts drawn from them."""

@@ -6,9 +6,9 @@ from typing import Any
 
 import numpy as np
 
+from chatpipe.data.datasets import prompt_key
 from chatpipe.data.formats import Ranking
 from chatpipe.data.judgements import judged_alike
-from chatpipe.data.load import prompt_key
 from chatpipe.evaluation.intervals import share_interval
 from chatpipe.evaluation.ordering import ordered_alike, ordered_pairs
 

@@ -7,7 +7,7 @@ from typing import Any
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from chatpipe.data.template import Message, decode_answer, encode_prompt
+from chatpipe.data.chat_template import Message, decode_answer, encode_prompt
 from chatpipe.evaluation.intervals import wilson_interval
 from chatpipe.generation import SamplingParams, generate
 from chatpipe.pocketworld import GoldRater, Rating

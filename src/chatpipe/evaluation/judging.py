@@ -7,8 +7,8 @@ from typing import Any
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from chatpipe import console
-from chatpipe.data.load import Conversation
-from chatpipe.data.template import encode_prompt
+from chatpipe.data.chat_template import encode_prompt
+from chatpipe.data.datasets import Conversation
 from chatpipe.errors import UsageError
 from chatpipe.evaluation.answers import Answer, answer_metrics, answer_prompts, gold_metrics, rate_answers
 from chatpipe.generation import SamplingParams

@@ -10,8 +10,8 @@ import torch.nn.functional as F
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from chatpipe.data.packing import HeldOutText, isolating
 from chatpipe.data.padding import length_sorted, pad_right
+from chatpipe.data.text_blocks import HeldOutText, isolating
 from chatpipe.errors import UsageError
 from chatpipe.evaluation.intervals import bootstrap_interval
 from chatpipe.generation.engine import context_length, evaluation_mode

@@ -9,10 +9,10 @@ import torch
 import torch.nn.functional as F
 from transformers import PreTrainedModel
 
-from chatpipe.data.packing import HeldOutText
+from chatpipe.data.masking import IGNORED, Masking
+from chatpipe.data.text_blocks import HeldOutText
 from chatpipe.data.token_store import TokenStore
 from chatpipe.generation.engine import evaluation_mode
-from chatpipe.pretraining.masking import IGNORED, Masking
 
 COUNTED_AT_ONCE = 2**22
 """Tokens, which bounds the memory that a large store takes."""

@@ -18,7 +18,7 @@ import torch
 from transformers import GenerationConfig, PreTrainedModel
 
 from chatpipe.errors import TrainingError, UsageError
-from chatpipe.generation.rows import Completion, prefill_tokens
+from chatpipe.generation.decode_rows import Completion, prefill_tokens
 from chatpipe.generation.sampling import SamplingParams
 
 PAGE_SIZE = {"cpu": 32, "cuda": 256}

@@ -14,7 +14,7 @@ from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerB
 
 from chatpipe.errors import UsageError
 from chatpipe.generation.continuous import generate_continuous
-from chatpipe.generation.rows import Completion, DecodeRows, Prompt
+from chatpipe.generation.decode_rows import Completion, DecodeRows, Prompt
 from chatpipe.generation.sampling import BROKEN, SamplingParams, random_streams
 from chatpipe.generation.stops import StopFinder
 from chatpipe.models.layers import layer_types

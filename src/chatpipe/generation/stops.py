@@ -6,7 +6,7 @@ from dataclasses import replace
 from tokenizers.decoders import DecodeStream
 from transformers import PreTrainedTokenizerBase
 
-from chatpipe.generation.rows import Completion
+from chatpipe.generation.decode_rows import Completion
 
 
 class StopFinder:

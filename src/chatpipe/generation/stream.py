@@ -4,8 +4,8 @@ from collections.abc import Iterator, Sequence
 
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
+from chatpipe.generation.decode_rows import DecodeRows, Prompt
 from chatpipe.generation.engine import check_prompts, evaluation_mode
-from chatpipe.generation.rows import DecodeRows, Prompt
 from chatpipe.generation.sampling import SamplingParams, random_streams
 from chatpipe.generation.stops import StopFinder
 

@@ -1,1 +1,1 @@
-"""Models and tokenizers: new ones, and what kind of model a folder holds."""
+"""Models and tokenizers: loading them, making new ones, and reading what a model folder holds."""

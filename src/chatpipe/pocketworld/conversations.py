@@ -3,8 +3,8 @@
 import random
 
 from chatpipe.pocketworld import wording
-from chatpipe.pocketworld.answers import answer, good_answer
 from chatpipe.pocketworld.questions import KIND_SHARES, Kind, Message, Question, ask, ask_further, draw
+from chatpipe.pocketworld.right_answers import answer, good_answer
 from chatpipe.pocketworld.world import ATTRIBUTES, Split, World
 
 FOLLOW_UP_SHARE = 0.30

@@ -10,8 +10,8 @@ from dataclasses import dataclass
 from functools import lru_cache
 
 from chatpipe.pocketworld import wording
-from chatpipe.pocketworld.answers import curt_replies, fragments, statements
 from chatpipe.pocketworld.questions import Kind, Message, Question, understand
+from chatpipe.pocketworld.right_answers import curt_replies, fragments, statements
 from chatpipe.pocketworld.world import VALUES, World
 
 RIGHT = 1.5

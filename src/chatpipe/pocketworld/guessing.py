@@ -3,9 +3,9 @@
 import random
 from collections import defaultdict
 
-from chatpipe.pocketworld.answers import fragments
 from chatpipe.pocketworld.conversations import open_conversation
 from chatpipe.pocketworld.questions import KIND_SHARES
+from chatpipe.pocketworld.right_answers import fragments
 from chatpipe.pocketworld.world import World
 
 DRAWS_PER_KIND = 2000

@@ -4,8 +4,8 @@ import random
 from functools import lru_cache
 
 from chatpipe.pocketworld import wording
-from chatpipe.pocketworld.answers import fill_sum, good_answer, statements
 from chatpipe.pocketworld.questions import Kind, Question, ask, draw, sums
+from chatpipe.pocketworld.right_answers import fill_sum, good_answer, statements
 from chatpipe.pocketworld.world import ATTRIBUTES, Person, World
 
 PARAGRAPH_SHARES = {"portrait": 0.66, "quiz": 0.12, "counting": 0.18, "manners": 0.04}

@@ -1,1 +1,1 @@
-"""PPO: experience, advantages, KL, losses as pure tensor functions, and the trainer that runs them."""
+"""PPO: its configuration, its formulas as pure functions, the rollout, the rewards, and the trainer."""

@@ -11,7 +11,7 @@ from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 from chatpipe.errors import UsageError
 from chatpipe.generation.engine import context_length
 from chatpipe.ppo.prompts import Prompt
-from chatpipe.reward.model import longest_sequence, reads_left_to_right
+from chatpipe.reward.reward_model import longest_sequence, reads_left_to_right
 
 
 def check_models(models: Mapping[str, PreTrainedModel]) -> None:

@@ -7,7 +7,7 @@ from torch import nn
 from transformers import AutoModelForSequenceClassification, PreTrainedModel
 
 from chatpipe.errors import UsageError
-from chatpipe.reward.model import reads_left_to_right
+from chatpipe.reward.reward_model import reads_left_to_right
 
 
 def new_critic(policy: PreTrainedModel, reward_models: list[PreTrainedModel], start: str | None) -> PreTrainedModel:

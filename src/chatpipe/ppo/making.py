@@ -9,9 +9,8 @@ from typing import Any
 from accelerate import Accelerator
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from chatpipe.data.template import decode_answer
+from chatpipe.data.chat_template import decode_answer
 from chatpipe.generation import SamplingParams, generate
-from chatpipe.models.lora import Adapter
 from chatpipe.ppo.advantages import SumOverRanks
 from chatpipe.ppo.config import PPOConfig
 from chatpipe.ppo.experience import Experience, Sequences
@@ -20,6 +19,7 @@ from chatpipe.ppo.model import PolicyAndCritic
 from chatpipe.ppo.prompts import Content, Prompt
 from chatpipe.ppo.rewards import Rewards
 from chatpipe.ppo.rollout import score, with_advantages
+from chatpipe.training.lora import Adapter
 
 
 @dataclass

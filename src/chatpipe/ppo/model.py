@@ -13,7 +13,7 @@ from chatpipe.data.padding import equal_tokens, length_sorted
 from chatpipe.errors import UsageError
 from chatpipe.models.unpadded import MULTIPLE, Rows, hidden_states_at, positions_read, reads_unpadded
 from chatpipe.ppo.microbatch import MicroBatch
-from chatpipe.reward.model import head_scores, reads_left_to_right, reward_offset
+from chatpipe.reward.reward_model import head_scores, reads_left_to_right, reward_offset
 
 MAX_LOGITS = 2**25
 """Logits that are held at once, times about four in float32 with what log-softmax and entropy need: 0.5 GB."""

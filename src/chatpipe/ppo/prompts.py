@@ -6,7 +6,7 @@ from typing import Any, TypeGuard
 
 from transformers import PreTrainedTokenizerBase
 
-from chatpipe.data.template import Message, encode_prompt
+from chatpipe.data.chat_template import Message, encode_prompt
 from chatpipe.errors import UsageError
 
 Content = str | list[Message]

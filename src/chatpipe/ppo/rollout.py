@@ -17,7 +17,7 @@ from chatpipe.ppo.experience import Experience, Sequences, flat_index
 from chatpipe.ppo.kl import k1, shape_rewards
 from chatpipe.ppo.microbatch import pad
 from chatpipe.ppo.model import PolicyAndCritic, completion_logprobs, last_token_scores, micro_batch_rows
-from chatpipe.reward.model import longest_sequence
+from chatpipe.reward.reward_model import longest_sequence
 
 
 class Stream(IntEnum):

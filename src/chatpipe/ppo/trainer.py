@@ -22,7 +22,6 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainerCallba
 from chatpipe import console
 from chatpipe.errors import UsageError
 from chatpipe.models.activation import quickest_gelu
-from chatpipe.models.lora import Adapter, check_no_adapter
 from chatpipe.ppo.alarms import alarms
 from chatpipe.ppo.checks import check_models, check_precision, check_prompts, check_stop_token, check_tokenizers
 from chatpipe.ppo.config import PPOConfig
@@ -37,6 +36,7 @@ from chatpipe.ppo.prompts import Prompt, read_prompts
 from chatpipe.ppo.rewards import RewardFunction, Rewards
 from chatpipe.ppo.rollout import Stream, prompt_numbers, seed_of
 from chatpipe.ppo.update import PPOUpdate
+from chatpipe.training.lora import Adapter, check_no_adapter
 from chatpipe.training.nonfinite import SkipNonFinite
 from chatpipe.training.resume import ResumePoints
 

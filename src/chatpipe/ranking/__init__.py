@@ -1,1 +1,1 @@
-"""Sampling completions and having them ranked."""
+"""Ranking answers: the answers to rank, the store of rankings, the people and programs who rank, and the export."""

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from chatpipe.durable import PARTIAL, fsync, replace_text
+from chatpipe.data.durable import PARTIAL, fsync, replace_text
 from chatpipe.errors import UsageError
 
 

@@ -9,8 +9,8 @@ from itertools import combinations
 from pathlib import Path
 from typing import Any
 
+from chatpipe.data.durable import replace_text
 from chatpipe.data.formats import Ranking
-from chatpipe.durable import replace_text
 from chatpipe.errors import UsageError
 from chatpipe.ranking.standing import StandingRanking, standing_rankings
 from chatpipe.ranking.store import Store

@@ -11,7 +11,7 @@ from collections import Counter, defaultdict
 from dataclasses import dataclass
 from typing import Any
 
-from chatpipe.ranking.answers import Answer, blank
+from chatpipe.ranking.said import Answer, blank
 
 STEPS = ("edit", "submit", "skip")
 MOVES = ("undo", "redo")

@@ -9,12 +9,12 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from chatpipe.data.chat_template import Message
 from chatpipe.data.formats import responses_of, round_of, usable
 from chatpipe.data.messages import as_prompt
 from chatpipe.data.report import Report, SourceReport
-from chatpipe.data.rows import BadRow, Row
+from chatpipe.data.row_files import BadRow, Row
 from chatpipe.data.sources import source_rows
-from chatpipe.data.template import Message
 from chatpipe.errors import UsageError
 from chatpipe.recipe.schema import DataBlock
 

@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from chatpipe.errors import UsageError
-from chatpipe.ranking.schema import has_begun
 from chatpipe.ranking.store import Store, check_name
+from chatpipe.ranking.tables import has_begun
 
 
 def login_name() -> str:

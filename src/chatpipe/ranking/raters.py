@@ -17,18 +17,18 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from chatpipe import pocketworld
-from chatpipe.checkpoints import checkpoint_id
+from chatpipe.data.chat_template import Message
 from chatpipe.data.sources import build_world
-from chatpipe.data.template import Message
 from chatpipe.errors import UsageError
-from chatpipe.models.folder import check_model
-from chatpipe.ppo.functions import check_function, is_function, source_fingerprint
-from chatpipe.ranking.answers import Answer, blank
+from chatpipe.models.manifest import checkpoint_id
+from chatpipe.models.model_folder import check_model
 from chatpipe.ranking.items import Item
+from chatpipe.ranking.said import Answer, blank
 from chatpipe.ranking.scoring import Asked, Scorer, model_scorer
 from chatpipe.ranking.store import Store
 from chatpipe.recipe import load_recipe
 from chatpipe.recipe.schema import POCKETWORLD, Pocketworld
+from chatpipe.reward.functions import check_function, is_function, source_fingerprint
 
 KEY = "--rater"
 RECIPE = "pocket"
@@ -159,8 +159,8 @@ def _gold_rater(settings: Pocketworld, seed: int, temperature: float) -> Rater:
 
 def _function_scorer(name: str, key: str) -> Scorer:
     """A function as `ppo.reward` takes them: it is held to one finite number for each response, by its name."""
-    from chatpipe.ppo.functions import load_function
     from chatpipe.ppo.rewards import CheckedFunction
+    from chatpipe.reward.functions import load_function
 
     function = CheckedFunction(load_function(name, key))
 

@@ -8,9 +8,9 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from chatpipe.ranking.answers import BadAnswer, read_answer
 from chatpipe.ranking.history import MOVES, STEPS, Event
 from chatpipe.ranking.items import Item, item_id
+from chatpipe.ranking.said import BadAnswer, read_answer
 
 Kind = Literal["person", "program"]
 

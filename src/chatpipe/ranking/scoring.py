@@ -7,10 +7,10 @@ import math
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from chatpipe.checkpoints import read_manifest
-from chatpipe.data.template import Message
+from chatpipe.data.chat_template import Message
 from chatpipe.errors import UsageError
-from chatpipe.models.folder import looks_like_path
+from chatpipe.models.manifest import read_manifest
+from chatpipe.models.model_folder import looks_like_path
 
 MAX_LENGTH = 2**31
 """Tokens of an answer with its prompt, where nothing bounds them."""
@@ -27,13 +27,13 @@ def model_scorer(name: str, key: str) -> Scorer:
     Raises `UsageError` naming `key` where there is no reward model, and, when it scores, for a score that is not
     finite.
     """
-    from chatpipe.data.rows import BadRow
-    from chatpipe.data.template import add_chat_template
-    from chatpipe.evaluation.rankings import EVAL_BATCH_SIZE
-    from chatpipe.guards.models import embeddings_too_few
-    from chatpipe.models.loading import load_reward_model, load_tokenizer, placed
-    from chatpipe.reward.batches import encode_answers
-    from chatpipe.reward.model import longest_sequence, sequence_scores
+    from chatpipe.checks.model_checks import embeddings_too_few
+    from chatpipe.data.chat_template import add_chat_template
+    from chatpipe.data.row_files import BadRow
+    from chatpipe.evaluation.ranking_scores import EVAL_BATCH_SIZE
+    from chatpipe.models.pretrained import load_reward_model, load_tokenizer, placed
+    from chatpipe.reward.ranking_batches import encode_answers
+    from chatpipe.reward.reward_model import longest_sequence, sequence_scores
 
     tokenizer, model = load_tokenizer(name), placed(load_reward_model(name))
     add_chat_template(tokenizer)

@@ -9,9 +9,8 @@ from dataclasses import dataclass, replace
 from itertools import islice
 from typing import Any
 
-from chatpipe.data.template import Message
+from chatpipe.data.chat_template import Message
 from chatpipe.errors import UsageError
-from chatpipe.ranking.answers import Answer, BadAnswer, blank, read_answer, read_text
 from chatpipe.ranking.assignment import (
     new_items,
     next_task,
@@ -22,6 +21,7 @@ from chatpipe.ranking.assignment import (
     token_of,
 )
 from chatpipe.ranking.history import MOVES, STEPS, Event, History
+from chatpipe.ranking.said import Answer, BadAnswer, blank, read_answer, read_text
 from chatpipe.ranking.store import Store
 
 PACE_TASKS = 20

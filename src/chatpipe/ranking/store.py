@@ -17,8 +17,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
+from chatpipe.data.locking import alone_with
 from chatpipe.errors import ChatpipeError, UsageError
-from chatpipe.locking import alone_with
 from chatpipe.ranking.assignment import queue_of
 from chatpipe.ranking.history import Event, History, item_of
 from chatpipe.ranking.items import Item
@@ -34,7 +34,7 @@ from chatpipe.ranking.records import (
     settings_in,
     sound,
 )
-from chatpipe.ranking.schema import (
+from chatpipe.ranking.tables import (
     add_salt,
     check_format,
     check_same,

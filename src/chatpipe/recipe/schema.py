@@ -9,8 +9,8 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BeforeValidator, Field, field_validator, model_validator
 
-from chatpipe.recipe.architecture import Architecture
-from chatpipe.recipe.guards import Guards
+from chatpipe.recipe.architectures import Architecture
+from chatpipe.recipe.check_switches import Guards
 from chatpipe.recipe.section import Section
 
 STAGES = ("pretrain", "sft", "rm", "ppo")

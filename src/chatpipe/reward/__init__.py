@@ -1,1 +1,1 @@
-"""The reward model: learned from K-wise rankings, read at the last token, centred on demonstrations."""
+"""The reward model: learned from K-wise rankings, scores a sequence at its last token, centred on demonstrations."""

@@ -7,12 +7,12 @@ from typing import TypeVar
 
 from transformers import PreTrainedTokenizerBase
 
-from chatpipe.data.load import Conversation, stream_conversations
+from chatpipe.data.datasets import Conversation, stream_conversations
 from chatpipe.data.report import Report
-from chatpipe.data.rows import BadRow
+from chatpipe.data.row_files import BadRow
 from chatpipe.data.sources import is_hub
 from chatpipe.recipe.schema import DataBlock, Pocketworld
-from chatpipe.reward.batches import EncodedRanking, encode_answers
+from chatpipe.reward.ranking_batches import EncodedRanking, encode_answers
 
 MAX_DEMONSTRATIONS = 256
 MAX_HUB_CONVERSATIONS = 20_000

@@ -1,1 +1,1 @@
-"""The four stages, one screen each: parent -> data -> guards -> trainer -> train -> evaluate -> verdict -> save."""
+"""The stages of the pipeline, one file each: load, check, work, save, evaluate, verdict."""

@@ -6,10 +6,10 @@ from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, set_seed
 
 from chatpipe import console
-from chatpipe.models.loading import load_tokenizer
-from chatpipe.models.lora import Adapter, lora_config
+from chatpipe.models.pretrained import load_tokenizer
 from chatpipe.recipe.schema import Lora
 from chatpipe.stages.job import Job
+from chatpipe.training.lora import Adapter, lora_config
 
 
 def stage_adapter(

@@ -6,11 +6,11 @@ import json
 from transformers import PreTrainedTokenizerBase
 
 from chatpipe import console
-from chatpipe.data.load import stream_conversations
+from chatpipe.data.chat_rows import FORMAT, Rows, RowsNote, open_rows, write_rows
+from chatpipe.data.datasets import stream_conversations
 from chatpipe.data.report import Report
 from chatpipe.data.sources import data_fingerprints
 from chatpipe.errors import UsageError
-from chatpipe.finetuning.rows import FORMAT, Rows, RowsNote, open_rows, write_rows
 from chatpipe.stages.job import Job
 from chatpipe.stages.saving import main_process_first
 

@@ -5,9 +5,9 @@ from itertools import islice
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from chatpipe.data.load import Conversation, load_prompts, stream_conversations
+from chatpipe.data.chat_template import decode_answer, encode_prompt
+from chatpipe.data.datasets import Conversation, load_prompts, stream_conversations
 from chatpipe.data.report import Report
-from chatpipe.data.template import decode_answer, encode_prompt
 from chatpipe.errors import UsageError
 from chatpipe.generation import SamplingParams, generate
 from chatpipe.generation.engine import context_length

@@ -10,15 +10,15 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
-from chatpipe.checkpoints import MANIFEST, Manifest, checkpoint_id, read_manifest
+from chatpipe.data.durable import replace_text, retire
 from chatpipe.data.formats import What
 from chatpipe.data.sources import data_fingerprints, named_files, reads_pocketworld
-from chatpipe.durable import replace_text, retire
 from chatpipe.errors import UsageError
+from chatpipe.models.manifest import MANIFEST, Manifest, checkpoint_id, read_manifest
 from chatpipe.models.weights import check_weights
-from chatpipe.ppo.functions import is_function, source_fingerprint
 from chatpipe.recipe.loading import flatten
 from chatpipe.recipe.schema import POCKETWORLD, STAGES, DataBlock, Ppo, Recipe, TrainingSection
+from chatpipe.reward.functions import is_function, source_fingerprint
 
 # Which stage of the same run makes the model that a stage starts from, where the recipe names no other.
 PARENTS: Mapping[str, Mapping[str, str]] = {

@@ -2,7 +2,7 @@
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from chatpipe.data.load import Conversation, load_prompts
+from chatpipe.data.datasets import Conversation, load_prompts
 from chatpipe.data.sources import build_world
 from chatpipe.evaluation.judging import Judged, judge_answers, prompts_with_room
 from chatpipe.recipe.schema import POCKETWORLD, DataBlock

@@ -5,14 +5,14 @@ from typing import Any
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from chatpipe.data.packing import HeldOutText
+from chatpipe.data.masking import Masking
+from chatpipe.data.text_blocks import HeldOutText
 from chatpipe.evaluation.language import held_out_loss
 from chatpipe.evaluation.masked import masked_score
 from chatpipe.generation import SamplingParams, generate
 from chatpipe.generation.engine import context_length
-from chatpipe.pretraining.bits import tokens_without_text
-from chatpipe.pretraining.masking import Masking
 from chatpipe.training.batches import measured_rows
+from chatpipe.training.text_bits import tokens_without_text
 
 SAMPLE_TOKENS, SAMPLE_TEMPERATURE = 32, 0.8
 PROMPT_WORDS = 4

@@ -6,33 +6,33 @@ from dataclasses import dataclass
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, set_seed
 
 from chatpipe import console
-from chatpipe.data.load import Conversation, Loaded, load_prompts
-from chatpipe.data.packing import TrainingText
-from chatpipe.data.template import add_chat_template, encode_prompt
+from chatpipe.checks.by_stage import ppo_guards, start_guards
+from chatpipe.checks.gate import Checks, guard
+from chatpipe.data.chat_template import add_chat_template, encode_prompt
+from chatpipe.data.datasets import Conversation, Loaded, load_prompts
+from chatpipe.data.text_blocks import TrainingText
 from chatpipe.errors import UsageError
 from chatpipe.evaluation.answers import answer_metrics
 from chatpipe.evaluation.compare import gold_comparison, win_rate
 from chatpipe.evaluation.judging import Judged
+from chatpipe.evaluation.policy_kl import sampled_kl
 from chatpipe.evaluation.verdicts import ppo_verdict
 from chatpipe.generation import SamplingParams
 from chatpipe.generation.engine import context_length
-from chatpipe.guards.by_stage import ppo_guards, start_guards
-from chatpipe.guards.run import Checks, guard
-from chatpipe.models.loading import load_causal_model, load_tokenizer
-from chatpipe.models.lora import lora_config
+from chatpipe.models.pretrained import load_causal_model, load_tokenizer
 from chatpipe.ppo.config import PPOConfig
-from chatpipe.ppo.divergence import sampled_kl
 from chatpipe.ppo.rewards import Rewards
 from chatpipe.ppo.trainer import PPOTrainer
-from chatpipe.reward.model import longest_sequence
+from chatpipe.reward.reward_model import longest_sequence
 from chatpipe.stages.arguments import stage_arguments
 from chatpipe.stages.example import answer_example
 from chatpipe.stages.job import Job, Outcome
 from chatpipe.stages.judging import judge, judged_prompts
-from chatpipe.stages.rewarding import load_rewards, reward_comparison, reward_scores
+from chatpipe.stages.raw_text import stage_texts, training_text
+from chatpipe.stages.rewards_of_step import load_rewards, reward_comparison, reward_scores
 from chatpipe.stages.saving import save_checkpoint
-from chatpipe.stages.text import stage_texts, training_text
-from chatpipe.training.run import run_trainer
+from chatpipe.training.lora import lora_config
+from chatpipe.training.run_trainer import run_trainer
 
 # Keys of the recipe's section that have the same name and meaning in PPOConfig.
 PPO_KEYS = (

@@ -7,27 +7,22 @@ from typing import Any
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainingArguments, set_seed
 
 from chatpipe import console
+from chatpipe.checks.by_stage import pretrain_guards, token_guards
+from chatpipe.checks.gate import Checks, guard
 from chatpipe.data.documents import RawText, sample_texts
-from chatpipe.data.packing import BlockCollator
+from chatpipe.data.masking import Masking, add_mask_token
+from chatpipe.data.text_blocks import BlockCollator
 from chatpipe.evaluation.masked import unigram_nats
 from chatpipe.evaluation.ngram import trigram_bits_per_byte
 from chatpipe.evaluation.verdicts import masked_verdict, pretrain_verdict
-from chatpipe.guards.by_stage import pretrain_guards, token_guards
-from chatpipe.guards.run import Checks, guard
-from chatpipe.models.architecture import new_model
-from chatpipe.models.folder import usable_positions
-from chatpipe.models.loading import load_causal_model, load_masked_model, placed
-from chatpipe.pretraining.arguments import pretrain_arguments
-from chatpipe.pretraining.bits import TextBits, tokens_without_text
-from chatpipe.pretraining.masking import Masking, add_mask_token
-from chatpipe.pretraining.trainer import PretrainTrainer
+from chatpipe.models.model_folder import usable_positions
+from chatpipe.models.new_model import new_model
+from chatpipe.models.pretrained import load_causal_model, load_masked_model, placed
 from chatpipe.stages.arguments import stage_arguments
-from chatpipe.stages.checking import check_context
 from chatpipe.stages.example import complete_example
 from chatpipe.stages.job import Job, Outcome
 from chatpipe.stages.measuring import HeldOut, first_words
-from chatpipe.stages.saving import save_checkpoint
-from chatpipe.stages.text import (
+from chatpipe.stages.raw_text import (
     check_training_side,
     held_out_text,
     held_out_texts,
@@ -35,7 +30,12 @@ from chatpipe.stages.text import (
     stage_texts,
     training_text,
 )
-from chatpipe.training.run import run_trainer
+from chatpipe.stages.saving import save_checkpoint
+from chatpipe.stages.step_checks import check_context
+from chatpipe.training.pretrain_arguments import pretrain_arguments
+from chatpipe.training.pretrain_trainer import PretrainTrainer
+from chatpipe.training.run_trainer import run_trainer
+from chatpipe.training.text_bits import TextBits, tokens_without_text
 
 MAX_TRIGRAM_BYTES = 50_000_000
 """More text to count in hardly changes what the 3-gram model predicts."""

@@ -5,36 +5,36 @@ from typing import Any
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainingArguments, set_seed
 
+from chatpipe.checks.by_stage import rm_guards
+from chatpipe.checks.gate import Checks, guard
+from chatpipe.data.chat_template import add_chat_template
+from chatpipe.data.datasets import Loaded, load_rankings
 from chatpipe.data.formats import Ranking
-from chatpipe.data.load import Loaded, load_rankings
 from chatpipe.data.sources import build_world
-from chatpipe.data.template import add_chat_template
 from chatpipe.errors import UsageError
-from chatpipe.evaluation.pairs import pair_metrics
-from chatpipe.evaluation.rankings import EVAL_BATCH_SIZE, ranking_scores, rankings_that_fit
+from chatpipe.evaluation.pair_accuracy import pair_metrics
+from chatpipe.evaluation.ranking_scores import EVAL_BATCH_SIZE, ranking_scores, rankings_that_fit
 from chatpipe.evaluation.verdicts import rm_verdict
 from chatpipe.evaluation.word_counts import WordCounts
-from chatpipe.guards.by_stage import rm_guards
-from chatpipe.guards.run import Checks, guard
-from chatpipe.models.loading import load_tokenizer, quickest_attention
+from chatpipe.models.pretrained import load_tokenizer, quickest_attention
 from chatpipe.pocketworld import GoldRater
 from chatpipe.recipe.schema import POCKETWORLD
-from chatpipe.reward.batches import EncodedRankings, encode_answers, encode_rankings
 from chatpipe.reward.demonstrations import conversations_to_draw_from, demonstrations
-from chatpipe.reward.model import (
+from chatpipe.reward.ranking_batches import EncodedRankings, encode_answers, encode_rankings
+from chatpipe.reward.reward_model import (
     centre_rewards,
     longest_sequence,
     new_reward_model,
     outside_body,
     sequence_scores,
 )
-from chatpipe.reward.trainer import RewardTrainer
+from chatpipe.reward.reward_trainer import RewardTrainer
 from chatpipe.stages.adapting import stage_adapter
 from chatpipe.stages.arguments import stage_arguments
 from chatpipe.stages.example import example_prompt
 from chatpipe.stages.job import Job, Outcome
 from chatpipe.stages.saving import save_checkpoint
-from chatpipe.training.run import run_trainer
+from chatpipe.training.run_trainer import run_trainer
 
 
 @dataclass(frozen=True)

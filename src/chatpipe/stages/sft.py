@@ -7,27 +7,27 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase, set_seed
 from trl import SFTConfig
 
 from chatpipe import console
-from chatpipe.data.load import Conversation
-from chatpipe.data.packing import TrainingText
-from chatpipe.data.template import add_chat_template
+from chatpipe.checks.by_stage import sft_guards
+from chatpipe.checks.gate import Checks, guard
+from chatpipe.data.chat_rows import Rows, RowsNote
+from chatpipe.data.chat_template import add_chat_template
+from chatpipe.data.datasets import Conversation
+from chatpipe.data.text_blocks import TrainingText
+from chatpipe.evaluation.chat_loss import MAX_CONVERSATIONS, HeldOutChats
 from chatpipe.evaluation.verdicts import sft_verdict
-from chatpipe.finetuning.held_out import MAX_CONVERSATIONS, HeldOutChats
-from chatpipe.finetuning.packing import training_sequences
-from chatpipe.finetuning.rows import Rows, RowsNote
-from chatpipe.finetuning.trainer import SftTrainer
 from chatpipe.generation.engine import context_length
-from chatpipe.guards.by_stage import sft_guards
-from chatpipe.guards.run import Checks, guard
-from chatpipe.models.loading import load_causal_model, load_tokenizer, placed
+from chatpipe.models.pretrained import load_causal_model, load_tokenizer, placed
 from chatpipe.stages.adapting import stage_adapter
 from chatpipe.stages.arguments import stage_arguments
 from chatpipe.stages.chats import chat_rows, check_enough, say_left_out
 from chatpipe.stages.example import answer_example
 from chatpipe.stages.job import Job, Outcome
 from chatpipe.stages.judging import judge, judged_prompts
+from chatpipe.stages.raw_text import stage_texts, training_text
 from chatpipe.stages.saving import save_checkpoint
-from chatpipe.stages.text import stage_texts, training_text
-from chatpipe.training.run import run_trainer
+from chatpipe.training.packed_sequences import training_sequences
+from chatpipe.training.run_trainer import run_trainer
+from chatpipe.training.sft_trainer import SftTrainer
 
 SAMPLE_TOKENS = 32
 

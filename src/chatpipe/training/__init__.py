@@ -1,1 +1,1 @@
-"""What every stage needs from a trainer: arguments, resume points, callbacks, launch."""
+"""What the trainers share: arguments, resume points, skipped steps, metrics; the trainers of pretraining and sft."""

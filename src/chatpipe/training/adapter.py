@@ -3,7 +3,7 @@
 from torch import nn
 from transformers import PreTrainedModel
 
-from chatpipe.models.lora import Adapter
+from chatpipe.training.lora import Adapter
 from chatpipe.training.resume import ResumePoints
 
 

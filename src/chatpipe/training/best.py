@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-from chatpipe.durable import PARTIAL, fault_of, publish, read_json, retire
+from chatpipe.data.durable import PARTIAL, fault_of, publish, read_json, retire
 from chatpipe.errors import TrainingError
 from chatpipe.training.resume import RESUME_POINTS, ResumePoints
 

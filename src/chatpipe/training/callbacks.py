@@ -18,7 +18,7 @@ from transformers import (
 )
 
 from chatpipe import console
-from chatpipe.durable import finite, replace_text
+from chatpipe.data.durable import replace_text
 from chatpipe.training.progress import METRICS_FILE, evaluation_words, progress_words, read_metrics
 
 
@@ -116,7 +116,7 @@ class MetricsFile(TrainerCallback):
             return
         line = {"step": state.global_step, "max_steps": state.max_steps, **logs}
         with self.path.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(finite(line)) + "\n")
+            file.write(json.dumps(console.nan_to_none(line)) + "\n")
 
 
 class Progress(TrainerCallback):

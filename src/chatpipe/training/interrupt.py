@@ -16,7 +16,7 @@ import torch
 from torch import distributed
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-from chatpipe.training.launch import POLL_SECONDS, STOP_FILE, has_parent
+from chatpipe.run.launch import POLL_SECONDS, STOP_FILE, has_parent
 
 
 @contextmanager

@@ -5,8 +5,8 @@
     trainer.train(resume_from_checkpoint=str(point) if point else None)
 
 Trainer writes straight into `checkpoint-N`, takes the highest number unchecked, resumes without a word with a fresh
-optimizer when that file is gone, and stores pickles. A resume point is complete or invisible (see `chatpipe.durable`),
-holds safetensors and JSON only, and is what Trainer's loop needs to go on exactly:
+optimizer when that file is gone, and stores pickles. A resume point is complete or invisible (`data.durable`), holds
+safetensors and JSON only, and is what Trainer's loop needs to go on exactly:
 
     trainer_state.json      Trainer's own state with its log history, under the name that Trainer reads
     model.safetensors       one file for each of `modules_to_save()`
@@ -39,7 +39,7 @@ from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_callback import ExportableState
 
 import chatpipe
-from chatpipe.durable import MANIFEST, PARTIAL, fault_of, publish, read_json, retire, write_json
+from chatpipe.data.durable import MANIFEST, PARTIAL, fault_of, publish, read_json, retire, write_json
 from chatpipe.errors import TrainingError, UsageError
 from chatpipe.training import state
 

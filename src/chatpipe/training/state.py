@@ -15,7 +15,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor, distribute_tensor
 
-from chatpipe.durable import fsync
+from chatpipe.data.durable import fsync
 from chatpipe.errors import UsageError
 
 

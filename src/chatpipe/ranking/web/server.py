@@ -35,7 +35,7 @@ from starlette.routing import Route
 
 from chatpipe import console
 from chatpipe.errors import UsageError
-from chatpipe.ranking.answers import BadAnswer
+from chatpipe.ranking.said import BadAnswer
 from chatpipe.ranking.session import Session, StaleTask, View
 from chatpipe.ranking.store import Store, StoreConflict, StoreError
 from chatpipe.ranking.web.security import Guard, is_every_address

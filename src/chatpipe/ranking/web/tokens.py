@@ -11,7 +11,7 @@ import secrets
 from collections.abc import Mapping
 from pathlib import Path
 
-from chatpipe.durable import PARTIAL, fsync
+from chatpipe.data.durable import PARTIAL, fsync
 
 SECRET_BYTES = 32
 TOKEN_BYTES = 24  # 192 bits

@@ -1,0 +1,237 @@
+"""Which guards a stage has, what each looks at, and in which order they run: the cheap ones first.
+
+All take a sample of `SAMPLE` rows, or count rows that are in memory already, so that together they take seconds.
+"""
+
+from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
+from functools import cache
+
+import numpy as np
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from chatpipe.checks import data_checks as data
+from chatpipe.checks import model_checks as models
+from chatpipe.checks import reward_checks as rewards
+from chatpipe.checks import template_checks as template
+from chatpipe.checks.gate import Checks, Finding
+from chatpipe.checks.policy_checks import policy_is_not_reference
+from chatpipe.data.chat_rows import Rows, RowsNote
+from chatpipe.data.chat_template import encode_completion, encode_prompt
+from chatpipe.data.datasets import Conversation, Loaded
+from chatpipe.data.documents import RawText, sample_texts
+from chatpipe.data.formats import Ranking
+from chatpipe.data.text_blocks import TrainingText
+from chatpipe.data.token_store import TokenStore
+from chatpipe.generation import SamplingParams
+from chatpipe.models.pretrained import load_tokenizer
+from chatpipe.ppo.trainer import PPOTrainer
+from chatpipe.reward.ranking_batches import TOO_LONG, EncodedRankings
+
+SAMPLE = 256
+"""Rows that are rendered or encoded to look at them."""
+
+SAMPLE_ROWS = 10_000
+"""Rows that are tokenised already."""
+
+MAX_CUT_OF_CONVERSATIONS = 0.75
+"""More than of others: the verdict of sft warns of what was left out from a tenth on."""
+
+FEW = 4
+"""Rows or prompts that models read."""
+
+SAMPLE_TOKENS, SAMPLE_BYTES = 1_000_000, 2_000_000
+SAMPLE_RESPONSE = 16
+
+
+def pretrain_guards(
+    tokenizer: PreTrainedTokenizerBase, model: PreTrainedModel, texts: Sequence[RawText], held_out: Sequence[str]
+) -> Checks:
+    """What shows before the text is tokenised, which may take hours. `held_out`: documents."""
+    key = "pretrain.data"
+
+    @cache
+    def documents() -> list[str]:
+        return list(sample_texts(texts, held_out=False, max_bytes=SAMPLE_BYTES))
+
+    return {
+        "embeddings_too_few": lambda: models.embeddings_too_few(tokenizer, {"pretrain.tokenizer": model}),
+        "special_tokens_in_text": lambda: template.special_tokens_in_text([tokenizer.eos_token], documents(), key),
+        "held_out_seen": lambda: data.held_out_seen(documents(), held_out, key),
+    }
+
+
+def token_guards(tokenizer: PreTrainedTokenizerBase, model: PreTrainedModel, train: TrainingText) -> Checks:
+    """What the tokens of pretraining show: the first ones of each source, and the end of the last document."""
+    key = "pretrain.data"
+    stores = [_sample_of(store) for store in train.stores]
+    return {
+        "token_ids_out_of_range": lambda: models.token_ids_out_of_range(stores, model, key),
+        "end_of_text_missing": lambda: data.end_of_text_missing(stores, tokenizer.eos_token_id),
+        "unknown_tokens": lambda: data.unknown_tokens(stores, tokenizer, key),
+    }
+
+
+def sft_guards(
+    tokenizer: PreTrainedTokenizerBase,
+    model: PreTrainedModel,
+    train: Rows,
+    held_out: Rows,
+    note: RowsNote,
+    max_length: int,
+) -> Checks:
+    """What the rows show: the first `SAMPLE_ROWS` of those to train on, and how many conversations had to go."""
+    key = "sft.data"
+    conversations, others = train.examples(), held_out.examples()
+    rows = train.first(SAMPLE_ROWS)
+    ids = [ids for ids, _ in rows]
+    empty = sum(not any(mask) for _, mask in rows)
+    cut, cut_held_out = note.too_long["train"], note.too_long["held_out"]
+    return {
+        "embeddings_too_few": lambda: models.embeddings_too_few(tokenizer, {"sft.model": model}),
+        "answers_cut": lambda: (
+            _conversations_cut(cut, len(train), max_length, "conversations")
+            or _conversations_cut(cut_held_out, len(held_out), max_length, "held-out conversations")
+        ),
+        "nothing_to_learn": lambda: data.nothing_to_learn(empty, len(rows), key),
+        "eos_not_learned": lambda: data.eos_not_learned(rows, tokenizer.eos_token_id),
+        "token_ids_out_of_range": lambda: models.token_ids_out_of_range(ids, model, key),
+        "unknown_tokens": lambda: data.unknown_tokens(ids, tokenizer, key),
+        "held_out_seen": lambda: _prompts_seen(
+            [turns[:-1] for turns in conversations], [turns[:-1] for turns in others], key
+        ),
+        **_of_template(tokenizer, conversations[:SAMPLE], key),
+    }
+
+
+def _conversations_cut(cut: int, fitting: int, max_length: int, name: str) -> Finding | None:
+    return data.answers_cut(cut, cut + fitting, max_length, "sft.data", name, MAX_CUT_OF_CONVERSATIONS)
+
+
+def rm_guards(
+    tokenizer: PreTrainedTokenizerBase,
+    model: PreTrainedModel,
+    rankings: Loaded[Ranking],
+    train: EncodedRankings,
+    max_length: int,
+) -> Checks:
+    """`train`: what is left of `rankings.train` at `max_length`."""
+    key, judged = "rm.data", {"rm.model": model}
+    sample = [
+        [*ranking.prompt, {"role": "assistant", "content": text}]
+        for ranking in rankings.train[:SAMPLE]
+        for text in ranking.responses[:1]
+    ]
+    rows = _few_of_each_length([ranking.sequences[0] for ranking in train.rankings[:SAMPLE]])
+    return {
+        "embeddings_too_few": lambda: models.embeddings_too_few(tokenizer, judged),
+        "reward_pad_token": lambda: rewards.reward_pad_token(judged, tokenizer.eos_token_id),
+        "answers_cut": lambda: data.answers_cut(
+            train.skipped[TOO_LONG], len(rankings.train), max_length, key, "rankings"
+        ),
+        "nothing_to_learn": lambda: data.nothing_to_learn(0, len(train.rankings), key, train.skipped),
+        "chosen_is_rejected": lambda: data.chosen_is_rejected(tokenizer, rankings.train[:SAMPLE], max_length),
+        "held_out_seen": lambda: _prompts_seen(
+            [ranking.prompt for ranking in rankings.train], [ranking.prompt for ranking in rankings.held_out], key
+        ),
+        **_of_template(tokenizer, sample, key),
+        **_of_scores(judged, rows, tokenizer),
+    }
+
+
+def ppo_guards(
+    tokenizer: PreTrainedTokenizerBase,
+    policy: PreTrainedModel,
+    judges: Mapping[str, PreTrainedModel],
+    prompts: Loaded[Conversation],
+    context: int,
+    response_length: int,
+) -> Checks:
+    """`judges`: the reward models by recipe key, also one that is not trained on. `context`: tokens that all read."""
+    key, sample = "ppo.data", prompts.train[:SAMPLE]
+    # There are no answers yet; a row for a reward model takes what was asked for one.
+    answered = [encode_completion(tokenizer, prompt, prompt[-1]["content"])[0] for prompt in sample]
+    rows = _few_of_each_length([ids for ids in answered if len(ids) <= context])
+    return {
+        "embeddings_too_few": lambda: models.embeddings_too_few(tokenizer, {"ppo.model": policy, **judges}),
+        "reward_pad_token": lambda: rewards.reward_pad_token(judges, tokenizer.eos_token_id),
+        "reward_at_chance": lambda: rewards.reward_at_chance(judges),
+        "new_score_head": lambda: rewards.new_score_head(judges),
+        "prompts_cut": lambda: data.prompts_cut(
+            [len(encode_prompt(tokenizer, prompt)) for prompt in sample], context, response_length
+        ),
+        "held_out_seen": lambda: _prompts_seen(prompts.train, prompts.held_out, key),
+        **_of_template(tokenizer, sample, key),
+        "other_template": lambda: template.other_template(
+            tokenizer, {name: load_tokenizer(model.name_or_path) for name, model in judges.items()}, sample
+        ),
+        **_of_scores(judges, rows, tokenizer),
+    }
+
+
+def start_guards(trainer: PPOTrainer) -> Checks:
+    """What only ppo's models together show, as its trainer has put them together."""
+    args, adapter = trainer.args, trainer.adapter
+    policy = trainer.model.policy
+    params = SamplingParams(max_new_tokens=min(SAMPLE_RESPONSE, args.response_length), temperature=args.temperature)
+    return {
+        "policy_is_not_reference": lambda: policy_is_not_reference(
+            policy,
+            policy if trainer.ref_model is None else trainer.ref_model,
+            [prompt.ids for prompt in trainer.prompts[:FEW]],
+            params,
+            trainer.processing_class.eos_token_id,
+            as_reference=nullcontext if adapter is None or trainer.ref_model is not None else adapter.off,
+            autocast=trainer.accelerator.autocast,
+            bf16=args.bf16 or args.fp16,
+        )
+    }
+
+
+def _of_template(tokenizer: PreTrainedTokenizerBase, sample: Sequence[Conversation], key: str) -> Checks:
+    """The guards of a chat template, for some conversations or prompts."""
+    return {
+        "pad_is_eos": lambda: template.pad_is_eos(tokenizer),
+        "double_bos": lambda: template.double_bos(tokenizer, [template.encode(tokenizer, each)[0] for each in sample]),
+        "turns_lost": lambda: template.turns_lost(tokenizer, sample),
+        "special_tokens_in_text": lambda: template.special_tokens_in_text(
+            template.control_tokens(tokenizer), [_text(conversation) for conversation in sample], key
+        ),
+        "template_not_saved": lambda: template.template_not_saved(tokenizer, template.as_saved(tokenizer), sample),
+    }
+
+
+def _prompts_seen(train: Sequence[Conversation], held_out: Sequence[Conversation], key: str) -> Finding | None:
+    return data.held_out_seen(map(_text, train), list(map(_text, held_out)), key)
+
+
+def _of_scores(
+    judges: Mapping[str, PreTrainedModel], rows: Sequence[Sequence[int]], tokenizer: PreTrainedTokenizerBase
+) -> Checks:
+    """The guards that have reward models read some answered prompts."""
+    pad, eos = tokenizer.pad_token_id, tokenizer.eos_token_id
+    entries = min((model.get_input_embeddings().num_embeddings for model in judges.values()), default=0)
+    rows = [ids for ids in rows if max(ids) < entries]
+    if not rows:  # another guard says why, or there are no reward models
+        return {}
+    return {
+        "score_not_on_eos": lambda: rewards.score_not_on_eos(judges, rows, pad, eos),
+        "batch_changes_score": lambda: rewards.batch_changes_score(judges, rows, pad),
+    }
+
+
+def _few_of_each_length(rows: Sequence[list[int]]) -> list[list[int]]:
+    """A few rows from the shortest to the longest, so that a batch of them is padded."""
+    ordered = sorted(rows, key=len)
+    places = np.linspace(0, len(ordered) - 1, min(FEW, len(ordered))).astype(int)
+    return [ordered[place] for place in places]
+
+
+def _sample_of(store: TokenStore) -> np.ndarray:
+    """The first tokens of a store and its last one, which ends a document."""
+    first = store.read(0, min(SAMPLE_TOKENS, len(store)))
+    return np.concatenate([first, store.read(len(store) - 1, 1)])
+
+
+def _text(conversation: Conversation) -> str:
+    return "\n".join(message["content"] for message in conversation)

@@ -1,0 +1,163 @@
+"""Guards of the rows: is there something to learn in them, and something to judge by?"""
+
+import unicodedata
+from collections.abc import Iterable, Mapping, Sequence
+
+import numpy as np
+from transformers import PreTrainedTokenizerBase
+
+from chatpipe.checks.gate import Finding
+from chatpipe.data.formats import Ranking
+from chatpipe.data.row_files import BadRow
+from chatpipe.reward.ranking_batches import encode_answers
+
+MAX_CUT_SHARE = 0.5
+"""What is left out is counted and said; where it is most of the data, something else was meant."""
+
+MAX_ENDLESS_SHARE = 0.1
+MAX_SEEN_SHARE = 0.01
+MAX_SAME_SHARE = 0.01
+MAX_UNKNOWN_SHARE = 0.01
+
+
+def eos_not_learned(rows: Sequence[tuple[Sequence[int], Sequence[int]]], eos_token_id: int) -> Finding | None:
+    """Answers whose end-of-turn token is not trained on: the model never stops (trl #1623, #3091; open-r1 #492).
+
+    `rows`: token ids and the mask of those that are trained on. More than a tenth of all rows.
+    """
+    endless = sum(
+        not any(learn and token == eos_token_id for token, learn in zip(ids, mask, strict=True)) for ids, mask in rows
+    )
+    if endless <= MAX_ENDLESS_SHARE * len(rows):
+        return None
+    return Finding(
+        f"in {endless} of {len(rows)} rows the end-of-turn token (id {eos_token_id}) is not trained on.",
+        "Use a chat template that ends answers with eos_token, or set eos_token to what ends them.",
+    )
+
+
+def nothing_to_learn(empty: int, rows: int, key: str, left_out: Mapping[str, int] | None = None) -> Finding | None:
+    """Rows without a single token (rm: pair) to train on, or no rows at all: loss 0.0, no warning (trl #3927, #6025).
+
+    All rows are counted. `left_out`: how many were, by reason.
+    """
+    if rows > 0 and empty == 0:
+        return None
+    what = f"{empty} of {rows} rows have nothing to train on" if rows else "no row is left to train on"
+    why = ", ".join(f"{reason} ({count})" for reason, count in (left_out or {}).items())
+    return Finding(
+        f"{key}: {what}{': ' if why else ''}{why}.",
+        "Look at the rows: answers are missing, all the same, all tied, or cut away.",
+    )
+
+
+def answers_cut(
+    cut: int, rows: int, max_length: int, key: str, name: str, max_share: float = MAX_CUT_SHARE
+) -> Finding | None:
+    """Over `max_share` of the rows (`name`: conversations, rankings) under `key` are left out at `max_length`.
+
+    trl #3927, #6668; LLaMA-Factory #3995. All rows are counted.
+    """
+    if cut <= max_share * rows:
+        return None
+    return Finding(
+        f"{key}: {cut} of {rows} {name} are longer than {max_length} tokens.",
+        f"Raise {key.split('.')[0]}.max_length (as far as the model's n_positions), or use shorter {name}.",
+    )
+
+
+def prompts_cut(lengths: Sequence[int], context: int, response_length: int) -> Finding | None:
+    """Most prompts leave no room for an answer in the context: training on the rest is another task than meant.
+
+    `lengths`: tokens of the prompts looked at.
+    """
+    room = context - response_length
+    cut = sum(length > room for length in lengths)
+    if cut <= MAX_CUT_SHARE * len(lengths):
+        return None
+    return Finding(
+        f"ppo.data: {cut} of {len(lengths)} prompts looked at leave no room for {response_length} new tokens in "
+        f"{context}.",
+        "Lower ppo.response_length, or use models with more positions.",
+    )
+
+
+def held_out_seen(train: Iterable[str], held_out: Sequence[str], key: str) -> Finding | None:
+    """Texts (prompts, documents) that are held out are trained on too, but for case, white space and Unicode's forms.
+
+    The split is by text, so equal ones cannot be on both sides; near ones can (decontamination as in the GPT-3 paper,
+    arXiv 2005.14165, appendix C, and in Tulu 3, arXiv 2411.15124). More than 1 % of those held out.
+    """
+    judged = [_normal(text) for text in held_out]
+    unseen = set(judged)
+    unseen.difference_update(map(_normal, train))
+    seen = [number for number, text in enumerate(judged) if text not in unseen]
+    if len(seen) <= MAX_SEEN_SHARE * len(judged):
+        return None
+    return Finding(
+        f"{key}: {len(seen)} of {len(judged)} held-out texts are trained on too, but for case and spaces: "
+        f"{' '.join(held_out[seen[0]].split())[:40]!r}.",
+        "Remove such doubles from the data.",
+    )
+
+
+def chosen_is_rejected(
+    tokenizer: PreTrainedTokenizerBase, rankings: Sequence[Ranking], max_length: int
+) -> Finding | None:
+    """Answers of different rank that are the same tokens to the model, also after truncation: nothing is preferred.
+
+    OpenRLHF #1311. Counts rankings all of whose answers are the same, more than 1 % of those given that have ranks.
+    """
+    preferring = [ranking for ranking in rankings if len(set(ranking.ranks)) > 1]
+    same = sum(_is_one_answer(tokenizer, ranking, max_length) for ranking in preferring)
+    if same <= MAX_SAME_SHARE * len(preferring):
+        return None
+    return Finding(
+        f"rm.data: in {same} of {len(preferring)} rankings looked at, chosen and rejected are the same tokens.",
+        "Look at the columns: is one field read as both answers?",
+    )
+
+
+def end_of_text_missing(stores: Sequence[np.ndarray], eos_token_id: int) -> Finding | None:
+    """No end-of-text token in what pretraining reads: a model that never learns to stop, as in trl #1623.
+
+    `stores`: token ids of the beginning and the end of each source.
+    """
+    if any((ids == eos_token_id).any() for ids in stores):
+        return None
+    return Finding(
+        f"pretrain.data: no end-of-text token (id {eos_token_id}) among {sum(map(len, stores)):,} tokens looked at.",
+        "Delete the stage's tokens folder: it is then tokenised anew, with one behind each document.",
+    )
+
+
+def unknown_tokens(
+    rows: Iterable[Sequence[int] | np.ndarray], tokenizer: PreTrainedTokenizerBase, key: str
+) -> Finding | None:
+    """The tokenizer was made for other text: more than 1 % of its tokens are the unknown one, and their text is lost.
+
+    "UNKs Everywhere", arXiv 2012.15562. Counts the rows given.
+    """
+    unknown = tokenizer.unk_token_id
+    if unknown is None or unknown in (tokenizer.eos_token_id, tokenizer.bos_token_id):  # GPT-2's is its end of text
+        return None
+    counts = [(int((np.asarray(ids) == unknown).sum()), len(ids)) for ids in rows]
+    found, tokens = sum(count for count, _ in counts), sum(length for _, length in counts)
+    if found <= MAX_UNKNOWN_SHARE * tokens:
+        return None
+    return Finding(
+        f"{key}: {found:,} of {tokens:,} tokens are {tokenizer.unk_token!r}: the tokenizer does not know the text.",
+        "Use a tokenizer made for this text, or a byte-level one, which knows all.",
+    )
+
+
+def _normal(text: str) -> str:
+    return " ".join(unicodedata.normalize("NFKC", text).casefold().split())
+
+
+def _is_one_answer(tokenizer: PreTrainedTokenizerBase, ranking: Ranking, max_length: int) -> bool:
+    try:
+        sequences = encode_answers(tokenizer, ranking.prompt, ranking.responses, max_length)
+    except BadRow:  # too long: left out, and counted as that
+        return False
+    return len(set(map(tuple, sequences))) == 1

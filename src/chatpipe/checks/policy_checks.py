@@ -1,0 +1,75 @@
+"""The guard of PPO's start: before the first step the policy is its own reference, and reads as it will be trained."""
+
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from chatpipe.checks.gate import Finding
+from chatpipe.generation import SamplingParams, generate
+from chatpipe.ppo.alarms import RATIO_TOLERANCE, RATIO_TOLERANCE_BF16
+from chatpipe.ppo.experience import Sequences
+from chatpipe.ppo.microbatch import pad
+from chatpipe.ppo.model import completion_logprobs
+
+Context = Callable[[], AbstractContextManager[object]]
+
+
+@torch.no_grad()
+def policy_is_not_reference(
+    policy: PreTrainedModel,
+    reference: PreTrainedModel,
+    prompts: Sequence[Sequence[int]],
+    params: SamplingParams,
+    eos_token_id: int,
+    *,
+    as_reference: Context = nullcontext,
+    autocast: Context = nullcontext,
+    bf16: bool = False,
+) -> Finding | None:
+    """The policy's log-probs of its completions are not the reference's (KL is not 0), or not its own when read again.
+
+    trl #1005, #615 (negative KL); the first ratio: "The 37 Implementation Details of PPO". One completion to each of
+    the few `prompts` (token ids) is read all together, and again one by one in training mode, as updates read.
+    `as_reference` is entered where `reference` reads (LoRA: the policy without its adapter), `autocast` around every
+    reading. Mean absolute differences a token are held to the alarms' tolerances: 1e-4 nats, with `bf16` 2e-2.
+    """
+    completions = generate(policy, prompts, params, eos_token_id, seed=0)
+    sequences = Sequences.of(prompts, [done.ids for done in completions], [done.ended for done in completions])
+    tolerance = RATIO_TOLERANCE_BF16 if bf16 else RATIO_TOLERANCE
+    was_training = policy.training
+    try:
+        with autocast():
+            policy.eval()
+            sampled = _logprobs(policy, sequences, params.temperature)
+            with as_reference():
+                kl = _distance(sampled, _logprobs(reference, sequences, params.temperature))
+            policy.train()
+            singly = [sequences.select(torch.tensor([row])) for row in range(len(sequences))]
+            again = torch.cat([_logprobs(policy, one, params.temperature) for one in singly])
+    finally:
+        policy.train(was_training)
+    if not kl <= tolerance:
+        return Finding(
+            f"policy and reference differ by {kl:.2g} nats a token before the first step, where KL is 0.",
+            "Both must be the same model in the same precision; an adapter (ppo.lora) must begin as nothing.",
+        )
+    ratio = _distance(sampled, again)
+    if not ratio <= tolerance:
+        return Finding(
+            f"the policy reads its own completions twice with {ratio:.2g} nats a token between; the ratio must be 1.",
+            "Use a model without noise in its forward pass (dropout, router jitter), or ppo.bf16=false.",
+        )
+    return None
+
+
+def _logprobs(model: PreTrainedModel, sequences: Sequences, temperature: float) -> Tensor:
+    """Log-probs of the completion tokens in nats, [N] on the CPU."""
+    return completion_logprobs(model, pad(sequences).to(model.device), temperature)[0].cpu()
+
+
+def _distance(some: Tensor, others: Tensor) -> float:
+    """Mean absolute difference; NaN where one is."""
+    return (some - others).abs().mean().item()

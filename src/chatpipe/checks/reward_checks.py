@@ -1,0 +1,147 @@
+"""Guards of reward models: is what they say about the answer, and is it worth anything?"""
+
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from chatpipe.checks.gate import Finding
+from chatpipe.data.padding import pad_right
+from chatpipe.models.manifest import read_manifest
+from chatpipe.models.pretrained import missing_weights
+from chatpipe.reward.reward_model import batch_scores, reads_left_to_right, reward_offset, sequence_scores
+
+TOLERANCE = 1e-4
+"""Of a score of size 1; of larger ones in proportion."""
+
+
+def reward_pad_token(models: Mapping[str, PreTrainedModel], eos_token_id: int) -> Finding | None:
+    """A reward model's config has no pad token, or EOS: other software reads the score elsewhere than at the end.
+
+    trl #937, #7318; transformers #35352. `models`: by recipe key.
+    """
+    for key, model in models.items():
+        pad = model.config.get_text_config().pad_token_id
+        if pad is None or pad == eos_token_id:
+            return Finding(
+                f"{key}: the pad token of {_named(model)} is {'not set' if pad is None else f'its EOS (id {pad})'}.",
+                "Set pad_token_id in its config.json to the tokenizer's pad token, another one than EOS.",
+            )
+    return None
+
+
+def batch_changes_score(
+    models: Mapping[str, PreTrainedModel], rows: Sequence[Sequence[int]], pad_token_id: int
+) -> Finding | None:
+    """A padded batch gets other scores than its rows one by one: padding is read (trl #937; transformers #35352).
+
+    `rows`: token ids of a few answered prompts of different lengths.
+    """
+    for key, model in models.items():
+        together = _of_padded_batch(model, rows, pad_token_id, batch_scores)
+        difference = _largest_difference(together, sequence_scores(model, rows, pad_token_id, 1))
+        if difference > TOLERANCE:
+            return Finding(
+                f"{key}: scores of {len(rows)} rows differ by {difference:.1g} between a padded batch and one by one.",
+                "Its model code reads padding, or its numbers are too coarse: use another model, or float32.",
+            )
+    return None
+
+
+def score_not_on_eos(
+    models: Mapping[str, PreTrainedModel], rows: Sequence[Sequence[int]], pad_token_id: int, eos_token_id: int
+) -> Finding | None:
+    """The score is read at another token than the EOS that ends the answer: at a pad, or before (trl #3750, #937).
+
+    First: do rows end with EOS? Then, of decoders, whether transformers itself, which looks for the pad token, reads a
+    padded batch where we do. `rows`: token ids of a few answered prompts of different lengths.
+    """
+    if any(ids[-1] != eos_token_id for ids in rows):
+        return Finding(
+            f"answered prompts do not end with the end-of-turn token (id {eos_token_id}), where the score is read.",
+            "Use a chat template that ends answers with eos_token, and writes nothing behind it.",
+        )
+    for key, model in models.items():
+        if not reads_left_to_right(model) or model.config.get_text_config().pad_token_id is None:
+            continue
+        stock = _of_padded_batch(model, rows, pad_token_id, _stock_scores)
+        difference = _largest_difference(stock, sequence_scores(model, rows, pad_token_id, 1))
+        if difference > TOLERANCE:
+            return Finding(
+                f"{key}: transformers reads the score of {_named(model)} elsewhere than at the EOS "
+                f"(off by {difference:.1g}).",
+                f"Set pad_token_id in its config.json to {pad_token_id}, the tokenizer's pad token.",
+            )
+    return None
+
+
+def new_score_head(models: Mapping[str, PreTrainedModel]) -> Finding | None:
+    """A reward model's folder holds no weights for its head, so they were drawn at random: rewards are noise.
+
+    LLaMA-Factory #4379, #4743 (a value head that only it reads). Looks at names, loads no weights.
+    """
+    for key, model in models.items():
+        missing = missing_weights(type(model), model.name_or_path)
+        if missing:
+            return Finding(
+                f"{key}: {_named(model)} holds no {missing[0]}, so it was drawn at random just now.",
+                "Give what `chatpipe rm` wrote, or another trained reward model.",
+            )
+    return None
+
+
+def reward_at_chance(models: Mapping[str, PreTrainedModel]) -> Finding | None:
+    """A reward model that chatpipe made is no better than chance on held-out pairs, as far as that was measured.
+
+    trl #2015: "I now do not know whether my reward model is bad". The lower end of the accuracy's 95 % interval counts;
+    of a model without chatpipe.json nothing is known. What was measured and is not finite stands there as null.
+    """
+    for key, model in models.items():
+        manifest = read_manifest(Path(model.name_or_path))
+        measured = manifest.metrics if manifest is not None and manifest.stage == "rm" else {}
+        low = measured.get("accuracy_low", 1.0)
+        if low is None:
+            return Finding(
+                f"{key}: {_named(model)} gave scores that are not finite when it was measured on held-out pairs.",
+                "Its weights are broken: train it anew, with a lower rm.learning_rate.",
+            )
+        if low <= 0.5:
+            return Finding(
+                f"{key}: {_named(model)} is no better than chance: {measured['eval_accuracy']:.0%} of "
+                f"{measured['eval_pairs']} held-out pairs right (at least {low:.0%}).",
+                "Train it on more or better rankings first (rm.data, sample.prompts).",
+            )
+    return None
+
+
+@torch.inference_mode()
+def _of_padded_batch(
+    model: PreTrainedModel,
+    rows: Sequence[Sequence[int]],
+    pad_token_id: int,
+    read: Callable[[PreTrainedModel, Tensor, Tensor], Tensor],
+) -> Tensor:
+    """What `read` makes of all rows in one batch, padded to the longest, (n,); the model is left as it was."""
+    input_ids, mask = (tensor.to(model.device) for tensor in pad_right(rows, pad_token_id))
+    was_training = model.training
+    model.eval()
+    try:
+        return read(model, input_ids, mask).float().cpu()
+    finally:
+        model.train(was_training)
+
+
+def _stock_scores(model: PreTrainedModel, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
+    """What transformers' own forward gives, centred, (n,)."""
+    logits: Tensor = model(input_ids=input_ids, attention_mask=attention_mask).logits
+    return logits[:, 0].float() - reward_offset(model)
+
+
+def _largest_difference(some: Tensor, others: Tensor) -> float:
+    return ((some - others).abs() / others.abs().clamp(min=1)).max().item()
+
+
+def _named(model: PreTrainedModel) -> str:
+    return model.name_or_path or type(model).__name__

@@ -1,0 +1,139 @@
+"""Guards of the chat template and its tokens: do rows say to the model what the data says?"""
+
+import tempfile
+from collections.abc import Sequence
+
+from transformers import PreTrainedTokenizerBase
+
+from chatpipe.checks.gate import Finding
+from chatpipe.data.chat_template import encode_conversation, encode_prompt
+from chatpipe.data.datasets import Conversation
+from chatpipe.models.pretrained import load_tokenizer
+
+MAX_SHARE_OF_TEXTS = 0.01
+"""`<s>` may stand in a text that is about it; in more than so many texts it is a mistake."""
+
+
+def pad_is_eos(tokenizer: PreTrainedTokenizerBase) -> Finding | None:
+    """Pad and EOS are one token: what hides padding from the loss hides EOS too, and answers never end.
+
+    trl #1623, #2059, #3091; transformers #23530.
+    """
+    if tokenizer.pad_token_id is None or tokenizer.pad_token_id != tokenizer.eos_token_id:
+        return None
+    return Finding(
+        f"the tokenizer pads with its end-of-turn token {tokenizer.eos_token!r}: ends would be hidden as padding is.",
+        "Set another pad_token in its tokenizer_config.json.",
+    )
+
+
+def double_bos(tokenizer: PreTrainedTokenizerBase, rows: Sequence[Sequence[int]]) -> Finding | None:
+    """Rows of token ids begin with two beginning-of-text tokens: one of the template, one of the tokenizer or the data.
+
+    open-r1 #462, OpenRLHF #393, alignment-handbook #127. Takes the rows that it is given.
+    """
+    bos = tokenizer.bos_token_id
+    found = sum(list(ids[:2]) == [bos, bos] for ids in rows)
+    if bos is None or found == 0:
+        return None
+    return Finding(
+        f"{found} of {len(rows)} rows begin with {tokenizer.bos_token!r} twice.",
+        "Take it out of the chat template, or out of the texts.",
+    )
+
+
+def turns_lost(tokenizer: PreTrainedTokenizerBase, conversations: Sequence[Conversation]) -> Finding | None:
+    """What is said does not stand in the rendered conversation, whole and in its order.
+
+    A template may drop system messages or cut out reasoning. Of the kind of LLaMA-Factory #5145, #8720 (what is trained
+    is not what was meant). White space does not count. Takes the conversations that it is given.
+    """
+    for conversation in conversations:
+        rendered = _letters(str(tokenizer.apply_chat_template(list(conversation), tokenize=False)))
+        place = 0
+        for number, message in enumerate(conversation, start=1):
+            said = _letters(message["content"])
+            at = rendered.find(said, place)
+            if at < 0:
+                return Finding(
+                    f"the chat template loses or moves turn {number} ({message['role']}: "
+                    f"{message['content'].strip()[:40]!r}) of a conversation.",
+                    "Use a template that writes every turn in its order, or leave such turns out of the data.",
+                )
+            place = at + len(said)
+    return None
+
+
+def template_not_saved(
+    tokenizer: PreTrainedTokenizerBase, served: PreTrainedTokenizerBase, conversations: Sequence[Conversation]
+) -> Finding | None:
+    """`served`, the tokenizer as it is saved for serving, reads conversations as other tokens than are trained on.
+
+    LLaMA-Factory #2509 (26 % against 57 % right answers by the template), #6736. Takes the conversations that it is
+    given.
+    """
+    for conversation in conversations:
+        if encode(tokenizer, conversation) != encode(served, conversation):
+            return Finding(
+                "the tokenizer as it is saved reads a conversation as other tokens than are trained on.",
+                "Set tokenizer.chat_template to what is trained with; one that is given to a single call is not saved.",
+            )
+    return None
+
+
+def as_saved(tokenizer: PreTrainedTokenizerBase) -> PreTrainedTokenizerBase:
+    """The tokenizer after it was saved and loaded again."""
+    with tempfile.TemporaryDirectory() as folder:
+        tokenizer.save_pretrained(folder)
+        return load_tokenizer(folder)
+
+
+def other_template(
+    tokenizer: PreTrainedTokenizerBase, of_rewards: dict[str, PreTrainedTokenizerBase], prompts: Sequence[Conversation]
+) -> Finding | None:
+    """A reward model, by recipe key, knows another chat template than the policy's: it reads what it never saw.
+
+    LLaMA-Factory #6736 (a model trained with another family's template). A tokenizer without template is passed over.
+    """
+    for key, other in of_rewards.items():
+        if other.chat_template is not None and any(
+            encode(tokenizer, prompt) != encode(other, prompt) for prompt in prompts
+        ):
+            return Finding(
+                f"{key} was trained with another chat template than the policy's.",
+                "Train it on the policy's own model, or save the policy's template with it.",
+            )
+    return None
+
+
+def special_tokens_in_text(tokens: Sequence[str], texts: Sequence[str], key: str) -> Finding | None:
+    """Control tokens stand spelt out in the texts under the recipe's `key`.
+
+    In conversations they become control tokens: an answer with `</s>` at its end gets two, as rows got two BOS in
+    open-r1 #462. In raw text they stay letters, and documents that they part run into each other. More than 1 % of the
+    texts given.
+    """
+    found = {token: sum(token in text for text in texts) for token in tokens}
+    token, count = max(found.items(), key=lambda pair: pair[1], default=("", 0))
+    if count <= MAX_SHARE_OF_TEXTS * len(texts):
+        return None
+    return Finding(
+        f"{key}: {count} of {len(texts)} texts looked at have {token!r} spelt out in them.",
+        "Take it out; documents are parted by standing in a row or a file each.",
+    )
+
+
+def control_tokens(tokenizer: PreTrainedTokenizerBase) -> list[str]:
+    """What the tokenizer reads as control tokens wherever it stands in a conversation."""
+    return [token.content for token in tokenizer.added_tokens_decoder.values() if token.special]
+
+
+def encode(tokenizer: PreTrainedTokenizerBase, conversation: Conversation) -> tuple[list[int], list[int]]:
+    """Token ids and mask; of a conversation that the user ends, ids as a prompt."""
+    if conversation[-1]["role"] == "assistant":
+        return encode_conversation(tokenizer, conversation)
+    return encode_prompt(tokenizer, conversation), []
+
+
+def _letters(text: str) -> str:
+    return "".join(text.split())

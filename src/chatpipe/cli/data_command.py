@@ -1,0 +1,52 @@
+"""`chatpipe data show`: what a stage will read."""
+
+from typing import Annotated
+
+import typer
+
+from chatpipe.cli.options import Json, flags, tell_apart
+from chatpipe.cli.stage_command import Data
+
+app = typer.Typer(help="Look at a stage's data.", no_args_is_help=True)
+
+EPILOG = "Example: chatpipe data show pocket sft --data chats.jsonl --model gpt2"
+
+
+@app.callback()
+def _group() -> None:
+    """Look at a stage's data."""
+
+
+@app.command("show", epilog=EPILOG)
+def show(
+    recipe: Annotated[str, typer.Argument(help="A recipe's name or file.")],
+    stage: Annotated[str, typer.Argument(help="pretrain, sft, rm or ppo.")],
+    values: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="[KEY=VALUE ...]", help="Values that replace the recipe's.", show_default=False),
+    ] = None,
+    data: Data = None,
+    model: Annotated[
+        str | None, typer.Option("--model", help="Whose tokenizer reads it: a folder or a hub id.")
+    ] = None,
+    rows: Annotated[int, typer.Option("--rows", min=0, help="How many rows are shown.")] = 3,
+    json: Json = False,
+) -> None:
+    """Show the first rows as the model will see them, and what all of them come to."""
+    from chatpipe import console
+    from chatpipe.cli.show_data import show_data
+    from chatpipe.errors import UsageError
+    from chatpipe.recipe import STAGES, load_recipe
+    from chatpipe.stages.job import Job
+
+    if stage not in STAGES:
+        raise UsageError(f"There is no stage {stage}.", f"Stages: {', '.join(STAGES)}.")
+    given = tell_apart([recipe, *(values or [])])
+    resolved = load_recipe(given.recipe, given.overrides, flags(**{f"{stage}__data": data}))
+
+    from chatpipe.run.data_view import view_data
+
+    view = view_data(Job.of(resolved.recipe, stage), model, rows)
+    show_data(view)
+    if json:
+        console.json_object(view.to_json())

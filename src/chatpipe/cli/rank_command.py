@@ -1,0 +1,185 @@
+"""`chatpipe rank`: people, or a program, rank what models wrote."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from chatpipe.cli.options import Json
+from chatpipe.errors import Interrupted, UsageError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from chatpipe.ranking.store import Store
+
+EPILOG = "Example: chatpipe rank completions.jsonl"
+
+
+def rank(
+    file: Annotated[Path, typer.Argument(help="A completions file, as chatpipe sample writes it.")],
+    store: Annotated[
+        Path | None, typer.Option("--store", help="Where rankings are kept; default: FILE with .rankings.db.")
+    ] = None,
+    terminal: Annotated[bool, typer.Option("--terminal", help="Rank in the terminal, not in the browser.")] = False,
+    rater: Annotated[
+        str | None,
+        typer.Option(metavar="NAME", help="A program ranks: pocketworld, a reward model, or module:function."),
+    ] = None,
+    annotator: Annotated[
+        str | None, typer.Option(help="Your name; default: the login name, or the rater's.", show_default=False)
+    ] = None,
+    annotators: Annotated[
+        str | None, typer.Option(metavar="A,B,...", help="Several people at once, each at an address of their own.")
+    ] = None,
+    overlap: Annotated[int, typer.Option(min=1, help="How many people rank each item.")] = 1,
+    repeats: Annotated[
+        float, typer.Option(min=0.0, max=1.0, help="The share of items that come a second time, hidden among others.")
+    ] = 0.05,
+    seed: Annotated[int, typer.Option(help="The order of items and answers; a store keeps its own.")] = 0,
+    host: Annotated[
+        str, typer.Option(help="The address that others reach this machine at; needs --annotators.")
+    ] = "127.0.0.1",
+    port: Annotated[int, typer.Option(min=0, max=65535, help="The port of the page; 0 takes a free one.")] = 8642,
+    temperature: Annotated[
+        float | None, typer.Option(min=0.0, help="A rater's noise; default: 0.3 for pocketworld, 0 for others.")
+    ] = None,
+    json: Json = False,
+) -> None:
+    """Rank completions in the browser (or --terminal): whole answers side by side, blinded, every step saved."""
+    from chatpipe.ranking.items import Item, read_items
+    from chatpipe.ranking.people import names_of
+    from chatpipe.ranking.store import Store, check_name
+    from chatpipe.ranking.terminal import check_input
+
+    path = store or _store_beside(file)
+
+    def open_store(items: list[Item]) -> Store:
+        return Store.create_or_open(path, items, seed, overlap, repeats)
+
+    if rater is not None:
+        if terminal or annotators is not None:
+            raise UsageError("--rater is a program: it excludes --terminal and --annotators.", "Give one of them.")
+        if annotator is not None:
+            check_name(annotator)
+        _rank_by_program(lambda: open_store(read_items(file)), file, rater, seed, temperature, annotator, json)
+        return
+    if temperature is not None:
+        raise UsageError("--temperature is the noise of a --rater.", "Leave it out.")
+    if annotators is not None and (annotator is not None or terminal):
+        what = "--terminal is for one person" if terminal else "--annotator is one person"
+        raise UsageError(f"{what}, --annotators are several.", "Give one of them.")
+    names = names_of(annotator, annotators)
+    if terminal:
+        check_input()
+    else:
+        _check_page(host, is_team=annotators is not None)
+    items = read_items(file)
+    front = _in_terminal if terminal else _in_browser(host, port)
+    _rank_by_people(lambda: open_store(items), front, names, json)
+
+
+def _store_beside(file: Path) -> Path:
+    if not file.name:  # `.` and `/`
+        raise UsageError(f"{file} is a folder.", "Give a completions file, or name the store with --store.")
+    return file.with_suffix(".rankings.db")
+
+
+def _rank_by_program(
+    open_store: "Callable[[], Store]",
+    file: Path,
+    rater: str,
+    seed: int,
+    temperature: float | None,
+    annotator: str | None,
+    json: bool,
+) -> None:
+    from chatpipe import console
+    from chatpipe.ranking.prompts_to_rank import world_of_answers
+    from chatpipe.ranking.raters import check_rater, rank_with_program
+    from chatpipe.recipe.schema import POCKETWORLD
+    from chatpipe.reward.functions import is_function
+
+    check_rater(rater)
+    if rater != POCKETWORLD and not is_function(rater):
+        from chatpipe.training.quiet import quiet_libraries
+
+        quiet_libraries()
+    with open_store() as store:
+        total = len(store.items)
+        world = world_of_answers(file) if rater == POCKETWORLD else None
+        with console.progress("rank", total) as bar:
+            done = rank_with_program(
+                store,
+                rater,
+                seed=seed,
+                temperature=temperature,
+                world=world,
+                annotator=annotator,
+                on_ranked=bar.update,
+            )
+    console.note(f"{done.annotator} ranked {done.ranked + done.before} of {total} items, kept in {store.path}.")
+    if json:
+        console.json_object({"store": str(store.path), "items": total, **done.to_json()})
+
+
+def _rank_by_people(
+    open_store: "Callable[[], Store]",
+    front: "Callable[[Store, Sequence[str]], None]",
+    names: "Sequence[str]",
+    json: bool,
+) -> None:
+    """Until Ctrl-C, which is an interruption only where something is left to rank."""
+    from chatpipe import console
+    from chatpipe.ranking.people import progress_of
+
+    was_stopped = False
+    with open_store() as store:
+        try:
+            front(store, names)
+        except KeyboardInterrupt:
+            was_stopped = True
+        progress = progress_of(store, names)
+    if json:
+        console.json_object({"store": str(store.path), **progress.to_json()})
+    told = f"{progress.settled} of {progress.items} items are ranked; the rankings are in {store.path}."
+    if was_stopped and not progress.is_complete:
+        raise Interrupted(f"Stopped: {told}", "All that was called saved is kept; the same command goes on.")
+    console.note(told)
+
+
+def _in_terminal(store: "Store", names: "Sequence[str]") -> None:
+    from chatpipe.ranking.session import Session
+    from chatpipe.ranking.terminal import rank_in_terminal
+
+    [name] = names
+    store.add_annotator(name, "person")
+    rank_in_terminal(Session(store, name))
+
+
+def _check_page(host: str, is_team: bool) -> None:
+    """Raises `UsageError` where the page cannot be served, as far as that can be told before the port is taken."""
+    try:
+        import chatpipe.ranking.web.server  # noqa: F401
+        from chatpipe.ranking.web.security import is_loopback
+    except ModuleNotFoundError as problem:
+        package = (problem.name or "").partition(".")[0]
+        if package not in ("starlette", "uvicorn"):
+            raise
+        raise UsageError(
+            f"The ranking page needs the package {package}.",
+            "pip install 'chatpipe[web]', or rank in the terminal: --terminal.",
+        ) from problem
+    if not is_team and not is_loopback(host):
+        raise UsageError(
+            f"At {host} others reach the page, so each of them needs an address of their own.",
+            "Give their names: --annotators ann,ben.",
+        )
+
+
+def _in_browser(host: str, port: int) -> "Callable[[Store, Sequence[str]], None]":
+    """What serves the page; the port is taken here, before anything is written."""
+    from chatpipe.ranking.web import server
+
+    opened = server.open_socket(host, port)
+    return lambda store, names: server.serve_annotators(store, names, opened, host)

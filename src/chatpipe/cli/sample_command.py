@@ -1,0 +1,83 @@
+"""`chatpipe sample`: answers for somebody to rank."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from chatpipe.cli.options import Json
+
+EPILOG = "Example: chatpipe sample runs/pocket/sft --prompts prompts.jsonl -k 4 -o answers.jsonl"
+
+
+def sample(
+    models: Annotated[list[str], typer.Argument(metavar="MODEL ...", help="Chat models that answer in turn.")],
+    prompts: Annotated[str, typer.Option("--prompts", metavar="FILE", help="Prompts, or pocketworld.")],
+    output: Annotated[Path, typer.Option("--output", "-o", metavar="FILE", help="The completions file.")],
+    k: Annotated[
+        int | None, typer.Option("-k", min=1, max=9, help="Answers a prompt; default 4, with --best-of 1.")
+    ] = None,
+    best_of: Annotated[int | None, typer.Option(min=2, help="Each answer is the best of N by --reward.")] = None,
+    reward: Annotated[str | None, typer.Option(metavar="MODEL", help="The reward model of --best-of.")] = None,
+    temperature: Annotated[float, typer.Option(min=0.01, help="Higher: more different answers.")] = 1.0,
+    top_p: Annotated[float, typer.Option(min=0.01, max=1.0, help="Choose among the likeliest p of the mass.")] = 1.0,
+    max_new_tokens: Annotated[
+        int | None, typer.Option(min=1, help="The longest answer; default 256, or half of what the model reads.")
+    ] = None,
+    limit: Annotated[int | None, typer.Option(min=1, help="Answer the first prompts alone.")] = None,
+    seed: Annotated[int, typer.Option(min=0, help="The same seed gives the same answers.")] = 0,
+    fresh: Annotated[bool, typer.Option("--fresh", help="Replace a completions file that is there.")] = False,
+    json: Json = False,
+) -> None:
+    """Answer each prompt K times, differently, for people or a program to rank; or once, the best of N."""
+    from chatpipe import console
+    from chatpipe.errors import UsageError
+    from chatpipe.models.model_folder import check_model
+    from chatpipe.ranking.make_completions import Sampling, make_completions
+    from chatpipe.ranking.prompts_to_rank import read_prompts
+
+    if (best_of is None) != (reward is None):
+        raise UsageError("--best-of and --reward belong together.", "Give both, or leave both out.")
+    if len(set(models)) < len(models):
+        raise UsageError(
+            f"{max(models, key=models.count)} is given twice.", "Give each model once; -k says how many answers."
+        )
+    for model in models:
+        check_model(model, "causal", "MODEL")
+    if reward is not None:
+        check_model(reward, "reward", "--reward")
+    sampling = Sampling(
+        k=k or (4 if best_of is None else 1),
+        seed=seed,
+        max_new_tokens=max_new_tokens,
+        temperature=temperature,
+        top_p=top_p,
+        best_of=best_of or 1,
+        reward=reward,
+    )
+    if len(models) > sampling.k:
+        raise UsageError(f"{len(models)} models for {sampling.k} answers a prompt.", f"Raise -k to {len(models)}.")
+    asked = read_prompts(prompts, models[0])[:limit]
+
+    from chatpipe.training.quiet import quiet_libraries
+
+    quiet_libraries()
+    written = make_completions(output, models, asked, sampling, fresh=fresh)
+    if written is None:
+        console.note(f"{output} is complete already.")
+    else:
+        console.note(f"{written.prompts} prompts answered, {sampling.k} times each at most, in {output}")
+        if written.left_out:
+            console.note(
+                f"{written.left_out} prompts left out: too few different answers that end, or no room for one."
+            )
+    if json:
+        answered = sum(1 for _ in output.open(encoding="utf-8"))
+        console.json_object(
+            {
+                "out": str(output),
+                "prompts": answered,
+                "left_out": written.left_out if written else 0,
+                "skipped": written is None,
+            }
+        )

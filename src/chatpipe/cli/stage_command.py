@@ -1,0 +1,148 @@
+"""`chatpipe pretrain | sft | rm | ppo`: one stage, of a recipe or of its own."""
+
+import os.path
+from collections.abc import Callable, Sequence
+from typing import Annotated
+
+import typer
+
+from chatpipe.cli.options import DryRun, Fresh, Json, Launch, Processes, Strict, Words, flags, how_to_run, tell_apart
+
+Model = Annotated[str | None, typer.Option("--model", help="The model to start from: a folder or a hub id.")]
+Data = Annotated[str | None, typer.Option("--data", help="File, several with commas between, or pocketworld.")]
+Out = Annotated[str | None, typer.Option("--out", metavar="DIR", help="The stage's folder; default: in the run's.")]
+Reward = Annotated[str | None, typer.Option("--reward", metavar="MODEL", help="The reward model.")]
+
+EPILOGS = {
+    "pretrain": "Example: chatpipe pretrain --data corpus.txt --out base",
+    "sft": "Example: chatpipe sft --model base --data chats.jsonl --out chat",
+    "rm": "Example: chatpipe rm --model chat --data pairs.jsonl --out reward",
+    "ppo": "Example: chatpipe ppo --model chat --reward reward --data prompts.jsonl --out tuned",
+}
+
+
+def pretrain(
+    words: Words = None,
+    model: Model = None,
+    data: Data = None,
+    out: Out = None,
+    fresh: Fresh = False,
+    strict: Strict = False,
+    processes: Processes = None,
+    launch: Launch = None,
+    dry_run: DryRun = False,
+    json: Json = False,
+) -> None:
+    """Train a base model, and its tokenizer, from raw text."""
+    given = flags(pretrain__model=model, pretrain__data=data, processes=processes, launch=launch)
+    _run_stage("pretrain", words, given, out, fresh, strict, dry_run, json)
+
+
+def sft(
+    words: Words = None,
+    model: Model = None,
+    data: Data = None,
+    out: Out = None,
+    fresh: Fresh = False,
+    strict: Strict = False,
+    processes: Processes = None,
+    launch: Launch = None,
+    dry_run: DryRun = False,
+    json: Json = False,
+) -> None:
+    """Fine-tune a causal model on conversations."""
+    given = flags(sft__model=model, sft__data=data, processes=processes, launch=launch)
+    _run_stage("sft", words, given, out, fresh, strict, dry_run, json)
+
+
+def rm(
+    words: Words = None,
+    model: Model = None,
+    data: Data = None,
+    out: Out = None,
+    fresh: Fresh = False,
+    strict: Strict = False,
+    processes: Processes = None,
+    launch: Launch = None,
+    dry_run: DryRun = False,
+    json: Json = False,
+) -> None:
+    """Train a reward model on rankings or pairs."""
+    given = flags(rm__model=model, rm__data=data, processes=processes, launch=launch)
+    _run_stage("rm", words, given, out, fresh, strict, dry_run, json)
+
+
+def ppo(
+    words: Words = None,
+    model: Model = None,
+    reward: Reward = None,
+    data: Data = None,
+    out: Out = None,
+    fresh: Fresh = False,
+    strict: Strict = False,
+    processes: Processes = None,
+    launch: Launch = None,
+    dry_run: DryRun = False,
+    json: Json = False,
+) -> None:
+    """Improve a chat model with PPO against a reward model."""
+    given = flags(ppo__model=model, ppo__reward_model=reward, ppo__data=data, processes=processes, launch=launch)
+    _run_stage("ppo", words, given, out, fresh, strict, dry_run, json)
+
+
+COMMANDS: dict[str, Callable[..., None]] = {"pretrain": pretrain, "sft": sft, "rm": rm, "ppo": ppo}
+
+
+def _run_stage(
+    stage: str,
+    words: Sequence[str] | None,
+    recipe_flags: dict[str, object],
+    out: str | None,
+    fresh: bool,
+    strict: bool,
+    dry_run: bool,
+    json: bool,
+) -> None:
+    from chatpipe import console
+    from chatpipe.cli.show import show_plan, show_stage, strict_exit
+    from chatpipe.errors import UsageError, WaitingForRankings
+    from chatpipe.recipe import load_recipe
+    from chatpipe.run.chain import check_stage, run_one
+    from chatpipe.run.launch import check_world, has_parent, is_rank, speaks, was_launched
+
+    given = tell_apart(words)
+    out = None if out is None else os.path.expanduser(out)  # of --out=~/x, which a shell leaves as it is
+    resolved = load_recipe(given.recipe, given.overrides, recipe_flags)
+    if given.recipe is None and out is None and "out" not in resolved.origins:
+        raise UsageError(f"Where should {stage} write to?", "Give a recipe, or a folder with --out.")
+    if is_rank() or was_launched():
+        check_world(resolved.recipe.processes)
+    foresees = dry_run and stage == "pretrain"  # what such a run would take can be told without its data
+    job = check_stage(resolved.recipe, stage, out, reads_data=not foresees)
+    if not (fresh or has_parent() or job.makes_rankings()):
+        job.standing()
+    how = how_to_run(resolved.recipe, given, fresh)
+    if dry_run:
+        more = None
+        if foresees:
+            import chatpipe.stages.pretrain  # noqa: F401 (what the run itself will have loaded counts as its memory)
+            from chatpipe.run.foresight import foresee
+
+            more = foresee(resolved.recipe.pretrain, how.processes)
+        show_plan(resolved, [job], how, json, more)
+        return
+    try:
+        result = run_one(resolved.recipe, stage, how, out)
+    except WaitingForRankings as waiting:
+        if json:
+            console.json_object(
+                {"stage": stage, "out": str(job.folder), "waiting": f"{waiting.message} {waiting.hint}"}
+            )
+        raise
+    if not speaks():
+        return
+    show_stage(result)
+    if json:
+        console.json_object(result.to_json())
+    if strict:
+        strict_exit([result])

@@ -1,0 +1,251 @@
+"""From the `data:` blocks of a stage to what it trains on and what is held out.
+
+    report = Report()
+    for conversation, held_out in stream_conversations(blocks, world, "sft.data", report): ...
+
+The split is by content: whether a document, a conversation or a prompt is held out depends on its text alone, so it is
+the same in every stage that reads it, and no prompt is on both sides. Rows are read one at a time, so that a stream of
+them takes no more memory for a larger file; `load_...` are lists made of such streams.
+"""
+
+import json
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Generic, TypeVar
+
+from chatpipe import pocketworld
+from chatpipe.data.chat_template import Message
+from chatpipe.data.formats import CONVERTERS, Ranking, What, check_use, has_tools, recognise, usable
+from chatpipe.data.report import Report, SourceReport
+from chatpipe.data.row_files import BadRow, Row
+from chatpipe.data.sources import (
+    build_world,
+    check_sources,
+    is_hub,
+    one_file_each,
+    reads_pocketworld,
+    source_rows,
+)
+from chatpipe.data.split import is_held_out, times_read
+from chatpipe.errors import UsageError
+from chatpipe.recipe.schema import POCKETWORLD, DataBlock, Pocketworld
+
+POCKETWORLD_PROMPTS = 2000
+
+Item = TypeVar("Item")
+Conversation = list[Message]
+
+
+@dataclass
+class Loaded(Generic[Item]):
+    """What a stage's data came to; `report` says what the sources were taken for and what was left out."""
+
+    train: list[Item]
+    held_out: list[Item]
+    report: Report = field(default_factory=Report)
+
+    @property
+    def skipped(self) -> dict[str, int]:
+        """Rows that could not be used, by reason."""
+        return self.report.skipped
+
+
+@dataclass(frozen=True)
+class _Placed(Generic[Item]):
+    """One item of a stream; `times` is how often an epoch reads it, 1 where it is held out."""
+
+    item: Item
+    held_out: bool
+    times: int
+
+
+def stream_conversations(
+    blocks: Sequence[DataBlock], world: Pocketworld, key: str, report: Report
+) -> Iterator[tuple[Conversation, bool]]:
+    """Conversations that end with the assistant, in the order of their sources, each with whether it is held out.
+
+    What is asked decides that. A conversation whose weight says so comes several times in a row, or not at all.
+    `report` is filled while they are read. Raises `UsageError` where a source cannot be read, and at the end of one of
+    which more than `max_skipped` cannot be used.
+    """
+    yield from stream_rows("conversations", blocks, world, key, report)
+
+
+def stream_rows(
+    what: What, blocks: Sequence[DataBlock], world: Pocketworld, key: str, report: Report
+) -> Iterator[tuple[Any, bool]]:
+    """Conversations, rankings or different prompts, as `stream_conversations` has them."""
+    for placed in _stream(what, blocks, world, key, report):
+        for _ in range(placed.times):
+            yield placed.item, placed.held_out
+
+
+def load_conversations(blocks: Sequence[DataBlock], world: Pocketworld, key: str) -> Loaded[Conversation]:
+    """Conversations that end with the assistant, split by what was asked. Raises as the stream, or for too few."""
+    return _load("conversations", blocks, world, key)
+
+
+def load_rankings(blocks: Sequence[DataBlock], world: Pocketworld, key: str) -> Loaded[Ranking]:
+    """Rankings (pairs are K = 2), split by prompt. Raises `UsageError` as `load_conversations` does."""
+    return _load("rankings", blocks, world, key)
+
+
+def load_prompts(blocks: Sequence[DataBlock], world: Pocketworld, key: str) -> Loaded[Conversation]:
+    """Different prompts, split by their text; pocketworld holds out prompts about other people."""
+    return _load("prompts", blocks, world, key)
+
+
+def prompt_key(messages: Sequence[Message]) -> str:
+    """The text by which a prompt is told from others."""
+    return json.dumps([[message["role"], message["content"]] for message in messages], ensure_ascii=False)
+
+
+SPLIT_BY: Mapping[What, Callable[[Any], str]] = {
+    "conversations": lambda messages: prompt_key(messages[:-1]),
+    "rankings": lambda ranking: prompt_key(ranking.prompt),
+    "prompts": prompt_key,
+}
+"""The text by which an item of each kind is held out or not."""
+
+_CHOSEN_BY: Mapping[What, Callable[[Any], str]] = {
+    "conversations": prompt_key,
+    "rankings": lambda ranking: json.dumps(ranking.to_row(), ensure_ascii=False),
+    "prompts": prompt_key,
+}
+"""The text by which a fractional weight chooses an item: all of it, so that answers to one prompt go separate ways."""
+
+
+def check_rows(what: What, blocks: Sequence[DataBlock] | None, key: str) -> Report:
+    """As `check_sources`, and also where the rows cannot be read as `what`, or are too few; what was found otherwise.
+
+    Reads every row of every file and keeps none; builds no world and fetches nothing from a hub.
+    """
+    check_sources(blocks, key)
+    blocks = blocks or []
+    report = Report()
+    counts = {False: 0, True: 0}
+    for block in blocks:
+        if block.source == POCKETWORLD:
+            _check_world_has(what, key)
+        elif not is_hub(block):
+            report.sources.append(SourceReport(key, block.source))
+            for placed in _read(what, block, key, report.sources[-1]):
+                counts[placed.held_out] += placed.times
+    if not reads_pocketworld(blocks) and not any(map(is_hub, blocks)):
+        _check_enough(counts[False], counts[True], blocks, key)
+    return report
+
+
+def _load(what: What, blocks: Sequence[DataBlock], world: Pocketworld, key: str) -> Loaded[Any]:
+    loaded = Loaded[Any]([], [])
+    for item, held_out in stream_rows(what, blocks, world, key, loaded.report):
+        (loaded.held_out if held_out else loaded.train).append(item)
+    _check_enough(len(loaded.train), len(loaded.held_out), blocks, key)
+    return loaded
+
+
+def _stream(
+    what: What, blocks: Sequence[DataBlock], world: Pocketworld, key: str, report: Report
+) -> Iterator[_Placed[Any]]:
+    """The items of all blocks in order, of prompts each once."""
+    check_sources(blocks, key)
+    items = _items_of_blocks(what, blocks, world, key, report)
+    if what != "prompts":
+        yield from items
+        return
+    seen: set[str] = set()
+    for placed in items:
+        text = prompt_key(placed.item)
+        if text not in seen:
+            seen.add(text)
+            yield placed
+
+
+def _items_of_blocks(
+    what: What, blocks: Sequence[DataBlock], world: Pocketworld, key: str, report: Report
+) -> Iterator[_Placed[Any]]:
+    for block in blocks:
+        if block.source == POCKETWORLD:
+            _check_world_has(what, key)
+            yield from _built_in(what, block, world)
+        else:
+            source = SourceReport(key, block.source)
+            report.sources.append(source)
+            yield from _read(what, block, key, source)
+
+
+def _read(what: What, block: DataBlock, key: str, source: SourceReport) -> Iterator[_Placed[Any]]:
+    """The usable rows of one source; `source` counts what it has and what is left out.
+
+    Raises `UsageError` where it has none, and at its end, or where `limit` ends it, for too many unusable ones.
+    """
+    if block.document != "file":
+        raise UsageError(f"{key}: document is for raw text, not for {what}.", "Leave it out.")
+    if block.format != "auto":
+        check_use(block.format, what, block.source, key)
+    items = (item for part in one_file_each(block, key) for item in _items_of_file(what, part, key, source))
+    yield from _sides(what, items, block)
+    if source.rows == 0:
+        raise UsageError(f"{key}: {block.source} holds no rows.", "Give a file with at least one row.")
+    source.skipped.check(f"{key}: {block.source}", source.rows, block.max_skipped)
+
+
+def _sides(what: What, items: Iterator[Any], block: DataBlock) -> Iterator[_Placed[Any]]:
+    """Each item with its side, as far as the block's `limit` lets each side."""
+    counts = {False: 0, True: 0}
+    for item in items:
+        if block.limit is not None and min(counts.values()) >= block.limit:
+            return
+        held_out = is_held_out(SPLIT_BY[what](item))
+        if block.limit is None or counts[held_out] < block.limit:
+            counts[held_out] += 1
+            yield _Placed(item, held_out, 1 if held_out else times_read(_CHOSEN_BY[what](item), block.weight))
+
+
+def _items_of_file(what: What, part: DataBlock, key: str, source: SourceReport) -> Iterator[Any]:
+    form: str | None = None if part.format == "auto" else part.format
+    for row in source_rows(part, key):
+        source.rows += 1
+        if form is None and isinstance(row, Row):
+            form = recognise(row, key)
+            check_use(form, what, part.source, key)
+        try:
+            found = usable(row)
+            assert form is not None  # a usable row was recognised above
+            item = CONVERTERS[what](found, form)
+        except BadRow as problem:
+            source.skipped.add(str(problem), row)
+            continue
+        source.took_for(form)
+        source.tools_ignored += has_tools(found)
+        yield item
+
+
+def _check_enough(train: int, held_out: int, blocks: Sequence[DataBlock], key: str) -> None:
+    """Raises `UsageError` where there is nothing to train on, or nothing to judge by."""
+    if train and held_out:
+        return
+    sources = ", ".join(block.source for block in blocks)
+    raise UsageError(
+        f"{key} = {sources} holds too little: {train} rows to train on, {held_out} held out.",
+        "A tenth is held out by its text; give at least some dozens of different rows.",
+    )
+
+
+def _check_world_has(what: What, key: str) -> None:
+    if what == "rankings":
+        raise UsageError(
+            f"{key}: the built-in world has no rankings of its own.", "Leave rm.data out: the run makes them."
+        )
+
+
+def _built_in(what: What, block: DataBlock, settings: Pocketworld) -> Iterator[_Placed[Any]]:
+    """The built-in world's rows; only its prompts come divided, practice and test being about different people."""
+    world, seed = build_world(settings), settings.seed
+    if what == "conversations":
+        yield from _sides(what, iter(pocketworld.conversations(world, settings.conversations, seed)), block)
+        return
+    for prompt in pocketworld.prompts(world, "practice", POCKETWORLD_PROMPTS, seed)[: block.limit]:
+        yield _Placed(prompt, False, times_read(prompt_key(prompt), block.weight))
+    for prompt in pocketworld.prompts(world, "test", POCKETWORLD_PROMPTS, seed)[: block.limit]:
+        yield _Placed(prompt, True, 1)

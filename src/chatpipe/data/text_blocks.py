@@ -1,0 +1,114 @@
+"""From token stores to what a trainer reads: blocks of one length, and where a document begins in them."""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from chatpipe.data.documents import Piece
+from chatpipe.data.encoding import Encoder
+from chatpipe.data.sample_order import SampleOrder
+from chatpipe.data.token_store import TokenStore
+
+
+class TrainingText(Dataset[dict[str, Tensor]]):
+    """The samples of a training run in the order in which it reads them: item s is sample number s of the run.
+
+    A store is cut into blocks of `block_size` tokens; the last one is filled up from the store's beginning, so that
+    every block has the same length and no token is left out. Which block comes when: `order.SampleOrder`.
+    """
+
+    def __init__(
+        self,
+        stores: Sequence[TokenStore],
+        weights: Sequence[float],
+        block_size: int,
+        seed: int,
+        samples: int | None = None,
+    ) -> None:
+        """`samples` is how many the run reads, over all processes; by default one epoch. No store may be empty."""
+        self.stores, self.block_size = stores, block_size
+        self.order = SampleOrder([-(-len(store) // block_size) for store in stores], weights, seed)
+        self.samples = self.order.samples_per_epoch if samples is None else samples
+
+    def __len__(self) -> int:
+        """How many samples there are."""
+        return self.samples
+
+    @property
+    def bytes_per_token(self) -> float:
+        """UTF-8 bytes of the text for each of its tokens, as often as the run reads them; ends of documents aside."""
+        read = [share / len(store) for share, store in zip(self.order.shares, self.stores, strict=True)]
+        num_bytes = sum(share * store.num_bytes for share, store in zip(read, self.stores, strict=True))
+        tokens = sum(share * (len(store) - store.documents) for share, store in zip(read, self.stores, strict=True))
+        return num_bytes / tokens
+
+    def __getitem__(self, sample: int) -> dict[str, Tensor]:
+        """`input_ids` and `labels`, both (block_size,); the model shifts the labels by one itself."""
+        source, block = self.order.at(sample)
+        ids = torch.from_numpy(self.stores[source].read(block * self.block_size, self.block_size))
+        return {"input_ids": ids, "labels": ids}
+
+
+@dataclass(frozen=True)
+class BlockCollator:
+    """Stacks blocks to a batch; with `isolate_at`, the end-of-text token's id, a document in it sees only itself.
+
+    transformers isolates packed documents where position ids start anew, and only without an attention mask and
+    without a cache; otherwise logits are off by 1.0 to 1.5 without a word.
+    """
+
+    isolate_at: int | None = None
+
+    def __call__(self, blocks: Sequence[dict[str, Tensor]]) -> dict[str, Tensor | bool]:
+        """`input_ids` and `labels` [blocks, tokens], and what isolates the documents."""
+        ids = torch.stack([block["input_ids"] for block in blocks])
+        labels = torch.stack([block["labels"] for block in blocks])
+        return {"input_ids": ids, "labels": labels, **isolating(ids, self.isolate_at)}
+
+
+def isolating(ids: Tensor, isolate_at: int | None) -> dict[str, Tensor | bool]:
+    """What a model is told beside `ids` [rows, tokens], so that no document sees another; nothing where it may."""
+    return {} if isolate_at is None else {"position_ids": document_positions(ids, isolate_at), "use_cache": False}
+
+
+def document_positions(ids: Tensor, eos_token_id: int) -> Tensor:
+    """The place of each token in its document, from 0 on: [rows, tokens], int64.
+
+    The end-of-text token before a document is its first token: from it the document's beginning is predicted, and with
+    the document before in view that would be no isolation. So every token but a block's
+    first is predicted, and each from its own document.
+    """
+    places = torch.arange(ids.shape[1], device=ids.device).expand_as(ids)
+    starts = torch.where(ids == eos_token_id, places, 0)
+    return places - starts.cummax(dim=1).values
+
+
+@dataclass(frozen=True)
+class HeldOutText:
+    """Token ids [tokens] of text to evaluate on, int64, each document with end-of-text behind it.
+
+    `num_bytes` counts the UTF-8 bytes of the text; end-of-text tokens have none. `isolate_at` as in `BlockCollator`.
+    """
+
+    tokens: np.ndarray
+    num_bytes: int
+    block_size: int
+    isolate_at: int | None = None
+
+    @classmethod
+    def of(
+        cls, texts: Iterable[str], encoder: Encoder, block_size: int, isolate_at: int | None = None
+    ) -> "HeldOutText":
+        """Tokenises `texts`, a document each."""
+        encoded = encoder.encode(Piece(text, held_out=True, ends=True) for text in texts)
+        return cls(encoded.ids.astype(np.int64), encoded.num_bytes, block_size, isolate_at)
+
+    def blocks(self) -> Tensor:
+        """The tokens in blocks, [blocks, block_size]; the last one ends with the last token and may overlap another."""
+        size, count = min(self.block_size, len(self.tokens)), len(self.tokens)
+        starts = np.minimum(np.arange(-(-count // size)) * size, count - size)
+        return torch.from_numpy(self.tokens[starts[:, None] + np.arange(size)])

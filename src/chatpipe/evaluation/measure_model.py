@@ -1,0 +1,326 @@
+"""What a stage's verdict measures, of any model folder on any data: the kind of both decides what that is."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass, field
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+from pydantic import TypeAdapter
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from chatpipe import console
+from chatpipe.checks.model_checks import embeddings_too_few
+from chatpipe.data.chat_rows import fit_conversations
+from chatpipe.data.chat_template import add_chat_template
+from chatpipe.data.datasets import Conversation, load_prompts, stream_rows
+from chatpipe.data.documents import RawText, whole_documents
+from chatpipe.data.formats import recognise
+from chatpipe.data.masking import Masking
+from chatpipe.data.report import Report, SourceReport
+from chatpipe.data.row_files import Row, kind_of
+from chatpipe.data.sources import build_world, check_sources, is_hub, one_file_each, source_rows
+from chatpipe.errors import UsageError
+from chatpipe.evaluation.chat_loss import HeldOutChats
+from chatpipe.evaluation.judging import judge_answers, prompts_with_room
+from chatpipe.evaluation.pair_accuracy import pair_metrics
+from chatpipe.evaluation.ranking_scores import ranking_scores, rankings_that_fit
+from chatpipe.generation.engine import context_length
+from chatpipe.models.manifest import read_manifest
+from chatpipe.models.model_folder import Kind, looks_like_path, model_kind
+from chatpipe.models.pretrained import (
+    load_causal_model,
+    load_masked_model,
+    load_reward_model,
+    load_tokenizer,
+    model_kind_of_hub,
+    placed,
+)
+from chatpipe.pocketworld import World
+from chatpipe.recipe.loading import load_recipe
+from chatpipe.recipe.schema import POCKETWORLD, Data, DataBlock, Recipe
+from chatpipe.reward.reward_model import longest_sequence
+from chatpipe.stages.measuring import HeldOut, first_words
+from chatpipe.stages.raw_text import held_out_text, held_out_texts
+from chatpipe.stages.sft import SAMPLE_TOKENS, load_for_chat
+
+KEY = "--data"
+MAX_BLOCK_SIZE = 1024
+"""Tokens read at once of a text, where the model does not say what it was trained on."""
+
+SETTINGS = ("evaluation.", "pocketworld.", "seed")
+"""What may be given on the command line."""
+REMEMBERED = (
+    "pretrain.block_size",
+    "pretrain.documents",
+    "pretrain.mlm_probability",
+    "sft.max_length",
+    "rm.max_length",
+)
+"""What else is taken from how a model of ours was made, besides the settings."""
+
+
+@dataclass
+class Measurement:
+    """What was measured of `model` on `data`: `measured` is text, conversations, answers or pairs."""
+
+    model: str
+    kind: Kind
+    data: str
+    format: str
+    measured: str
+    rows: int
+    metrics: dict[str, Any]
+    skipped_rows: dict[str, int] = field(default_factory=dict)
+
+    def to_json(self) -> dict[str, Any]:
+        """The one object of `--json`."""
+        return asdict(self)
+
+
+@dataclass(frozen=True)
+class _Task:
+    """What is to be measured, and with which settings."""
+
+    model: str
+    blocks: list[DataBlock]
+    recipe: Recipe
+    known: dict[str, Any]
+    limit: int | None
+
+    def max_length(self, key: str, model: PreTrainedModel) -> int:
+        """The rows' length in the stage that made the model, as far as that is known and the model reads it."""
+        return min(self.known.get(key, 2**31), context_length(model) or 2**31)
+
+    def rows(self, what: Any, report: Report) -> list[Any]:
+        """All rows, or the first `limit`."""
+        stream = stream_rows(what, self.blocks, self.recipe.pocketworld, KEY, report)
+        found = [row for row, _ in islice(stream, self.limit)]
+        if not found:
+            raise UsageError(f"{KEY}: no row can be used.", "Give other data.")
+        return found
+
+
+def measure_model(model: str, data: str, overrides: Sequence[str], limit: int | None) -> Measurement:
+    """Measures `model` on all of `data`, or its first `limit` rows; `pocketworld` is judged by what it holds out.
+
+    Raises `UsageError` where the two do not fit together. Nothing is written.
+    """
+    blocks = TypeAdapter(Data).validate_python(data)
+    check_sources(blocks, KEY)
+    kind = model_kind(model, "MODEL") if looks_like_path(model) else model_kind_of_hub(model)
+    form = _format(blocks)
+    known = _remembered(model)
+    task = _Task(model, blocks, _settings(overrides, known), known, limit)
+    measured = _what(task, kind, form)
+    report = Report()
+    measure = {
+        "text": _masked_text if kind == "masked" else _text,
+        "conversations": _conversations,
+        "answers": _answers,
+        "pairs": _pairs,
+    }[measured]
+    rows, metrics = measure(task, report)
+    return Measurement(model, kind, data, form, measured, rows, metrics, report.skipped)
+
+
+def _what(task: _Task, kind: Kind, form: str) -> str:
+    """What is measured of a model of this kind on data of this format."""
+    if kind == "reward" and form in ("pairs", "rankings"):
+        return "pairs"
+    if kind == "masked" and form in ("text", POCKETWORLD):
+        return "text"
+    if kind == "causal":
+        if form == POCKETWORLD:  # a model that was never taught to chat completes text
+            return "answers" if load_tokenizer(task.model).chat_template else "text"
+        return {"text": "text", "prompts": "answers"}.get(form, "conversations")
+    wanted = {"reward": "rankings or pairs", "masked": "text"}[kind]
+    raise UsageError(
+        f"{task.model} is a {kind} model, and {KEY} {', '.join(block.source for block in task.blocks)} is {form}.",
+        f"It is measured on {wanted}.",
+    )
+
+
+def _format(blocks: Sequence[DataBlock]) -> str:
+    """What the sources are, all of them alike; told by their first rows."""
+    forms = {_format_of_file(part) for block in blocks for part in _parts(block)}
+    if len(forms) > 1:
+        raise UsageError(f"{KEY} holds {' and '.join(sorted(forms))}.", "Give them one by one.")
+    return forms.pop()
+
+
+def _parts(block: DataBlock) -> Iterator[DataBlock]:
+    if block.source == POCKETWORLD:
+        yield block
+    else:
+        yield from one_file_each(block, KEY)
+
+
+def _format_of_file(part: DataBlock) -> str:
+    if part.source == POCKETWORLD:
+        return POCKETWORLD
+    if not is_hub(part) and kind_of(Path(part.source)) == ".txt":
+        return "text"
+    first = next((row for row in source_rows(part, KEY) if isinstance(row, Row)), None)
+    if first is None:
+        raise UsageError(f"{KEY}: {part.source} holds no rows that can be read.", "Give other data.")
+    return recognise(first, KEY)
+
+
+def _remembered(model: str) -> dict[str, Any]:
+    """How a model of ours was made and measured, so that the same is measured here."""
+    manifest = read_manifest(Path(model).expanduser()) if looks_like_path(model) else None
+    if manifest is None:
+        return {}
+    noted = {**manifest.settings, **manifest.evaluation}
+    return {key: value for key, value in noted.items() if key.startswith(SETTINGS) or key in REMEMBERED}
+
+
+def _settings(overrides: Sequence[str], known: dict[str, Any]) -> Recipe:
+    given = {override.partition("=")[0] for override in overrides}
+    foreign = [key for key in given if not key.startswith(SETTINGS)]
+    if foreign:
+        raise UsageError(
+            f"{foreign[0]} says nothing about how a model is measured.", f"These do: {', '.join(SETTINGS)} (KEY=VALUE)."
+        )
+    return load_recipe(None, overrides, {key: value for key, value in known.items() if key not in given}).recipe
+
+
+# ---- text ----
+
+
+def _text(task: _Task, report: Report) -> tuple[int, dict[str, Any]]:
+    tokenizer, model = load_tokenizer(task.model), placed(load_causal_model(task.model))
+    return _of_text(task, tokenizer, model, None, report)
+
+
+def _masked_text(task: _Task, report: Report) -> tuple[int, dict[str, Any]]:
+    tokenizer, model = load_tokenizer(task.model), placed(load_masked_model(task.model))
+    if tokenizer.mask_token_id is None:
+        raise UsageError(
+            f"The tokenizer of {task.model} has no mask token.", "Set mask_token in tokenizer_config.json."
+        )
+    return _of_text(task, tokenizer, model, Masking.of(tokenizer, task.recipe.pretrain.mlm_probability), report)
+
+
+def _of_text(
+    task: _Task, tokenizer: PreTrainedTokenizerBase, model: PreTrainedModel, masking: Masking | None, report: Report
+) -> tuple[int, dict[str, Any]]:
+    documents = _documents(task, report)
+    context = context_length(model) or MAX_BLOCK_SIZE
+    size = min(task.known.get("pretrain.block_size", MAX_BLOCK_SIZE), context)
+    isolate = task.recipe.pretrain.documents == "isolate"
+    text = held_out_text(documents, tokenizer, size, isolate)
+    held_out = HeldOut(text, tokenizer, first_words(documents), masking)
+    found = held_out.measure(model)
+    metrics = {name if name == "eval_loss" else name.removeprefix("eval_"): value for name, value in found.items()}
+    return len(documents), {**metrics, "tokens": len(text.tokens)}
+
+
+def _documents(task: _Task, report: Report) -> list[str]:
+    world = task.recipe.pocketworld
+    texts = [RawText(block, world, KEY, split=block.source == POCKETWORLD) for block in task.blocks]
+    if all(block.source == POCKETWORLD for block in task.blocks):
+        return held_out_texts(texts)[: task.limit]
+    found = list(islice((document for text in texts for document in whole_documents(text.pieces())), task.limit))
+    report.sources += [SourceReport(KEY, text.block.source, ["text"], text.rows, text.skipped) for text in texts]
+    if not any(map(str.strip, found)):
+        raise UsageError(f"{KEY}: there is no text in it.", "Give other data.")
+    return found
+
+
+# ---- conversations and answers ----
+
+
+def _conversations(task: _Task, report: Report) -> tuple[int, dict[str, Any]]:
+    tokenizer, model = load_for_chat(task.model)
+    model = placed(model)
+    conversations = task.rows("conversations", report)
+    max_length = task.max_length("sft.max_length", model)
+    fitting = list(fit_conversations(tokenizer, conversations, max_length))
+    rows = [row for row in fitting if row is not None]
+    if len(rows) < 2:
+        raise UsageError(
+            f"{KEY}: {len(rows)} of {len(conversations)} conversations fit into {max_length} tokens; two are needed.",
+            "Give more, or shorter ones.",
+        )
+    prompts = _asked(task, tokenizer, model, (said[:-1] for said in conversations), task.recipe.evaluation.prompts)
+    held_out = HeldOutChats(rows, tokenizer, prompts[:2], min(SAMPLE_TOKENS, task.recipe.evaluation.max_new_tokens))
+    return len(conversations), {
+        **held_out.measure(model),
+        **_gain(held_out, model),
+        **_judged(task, tokenizer, model, prompts, None),
+        "left_out_conversations": len(conversations) - len(rows),
+    }
+
+
+def _gain(held_out: HeldOutChats, model: PreTrainedModel) -> dict[str, float]:
+    """How much likelier answers are under their own questions; nothing where the model cannot read them exchanged."""
+    try:
+        gain = held_out.gain(model)
+    except UsageError as problem:
+        console.warn(f"no question_gain: {problem.message}")
+        return {}
+    return {"question_gain": gain.gain, "question_gain_low": gain.low}
+
+
+def _answers(task: _Task, report: Report) -> tuple[int, dict[str, Any]]:
+    tokenizer, model = load_for_chat(task.model)
+    model = placed(model)
+    world, most = None, None
+    if all(block.source == POCKETWORLD for block in task.blocks):
+        prompts = load_prompts(task.blocks, task.recipe.pocketworld, KEY).held_out
+        world, most = build_world(task.recipe.pocketworld), task.limit or task.recipe.evaluation.prompts
+    else:
+        prompts = task.rows("prompts", report)
+    asked = _asked(task, tokenizer, model, prompts, most)
+    return len(asked), {
+        **_judged(task, tokenizer, model, asked, world),
+        "left_out_prompts": 0 if world else len(prompts) - len(asked),
+    }
+
+
+def _asked(
+    task: _Task, tokenizer: PreTrainedTokenizerBase, model: PreTrainedModel, prompts: Any, most: int | None
+) -> list[Conversation]:
+    context = context_length(model) or 2**31
+    return prompts_with_room(tokenizer, prompts, context, task.recipe.evaluation.max_new_tokens)[:most]
+
+
+def _judged(
+    task: _Task,
+    tokenizer: PreTrainedTokenizerBase,
+    model: PreTrainedModel,
+    prompts: list[Conversation],
+    world: World | None,
+) -> dict[str, Any]:
+    judged = judge_answers(model, tokenizer, prompts, task.recipe.evaluation, task.recipe.seed, world)
+    examples = zip(prompts[:2], judged.answers, strict=False)
+    return {
+        **judged.metrics(),
+        "answers": [{"question": prompt[-1]["content"], "answer": answer.text} for prompt, answer in examples],
+    }
+
+
+# ---- rankings ----
+
+
+def _pairs(task: _Task, report: Report) -> tuple[int, dict[str, Any]]:
+    tokenizer, model = load_tokenizer(task.model), placed(load_reward_model(task.model))
+    add_chat_template(tokenizer)
+    finding = embeddings_too_few(tokenizer, {"MODEL": model})
+    if finding is not None:
+        raise UsageError(finding.what, "Give a reward model whose tokenizer has a chat template and a pad token.")
+    rankings = task.rows("rankings", report)
+    max_length = min(task.known.get("rm.max_length", 2**31), longest_sequence(model, tokenizer))
+    fitting = rankings_that_fit(tokenizer, rankings, max_length)
+    if not fitting:
+        raise UsageError(f"{KEY}: no ranking fits into {max_length} tokens.", "Give shorter ones.")
+    if all(len(set(ranking.ranks)) == 1 for ranking in fitting):
+        raise UsageError(
+            f"{KEY}: none of the {len(fitting)} rankings prefers one answer to another.",
+            "Give some that are not all ties.",
+        )
+    scores = ranking_scores(model, tokenizer, fitting, max_length)
+    metrics = pair_metrics(fitting, scores, seed=task.recipe.seed)
+    return len(rankings), {**metrics, "left_out_rankings": len(rankings) - len(fitting)}

@@ -1,0 +1,41 @@
+"""What a reward model says of rankings, read as in training."""
+
+from collections.abc import Iterable, Sequence
+
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from chatpipe import console
+from chatpipe.data.formats import Ranking
+from chatpipe.data.row_files import BadRow
+from chatpipe.reward.ranking_batches import encode_answers
+from chatpipe.reward.reward_model import sequence_scores
+
+EVAL_BATCH_SIZE = 32
+
+
+def rankings_that_fit(
+    tokenizer: PreTrainedTokenizerBase, rankings: Iterable[Ranking], max_length: int
+) -> list[Ranking]:
+    """The rankings all answers of which the model can read whole."""
+    return [ranking for ranking in rankings if _fits(tokenizer, ranking, max_length)]
+
+
+def ranking_scores(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, rankings: Sequence[Ranking], max_length: int
+) -> list[list[float]]:
+    """The score of each answer of each ranking, all of which must fit."""
+    scores = []
+    with console.progress("evaluating", len(rankings)) as bar:
+        for ranking in rankings:
+            sequences = encode_answers(tokenizer, ranking.prompt, ranking.responses, max_length)
+            scores.append(sequence_scores(model, sequences, tokenizer.pad_token_id, EVAL_BATCH_SIZE).tolist())
+            bar.update(len(scores))
+    return scores
+
+
+def _fits(tokenizer: PreTrainedTokenizerBase, ranking: Ranking, max_length: int) -> bool:
+    try:
+        encode_answers(tokenizer, ranking.prompt, ranking.responses, max_length)
+    except BadRow:
+        return False
+    return True

@@ -1,1 +1,0 @@
-"""Fine-tuning on conversations: rows of tokens on the disk, packing, the trainer, and what it measures on the way."""

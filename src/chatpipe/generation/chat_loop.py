@@ -1,0 +1,178 @@
+"""Talking to a model in the terminal, or through a pipe: one message a line in, one answer a line out."""
+
+import contextlib
+import dataclasses
+import sys
+from collections.abc import Generator
+from typing import TYPE_CHECKING
+
+from chatpipe import console
+from chatpipe.errors import UsageError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerFast
+
+    from chatpipe.data.chat_template import Message
+    from chatpipe.generation import SamplingParams
+
+HELP = "/reset forgets the conversation, /quit ends it, /help shows this; Ctrl-C stops an answer, Ctrl-D ends."
+
+
+class Conversation:
+    """A model, what was said to it and by it so far, and how it is to answer.
+
+    A model whose tokenizer has no chat template (`is_base`) completes each text on its own and remembers nothing.
+    """
+
+    def __init__(
+        self,
+        model: "PreTrainedModel",
+        tokenizer: "PreTrainedTokenizerFast",
+        params: "SamplingParams",
+        seed: int,
+        system: str | None = None,
+    ) -> None:
+        self.model, self.tokenizer, self.params, self.seed = model, tokenizer, params, seed
+        self.system: list[Message] = [{"role": "system", "content": system}] if system else []
+        self.turns: list[Message] = []  # user and assistant in turn
+        self.is_base = tokenizer.chat_template is None
+
+    def answer(self, text: str) -> Generator[str, None, None]:
+        """Yield the answer to `text` in pieces that are safe to print, and remember both turns.
+
+        An answer that is broken off (close the iterator) is remembered as far as it came. Raises UsageError when
+        `text` alone does not fit in the model's context.
+        """
+        from chatpipe.generation import stream
+        from chatpipe.generation.engine import context_length
+
+        user: Message = {"role": "user", "content": text}
+        limit = context_length(self.model) or sys.maxsize
+        prompt_ids = self._fit(user, limit)
+        room = min(self.params.max_new_tokens, limit - len(prompt_ids))
+        params = dataclasses.replace(self.params, max_new_tokens=room)
+        eos = self.tokenizer.eos_token_id
+        self.seed += 1  # the same question asked again may get another answer
+        said = ""
+        try:
+            for piece in stream(self.model, self.tokenizer, prompt_ids, params, -1 if eos is None else eos, self.seed):
+                printable = console.printable(piece)
+                if not said and not self.is_base:
+                    printable = printable.lstrip()  # the chat template puts a space before an answer
+                if printable:
+                    said += printable
+                    yield printable
+        finally:
+            if said and not self.is_base:
+                self.turns += [user, {"role": "assistant", "content": said}]
+
+    def _fit(self, user: "Message", limit: int) -> list[int]:
+        """Token ids of the prompt that ends with `user`; drops the oldest turns where no room for an answer is left."""
+        ids = self._encode([*self.turns, user])
+        longest_prompt = limit - min(self.params.max_new_tokens, limit // 2)
+        if len(ids) <= longest_prompt:
+            return ids
+        if (alone := len(self._encode([user]))) >= limit:
+            raise UsageError(f"this message takes {alone} tokens, and the model reads {limit - 1}", "Shorten it.")
+        turns = len(self.turns)
+        while self.turns and len(ids) > longest_prompt:
+            del self.turns[:2]
+            ids = self._encode([*self.turns, user])
+        if dropped := (turns - len(self.turns)) // 2:
+            console.note(
+                f"The conversation no longer fits in {limit} tokens: the oldest {dropped} turn(s) are forgotten."
+            )
+        return ids
+
+    def _encode(self, messages: list["Message"]) -> list[int]:
+        from chatpipe.data.chat_template import encode_prompt
+
+        if self.is_base:
+            return self.tokenizer(messages[-1]["content"])["input_ids"]
+        return encode_prompt(self.tokenizer, [*self.system, *messages])
+
+
+def chat(model_folder: str, params: "SamplingParams", seed: int, system: str | None = None) -> None:
+    """Talk to the model in `model_folder` (or of that hub id) until the input ends.
+
+    On a terminal, answers are streamed as they are written and Ctrl-C stops one. Otherwise each line of stdin is a
+    message, and its answer one line on stdout (line breaks become spaces).
+
+    Raises UsageError for a model that cannot be loaded, for input that is not UTF-8 and, when not on a terminal, for a
+    message that is too long.
+    """
+    import torch
+    from transformers.utils import logging
+
+    from chatpipe.data.chat_template import stop_at_end_of_turn
+    from chatpipe.models.pretrained import load_causal_model, load_tokenizer
+
+    logging.disable_progress_bar()
+    tokenizer = load_tokenizer(model_folder)
+    if tokenizer.chat_template is not None:
+        stop_at_end_of_turn(tokenizer)
+    model = load_causal_model(model_folder).to("cuda" if torch.cuda.is_available() else "cpu")
+    conversation = Conversation(model, tokenizer, params, seed, system)
+    if conversation.is_base:
+        console.note(f"{model_folder} has no chat template: it completes each text instead of answering.")
+    if sys.stdin.isatty():
+        _talk(conversation, model_folder)
+    else:
+        _answer_lines(conversation)
+
+
+def _talk(conversation: Conversation, name: str) -> None:
+    """The conversation on a terminal, until Ctrl-D, Ctrl-C at the prompt, or /quit."""
+    with contextlib.suppress(ImportError):
+        import readline  # noqa: F401  (importing it gives `input` line editing and a history)
+    console.note(f"Talking to {name}. {HELP}")
+    prompt = "> " if sys.stdout.isatty() else ""  # `input` would write it into a file or pipe too
+    try:
+        while (text := _read(prompt)) != "/quit":
+            if not _is_command(conversation, text):
+                _stream_answer(conversation, text)
+    except (EOFError, KeyboardInterrupt):
+        sys.stdout.write("\n")
+
+
+def _stream_answer(conversation: Conversation, text: str) -> None:
+    try:
+        with contextlib.closing(conversation.answer(text)) as pieces:
+            for piece in pieces:
+                sys.stdout.write(piece)
+                sys.stdout.flush()
+    except KeyboardInterrupt:
+        console.note(" (stopped)")
+    except UsageError as problem:
+        console.note(f"{problem.message}. {problem.hint}")
+    sys.stdout.write("\n")
+
+
+def _answer_lines(conversation: Conversation) -> None:
+    """One answer a line for each message a line, for scripts. Empty lines get none."""
+    with contextlib.suppress(EOFError):
+        while (text := _read("")) != "/quit":
+            if not _is_command(conversation, text):
+                sys.stdout.write(" ".join("".join(conversation.answer(text)).splitlines()) + "\n")
+                sys.stdout.flush()
+
+
+def _is_command(conversation: Conversation, text: str) -> bool:
+    """Whether `text` asks for no answer: it is empty, or a command, which is then carried out."""
+    if text == "/reset":
+        conversation.turns.clear()
+        console.note("The conversation is forgotten.")
+    elif text == "/help":
+        console.note(HELP)
+    return text in ("", "/reset", "/help")
+
+
+def _read(prompt: str) -> str:
+    try:
+        line = input(prompt)
+    except UnicodeDecodeError as problem:
+        raise UsageError(
+            f"the input is not UTF-8 ({problem})", "Convert it first, for example with iconv."
+        ) from problem
+    # Where the locale is not UTF-8, bytes that are no characters come as surrogates, which no tokenizer takes.
+    return line.encode("utf-8", "replace").decode().strip()

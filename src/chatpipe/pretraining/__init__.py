@@ -1,1 +1,0 @@
-"""Pretraining: its trainer, its objectives, and what a run of it would take."""

@@ -1,0 +1,144 @@
+"""From rankings to batches: K answers to a prompt are one element, K rows, padded on the right.
+
+What several annotators said of the same answers is one element too: each answer is read once.
+"""
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedTokenizerBase
+
+from chatpipe.data.chat_template import Message, encode_completion
+from chatpipe.data.formats import Ranking
+from chatpipe.data.judgements import judged_alike
+from chatpipe.data.padding import pad_right
+from chatpipe.data.row_files import BadRow
+
+TOO_LONG = "an answer is longer than max_length"
+ALL_TIED = "all responses are tied"
+
+
+@dataclass(frozen=True)
+class Judgement:
+    """What one annotator said of K answers: their ranks (1 is best), what it counts, and a pair's margin."""
+
+    ranks: list[int]
+    weight: float = 1.0
+    margin: float = 0.0
+
+
+@dataclass(frozen=True)
+class EncodedRanking:
+    """The token ids of K answered prompts, each with its end-of-turn token, and what annotators said of them."""
+
+    sequences: list[list[int]]
+    judgements: list[Judgement]
+
+
+@dataclass
+class EncodedRankings:
+    """What a model can learn from, and how many rankings were left out for which reason.
+
+    `rankings` has one element for the same answers to a prompt, whoever ranked them.
+    """
+
+    rankings: list[EncodedRanking] = field(default_factory=list)
+    skipped: Counter[str] = field(default_factory=Counter)
+
+    def __len__(self) -> int:
+        """How many rankings there are, each annotator's counted."""
+        return sum(len(ranking.judgements) for ranking in self.rankings)
+
+
+def encode_rankings(
+    tokenizer: PreTrainedTokenizerBase, rankings: Sequence[Ranking], max_length: int
+) -> EncodedRankings:
+    """All `rankings` as token ids, without those that teach nothing or do not fit; these are counted by reason.
+
+    Rankings of the same answers by several annotators become one element that weighs as much as any other: each of n
+    that prefer something counts 1/n. One that has a weight of its own counts that instead.
+    """
+    encoded = EncodedRankings()
+    for group in judged_alike(rankings):
+        try:
+            sequences = encode_answers(tokenizer, group[0].prompt, group[0].responses, max_length)
+        except BadRow as reason:
+            encoded.skipped[str(reason)] += len(group)
+            continue
+        ranks = [tie_equal(sequences, ranking.ranks) for ranking in group]
+        preferring = [(ranking, own) for ranking, own in zip(group, ranks, strict=True) if len(set(own)) > 1]
+        if len(preferring) < len(group):
+            encoded.skipped[ALL_TIED] += len(group) - len(preferring)
+        if preferring:
+            share = 1 / len(preferring)
+            judgements = [
+                Judgement(own, share if ranking.weight is None else ranking.weight, ranking.margin)
+                for ranking, own in preferring
+            ]
+            encoded.rankings.append(EncodedRanking(sequences, judgements))
+    return encoded
+
+
+def encode_answers(
+    tokenizer: PreTrainedTokenizerBase, prompt: Sequence[Message], answers: Sequence[str], max_length: int
+) -> list[list[int]]:
+    """Token ids of `prompt` with each of `answers` and its end-of-turn token, at most `max_length` each.
+
+    What is too long loses the beginning of its prompt, and all answers the same part of it, so that they answer the
+    same prompt. Raises `BadRow` if an answer alone is longer than `max_length`.
+    """
+    encoded = [encode_completion(tokenizer, prompt, answer) for answer in answers]
+    cut = max(0, max(len(ids) for ids, _ in encoded) - max_length)
+    if any(cut > prompt_length for _, prompt_length in encoded):
+        raise BadRow(TOO_LONG)
+    return [ids[cut:] for ids, _ in encoded]
+
+
+@dataclass(frozen=True)
+class RankingCollator:
+    """Makes a batch of `EncodedRanking`s for `RewardTrainer`, each of whose answers is a row once.
+
+    `input_ids`, `attention_mask`: (sum K, longest). For what annotators said, judgement by judgement: `rows`, where
+    each answer stands, and its `ranks`: (sum K over judgements,); `sizes` (K), `weights`, `margins`: (judgements,).
+    """
+
+    pad_token_id: int
+
+    def __call__(self, rankings: Sequence[EncodedRanking]) -> dict[str, Tensor]:
+        """The batch of `rankings`, their rows in order."""
+        input_ids, attention_mask = pad_right(
+            [ids for ranking in rankings for ids in ranking.sequences], self.pad_token_id
+        )
+        rows: list[int] = []
+        judgements: list[Judgement] = []
+        first = 0
+        for ranking in rankings:
+            own = range(first, first + len(ranking.sequences))
+            rows += [row for _ in ranking.judgements for row in own]
+            judgements += ranking.judgements
+            first = own.stop
+        return {
+            "input_ids": input_ids,
+            "attention_mask": attention_mask,
+            "rows": torch.tensor(rows),
+            "ranks": torch.tensor([rank for judgement in judgements for rank in judgement.ranks]),
+            "sizes": torch.tensor([len(judgement.ranks) for judgement in judgements]),
+            "weights": torch.tensor([judgement.weight for judgement in judgements]),
+            "margins": torch.tensor([judgement.margin for judgement in judgements]),
+        }
+
+
+def tie_equal(sequences: Sequence[Sequence[int]], ranks: Sequence[int]) -> list[int]:
+    """Ranks 1, 2, ... in the order of `ranks`, tied for sequences that are the same to the model (OpenRLHF #1311).
+
+    Each of these gets the mean of their ranks first.
+    """
+    ranks_of: dict[tuple[int, ...], list[int]] = {}
+    for sequence, rank in zip(sequences, ranks, strict=True):
+        ranks_of.setdefault(tuple(sequence), []).append(rank)
+    means = [sum(same) / len(same) for same in (ranks_of[tuple(sequence)] for sequence in sequences)]
+    order = sorted(set(means))
+    return [order.index(mean) + 1 for mean in means]

@@ -1,0 +1,154 @@
+"""A recipe before it runs: what it says, data, models and guards of all stages, and all that is wrong at once.
+
+Guards run by the functions of the stages themselves, on the first rows, in a folder that is thrown away.
+"""
+
+import gc
+import importlib
+import tempfile
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any, Literal
+
+from chatpipe import console
+from chatpipe.checks.gate import Checks, GuardResult, run_guards
+from chatpipe.errors import UsageError
+from chatpipe.recipe.check_switches import guards_of
+from chatpipe.recipe.schema import STAGES, DataBlock, Recipe
+from chatpipe.run.chain import check_folder, processes_of, recipe_checks
+from chatpipe.stages.job import PARENTS, Job
+from chatpipe.stages.step_checks import Check
+from chatpipe.training.batches import micro_batches
+from chatpipe.training.quiet import quiet_libraries
+
+ROWS = 1000
+"""Of each source, and as many held out: so many that shares are known to a percent or so, in seconds."""
+TOKENIZER_BYTES = 2_000_000
+
+Status = Literal["ok", "failed", "off", "not yet"]
+
+
+@dataclass(frozen=True)
+class Checked:
+    """One line of the table: `what` was looked at for a stage, how it went, what was found, and what to do."""
+
+    stage: str
+    what: str
+    status: Status
+    found: str = ""
+    remedy: str = ""
+
+    def to_json(self) -> dict[str, Any]:
+        """One object of the list in `--json`."""
+        return asdict(self)
+
+
+def check_all(recipe: Recipe) -> list[Checked]:
+    """Every check of every stage, in the order of the stages; raises nothing for what a recipe can have wrong."""
+    found: dict[str, list[Checked]] = {stage: [] for stage in ("", *STAGES)}
+    found[""].append(_run("", "out", partial(_folder, recipe)))
+    for stage, key, check in recipe_checks(recipe):
+        found[stage].append(_run(stage, key, check))
+    for stage in STAGES:
+        found[stage].append(_run(stage, f"{stage}.batch_size", partial(_batches, recipe, stage)))
+        reason = _why_not_yet(Job.of(recipe, stage), found[stage])
+        if reason is None:
+            found[stage] += _guards(recipe, stage)
+        else:
+            found[stage] += [_not_run(recipe, stage, name, reason) for name in guards_of(stage)]
+    return [checked for some in found.values() for checked in some]
+
+
+def _run(stage: str, what: str, check: Check) -> Checked:
+    try:
+        return Checked(stage, what, "ok", check())
+    except UsageError as problem:
+        return Checked(stage, what, "failed", problem.message, problem.hint)
+
+
+def _folder(recipe: Recipe) -> str:
+    check_folder(recipe, fresh=False)
+    return recipe.out
+
+
+def _batches(recipe: Recipe, stage: str) -> str:
+    section = Job.of(recipe, stage).section
+    parts = micro_batches(section, processes_of(recipe), stage)
+    return f"{section.batch_size}, in micro-batches of {parts['per_device_train_batch_size']}"
+
+
+# ---- guards ----
+
+
+def _guards(recipe: Recipe, stage: str) -> list[Checked]:
+    """How the stage's guards go on the first rows of its data."""
+    results: list[GuardResult] = []
+    with tempfile.TemporaryDirectory() as folder, console.silence():
+        quiet_libraries()
+        job = Job(_on_few_rows(recipe), stage, Path(folder) / stage, Job.of(recipe, stage).models)
+        try:
+            for checks in _checks_of(job):
+                results += run_guards(stage, recipe.guards, checks)
+        except UsageError as problem:
+            return [*map(_of_guard, results), Checked(stage, "start", "failed", problem.message, problem.hint)]
+    gc.collect()  # the models of the stage
+    done = [_of_guard(result) for result in results]
+    if stage != "pretrain":
+        return done
+    late = [name for name in guards_of(stage) if name not in {result.name for result in results}]
+    return done + [_not_run(recipe, stage, name, "shows once the text is tokenised") for name in late]
+
+
+def _checks_of(job: Job) -> Iterator[Checks]:
+    """The guards that the stage itself runs, in its order."""
+    stage = importlib.import_module(f"chatpipe.stages.{job.stage}")
+    prepared = stage.prepare(job)
+    yield prepared.guards()
+    if job.stage == "ppo":
+        from chatpipe.checks.by_stage import start_guards
+
+        yield start_guards(stage.new_trainer(job, prepared))
+
+
+def _on_few_rows(recipe: Recipe) -> Recipe:
+    """The recipe with the beginnings of its sources; that few enough of all rows are unusable was looked at before."""
+    sections = {}
+    for name in (*STAGES, "sample"):
+        section = getattr(recipe, name)
+        sections[name] = section.model_copy(update={"data": section.data and list(map(_first_rows, section.data))})
+    tokenizer = recipe.pretrain.tokenizer
+    few_bytes = tokenizer.model_copy(update={"train_bytes": min(tokenizer.train_bytes, TOKENIZER_BYTES)})
+    sections["pretrain"] = sections["pretrain"].model_copy(update={"tokenizer": few_bytes})
+    sections["ppo"] = sections["ppo"].model_copy(update={"ptx_coef": 0.0})  # no guard looks at that text
+    return recipe.model_copy(update=sections)
+
+
+def _first_rows(block: DataBlock) -> DataBlock:
+    return block.model_copy(update={"limit": min(block.limit or ROWS, ROWS), "max_skipped": 1.0})
+
+
+def _why_not_yet(job: Job, checked: Sequence[Checked]) -> str | None:
+    """Why the stage's guards cannot run; None where they can."""
+    if any(one.status == "failed" for one in checked):
+        return "first mend what has failed"
+    for key, parent in PARENTS[job.stage].items():
+        model, given = job.models.get(key), getattr(job.section, key)
+        if model and given is None and not (Path(model) / "config.json").is_file():
+            return f"there is no {model} yet; {parent} makes it"
+    if job.makes_rankings():
+        return "there are no rankings yet; the run makes them"
+    return None
+
+
+def _of_guard(result: GuardResult) -> Checked:
+    finding = result.finding
+    said = (finding.what, finding.remedy) if finding else ("", "")
+    return Checked(result.stage, f"guards.{result.name}", result.status, *said)
+
+
+def _not_run(recipe: Recipe, stage: str, name: str, reason: str) -> Checked:
+    if not getattr(recipe.guards, name):
+        return Checked(stage, f"guards.{name}", "off")
+    return Checked(stage, f"guards.{name}", "not yet", reason)

@@ -1,0 +1,64 @@
+"""Which tokenizer reads a stage's data, known before the models of the run exist; no weights are loaded."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from transformers import PreTrainedTokenizerBase
+
+from chatpipe.data.chat_template import add_chat_template
+from chatpipe.generation.engine import context_of
+from chatpipe.models.model_folder import check_tokenizer, looks_like_path
+from chatpipe.models.pretrained import load_config, load_tokenizer
+from chatpipe.reward.reward_model import longest_of_config
+from chatpipe.stages.job import PARENTS, Job
+
+UNLIMITED = 2**31
+
+
+@dataclass(frozen=True)
+class Reader:
+    """A tokenizer, the folder or hub id that it came from, and how many tokens the model takes."""
+
+    name: str
+    tokenizer: PreTrainedTokenizerBase
+    context: int
+
+
+def find_reader(job: Job, model: str | None) -> Reader | None:
+    """What reads the stage's data: `model` where it is given, else what the recipe names or has made; None for nothing.
+
+    Raises `UsageError` where that cannot be used.
+    """
+    if model is not None:
+        check_tokenizer(model, "--model")
+    name = model or _tokenizer_source(job)
+    if name is None:
+        return None
+    tokenizer = load_tokenizer(name)
+    if job.stage != "pretrain":
+        add_chat_template(tokenizer)
+    return Reader(name, tokenizer, _context(job, name, tokenizer))
+
+
+def _tokenizer_source(job: Job) -> str | None:
+    if job.stage == "pretrain":
+        section = job.recipe.pretrain
+        return section.tokenizer.pretrained or section.model or _made(job.folder)
+    given: str | None = getattr(job.section, "model", None)
+    if given is not None:
+        check_tokenizer(given, f"{job.stage}.model")
+        return given
+    return _made(Path(job.models["model"])) or _tokenizer_source(Job.of(job.recipe, PARENTS[job.stage]["model"]))
+
+
+def _made(folder: Path) -> str | None:
+    return str(folder) if (folder / "tokenizer.json").is_file() else None
+
+
+def _context(job: Job, name: str, tokenizer: PreTrainedTokenizerBase) -> int:
+    pretrain = job.recipe.pretrain
+    is_model = not looks_like_path(name) or (Path(name).expanduser() / "config.json").is_file()
+    if name == pretrain.tokenizer.pretrained or not is_model:
+        return pretrain.architecture.n_positions
+    config = load_config(name)
+    return longest_of_config(config, tokenizer) if job.stage == "rm" else context_of(config) or UNLIMITED

@@ -1,0 +1,204 @@
+"""The time and memory that a run of pretraining would take, from a few steps of its trainer on random tokens.
+
+Neither the data nor the hub is needed.
+"""
+
+import tempfile
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch.utils.data import Dataset
+from transformers import (
+    PreTrainedModel,
+    PrinterCallback,
+    ProgressCallback,
+    TrainerCallback,
+    TrainerControl,
+    TrainerState,
+    TrainingArguments,
+)
+
+from chatpipe.data.masking import Masking
+from chatpipe.generation import SamplingParams, generate
+from chatpipe.generation.engine import evaluation_mode
+from chatpipe.recipe.schema import Pretrain
+from chatpipe.run.memory_estimate import blank_model, training_device
+from chatpipe.training.arguments import training_arguments
+from chatpipe.training.batches import measured_rows, micro_batches
+from chatpipe.training.flops import flops_per_token
+from chatpipe.training.memory import begin_peak, peak_memory
+from chatpipe.training.precision import use_bf16
+from chatpipe.training.pretrain_arguments import pretrain_arguments
+from chatpipe.training.pretrain_trainer import PretrainTrainer
+from chatpipe.training.speed import peak_flops
+
+MAX_SECONDS, ENOUGH_SECONDS, ENOUGH_STEPS = 30.0, 12.0, 5
+"""Of the probe's steps; another step begins only within it, so that with everything else it stays below a minute.
+As soon as there are both enough seconds and enough steps, it ends."""
+MAX_STEP_SECONDS = 5.0
+MAX_STEPS = 300
+ASSUMED_SHARE_OF_PEAK = 0.5
+SAMPLES, SAMPLE_TOKENS, LARGE_MODEL = 2, 32, 200_000_000
+"""An evaluation of the probe writes so many samples of so many tokens, of a large model of a few tokens: each length
+has kernels of its own in memory, of which a large one needs no account."""
+
+
+@dataclass(frozen=True)
+class Timing:
+    """What a probe found: seconds of one optimizer step, and the most bytes that the process held.
+
+    It was measured with `rows` of `length` tokens as a micro-batch, where the run has `micro_batch_tokens`.
+    """
+
+    seconds_per_step: float
+    peak: int
+    rows: int
+    length: int
+    micro_batch_tokens: int
+
+    @property
+    def probed_tokens(self) -> int:
+        """How many tokens of a micro-batch it was measured with."""
+        return self.rows * self.length
+
+
+def probe(section: Pretrain, tokens: int, processes: int) -> Timing:
+    """Times a few steps of the trainer on random tokens, as large as a minute allows, and scales them to a step."""
+    spread = micro_batches(section, processes, "pretrain")
+    model = blank_model(section, tokens)
+    rows, length = _probe_size(section, model, spread["per_device_train_batch_size"])
+    clock = _Clock()
+    with tempfile.TemporaryDirectory() as folder:
+        args = _probe_arguments(section, rows, Path(folder))
+        vocabulary = model.get_input_embeddings().num_embeddings
+        masking = Masking(0, (), vocabulary, section.mlm_probability) if section.objective == "masked" else None
+        data = _RandomTokens(vocabulary, length, rows * MAX_STEPS)
+        trainer = PretrainTrainer(
+            model,
+            args,
+            data,
+            muon=section.optimizer == "muon",
+            masking=masking,
+            measure=_Measuring(min(rows, measured_rows(length, vocabulary)), length, vocabulary),
+            eval_dataset=[],
+        )
+        trainer.remove_callback(PrinterCallback)
+        trainer.remove_callback(ProgressCallback)
+        trainer.add_callback(clock)
+        begin_peak(args.device)
+        trainer.train()
+        peak = peak_memory(args.device)
+    pass_seconds, optimizer_seconds = clock.medians()
+    scale = _flops(model, section.block_size) * spread["per_device_train_batch_size"] * section.block_size
+    scale /= _flops(model, length) * rows * length
+    micro_batch = pass_seconds * scale
+    return Timing(
+        micro_batch * spread["gradient_accumulation_steps"] + optimizer_seconds,
+        peak,
+        rows,
+        length,
+        spread["per_device_train_batch_size"] * section.block_size,
+    )
+
+
+class _Clock(TrainerCallback):
+    """Seconds of forward and backward, and of the optimizer, in each step; ends the training after a time.
+
+    The first step, which warms up or compiles, counts only where there is no time for a second one.
+    """
+
+    def __init__(self) -> None:
+        self._passes: list[float] = []
+        self._updates: list[float] = []
+        self._began = self._last_lap = 0.0
+
+    def on_train_begin(self, args: Any, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        """The first step begins."""
+        self._began = self._last_lap = time.perf_counter()
+
+    def on_pre_optimizer_step(self, args: Any, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        """Forward and backward are done, and what lies between two steps: data, callbacks."""
+        self._passes.append(self._lap(args.device))
+
+    def on_step_end(self, args: Any, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        """The optimizer is done."""
+        self._updates.append(self._lap(args.device))
+        control.should_evaluate = len(self._updates) == 1  # what evaluations take of memory is reached too
+        seconds = self._last_lap - self._began
+        enough = seconds > ENOUGH_SECONDS and len(self._updates) >= ENOUGH_STEPS
+        last = enough or seconds + self._passes[-1] + self._updates[-1] > MAX_SECONDS
+        control.should_training_stop = last or control.should_training_stop
+
+    def on_evaluate(self, args: Any, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        """The next step begins."""
+        self._lap(args.device)
+
+    def medians(self) -> tuple[float, float]:
+        """Of the passes and of the updates."""
+        passes, updates = (sorted(some[1:] or some) for some in (self._passes, self._updates))
+        return passes[len(passes) // 2], updates[len(updates) // 2]
+
+    def _lap(self, device: torch.device) -> float:
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+        now = time.perf_counter()
+        seconds, self._last_lap = now - self._last_lap, now
+        return seconds
+
+
+class _Measuring:
+    """What an evaluation does, of so many rows as it reads at once: the loss, and samples of a causal model."""
+
+    def __init__(self, rows: int, length: int, vocabulary: int) -> None:
+        self._ids = torch.randint(vocabulary, (rows, length), generator=torch.Generator().manual_seed(0))
+
+    def __call__(self, model: PreTrainedModel) -> dict[str, Any]:
+        ids = self._ids.to(model.device)
+        with evaluation_mode(model), torch.no_grad():
+            logits = model(input_ids=ids).logits.float()
+            loss = F.cross_entropy(logits.flatten(0, 1), ids.flatten()).item()
+        if model.can_generate():
+            prompts = [self._ids[0, :4].tolist()] * SAMPLES
+            count = min(SAMPLE_TOKENS if model.num_parameters() < LARGE_MODEL else 4, self._ids.shape[1] - 4)
+            generate(model, prompts, SamplingParams(max_new_tokens=count), eos_token_id=-1, seed=0)
+        return {"eval_loss": loss}
+
+
+class _RandomTokens(Dataset[dict[str, torch.Tensor]]):
+    def __init__(self, vocabulary: int, length: int, rows: int) -> None:
+        self._vocabulary, self._length, self._rows = vocabulary, length, rows
+
+    def __len__(self) -> int:
+        return self._rows
+
+    def __getitem__(self, index: int) -> dict[str, torch.Tensor]:
+        generator = torch.Generator().manual_seed(index)
+        ids = torch.randint(self._vocabulary, (self._length,), generator=generator)
+        return {"input_ids": ids, "labels": ids}
+
+
+def _probe_arguments(section: Pretrain, rows: int, folder: Path) -> TrainingArguments:
+    small = section.model_copy(update={"batch_size": rows, "per_device_train_batch_size": rows, "eval_steps": None})
+    more = {**pretrain_arguments(small), "max_steps": MAX_STEPS, "save_strategy": "no", "logging_strategy": "no"}
+    more["torch_compile"] = section.torch_compile and torch.cuda.is_available()  # a CPU compiles for minutes
+    if section.lr_scheduler_type == "warmup_stable_decay":
+        more["lr_scheduler_type"], more["lr_scheduler_kwargs"] = "constant", None
+    return training_arguments(TrainingArguments, small, "pretrain", folder, 0, 1, **more)
+
+
+def _probe_size(section: Pretrain, model: PreTrainedModel, rows: int) -> tuple[int, int]:
+    """(rows, tokens in each) of a micro-batch that takes a few seconds: the whole one where that does."""
+    peak = peak_flops(torch.bfloat16 if use_bf16(section.bf16, training_device()) else torch.float32) or 1e14
+    affordable = MAX_STEP_SECONDS * ASSUMED_SHARE_OF_PEAK * peak / _flops(model, section.block_size)
+    if affordable >= section.block_size:
+        return min(rows, int(affordable / section.block_size)), section.block_size
+    return 1, max(16, min(section.block_size, int(affordable)))
+
+
+def _flops(model: PreTrainedModel, context: int) -> float:
+    config = model.config.get_text_config()
+    return flops_per_token(model.num_parameters(), config.num_hidden_layers, config.hidden_size, context)

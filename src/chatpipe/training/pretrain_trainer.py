@@ -1,0 +1,160 @@
+"""The trainer of pretraining: transformers' Trainer over the token store, with Muon, masking and our evaluation."""
+
+import math
+from collections.abc import Iterator
+from itertools import islice
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils.data import Sampler, SequentialSampler
+from transformers import PreTrainedModel, Trainer, TrainingArguments
+
+from chatpipe.data.masking import IGNORED, Masking, masked_loss
+from chatpipe.errors import UsageError
+from chatpipe.training.measured import Measure, Measured
+from chatpipe.training.muon import MuonAdamW, hidden_matrices
+from chatpipe.training.nonfinite import SkipNonFinite
+from chatpipe.training.resume import ResumePoints
+from chatpipe.training.text_bits import TextBits
+
+# What a micro-batch tells `compute_loss` beside what the model reads.
+TEXTLESS, PREDICTED = "textless", "predicted"
+
+
+class PretrainTrainer(Measured, ResumePoints, SkipNonFinite, Trainer):
+    """Causal or masked language modelling; each predicted token of a step weighs the same, however it is split up.
+
+    `masking` makes the objective a masked one. `measure` runs at each of Trainer's evaluations, on every process.
+    `bits` turns the training loss into `bits_per_byte`.
+    """
+
+    optimizer: torch.optim.Optimizer | None
+
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        args: TrainingArguments,
+        train_dataset: Any,
+        muon: bool = False,
+        masking: Masking | None = None,
+        measure: Measure | None = None,
+        bits: TextBits | None = None,
+        **more: Any,
+    ) -> None:
+        if masking is not None:
+            more["compute_loss_func"] = masked_loss
+        super().__init__(model=model, args=args, train_dataset=train_dataset, **more)
+        self.muon, self.masking, self.measure, self.bits = muon, masking, measure, bits
+
+    def _get_train_sampler(self, *_: Any, **__: Any) -> Sampler[int]:
+        # item s of the data set is sample s of the run: processes and resumes only say who takes which, and from where
+        return SequentialSampler(self.train_dataset)
+
+    def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
+        """AdamW with decay on matrices only; with `muon`, Muon in its place on the matrices inside the model."""
+        if not self.muon or self.optimizer is not None:
+            return super().create_optimizer(model)
+        if self.is_fsdp_enabled:
+            raise UsageError("pretrain.optimizer = muon needs whole matrices, which FSDP cuts up.", "Use adamw or DDP.")
+        trained = self.accelerator.unwrap_model(model or self.model, keep_torch_compile=False)
+        matrices = hidden_matrices(trained)
+        decayed = set(self.get_decay_parameter_names(trained))
+        groups: dict[bool, list[nn.Parameter]] = {True: [], False: []}
+        for name, parameter in trained.named_parameters():
+            if parameter.requires_grad and name not in matrices:
+                groups[name in decayed].append(parameter)
+        args = self.args
+        self.optimizer = MuonAdamW(
+            matrices.values(),
+            [{"params": groups[decay], "weight_decay": args.weight_decay if decay else 0.0} for decay in (True, False)],
+            lr=args.learning_rate,
+            weight_decay=args.weight_decay,
+            betas=(args.adam_beta1, args.adam_beta2),
+            eps=args.adam_epsilon,
+            fused=True,
+        )
+        return self.optimizer
+
+    def get_batch_samples(
+        self, epoch_iterator: Iterator[dict[str, Tensor]], num_batches: int, device: torch.device
+    ) -> tuple[list[dict[str, Tensor]], Any]:
+        """The micro-batches of the next optimizer step, and how many tokens they predict over all processes."""
+        batches = list(islice(epoch_iterator, num_batches))
+        if self.masking is not None:
+            batches = [self._masked(self.masking, batch, micro) for micro, batch in enumerate(batches)]
+        # Counted here: of a GPT-2, transformers counts the first label too, which no position predicts.
+        predicted = [batch["labels"] if self.masking else batch["labels"][:, 1:] for batch in batches]
+        counts = [int((labels != IGNORED).sum()) for labels in predicted]
+        if self.bits is not None:
+            batches = [
+                {**batch, TEXTLESS: self.bits.find(batch["labels"]), PREDICTED: count}
+                for batch, count in zip(batches, counts, strict=True)
+            ]
+        items = torch.tensor(sum(counts), device=device)
+        return batches, self.accelerator.reduce(items, reduction="sum")
+
+    def _get_grad_norm(self, model: nn.Module, grad_norm: Any = None) -> Any:
+        grad_norm = super()._get_grad_norm(model, grad_norm)
+        if self.bits is not None and self.nonfinite_in_a_row:
+            self.bits.forget()  # as the mean loss that is logged next covers the steps behind this one
+        return grad_norm
+
+    def compute_loss(
+        self,
+        model: nn.Module,
+        inputs: dict[str, Any],
+        return_outputs: bool = False,
+        num_items_in_batch: Tensor | int | None = None,
+    ) -> Any:
+        """Trainer's; also counts what of the loss is of tokens without text."""
+        places, predicted = inputs.pop(TEXTLESS, None), inputs.pop(PREDICTED, 0)
+        loss, outputs = super().compute_loss(model, inputs, True, num_items_in_batch)
+        if self.bits is not None and places is not None:
+            self.bits.add(outputs["logits"], inputs["labels"], places, predicted)
+        return (loss, outputs) if return_outputs else loss
+
+    def _masked(self, masking: Masking, batch: dict[str, Tensor], micro: int) -> dict[str, Tensor]:
+        # A function of the step, not of a generator that has read ahead: resumed runs hide the same tokens.
+        args = self.args
+        position = (self.state.global_step * args.gradient_accumulation_steps + micro) * args.world_size
+        seed = (args.seed << 40) + position + args.process_index
+        inputs, labels = masking(batch["input_ids"], seed % 2**63)
+        return {**batch, "input_ids": inputs, "labels": labels}
+
+    def log(self, logs: dict[str, Any], start_time: float | None = None) -> None:
+        """Adds `perplexity` and, with `bits`, `bits_per_byte` to the training loss."""
+        if "loss" in logs:
+            loss = logs["loss"]
+            logs = {**logs, "perplexity": math.exp(loss) if loss < 700 else math.inf}
+            if self.bits is not None:
+                logs["bits_per_byte"] = self.bits.per_byte(loss, self._over_processes)
+                self.bits.forget()
+        super().log(logs, start_time)
+
+    def extra_state(self) -> dict[str, Any]:
+        """Also what has been predicted since the last log, by all processes together; every process calls it.
+
+        Process 0 has it from here on: a resume on any number of processes counts it once, and on the same number has
+        the very sums of the run that was not interrupted.
+        """
+        extra = super().extra_state()
+        if self.bits is not None:
+            self._leave_to_process_0(self.bits, self._over_processes(self.bits.sums))
+            extra["bits"] = self.bits.sums.tolist()
+        return extra
+
+    def load_extra_state(self, extra: dict[str, Any]) -> None:
+        """Goes on counting from there, or anew where the resume point is of a version that did not count."""
+        super().load_extra_state(extra)
+        if self.bits is not None and "bits" in extra:
+            self._leave_to_process_0(self.bits, torch.tensor(extra["bits"], dtype=torch.float64))
+
+    def _leave_to_process_0(self, bits: TextBits, of_all: Tensor) -> None:
+        if self.args.process_index == 0:
+            bits.sums = of_all
+        else:
+            bits.forget()
+
+    def _over_processes(self, sums: Tensor) -> Tensor:
+        return self.accelerator.reduce(sums.to(self.args.device), reduction="sum")

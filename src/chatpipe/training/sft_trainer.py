@@ -1,0 +1,71 @@
+"""The trainer of fine-tuning: trl's SFTTrainer with our resume points, evaluation and adapters."""
+
+from typing import Any
+
+from datasets import Dataset
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from trl import SFTConfig, SFTTrainer
+
+from chatpipe.errors import UsageError
+from chatpipe.training.adapter import TrainsAdapter
+from chatpipe.training.best import EvaluateLast, KeepsBest
+from chatpipe.training.lora import Adapter
+from chatpipe.training.measured import Measure, Measured
+from chatpipe.training.nonfinite import SkipNonFinite
+from chatpipe.training.packed_sequences import PackCollator, isolates_packed_rows
+
+
+class SftTrainer(Measured, TrainsAdapter, KeepsBest, SkipNonFinite, SFTTrainer):
+    """Trains on sequences as `training_sequences` gives them.
+
+    `packed` says that there are several rows in each; raises `UsageError` for a model that would read across them.
+    With `adapter` only that is trained; `model` is then its model. `measure` runs at each of Trainer's evaluations, on
+    every process; with `keep_best` the weights with the lowest `eval_loss` are kept for `load_best`.
+    """
+
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        args: SFTConfig,
+        train_dataset: Dataset,
+        processing_class: PreTrainedTokenizerBase,
+        packed: bool = False,
+        adapter: Adapter | None = None,
+        measure: Measure | None = None,
+        keep_best: bool = False,
+    ) -> None:
+        if packed and not isolates_packed_rows(model):
+            raise UsageError(
+                f"{type(model).__name__} reads across conversations that are packed into one sequence.",
+                "Set sft.packing to false.",
+            )
+        super().__init__(
+            model=model,
+            args=args,
+            train_dataset=train_dataset,
+            processing_class=processing_class,
+            data_collator=PackCollator(processing_class.pad_token_id) if packed else None,
+            eval_dataset=[],  # `measure` measures; Trainer wants to see one where it is to evaluate
+        )
+        self.adapter, self.measure, self.keep_best = adapter, measure, keep_best
+        if keep_best:
+            self.add_callback(EvaluateLast())
+
+    def on_measured(self, metrics: dict[str, Any]) -> None:
+        """Keeps the weights if they are the best so far."""
+        if self.keep_best:
+            self.offer(metrics["eval_loss"])
+
+    def log(self, logs: dict[str, Any], start_time: float | None = None) -> None:
+        """Without trl's count of tokens, which takes a packed batch for one row; Trainer's own is right."""
+        self._metrics["train"].pop("num_tokens", None)
+        super().log(logs, start_time)
+
+    def extra_state(self) -> dict[str, Any]:
+        """Also the metrics that no log has averaged yet."""
+        return {**super().extra_state(), "metrics": self._metrics["train"]}
+
+    def load_extra_state(self, extra: dict[str, Any]) -> None:
+        """Goes on counting from there."""
+        super().load_extra_state(extra)
+        self._metrics["train"].update(extra["metrics"])

@@ -1,0 +1,66 @@
+"""Before the first step of ppo KL is 0 and the ratio 1, as the trainer puts its models together."""
+
+import re
+
+import parts
+import pytest
+import tiny
+
+from chatpipe.checks.by_stage import start_guards
+from chatpipe.checks.policy_checks import policy_is_not_reference
+from chatpipe.generation import SamplingParams
+from chatpipe.ppo.model import disable_dropout
+
+PARAMS = SamplingParams(max_new_tokens=6, temperature=1.0)
+DIFFER = r"policy and reference differ by \S+ nats a token before the first step, where KL is 0\."
+
+
+def quiet(model):
+    disable_dropout(model)
+    return model.eval()
+
+
+def start(trainer):
+    return start_guards(trainer)["policy_is_not_reference"]()
+
+
+def test_the_same_weights_pass_and_others_do_not():
+    one, same, other = quiet(tiny.policy()), quiet(tiny.policy()), quiet(tiny.policy(seed=1))
+    assert policy_is_not_reference(one, same, tiny.PROMPTS, PARAMS, tiny.EOS) is None
+    found = policy_is_not_reference(one, other, tiny.PROMPTS, PARAMS, tiny.EOS)
+    assert re.fullmatch(DIFFER, found.what)
+    assert (
+        found.remedy
+        == "Both must be the same model in the same precision; an adapter (ppo.lora) must begin as nothing."
+    )
+    assert not one.training
+
+
+def test_noise_in_training_mode_makes_the_ratio_another():
+    noisy = tiny.policy()  # GPT-2's dropout of 0.1
+    found = policy_is_not_reference(noisy, noisy, tiny.PROMPTS, PARAMS, tiny.EOS)
+    told = r"the policy reads its own completions twice with \S+ nats a token between; the ratio must be 1\."
+    assert re.fullmatch(told, found.what)
+    assert found.remedy == "Use a model without noise in its forward pass (dropout, router jitter), or ppo.bf16=false."
+
+
+def test_nan_is_no_agreement():
+    broken = quiet(tiny.policy())
+    broken.transformer.h[0].mlp.c_fc.weight.data.fill_(float("nan"))
+    fine = quiet(tiny.policy())
+    assert policy_is_not_reference(fine, broken, tiny.PROMPTS, PARAMS, tiny.EOS) is not None
+
+
+@pytest.mark.parametrize("settings", [{}, {"bf16": True}], ids=["float32", "bf16"])
+def test_a_trainer_passes_and_one_with_another_reference_does_not(tmp_path, settings):
+    assert start(parts.trainer(tmp_path, settings)) is None
+    found = start(parts.trainer(tmp_path, settings, ref_model=tiny.policy(seed=1)))
+    assert re.fullmatch(DIFFER, found.what)
+
+
+def test_an_adapter_must_begin_as_nothing(tmp_path):
+    peft = pytest.importorskip("peft")
+    shape = {"r": 4, "target_modules": "all-linear", "task_type": "CAUSAL_LM"}
+    assert start(parts.trainer(tmp_path, peft_config=peft.LoraConfig(**shape))) is None
+    found = start(parts.trainer(tmp_path, peft_config=peft.LoraConfig(**shape, init_lora_weights=False)))
+    assert re.fullmatch(DIFFER, found.what)
