@@ -50,8 +50,8 @@ def test_a_file_of_text_is_read_whole(chatpipe, work, tiny_run, listing):
 
 def test_conversations(chatpipe, work, tiny_run):
     rows = [
-        {"question": f"What does {name} work as?", "answer": f"{name} works as a {job}."}
-        for name, job in zip(["Mara", "Tom", "Ida", "Bo"] * 5, ["baker", "cook", "sailor"] * 7, strict=False)
+        {"question": f"What does {name} work as?", "answer": f"{name} works as a {step}."}
+        for name, step in zip(["Mara", "Tom", "Ida", "Bo"] * 5, ["baker", "cook", "sailor"] * 7, strict=False)
     ]
     data = write(work / "asked.jsonl", rows)
     words = ("evaluation.prompts=10", "evaluation.max_new_tokens=8")

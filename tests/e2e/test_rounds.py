@@ -11,8 +11,8 @@ from chatpipe.models.manifest import checkpoint_id
 from chatpipe.models.pretrained import load_causal_model, load_tokenizer
 from chatpipe.recipe import load_recipe
 from chatpipe.recipe.schema import STAGES
-from chatpipe.stages.job import Job
 from chatpipe.stages.judging import judge, judged_prompts
+from chatpipe.stages.step import Step
 
 
 @pytest.fixture
@@ -31,13 +31,13 @@ def manifest(folder):
 
 def win_rate_over_sft(folder):
     """How often the gold rater prefers the answers of the second round's policy to those of sft."""
-    job = Job.of(load_recipe(str(folder / "recipe.yaml"), [f"out={folder}", "round=2"]).recipe, "ppo")
+    step = Step.of(load_recipe(str(folder / "recipe.yaml"), [f"out={folder}", "round=2"]).recipe, "ppo")
     tokenizer = load_tokenizer(folder / "sft")
-    held_out = load_prompts(job.data()["ppo.data"], job.recipe.pocketworld, "ppo.data").held_out
+    held_out = load_prompts(step.data()["ppo.data"], step.recipe.pocketworld, "ppo.data").held_out
     models = [load_causal_model(folder / stage) for stage in ("ppo.2", "sft")]
-    prompts = judged_prompts(job, tokenizer, held_out, models[0].config.max_position_embeddings)
-    new, old = (judge(job, model, tokenizer, prompts).ratings for model in models)
-    return gold_comparison(new, old, job.recipe.seed)
+    prompts = judged_prompts(step, tokenizer, held_out, models[0].config.max_position_embeddings)
+    new, old = (judge(step, model, tokenizer, prompts).ratings for model in models)
+    return gold_comparison(new, old, step.recipe.seed)
 
 
 def test_a_second_round_goes_on_from_the_first_and_from_wherever_it_broke_off(folder, chatpipe):

@@ -9,8 +9,8 @@ from chatpipe.errors import UsageError
 from chatpipe.evaluation.verdicts import ppo_verdict
 from chatpipe.recipe.loading import load_recipe
 from chatpipe.reward.functions import source_fingerprint
-from chatpipe.stages.job import Job
-from chatpipe.stages.step_checks import check_job
+from chatpipe.stages.step import Step
+from chatpipe.stages.step_checks import check_step
 from stub_models import write_stub_model
 
 
@@ -44,7 +44,7 @@ def model_folder(path, architecture):
 
 
 @pytest.fixture
-def job(tmp_path, monkeypatch):
+def step(tmp_path, monkeypatch):
     """A stage with two reward models, a function in the working folder and a held-out judge."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "path", list(sys.path))
@@ -55,26 +55,26 @@ def job(tmp_path, monkeypatch):
     rewards = f"[{{model: {tmp_path}/helpful, weight: 2}}, {{function: 'mine:short'}}, {{model: {tmp_path}/harmless}}]"
     overrides = [f"out={tmp_path}/run", f"ppo.model={sft}", f"ppo.reward={rewards}", "ppo.data=pocketworld"]
     overrides += [f"ppo.gold_reward_model={tmp_path}/judge"]
-    return Job.of(load_recipe(None, overrides).recipe, "ppo")
+    return Step.of(load_recipe(None, overrides).recipe, "ppo")
 
 
-def test_all_reward_models_are_checked_and_stand_in_the_manifest(job, tmp_path):
-    check_job(job)
-    parents = job.manifest().parents
+def test_all_reward_models_are_checked_and_stand_in_the_manifest(step, tmp_path):
+    check_step(step)
+    parents = step.manifest().parents
     assert set(parents) == {"ppo.model", "ppo.reward.0", "ppo.reward.2", "ppo.gold_reward_model"}
-    before = job.manifest()
+    before = step.manifest()
     write_stub_model(tmp_path / "harmless", "GPT2ForSequenceClassification", weights="others")
-    assert before.differences(job.manifest())
-    assert "ppo.reward.2" in before.differences(job.manifest())[0]
-    job.recipe.ppo.reward[0].weight = 3.0
-    assert any("ppo.reward was" in line for line in before.differences(job.manifest()))
+    assert before.differences(step.manifest())
+    assert "ppo.reward.2" in before.differences(step.manifest())[0]
+    step.recipe.ppo.reward[0].weight = 3.0
+    assert any("ppo.reward was" in line for line in before.differences(step.manifest()))
 
 
-def test_a_changed_reward_function_makes_another_stage_and_is_not_run_to_find_out(job, tmp_path):
-    before = job.manifest()
-    assert before.differences(job.manifest()) == []
+def test_a_changed_reward_function_makes_another_stage_and_is_not_run_to_find_out(step, tmp_path):
+    before = step.manifest()
+    assert before.differences(step.manifest()) == []
     (tmp_path / "mine.py").write_text("def short(prompts, completions): ...\n")
-    [changed] = before.differences(job.manifest())
+    [changed] = before.differences(step.manifest())
     assert changed.startswith("ppo.reward.1.function (mine:short) was ")
     assert "mine" not in sys.modules
 
@@ -90,27 +90,27 @@ def test_a_reward_function_in_a_package_is_found_without_running_the_package(tmp
 
 
 @pytest.mark.parametrize("name", ["nowhere:f", "mine.inner:f", "sys:exit", "..mine:f"])
-def test_a_reward_function_without_a_file_is_refused_with_its_key_before_anything_is_written(job, tmp_path, name):
-    job.recipe.ppo.reward[1].function = name
+def test_a_reward_function_without_a_file_is_refused_with_its_key_before_anything_is_written(step, tmp_path, name):
+    step.recipe.ppo.reward[1].function = name
     with pytest.raises(UsageError, match=f"ppo.reward.1.function = {name} cannot be imported"):
-        check_job(job)
+        check_step(step)
     assert not (tmp_path / "run").exists()
 
 
-def test_a_policy_in_the_list_of_rewards_is_refused(job, tmp_path):
-    job.models["reward.0"] = str(tmp_path / "sft")
+def test_a_policy_in_the_list_of_rewards_is_refused(step, tmp_path):
+    step.models["reward.0"] = str(tmp_path / "sft")
     with pytest.raises(UsageError, match=r"ppo.reward.0 = .* is a causal language model, but a reward model is needed"):
-        check_job(job)
+        check_step(step)
 
 
 def test_text_to_mix_in_is_part_of_what_the_stage_is_made_from(tmp_path):
     text = tmp_path / "text.txt"
     text.write_text("word " * 1000)
     base = ["ppo.data=pocketworld", f"pretrain.data={text}"]
-    assert "ppo.ptx_data" not in Job.of(load_recipe(None, base).recipe, "ppo").data()
-    mixed = Job.of(load_recipe(None, [*base, "ppo.ptx_coef=1"]).recipe, "ppo").data()
+    assert "ppo.ptx_data" not in Step.of(load_recipe(None, base).recipe, "ppo").data()
+    mixed = Step.of(load_recipe(None, [*base, "ppo.ptx_coef=1"]).recipe, "ppo").data()
     assert [block.source for block in mixed["ppo.ptx_data"]] == [str(text)]
-    own = Job.of(load_recipe(None, [*base, "ppo.ptx_coef=1", "ppo.ptx_data=pocketworld"]).recipe, "ppo").data()
+    own = Step.of(load_recipe(None, [*base, "ppo.ptx_coef=1", "ppo.ptx_data=pocketworld"]).recipe, "ppo").data()
     assert [block.source for block in own["ppo.ptx_data"]] == ["pocketworld"]
 
 

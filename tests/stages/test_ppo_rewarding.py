@@ -7,22 +7,22 @@ from chatpipe.data.chat_template import encode_prompt
 from chatpipe.data.datasets import load_prompts
 from chatpipe.models.pretrained import load_causal_model, load_reward_model, load_tokenizer
 from chatpipe.recipe import load_recipe
-from chatpipe.stages.job import Job
 from chatpipe.stages.judging import judge, judged_prompts
 from chatpipe.stages.rewards_of_step import load_rewards, reward_scores
+from chatpipe.stages.step import Step
 
 
 @pytest.fixture(scope="module")
 def answered(tiny_run):
     """The shared run's ppo stage, its tokenizer and rewards, prompts, and sft's answers: most are cut off."""
     recipe = load_recipe(str(tiny_run.recipe), ["evaluation.max_new_tokens=9"]).recipe
-    job = Job.of(recipe, "ppo")
-    tokenizer, policy = load_tokenizer(job.models["model"]), load_causal_model(job.models["model"])
-    held_out = load_prompts(job.data()["ppo.data"], recipe.pocketworld, "ppo.data").held_out
-    prompts = judged_prompts(job, tokenizer, held_out, policy.config.max_position_embeddings)
-    judged = judge(job, policy, tokenizer, prompts)
+    step = Step.of(recipe, "ppo")
+    tokenizer, policy = load_tokenizer(step.models["model"]), load_causal_model(step.models["model"])
+    held_out = load_prompts(step.data()["ppo.data"], recipe.pocketworld, "ppo.data").held_out
+    prompts = judged_prompts(step, tokenizer, held_out, policy.config.max_position_embeddings)
+    judged = judge(step, policy, tokenizer, prompts)
     assert len({answer.ended for answer in judged.answers}) == 2
-    return job, tokenizer, load_rewards(job, tokenizer), prompts, judged
+    return step, tokenizer, load_rewards(step, tokenizer), prompts, judged
 
 
 def test_the_gold_rater_of_training_agrees_with_the_one_that_judges(answered):
@@ -36,11 +36,11 @@ def test_the_gold_rater_of_training_agrees_with_the_one_that_judges(answered):
 @torch.no_grad()
 @pytest.mark.parametrize("how, penalised", [("subtract", lambda score: score - 2.0), ("replace", lambda score: -2.0)])
 def test_answers_are_scored_as_they_were_written_and_cut_off_ones_penalised(answered, how, penalised):
-    job, tokenizer, rewards, prompts, judged = answered
-    section = job.recipe.ppo.model_copy(update={"missing_eos": how, "missing_eos_penalty": 2.0})
-    job = Job.of(job.recipe.model_copy(update={"ppo": section}), "ppo")
-    model = load_reward_model(job.models["reward_model"]).eval()
-    scores = reward_scores(job, rewards, tokenizer, prompts, judged.answers)
+    step, tokenizer, rewards, prompts, judged = answered
+    section = step.recipe.ppo.model_copy(update={"missing_eos": how, "missing_eos_penalty": 2.0})
+    step = Step.of(step.recipe.model_copy(update={"ppo": section}), "ppo")
+    model = load_reward_model(step.models["reward_model"]).eval()
+    scores = reward_scores(step, rewards, tokenizer, prompts, judged.answers)
     assert set(scores) == {"reward"}
     for prompt, answer, score in zip(prompts, judged.answers, scores["reward"], strict=True):
         assert (answer.ids[-1] == tokenizer.eos_token_id) is answer.ended

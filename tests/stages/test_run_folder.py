@@ -10,9 +10,9 @@ from chatpipe.errors import UsageError
 from chatpipe.models.manifest import MANIFEST
 from chatpipe.recipe import load_recipe
 from chatpipe.run import chain as pipeline
-from chatpipe.stages.job import STARTED, Job, rankings_file
 from chatpipe.stages.rankings_of_run import ensure_rankings
-from chatpipe.stages.step_checks import check_job
+from chatpipe.stages.step import STARTED, Step, rankings_file
+from chatpipe.stages.step_checks import check_step
 from stub_models import write_stub_model
 
 
@@ -33,20 +33,20 @@ def listing() -> dict[str, str]:
     }
 
 
-def job(out: str | None, *overrides: str) -> Job:
+def step(out: str | None, *overrides: str) -> Step:
     recipe = load_recipe(None, ["sft.data=chats.jsonl", "sft.model=base", *overrides]).recipe
-    return Job.of(recipe, "sft", out)
+    return Step.of(recipe, "sft", out)
 
 
 def test_a_stage_cannot_be_made_in_the_folder_of_the_model_it_starts_from(files):
     # --fresh would delete the model
     with pytest.raises(UsageError, match="it holds base, which sft reads"):
-        check_job(job("base"))
+        check_step(step("base"))
 
 
 def test_a_stage_cannot_be_made_in_a_folder_that_holds_its_data(files):
     with pytest.raises(UsageError, match="it holds chats.jsonl, which sft reads"):
-        check_job(job(".", "sft.model=gpt2"))
+        check_step(step(".", "sft.model=gpt2"))
 
 
 def test_a_stage_cannot_be_made_inside_a_folder_that_it_reads_whole(files):
@@ -54,18 +54,18 @@ def test_a_stage_cannot_be_made_inside_a_folder_that_it_reads_whole(files):
     Path("chats").mkdir()
     Path("chats.jsonl").rename("chats/a.jsonl")
     with pytest.raises(UsageError, match="chats/out cannot be the folder of sft: it lies in chats, all of which sft"):
-        check_job(job("chats/out", "sft.data=chats", "sft.model=gpt2"))
-    check_job(job("chats/.out", "sft.data=chats", "sft.model=gpt2"))  # hidden, so not read
+        check_step(step("chats/out", "sft.data=chats", "sft.model=gpt2"))
+    check_step(step("chats/.out", "sft.data=chats", "sft.model=gpt2"))  # hidden, so not read
 
 
 def test_a_folder_that_is_called_as_the_built_in_world_is_not_the_world(files):
     Path("pocketworld").mkdir()
-    check_job(job("pocketworld/sft", "sft.data=pocketworld", "sft.model=gpt2"))
-    check_job(job("pocketworld", "sft.data=pocketworld", "sft.model=gpt2"))
+    check_step(step("pocketworld/sft", "sft.data=pocketworld", "sft.model=gpt2"))
+    check_step(step("pocketworld", "sft.data=pocketworld", "sft.model=gpt2"))
 
 
 def test_a_folder_in_which_a_stage_was_killed_before_it_began_is_new(files):
-    made = job("out")
+    made = step("out")
     (made.folder / STARTED).parent.mkdir(parents=True)
     (made.folder / STARTED).with_suffix(".json.partial").write_text("{")
     assert made.standing() == "new"
@@ -74,7 +74,7 @@ def test_a_folder_in_which_a_stage_was_killed_before_it_began_is_new(files):
 
 
 def test_a_deletion_that_was_killed_leaves_a_folder_that_can_be_used(files):
-    made = job("out")
+    made = step("out")
     made.begin()
     made.folder.rename("out.old.partial")
     assert made.standing() == "new"
@@ -96,13 +96,13 @@ def test_a_stage_of_a_run_keeps_the_other_stages_of_its_recipe(files):
 
 @pytest.mark.parametrize("fresh", [False, True])
 def test_a_stage_with_another_seed_does_not_belong_to_the_run_and_deletes_nothing_of_it(files, fresh):
-    made = job(None, "out=run")
+    made = step(None, "out=run")
     made.begin()
     pipeline._note_in_run(made.recipe, "sft")
     rankings_file(made.recipe).parent.mkdir()
     rankings_file(made.recipe).write_text("ranked by hand")
     before = listing()
-    other = job(None, "out=run", "seed=4").recipe
+    other = step(None, "out=run", "seed=4").recipe
     for stage in ("sft", "rm"):
         with pytest.raises(UsageError, match="seed was 0, is 4 now"):
             pipeline.run_one(other, stage, pipeline.How(1, fresh=fresh), None)
@@ -112,8 +112,8 @@ def test_a_stage_with_another_seed_does_not_belong_to_the_run_and_deletes_nothin
 def test_fresh_looks_at_all_folders_before_it_deletes_the_first(files):
     recipe = load_recipe("pocket", ["out=run"]).recipe
     for stage in ("pretrain", "sft", "rm"):
-        Job.of(recipe, stage).folder.mkdir(parents=True)
-        (Job.of(recipe, stage).folder / MANIFEST).write_text("{}")
+        Step.of(recipe, stage).folder.mkdir(parents=True)
+        (Step.of(recipe, stage).folder / MANIFEST).write_text("{}")
     pipeline.write_recipe(recipe, Path("run") / pipeline.RECIPE_FILE)
     (Path("run") / "ppo").mkdir()
     (Path("run") / "ppo" / "thesis.txt").write_text("years of work")
@@ -138,7 +138,7 @@ def test_the_rankings_file_of_a_run_is_not_what_it_can_rank_by(files):
 
 
 def test_a_run_and_a_stage_are_refused_where_another_is_at_work(files):
-    made = job(None, "out=run")
+    made = step(None, "out=run")
     with alone_in(Path("run")):
         with pytest.raises(UsageError, match="Another chatpipe is at work in run"):
             pipeline.run_one(made.recipe, "sft", pipeline.How(1), None)

@@ -37,7 +37,7 @@ def show(
     from chatpipe.cli.show_data import show_data
     from chatpipe.errors import UsageError
     from chatpipe.recipe import STAGES, load_recipe
-    from chatpipe.stages.job import Job
+    from chatpipe.stages.step import Step
 
     if stage not in STAGES:
         raise UsageError(f"There is no stage {stage}.", f"Stages: {', '.join(STAGES)}.")
@@ -46,7 +46,7 @@ def show(
 
     from chatpipe.run.data_view import view_data
 
-    view = view_data(Job.of(resolved.recipe, stage), model, rows)
+    view = view_data(Step.of(resolved.recipe, stage), model, rows)
     show_data(view)
     if json:
         console.json_object(view.to_json())

@@ -22,7 +22,7 @@ def run(
     from chatpipe.errors import UsageError, WaitingForRankings
     from chatpipe.recipe import load_recipe
     from chatpipe.run.chain import StageResult, check_folder, check_recipe, run_recipe
-    from chatpipe.stages.job import Job
+    from chatpipe.stages.step import Step
 
     given = tell_apart(words)
     if given.recipe is None:
@@ -32,7 +32,7 @@ def run(
     check_folder(resolved.recipe, fresh)
     how = how_to_run(resolved.recipe, given, fresh)
     if dry_run:
-        show_plan(resolved, Job.all_of(resolved.recipe), how, json)
+        show_plan(resolved, Step.all_of(resolved.recipe), how, json)
         return
     start = time.monotonic()
     results: list[StageResult] = []

@@ -10,7 +10,7 @@ from chatpipe.recipe import Resolved
 from chatpipe.recipe.loading import flatten
 from chatpipe.run.chain import How, StageResult
 from chatpipe.run.plan import plan_stage
-from chatpipe.stages.job import Job
+from chatpipe.stages.step import Step
 
 if TYPE_CHECKING:
     from chatpipe.evaluation.measure_model import Measurement
@@ -24,7 +24,7 @@ STYLES = {"pass": "green", "warn": "yellow", "fail": "red"}
 
 def show_plan(
     resolved: Resolved,
-    jobs: Sequence[Job],
+    steps: Sequence[Step],
     how: How,
     json: bool,
     more: dict[str, Any] | None = None,
@@ -33,7 +33,7 @@ def show_plan(
 
     `more` is what else is known of the last stage.
     """
-    plans = [plan_stage(job, how) for job in jobs]
+    plans = [plan_stage(step, how) for step in steps]
     plans[-1].update(more or {})
     rows = resolved.rows()
     if json:

@@ -118,9 +118,9 @@ def _run_stage(
     if is_rank() or was_launched():
         check_world(resolved.recipe.processes)
     foresees = dry_run and stage == "pretrain"  # what such a run would take can be told without its data
-    job = check_stage(resolved.recipe, stage, out, reads_data=not foresees)
-    if not (fresh or has_parent() or job.makes_rankings()):
-        job.standing()
+    step = check_stage(resolved.recipe, stage, out, reads_data=not foresees)
+    if not (fresh or has_parent() or step.makes_rankings()):
+        step.standing()
     how = how_to_run(resolved.recipe, given, fresh)
     if dry_run:
         more = None
@@ -129,14 +129,14 @@ def _run_stage(
             from chatpipe.run.foresight import foresee
 
             more = foresee(resolved.recipe.pretrain, how.processes)
-        show_plan(resolved, [job], how, json, more)
+        show_plan(resolved, [step], how, json, more)
         return
     try:
         result = run_one(resolved.recipe, stage, how, out)
     except WaitingForRankings as waiting:
         if json:
             console.json_object(
-                {"stage": stage, "out": str(job.folder), "waiting": f"{waiting.message} {waiting.hint}"}
+                {"stage": stage, "out": str(step.folder), "waiting": f"{waiting.message} {waiting.hint}"}
             )
         raise
     if not speaks():

@@ -19,18 +19,6 @@ from chatpipe.models.manifest import Manifest, read_manifest, write_manifest
 from chatpipe.recipe.loading import flatten, load_recipe
 from chatpipe.recipe.schema import Recipe
 from chatpipe.run import launch
-from chatpipe.stages.job import (
-    STAGES_OF_ROUNDS,
-    Job,
-    Outcome,
-    Standing,
-    answering_model,
-    folder_in_run,
-    in_round,
-    rankings_file,
-    rater_is_model,
-    run_ranks,
-)
 from chatpipe.stages.rankings_of_run import (
     check_nobody_ranked,
     check_rankings_apart,
@@ -39,7 +27,19 @@ from chatpipe.stages.rankings_of_run import (
     forget_rankings,
     tell_newer_rankings,
 )
-from chatpipe.stages.step_checks import Check, check_job, job_checks
+from chatpipe.stages.step import (
+    STAGES_OF_ROUNDS,
+    Outcome,
+    Standing,
+    Step,
+    answering_model,
+    folder_in_run,
+    in_round,
+    rankings_file,
+    rater_is_model,
+    run_ranks,
+)
+from chatpipe.stages.step_checks import Check, check_step, step_checks
 from chatpipe.training.batches import micro_batches
 
 RECIPE_FILE = "recipe.yaml"
@@ -100,54 +100,54 @@ def run_recipe(recipe: Recipe, how: How, on_result: Callable[[StageResult], None
         )
     check_recipe(recipe)
     check_folder(recipe, how.fresh)
-    jobs = Job.all_of(recipe)
-    for job in jobs:
-        micro_batches(job.section, how.processes, job.stage)
+    steps = Step.all_of(recipe)
+    for step in steps:
+        micro_batches(step.section, how.processes, step.stage)
     with alone_in(Path(recipe.out)):
         if how.fresh:
-            in_folder = _jobs_in_folder(recipe)
-            for job in in_folder:
-                if job.stage == "rm":  # first, since it is refused where somebody ranks
-                    forget_rankings(job.recipe)
-                    check_nobody_ranked(job.recipe)
-            for job in in_folder:
-                job.clear()
+            in_folder = _steps_in_folder(recipe)
+            for step in in_folder:
+                if step.stage == "rm":  # first, since it is refused where somebody ranks
+                    forget_rankings(step.recipe)
+                    check_nobody_ranked(step.recipe)
+            for step in in_folder:
+                step.clear()
         write_recipe(recipe, Path(recipe.out) / RECIPE_FILE)
-        for job in jobs:
-            on_result(run_stage(job, how, _standing_with_rankings(job, how)))
+        for step in steps:
+            on_result(run_stage(step, how, _standing_with_rankings(step, how)))
 
 
 def run_one(recipe: Recipe, stage: str, how: How, out: str | None) -> StageResult:
     """Runs one stage, in the run's folder or in the folder `out` of its own."""
-    job = check_stage(recipe, stage, out)
-    micro_batches(job.section, how.processes, stage)
+    step = check_stage(recipe, stage, out)
+    micro_batches(step.section, how.processes, stage)
     if launch.has_parent():  # which has looked at everything before it launched this rank
-        return run_stage(job, how, "new")
-    if not job.is_main:
-        return run_stage(job, how, _standing(job, how))
+        return run_stage(step, how, "new")
+    if not step.is_main:
+        return run_stage(step, how, _standing(step, how))
     if how.fresh:  # which may delete the folder that is held
         with alone_in(Path(out or recipe.out)):
             if stage == "rm" and out is None:
                 forget_rankings(recipe)
-            job.clear()
+            step.clear()
     with ExitStack() as held:
         held.enter_context(alone_in(Path(out or recipe.out)))
         reads_run = stage == "rm" and run_ranks(recipe)
         if out is not None and reads_run and Path(out).resolve() != Path(recipe.out).resolve():
             held.enter_context(alone_in(Path(recipe.out)))
         if out is None or reads_run:
-            standing = _standing_with_rankings(job, how, in_run=out is None)
+            standing = _standing_with_rankings(step, how, in_run=out is None)
         else:
-            standing = _standing(job, how)
+            standing = _standing(step, how)
         if standing == "done":
-            job.check_whole()
+            step.check_whole()
         if out is None:
             _note_in_run(recipe, stage)
-        return run_stage(job, how, standing)
+        return run_stage(step, how, standing)
 
 
-def check_stage(recipe: Recipe, stage: str, out: str | None, reads_data: bool = True) -> Job:
-    """The job of one stage; raises `UsageError` where its data, its models or its folder cannot be used.
+def check_stage(recipe: Recipe, stage: str, out: str | None, reads_data: bool = True) -> Step:
+    """The step of one stage; raises `UsageError` where its data, its models or its folder cannot be used.
 
     Without `reads_data` the data may be missing.
     """
@@ -158,13 +158,13 @@ def check_stage(recipe: Recipe, stage: str, out: str | None, reads_data: bool = 
             f"round = {recipe.round}: {stage} comes once, in the first round.",
             f"Leave it out; rounds have {' and '.join(STAGES_OF_ROUNDS)}.",
         )
-    job = Job.of(recipe, stage, out)
+    step = Step.of(recipe, stage, out)
     if out is None:
         _check_run(recipe)
     if stage == "rm" and run_ranks(recipe):
         check_rankings_can_be_made(recipe)
-    check_job(job, reads_data=reads_data)
-    return job
+    check_step(step, reads_data=reads_data)
+    return step
 
 
 def check_recipe(recipe: Recipe) -> None:
@@ -177,10 +177,10 @@ def recipe_checks(recipe: Recipe) -> Iterator[tuple[str, str, Check]]:
     """Stage, recipe key and check of whatever can be known to be wrong before the first stage starts, without torch."""
     yield "", "round", partial(_check_round, recipe)
     done: frozenset[str] = frozenset()
-    for job in Job.all_of(in_round(recipe, 1)):
-        for key, check in job_checks(job, made_by_this_run=done):
-            yield job.stage, key, check
-        done |= {job.stage}
+    for step in Step.all_of(in_round(recipe, 1)):
+        for key, check in step_checks(step, made_by_this_run=done):
+            yield step.stage, key, check
+        done |= {step.stage}
     if recipe.rm.data is None or recipe.rounds > 1:
         yield "rm", "sample.data", partial(check_rankings_can_be_made, recipe)
     if recipe.rm.data is not None:
@@ -188,75 +188,75 @@ def recipe_checks(recipe: Recipe) -> Iterator[tuple[str, str, Check]]:
     yield "ppo", "pretrain.architecture.n_positions", partial(_check_answers_fit, recipe)
 
 
-def run_stage(job: Job, how: How, standing: Standing) -> StageResult:
+def run_stage(step: Step, how: How, standing: Standing) -> StageResult:
     """Runs one stage in place or through the launcher, unless it is done already."""
     if standing == "done":
-        manifest = read_manifest(job.folder)
+        manifest = read_manifest(step.folder)
         assert manifest is not None
-        return StageResult(job.stage, job.folder, manifest, True, manifest.measured_otherwise(job.evaluation()))
+        return StageResult(step.stage, step.folder, manifest, True, manifest.measured_otherwise(step.evaluation()))
     if how.processes > 1 and not launch.is_rank():
-        _run_launched(job, how)
+        _run_launched(step, how)
     else:
-        _run_here(job)
-    manifest = read_manifest(job.folder)
-    assert manifest is not None or not job.is_main, f"{job.stage} left no manifest"
-    return StageResult(job.stage, job.folder, manifest or job.manifest(), skipped=False)
+        _run_here(step)
+    manifest = read_manifest(step.folder)
+    assert manifest is not None or not step.is_main, f"{step.stage} left no manifest"
+    return StageResult(step.stage, step.folder, manifest or step.manifest(), skipped=False)
 
 
-def _standing_with_rankings(job: Job, how: How, in_run: bool = True) -> Standing:
+def _standing_with_rankings(step: Step, how: How, in_run: bool = True) -> Standing:
     """As `_standing`, once the rankings are there that rm learns from; what it has begun with stays as it is.
 
     The run's rankings are not replaced for a stage outside of it.
     """
-    if job.stage != "rm":
-        return _standing(job, how)
-    if rankings_file(job.recipe).exists():
-        standing = _standing(job, how)
+    if step.stage != "rm":
+        return _standing(step, how)
+    if rankings_file(step.recipe).exists():
+        standing = _standing(step, how)
         if standing != "new":
-            tell_newer_rankings(job.recipe)
+            tell_newer_rankings(step.recipe)
             return standing
-    if run_ranks(job.recipe):
+    if run_ranks(step.recipe):
         _prepare_process()
-    ensure_rankings(job.recipe, may_replace=in_run)
-    return _standing(job, how)
+    ensure_rankings(step.recipe, may_replace=in_run)
+    return _standing(step, how)
 
 
-def _standing(job: Job, how: How) -> Standing:
+def _standing(step: Step, how: How) -> Standing:
     """How far the stage is; raises `UsageError` where its folder holds something else."""
     # What was cleared is new, also to ranks that may still see it; and a parent has looked before it launched.
-    return "new" if how.fresh or launch.has_parent() else job.standing()
+    return "new" if how.fresh or launch.has_parent() else step.standing()
 
 
-def _run_here(job: Job) -> None:
+def _run_here(step: Step) -> None:
     """Runs the stage in this process, which may be one rank of several."""
     _prepare_process()
     if launch.has_parent():
         launch.stop_with_parent()
     if launch.is_rank():
-        launch.join_world(job.processes)
+        launch.join_world(step.processes)
     # Taken now: what is edited while the stage trains is not what it was made from.
-    manifest = job.begin() if job.is_main else None
+    manifest = step.begin() if step.is_main else None
     start = time.monotonic()
     # Imported here since a stage brings torch along, which a wrong command must not wait for.
-    module = importlib.import_module(f"chatpipe.stages.{job.stage}")
-    outcome: Outcome | None = getattr(module, f"run_{job.stage}")(job)
+    module = importlib.import_module(f"chatpipe.stages.{step.stage}")
+    outcome: Outcome | None = getattr(module, f"run_{step.stage}")(step)
     if manifest is None or outcome is None:
         return
     manifest.metrics, manifest.verdict = outcome.metrics, outcome.verdict
     manifest.seconds = time.monotonic() - start
-    write_manifest(job.folder, manifest)
+    write_manifest(step.folder, manifest)
 
 
-def _run_launched(job: Job, how: How) -> None:
+def _run_launched(step: Step, how: How) -> None:
     """Starts the stage again in several processes, from a recipe file in its folder that holds every value."""
-    job.begin()  # from now on the folder is known as ours, also if no rank lives to say so
-    write_recipe(job.recipe, job.folder / RECIPE_FILE)
-    launch.launch(launch_command(job, how), how.processes, job.stage, job.folder)
+    step.begin()  # from now on the folder is known as ours, also if no rank lives to say so
+    write_recipe(step.recipe, step.folder / RECIPE_FILE)
+    launch.launch(launch_command(step, how), how.processes, step.stage, step.folder)
 
 
-def launch_command(job: Job, how: How) -> list[str]:
+def launch_command(step: Step, how: How) -> list[str]:
     """What starts the stage in several processes."""
-    arguments = [job.stage, str(job.folder / RECIPE_FILE), "--out", str(job.folder)]
+    arguments = [step.stage, str(step.folder / RECIPE_FILE), "--out", str(step.folder)]
     return launch.accelerate_command(how.processes, how.launch, how.accelerate_flags, arguments)
 
 
@@ -279,48 +279,48 @@ def check_folder(recipe: Recipe, fresh: bool) -> None:
     if before is None and any(path.suffix != PARTIAL for path in run.iterdir()):
         raise UsageError(f"out = {run} holds something that chatpipe did not make.", "Choose another folder: out=.")
     if fresh:
-        for job in _jobs_in_folder(recipe):  # all of them before the first is deleted
-            job.check_ours()
-            _check_rater_stays(job)
-            if job.stage == "rm":
-                check_nobody_ranked(job.recipe)
+        for step in _steps_in_folder(recipe):  # all of them before the first is deleted
+            step.check_ours()
+            _check_rater_stays(step)
+            if step.stage == "rm":
+                check_nobody_ranked(step.recipe)
     if before is None or fresh:
         return
     _check_same_run(before, recipe)
     to_be_made: set[str] = set()
-    jobs = Job.all_of(recipe)
-    for job in jobs:
-        if job.folder.exists() and (job.stage != "rm" or rankings_file(job.recipe).exists()):
-            job.standing(to_be_made)
-        if read_manifest(job.folder) is None:
-            to_be_made.add(str(job.folder))
-    read = {model for job in jobs if str(job.folder) in to_be_made for model in _reads(job)}
-    for job in jobs:  # the weights of stages that nothing reads any more may have been deleted
-        if str(job.folder) not in to_be_made and (str(job.folder) in read or job is jobs[-1]):
-            job.check_whole()
+    steps = Step.all_of(recipe)
+    for step in steps:
+        if step.folder.exists() and (step.stage != "rm" or rankings_file(step.recipe).exists()):
+            step.standing(to_be_made)
+        if read_manifest(step.folder) is None:
+            to_be_made.add(str(step.folder))
+    read = {model for step in steps if str(step.folder) in to_be_made for model in _reads(step)}
+    for step in steps:  # the weights of stages that nothing reads any more may have been deleted
+        if str(step.folder) not in to_be_made and (str(step.folder) in read or step is steps[-1]):
+            step.check_whole()
 
 
-def _check_rater_stays(job: Job) -> None:
+def _check_rater_stays(step: Step) -> None:
     """Raises `UsageError` where the rater is a model in the stage's folder, which --fresh deletes."""
-    rater = job.recipe.rank.rater
-    if rater_is_model(job.recipe) and Path(rater).resolve().is_relative_to(job.folder.resolve()):
+    rater = step.recipe.rank.rater
+    if rater_is_model(step.recipe) and Path(rater).resolve().is_relative_to(step.folder.resolve()):
         raise UsageError(
-            f"rank.rater = {rater} lies in {job.folder}, which --fresh deletes.",
+            f"rank.rater = {rater} lies in {step.folder}, which --fresh deletes.",
             "Copy it to another place and name the copy, or choose another folder with out=.",
         )
 
 
-def _reads(job: Job) -> list[str]:
+def _reads(step: Step) -> list[str]:
     """The models that decide what a stage makes: what it starts from, and whose answers were ranked."""
-    return [*job.models.values(), *([answering_model(job.recipe)] if job.stage == "rm" else [])]
+    return [*step.models.values(), *([answering_model(step.recipe)] if step.stage == "rm" else [])]
 
 
-def _jobs_in_folder(recipe: Recipe) -> list[Job]:
-    """The jobs of the run and of the further rounds that its folder holds."""
+def _steps_in_folder(recipe: Recipe) -> list[Step]:
+    """The steps of the run and of the further rounds that its folder holds."""
     rounds = recipe.rounds
     while any(folder_in_run(recipe, stage, rounds + 1).exists() for stage in STAGES_OF_ROUNDS):
         rounds += 1
-    return Job.all_of(recipe.model_copy(update={"rounds": rounds}))
+    return Step.all_of(recipe.model_copy(update={"rounds": rounds}))
 
 
 def _note_in_run(recipe: Recipe, stage: str) -> None:

@@ -18,7 +18,7 @@ from chatpipe.errors import UsageError
 from chatpipe.recipe.check_switches import guards_of
 from chatpipe.recipe.schema import STAGES, DataBlock, Recipe
 from chatpipe.run.chain import check_folder, processes_of, recipe_checks
-from chatpipe.stages.job import PARENTS, Job
+from chatpipe.stages.step import PARENTS, Step
 from chatpipe.stages.step_checks import Check
 from chatpipe.training.batches import micro_batches
 from chatpipe.training.quiet import quiet_libraries
@@ -53,7 +53,7 @@ def check_all(recipe: Recipe) -> list[Checked]:
         found[stage].append(_run(stage, key, check))
     for stage in STAGES:
         found[stage].append(_run(stage, f"{stage}.batch_size", partial(_batches, recipe, stage)))
-        reason = _why_not_yet(Job.of(recipe, stage), found[stage])
+        reason = _why_not_yet(Step.of(recipe, stage), found[stage])
         if reason is None:
             found[stage] += _guards(recipe, stage)
         else:
@@ -74,7 +74,7 @@ def _folder(recipe: Recipe) -> str:
 
 
 def _batches(recipe: Recipe, stage: str) -> str:
-    section = Job.of(recipe, stage).section
+    section = Step.of(recipe, stage).section
     parts = micro_batches(section, processes_of(recipe), stage)
     return f"{section.batch_size}, in micro-batches of {parts['per_device_train_batch_size']}"
 
@@ -87,9 +87,9 @@ def _guards(recipe: Recipe, stage: str) -> list[Checked]:
     results: list[GuardResult] = []
     with tempfile.TemporaryDirectory() as folder, console.silence():
         quiet_libraries()
-        job = Job(_on_few_rows(recipe), stage, Path(folder) / stage, Job.of(recipe, stage).models)
+        step = Step(_on_few_rows(recipe), stage, Path(folder) / stage, Step.of(recipe, stage).models)
         try:
-            for checks in _checks_of(job):
+            for checks in _checks_of(step):
                 results += run_guards(stage, recipe.guards, checks)
         except UsageError as problem:
             return [*map(_of_guard, results), Checked(stage, "start", "failed", problem.message, problem.hint)]
@@ -101,15 +101,15 @@ def _guards(recipe: Recipe, stage: str) -> list[Checked]:
     return done + [_not_run(recipe, stage, name, "shows once the text is tokenised") for name in late]
 
 
-def _checks_of(job: Job) -> Iterator[Checks]:
+def _checks_of(step: Step) -> Iterator[Checks]:
     """The guards that the stage itself runs, in its order."""
-    stage = importlib.import_module(f"chatpipe.stages.{job.stage}")
-    prepared = stage.prepare(job)
+    stage = importlib.import_module(f"chatpipe.stages.{step.stage}")
+    prepared = stage.prepare(step)
     yield prepared.guards()
-    if job.stage == "ppo":
+    if step.stage == "ppo":
         from chatpipe.checks.by_stage import start_guards
 
-        yield start_guards(stage.new_trainer(job, prepared))
+        yield start_guards(stage.new_trainer(step, prepared))
 
 
 def _on_few_rows(recipe: Recipe) -> Recipe:
@@ -129,15 +129,15 @@ def _first_rows(block: DataBlock) -> DataBlock:
     return block.model_copy(update={"limit": min(block.limit or ROWS, ROWS), "max_skipped": 1.0})
 
 
-def _why_not_yet(job: Job, checked: Sequence[Checked]) -> str | None:
+def _why_not_yet(step: Step, checked: Sequence[Checked]) -> str | None:
     """Why the stage's guards cannot run; None where they can."""
     if any(one.status == "failed" for one in checked):
         return "first mend what has failed"
-    for key, parent in PARENTS[job.stage].items():
-        model, given = job.models.get(key), getattr(job.section, key)
+    for key, parent in PARENTS[step.stage].items():
+        model, given = step.models.get(key), getattr(step.section, key)
         if model and given is None and not (Path(model) / "config.json").is_file():
             return f"there is no {model} yet; {parent} makes it"
-    if job.makes_rankings():
+    if step.makes_rankings():
         return "there are no rankings yet; the run makes them"
     return None
 

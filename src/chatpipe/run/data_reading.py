@@ -10,7 +10,7 @@ from chatpipe.generation.engine import context_of
 from chatpipe.models.model_folder import check_tokenizer, looks_like_path
 from chatpipe.models.pretrained import load_config, load_tokenizer
 from chatpipe.reward.reward_model import longest_of_config
-from chatpipe.stages.job import PARENTS, Job
+from chatpipe.stages.step import PARENTS, Step
 
 UNLIMITED = 2**31
 
@@ -24,41 +24,41 @@ class Reader:
     context: int
 
 
-def find_reader(job: Job, model: str | None) -> Reader | None:
+def find_reader(step: Step, model: str | None) -> Reader | None:
     """What reads the stage's data: `model` where it is given, else what the recipe names or has made; None for nothing.
 
     Raises `UsageError` where that cannot be used.
     """
     if model is not None:
         check_tokenizer(model, "--model")
-    name = model or _tokenizer_source(job)
+    name = model or _tokenizer_source(step)
     if name is None:
         return None
     tokenizer = load_tokenizer(name)
-    if job.stage != "pretrain":
+    if step.stage != "pretrain":
         add_chat_template(tokenizer)
-    return Reader(name, tokenizer, _context(job, name, tokenizer))
+    return Reader(name, tokenizer, _context(step, name, tokenizer))
 
 
-def _tokenizer_source(job: Job) -> str | None:
-    if job.stage == "pretrain":
-        section = job.recipe.pretrain
-        return section.tokenizer.pretrained or section.model or _made(job.folder)
-    given: str | None = getattr(job.section, "model", None)
+def _tokenizer_source(step: Step) -> str | None:
+    if step.stage == "pretrain":
+        section = step.recipe.pretrain
+        return section.tokenizer.pretrained or section.model or _made(step.folder)
+    given: str | None = getattr(step.section, "model", None)
     if given is not None:
-        check_tokenizer(given, f"{job.stage}.model")
+        check_tokenizer(given, f"{step.stage}.model")
         return given
-    return _made(Path(job.models["model"])) or _tokenizer_source(Job.of(job.recipe, PARENTS[job.stage]["model"]))
+    return _made(Path(step.models["model"])) or _tokenizer_source(Step.of(step.recipe, PARENTS[step.stage]["model"]))
 
 
 def _made(folder: Path) -> str | None:
     return str(folder) if (folder / "tokenizer.json").is_file() else None
 
 
-def _context(job: Job, name: str, tokenizer: PreTrainedTokenizerBase) -> int:
-    pretrain = job.recipe.pretrain
+def _context(step: Step, name: str, tokenizer: PreTrainedTokenizerBase) -> int:
+    pretrain = step.recipe.pretrain
     is_model = not looks_like_path(name) or (Path(name).expanduser() / "config.json").is_file()
     if name == pretrain.tokenizer.pretrained or not is_model:
         return pretrain.architecture.n_positions
     config = load_config(name)
-    return longest_of_config(config, tokenizer) if job.stage == "rm" else context_of(config) or UNLIMITED
+    return longest_of_config(config, tokenizer) if step.stage == "rm" else context_of(config) or UNLIMITED

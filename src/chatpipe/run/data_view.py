@@ -21,7 +21,7 @@ from chatpipe.errors import UsageError
 from chatpipe.recipe.schema import POCKETWORLD, DataBlock
 from chatpipe.reward.ranking_batches import encode_answers
 from chatpipe.run.data_reading import Reader, find_reader
-from chatpipe.stages.job import WHAT_OF_KEY, Job, rankings_file
+from chatpipe.stages.step import WHAT_OF_KEY, Step, rankings_file
 
 MAX_MEASURED = 10_000
 """Rows that are tokenised to tell lengths: seconds, and no other lengths than a million rows would give."""
@@ -64,36 +64,36 @@ class _Measured:
         return _share(count, len(self.lengths))
 
 
-def view_data(job: Job, model: str | None, count: int) -> DataView:
+def view_data(step: Step, model: str | None, count: int) -> DataView:
     """The first `count` rows of the stage's own data and the summary; `model` gives the tokenizer in place of its own.
 
     Raises `UsageError` where the data, or the tokenizer that is named, cannot be used. Too many unusable rows do not
     stop it: they are what one wants to see.
     """
-    key = f"{job.stage}.data"
-    blocks = job.data()[key]
-    if job.makes_rankings():
+    key = f"{step.stage}.data"
+    blocks = step.data()[key]
+    if step.makes_rankings():
         raise UsageError(
-            f"rm.data is not given, and the run has made no rankings yet: {rankings_file(job.recipe)}.",
+            f"rm.data is not given, and the run has made no rankings yet: {rankings_file(step.recipe)}.",
             "Give a file with --data, or run the stages before first.",
         )
     check_sources(blocks, key)
-    reader = find_reader(job, model)
-    show = {"pretrain": _texts, "sft": _conversations, "rm": _rankings, "ppo": _prompts}[job.stage]
-    rows, summary = show(job, blocks, reader, count)
-    return DataView(job.stage, reader.name if reader else None, rows, summary)
+    reader = find_reader(step, model)
+    show = {"pretrain": _texts, "sft": _conversations, "rm": _rankings, "ppo": _prompts}[step.stage]
+    rows, summary = show(step, blocks, reader, count)
+    return DataView(step.stage, reader.name if reader else None, rows, summary)
 
 
 # ---- sft ----
 
 
 def _conversations(
-    job: Job, blocks: Sequence[DataBlock], reader: Reader | None, count: int
+    step: Step, blocks: Sequence[DataBlock], reader: Reader | None, count: int
 ) -> tuple[list[dict[str, Any]], dict[str, Any]]:
-    limit = min(job.recipe.sft.max_length, reader.context) if reader else job.recipe.sft.max_length
+    limit = min(step.recipe.sft.max_length, reader.context) if reader else step.recipe.sft.max_length
     rows: list[dict[str, Any]] = []
     measured, report = _Measured(), Report()
-    for said, held_out in _watched(job, blocks, report):
+    for said, held_out in _watched(step, blocks, report):
         measured.sides[held_out] += 1
         if measured.is_full:
             continue
@@ -142,13 +142,13 @@ def _as_read(reader: Reader | None, tokens: int, fitting: Encoded | None) -> dic
 
 
 def _rankings(
-    job: Job, blocks: Sequence[DataBlock], reader: Reader | None, count: int
+    step: Step, blocks: Sequence[DataBlock], reader: Reader | None, count: int
 ) -> tuple[list[dict[str, Any]], dict[str, Any]]:
-    limit = min(job.recipe.rm.max_length, reader.context) if reader else job.recipe.rm.max_length
+    limit = min(step.recipe.rm.max_length, reader.context) if reader else step.recipe.rm.max_length
     rows: list[dict[str, Any]] = []
     measured, report = _Measured(), Report()
     tied = 0
-    for ranking, held_out in _watched(job, blocks, report):
+    for ranking, held_out in _watched(step, blocks, report):
         measured.sides[held_out] += 1
         tied += len(set(ranking.ranks)) == 1
         if measured.is_full:
@@ -183,12 +183,12 @@ def _rankings(
 
 
 def _prompts(
-    job: Job, blocks: Sequence[DataBlock], reader: Reader | None, count: int
+    step: Step, blocks: Sequence[DataBlock], reader: Reader | None, count: int
 ) -> tuple[list[dict[str, Any]], dict[str, Any]]:
     rows: list[dict[str, Any]] = []
     measured, report = _Measured(), Report()
-    room = reader.context - job.recipe.ppo.response_length if reader else 0
-    for prompt, held_out in _watched(job, blocks, report):
+    room = reader.context - step.recipe.ppo.response_length if reader else 0
+    for prompt, held_out in _watched(step, blocks, report):
         measured.sides[held_out] += 1
         if measured.is_full:
             continue
@@ -211,16 +211,16 @@ def _prompts(
 
 
 def _texts(
-    job: Job, blocks: Sequence[DataBlock], reader: Reader | None, count: int
+    step: Step, blocks: Sequence[DataBlock], reader: Reader | None, count: int
 ) -> tuple[list[dict[str, Any]], dict[str, Any]]:
     """Blocks in the order of the sources; training shuffles them. Without a tokenizer, documents."""
-    size = job.recipe.pretrain.block_size
+    size = step.recipe.pretrain.block_size
     measured, report = _Measured(), Report()
     beginning: list[Piece] = []  # of what is trained on: enough for the blocks that are shown
     wanted = size * count * _longest_token(reader) if reader else count
     had, read_whole = 0, True
     for block in _tolerant(blocks):
-        text = RawText(block, job.recipe.pocketworld, "pretrain.data")
+        text = RawText(block, step.recipe.pocketworld, "pretrain.data")
         read = length = 0
         documents_before = sum(measured.sides.values())
         for piece in text.pieces():
@@ -277,11 +277,11 @@ def _longest_token(reader: Reader) -> int:
 # ---- all ----
 
 
-def _watched(job: Job, blocks: Sequence[DataBlock], report: Report) -> Iterator[tuple[Any, bool]]:
+def _watched(step: Step, blocks: Sequence[DataBlock], report: Report) -> Iterator[tuple[Any, bool]]:
     """The stage's rows as they are read, with a progress bar."""
-    key = f"{job.stage}.data"
+    key = f"{step.stage}.data"
     with console.progress("reading", total=None) as bar:
-        rows = stream_rows(WHAT_OF_KEY[key], _tolerant(blocks), job.recipe.pocketworld, key, report)
+        rows = stream_rows(WHAT_OF_KEY[key], _tolerant(blocks), step.recipe.pocketworld, key, report)
         for number, row in enumerate(rows, start=1):
             yield row
             bar.update(number, "rows")

@@ -13,7 +13,7 @@ from chatpipe.models.vocabulary import expected_vocabulary
 from chatpipe.models.weights import parameters_in
 from chatpipe.recipe.schema import DataBlock, Recipe
 from chatpipe.run.chain import How, launch_command
-from chatpipe.stages.job import PARENTS, Job, given_model, in_round, parent_of, rankings_file
+from chatpipe.stages.step import PARENTS, Step, given_model, in_round, parent_of, rankings_file
 from chatpipe.training.batches import micro_batches
 from chatpipe.training.flops import flops_per_token
 
@@ -21,59 +21,59 @@ CHINCHILLA_TOKENS = 20
 """For each parameter, where compute is spent best (arXiv 2203.15556, table 3)."""
 
 
-def plan_stage(job: Job, how: How) -> dict[str, Any]:
+def plan_stage(step: Step, how: How) -> dict[str, Any]:
     """The plan of one stage; `unknown` stands where only a hub could tell.
 
     Raises `UsageError` where the processes cannot share the batches.
     """
-    micro_batches(job.section, how.processes, job.stage)
-    plan: dict[str, Any] = {"stage": job.stage, "out": str(job.folder), "processes": how.processes}
-    plan["parameters"] = _parameters(job)
-    plan.update(_amounts(job))
-    plan["models"] = ", ".join(job.models.values()) or "a new one"
+    micro_batches(step.section, how.processes, step.stage)
+    plan: dict[str, Any] = {"stage": step.stage, "out": str(step.folder), "processes": how.processes}
+    plan["parameters"] = _parameters(step)
+    plan.update(_amounts(step))
+    plan["models"] = ", ".join(step.models.values()) or "a new one"
     if how.processes > 1:
-        plan["command"] = shlex.join(["accelerate", "launch", *launch_command(job, how)[3:]])
+        plan["command"] = shlex.join(["accelerate", "launch", *launch_command(step, how)[3:]])
     else:
         plan["command"] = "in this process"
     return plan
 
 
-def _parameters(job: Job) -> int | str:
+def _parameters(step: Step) -> int | str:
     """Of the trained model: of a new one in closed form, of a saved one from its files."""
-    if not job.models:
-        vocabulary = expected_vocabulary(job.recipe.pretrain)
-        return "unknown" if vocabulary is None else job.recipe.pretrain.architecture.parameters(vocabulary)
-    model = Path(job.models["model"]).expanduser()
+    if not step.models:
+        vocabulary = expected_vocabulary(step.recipe.pretrain)
+        return "unknown" if vocabulary is None else step.recipe.pretrain.architecture.parameters(vocabulary)
+    model = Path(step.models["model"]).expanduser()
     if model.is_dir():
         return saved_parameters(model)
-    if given_model(job.recipe, job.stage, "model") is None and PARENTS[job.stage].get("model"):
-        stage, number = parent_of(job.recipe, job.stage, "model")
-        return _parameters(Job.of(in_round(job.recipe, number), stage))
+    if given_model(step.recipe, step.stage, "model") is None and PARENTS[step.stage].get("model"):
+        stage, number = parent_of(step.recipe, step.stage, "model")
+        return _parameters(Step.of(in_round(step.recipe, number), stage))
     return "unknown"
 
 
-def _amounts(job: Job) -> dict[str, Any]:
+def _amounts(step: Step) -> dict[str, Any]:
     """Optimizer steps, and what they are made of."""
-    return {"pretrain": _of_pretrain, "sft": _of_sft, "rm": _of_rm, "ppo": _of_ppo}[job.stage](job)
+    return {"pretrain": _of_pretrain, "sft": _of_sft, "rm": _of_rm, "ppo": _of_ppo}[step.stage](step)
 
 
-def _of_pretrain(job: Job) -> dict[str, Any]:
-    section, parameters = job.recipe.pretrain, _parameters(job)
+def _of_pretrain(step: Step) -> dict[str, Any]:
+    section, parameters = step.recipe.pretrain, _parameters(step)
     tokens = section.max_steps * section.batch_size * section.block_size
     amounts: dict[str, Any] = {"steps": section.max_steps, "tokens": tokens}
     if isinstance(parameters, int):
         amounts["tokens_per_parameter"] = round(tokens / parameters, 2)
         amounts["chinchilla_ratio"] = round(tokens / parameters / CHINCHILLA_TOKENS, 3)
-        if not job.models:
+        if not step.models:
             shape = section.architecture
             flops = flops_per_token(parameters, shape.n_layer, shape.n_embd, section.block_size)
             amounts["flops"] = f"{tokens * flops:.2e}"
     return amounts
 
 
-def _of_sft(job: Job) -> dict[str, Any]:
-    section = job.recipe.sft
-    stream = stream_conversations(job.data()["sft.data"], job.recipe.pocketworld, "sft.data", Report())
+def _of_sft(step: Step) -> dict[str, Any]:
+    section = step.recipe.sft
+    stream = stream_conversations(step.data()["sft.data"], step.recipe.pocketworld, "sft.data", Report())
     conversations = sum(not held_out for _, held_out in stream)
     rows = round(conversations / (1 - section.pretrain_mix))
     steps = math.ceil(math.ceil(rows / section.batch_size) * section.num_train_epochs)
@@ -82,9 +82,9 @@ def _of_sft(job: Job) -> dict[str, Any]:
     return {"rows": rows, "steps": f"up to {steps}; packed, fewer" if section.packing else steps}
 
 
-def _of_rm(job: Job) -> dict[str, Any]:
-    recipe = job.recipe
-    blocks = job.data()["rm.data"]
+def _of_rm(step: Step) -> dict[str, Any]:
+    recipe = step.recipe
+    blocks = step.data()["rm.data"]
     to_be_made = [block for block in blocks if _is_to_be_made(recipe, block)]
     there = [block for block in blocks if block not in to_be_made]
     train = load_rankings(there, recipe.pocketworld, "rm.data").train if there else []
@@ -102,12 +102,12 @@ def _is_to_be_made(recipe: Recipe, block: DataBlock) -> bool:
     return path.parent == rankings_file(recipe).parent and not path.exists()
 
 
-def _of_ppo(job: Job) -> dict[str, Any]:
-    section = job.recipe.ppo
+def _of_ppo(step: Step) -> dict[str, Any]:
+    section = step.recipe.ppo
     episodes = section.batch_size * section.num_mini_batches
     iterations = math.ceil(section.total_episodes / episodes)
     return {
-        "prompts": len(load_prompts(job.data()["ppo.data"], job.recipe.pocketworld, "ppo.data").train),
+        "prompts": len(load_prompts(step.data()["ppo.data"], step.recipe.pocketworld, "ppo.data").train),
         "iterations": iterations,
         "steps": iterations * section.num_ppo_epochs * section.num_mini_batches,
         "tokens": f"up to {iterations * episodes * section.response_length:,} sampled",

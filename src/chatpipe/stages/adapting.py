@@ -8,12 +8,12 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase, set_seed
 from chatpipe import console
 from chatpipe.models.pretrained import load_tokenizer
 from chatpipe.recipe.schema import Lora
-from chatpipe.stages.job import Job
+from chatpipe.stages.step import Step
 from chatpipe.training.lora import Adapter, lora_config
 
 
 def stage_adapter(
-    job: Job,
+    step: Step,
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
     section: Lora | None,
@@ -26,10 +26,10 @@ def stage_adapter(
     """
     if section is None:
         return None
-    if job.is_main and len(tokenizer) > len(load_tokenizer(job.models["model"])):
+    if step.is_main and len(tokenizer) > len(load_tokenizer(step.models["model"])):
         console.warn(
-            f"{job.stage}.lora leaves the embeddings of the chat template's new tokens at random; "
+            f"{step.stage}.lora leaves the embeddings of the chat template's new tokens at random; "
             "train the model whole."
         )
-    set_seed(job.recipe.seed)  # its first weights are drawn at random
+    set_seed(step.recipe.seed)  # its first weights are drawn at random
     return Adapter(model, lora_config(**section.model_dump(), without=without), whole)

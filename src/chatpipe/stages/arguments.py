@@ -4,15 +4,15 @@ from typing import Any, TypeVar
 
 from transformers import TrainingArguments
 
-from chatpipe.stages.job import Job
+from chatpipe.stages.step import Step
 from chatpipe.training.arguments import training_arguments
 
 Arguments = TypeVar("Arguments", bound=TrainingArguments)
 
 
-def stage_arguments(job: Job, cls: type[Arguments], **more: Any) -> Arguments:
-    """`cls` for the job's trainer; `more` holds what only this stage has."""
-    recipe = job.recipe
+def stage_arguments(step: Step, cls: type[Arguments], **more: Any) -> Arguments:
+    """`cls` for the step's trainer; `more` holds what only this stage has."""
+    recipe = step.recipe
     return training_arguments(
-        cls, job.section, job.stage, job.folder, recipe.seed, job.processes, recipe.report_to, **more
+        cls, step.section, step.stage, step.folder, recipe.seed, step.processes, recipe.report_to, **more
     )

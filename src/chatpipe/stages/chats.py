@@ -11,24 +11,24 @@ from chatpipe.data.datasets import stream_conversations
 from chatpipe.data.report import Report
 from chatpipe.data.sources import data_fingerprints
 from chatpipe.errors import UsageError
-from chatpipe.stages.job import Job
 from chatpipe.stages.saving import main_process_first
+from chatpipe.stages.step import Step
 
 KEY = "sft.data"
 ROWS = "rows"
 
 
-def chat_rows(job: Job, tokenizer: PreTrainedTokenizerBase, max_length: int) -> tuple[Rows, Rows, RowsNote]:
+def chat_rows(step: Step, tokenizer: PreTrainedTokenizerBase, max_length: int) -> tuple[Rows, Rows, RowsNote]:
     """Rows to train on, rows that are held out, and what was left out; the main process writes, the others wait.
 
     Rows that lie there, of the same data, tokenizer, template and `max_length`, are opened as they are.
     """
-    made_from = _made_from(job, tokenizer, max_length)
-    folder = job.folder / ROWS
-    with main_process_first(job):
+    made_from = _made_from(step, tokenizer, max_length)
+    folder = step.folder / ROWS
+    with main_process_first(step):
         found = open_rows(folder, made_from)
         if found is None:
-            _write(job, tokenizer, max_length, made_from)
+            _write(step, tokenizer, max_length, made_from)
             found = open_rows(folder, made_from)
     assert found is not None, f"{folder} was written a moment ago"
     return found
@@ -52,17 +52,17 @@ def say_left_out(train: Rows, held_out: Rows, note: RowsNote, max_length: int) -
             )
 
 
-def _write(job: Job, tokenizer: PreTrainedTokenizerBase, max_length: int, made_from: str) -> None:
+def _write(step: Step, tokenizer: PreTrainedTokenizerBase, max_length: int, made_from: str) -> None:
     """Tokenises all conversations as they are read, and tells what could not be used."""
     report = Report()
-    stream = stream_conversations(job.data()[KEY], job.recipe.pocketworld, KEY, report)
-    write_rows(job.folder / ROWS, stream, report, tokenizer, max_length, made_from)
+    stream = stream_conversations(step.data()[KEY], step.recipe.pocketworld, KEY, report)
+    write_rows(step.folder / ROWS, stream, report, tokenizer, max_length, made_from)
     report.say()
 
 
-def _made_from(job: Job, tokenizer: PreTrainedTokenizerBase, max_length: int) -> str:
+def _made_from(step: Step, tokenizer: PreTrainedTokenizerBase, max_length: int) -> str:
     """SHA-256 over all that decides what the rows hold."""
-    world = job.recipe.pocketworld.model_dump(mode="json") if job.uses_pocketworld() else None
+    world = step.recipe.pocketworld.model_dump(mode="json") if step.uses_pocketworld() else None
     reads = [tokenizer.backend_tokenizer.to_str(), tokenizer.chat_template, tokenizer.special_tokens_map]
-    parts = [FORMAT, data_fingerprints(job.data()[KEY], KEY), world, reads, max_length]
+    parts = [FORMAT, data_fingerprints(step.data()[KEY], KEY), world, reads, max_length]
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()

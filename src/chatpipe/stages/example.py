@@ -11,18 +11,18 @@ from chatpipe.data.report import Report
 from chatpipe.errors import UsageError
 from chatpipe.generation import SamplingParams, generate
 from chatpipe.generation.engine import context_length
-from chatpipe.stages.job import Job, stage_data
+from chatpipe.stages.step import Step, stage_data
 
 MAX_NEW_TOKENS = 40
 
 
-def example_prompt(job: Job) -> Conversation:
+def example_prompt(step: Step) -> Conversation:
     """A held-out question of the recipe, of middling length, the same for all stages.
 
     Other stages' data may be missing when a stage runs alone; the question is then a general one.
     """
     try:
-        single = list(islice((prompt for prompt in _held_out_prompts(job) if len(prompt) == 1), 11))
+        single = list(islice((prompt for prompt in _held_out_prompts(step) if len(prompt) == 1), 11))
     except UsageError:
         single = []
     if not single:
@@ -30,8 +30,8 @@ def example_prompt(job: Job) -> Conversation:
     return sorted(single, key=lambda prompt: len(prompt[-1]["content"]))[len(single) // 2]
 
 
-def _held_out_prompts(job: Job) -> Iterable[Conversation]:
-    recipe = job.recipe
+def _held_out_prompts(step: Step) -> Iterable[Conversation]:
+    recipe = step.recipe
     blocks = stage_data(recipe, "ppo")["ppo.data"]
     if blocks:
         return load_prompts(blocks, recipe.pocketworld, "ppo.data").held_out
@@ -39,16 +39,16 @@ def _held_out_prompts(job: Job) -> Iterable[Conversation]:
     return (conversation[:-1] for conversation, held_out in stream if held_out)
 
 
-def complete_example(job: Job, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> dict[str, str]:
+def complete_example(step: Step, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> dict[str, str]:
     """How a base model goes on after the question as running text."""
-    question = example_prompt(job)[-1]["content"]
+    question = example_prompt(step)[-1]["content"]
     ids = tokenizer(question, add_special_tokens=False)["input_ids"]
     return {"question": question, "answer": _greedy(model, tokenizer, ids)}
 
 
-def answer_example(job: Job, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> dict[str, str]:
+def answer_example(step: Step, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> dict[str, str]:
     """How a chat model answers the question."""
-    prompt = example_prompt(job)
+    prompt = example_prompt(step)
     return {
         "question": prompt[-1]["content"],
         "answer": _greedy(model, tokenizer, encode_prompt(tokenizer, prompt)),

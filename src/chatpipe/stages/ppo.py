@@ -26,11 +26,11 @@ from chatpipe.ppo.trainer import PPOTrainer
 from chatpipe.reward.reward_model import longest_sequence
 from chatpipe.stages.arguments import stage_arguments
 from chatpipe.stages.example import answer_example
-from chatpipe.stages.job import Job, Outcome
 from chatpipe.stages.judging import judge, judged_prompts
 from chatpipe.stages.raw_text import stage_texts, training_text
 from chatpipe.stages.rewards_of_step import load_rewards, reward_comparison, reward_scores
 from chatpipe.stages.saving import save_checkpoint
+from chatpipe.stages.step import Outcome, Step
 from chatpipe.training.lora import lora_config
 from chatpipe.training.run_trainer import run_trainer
 
@@ -90,25 +90,25 @@ class Prepared:
         return ppo_guards(self.tokenizer, self.policy, self.judges, self.prompts, self.context, self.response_length)
 
 
-def prepare(job: Job) -> Prepared:
+def prepare(step: Step) -> Prepared:
     """Reads the prompts and loads the models; every process has the same."""
-    recipe = job.recipe
-    prompts = load_prompts(job.data()["ppo.data"], recipe.pocketworld, "ppo.data")
+    recipe = step.recipe
+    prompts = load_prompts(step.data()["ppo.data"], recipe.pocketworld, "ppo.data")
     set_seed(recipe.seed)
-    tokenizer = load_tokenizer(job.models["model"])
+    tokenizer = load_tokenizer(step.models["model"])
     add_chat_template(tokenizer)
-    policy = load_causal_model(job.models["model"])
-    reference = None if recipe.ppo.lora else load_causal_model(job.models["model"])
-    rewards = load_rewards(job, tokenizer)
-    judges = dict(zip([f"ppo.{key}" for key in job.models if key != "model"], rewards.all_models, strict=True))
+    policy = load_causal_model(step.models["model"])
+    reference = None if recipe.ppo.lora else load_causal_model(step.models["model"])
+    rewards = load_rewards(step, tokenizer)
+    judges = dict(zip([f"ppo.{key}" for key in step.models if key != "model"], rewards.all_models, strict=True))
     return Prepared(tokenizer, prompts, policy, reference, rewards, judges, recipe.ppo.response_length)
 
 
-def new_trainer(job: Job, prepared: Prepared) -> PPOTrainer:
+def new_trainer(step: Step, prepared: Prepared) -> PPOTrainer:
     """The stage's trainer on the prompts that leave room for a completion."""
-    section, tokenizer, context = job.recipe.ppo, prepared.tokenizer, prepared.context
+    section, tokenizer, context = step.recipe.ppo, prepared.tokenizer, prepared.context
     args = stage_arguments(
-        job,
+        step,
         PPOConfig,
         **{key: getattr(section, key) for key in PPO_KEYS},
         reward_weights=prepared.rewards.weights,
@@ -121,43 +121,43 @@ def new_trainer(job: Job, prepared: Prepared) -> PPOTrainer:
         reward_model=prepared.rewards.models,
         reward_funcs=prepared.rewards.functions,
         gold_reward=prepared.rewards.gold,
-        train_dataset=[{"prompt": prompt} for prompt in _fitting(job, tokenizer, prepared.prompts.train, context)],
-        ptx_dataset=_text(job, tokenizer, context) if section.ptx_coef else None,
+        train_dataset=[{"prompt": prompt} for prompt in _fitting(step, tokenizer, prepared.prompts.train, context)],
+        ptx_dataset=_text(step, tokenizer, context) if section.ptx_coef else None,
         peft_config=lora_config(**section.lora.model_dump()) if section.lora else None,
     )
 
 
-def run_ppo(job: Job) -> Outcome | None:
+def run(step: Step) -> Outcome | None:
     """Trains the stage's model; the main process evaluates it, saves it and returns what came out."""
-    recipe, section = job.recipe, job.recipe.ppo
-    prepared = prepare(job)
+    recipe, section = step.recipe, step.recipe.ppo
+    prepared = prepare(step)
     prompts, tokenizer, rewards, context = prepared.prompts, prepared.tokenizer, prepared.rewards, prepared.context
     policy, reference = prepared.policy, prepared.reference
-    if job.is_main:
+    if step.is_main:
         prompts.report.say()
-    guard(job.stage, recipe.guards, prepared.guards())
-    asked = judged_prompts(job, tokenizer, prompts.held_out, context)
-    asked_ids = [encode_prompt(tokenizer, prompt) for prompt in _fitting(job, tokenizer, asked, context)]
+    guard(step.stage, recipe.guards, prepared.guards())
+    asked = judged_prompts(step, tokenizer, prompts.held_out, context)
+    asked_ids = [encode_prompt(tokenizer, prompt) for prompt in _fitting(step, tokenizer, asked, context)]
 
-    trainer = new_trainer(job, prepared)
-    guard(job.stage, recipe.guards, start_guards(trainer))
+    trainer = new_trainer(step, prepared)
+    guard(step.stage, recipe.guards, start_guards(trainer))
     speed = run_trainer(
         trainer,
         policy,
-        job.stage,
-        job.folder,
+        step.stage,
+        step.folder,
         section.response_length,
         section.max_nonfinite_steps,
         resumable=trainer.is_between_iterations,
     )
-    if not job.is_main:
+    if not step.is_main:
         return None
 
     policy = trainer.trained_policy()
-    reference = (reference or load_causal_model(job.models["model"])).to(policy.device)
-    before, after = (judge(job, model, tokenizer, asked) for model in (reference, policy))
+    reference = (reference or load_causal_model(step.models["model"])).to(policy.device)
+    before, after = (judge(step, model, tokenizer, asked) for model in (reference, policy))
     scores_before, scores_after = (
-        reward_scores(job, rewards, tokenizer, asked, judged.answers) for judged in (before, after)
+        reward_scores(step, rewards, tokenizer, asked, judged.answers) for judged in (before, after)
     )
     params = SamplingParams(max_new_tokens=section.response_length, temperature=section.temperature)
     metrics = {
@@ -170,59 +170,59 @@ def run_ppo(job: Job) -> Outcome | None:
         "length_after": answer_metrics(after.answers)["answer_length"],
         "alarms": trainer.alarms,
         "kl_budget_note": trainer.budget_note,
-        "example": answer_example(job, policy, tokenizer),
+        "example": answer_example(step, policy, tokenizer),
         **speed,
     }
     if after.ratings is not None and before.ratings is not None:
         metrics.update(gold_comparison(after.ratings, before.ratings, recipe.seed))
     if recipe.round > 1:
         metrics["round"] = recipe.round
-        metrics.update(_against_the_first(job, prepared, asked, before, after))
-    save_checkpoint(job, policy, tokenizer)
+        metrics.update(_against_the_first(step, prepared, asked, before, after))
+    save_checkpoint(step, policy, tokenizer)
     return Outcome(metrics, ppo_verdict(metrics).to_dict())
 
 
 def _against_the_first(
-    job: Job, prepared: Prepared, asked: list[Conversation], before: Judged, after: Judged
+    step: Step, prepared: Prepared, asked: list[Conversation], before: Judged, after: Judged
 ) -> dict[str, float]:
     """How often the policy of this round, and that of the round before, beat the one that the first round began with.
 
     `win_rate_over_first` and `win_rate_over_first_before`, with their intervals `_low` and `_high`: by the gold rater,
     or where there is none by the rewards of this round.
     """
-    first = judge(job, load_causal_model(job.first_policy()).to(prepared.policy.device), prepared.tokenizer, asked)
+    first = judge(step, load_causal_model(step.first_policy()).to(prepared.policy.device), prepared.tokenizer, asked)
 
     def worth(judged: Judged) -> list[float]:
         if judged.ratings is not None:
             return [rating.score for rating in judged.ratings]
-        return reward_scores(job, prepared.rewards, prepared.tokenizer, asked, judged.answers)["reward"]
+        return reward_scores(step, prepared.rewards, prepared.tokenizer, asked, judged.answers)["reward"]
 
     metrics: dict[str, float] = {}
     for name, judged in (("win_rate_over_first", after), ("win_rate_over_first_before", before)):
-        wins = win_rate(worth(judged), worth(first), job.recipe.seed)
+        wins = win_rate(worth(judged), worth(first), step.recipe.seed)
         metrics |= {name: wins.rate, f"{name}_low": wins.low, f"{name}_high": wins.high}
     return metrics
 
 
 def _fitting(
-    job: Job, tokenizer: PreTrainedTokenizerBase, prompts: list[Conversation], context: int
+    step: Step, tokenizer: PreTrainedTokenizerBase, prompts: list[Conversation], context: int
 ) -> list[Conversation]:
     """The prompts that leave room for a completion in `context` tokens; how many do not is said."""
-    room = context - job.recipe.ppo.response_length
+    room = context - step.recipe.ppo.response_length
     fitting = [prompt for prompt in prompts if len(encode_prompt(tokenizer, prompt)) <= room]
     if not fitting:
         raise UsageError(
-            f"ppo.data: no prompt leaves room for {job.recipe.ppo.response_length} new tokens in {context}.",
+            f"ppo.data: no prompt leaves room for {step.recipe.ppo.response_length} new tokens in {context}.",
             "Lower ppo.response_length, or use a model with more positions.",
         )
-    if len(fitting) < len(prompts) and job.is_main:
+    if len(fitting) < len(prompts) and step.is_main:
         console.note(
             f"ppo: {len(prompts) - len(fitting)} of {len(prompts)} prompts left out: longer than {room} tokens"
         )
     return fitting
 
 
-def _text(job: Job, tokenizer: PreTrainedTokenizerBase, context: int) -> TrainingText:
+def _text(step: Step, tokenizer: PreTrainedTokenizerBase, context: int) -> TrainingText:
     """Raw text to mix in, an epoch of it in blocks as pretraining reads them."""
-    block_size = min(job.recipe.pretrain.block_size, context)
-    return training_text(job, stage_texts(job, "ppo.ptx_data"), tokenizer, block_size)
+    block_size = min(step.recipe.pretrain.block_size, context)
+    return training_text(step, stage_texts(step, "ppo.ptx_data"), tokenizer, block_size)

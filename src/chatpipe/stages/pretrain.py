@@ -20,7 +20,6 @@ from chatpipe.models.new_model import new_model
 from chatpipe.models.pretrained import load_causal_model, load_masked_model, placed
 from chatpipe.stages.arguments import stage_arguments
 from chatpipe.stages.example import complete_example
-from chatpipe.stages.job import Job, Outcome
 from chatpipe.stages.measuring import HeldOut, first_words
 from chatpipe.stages.raw_text import (
     check_training_side,
@@ -31,6 +30,7 @@ from chatpipe.stages.raw_text import (
     training_text,
 )
 from chatpipe.stages.saving import save_checkpoint
+from chatpipe.stages.step import Outcome, Step
 from chatpipe.stages.step_checks import check_context
 from chatpipe.training.pretrain_arguments import pretrain_arguments
 from chatpipe.training.pretrain_trainer import PretrainTrainer
@@ -55,30 +55,30 @@ class Prepared:
         return pretrain_guards(self.tokenizer, self.model, self.texts, self.held_out)
 
 
-def prepare(job: Job) -> Prepared:
+def prepare(step: Step) -> Prepared:
     """Makes or loads tokenizer and model, and reads what is held out; every process has the same."""
-    texts = stage_texts(job, "pretrain.data")
+    texts = stage_texts(step, "pretrain.data")
     check_training_side(texts)  # before a tokenizer is trained and kept
     held_out = held_out_texts(texts)
-    tokenizer = pretraining_tokenizer(job, texts)
-    if job.recipe.pretrain.objective == "masked":
+    tokenizer = pretraining_tokenizer(step, texts)
+    if step.recipe.pretrain.objective == "masked":
         add_mask_token(tokenizer)
-    model = _start(job, tokenizer)
+    model = _start(step, tokenizer)
     positions = usable_positions(model.config.get_text_config().to_dict())
-    check_context(job.recipe.pretrain.block_size, positions)  # of a model of the hub it was not known before
+    check_context(step.recipe.pretrain.block_size, positions)  # of a model of the hub it was not known before
     return Prepared(texts, tokenizer, model, held_out)
 
 
-def run_pretrain(job: Job) -> Outcome | None:
+def run(step: Step) -> Outcome | None:
     """Trains the stage's model; the main process evaluates it, saves it and returns what came out."""
-    section = job.recipe.pretrain
-    prepared = prepare(job)
+    section = step.recipe.pretrain
+    prepared = prepare(step)
     texts, tokenizer, model, documents = prepared.texts, prepared.tokenizer, prepared.model, prepared.held_out
-    guard(job.stage, job.recipe.guards, prepared.guards())
+    guard(step.stage, step.recipe.guards, prepared.guards())
     del prepared  # it would hold the trained model while the saved one is measured
     samples = section.max_steps * section.batch_size
-    train = training_text(job, texts, tokenizer, section.block_size, samples, section.batch_size)
-    guard(job.stage, job.recipe.guards, token_guards(tokenizer, model, train))
+    train = training_text(step, texts, tokenizer, section.block_size, samples, section.batch_size)
+    guard(step.stage, step.recipe.guards, token_guards(tokenizer, model, train))
     isolate = section.documents == "isolate"
     masking = Masking.of(tokenizer, section.mlm_probability) if section.objective == "masked" else None
     held_out = HeldOut(
@@ -87,9 +87,9 @@ def run_pretrain(job: Job) -> Outcome | None:
         section.sample_prompts or first_words(documents),
         masking,
     )
-    before = _score(held_out, model) if job.is_main else None
+    before = _score(held_out, model) if step.is_main else None
 
-    args = stage_arguments(job, TrainingArguments, **pretrain_arguments(section))
+    args = stage_arguments(step, TrainingArguments, **pretrain_arguments(section))
     trainer = PretrainTrainer(
         model,
         args,
@@ -102,15 +102,15 @@ def run_pretrain(job: Job) -> Outcome | None:
         eval_dataset=[],  # `held_out` measures; Trainer wants to see one where it is to evaluate
         processing_class=tokenizer,
     )
-    speed = run_trainer(trainer, model, job.stage, job.folder, section.block_size, section.max_nonfinite_steps)
+    speed = run_trainer(trainer, model, step.stage, step.folder, section.block_size, section.max_nonfinite_steps)
     if before is None:
         return None
 
-    save_checkpoint(job, model, tokenizer)
+    save_checkpoint(step, model, tokenizer)
     del trainer
     gc.collect()  # the optimizer's memory: trainer and callbacks hold each other
     # The trained one's forward may still run in bf16; before and after are both measured in float32.
-    model = _load(job, job.folder)
+    model = _load(step, step.folder)
     after = _score(held_out, model)
     metrics: dict[str, Any] = {
         "eval_loss": after.pop("loss"),
@@ -121,7 +121,7 @@ def run_pretrain(job: Job) -> Outcome | None:
         **speed,
     }
     # With pretrain.model given, what it started from is not untrained.
-    began = "{}_before" if job.models else "untrained_{}"
+    began = "{}_before" if step.models else "untrained_{}"
     if masking is not None:
         metrics["unigram_loss"] = unigram_nats(train.stores, held_out.text, masking.special_ids, masking.tokens)
         metrics[began.format("eval_loss")] = before["loss"]
@@ -129,7 +129,7 @@ def run_pretrain(job: Job) -> Outcome | None:
     counted = sample_texts(texts, held_out=False, max_bytes=MAX_TRIGRAM_BYTES)
     metrics["trigram_bits_per_byte"] = trigram_bits_per_byte(counted, documents)
     metrics[began.format("bits_per_byte")] = before["bits_per_byte"]
-    metrics["example"] = complete_example(job, model, tokenizer)
+    metrics["example"] = complete_example(step, model, tokenizer)
     return Outcome(metrics, pretrain_verdict(metrics).to_dict())
 
 
@@ -139,15 +139,15 @@ def _score(held_out: HeldOut, model: PreTrainedModel) -> dict[str, float]:
         return held_out.score(model)
 
 
-def _start(job: Job, tokenizer: PreTrainedTokenizerBase) -> PreTrainedModel:
+def _start(step: Step, tokenizer: PreTrainedTokenizerBase) -> PreTrainedModel:
     """A new model, or the one to go on from."""
-    set_seed(job.recipe.seed)
-    if "model" in job.models:
-        model = _load(job, job.models["model"])
-        if job.recipe.pretrain.tokenizer.pretrained is not None:
+    set_seed(step.recipe.seed)
+    if "model" in step.models:
+        model = _load(step, step.models["model"])
+        if step.recipe.pretrain.tokenizer.pretrained is not None:
             _forget_ends(model, tokenizer)
         return model
-    return placed(new_model(job.recipe.pretrain.architecture, tokenizer))
+    return placed(new_model(step.recipe.pretrain.architecture, tokenizer))
 
 
 def _forget_ends(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
@@ -160,5 +160,5 @@ def _forget_ends(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> 
     generation.eos_token_id = [end for end in ([ends] if isinstance(ends, int) else ends) if end in known] or None
 
 
-def _load(job: Job, model: Any) -> PreTrainedModel:
-    return placed(load_masked_model(model) if job.recipe.pretrain.objective == "masked" else load_causal_model(model))
+def _load(step: Step, model: Any) -> PreTrainedModel:
+    return placed(load_masked_model(model) if step.recipe.pretrain.objective == "masked" else load_causal_model(model))

@@ -30,7 +30,7 @@ from chatpipe.ranking.standing import StandingRanking, standing_rankings
 from chatpipe.ranking.store import Store
 from chatpipe.ranking.tables import has_begun
 from chatpipe.recipe.schema import POCKETWORLD, Recipe
-from chatpipe.stages.job import (
+from chatpipe.stages.step import (
     PEOPLE,
     answering_model,
     in_round,

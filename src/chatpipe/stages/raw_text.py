@@ -19,8 +19,8 @@ from chatpipe.errors import UsageError
 from chatpipe.models.pretrained import load_tokenizer
 from chatpipe.models.tokenizer_training import character_tokenizer, train_tokenizer
 from chatpipe.recipe.schema import Tokenizer
-from chatpipe.stages.job import Job
 from chatpipe.stages.saving import main_process_first
+from chatpipe.stages.step import Step
 
 TOKENS = "tokens"
 MADE_FROM = "made_from.json"
@@ -28,32 +28,32 @@ MAX_EVAL_BYTES = 500_000
 """Enough held-out text for a precise figure; all of a large corpus' tenth would take longer than training."""
 
 
-def stage_texts(job: Job, key: str) -> list[RawText]:
+def stage_texts(step: Step, key: str) -> list[RawText]:
     """The sources of raw text that the stage reads under a recipe key."""
-    return raw_texts(job.data()[key], job.recipe.pocketworld, key)
+    return raw_texts(step.data()[key], step.recipe.pocketworld, key)
 
 
-def pretraining_tokenizer(job: Job, texts: Sequence[RawText]) -> PreTrainedTokenizerBase:
+def pretraining_tokenizer(step: Step, texts: Sequence[RawText]) -> PreTrainedTokenizerBase:
     """The tokenizer that the recipe names, that of the model to go on from, or a new one; all ranks get the same.
 
     Raises `UsageError` for one that cannot be used. A new one is kept in the stage's folder and trained once.
     """
-    section = job.recipe.pretrain.tokenizer
+    section = step.recipe.pretrain.tokenizer
     if section.pretrained is not None:
         return _usable(load_tokenizer(section.pretrained), f"pretrain.tokenizer.pretrained = {section.pretrained}")
-    if "model" in job.models:
-        return _usable(load_tokenizer(job.models["model"]), f"The tokenizer of {job.models['model']}")
-    folder = job.folder / TOKENS / "tokenizer"
-    positions = job.recipe.pretrain.architecture.n_positions
-    made_from = _made_from(job, section, positions)
-    with main_process_first(job):
+    if "model" in step.models:
+        return _usable(load_tokenizer(step.models["model"]), f"The tokenizer of {step.models['model']}")
+    folder = step.folder / TOKENS / "tokenizer"
+    positions = step.recipe.pretrain.architecture.n_positions
+    made_from = _made_from(step, section, positions)
+    with main_process_first(step):
         if not _is_made_from(folder, made_from):
             _write_tokenizer(_new_tokenizer(section, texts, positions), folder, made_from)
     return load_tokenizer(folder)
 
 
 def training_text(
-    job: Job,
+    step: Step,
     texts: Sequence[RawText],
     tokenizer: PreTrainedTokenizerBase,
     block_size: int,
@@ -68,22 +68,22 @@ def training_text(
     twice in one batch; what was made of so small a text is not kept.
     """
     encoder = Encoder.of(tokenizer)
-    with main_process_first(job):
-        stores = [_store(job, number, text, encoder) for number, text in enumerate(texts)]
+    with main_process_first(step):
+        stores = [_store(step, number, text, encoder) for number, text in enumerate(texts)]
         tokens = sum(map(len, stores))
         if tokens < batch_size * block_size:
-            shutil.rmtree(job.folder / TOKENS, ignore_errors=True)
+            shutil.rmtree(step.folder / TOKENS, ignore_errors=True)
             raise _less_than_one_batch(texts[0].key, tokens, batch_size, block_size)
     for text, store in zip(texts, stores, strict=True):
         if len(store) == 0:
             raise _too_little(text.key, [text.block.source])
-        if store.skipped and job.is_main:
+        if store.skipped and step.is_main:
             said = "; ".join(
                 f"{count}: {reason}, first at {store.first_skipped[reason]}" for reason, count in store.skipped.items()
             )
             left_out = sum(store.skipped.values())
             console.note(f"{text.key}: {text.block.source}: {left_out} left out ({said})")
-    return TrainingText(stores, [text.block.weight for text in texts], block_size, job.recipe.seed, samples)
+    return TrainingText(stores, [text.block.weight for text in texts], block_size, step.recipe.seed, samples)
 
 
 def check_training_side(texts: Sequence[RawText]) -> None:
@@ -108,13 +108,13 @@ def held_out_text(
     return HeldOutText.of(texts, Encoder.of(tokenizer), block_size, tokenizer.eos_token_id if isolate else None)
 
 
-def _store(job: Job, number: int, text: RawText, encoder: Encoder) -> TokenStore:
+def _store(step: Step, number: int, text: RawText, encoder: Encoder) -> TokenStore:
     """The tokens of the stage's source with this number: pretrain's where they are the same, else the stage's own."""
-    if job.stage != "pretrain":
-        found = find_token_store(sorted(Path(job.recipe.out, "pretrain", TOKENS).glob("train.*")), text, encoder)
+    if step.stage != "pretrain":
+        found = find_token_store(sorted(Path(step.recipe.out, "pretrain", TOKENS).glob("train.*")), text, encoder)
         if found is not None:
             return found
-    return build_token_store(job.folder / TOKENS / f"train.{number}", text, encoder)
+    return build_token_store(step.folder / TOKENS / f"train.{number}", text, encoder)
 
 
 def _too_little(key: str, sources: Sequence[str]) -> UsageError:
@@ -168,10 +168,10 @@ def _watched(texts: Iterable[str], title: str, megabytes: float | None) -> Itera
             bar.update(read // 10**6, "MB")
 
 
-def _made_from(job: Job, section: Tokenizer, positions: int) -> str:
+def _made_from(step: Step, section: Tokenizer, positions: int) -> str:
     """SHA-256 over what a new tokenizer depends on."""
-    sources = data_fingerprints(job.data()["pretrain.data"], "pretrain.data")
-    world = job.recipe.pocketworld.model_dump(mode="json") if job.uses_pocketworld() else None
+    sources = data_fingerprints(step.data()["pretrain.data"], "pretrain.data")
+    world = step.recipe.pocketworld.model_dump(mode="json") if step.uses_pocketworld() else None
     parts = [sources, world, section.model_dump(mode="json"), positions]
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
 

@@ -17,49 +17,49 @@ from chatpipe.ppo.rewards import RewardFunction, Rewards
 from chatpipe.ppo.rollout import reward_model_scores
 from chatpipe.recipe.schema import POCKETWORLD
 from chatpipe.reward.functions import load_function
-from chatpipe.stages.job import Job
+from chatpipe.stages.step import Step
 
 EVAL_BATCH_SIZE = 32
 
 
-def load_rewards(job: Job, tokenizer: PreTrainedTokenizerBase) -> Rewards:
+def load_rewards(step: Step, tokenizer: PreTrainedTokenizerBase) -> Rewards:
     """What answers are worth: the reward model, or all that `ppo.reward` lists; and who judges along."""
-    section = job.recipe.ppo
+    section = step.recipe.ppo
     models, functions, weights = [], [], [1.0]
     if section.reward is None:
-        models.append(_load_reward_model(job, "reward_model", tokenizer))
+        models.append(_load_reward_model(step, "reward_model", tokenizer))
     else:
         of_models, of_functions = [], []
         for i, source in enumerate(section.reward):
             if source.function is None:
-                models.append(_load_reward_model(job, f"reward.{i}", tokenizer))
+                models.append(_load_reward_model(step, f"reward.{i}", tokenizer))
                 of_models.append(source.weight)
             else:
                 functions.append(load_function(source.function, f"ppo.reward.{i}.function"))
                 of_functions.append(source.weight)
         weights = [*of_models, *of_functions]
-    gold: PreTrainedModel | RewardFunction | None = _gold_rater(job)
+    gold: PreTrainedModel | RewardFunction | None = _gold_rater(step)
     if section.gold_reward_model is not None:
-        gold = _load_reward_model(job, "gold_reward_model", tokenizer)
+        gold = _load_reward_model(step, "gold_reward_model", tokenizer)
     return Rewards.of(models, functions, weights, gold)
 
 
-def _load_reward_model(job: Job, key: str, tokenizer: PreTrainedTokenizerBase) -> PreTrainedModel:
+def _load_reward_model(step: Step, key: str, tokenizer: PreTrainedTokenizerBase) -> PreTrainedModel:
     """It reads the policy's token ids: both must have the same tokenizer (trl #1674, #1979)."""
-    folder = job.models[key]
+    folder = step.models[key]
     if load_tokenizer(folder).get_vocab() != tokenizer.get_vocab():
         raise UsageError(
             f"The reward model {folder} (ppo.{key}) has another tokenizer than the policy.",
-            "Train it on the policy's own model: chatpipe rm --model " + job.models["model"],
+            "Train it on the policy's own model: chatpipe rm --model " + step.models["model"],
         )
     return load_reward_model(folder)
 
 
-def _gold_rater(job: Job) -> RewardFunction | None:
+def _gold_rater(step: Step) -> RewardFunction | None:
     """The built-in world's own judge, where all prompts come from it."""
-    if any(block.source != POCKETWORLD for block in job.data()["ppo.data"]):
+    if any(block.source != POCKETWORLD for block in step.data()["ppo.data"]):
         return None
-    rater = GoldRater(build_world(job.recipe.pocketworld))
+    rater = GoldRater(build_world(step.recipe.pocketworld))
 
     def gold(prompts: list[Conversation], completions: list[str], ended: list[bool]) -> list[float]:
         rows = zip(prompts, completions, ended, strict=True)
@@ -70,7 +70,7 @@ def _gold_rater(job: Job) -> RewardFunction | None:
 
 @torch.no_grad()
 def reward_scores(
-    job: Job,
+    step: Step,
     rewards: Rewards,
     tokenizer: PreTrainedTokenizerBase,
     prompts: list[Conversation],
@@ -81,7 +81,7 @@ def reward_scores(
     `reward`: what was trained on, with the missing-EOS penalty. `judge`: by `ppo.gold_reward_model`, where there is
     one.
     """
-    section = job.recipe.ppo
+    section = step.recipe.ppo
     read = [[*encode_prompt(tokenizer, prompt), *answer.ids] for prompt, answer in zip(prompts, answers, strict=True)]
     of_models = reward_model_scores(rewards.all_models, tokenizer, read, EVAL_BATCH_SIZE)
     ended = [answer.ended for answer in answers]

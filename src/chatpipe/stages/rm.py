@@ -32,8 +32,8 @@ from chatpipe.reward.reward_trainer import RewardTrainer
 from chatpipe.stages.adapting import stage_adapter
 from chatpipe.stages.arguments import stage_arguments
 from chatpipe.stages.example import example_prompt
-from chatpipe.stages.job import Job, Outcome
 from chatpipe.stages.saving import save_checkpoint
+from chatpipe.stages.step import Outcome, Step
 from chatpipe.training.run_trainer import run_trainer
 
 
@@ -52,13 +52,13 @@ class Prepared:
         return rm_guards(self.tokenizer, self.model, self.rankings, self.train, self.max_length)
 
 
-def prepare(job: Job) -> Prepared:
+def prepare(step: Step) -> Prepared:
     """Reads the rankings and makes the model; every process has the same."""
-    recipe = job.recipe
-    rankings = load_rankings(job.data()["rm.data"], recipe.pocketworld, "rm.data")
-    tokenizer = load_tokenizer(job.models["model"])
+    recipe = step.recipe
+    rankings = load_rankings(step.data()["rm.data"], recipe.pocketworld, "rm.data")
+    tokenizer = load_tokenizer(step.models["model"])
     add_chat_template(tokenizer)
-    model = quickest_attention(new_reward_model(job.models["model"], tokenizer.pad_token_id, recipe.seed))
+    model = quickest_attention(new_reward_model(step.models["model"], tokenizer.pad_token_id, recipe.seed))
     if len(tokenizer) > model.get_input_embeddings().num_embeddings:
         set_seed(recipe.seed)
         model.resize_token_embeddings(len(tokenizer))
@@ -67,48 +67,48 @@ def prepare(job: Job) -> Prepared:
     return Prepared(tokenizer, model, rankings, train, max_length)
 
 
-def run_rm(job: Job) -> Outcome | None:
+def run(step: Step) -> Outcome | None:
     """Trains the stage's model; the main process evaluates it, saves it and returns what came out."""
-    recipe, section = job.recipe, job.recipe.rm
-    prepared = prepare(job)
+    recipe, section = step.recipe, step.recipe.rm
+    prepared = prepare(step)
     rankings, tokenizer, model = prepared.rankings, prepared.tokenizer, prepared.model
     train, max_length = prepared.train, prepared.max_length
-    if job.is_main:
+    if step.is_main:
         rankings.report.say()
-    guard(job.stage, recipe.guards, prepared.guards())
+    guard(step.stage, recipe.guards, prepared.guards())
     held_out = rankings_that_fit(tokenizer, rankings.held_out, max_length)
     _check_held_out(held_out, max_length)
     centre: list[list[int]] = []
-    if job.is_main:  # which alone centres; before training, so that data which cannot be read is told at once
+    if step.is_main:  # which alone centres; before training, so that data which cannot be read is told at once
         said = conversations_to_draw_from(recipe.sft.data or [], recipe.pocketworld)
         centre = demonstrations(tokenizer, said, train.rankings, max_length, recipe.seed)
 
     args = stage_arguments(
-        job,
+        step,
         TrainingArguments,
         num_train_epochs=section.num_train_epochs,
     )
     others = outside_body(model)
-    adapter = stage_adapter(job, model, tokenizer, section.lora, whole=others.values(), without=list(others))
+    adapter = stage_adapter(step, model, tokenizer, section.lora, whole=others.values(), without=list(others))
     trainer = RewardTrainer(model, args, train.rankings, adapter, processing_class=tokenizer)
-    speed = run_trainer(trainer, model, job.stage, job.folder, max_length, section.max_nonfinite_steps)
-    if not job.is_main:
+    speed = run_trainer(trainer, model, step.stage, step.folder, max_length, section.max_nonfinite_steps)
+    if not step.is_main:
         return None
 
     model = trainer.trained_model()
     offset = centre_rewards(model, centre, tokenizer.pad_token_id, EVAL_BATCH_SIZE)
     metrics = {
-        **_evaluate(job, model, tokenizer, rankings.train, held_out, max_length),
+        **_evaluate(step, model, tokenizer, rankings.train, held_out, max_length),
         "reward_offset": offset,
         "train_rankings": len(train),
         "train_prompts": len(train.rankings),
         "left_out_rankings": dict(train.skipped),
         "skipped_rows": rankings.skipped,
-        "example": _example(job, model, tokenizer, held_out, max_length),
+        "example": _example(step, model, tokenizer, held_out, max_length),
         **speed,
     }
     trainer.log({name: value for name, value in metrics.items() if isinstance(value, float)})
-    save_checkpoint(job, model, tokenizer)
+    save_checkpoint(step, model, tokenizer)
     return Outcome(metrics, rm_verdict(metrics).to_dict())
 
 
@@ -123,7 +123,7 @@ def _check_held_out(held_out: list[Ranking], max_length: int) -> None:
 
 
 def _evaluate(
-    job: Job,
+    step: Step,
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
     train: list[Ranking],
@@ -134,15 +134,15 @@ def _evaluate(
     words = WordCounts.learn(train).scores(held_out)
     scores = ranking_scores(model, tokenizer, held_out, max_length)
     gold = None
-    asked = {block.source for block in job.recipe.sample.data or []}
-    if job.recipe.rm.data is None and asked == {POCKETWORLD}:  # of other prompts the gold rater knows nothing
-        rater = GoldRater(build_world(job.recipe.pocketworld))
+    asked = {block.source for block in step.recipe.sample.data or []}
+    if step.recipe.rm.data is None and asked == {POCKETWORLD}:  # of other prompts the gold rater knows nothing
+        rater = GoldRater(build_world(step.recipe.pocketworld))
         gold = [[rater.rate(r.prompt, text).score for text in r.responses] for r in held_out]
-    return pair_metrics(held_out, scores, gold, seed=job.recipe.seed, words=words)
+    return pair_metrics(held_out, scores, gold, seed=step.recipe.seed, words=words)
 
 
 def _example(
-    job: Job, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, held_out: list[Ranking], max_length: int
+    step: Step, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, held_out: list[Ranking], max_length: int
 ) -> dict[str, str]:
     """A held-out ranking's best and worst answer with their scores; a reward model itself answers nothing."""
     ranking = max(held_out, key=lambda r: (max(r.ranks) - min(r.ranks), -len("".join(r.responses))))
@@ -152,4 +152,4 @@ def _example(
     scores = sequence_scores(model, sequences, tokenizer.pad_token_id, EVAL_BATCH_SIZE).tolist()
     asked = ranking.prompt[-1]["content"]
     told = f"(asked {asked!r}) {scores[0]:+.2f} for {best!r}, {scores[1]:+.2f} for {worst!r}"
-    return {"question": example_prompt(job)[-1]["content"], "answer": told}
+    return {"question": example_prompt(step)[-1]["content"], "answer": told}

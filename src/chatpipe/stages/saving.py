@@ -7,7 +7,7 @@ from datetime import timedelta
 from torch import distributed
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from chatpipe.stages.job import Job
+from chatpipe.stages.step import Step
 from chatpipe.training.interrupt import heeding_parent
 
 CARD = """---
@@ -39,14 +39,14 @@ LONGEST_WAIT = timedelta(days=7)
 
 
 @contextmanager
-def main_process_first(job: Job) -> Iterator[None]:
+def main_process_first(step: Step) -> Iterator[None]:
     """The main process runs the block while the others wait; then they run it and find its work done."""
     if not distributed.is_initialized():
         yield
         return
     patient = distributed.new_group(backend="gloo", timeout=LONGEST_WAIT)
-    if job.is_main:
-        with heeding_parent(job.folder):
+    if step.is_main:
+        with heeding_parent(step.folder):
             yield
         distributed.barrier(patient)
     else:
@@ -54,17 +54,17 @@ def main_process_first(job: Job) -> Iterator[None]:
         yield
 
 
-def save_checkpoint(job: Job, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
+def save_checkpoint(step: Step, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
     """Writes model, tokenizer and card into the stage's folder; the manifest comes later and last."""
     generation = getattr(model, "generation_config", None)
     if generation is not None:
         generation.eos_token_id = _ends(generation.eos_token_id, tokenizer.eos_token_id)
         generation.pad_token_id = tokenizer.pad_token_id
     model.config.pad_token_id = tokenizer.pad_token_id
-    model.save_pretrained(job.folder)
-    tokenizer.save_pretrained(job.folder)
-    card = CARD.format(stage=job.stage, title=TITLES[job.stage], auto=_auto_class(model), folder=job.folder.name)
-    (job.folder / "README.md").write_text(card, encoding="utf-8")
+    model.save_pretrained(step.folder)
+    tokenizer.save_pretrained(step.folder)
+    card = CARD.format(stage=step.stage, title=TITLES[step.stage], auto=_auto_class(model), folder=step.folder.name)
+    (step.folder / "README.md").write_text(card, encoding="utf-8")
 
 
 def _ends(before: int | list[int] | None, eos_token_id: int) -> int | list[int]:

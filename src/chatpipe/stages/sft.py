@@ -21,10 +21,10 @@ from chatpipe.stages.adapting import stage_adapter
 from chatpipe.stages.arguments import stage_arguments
 from chatpipe.stages.chats import chat_rows, check_enough, say_left_out
 from chatpipe.stages.example import answer_example
-from chatpipe.stages.job import Job, Outcome
 from chatpipe.stages.judging import judge, judged_prompts
 from chatpipe.stages.raw_text import stage_texts, training_text
 from chatpipe.stages.saving import save_checkpoint
+from chatpipe.stages.step import Outcome, Step
 from chatpipe.training.packed_sequences import training_sequences
 from chatpipe.training.run_trainer import run_trainer
 from chatpipe.training.sft_trainer import SftTrainer
@@ -48,36 +48,36 @@ class Prepared:
         return sft_guards(self.tokenizer, self.model, self.train, self.held_out, self.note, self.max_length)
 
 
-def prepare(job: Job) -> Prepared:
+def prepare(step: Step) -> Prepared:
     """Loads the model and makes the rows; every process has the same."""
-    tokenizer, model = load_for_chat(job.models["model"])
-    max_length = min(job.recipe.sft.max_length, context_length(model) or 2**31)
-    return Prepared(tokenizer, model, *chat_rows(job, tokenizer, max_length), max_length)
+    tokenizer, model = load_for_chat(step.models["model"])
+    max_length = min(step.recipe.sft.max_length, context_length(model) or 2**31)
+    return Prepared(tokenizer, model, *chat_rows(step, tokenizer, max_length), max_length)
 
 
-def run_sft(job: Job) -> Outcome | None:
+def run(step: Step) -> Outcome | None:
     """Trains the stage's model; the main process evaluates it, saves it and returns what came out."""
-    section = job.recipe.sft
-    prepared = prepare(job)
-    guard(job.stage, job.recipe.guards, prepared.guards())
+    section = step.recipe.sft
+    prepared = prepare(step)
+    guard(step.stage, step.recipe.guards, prepared.guards())
     tokenizer, model, max_length = prepared.tokenizer, prepared.model, prepared.max_length
     train, others, note = prepared.train, prepared.held_out, prepared.note
     del prepared  # it would hold the trained model while the saved one is measured
     check_enough(train, others)
-    if job.is_main:
+    if step.is_main:
         say_left_out(train, others, note, max_length)
     prompts = [conversation[:-1] for conversation in others.examples()]
-    prompts = judged_prompts(job, tokenizer, prompts, context_length(model) or 2**31)
+    prompts = judged_prompts(step, tokenizer, prompts, context_length(model) or 2**31)
     held_out = HeldOutChats(
         others.first(MAX_CONVERSATIONS),
         tokenizer,
         _sample_prompts(section.sample_prompts) or prompts[:2],
-        min(SAMPLE_TOKENS, job.recipe.evaluation.max_new_tokens),
+        min(SAMPLE_TOKENS, step.recipe.evaluation.max_new_tokens),
     )
-    before = _loss(held_out, model) if job.is_main else None
+    before = _loss(held_out, model) if step.is_main else None
 
     args = stage_arguments(
-        job,
+        step,
         SFTConfig,
         num_train_epochs=section.num_train_epochs,
         max_steps=section.max_steps,
@@ -86,8 +86,8 @@ def run_sft(job: Job) -> Outcome | None:
         eval_steps=section.eval_steps,
         dataset_kwargs={"skip_prepare_dataset": True},
     )
-    text = _raw_text(job, train)
-    adapter = stage_adapter(job, model, tokenizer, section.lora)
+    text = _raw_text(step, train)
+    adapter = stage_adapter(step, model, tokenizer, section.lora)
     trainer = SftTrainer(
         model,
         args,
@@ -98,17 +98,17 @@ def run_sft(job: Job) -> Outcome | None:
         measure=held_out.measure,
         keep_best=section.load_best_model_at_end,
     )
-    speed = run_trainer(trainer, model, job.stage, job.folder, max_length, section.max_nonfinite_steps)
+    speed = run_trainer(trainer, model, step.stage, step.folder, max_length, section.max_nonfinite_steps)
     trainer.load_best()
     if before is None:
         return None
 
-    save_checkpoint(job, trainer.trained_model(), tokenizer)
+    save_checkpoint(step, trainer.trained_model(), tokenizer)
     best = {"best_step": trainer.best_step} if section.load_best_model_at_end else {}
     del trainer
     gc.collect()  # the optimizer's memory: trainer and callbacks hold each other
     # The trained one's forward may still run in bf16; before and after are both measured in float32.
-    model = placed(load_causal_model(job.folder))
+    model = placed(load_causal_model(step.folder))
     with console.progress("evaluating", total=None):
         gain = held_out.gain(model)
     metrics = {
@@ -116,12 +116,12 @@ def run_sft(job: Job) -> Outcome | None:
         "eval_loss_before": before,
         "question_gain": gain.gain,
         "question_gain_low": gain.low,
-        **judge(job, model, tokenizer, prompts).metrics(),
+        **judge(step, model, tokenizer, prompts).metrics(),
         **best,
         "train_conversations": len(train),
         "left_out_conversations": note.too_long["train"],
         "skipped_rows": note.skipped,
-        "example": answer_example(job, model, tokenizer),
+        "example": answer_example(step, model, tokenizer),
         **speed,
     }
     return Outcome(metrics, sft_verdict(metrics).to_dict())
@@ -152,15 +152,15 @@ def _sample_prompts(questions: list[str]) -> list[Conversation]:
     return [[{"role": "user", "content": question}] for question in questions]
 
 
-def _raw_text(job: Job, train: Rows) -> TrainingText | None:
+def _raw_text(step: Step, train: Rows) -> TrainingText | None:
     """Raw text so that it makes up `sft.pretrain_mix` of all rows: blocks as long as the longest conversation.
 
     The model's own tokenizer reads it: a text does not end as a turn does.
     """
-    mix = job.recipe.sft.pretrain_mix
+    mix = step.recipe.sft.pretrain_mix
     count = round(len(train) * mix / (1 - mix))
     if count == 0:
         return None
     block_size = int(train.lengths.max())
-    own = load_tokenizer(job.models["model"])
-    return training_text(job, stage_texts(job, "pretrain.data"), own, block_size, samples=count)
+    own = load_tokenizer(step.models["model"])
+    return training_text(step, stage_texts(step, "pretrain.data"), own, block_size, samples=count)

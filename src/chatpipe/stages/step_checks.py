@@ -12,11 +12,11 @@ from chatpipe.models.model_folder import Kind, check_model, check_tokenizer, pos
 from chatpipe.models.vocabulary import expected_vocabulary
 from chatpipe.recipe.schema import POCKETWORLD, DataBlock
 from chatpipe.reward.functions import check_function
-from chatpipe.stages.job import (
+from chatpipe.stages.step import (
     PARENTS,
     STAGES_OF_ROUNDS,
     WHAT_OF_KEY,
-    Job,
+    Step,
     given_model,
     parent_of,
     rankings_file,
@@ -30,55 +30,55 @@ Check = Callable[[], str]
 NOTHING: frozenset[str] = frozenset()
 
 
-def check_job(job: Job, made_by_this_run: frozenset[str] = NOTHING, reads_data: bool = True) -> None:
-    """Raises `UsageError` for the first thing that `job_checks` finds."""
-    for _, check in job_checks(job, made_by_this_run, reads_data):
+def check_step(step: Step, made_by_this_run: frozenset[str] = NOTHING, reads_data: bool = True) -> None:
+    """Raises `UsageError` for the first thing that `step_checks` finds."""
+    for _, check in step_checks(step, made_by_this_run, reads_data):
         check()
 
 
-def job_checks(
-    job: Job, made_by_this_run: frozenset[str] = NOTHING, reads_data: bool = True
+def step_checks(
+    step: Step, made_by_this_run: frozenset[str] = NOTHING, reads_data: bool = True
 ) -> Iterator[tuple[str, Check]]:
     """By recipe key: are data, models and code there and of the right kind, and is the folder none that is read from?
 
     Without `reads_data` the data may be missing. `made_by_this_run` names the stages that will have run before this
     one, so their folders need not exist yet.
     """
-    yield "out", partial(_folder, job)
-    yield "report_to", partial(_trackers, job)
-    for key, blocks in job.data().items() if reads_data else ():
-        yield key, partial(_data, job, key, blocks)
-    for key, name in job.functions().items():
+    yield "out", partial(_folder, step)
+    yield "report_to", partial(_trackers, step)
+    for key, blocks in step.data().items() if reads_data else ():
+        yield key, partial(_data, step, key, blocks)
+    for key, name in step.functions().items():
         yield key, partial(_function, key, name)
-    if job.uses_pocketworld():
-        yield POCKETWORLD, partial(_world, job)
-    for key in job.models:
-        yield f"{job.stage}.{key}", partial(_model, job, key, made_by_this_run)
-    if job.stage == "pretrain" and not job.models:
-        yield "pretrain.architecture", partial(_new_model, job)
-    tokenizer = job.recipe.pretrain.tokenizer.pretrained
-    if job.stage == "pretrain" and tokenizer:
+    if step.uses_pocketworld():
+        yield POCKETWORLD, partial(_world, step)
+    for key in step.models:
+        yield f"{step.stage}.{key}", partial(_model, step, key, made_by_this_run)
+    if step.stage == "pretrain" and not step.models:
+        yield "pretrain.architecture", partial(_new_model, step)
+    tokenizer = step.recipe.pretrain.tokenizer.pretrained
+    if step.stage == "pretrain" and tokenizer:
         yield "pretrain.tokenizer.pretrained", partial(_tokenizer, tokenizer)
 
 
-def _folder(job: Job) -> str:
-    for path in (job.folder, *job.folder.parents):
+def _folder(step: Step) -> str:
+    for path in (step.folder, *step.folder.parents):
         if path.exists() and not path.is_dir():
             raise UsageError(f"{path} is a file.", "Choose a folder with out= or --out.")
-    job.check_apart()
-    return str(job.folder)
+    step.check_apart()
+    return str(step.folder)
 
 
-def _trackers(job: Job) -> str:
-    check_trackers(job.recipe.report_to)
-    return str(job.recipe.report_to)
+def _trackers(step: Step) -> str:
+    check_trackers(step.recipe.report_to)
+    return str(step.recipe.report_to)
 
 
-def _data(job: Job, key: str, blocks: list[DataBlock]) -> str:
+def _data(step: Step, key: str, blocks: list[DataBlock]) -> str:
     if key not in WHAT_OF_KEY:
         check_documents(blocks, key)
-    elif key == "rm.data" and run_ranks(job.recipe):
-        return f"the run's own rankings: {rankings_file(job.recipe)}"
+    elif key == "rm.data" and run_ranks(step.recipe):
+        return f"the run's own rankings: {rankings_file(step.recipe)}"
     else:
         report = check_rows(WHAT_OF_KEY[key], blocks, key)
         if report.sources:
@@ -91,8 +91,8 @@ def _function(key: str, name: str) -> str:
     return name
 
 
-def _world(job: Job) -> str:
-    return f"{len(build_world(job.recipe.pocketworld).people)} people"
+def _world(step: Step) -> str:
+    return f"{len(build_world(step.recipe.pocketworld).people)} people"
 
 
 def _tokenizer(name: str) -> str:
@@ -100,14 +100,14 @@ def _tokenizer(name: str) -> str:
     return name
 
 
-def _model(job: Job, key: str, made_by_this_run: frozenset[str]) -> str:
-    model = job.models[key]
-    given = key not in PARENTS[job.stage] or given_model(job.recipe, job.stage, key) is not None
-    parent, number = (None, 1) if given else parent_of(job.recipe, job.stage, key)
-    if not given and parent == "pretrain" and job.recipe.pretrain.objective == "masked":
+def _model(step: Step, key: str, made_by_this_run: frozenset[str]) -> str:
+    model = step.models[key]
+    given = key not in PARENTS[step.stage] or given_model(step.recipe, step.stage, key) is not None
+    parent, number = (None, 1) if given else parent_of(step.recipe, step.stage, key)
+    if not given and parent == "pretrain" and step.recipe.pretrain.objective == "masked":
         raise UsageError(
-            f"{job.stage} starts from a causal language model; pretrain.objective = masked makes an encoder.",
-            f"Give {job.stage}.model. An encoder can be rm.model.",
+            f"{step.stage} starts from a causal language model; pretrain.objective = masked makes an encoder.",
+            f"Give {step.stage}.model. An encoder can be rm.model.",
         )
     if not given and parent in made_by_this_run:
         return f"{model}, which {parent} makes"
@@ -115,19 +115,19 @@ def _model(job: Job, key: str, made_by_this_run: frozenset[str]) -> str:
         again = f" ... round={number}" if number > 1 and parent in STAGES_OF_ROUNDS else ""
         flag = {"model": "--model", "reward_model": "--reward"}[key]
         raise UsageError(
-            f"{job.stage} starts from what {parent} makes, but there is no {model} yet.",
+            f"{step.stage} starts from what {parent} makes, but there is no {model} yet.",
             f"Run `chatpipe {parent}{again}` first, or give a model with {flag}.",
         )
     check_model(
         model,
-        _kind(job, key),
-        f"{job.stage}.{key}",
-        or_else="masked" if job.stage == "rm" else None,
-        reads_text=job.stage != "pretrain" or job.recipe.pretrain.tokenizer.pretrained is None,
+        _kind(step, key),
+        f"{step.stage}.{key}",
+        or_else="masked" if step.stage == "rm" else None,
+        reads_text=step.stage != "pretrain" or step.recipe.pretrain.tokenizer.pretrained is None,
     )
     folder = Path(model).expanduser()
-    if job.stage == "pretrain" and folder.is_dir():
-        check_context(job.recipe.pretrain.block_size, positions_of(folder))
+    if step.stage == "pretrain" and folder.is_dir():
+        check_context(step.recipe.pretrain.block_size, positions_of(folder))
     return model
 
 
@@ -140,16 +140,16 @@ def check_context(block_size: int, positions: int | None) -> None:
         )
 
 
-def _kind(job: Job, key: str) -> Kind:
+def _kind(step: Step, key: str) -> Kind:
     """What kind of model the section's `key` names."""
     if key != "model":
         return "reward"
-    return job.recipe.pretrain.objective if job.stage == "pretrain" else "causal"
+    return step.recipe.pretrain.objective if step.stage == "pretrain" else "causal"
 
 
-def _new_model(job: Job) -> str:
+def _new_model(step: Step) -> str:
     """Raises `UsageError` where a new model could not learn what it is to learn, or not read its blocks."""
-    section = job.recipe.pretrain
+    section = step.recipe.pretrain
     architecture = section.architecture
     if architecture.objective != section.objective:
         raise UsageError(

@@ -74,7 +74,7 @@ class Outcome:
 
 
 @dataclass
-class Job:
+class Step:
     """One stage of a recipe in its folder; `models` maps the section's keys to folders or hub ids."""
 
     recipe: Recipe
@@ -83,8 +83,8 @@ class Job:
     models: dict[str, str] = field(default_factory=dict)
 
     @classmethod
-    def of(cls, recipe: Recipe, stage: str, out: str | None = None) -> "Job":
-        """The job of `stage` in the run's folder, or in the folder `out` of its own."""
+    def of(cls, recipe: Recipe, stage: str, out: str | None = None) -> "Step":
+        """The step of `stage` in the run's folder, or in the folder `out` of its own."""
         models = {
             key: given_model(recipe, stage, key) or str(folder_in_run(recipe, *parent_of(recipe, stage, key)))
             for key in PARENTS[stage]
@@ -96,13 +96,13 @@ class Job:
         return cls(recipe, stage, Path(out) if out else folder_in_run(recipe, stage, recipe.round), models)
 
     @classmethod
-    def all_of(cls, recipe: Recipe) -> "list[Job]":
-        """The jobs of a whole run in order: pretrain and sft, then rm and ppo for each round."""
-        jobs = []
+    def all_of(cls, recipe: Recipe) -> "list[Step]":
+        """The steps of a whole run in order: pretrain and sft, then rm and ppo for each round."""
+        steps = []
         for number in range(1, recipe.rounds + 1):
             of_round = in_round(recipe, number)
-            jobs += [cls.of(of_round, stage) for stage in (STAGES if number == 1 else STAGES_OF_ROUNDS)]
-        return jobs
+            steps += [cls.of(of_round, stage) for stage in (STAGES if number == 1 else STAGES_OF_ROUNDS)]
+        return steps
 
     @property
     def section(self) -> TrainingSection:
@@ -152,10 +152,10 @@ class Job:
 
     def first_policy(self) -> str:
         """The model that ppo started from in the first round."""
-        return Job.of(in_round(self.recipe, 1), "ppo").models["model"]
+        return Step.of(in_round(self.recipe, 1), "ppo").models["model"]
 
     def manifest(self) -> Manifest:
-        """The manifest that this job's checkpoint will have, without results."""
+        """The manifest that this step's checkpoint will have, without results."""
         section = recipe_section(self.recipe, self.stage).model_dump(mode="json", exclude=NOT_COMPARED)
         if self.recipe.round == 1:
             section.pop("age_weight", None)  # no rankings are older
@@ -406,7 +406,7 @@ def given_model(recipe: Recipe, stage: str, key: str) -> str | None:
 def answering_model(recipe: Recipe) -> str:
     """Whose answers are ranked in the recipe's round: the body of rm in the first one, then the newest policy."""
     if recipe.round == 1:
-        return Job.of(recipe, "rm").models["model"]
+        return Step.of(recipe, "rm").models["model"]
     return str(folder_in_run(recipe, "ppo", recipe.round - 1))
 
 
