@@ -38,7 +38,7 @@ SMALL = (
     "ppo.response_length=24",
     "evaluation.prompts=40",
     "evaluation.max_new_tokens=24",
-    "guards.reward_at_chance=false",
+    "checks.reward_at_chance=false",
     *(f"{stage}.save_steps=5" for stage in ("pretrain", "sft", "rm", "ppo")),
 )
 

@@ -69,7 +69,7 @@ SMALL = (
     "ppo.response_length=24",
     "evaluation.prompts=40",
     "evaluation.max_new_tokens=24",
-    "guards.reward_at_chance=false",  # on so few held-out pairs the interval reaches chance now and then
+    "checks.reward_at_chance=false",  # on so few held-out pairs the interval reaches chance now and then
     *(f"{stage}.bf16=false" for stage in ("pretrain", "sft", "rm", "ppo")),
 )
 

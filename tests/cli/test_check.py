@@ -2,7 +2,7 @@
 
 import json
 
-from chatpipe.recipe.check_switches import guards_of
+from chatpipe.recipe.check_switches import checks_of
 from chatpipe.recipe.schema import STAGES
 
 
@@ -11,30 +11,30 @@ def by_name(checks, status):
 
 
 def names(checks, stage):
-    return {one["what"].removeprefix("guards.") for one in checks if one["stage"] == stage and "guards." in one["what"]}
+    return {one["what"].removeprefix("checks.") for one in checks if one["stage"] == stage and "checks." in one["what"]}
 
 
 def test_a_recipe_whose_models_are_yet_to_be_made(chatpipe, listing):
-    said = chatpipe("check", "pocket", "guards.double_bos=false", "--json").object
+    said = chatpipe("check", "pocket", "checks.double_bos=false", "--json").object
     assert said["ok"] is True
     assert {one["status"] for one in said["checks"]} == {"ok", "off", "not yet"}
     for stage in STAGES:
-        assert names(said["checks"], stage) == set(guards_of(stage))
-    assert ("pretrain", "guards.held_out_seen") in by_name(said["checks"], "ok")
-    assert set(by_name(said["checks"], "off")) == {(stage, "guards.double_bos") for stage in ("sft", "rm", "ppo")}
+        assert names(said["checks"], stage) == set(checks_of(stage))
+    assert ("pretrain", "checks.held_out_seen") in by_name(said["checks"], "ok")
+    assert set(by_name(said["checks"], "off")) == {(stage, "checks.double_bos") for stage in ("sft", "rm", "ppo")}
     later = by_name(said["checks"], "not yet")
-    assert later["sft", "guards.pad_is_eos"]["found"] == "there is no runs/pocket/pretrain yet; pretrain makes it"
-    assert later["pretrain", "guards.unknown_tokens"]["found"] == "shows once the text is tokenised"
+    assert later["sft", "checks.pad_is_eos"]["found"] == "there is no runs/pocket/pretrain yet; pretrain makes it"
+    assert later["pretrain", "checks.unknown_tokens"]["found"] == "shows once the text is tokenised"
     assert listing() == {}
 
 
-def test_the_guards_of_a_run_whose_models_are_there_are_those_of_its_stages(chatpipe, tiny_run):
+def test_the_checks_of_a_run_whose_models_are_there_are_those_of_its_stages(chatpipe, tiny_run):
     said = chatpipe("check", tiny_run.recipe, "--json").object
     assert said["ok"] is True
     for stage in STAGES:
-        assert names(said["checks"], stage) == set(guards_of(stage))
+        assert names(said["checks"], stage) == set(checks_of(stage))
     assert {stage for stage, _ in by_name(said["checks"], "not yet")} == {"pretrain"}
-    assert by_name(said["checks"], "off").keys() == {("ppo", "guards.reward_at_chance")}
+    assert by_name(said["checks"], "off").keys() == {("ppo", "checks.reward_at_chance")}
     assert by_name(said["checks"], "ok")["rm", "rm.model"]["found"].startswith(f"{tiny_run.folder}/sft")
 
 
@@ -60,7 +60,7 @@ def test_all_problems_are_told_and_the_command_exits_with_2(chatpipe, chats, mak
     assert "there is no file none.jsonl." in said.err
 
 
-def test_a_guard_that_fails_says_what_the_stage_would_say(chatpipe, work, tiny_run):
+def test_a_check_that_fails_says_what_the_stage_would_say(chatpipe, work, tiny_run):
     questions = [text for i in range(60) for text in (f"Who is number {i}?", f"WHO IS NUMBER {i}?")]
     rows = [[{"role": "user", "content": text}, {"role": "assistant", "content": "Me."}] for text in questions]
     (work / "doubles.jsonl").write_text("".join(json.dumps({"messages": row}) + "\n" for row in rows))
@@ -68,10 +68,10 @@ def test_a_guard_that_fails_says_what_the_stage_would_say(chatpipe, work, tiny_r
     said = chatpipe("check", tiny_run.recipe, *words, "--json")
     assert said.code == 2
     found = by_name(json.loads(said.out)["checks"], "failed")
-    assert list(found) == [("sft", "guards.held_out_seen")], found
+    assert list(found) == [("sft", "checks.held_out_seen")], found
     [failed] = found.values()
     stage = chatpipe("sft", tiny_run.recipe, *words)
-    assert f"guards.held_out_seen: {failed['found']}\n  {failed['remedy']}\n" in stage.err
+    assert f"checks.held_out_seen: {failed['found']}\n  {failed['remedy']}\n" in stage.err
 
 
 def test_a_check_needs_a_recipe(refused):

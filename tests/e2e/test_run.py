@@ -229,7 +229,7 @@ BRIEF = (
     "rm.num_train_epochs=1",
     "ppo.total_episodes=32",
     "evaluation.prompts=10",
-    "guards.reward_at_chance=false",  # so little training makes no reward model
+    "checks.reward_at_chance=false",  # so little training makes no reward model
 )
 
 

@@ -30,7 +30,7 @@ TINY = (
     "ppo.response_length=16",
     "evaluation.prompts=20",
     "evaluation.max_new_tokens=16",
-    "guards.reward_at_chance=false",  # so little training makes no reward model
+    "checks.reward_at_chance=false",  # so little training makes no reward model
     *(f"{stage}.bf16=false" for stage in ("pretrain", "sft", "rm", "ppo")),
 )
 

@@ -768,9 +768,9 @@ TEXT = [
         f"{PRETRAIN} a.txt pretrain.tokenizer.vocab_size=300 pretrain.batch_size=1 pretrain.block_size=16",
         """
         error: pretrain could only fail silently; it is stopped before its first step.
-        guards.special_tokens_in_text: pretrain.data: 1 of 1 texts looked at have '<|endoftext|>' spelt out in them.
+        checks.special_tokens_in_text: pretrain.data: 1 of 1 texts looked at have '<|endoftext|>' spelt out in them.
           Take it out; documents are parted by standing in a row or a file each.
-        If it is meant: guards.special_tokens_in_text=false turns this guard off.
+        If it is meant: checks.special_tokens_in_text=false turns this check off.
         """,
         {"a.txt": "A line of text.<|endoftext|>" * 40},
         begun=True,

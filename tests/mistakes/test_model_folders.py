@@ -276,9 +276,9 @@ MODELS = [
         f"{PPO} {SMALL}",
         """
         error: ppo could only fail silently; it is stopped before its first step.
-        guards.reward_pad_token: ppo.reward_model: the pad token of judge is not set.
+        checks.reward_pad_token: ppo.reward_model: the pad token of judge is not set.
           Set pad_token_id in its config.json to the tokenizer's pad token, another one than EOS.
-        If it is meant: guards.reward_pad_token=false turns this guard off.
+        If it is meant: checks.reward_pad_token=false turns this check off.
         """,
         CHATS,
         {"model": "chat", "judge": "no-pad"},
@@ -299,9 +299,9 @@ MODELS = [
         f"{PPO} {SMALL}",
         """
         error: ppo could only fail silently; it is stopped before its first step.
-        guards.reward_at_chance: ppo.reward_model: judge is no better than chance: 50% of 80 held-out pairs right (at least 40%).
+        checks.reward_at_chance: ppo.reward_model: judge is no better than chance: 50% of 80 held-out pairs right (at least 40%).
           Train it on more or better rankings first (rm.data, sample.prompts).
-        If it is meant: guards.reward_at_chance=false turns this guard off.
+        If it is meant: checks.reward_at_chance=false turns this check off.
         """,
         CHATS,
         {"model": "chat", "judge": "at-chance"},
@@ -312,9 +312,9 @@ MODELS = [
         f"{PPO} {SMALL}",
         """
         error: ppo could only fail silently; it is stopped before its first step.
-        guards.new_score_head: ppo.reward_model: judge holds no score.weight, so it was drawn at random just now.
+        checks.new_score_head: ppo.reward_model: judge holds no score.weight, so it was drawn at random just now.
           Give what `chatpipe rm` wrote, or another trained reward model.
-        If it is meant: guards.new_score_head=false turns this guard off.
+        If it is meant: checks.new_score_head=false turns this check off.
         """,
         CHATS,
         {"model": "chat", "judge": "headless"},
@@ -325,11 +325,11 @@ MODELS = [
         SFT,
         """
         error: sft could only fail silently; it is stopped before its first step.
-        guards.answers_cut: sft.data: 56 of 56 conversations are longer than 64 tokens.
+        checks.answers_cut: sft.data: 56 of 56 conversations are longer than 64 tokens.
           Raise sft.max_length (as far as the model's n_positions), or use shorter conversations.
-        guards.nothing_to_learn: sft.data: no row is left to train on.
+        checks.nothing_to_learn: sft.data: no row is left to train on.
           Look at the rows: answers are missing, all the same, all tied, or cut away.
-        If it is meant: guards.answers_cut=false turns this guard off, the others likewise.
+        If it is meant: checks.answers_cut=false turns this check off, the others likewise.
         """,
         {"chats.jsonl": jsonl({"question": f"{i} " * 90, "answer": "Yes."} for i in range(60))},
         {"model": "chat"},
@@ -340,9 +340,9 @@ MODELS = [
         f"{PPO} {SMALL}",
         """
         error: ppo could only fail silently; it is stopped before its first step.
-        guards.prompts_cut: ppo.data: 56 of 56 prompts looked at leave no room for 16 new tokens in 64.
+        checks.prompts_cut: ppo.data: 56 of 56 prompts looked at leave no room for 16 new tokens in 64.
           Lower ppo.response_length, or use models with more positions.
-        If it is meant: guards.prompts_cut=false turns this guard off.
+        If it is meant: checks.prompts_cut=false turns this check off.
         """,
         {"chats.jsonl": jsonl({"prompt": f"{i} " * 90} for i in range(60))},
         {"model": "chat", "judge": "reward"},
@@ -353,9 +353,9 @@ MODELS = [
         f"{PPO} {SMALL} ppo.response_length=64",
         """
         error: ppo could only fail silently; it is stopped before its first step.
-        guards.prompts_cut: ppo.data: 52 of 52 prompts looked at leave no room for 64 new tokens in 64.
+        checks.prompts_cut: ppo.data: 52 of 52 prompts looked at leave no room for 64 new tokens in 64.
           Lower ppo.response_length, or use models with more positions.
-        If it is meant: guards.prompts_cut=false turns this guard off.
+        If it is meant: checks.prompts_cut=false turns this check off.
         """,
         CHATS,
         {"model": "chat", "judge": "reward"},
@@ -413,11 +413,11 @@ PAIRED = [
         f"{RM} rm.max_length=64",
         """
         error: rm could only fail silently; it is stopped before its first step.
-        guards.nothing_to_learn: rm.data: no row is left to train on: all responses are tied (52).
+        checks.nothing_to_learn: rm.data: no row is left to train on: all responses are tied (52).
           Look at the rows: answers are missing, all the same, all tied, or cut away.
-        guards.chosen_is_rejected: rm.data: in 52 of 52 rankings looked at, chosen and rejected are the same tokens.
+        checks.chosen_is_rejected: rm.data: in 52 of 52 rankings looked at, chosen and rejected are the same tokens.
           Look at the columns: is one field read as both answers?
-        If it is meant: guards.nothing_to_learn=false turns this guard off, the others likewise.
+        If it is meant: checks.nothing_to_learn=false turns this check off, the others likewise.
         """,
         {"pairs.jsonl": jsonl({"prompt": f"Question {i}?", "chosen": "Yes.", "rejected": "Yes."} for i in range(60))},
         {"model": "chat"},
@@ -428,9 +428,9 @@ PAIRED = [
         f"{RM} rm.max_length=64",
         """
         error: rm could only fail silently; it is stopped before its first step.
-        guards.nothing_to_learn: rm.data: no row is left to train on: all responses are tied (52).
+        checks.nothing_to_learn: rm.data: no row is left to train on: all responses are tied (52).
           Look at the rows: answers are missing, all the same, all tied, or cut away.
-        If it is meant: guards.nothing_to_learn=false turns this guard off.
+        If it is meant: checks.nothing_to_learn=false turns this check off.
         """,
         {
             "pairs.jsonl": jsonl(
@@ -445,11 +445,11 @@ PAIRED = [
         f"{RM} rm.max_length=64",
         """
         error: rm could only fail silently; it is stopped before its first step.
-        guards.answers_cut: rm.data: 52 of 52 rankings are longer than 64 tokens.
+        checks.answers_cut: rm.data: 52 of 52 rankings are longer than 64 tokens.
           Raise rm.max_length (as far as the model's n_positions), or use shorter rankings.
-        guards.nothing_to_learn: rm.data: no row is left to train on: an answer is longer than max_length (52).
+        checks.nothing_to_learn: rm.data: no row is left to train on: an answer is longer than max_length (52).
           Look at the rows: answers are missing, all the same, all tied, or cut away.
-        If it is meant: guards.answers_cut=false turns this guard off, the others likewise.
+        If it is meant: checks.answers_cut=false turns this check off, the others likewise.
         """,
         {
             "pairs.jsonl": jsonl(
@@ -496,9 +496,9 @@ PAIRED = [
         f"{RM} rm.max_length=64",
         """
         error: rm could only fail silently; it is stopped before its first step.
-        guards.held_out_seen: rm.data: 12 of 16 held-out texts are trained on too, but for case and spaces: 'Question 8?'.
+        checks.held_out_seen: rm.data: 12 of 16 held-out texts are trained on too, but for case and spaces: 'Question 8?'.
           Remove such doubles from the data.
-        If it is meant: guards.held_out_seen=false turns this guard off.
+        If it is meant: checks.held_out_seen=false turns this check off.
         """,
         {"pairs.jsonl": jsonl([*pairs(60), *({**row, "prompt": row["prompt"].upper()} for row in pairs(60))])},
         {"model": "chat"},
@@ -509,9 +509,9 @@ PAIRED = [
         SFT,
         """
         error: sft could only fail silently; it is stopped before its first step.
-        guards.held_out_seen: sft.data: 12 of 16 held-out texts are trained on too, but for case and spaces: 'Question 8?'.
+        checks.held_out_seen: sft.data: 12 of 16 held-out texts are trained on too, but for case and spaces: 'Question 8?'.
           Remove such doubles from the data.
-        If it is meant: guards.held_out_seen=false turns this guard off.
+        If it is meant: checks.held_out_seen=false turns this check off.
         """,
         {"chats.jsonl": jsonl([*chats(60), *(chat(f"QUESTION {i}?", "Yes.") for i in range(60))])},
         {"model": "chat"},

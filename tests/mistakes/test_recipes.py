@@ -80,10 +80,10 @@ KEYS = [
         """,
     ),
     Mistake(
-        "a misspelt guard",
-        "chatpipe sft pocket guards.answer_cut=false",
+        "a misspelt check",
+        "chatpipe sft pocket checks.answer_cut=false",
         """
-        error: there is no key guards.answer_cut; did you mean guards.answers_cut?
+        error: there is no key checks.answer_cut; did you mean checks.answers_cut?
         `chatpipe schema` lists every key.
         """,
     ),

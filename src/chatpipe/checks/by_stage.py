@@ -1,4 +1,4 @@
-"""Which guards a stage has, what each looks at, and in which order they run: the cheap ones first.
+"""Which checks a stage has, what each looks at, and in which order they run: the cheap ones first.
 
 All take a sample of `SAMPLE` rows, or count rows that are in memory already, so that together they take seconds.
 """
@@ -44,7 +44,7 @@ SAMPLE_TOKENS, SAMPLE_BYTES = 1_000_000, 2_000_000
 SAMPLE_RESPONSE = 16
 
 
-def pretrain_guards(
+def pretrain_checks(
     tokenizer: PreTrainedTokenizerBase, model: PreTrainedModel, texts: Sequence[RawText], held_out: Sequence[str]
 ) -> Checks:
     """What shows before the text is tokenised, which may take hours. `held_out`: documents."""
@@ -61,7 +61,7 @@ def pretrain_guards(
     }
 
 
-def token_guards(tokenizer: PreTrainedTokenizerBase, model: PreTrainedModel, train: TrainingText) -> Checks:
+def token_checks(tokenizer: PreTrainedTokenizerBase, model: PreTrainedModel, train: TrainingText) -> Checks:
     """What the tokens of pretraining show: the first ones of each source, and the end of the last document."""
     key = "pretrain.data"
     stores = [_sample_of(store) for store in train.stores]
@@ -72,7 +72,7 @@ def token_guards(tokenizer: PreTrainedTokenizerBase, model: PreTrainedModel, tra
     }
 
 
-def sft_guards(
+def sft_checks(
     tokenizer: PreTrainedTokenizerBase,
     model: PreTrainedModel,
     train: Rows,
@@ -108,7 +108,7 @@ def _conversations_cut(cut: int, fitting: int, max_length: int, name: str) -> Fi
     return data.answers_cut(cut, cut + fitting, max_length, "sft.data", name, MAX_CUT_OF_CONVERSATIONS)
 
 
-def rm_guards(
+def rm_checks(
     tokenizer: PreTrainedTokenizerBase,
     model: PreTrainedModel,
     rankings: Loaded[Ranking],
@@ -139,7 +139,7 @@ def rm_guards(
     }
 
 
-def ppo_guards(
+def ppo_checks(
     tokenizer: PreTrainedTokenizerBase,
     policy: PreTrainedModel,
     judges: Mapping[str, PreTrainedModel],
@@ -169,7 +169,7 @@ def ppo_guards(
     }
 
 
-def start_guards(trainer: PPOTrainer) -> Checks:
+def start_checks(trainer: PPOTrainer) -> Checks:
     """What only ppo's models together show, as its trainer has put them together."""
     args, adapter = trainer.args, trainer.adapter
     policy = trainer.model.policy
@@ -189,7 +189,7 @@ def start_guards(trainer: PPOTrainer) -> Checks:
 
 
 def _of_template(tokenizer: PreTrainedTokenizerBase, sample: Sequence[Conversation], key: str) -> Checks:
-    """The guards of a chat template, for some conversations or prompts."""
+    """The checks of a chat template, for some conversations or prompts."""
     return {
         "pad_is_eos": lambda: template.pad_is_eos(tokenizer),
         "double_bos": lambda: template.double_bos(tokenizer, [template.encode(tokenizer, each)[0] for each in sample]),
@@ -208,11 +208,11 @@ def _prompts_seen(train: Sequence[Conversation], held_out: Sequence[Conversation
 def _of_scores(
     judges: Mapping[str, PreTrainedModel], rows: Sequence[Sequence[int]], tokenizer: PreTrainedTokenizerBase
 ) -> Checks:
-    """The guards that have reward models read some answered prompts."""
+    """The checks that have reward models read some answered prompts."""
     pad, eos = tokenizer.pad_token_id, tokenizer.eos_token_id
     entries = min((model.get_input_embeddings().num_embeddings for model in judges.values()), default=0)
     rows = [ids for ids in rows if max(ids) < entries]
-    if not rows:  # another guard says why, or there are no reward models
+    if not rows:  # another check says why, or there are no reward models
         return {}
     return {
         "score_not_on_eos": lambda: rewards.score_not_on_eos(judges, rows, pad, eos),

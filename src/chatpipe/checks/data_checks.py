@@ -1,4 +1,4 @@
-"""Guards of the rows: is there something to learn in them, and something to judge by?"""
+"""Checks of the rows: is there something to learn in them, and something to judge by?"""
 
 import unicodedata
 from collections.abc import Iterable, Mapping, Sequence

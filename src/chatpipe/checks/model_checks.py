@@ -1,4 +1,4 @@
-"""Guards of a model and its tokenizer: is there an embedding for every token?"""
+"""Checks of a model and its tokenizer: is there an embedding for every token?"""
 
 from collections.abc import Iterable, Mapping, Sequence
 

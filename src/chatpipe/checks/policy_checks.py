@@ -1,4 +1,4 @@
-"""The guard of PPO's start: before the first step the policy is its own reference, and reads as it will be trained."""
+"""The check of PPO's start: before the first step the policy is its own reference, and reads as it will be trained."""
 
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext

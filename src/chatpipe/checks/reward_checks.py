@@ -1,4 +1,4 @@
-"""Guards of reward models: is what they say about the answer, and is it worth anything?"""
+"""Checks of reward models: is what they say about the answer, and is it worth anything?"""
 
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path

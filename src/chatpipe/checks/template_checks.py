@@ -1,4 +1,4 @@
-"""Guards of the chat template and its tokens: do rows say to the model what the data says?"""
+"""Checks of the chat template and its tokens: do rows say to the model what the data says?"""
 
 import tempfile
 from collections.abc import Sequence

@@ -6,7 +6,7 @@ EPILOG = "Example: chatpipe check pocket sft.data=chats.jsonl"
 
 
 def check(words: Words = None, json: Json = False) -> None:
-    """Look at recipe, data, models and guards of all stages, without training. Exits with 2 where something failed."""
+    """Look at recipe, data, models and checks of all stages, without training. Exits with 2 where something failed."""
     from chatpipe import console
     from chatpipe.cli.show import show_checks
     from chatpipe.errors import ExitCode, UsageError

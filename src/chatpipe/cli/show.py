@@ -87,14 +87,14 @@ def show_run_table(results: Sequence[StageResult]) -> None:
 def show_checks(checked: "Sequence[Checked]") -> None:
     """Stage, what was looked at, how it went, what was found; what to do stands below what failed.
 
-    Guards of a stage that all went the same share a row.
+    Checks of a stage that all went the same share a row.
     """
     rows, styles = [], []
-    for (stage, is_guard, status, found), some in groupby(checked, _alike):
+    for (stage, is_switch, status, found), some in groupby(checked, _alike):
         same = list(some)
-        if is_guard and status != "failed":
-            names = ", ".join(one.what.removeprefix("guards.") for one in same)
-            rows.append((stage, f"{len(same)} {'guard' if len(same) == 1 else 'guards'}: {names}", status, found))
+        if is_switch and status != "failed":
+            names = ", ".join(one.what.removeprefix("checks.") for one in same)
+            rows.append((stage, f"{len(same)} {'check' if len(same) == 1 else 'checks'}: {names}", status, found))
             styles.append(CHECK_STYLES[status])
             continue
         for one in same:
@@ -104,7 +104,7 @@ def show_checks(checked: "Sequence[Checked]") -> None:
 
 
 def _alike(one: "Checked") -> tuple[str, bool, str, str]:
-    return one.stage, one.what.startswith("guards."), one.status, one.found
+    return one.stage, one.what.startswith("checks."), one.status, one.found
 
 
 def show_measurement(measurement: "Measurement") -> None:

@@ -1,14 +1,14 @@
-"""The switches of the guards: one for each, named after what it finds."""
+"""The switches of the checks: one for each, named after what it finds."""
 
 from pydantic import Field
 
 from chatpipe.recipe.section import Section
 
 
-class Guards(Section):
+class CheckSwitches(Section):
     """Checks before the first step that stop a run which could only fail silently; false turns one off.
 
-    A description begins with the stages that have the guard.
+    A description begins with the stages that have the check.
     """
 
     # of the template and its tokens
@@ -38,7 +38,7 @@ class Guards(Section):
     policy_is_not_reference: bool = Field(True, description="ppo: KL is not 0, or the ratio not 1, at the start.")
 
 
-def guards_of(stage: str) -> list[str]:
-    """The names of a stage's guards, as the descriptions tell."""
-    stages = {name: (field.description or "").split(":")[0] for name, field in Guards.model_fields.items()}
+def checks_of(stage: str) -> list[str]:
+    """The names of a stage's checks, as the descriptions tell."""
+    stages = {name: (field.description or "").split(":")[0] for name, field in CheckSwitches.model_fields.items()}
     return [name for name, told in stages.items() if told == "All stages" or stage in told.split(", ")]

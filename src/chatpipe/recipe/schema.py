@@ -10,7 +10,7 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, BeforeValidator, Field, field_validator, model_validator
 
 from chatpipe.recipe.architectures import Architecture
-from chatpipe.recipe.check_switches import Guards
+from chatpipe.recipe.check_switches import CheckSwitches
 from chatpipe.recipe.section import Section
 
 STAGES = ("pretrain", "sft", "rm", "ppo")
@@ -396,4 +396,4 @@ class Recipe(Section):
     rm: Rm = Field(default_factory=Rm)
     ppo: Ppo = Field(default_factory=Ppo)
     evaluation: Evaluation = Field(default_factory=Evaluation)
-    guards: Guards = Field(default_factory=Guards)
+    checks: CheckSwitches = Field(default_factory=CheckSwitches)

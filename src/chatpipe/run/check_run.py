@@ -1,6 +1,6 @@
-"""A recipe before it runs: what it says, data, models and guards of all stages, and all that is wrong at once.
+"""A recipe before it runs: what it says, data, models and checks of all stages, and all that is wrong at once.
 
-Guards run by the functions of the stages themselves, on the first rows, in a folder that is thrown away.
+Checks run by the functions of the stages themselves, on the first rows, in a folder that is thrown away.
 """
 
 import gc
@@ -13,9 +13,9 @@ from pathlib import Path
 from typing import Any, Literal
 
 from chatpipe import console
-from chatpipe.checks.gate import Checks, GuardResult, run_guards
+from chatpipe.checks.gate import CheckResult, Checks, run_checks
 from chatpipe.errors import UsageError
-from chatpipe.recipe.check_switches import guards_of
+from chatpipe.recipe.check_switches import checks_of
 from chatpipe.recipe.schema import STAGES, DataBlock, Recipe
 from chatpipe.run.chain import check_folder, processes_of, recipe_checks
 from chatpipe.stages.step import PARENTS, Step
@@ -55,9 +55,9 @@ def check_all(recipe: Recipe) -> list[Checked]:
         found[stage].append(_run(stage, f"{stage}.batch_size", partial(_batches, recipe, stage)))
         reason = _why_not_yet(Step.of(recipe, stage), found[stage])
         if reason is None:
-            found[stage] += _guards(recipe, stage)
+            found[stage] += _checks(recipe, stage)
         else:
-            found[stage] += [_not_run(recipe, stage, name, reason) for name in guards_of(stage)]
+            found[stage] += [_not_run(recipe, stage, name, reason) for name in checks_of(stage)]
     return [checked for some in found.values() for checked in some]
 
 
@@ -79,37 +79,37 @@ def _batches(recipe: Recipe, stage: str) -> str:
     return f"{section.batch_size}, in micro-batches of {parts['per_device_train_batch_size']}"
 
 
-# ---- guards ----
+# ---- checks ----
 
 
-def _guards(recipe: Recipe, stage: str) -> list[Checked]:
-    """How the stage's guards go on the first rows of its data."""
-    results: list[GuardResult] = []
+def _checks(recipe: Recipe, stage: str) -> list[Checked]:
+    """How the stage's checks go on the first rows of its data."""
+    results: list[CheckResult] = []
     with tempfile.TemporaryDirectory() as folder, console.silence():
         quiet_libraries()
         step = Step(_on_few_rows(recipe), stage, Path(folder) / stage, Step.of(recipe, stage).models)
         try:
             for checks in _checks_of(step):
-                results += run_guards(stage, recipe.guards, checks)
+                results += run_checks(stage, recipe.checks, checks)
         except UsageError as problem:
-            return [*map(_of_guard, results), Checked(stage, "start", "failed", problem.message, problem.hint)]
+            return [*map(_of_result, results), Checked(stage, "start", "failed", problem.message, problem.hint)]
     gc.collect()  # the models of the stage
-    done = [_of_guard(result) for result in results]
+    done = [_of_result(result) for result in results]
     if stage != "pretrain":
         return done
-    late = [name for name in guards_of(stage) if name not in {result.name for result in results}]
+    late = [name for name in checks_of(stage) if name not in {result.name for result in results}]
     return done + [_not_run(recipe, stage, name, "shows once the text is tokenised") for name in late]
 
 
 def _checks_of(step: Step) -> Iterator[Checks]:
-    """The guards that the stage itself runs, in its order."""
+    """The checks that the stage itself runs, in its order."""
     stage = importlib.import_module(f"chatpipe.stages.{step.stage}")
     prepared = stage.prepare(step)
-    yield prepared.guards()
+    yield prepared.checks()
     if step.stage == "ppo":
-        from chatpipe.checks.by_stage import start_guards
+        from chatpipe.checks.by_stage import start_checks
 
-        yield start_guards(stage.new_trainer(step, prepared))
+        yield start_checks(stage.new_trainer(step, prepared))
 
 
 def _on_few_rows(recipe: Recipe) -> Recipe:
@@ -121,7 +121,7 @@ def _on_few_rows(recipe: Recipe) -> Recipe:
     tokenizer = recipe.pretrain.tokenizer
     few_bytes = tokenizer.model_copy(update={"train_bytes": min(tokenizer.train_bytes, TOKENIZER_BYTES)})
     sections["pretrain"] = sections["pretrain"].model_copy(update={"tokenizer": few_bytes})
-    sections["ppo"] = sections["ppo"].model_copy(update={"ptx_coef": 0.0})  # no guard looks at that text
+    sections["ppo"] = sections["ppo"].model_copy(update={"ptx_coef": 0.0})  # no check looks at that text
     return recipe.model_copy(update=sections)
 
 
@@ -130,7 +130,7 @@ def _first_rows(block: DataBlock) -> DataBlock:
 
 
 def _why_not_yet(step: Step, checked: Sequence[Checked]) -> str | None:
-    """Why the stage's guards cannot run; None where they can."""
+    """Why the stage's checks cannot run; None where they can."""
     if any(one.status == "failed" for one in checked):
         return "first mend what has failed"
     for key, parent in PARENTS[step.stage].items():
@@ -142,13 +142,13 @@ def _why_not_yet(step: Step, checked: Sequence[Checked]) -> str | None:
     return None
 
 
-def _of_guard(result: GuardResult) -> Checked:
+def _of_result(result: CheckResult) -> Checked:
     finding = result.finding
     said = (finding.what, finding.remedy) if finding else ("", "")
-    return Checked(result.stage, f"guards.{result.name}", result.status, *said)
+    return Checked(result.stage, f"checks.{result.name}", result.status, *said)
 
 
 def _not_run(recipe: Recipe, stage: str, name: str, reason: str) -> Checked:
-    if not getattr(recipe.guards, name):
-        return Checked(stage, f"guards.{name}", "off")
-    return Checked(stage, f"guards.{name}", "not yet", reason)
+    if not getattr(recipe.checks, name):
+        return Checked(stage, f"checks.{name}", "off")
+    return Checked(stage, f"checks.{name}", "not yet", reason)

@@ -6,8 +6,8 @@ from dataclasses import dataclass
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, set_seed
 
 from chatpipe import console
-from chatpipe.checks.by_stage import ppo_guards, start_guards
-from chatpipe.checks.gate import Checks, guard
+from chatpipe.checks.by_stage import ppo_checks, start_checks
+from chatpipe.checks.gate import Checks, enforce
 from chatpipe.data.chat_template import add_chat_template, encode_prompt
 from chatpipe.data.datasets import Conversation, Loaded, load_prompts
 from chatpipe.data.text_blocks import TrainingText
@@ -85,9 +85,9 @@ class Prepared:
         judged = (longest_sequence(model, self.tokenizer) for model in self.rewards.all_models)
         return min([context_length(self.policy) or 2**31, *judged])
 
-    def guards(self) -> Checks:
-        """The guards that need no trainer."""
-        return ppo_guards(self.tokenizer, self.policy, self.judges, self.prompts, self.context, self.response_length)
+    def checks(self) -> Checks:
+        """The checks that need no trainer."""
+        return ppo_checks(self.tokenizer, self.policy, self.judges, self.prompts, self.context, self.response_length)
 
 
 def prepare(step: Step) -> Prepared:
@@ -135,12 +135,12 @@ def run(step: Step) -> Outcome | None:
     policy, reference = prepared.policy, prepared.reference
     if step.is_main:
         prompts.report.say()
-    guard(step.stage, recipe.guards, prepared.guards())
+    enforce(step.stage, recipe.checks, prepared.checks())
     asked = judged_prompts(step, tokenizer, prompts.held_out, context)
     asked_ids = [encode_prompt(tokenizer, prompt) for prompt in _fitting(step, tokenizer, asked, context)]
 
     trainer = new_trainer(step, prepared)
-    guard(step.stage, recipe.guards, start_guards(trainer))
+    enforce(step.stage, recipe.checks, start_checks(trainer))
     speed = run_trainer(
         trainer,
         policy,

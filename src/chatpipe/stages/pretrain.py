@@ -7,8 +7,8 @@ from typing import Any
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainingArguments, set_seed
 
 from chatpipe import console
-from chatpipe.checks.by_stage import pretrain_guards, token_guards
-from chatpipe.checks.gate import Checks, guard
+from chatpipe.checks.by_stage import pretrain_checks, token_checks
+from chatpipe.checks.gate import Checks, enforce
 from chatpipe.data.documents import RawText, sample_texts
 from chatpipe.data.masking import Masking, add_mask_token
 from chatpipe.data.text_blocks import BlockCollator
@@ -50,9 +50,9 @@ class Prepared:
     model: PreTrainedModel
     held_out: list[str]
 
-    def guards(self) -> Checks:
-        """The guards that need no tokens."""
-        return pretrain_guards(self.tokenizer, self.model, self.texts, self.held_out)
+    def checks(self) -> Checks:
+        """The checks that need no tokens."""
+        return pretrain_checks(self.tokenizer, self.model, self.texts, self.held_out)
 
 
 def prepare(step: Step) -> Prepared:
@@ -74,11 +74,11 @@ def run(step: Step) -> Outcome | None:
     section = step.recipe.pretrain
     prepared = prepare(step)
     texts, tokenizer, model, documents = prepared.texts, prepared.tokenizer, prepared.model, prepared.held_out
-    guard(step.stage, step.recipe.guards, prepared.guards())
+    enforce(step.stage, step.recipe.checks, prepared.checks())
     del prepared  # it would hold the trained model while the saved one is measured
     samples = section.max_steps * section.batch_size
     train = training_text(step, texts, tokenizer, section.block_size, samples, section.batch_size)
-    guard(step.stage, step.recipe.guards, token_guards(tokenizer, model, train))
+    enforce(step.stage, step.recipe.checks, token_checks(tokenizer, model, train))
     isolate = section.documents == "isolate"
     masking = Masking.of(tokenizer, section.mlm_probability) if section.objective == "masked" else None
     held_out = HeldOut(

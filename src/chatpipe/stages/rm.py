@@ -5,8 +5,8 @@ from typing import Any
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainingArguments, set_seed
 
-from chatpipe.checks.by_stage import rm_guards
-from chatpipe.checks.gate import Checks, guard
+from chatpipe.checks.by_stage import rm_checks
+from chatpipe.checks.gate import Checks, enforce
 from chatpipe.data.chat_template import add_chat_template
 from chatpipe.data.datasets import Loaded, load_rankings
 from chatpipe.data.formats import Ranking
@@ -47,9 +47,9 @@ class Prepared:
     train: EncodedRankings
     max_length: int
 
-    def guards(self) -> Checks:
-        """The guards of the stage."""
-        return rm_guards(self.tokenizer, self.model, self.rankings, self.train, self.max_length)
+    def checks(self) -> Checks:
+        """The checks of the stage."""
+        return rm_checks(self.tokenizer, self.model, self.rankings, self.train, self.max_length)
 
 
 def prepare(step: Step) -> Prepared:
@@ -75,7 +75,7 @@ def run(step: Step) -> Outcome | None:
     train, max_length = prepared.train, prepared.max_length
     if step.is_main:
         rankings.report.say()
-    guard(step.stage, recipe.guards, prepared.guards())
+    enforce(step.stage, recipe.checks, prepared.checks())
     held_out = rankings_that_fit(tokenizer, rankings.held_out, max_length)
     _check_held_out(held_out, max_length)
     centre: list[list[int]] = []

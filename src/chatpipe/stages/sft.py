@@ -7,8 +7,8 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase, set_seed
 from trl import SFTConfig
 
 from chatpipe import console
-from chatpipe.checks.by_stage import sft_guards
-from chatpipe.checks.gate import Checks, guard
+from chatpipe.checks.by_stage import sft_checks
+from chatpipe.checks.gate import Checks, enforce
 from chatpipe.data.chat_rows import Rows, RowsNote
 from chatpipe.data.chat_template import add_chat_template
 from chatpipe.data.datasets import Conversation
@@ -43,9 +43,9 @@ class Prepared:
     note: RowsNote
     max_length: int
 
-    def guards(self) -> Checks:
-        """The guards of the stage."""
-        return sft_guards(self.tokenizer, self.model, self.train, self.held_out, self.note, self.max_length)
+    def checks(self) -> Checks:
+        """The checks of the stage."""
+        return sft_checks(self.tokenizer, self.model, self.train, self.held_out, self.note, self.max_length)
 
 
 def prepare(step: Step) -> Prepared:
@@ -59,7 +59,7 @@ def run(step: Step) -> Outcome | None:
     """Trains the stage's model; the main process evaluates it, saves it and returns what came out."""
     section = step.recipe.sft
     prepared = prepare(step)
-    guard(step.stage, step.recipe.guards, prepared.guards())
+    enforce(step.stage, step.recipe.checks, prepared.checks())
     tokenizer, model, max_length = prepared.tokenizer, prepared.model, prepared.max_length
     train, others, note = prepared.train, prepared.held_out, prepared.note
     del prepared  # it would hold the trained model while the saved one is measured

@@ -33,9 +33,9 @@ PROMPTS_RANKED = "sample.data"
 STAGES_OF_ROUNDS = ("rm", "ppo")
 """What every round has again; the others come once."""
 
-# Where and how a stage runs, not what comes out of it; models and data are compared by content. The recipe's `guards`
+# Where and how a stage runs, not what comes out of it; models and data are compared by content. The recipe's `checks`
 # belong to no stage and are not compared either: one decides whether training begins, and changes nothing in it. So a
-# stage that a guard stopped goes on with that one turned off, and a finished one stays finished.
+# stage that a check stopped goes on with that one turned off, and a finished one stays finished.
 NOT_COMPARED: dict[str, Any] = {
     **dict.fromkeys(
         (

@@ -1,4 +1,4 @@
-"""Each stage on the command line: a guard stops it, and with its key off the same command goes on."""
+"""Each stage on the command line: a check stops it, and with its key off the same command goes on."""
 
 import json
 import shutil
@@ -55,9 +55,9 @@ def ppo(tmp_path, run):
 
 
 @pytest.mark.parametrize("stage", [pretrain, sft, rm, ppo], ids=lambda stage: stage.__name__)
-def test_a_guard_stops_a_stage_and_its_key_lets_it_go_on(stage, tmp_path, tiny_run, chatpipe):
+def test_a_check_stops_a_stage_and_its_key_lets_it_go_on(stage, tmp_path, tiny_run, chatpipe):
     name = stage.__name__
-    options, guard, told = stage(tmp_path, tiny_run)
+    options, check, told = stage(tmp_path, tiny_run)
     command = (name, "--out", tmp_path / name, *options)
     said = chatpipe(*command)
     read, _, error = said.err.rpartition("error: ")
@@ -66,10 +66,10 @@ def test_a_guard_stops_a_stage_and_its_key_lets_it_go_on(stage, tmp_path, tiny_r
     assert said.code == 2
     assert len(lines) == 4
     assert lines[0] == f"error: {name} could only fail silently; it is stopped before its first step."
-    assert lines[1].startswith(f"guards.{guard}: ")
+    assert lines[1].startswith(f"checks.{check}: ")
     assert told in lines[1]
-    assert lines[3] == f"If it is meant: guards.{guard}=false turns this guard off."
+    assert lines[3] == f"If it is meant: checks.{check}=false turns this check off."
     assert not (tmp_path / name / "metrics.jsonl").exists()
-    assert chatpipe(*command, f"guards.{guard}=false", "--json").object["skipped"] is False
-    # What is done is done, whatever the guards: they change nothing of what came out.
+    assert chatpipe(*command, f"checks.{check}=false", "--json").object["skipped"] is False
+    # What is done is done, whatever the checks: they change nothing of what came out.
     assert chatpipe(*command, "--json").object["skipped"] is True

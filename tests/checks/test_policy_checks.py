@@ -6,7 +6,7 @@ import parts
 import pytest
 import tiny
 
-from chatpipe.checks.by_stage import start_guards
+from chatpipe.checks.by_stage import start_checks
 from chatpipe.checks.policy_checks import policy_is_not_reference
 from chatpipe.generation import SamplingParams
 from chatpipe.ppo.model import disable_dropout
@@ -21,7 +21,7 @@ def quiet(model):
 
 
 def start(trainer):
-    return start_guards(trainer)["policy_is_not_reference"]()
+    return start_checks(trainer)["policy_is_not_reference"]()
 
 
 def test_the_same_weights_pass_and_others_do_not():

@@ -1,0 +1,76 @@
+"""One error for all that was found, in eight lines at most."""
+
+import re
+from pathlib import Path
+
+import pytest
+
+from chatpipe.checks import by_stage
+from chatpipe.checks.gate import CheckResult, Finding, enforce, run_checks
+from chatpipe.errors import UsageError
+from chatpipe.recipe.check_switches import CheckSwitches
+from chatpipe.recipe.loading import load_recipe
+
+NAMES = ["pad_is_eos", "double_bos", "turns_lost", "answers_cut", "held_out_seen"]
+
+
+def failing(count):
+    return {name: (lambda name=name: Finding(f"{name} it is.", f"Mend {name}.")) for name in NAMES[:count]}
+
+
+def message(count):
+    with pytest.raises(UsageError) as caught:
+        enforce("sft", CheckSwitches(), failing(count))
+    return [*caught.value.message.splitlines(), *caught.value.hint.splitlines()]
+
+
+def test_each_check_has_its_outcome_in_order():
+    checks = {"double_bos": lambda: None, **failing(1), "turns_lost": lambda: 1 / 0}
+    assert run_checks("rm", CheckSwitches(turns_lost=False), checks) == [
+        CheckResult("double_bos", "rm", "ok"),
+        CheckResult("pad_is_eos", "rm", "failed", Finding("pad_is_eos it is.", "Mend pad_is_eos.")),
+        CheckResult("turns_lost", "rm", "off"),
+    ]
+
+
+def test_nothing_found_lets_the_stage_begin():
+    assert enforce("ppo", CheckSwitches(), {"double_bos": lambda: None}) == [CheckResult("double_bos", "ppo", "ok")]
+    assert enforce("ppo", CheckSwitches(pad_is_eos=False), failing(1)) == [CheckResult("pad_is_eos", "ppo", "off")]
+
+
+def test_one_failure_is_told_with_its_remedy_and_its_key():
+    assert message(1) == [
+        "sft could only fail silently; it is stopped before its first step.",
+        "checks.pad_is_eos: pad_is_eos it is.",
+        "  Mend pad_is_eos.",
+        "If it is meant: checks.pad_is_eos=false turns this check off.",
+    ]
+
+
+def test_three_are_told_in_full_and_of_five_the_first_two():
+    three, five = message(3), message(5)
+    assert len(three) == 8
+    assert three[5:7] == ["checks.turns_lost: turns_lost it is.", "  Mend turns_lost."]
+    assert three[-1] == "If it is meant: checks.pad_is_eos=false turns this check off, the others likewise."
+    assert len(five) == 7
+    assert five[3:6] == [
+        "checks.double_bos: double_bos it is.",
+        "  Mend double_bos.",
+        "... and 3 more: checks.turns_lost, checks.answers_cut, checks.held_out_seen",
+    ]
+
+
+def test_every_check_has_a_switch_and_every_switch_a_check():
+    """A switch that no stage reads would promise what is not there."""
+    listed = set(re.findall(r'^        "(\w+)": lambda', Path(by_stage.__file__).read_text(), re.MULTILINE))
+    assert listed == set(CheckSwitches.model_fields)
+    assert len(listed) == 22
+
+
+def test_a_recipe_turns_checks_off_by_name():
+    resolved = load_recipe(None, ["checks.double_bos=false"])
+    assert not resolved.recipe.checks.double_bos
+    assert resolved.recipe.checks.turns_lost
+    assert resolved.origins["checks.double_bos"] == "command line"
+    with pytest.raises(UsageError, match=r"there is no key checks.duble_bos; did you mean checks.double_bos\?"):
+        load_recipe(None, ["checks.duble_bos=false"])
