@@ -239,7 +239,7 @@ def _run_here(step: Step) -> None:
     start = time.monotonic()
     # Imported here since a stage brings torch along, which a wrong command must not wait for.
     module = importlib.import_module(f"chatpipe.stages.{step.stage}")
-    outcome: Outcome | None = getattr(module, f"run_{step.stage}")(step)
+    outcome: Outcome | None = module.run(step)
     if manifest is None or outcome is None:
         return
     manifest.metrics, manifest.verdict = outcome.metrics, outcome.verdict
