@@ -11,6 +11,7 @@ import torch
 
 from chatpipe.models import unpadded
 from chatpipe.ppo import advantages, experience, kl, loss, microbatch, model, rollout
+from chatpipe.reward import scoring
 
 Function = Callable[..., Any]
 
@@ -194,10 +195,9 @@ def temperature_1(true):
 
 
 def one_token_before_the_last(true):
-    def mutant(reward_model, batch):
-        mask = batch.attention_mask
+    def mutant(reward_model, input_ids, mask):
         is_last = torch.arange(mask.shape[1]) == mask.sum(1, keepdim=True) - 1
-        return true(reward_model, batch._replace(attention_mask=mask * ~is_last))
+        return true(reward_model, input_ids, mask * ~is_last)
 
     return mutant
 
@@ -270,7 +270,7 @@ MUTANTS = [
     Mutant("value clipped around the return", loss.value_loss, value_clip_around_the_return, "T4 clip tables"),
     Mutant("value off by one", model.completion_values, one_column_further, "T1 trainer"),
     Mutant("sampled at .7, scored at 1", model.completion_logprobs, temperature_1, "T7 sampler"),
-    Mutant("score of the token before the last", model.last_token_scores, one_token_before_the_last, "T1 trainer"),
+    Mutant("score of the token before the last", scoring.batch_scores, one_token_before_the_last, "T1 trainer"),
     Mutant("padding multiplied by 0", unpadded.hidden_states_at, multiplied_by_the_mask, "T5 poison"),
     Mutant("results in the order of reading", rollout._put_back, left_in_reading_order, "T1 trainer"),
     Mutant("left padding without position ids", microbatch.pad, padding_attended, "T6 loop"),

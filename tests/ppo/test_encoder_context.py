@@ -13,8 +13,8 @@ from transformers import (
 
 from chatpipe.errors import UsageError
 from chatpipe.ppo.rewards import Rewards
-from chatpipe.ppo.rollout import reward_model_scores
-from chatpipe.reward.reward_model import sequence_scores
+from chatpipe.reward.reward_model import longest_sequence
+from chatpipe.reward.scoring import score_sequences
 from chatpipe.stages.ppo import Prepared
 
 LONGEST = 16
@@ -60,12 +60,12 @@ def test_the_stage_takes_what_the_encoder_reads(encoder, tokenizer):
 
 
 @ENCODERS
-def test_what_is_longer_loses_its_beginning_and_no_more(encoder, tokenizer):
+def test_the_longest_sequence_is_scored_as_the_model_itself_does(encoder, tokenizer):
     model = encoder()
-    sequences = [[3 + i % 9 for i in range(length)] for length in (5, LONGEST, LONGEST + 4)]
-    scores = reward_model_scores([model], tokenizer, sequences, 2)[:, 0]
-    read = sequence_scores(model, [ids[-LONGEST:] for ids in sequences], tiny.PAD, 1)
-    torch.testing.assert_close(scores, read, atol=1e-5, rtol=1e-5)
+    assert longest_sequence(model, tokenizer) == LONGEST
+    sequences = [[3 + i % 9 for i in range(length)] for length in (5, LONGEST)]
+    stock = torch.cat([model(torch.tensor([ids])).logits[:, 0] for ids in sequences])
+    torch.testing.assert_close(score_sequences(model, sequences), stock.detach(), atol=1e-5, rtol=1e-5)
 
 
 @ENCODERS

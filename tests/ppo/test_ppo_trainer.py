@@ -9,7 +9,7 @@ from chatpipe.errors import UsageError
 from chatpipe.ppo.microbatch import pad
 from chatpipe.ppo.model import check_output_head, disable_dropout
 from chatpipe.ppo.rollout import prompt_numbers
-from chatpipe.reward.reward_model import token_scores
+from chatpipe.reward.scoring import batch_scores
 from chatpipe.training.resume import newest_resume_point
 
 
@@ -110,8 +110,7 @@ def test_critic_starts_as_the_reward_model_with_its_offset(tmp_path):
     ppo = tiny.trainer(tmp_path, reward_model=tiny.random_reward_model(offset=2.5))
     experience = ppo.make_experience()
     batch = pad(experience.sequences)
-    values = token_scores(ppo.model.critic, batch.input_ids, batch.attention_mask)
-    at_last = values[torch.arange(len(experience)), experience.sequences.lengths - 1]
+    at_last = batch_scores(ppo.model.critic, batch.input_ids, batch.attention_mask)
     assert torch.allclose(at_last, experience.scores, rtol=0, atol=1e-6)
     uncentred = tiny.trainer(tmp_path, reward_model=tiny.random_reward_model()).make_experience()
     assert torch.allclose(experience.scores, uncentred.scores - 2.5, atol=1e-5)

@@ -9,7 +9,7 @@ from tiny_tokens import CONTEXT, Ended, Tokens
 from tiny_trainer import Crash, CrashAt
 
 from chatpipe.data.masking import IGNORED, Masking
-from chatpipe.generation.engine import evaluation_mode
+from chatpipe.models.layers import evaluation_mode
 from chatpipe.training.resume import RESUME_POINTS, newest_resume_point
 from chatpipe.training.text_bits import TextBits
 

@@ -19,7 +19,7 @@ from chatpipe.ranking.raters import TOO_LONG, check_rater, load_rater, rank_with
 from chatpipe.ranking.standing import standing_rankings
 from chatpipe.recipe.schema import Pocketworld
 from chatpipe.reward.ranking_batches import encode_answers
-from chatpipe.reward.reward_model import sequence_scores
+from chatpipe.reward.scoring import score_sequences
 
 SETTINGS = Pocketworld(seed=0, people=16)
 WORLD = build_world(SETTINGS)
@@ -196,7 +196,7 @@ def test_a_reward_model_ranks_by_its_scores_and_the_same_text_ties(reward_model,
     assert (ranked.annotator, ranked.ranked) == (str(folder), 40)
     for one, given in zip(of, ranks, strict=True):
         sequences = encode_answers(tokenizer, one.prompt, one.responses, 64)
-        scores = sequence_scores(model, sequences, tokenizer.pad_token_id, 4).tolist()
+        scores = score_sequences(model, sequences).tolist()
         assert given == ranked_by([*scores[:3], scores[1]])
     assert len(set(map(tuple, ranks))) > 1
 

@@ -8,7 +8,8 @@ from chatpipe.data.chat_template import add_chat_template
 from chatpipe.models.tokenizer_training import train_tokenizer
 from chatpipe.ranking.scoring import model_scorer
 from chatpipe.reward.ranking_batches import encode_answers
-from chatpipe.reward.reward_model import new_reward_model, sequence_scores
+from chatpipe.reward.reward_model import new_reward_model
+from chatpipe.reward.scoring import score_sequences
 
 LONGEST = 32
 SIZES = {"vocab_size": 280, "hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 2, "pad_token_id": 0}
@@ -35,4 +36,4 @@ def test_an_encoder_scores_what_it_was_trained_to_read(kind, tmp_path):
     sequences = encode_answers(tokenizer, prompt, answers, LONGEST)
     assert max(map(len, sequences)) == LONGEST
     (scores,) = model_scorer(str(tmp_path), "--reward")([(prompt, answers)])
-    assert scores == pytest.approx(sequence_scores(model, sequences, 0, 2).tolist(), abs=1e-5)
+    assert scores == pytest.approx(score_sequences(model, sequences).tolist(), abs=1e-5)

@@ -13,8 +13,9 @@ from transformers import (
     RobertaForMaskedLM,
 )
 
-from chatpipe.reward.reward_model import new_reward_model, outside_body, sequence_scores
+from chatpipe.reward.reward_model import new_reward_model, outside_body
 from chatpipe.reward.reward_trainer import RewardTrainer
+from chatpipe.reward.scoring import score_sequences
 from chatpipe.training.lora import Adapter, lora_config
 from chatpipe.training.resume import newest_resume_point
 
@@ -64,13 +65,13 @@ def test_the_body_is_frozen_and_the_head_learns_whole(kind, folders, tmp_path):
     trainer.train()
     plain = {
         name.replace("base_layer.", ""): weight
-        for name, weight in trainer.model.state_dict().items()
+        for name, weight in trainer.model.model.state_dict().items()
         if "lora_" not in name
     }
     assert plain.keys() == before.keys()
     changed = {name for name, weight in plain.items() if not torch.equal(weight, before[name])}
     assert {name.split(".")[0] for name in changed} == HEADS[kind]
-    adapters = [weight for name, weight in trainer.model.named_parameters() if "lora_B" in name]
+    adapters = [weight for name, weight in trainer.model.model.named_parameters() if "lora_B" in name]
     assert len(adapters) >= 8
     assert all(weight.abs().max() > 0 for weight in adapters)
 
@@ -80,13 +81,13 @@ def test_what_is_saved_is_a_plain_model_that_scores_alike(kind, folders, tmp_pat
     trainer, before = adapted(folders[kind], tmp_path)
     trainer.train()
     sequences = [[5, 6, 7, 1], [9, 8, 1], [20, 21, 22, 23, 1]]
-    adapted_scores = sequence_scores(trainer.model, sequences, 0, 3)
+    adapted_scores = score_sequences(trainer.model.model, sequences)
     model = trainer.trained_model()
     assert model.state_dict().keys() == before.keys()
     model.save_pretrained(tmp_path / "rm")
     again = AutoModelForSequenceClassification.from_pretrained(tmp_path / "rm")
-    torch.testing.assert_close(sequence_scores(again, sequences, 0, 3), adapted_scores, atol=1e-5, rtol=1e-5)
-    untrained = sequence_scores(new_reward_model(folders[kind], pad_token_id=0, seed=0), sequences, 0, 3)
+    torch.testing.assert_close(score_sequences(again, sequences), adapted_scores, atol=1e-5, rtol=1e-5)
+    untrained = score_sequences(new_reward_model(folders[kind], pad_token_id=0, seed=0), sequences)
     assert (adapted_scores - untrained).abs().max() > 1e-2
 
 
@@ -101,5 +102,5 @@ def test_a_resume_point_holds_what_is_trained_and_goes_on_to_the_bit(folders, tm
     assert not any("model.safetensors" in str(path) for path in point.iterdir())
     second, _ = adapted(folders["gpt2"], tmp_path / "broken", **settings)
     second.train(resume_from_checkpoint=str(point))
-    for name, weight in whole.model.state_dict().items():
-        assert torch.equal(weight, second.model.state_dict()[name]), name
+    for name, weight in whole.model.model.state_dict().items():
+        assert torch.equal(weight, second.model.model.state_dict()[name]), name

@@ -16,14 +16,8 @@ from chatpipe.data.padding import pad_right
 from chatpipe.errors import TrainingError
 from chatpipe.models.model_folder import COUNT_FROM_PADDING, positions_of
 from chatpipe.models.tokenizer_training import train_tokenizer
-from chatpipe.reward.reward_model import (
-    at_last_token,
-    centre_rewards,
-    longest_sequence,
-    new_reward_model,
-    sequence_scores,
-    token_scores,
-)
+from chatpipe.reward.reward_model import longest_sequence, new_reward_model
+from chatpipe.reward.scoring import batch_scores, centre_rewards, score_sequences
 
 KINDS = ("gpt2", "llama", "qwen3")
 SPECIAL = {"bos_token_id": 1, "eos_token_id": 1, "pad_token_id": 0}
@@ -82,42 +76,46 @@ def test_nothing_is_said_about_new_weights(bodies, capfd):
 @torch.inference_mode()
 def test_agrees_with_the_stock_forward(model):
     sequences = some_sequences()
-    centre_rewards(model, sequences[:5], pad_token_id=0, batch_size=4)
+    centre_rewards(model, sequences[:5])
     input_ids, mask = pad_right(sequences, 0)
     stock = model(input_ids, attention_mask=mask).logits[:, 0]
-    ours = sequence_scores(model, sequences, pad_token_id=0, batch_size=5)
+    ours = score_sequences(model, sequences)
     torch.testing.assert_close(ours + model.config.chatpipe_reward_offset, stock, atol=1e-5, rtol=0)
     model.config.chatpipe_reward_offset = 0.0
 
 
-@torch.inference_mode()
-def test_padding_side_and_neighbours_do_not_change_a_score(model):
+@pytest.mark.parametrize("unpadded", [True, False])
+def test_neighbours_and_padding_do_not_change_a_score(model, unpadded, monkeypatch):
+    monkeypatch.setattr("chatpipe.reward.scoring.reads_unpadded", lambda body: unpadded)
+    monkeypatch.setattr("chatpipe.models.unpadded.reads_unpadded", lambda body: unpadded)
     sequences = some_sequences()
-    alone = torch.cat([sequence_scores(model, [sequence], pad_token_id=0, batch_size=1) for sequence in sequences])
-    for batch_size in (3, 12):
-        together = sequence_scores(model, sequences, pad_token_id=0, batch_size=batch_size)
+    alone = torch.cat([score_sequences(model, [sequence]) for sequence in sequences])
+    for tokens_at_once in (30, 100, 1000):
+        done = []
+        together = score_sequences(model, sequences, tokens_at_once=tokens_at_once, on_scored=done.append)
         torch.testing.assert_close(together, alone, atol=1e-5, rtol=0)
-    mirrored, mask = pad_right([sequence[::-1] for sequence in sequences], 0)
-    input_ids, mask = mirrored.flip(1), mask.flip(1)
-    positions = (mask.cumsum(1) - 1).clamp(min=0)
-    torch.testing.assert_close(token_scores(model, input_ids, mask, positions)[:, -1], alone, atol=1e-5, rtol=0)
+        assert done == sorted(done)
+        assert done[-1] == len(sequences)
+    input_ids, mask = pad_right(sequences, fill=9)
+    with torch.no_grad():
+        torch.testing.assert_close(batch_scores(model, input_ids, mask), alone, atol=1e-5, rtol=0)
 
 
 def test_read_at_the_end_of_turn_also_where_that_is_the_pad_token(gpt2):
     # transformers #35352: the stock model would look for the last token that is not pad and read the one before it
     sequences = [[5, 6, 7, 1], [8, 9, 1]]
-    scores = sequence_scores(gpt2, sequences, pad_token_id=0, batch_size=2)
-    assert torch.equal(sequence_scores(gpt2, sequences, pad_token_id=1, batch_size=2), scores)
-    assert not torch.allclose(sequence_scores(gpt2, [[5, 6, 7], [8, 9]], pad_token_id=1, batch_size=2), scores)
+    scores = score_sequences(gpt2, sequences)
+    gpt2.config.pad_token_id = 1
+    assert torch.equal(score_sequences(gpt2, sequences), scores)
+    assert not torch.allclose(score_sequences(gpt2, [[5, 6, 7], [8, 9]]), scores)
 
 
 def test_score_of_every_token_is_that_of_the_sequence_ending_there(gpt2):
     sequence = some_sequences(1)[0]
-    input_ids, mask = pad_right([sequence], 0)
     ends = [sequence[: end + 1] for end in range(len(sequence))]
     with torch.inference_mode():
-        at_tokens = token_scores(gpt2, input_ids, mask)[0]
-    torch.testing.assert_close(sequence_scores(gpt2, ends, 0, 4), at_tokens, atol=1e-5, rtol=0)
+        at_tokens = gpt2.score(gpt2.transformer(torch.tensor([sequence])).last_hidden_state)[0, :, 0]
+    torch.testing.assert_close(score_sequences(gpt2, ends), at_tokens, atol=1e-5, rtol=0)
 
 
 @pytest.mark.parametrize(
@@ -152,39 +150,39 @@ def test_a_model_whose_positions_begin_behind_its_padding_reads_the_longest_sequ
     longest = longest_sequence(model, tokenizer)
     config.save_pretrained(tmp_path)
     assert longest == positions_of(tmp_path) == 22
-    assert sequence_scores(model, [[5] * longest], 1, 1).isfinite().all()
+    assert score_sequences(model, [[5] * longest]).isfinite().all()
     with pytest.raises((IndexError, RuntimeError)):
-        sequence_scores(model, [[5] * (longest + 1)], 1, 1)
+        score_sequences(model, [[5] * (longest + 1)])
 
 
 def test_scores_are_float32_under_autocast(gpt2):
     input_ids, mask = pad_right(some_sequences(), 0)
     with torch.autocast("cpu", dtype=torch.bfloat16), torch.inference_mode():
-        scores = at_last_token(token_scores(gpt2, input_ids, mask), mask)
+        scores = batch_scores(gpt2, input_ids, mask)
     assert scores.dtype == torch.float32
     assert (scores != scores.bfloat16()).any()
 
 
 def test_scoring_leaves_training_mode_alone_and_takes_no_sequences(gpt2):
-    assert sequence_scores(gpt2.train(), [], pad_token_id=0, batch_size=2).shape == (0,)
+    assert score_sequences(gpt2.train(), []).shape == (0,)
     assert gpt2.training
 
 
 def test_centring_survives_a_reload_and_keeps_the_order(gpt2, tmp_path):
     demonstrations, others = some_sequences(seed=1), some_sequences(seed=2)
-    before = sequence_scores(gpt2, others, 0, 4)
-    offset = centre_rewards(gpt2, demonstrations, pad_token_id=0, batch_size=4)
+    before = score_sequences(gpt2, others)
+    offset = centre_rewards(gpt2, demonstrations)
     assert abs(offset) > 0.01
     gpt2.save_pretrained(tmp_path)
     again = AutoModelForSequenceClassification.from_pretrained(tmp_path)
-    assert sequence_scores(again, demonstrations, 0, 4).mean().abs() < 1e-6
-    torch.testing.assert_close(sequence_scores(again, others, 0, 4), before - offset)
-    assert centre_rewards(again, demonstrations, 0, 4) == pytest.approx(offset, abs=1e-6)
+    assert score_sequences(again, demonstrations).mean().abs() < 1e-6
+    torch.testing.assert_close(score_sequences(again, others), before - offset)
+    assert centre_rewards(again, demonstrations) == pytest.approx(offset, abs=1e-6)
 
 
 def test_what_gives_no_finite_scores_is_not_centred(gpt2):
     with torch.no_grad():
         gpt2.score.weight.fill_(float("nan"))
     with pytest.raises(TrainingError, match="cannot be centred: 12 demonstrations score nan on average"):
-        centre_rewards(gpt2, some_sequences(), pad_token_id=0, batch_size=4)
+        centre_rewards(gpt2, some_sequences())
     assert not hasattr(gpt2.config, "chatpipe_reward_offset")

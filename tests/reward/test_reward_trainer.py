@@ -11,8 +11,9 @@ from transformers import AutoModelForSequenceClassification, TrainingArguments
 from chatpipe.models.unpadded import MULTIPLE
 from chatpipe.reward.ranking_batches import EncodedRanking, Judgement
 from chatpipe.reward.ranking_loss import ranking_loss
-from chatpipe.reward.reward_model import new_reward_model, sequence_scores
+from chatpipe.reward.reward_model import new_reward_model
 from chatpipe.reward.reward_trainer import RewardTrainer
+from chatpipe.reward.scoring import score_sequences
 from chatpipe.training.resume import newest_resume_point
 
 LIKED = 7
@@ -129,7 +130,7 @@ def test_annotators_of_the_same_answers_share_the_weight_of_their_prompt(bodies,
     ]
     assert_same_training(*runs)
     model = new_reward_model(bodies["gpt2"], pad_token_id=0, seed=0).double()
-    scores = [sequence_scores(model, ranking.sequences, 0, 4) for ranking in (one, one, other)]
+    scores = [score_sequences(model, ranking.sequences) for ranking in (one, one, other)]
     ranks = [first.ranks, second.ranks, other.judgements[0].ranks]
     losses = [
         ranking_loss(of, torch.tensor(own), torch.tensor([4])).item() for of, own in zip(scores, ranks, strict=True)
@@ -145,7 +146,7 @@ def test_first_loss_is_the_mean_over_prompts_that_have_a_pair(bodies, one_big_ba
     rows = [
         row[: int(mask.sum())].tolist() for row, mask in zip(batch["input_ids"], batch["attention_mask"], strict=True)
     ]
-    losses = ranking_loss(sequence_scores(model, rows, 0, 8), batch["ranks"], batch["sizes"])
+    losses = ranking_loss(score_sequences(model, rows), batch["ranks"], batch["sizes"])
     assert (losses == 0).any()
     assert one_big_batch[1][0]["loss"] == pytest.approx(losses[losses != 0].mean().item(), rel=1e-5)
 
@@ -159,7 +160,7 @@ def test_first_loss_has_the_margins(bodies, tmp_path):
     ]
     _, logs = trained_weights(bodies["gpt2"], tmp_path, rankings, per_device_train_batch_size=2)
     model = new_reward_model(bodies["gpt2"], pad_token_id=0, seed=0).double()
-    scores = sequence_scores(model, [ids for ranking in rankings for ids in ranking.sequences], 0, 8)
+    scores = score_sequences(model, [ids for ranking in rankings for ids in ranking.sequences])
     ranks = torch.tensor([rank for ranking in rankings for rank in ranking.judgements[0].ranks])
     losses = ranking_loss(scores, ranks, torch.tensor([4, 4]), torch.tensor(margins))
     assert logs[0]["loss"] == pytest.approx(losses.mean().item(), rel=1e-5)
@@ -169,9 +170,12 @@ def test_each_response_is_read_once_and_no_padding_between(bodies, tmp_path):
     rankings = some_rankings(12)
     model = new_reward_model(bodies["gpt2"], pad_token_id=0, seed=0)
     read = []
-    model.score.register_forward_hook(lambda _, states, __: read.append(states[0].shape[:-1].numel()))
     args = arguments(tmp_path, max_steps=-1, num_train_epochs=1, per_device_train_batch_size=4)
-    RewardTrainer(model, args, rankings).train()
+    trainer = RewardTrainer(model, args, rankings)
+    model.transformer.register_forward_hook(
+        lambda _, args, inputs, __: read.append(inputs["input_ids"].numel()), with_kwargs=True
+    )
+    trainer.train()
     tokens = sum(len(ids) for ranking in rankings for ids in ranking.sequences)
     assert len(read) == 3
     assert all(count % MULTIPLE == 0 for count in read)
@@ -183,7 +187,7 @@ def test_padding_changes_nothing(kind, bodies, tmp_path, monkeypatch):
     """Read without padding as with it, which is what other models and gradient checkpointing need."""
     some = {"per_device_train_batch_size": 12}
     unpadded = trained_weights(bodies[kind], tmp_path, some_rankings(24), **some)
-    monkeypatch.setattr("chatpipe.reward.reward_trainer.reads_unpadded", lambda body: False)
+    monkeypatch.setattr("chatpipe.models.unpadded.reads_unpadded", lambda body: False)
     assert_same_training(trained_weights(bodies[kind], tmp_path, some_rankings(24), **some), unpadded)
 
 
@@ -195,7 +199,7 @@ def test_logs_accuracy_and_margin_of_all_pairs_since_the_last_log(bodies, tmp_pa
     trainer.train()
     margins = []
     for ranking in rankings:
-        scores = sequence_scores(model, ranking.sequences, 0, 9).tolist()
+        scores = score_sequences(model, ranking.sequences).tolist()
         ranked = list(zip(scores, ranking.judgements[0].ranks, strict=True))
         margins += [a - b for a, rank in ranked for b, worse in ranked if rank < worse]
     logged = trainer.state.log_history[0]
@@ -221,7 +225,7 @@ def test_resumed_between_two_logs_it_goes_on_to_the_bit(bodies, tmp_path):
     assert [second.state.log_history[-2][name] for name in measured] == [
         whole.state.log_history[-2][name] for name in measured
     ]
-    assert torch.equal(second.model.score.weight, whole.model.score.weight)
+    assert torch.equal(second.model.model.score.weight, whole.model.model.score.weight)
 
 
 def test_learns_a_preference_and_opens_as_a_stock_model(bodies, tmp_path):
@@ -233,7 +237,7 @@ def test_learns_a_preference_and_opens_as_a_stock_model(bodies, tmp_path):
     again = AutoModelForSequenceClassification.from_pretrained(tmp_path / "rm")
     right = pairs = 0
     for ranking in planted_rankings(100, seed=1):
-        scores, ranks = sequence_scores(again, ranking.sequences, 0, 4), torch.tensor(ranking.judgements[0].ranks)
+        scores, ranks = score_sequences(again, ranking.sequences), torch.tensor(ranking.judgements[0].ranks)
         margins = scores[ranks == 1][:, None] - scores[ranks == 2]
         right, pairs = right + int((margins > 0).sum()), pairs + margins.numel()
     assert right / pairs > 0.9

@@ -14,7 +14,7 @@ from chatpipe.models.pretrained import load_reward_model, load_tokenizer
 from chatpipe.models.tokenizer_training import train_tokenizer
 from chatpipe.recipe.schema import DataBlock, Pocketworld
 from chatpipe.reward.ranking_batches import encode_answers
-from chatpipe.reward.reward_model import sequence_scores
+from chatpipe.reward.scoring import score_sequences
 
 TINY = ("rm.num_train_epochs=1", "rm.learning_rate=1e-3", "rm.batch_size=16", "rm.max_length=48", "rm.bf16=false")
 THINGS = ("cat", "dog", "cow", "hen", "pig", "owl")
@@ -65,9 +65,9 @@ def chats(work):
 
 def offset_on(folder, demonstrations):
     """What centres the saved model on these sequences."""
-    model, tokenizer = load_reward_model(folder), load_tokenizer(folder)
+    model = load_reward_model(folder)
     model.config.chatpipe_reward_offset = 0.0
-    return sequence_scores(model, demonstrations, tokenizer.pad_token_id, 32).mean().item()
+    return score_sequences(model, demonstrations).mean().item()
 
 
 def test_it_is_centred_on_what_is_fine_tuned_on_without_what_is_held_out(chatpipe, work, body, pairs, chats):

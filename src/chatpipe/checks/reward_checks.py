@@ -11,7 +11,8 @@ from chatpipe.checks.gate import Finding
 from chatpipe.data.padding import pad_right
 from chatpipe.models.manifest import read_manifest
 from chatpipe.models.pretrained import missing_weights
-from chatpipe.reward.reward_model import batch_scores, reads_left_to_right, reward_offset, sequence_scores
+from chatpipe.reward.reward_model import reads_left_to_right, reward_offset
+from chatpipe.reward.scoring import batch_scores, score_sequences
 
 TOLERANCE = 1e-4
 """Of a score of size 1; of larger ones in proportion."""
@@ -41,7 +42,7 @@ def batch_changes_score(
     """
     for key, model in models.items():
         together = _of_padded_batch(model, rows, pad_token_id, batch_scores)
-        difference = _largest_difference(together, sequence_scores(model, rows, pad_token_id, 1))
+        difference = _largest_difference(together, score_sequences(model, rows, tokens_at_once=1))
         if difference > TOLERANCE:
             return Finding(
                 f"{key}: scores of {len(rows)} rows differ by {difference:.1g} between a padded batch and one by one.",
@@ -67,7 +68,7 @@ def score_not_on_eos(
         if not reads_left_to_right(model) or model.config.get_text_config().pad_token_id is None:
             continue
         stock = _of_padded_batch(model, rows, pad_token_id, _stock_scores)
-        difference = _largest_difference(stock, sequence_scores(model, rows, pad_token_id, 1))
+        difference = _largest_difference(stock, score_sequences(model, rows, tokens_at_once=1))
         if difference > TOLERANCE:
             return Finding(
                 f"{key}: transformers reads the score of {_named(model)} elsewhere than at the EOS "

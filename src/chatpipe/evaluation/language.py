@@ -14,7 +14,8 @@ from chatpipe.data.padding import length_sorted, pad_right
 from chatpipe.data.text_blocks import HeldOutText, isolating
 from chatpipe.errors import UsageError
 from chatpipe.evaluation.intervals import bootstrap_interval
-from chatpipe.generation.engine import context_length, evaluation_mode
+from chatpipe.generation.engine import context_length
+from chatpipe.models.layers import evaluation_mode
 
 EncodedConversation = tuple[list[int], list[int]]
 """Token ids of a conversation, and a mask of the same length: 1 on what the assistant says."""

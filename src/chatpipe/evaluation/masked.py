@@ -12,7 +12,7 @@ from transformers import PreTrainedModel
 from chatpipe.data.masking import IGNORED, Masking
 from chatpipe.data.text_blocks import HeldOutText
 from chatpipe.data.token_store import TokenStore
-from chatpipe.generation.engine import evaluation_mode
+from chatpipe.models.layers import evaluation_mode
 
 COUNTED_AT_ONCE = 2**22
 """Tokens, which bounds the memory that a large store takes."""

@@ -8,9 +8,7 @@ from chatpipe import console
 from chatpipe.data.formats import Ranking
 from chatpipe.data.row_files import BadRow
 from chatpipe.reward.ranking_batches import encode_answers
-from chatpipe.reward.reward_model import sequence_scores
-
-EVAL_BATCH_SIZE = 32
+from chatpipe.reward.scoring import score_sequences
 
 
 def rankings_that_fit(
@@ -23,14 +21,12 @@ def rankings_that_fit(
 def ranking_scores(
     model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, rankings: Sequence[Ranking], max_length: int
 ) -> list[list[float]]:
-    """The score of each answer of each ranking, all of which must fit."""
-    scores = []
-    with console.progress("evaluating", len(rankings)) as bar:
-        for ranking in rankings:
-            sequences = encode_answers(tokenizer, ranking.prompt, ranking.responses, max_length)
-            scores.append(sequence_scores(model, sequences, tokenizer.pad_token_id, EVAL_BATCH_SIZE).tolist())
-            bar.update(len(scores))
-    return scores
+    """The score of each answer of each ranking, all of which must fit into `max_length` tokens."""
+    encoded = [encode_answers(tokenizer, ranking.prompt, ranking.responses, max_length) for ranking in rankings]
+    flat = [ids for sequences in encoded for ids in sequences]
+    with console.progress("scoring", len(flat)) as bar:
+        scores = iter(score_sequences(model, flat, on_scored=bar.update).tolist())
+    return [[next(scores) for _ in sequences] for sequences in encoded]
 
 
 def _fits(tokenizer: PreTrainedTokenizerBase, ranking: Ranking, max_length: int) -> bool:

@@ -4,12 +4,10 @@
 transformers' own continuous batching (`continuous.py`).
 """
 
-import contextlib
 import inspect
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from typing import Literal, get_args
 
-import torch
 from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from chatpipe.errors import UsageError
@@ -17,7 +15,7 @@ from chatpipe.generation.continuous import generate_continuous
 from chatpipe.generation.decode_rows import Completion, DecodeRows, Prompt
 from chatpipe.generation.sampling import BROKEN, SamplingParams, random_streams
 from chatpipe.generation.stops import StopFinder
-from chatpipe.models.layers import layer_types
+from chatpipe.models.layers import evaluation_mode, layer_types
 
 Backend = Literal["native", "continuous"]
 
@@ -105,18 +103,6 @@ def _cut(completion: Completion, params: SamplingParams, tokenizer: PreTrainedTo
     finder = StopFinder(tokenizer, params.stop)
     any(finder.add(token) for token in completion.ids)  # as far as the first stop string
     return finder.cut(completion)
-
-
-@contextlib.contextmanager
-def evaluation_mode(model: torch.nn.Module) -> Iterator[None]:
-    """Put the modules of `model` into evaluation mode (no dropout), and afterwards each back into its own mode."""
-    in_training = [module for module in model.modules() if module.training]
-    model.eval()
-    try:
-        yield
-    finally:
-        for module in in_training:
-            module.training = True
 
 
 def context_length(model: PreTrainedModel) -> int | None:

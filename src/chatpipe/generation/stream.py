@@ -5,9 +5,10 @@ from collections.abc import Iterator, Sequence
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 from chatpipe.generation.decode_rows import DecodeRows, Prompt
-from chatpipe.generation.engine import check_prompts, evaluation_mode
+from chatpipe.generation.engine import check_prompts
 from chatpipe.generation.sampling import SamplingParams, random_streams
 from chatpipe.generation.stops import StopFinder
+from chatpipe.models.layers import evaluation_mode
 
 
 def stream(

@@ -1,5 +1,9 @@
-"""What kinds of attention a model has, from its configuration."""
+"""The kinds of attention that a model has, and evaluation mode."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from torch import nn
 from transformers import PreTrainedConfig
 
 
@@ -7,3 +11,15 @@ def layer_types(config: PreTrainedConfig) -> set[str]:
     """The kinds of a model's layers, as transformers names them: `full_attention`, `sliding_attention` and others."""
     sliding = getattr(config, "sliding_window", None)
     return set(getattr(config, "layer_types", None) or ["sliding_attention" if sliding else "full_attention"])
+
+
+@contextmanager
+def evaluation_mode(model: nn.Module) -> Iterator[None]:
+    """Puts the modules of `model` into evaluation mode (no dropout), and afterwards each back into its own mode."""
+    in_training = [module for module in model.modules() if module.training]
+    model.eval()
+    try:
+        yield
+    finally:
+        for module in in_training:
+            module.training = True

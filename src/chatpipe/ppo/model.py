@@ -13,7 +13,7 @@ from chatpipe.data.padding import equal_tokens, length_sorted
 from chatpipe.errors import UsageError
 from chatpipe.models.unpadded import MULTIPLE, Rows, hidden_states_at, positions_read, reads_unpadded
 from chatpipe.ppo.microbatch import MicroBatch
-from chatpipe.reward.reward_model import head_scores, reads_left_to_right, reward_offset
+from chatpipe.reward.reward_model import head_scores, reward_offset
 
 MAX_LOGITS = 2**25
 """Logits that are held at once, times about four in float32 with what log-softmax and entropy need: 0.5 GB."""
@@ -110,19 +110,6 @@ def completion_values(critic: PreTrainedModel, batch: MicroBatch) -> Tensor:
     # Taken out before the head: padded cells would add 0 times what stands in them to its gradient.
     hidden = _hidden_states(critic, batch, batch.rows, batch.columns)
     return head_scores(critic.score, hidden) - reward_offset(critic)
-
-
-def last_token_scores(reward_model: PreTrainedModel, batch: MicroBatch) -> Tensor:
-    """The reward model's score at the last token of each sequence (its EOS, or where it was cut off), [b].
-
-    A model that reads both ways gives one score to the whole sequence.
-    """
-    if not reads_left_to_right(reward_model):
-        logits = reward_model(input_ids=batch.input_ids, attention_mask=batch.attention_mask).logits
-        return logits[:, 0].to(torch.promote_types(logits.dtype, torch.float32)) - reward_offset(reward_model)
-    lengths = batch.attention_mask.sum(1)
-    hidden = _hidden_states(reward_model, batch, torch.arange(len(lengths), device=lengths.device), lengths - 1)
-    return head_scores(reward_model.score, hidden) - reward_offset(reward_model)
 
 
 def _hidden_states(model: PreTrainedModel, batch: MicroBatch, rows: Tensor, columns: Tensor) -> Tensor:

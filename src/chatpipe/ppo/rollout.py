@@ -8,16 +8,15 @@ from typing import NamedTuple
 import numpy as np
 import torch
 from torch import Tensor, nn
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedModel
 
-from chatpipe.data.padding import length_sorted
 from chatpipe.ppo.advantages import SumOverRanks, gae, whiten
 from chatpipe.ppo.config import PPOConfig
 from chatpipe.ppo.experience import Experience, Sequences, flat_index
 from chatpipe.ppo.kl import k1, shape_rewards
 from chatpipe.ppo.microbatch import pad
-from chatpipe.ppo.model import PolicyAndCritic, completion_logprobs, last_token_scores, micro_batch_rows
-from chatpipe.reward.reward_model import longest_sequence
+from chatpipe.ppo.model import PolicyAndCritic, completion_logprobs, micro_batch_rows
+from chatpipe.reward.scoring import batch_scores
 
 
 class Stream(IntEnum):
@@ -90,7 +89,7 @@ def score(
             ref_logprobs, _ = completion_logprobs(ref_model, batch, trained.temperature)
         scores = outputs.values.new_empty(len(rows), len(reward_models))
         for column, model in enumerate(reward_models):
-            scores[:, column] = last_token_scores(model, batch)
+            scores[:, column] = batch_scores(model, batch.input_ids, batch.attention_mask)
         read.append((outputs.logprobs.cpu(), ref_logprobs.cpu(), outputs.values.cpu(), scores.cpu()))
     order = torch.cat(chunks)
     logprobs, ref_logprobs, values, scores = (torch.cat(parts) for parts in zip(*read, strict=True))
@@ -102,28 +101,6 @@ def score(
         values=_put_back(values, tokens),
         scores=scores[:, 0] if isinstance(reward_model, nn.Module) else scores,
     )
-
-
-@torch.no_grad()
-def reward_model_scores(
-    reward_models: Sequence[PreTrainedModel],
-    tokenizer: PreTrainedTokenizerBase,
-    sequences: Sequence[Sequence[int]],
-    micro_batch_size: int,
-) -> Tensor:
-    """What each model says of each whole sequence of token ids, [n, m] on the CPU.
-
-    A sequence that is longer than a model reads loses its beginning.
-    """
-    columns = []
-    for model in reward_models:
-        limit = longest_sequence(model, tokenizer)
-        cut = [list(ids)[-limit:] for ids in sequences]
-        whole = Sequences.of([ids[:1] for ids in cut], [ids[1:] for ids in cut], [True] * len(cut))
-        chunks = length_sorted(whole.lengths, micro_batch_size)
-        scores = [last_token_scores(model, pad(whole.select(rows)).to(model.device)).cpu() for rows in chunks]
-        columns.append(_put_back(torch.cat(scores), torch.cat(chunks)))
-    return torch.stack(columns, 1) if columns else torch.empty(len(sequences), 0)
 
 
 def with_advantages(

@@ -30,10 +30,10 @@ def model_scorer(name: str, key: str) -> Scorer:
     from chatpipe.checks.model_checks import embeddings_too_few
     from chatpipe.data.chat_template import add_chat_template
     from chatpipe.data.row_files import BadRow
-    from chatpipe.evaluation.ranking_scores import EVAL_BATCH_SIZE
     from chatpipe.models.pretrained import load_reward_model, load_tokenizer, placed
     from chatpipe.reward.ranking_batches import encode_answers
-    from chatpipe.reward.reward_model import longest_sequence, sequence_scores
+    from chatpipe.reward.reward_model import longest_sequence
+    from chatpipe.reward.scoring import score_sequences
 
     tokenizer, model = load_tokenizer(name), placed(load_reward_model(name))
     add_chat_template(tokenizer)
@@ -51,7 +51,7 @@ def model_scorer(name: str, key: str) -> Scorer:
     def score(asked: Sequence[Asked]) -> list[list[float] | None]:
         read = [encoded(one) for one in asked]
         flat = [ids for sequences in read for ids in sequences or ()]
-        said = sequence_scores(model, flat, tokenizer.pad_token_id, EVAL_BATCH_SIZE).tolist()
+        said = score_sequences(model, flat).tolist()
         if not all(map(math.isfinite, said)):
             raise UsageError(
                 f"{key} = {name} gives NaN or infinity for an answer.", "Its weights are broken: train it anew."

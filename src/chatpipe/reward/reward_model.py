@@ -1,14 +1,11 @@
-"""The reward model: any `AutoModelForSequenceClassification` with one label.
+"""The reward model: any `AutoModelForSequenceClassification` with one label. Its parts, and how a new one is made.
 
-On a causal body its head is called `score`; a sequence is scored at its last token, found by its length: transformers
-looks for the pad token instead, and reads another position where pad is also the end of a turn (transformers #35352).
-An encoder reads both ways and gives the whole sequence one score, through its `classifier` head. What centres the
-scores stands in `config.chatpipe_reward_offset`, since `score` has no bias; stock software, which ignores it, sees the
-same order.
+A causal body has a head called `score`, which gives a number at each token; an encoder reads both ways and gives the
+whole sequence one score. `config.chatpipe_reward_offset` is subtracted from scores to centre them, since `score` has no
+bias; stock software ignores it and sees the same order. `reward.scoring` computes scores.
 """
 
-import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 
 import torch
@@ -23,8 +20,6 @@ from transformers import (
 )
 from transformers.utils import logging
 
-from chatpipe.data.padding import length_sorted, pad_right
-from chatpipe.errors import TrainingError
 from chatpipe.models.model_folder import usable_positions
 
 
@@ -63,6 +58,11 @@ def longest_of_config(config: PretrainedConfig, tokenizer: PreTrainedTokenizerBa
     return tokenizer.model_max_length if positions is None else min(positions, tokenizer.model_max_length)
 
 
+def body_of(model: PreTrainedModel) -> nn.Module:
+    """The transformer below a model's head."""
+    return getattr(model, model.base_model_prefix)
+
+
 def reads_left_to_right(model: PreTrainedModel) -> bool:
     """Whether a sequence classification model is a decoder, whose `score` head gives a number at each position.
 
@@ -72,10 +72,10 @@ def reads_left_to_right(model: PreTrainedModel) -> bool:
 
 
 def score_head(model: PreTrainedModel) -> nn.Linear:
-    """The layer that gives the score: `score` of a decoder, the last linear layer of an encoder's `classifier`."""
+    """The layer that gives the score: `score` of a decoder, the last linear layer behind the body of an encoder."""
     if reads_left_to_right(model):
         return model.score
-    return [module for module in model.classifier.modules() if isinstance(module, nn.Linear)][-1]
+    return [module for module in outside_body(model).values() if isinstance(module, nn.Linear)][-1]
 
 
 def outside_body(model: PreTrainedModel) -> dict[str, nn.Module]:
@@ -84,23 +84,8 @@ def outside_body(model: PreTrainedModel) -> dict[str, nn.Module]:
     return {name: module for name, module in model.named_modules() if name and name.split(".")[0] != body}
 
 
-def token_scores(
-    model: PreTrainedModel, input_ids: Tensor, attention_mask: Tensor, position_ids: Tensor | None = None
-) -> Tensor:
-    """The centred score at every position, (b, t) float32, also under autocast.
-
-    `input_ids`, `attention_mask` and `position_ids` are (b, t). Rows are padded on the right; padded on the left they
-    need `position_ids`.
-    """
-    body = getattr(model, model.base_model_prefix)
-    hidden = body(
-        input_ids=input_ids, attention_mask=attention_mask, position_ids=position_ids, use_cache=False
-    ).last_hidden_state
-    return head_scores(model.score, hidden) - reward_offset(model)
-
-
 def head_scores(head: nn.Linear, hidden: Tensor) -> Tensor:
-    """What a score head gives for hidden states (..., d), before centring: (...), float32 at least.
+    """The scores (...) of hidden states (..., d) by a score head, before centring; float32 or wider.
 
     Never in bfloat16, whose three digits would tie answers that differ.
     """
@@ -108,58 +93,6 @@ def head_scores(head: nn.Linear, hidden: Tensor) -> Tensor:
         wide = torch.promote_types(hidden.dtype, torch.float32)
         bias = None if head.bias is None else head.bias.to(wide)
         return functional.linear(hidden.to(wide), head.weight.to(wide), bias).squeeze(-1)
-
-
-def at_last_token(values: Tensor, attention_mask: Tensor) -> Tensor:
-    """Of (b, t) values those at the last token of each row, (b,); rows are padded on the right."""
-    last = attention_mask.sum(1) - 1
-    return values.gather(1, last[:, None]).squeeze(1)
-
-
-def sequence_scores(
-    model: PreTrainedModel, sequences: Sequence[Sequence[int]], pad_token_id: int, batch_size: int
-) -> Tensor:
-    """The centred score of each sequence at its last token, (n,) float32 on the CPU, in the order of `sequences`.
-
-    `model` answers in evaluation mode and is left as it was. Longest first: memory that runs out does so at once.
-    """
-    scores = torch.empty(len(sequences))
-    was_training = model.training
-    model.eval()
-    try:
-        with torch.inference_mode():
-            for rows in length_sorted(torch.tensor([len(ids) for ids in sequences]), batch_size):
-                input_ids, mask = pad_right([sequences[i] for i in rows], pad_token_id)
-                input_ids, mask = input_ids.to(model.device), mask.to(model.device)
-                scores[rows] = batch_scores(model, input_ids, mask).float().cpu()
-    finally:
-        model.train(was_training)
-    return scores
-
-
-def batch_scores(model: PreTrainedModel, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
-    """The centred score of each row of (b, t) tokens, padded on the right: (b,)."""
-    if reads_left_to_right(model):
-        return at_last_token(token_scores(model, input_ids, attention_mask), attention_mask)
-    return model(input_ids=input_ids, attention_mask=attention_mask).logits[:, 0].float() - reward_offset(model)
-
-
-def centre_rewards(
-    model: PreTrainedModel, demonstrations: Sequence[Sequence[int]], pad_token_id: int, batch_size: int
-) -> float:
-    """Sets the offset so that `demonstrations` score 0 on average (InstructGPT, appendix C.2); returns it.
-
-    It stands in the configuration, so `save_pretrained` keeps it. Raises `TrainingError` where it would not be finite.
-    """
-    scores = sequence_scores(model, demonstrations, pad_token_id, batch_size)
-    offset = reward_offset(model) + scores.double().mean().item()
-    if not math.isfinite(offset):
-        raise TrainingError(
-            f"The reward model cannot be centred: {len(demonstrations)} demonstrations score {offset} on average.",
-            "Its weights are broken: lower rm.learning_rate, or give another rm.model, and train it with --fresh.",
-        )
-    model.config.chatpipe_reward_offset = offset
-    return offset
 
 
 def reward_offset(model: PreTrainedModel) -> float:

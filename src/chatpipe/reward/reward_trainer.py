@@ -18,10 +18,11 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel, Trainer, TrainingArguments
 
-from chatpipe.models.unpadded import Rows, flat_inputs, reads_unpadded
+from chatpipe.models.unpadded import reads_unpadded
 from chatpipe.reward.ranking_batches import EncodedRanking, RankingCollator
 from chatpipe.reward.ranking_loss import comparable_pairs, pair_margins, ranking_loss
-from chatpipe.reward.reward_model import at_last_token, head_scores, reads_left_to_right, score_head
+from chatpipe.reward.reward_model import body_of
+from chatpipe.reward.scoring import ScoringModel
 from chatpipe.training.adapter import TrainsAdapter
 from chatpipe.training.lora import Adapter
 from chatpipe.training.nonfinite import SkipNonFinite
@@ -43,10 +44,11 @@ class RewardTrainer(TrainsAdapter, SkipNonFinite, Trainer):
         **more: Any,
     ) -> None:
         collator = RankingCollator(model.config.get_text_config().pad_token_id)
-        super().__init__(model=model, args=args, train_dataset=train_dataset, data_collator=collator, **more)
+        scoring = ScoringModel(model)
+        super().__init__(model=scoring, args=args, train_dataset=train_dataset, data_collator=collator, **more)
         self.adapter = adapter
-        # Tried out once, here: what FSDP has sharded is not called in parts.
-        reads_unpadded(_body(model))
+        # Tried out once, before FSDP shards the model: afterwards its body cannot be called alone.
+        reads_unpadded(body_of(model))
         # Trainer then leaves it to us to divide by num_items_in_batch, and does not divide by the micro-batches.
         self.model_accepts_loss_kwargs = True
         self._forget_pairs()
@@ -66,7 +68,7 @@ class RewardTrainer(TrainsAdapter, SkipNonFinite, Trainer):
         self, model: nn.Module, inputs: dict[str, Tensor], return_outputs: bool = False, num_items_in_batch: Any = None
     ) -> Any:
         """This micro-batch's share of the step's mean; `num_items_in_batch` is what all of the step weighs."""
-        scores = self._scores(model, inputs)[inputs["rows"]]
+        scores = model(inputs["input_ids"], inputs["attention_mask"])[inputs["rows"]]
         ranks, sizes, weights = inputs["ranks"], inputs["sizes"], inputs["weights"]
         self._note_pairs(scores.detach(), ranks, sizes)
         losses = ranking_loss(scores, ranks, sizes, inputs["margins"]) * weights
@@ -75,36 +77,18 @@ class RewardTrainer(TrainsAdapter, SkipNonFinite, Trainer):
         loss = losses.sum() * self.accelerator.num_processes / in_all
         return (loss, {"scores": scores}) if return_outputs else loss
 
-    def _scores(self, model: nn.Module, inputs: dict[str, Tensor]) -> Tensor:
-        """Scores of the sequences, (sum K,), of the model as DDP or FSDP wraps it; a decoder's without padding.
+    # ---- the model inside `ScoringModel` ----
 
-        These synchronise only what passes through their own forward, so that is called, and what its head reads is
-        taken on the way: its pooled result looks for the pad token and may come in bfloat16.
-        """
-        plain = self.accelerator.unwrap_model(model)
-        input_ids, mask = inputs["input_ids"], inputs["attention_mask"]
-        if not reads_left_to_right(plain):
-            return self._head_scores(model, {"input_ids": input_ids, "attention_mask": mask})
-        if not reads_unpadded(_body(plain)):
-            read = {"input_ids": input_ids, "attention_mask": mask, "use_cache": False}
-            return at_last_token(self._head_scores(model, read), mask)
-        # Rows of similar length attend together: the longest first, and the scores back in their places.
-        order = mask.sum(1).argsort(descending=True, stable=True)
-        positions = torch.arange(mask.shape[1], device=mask.device).expand_as(mask)
-        with flat_inputs(_body(plain), Rows(input_ids[order], mask[order], positions)) as flat:
-            found = self._head_scores(model, flat)[0]
-        return found[mask[order].sum(1).cumsum(0) - 1][order.argsort()]
+    def modules_to_save(self) -> dict[str, nn.Module]:
+        """The reward model, or with an adapter what is trained alone."""
+        return {"model": self._plain()} if self.adapter is None else super().modules_to_save()
 
-    def _head_scores(self, model: nn.Module, read: dict[str, Any]) -> Tensor:
-        """What the head says of all that reaches it when `model` is called with `read`."""
-        found: list[Tensor] = []
-        head = score_head(self.accelerator.unwrap_model(model))
-        hook = head.register_forward_hook(lambda head, states, _: found.append(head_scores(head, states[0])))
-        try:
-            model(**read)
-        finally:
-            hook.remove()
-        return found[0]
+    def trained_model(self) -> PreTrainedModel:
+        """The reward model as a plain one, an adapter in its weights."""
+        return self._plain() if self.adapter is None else super().trained_model()
+
+    def _plain(self) -> PreTrainedModel:
+        return self.accelerator.unwrap_model(self.model, keep_torch_compile=False).model
 
     # ---- what is logged ----
 
@@ -132,7 +116,3 @@ class RewardTrainer(TrainsAdapter, SkipNonFinite, Trainer):
     def _forget_pairs(self) -> None:
         # pairs, those ordered rightly, sum of margins
         self._seen = torch.zeros(3, device=self.args.device)
-
-
-def _body(model: PreTrainedModel) -> nn.Module:
-    return getattr(model, model.base_model_prefix)

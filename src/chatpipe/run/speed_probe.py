@@ -24,7 +24,7 @@ from transformers import (
 
 from chatpipe.data.masking import Masking
 from chatpipe.generation import SamplingParams, generate
-from chatpipe.generation.engine import evaluation_mode
+from chatpipe.models.layers import evaluation_mode
 from chatpipe.recipe.schema import Pretrain
 from chatpipe.run.memory_estimate import blank_model, training_device
 from chatpipe.training.arguments import training_arguments

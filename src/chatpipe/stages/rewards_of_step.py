@@ -14,12 +14,11 @@ from chatpipe.models.pretrained import load_reward_model, load_tokenizer
 from chatpipe.pocketworld import GoldRater
 from chatpipe.ppo.kl import penalise_missing_eos
 from chatpipe.ppo.rewards import RewardFunction, Rewards
-from chatpipe.ppo.rollout import reward_model_scores
 from chatpipe.recipe.schema import POCKETWORLD
 from chatpipe.reward.functions import load_function
+from chatpipe.reward.reward_model import longest_sequence
+from chatpipe.reward.scoring import score_sequences
 from chatpipe.stages.step import Step
-
-EVAL_BATCH_SIZE = 32
 
 
 def load_rewards(step: Step, tokenizer: PreTrainedTokenizerBase) -> Rewards:
@@ -83,7 +82,12 @@ def reward_scores(
     """
     section = step.recipe.ppo
     read = [[*encode_prompt(tokenizer, prompt), *answer.ids] for prompt, answer in zip(prompts, answers, strict=True)]
-    of_models = reward_model_scores(rewards.all_models, tokenizer, read, EVAL_BATCH_SIZE)
+    columns = [
+        # A sequence that is longer than a model reads loses its beginning.
+        score_sequences(model, [ids[-longest_sequence(model, tokenizer) :] for ids in read])
+        for model in rewards.all_models
+    ]
+    of_models = torch.stack(columns, 1) if columns else torch.empty(len(read), 0)
     ended = [answer.ended for answer in answers]
     total, named = rewards.judge(of_models, list(prompts), [answer.text for answer in answers], ended)
     total = penalise_missing_eos(total, torch.tensor(ended), section.missing_eos_penalty, section.missing_eos)

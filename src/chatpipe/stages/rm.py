@@ -13,7 +13,7 @@ from chatpipe.data.formats import Ranking
 from chatpipe.data.sources import build_world
 from chatpipe.errors import UsageError
 from chatpipe.evaluation.pair_accuracy import pair_metrics
-from chatpipe.evaluation.ranking_scores import EVAL_BATCH_SIZE, ranking_scores, rankings_that_fit
+from chatpipe.evaluation.ranking_scores import ranking_scores, rankings_that_fit
 from chatpipe.evaluation.verdicts import rm_verdict
 from chatpipe.evaluation.word_counts import WordCounts
 from chatpipe.models.pretrained import load_tokenizer, quickest_attention
@@ -21,14 +21,9 @@ from chatpipe.pocketworld import GoldRater
 from chatpipe.recipe.schema import POCKETWORLD
 from chatpipe.reward.demonstrations import conversations_to_draw_from, demonstrations
 from chatpipe.reward.ranking_batches import EncodedRankings, encode_answers, encode_rankings
-from chatpipe.reward.reward_model import (
-    centre_rewards,
-    longest_sequence,
-    new_reward_model,
-    outside_body,
-    sequence_scores,
-)
+from chatpipe.reward.reward_model import longest_sequence, new_reward_model, outside_body
 from chatpipe.reward.reward_trainer import RewardTrainer
+from chatpipe.reward.scoring import centre_rewards, score_sequences
 from chatpipe.stages.adapting import stage_adapter
 from chatpipe.stages.arguments import stage_arguments
 from chatpipe.stages.example import example_prompt
@@ -96,7 +91,7 @@ def run(step: Step) -> Outcome | None:
         return None
 
     model = trainer.trained_model()
-    offset = centre_rewards(model, centre, tokenizer.pad_token_id, EVAL_BATCH_SIZE)
+    offset = centre_rewards(model, centre)
     metrics = {
         **_evaluate(step, model, tokenizer, rankings.train, held_out, max_length),
         "reward_offset": offset,
@@ -149,7 +144,7 @@ def _example(
     ordered = sorted(zip(ranking.ranks, ranking.responses, strict=True))
     best, worst = ordered[0][1], ordered[-1][1]
     sequences = encode_answers(tokenizer, ranking.prompt, [best, worst], max_length)
-    scores = sequence_scores(model, sequences, tokenizer.pad_token_id, EVAL_BATCH_SIZE).tolist()
+    scores = score_sequences(model, sequences).tolist()
     asked = ranking.prompt[-1]["content"]
     told = f"(asked {asked!r}) {scores[0]:+.2f} for {best!r}, {scores[1]:+.2f} for {worst!r}"
     return {"question": example_prompt(step)[-1]["content"], "answer": told}

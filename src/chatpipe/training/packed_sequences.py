@@ -19,7 +19,7 @@ from transformers import PreTrainedModel
 from chatpipe.data.chat_rows import Rows
 from chatpipe.data.padding import pad_right
 from chatpipe.data.text_blocks import TrainingText
-from chatpipe.generation.engine import evaluation_mode
+from chatpipe.models.layers import evaluation_mode
 
 IGNORED = -100
 TRIED_LENGTHS = (7, 5)
