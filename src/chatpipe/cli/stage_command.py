@@ -126,7 +126,7 @@ def _run_stage(
         more = None
         if foresees:
             import chatpipe.stages.pretrain  # noqa: F401 (what the run itself will have loaded counts as its memory)
-            from chatpipe.run.foresight import foresee
+            from chatpipe.run.forecast import foresee
 
             more = foresee(resolved.recipe.pretrain, how.processes)
         show_plan(resolved, [step], how, json, more)

@@ -1,6 +1,7 @@
-"""The time and memory that a run of pretraining would take, from a few steps of its trainer on random tokens.
+"""`chatpipe pretrain --dry-run`: the memory and the time that a run would take.
 
-Neither the data nor the hub is needed.
+Memory is counted on fake tensors. Time is measured on a few training steps with random tokens and scaled to whole steps
+by FLOPs. Neither the data nor the hub is needed.
 """
 
 import tempfile
@@ -22,36 +23,40 @@ from transformers import (
     TrainingArguments,
 )
 
+from chatpipe import console
 from chatpipe.data.masking import Masking
 from chatpipe.generation import SamplingParams, generate
 from chatpipe.models.layers import evaluation_mode
+from chatpipe.models.model_folder import looks_like_path
+from chatpipe.models.vocabulary import expected_vocabulary
 from chatpipe.recipe.schema import Pretrain
-from chatpipe.run.memory_estimate import blank_model, training_device
+from chatpipe.run.memory_estimate import blank_model, check_memory, estimate_memory, training_device
 from chatpipe.training.arguments import training_arguments
 from chatpipe.training.batches import measured_rows, micro_batches
 from chatpipe.training.flops import flops_per_token
-from chatpipe.training.memory import begin_peak, peak_memory
+from chatpipe.training.memory import begin_peak, keep_freed_memory, peak_memory
 from chatpipe.training.precision import use_bf16
 from chatpipe.training.pretrain_arguments import pretrain_arguments
 from chatpipe.training.pretrain_trainer import PretrainTrainer
+from chatpipe.training.quiet import quiet_libraries
 from chatpipe.training.speed import peak_flops
 
 MAX_SECONDS, ENOUGH_SECONDS, ENOUGH_STEPS = 30.0, 12.0, 5
-"""Of the probe's steps; another step begins only within it, so that with everything else it stays below a minute.
-As soon as there are both enough seconds and enough steps, it ends."""
+"""The probe starts no step after `MAX_SECONDS`, so that a dry run takes less than a minute. It ends as soon as it has
+`ENOUGH_STEPS` steps and `ENOUGH_SECONDS` seconds."""
 MAX_STEP_SECONDS = 5.0
 MAX_STEPS = 300
 ASSUMED_SHARE_OF_PEAK = 0.5
 SAMPLES, SAMPLE_TOKENS, LARGE_MODEL = 2, 32, 200_000_000
-"""An evaluation of the probe writes so many samples of so many tokens, of a large model of a few tokens: each length
-has kernels of its own in memory, of which a large one needs no account."""
+"""The probe's evaluation writes `SAMPLES` samples of `SAMPLE_TOKENS` tokens, because a CPU keeps kernels in memory for
+each length. A model of `LARGE_MODEL` parameters writes a few tokens only: there the kernels are negligible."""
 
 
 @dataclass(frozen=True)
 class Timing:
-    """What a probe found: seconds of one optimizer step, and the most bytes that the process held.
+    """The result of a probe: seconds of one optimizer step, and the process's peak in bytes.
 
-    It was measured with `rows` of `length` tokens as a micro-batch, where the run has `micro_batch_tokens`.
+    The probe used micro-batches of `rows` x `length` tokens; the run uses `micro_batch_tokens`.
     """
 
     seconds_per_step: float
@@ -62,12 +67,57 @@ class Timing:
 
     @property
     def probed_tokens(self) -> int:
-        """How many tokens of a micro-batch it was measured with."""
+        """Tokens of a micro-batch of the probe."""
         return self.rows * self.length
 
 
+def foresee(section: Pretrain, processes: int) -> dict[str, Any]:
+    """`memory_gib` of each process by part, and `train_seconds` without evaluations and resume points.
+
+    Raises `UsageError` where the run does not fit into this machine's memory. Nothing is fetched from the hub: both are
+    `unknown` where the model's size depends on a model or tokenizer of the hub.
+    """
+    if section.model is not None and not (looks_like_path(section.model) and Path(section.model).expanduser().is_dir()):
+        return {"memory_gib": "unknown: pretrain.model is not here", "train_seconds": "unknown"}
+    tokens = 0 if section.model else expected_vocabulary(section)  # a saved model's configuration holds its vocabulary
+    if tokens is None:
+        why = "unknown: pretrain.tokenizer.pretrained is not here, and pretrain.architecture.vocab_size is not given"
+        return {"memory_gib": why, "train_seconds": "unknown"}
+    quiet_libraries()
+    keep_freed_memory()
+    memory = estimate_memory(section, tokens, processes)
+    check_memory(memory, section, processes)
+    with console.progress("probing", total=None):
+        timing = probe(section, tokens, processes)
+    probed = {"batch_size": timing.rows, "per_device_train_batch_size": timing.rows, "block_size": timing.length}
+    memory = memory.reached(timing.peak, estimate_memory(section.model_copy(update=probed), tokens, 1))
+    check_memory(memory, section, processes)
+    seconds = timing.seconds_per_step * section.max_steps
+    return {
+        "memory_gib": memory.in_gib(),
+        "train_seconds": round(seconds, 1),
+        "train_time": format_duration(seconds),
+        "tokens_per_second": round(section.batch_size * section.block_size / timing.seconds_per_step, 1),
+        "probed_with": _probed_with(timing),
+    }
+
+
+def format_duration(seconds: float) -> str:
+    """A duration for people, such as `3.5 h`."""
+    for unit, size in (("days", 86400), ("h", 3600), ("min", 60)):
+        if seconds >= 2 * size:
+            return f"{seconds / size:.1f} {unit}"
+    return f"{seconds:.0f} s"
+
+
+def _probed_with(timing: Timing) -> str:
+    if timing.probed_tokens == timing.micro_batch_tokens:
+        return f"whole micro-batches, {timing.micro_batch_tokens:,} tokens"
+    return f"{timing.probed_tokens:,} of the {timing.micro_batch_tokens:,} tokens of a micro-batch, scaled by FLOPs"
+
+
 def probe(section: Pretrain, tokens: int, processes: int) -> Timing:
-    """Times a few steps of the trainer on random tokens, as large as a minute allows, and scales them to a step."""
+    """Times a few training steps on random tokens, as large as a minute allows, and scales them to the run's step."""
     spread = micro_batches(section, processes, "pretrain")
     model = blank_model(section, tokens)
     rows, length = _probe_size(section, model, spread["per_device_train_batch_size"])
@@ -83,7 +133,7 @@ def probe(section: Pretrain, tokens: int, processes: int) -> Timing:
             data,
             muon=section.optimizer == "muon",
             masking=masking,
-            measure=_Measuring(min(rows, measured_rows(length, vocabulary)), length, vocabulary),
+            measure=_Evaluation(min(rows, measured_rows(length, vocabulary)), length, vocabulary),
             eval_dataset=[],
         )
         trainer.remove_callback(PrinterCallback)
@@ -106,9 +156,9 @@ def probe(section: Pretrain, tokens: int, processes: int) -> Timing:
 
 
 class _Clock(TrainerCallback):
-    """Seconds of forward and backward, and of the optimizer, in each step; ends the training after a time.
+    """Measures forward and backward, and the optimizer, of each step; ends the training after a time.
 
-    The first step, which warms up or compiles, counts only where there is no time for a second one.
+    The first step warms up or compiles: it counts only if there is no second one.
     """
 
     def __init__(self) -> None:
@@ -117,28 +167,28 @@ class _Clock(TrainerCallback):
         self._began = self._last_lap = 0.0
 
     def on_train_begin(self, args: Any, state: TrainerState, control: TrainerControl, **_: Any) -> None:
-        """The first step begins."""
+        """Starts the clock."""
         self._began = self._last_lap = time.perf_counter()
 
     def on_pre_optimizer_step(self, args: Any, state: TrainerState, control: TrainerControl, **_: Any) -> None:
-        """Forward and backward are done, and what lies between two steps: data, callbacks."""
+        """Records forward and backward, with the data loading and callbacks before them."""
         self._passes.append(self._lap(args.device))
 
     def on_step_end(self, args: Any, state: TrainerState, control: TrainerControl, **_: Any) -> None:
-        """The optimizer is done."""
+        """Records the optimizer, and decides whether to go on."""
         self._updates.append(self._lap(args.device))
-        control.should_evaluate = len(self._updates) == 1  # what evaluations take of memory is reached too
+        control.should_evaluate = len(self._updates) == 1  # an evaluation's memory belongs to the peak
         seconds = self._last_lap - self._began
         enough = seconds > ENOUGH_SECONDS and len(self._updates) >= ENOUGH_STEPS
         last = enough or seconds + self._passes[-1] + self._updates[-1] > MAX_SECONDS
         control.should_training_stop = last or control.should_training_stop
 
     def on_evaluate(self, args: Any, state: TrainerState, control: TrainerControl, **_: Any) -> None:
-        """The next step begins."""
+        """Leaves the evaluation out of the next step."""
         self._lap(args.device)
 
     def medians(self) -> tuple[float, float]:
-        """Of the passes and of the updates."""
+        """Median seconds of forward and backward, and of the optimizer."""
         passes, updates = (sorted(some[1:] or some) for some in (self._passes, self._updates))
         return passes[len(passes) // 2], updates[len(updates) // 2]
 
@@ -150,8 +200,8 @@ class _Clock(TrainerCallback):
         return seconds
 
 
-class _Measuring:
-    """What an evaluation does, of so many rows as it reads at once: the loss, and samples of a causal model."""
+class _Evaluation:
+    """An evaluation of one batch: the loss, and samples of a causal model."""
 
     def __init__(self, rows: int, length: int, vocabulary: int) -> None:
         self._ids = torch.randint(vocabulary, (rows, length), generator=torch.Generator().manual_seed(0))
@@ -191,7 +241,7 @@ def _probe_arguments(section: Pretrain, rows: int, folder: Path) -> TrainingArgu
 
 
 def _probe_size(section: Pretrain, model: PreTrainedModel, rows: int) -> tuple[int, int]:
-    """(rows, tokens in each) of a micro-batch that takes a few seconds: the whole one where that does."""
+    """Rows and length of a micro-batch that takes at most a few seconds: the run's own where that is fast enough."""
     peak = peak_flops(torch.bfloat16 if use_bf16(section.bf16, training_device()) else torch.float32) or 1e14
     affordable = MAX_STEP_SECONDS * ASSUMED_SHARE_OF_PEAK * peak / _flops(model, section.block_size)
     if affordable >= section.block_size:

@@ -5,8 +5,7 @@ import torch
 
 from chatpipe.errors import UsageError
 from chatpipe.recipe.schema import Pretrain
-from chatpipe.run.live_bytes import peak_of
-from chatpipe.run.memory_estimate import Memory, blank_model, check_memory, estimate_memory
+from chatpipe.run.memory_estimate import Memory, blank_model, check_memory, estimate_memory, peak_of
 
 TOKENS = 500
 
