@@ -86,9 +86,9 @@ def split(seed: int, body: Path, pairs: Path, folder: Path) -> tuple[float, floa
 def parted(pairs: Path, seed: int) -> tuple[list[Any], list[Any]]:
     """The usable pairs to learn from and to judge by, no prompt among both."""
     from chatpipe.data.datasets import load_rankings, prompt_key
-    from chatpipe.recipe.schema import DataBlock, Pocketworld
+    from chatpipe.recipe.schema import DataBlock
 
-    loaded = load_rankings([DataBlock(source=str(pairs))], Pocketworld(), "rm.data")
+    loaded = load_rankings([DataBlock(source=str(pairs))], {}, "rm.data")
     rankings = [*loaded.train, *loaded.held_out]
     prompts = sorted({prompt_key(ranking.prompt) for ranking in rankings})
     random.Random(seed).shuffle(prompts)

@@ -176,7 +176,7 @@ def tokenise(count: int, workdir: Path | None) -> None:
     from chatpipe.data.chat_rows import open_rows, write_rows
     from chatpipe.data.datasets import stream_conversations
     from chatpipe.data.report import Report
-    from chatpipe.recipe.schema import DataBlock, Pocketworld
+    from chatpipe.recipe.schema import DataBlock
     from chatpipe.training.packed_sequences import training_sequences
 
     reader = tokenizer()
@@ -188,7 +188,7 @@ def tokenise(count: int, workdir: Path | None) -> None:
         print("| conversations | seconds | peak memory MB |\n|---|---|---|")
 
         def watched() -> Iterator[Any]:
-            stream = stream_conversations([DataBlock(source=str(file))], Pocketworld(), "sft.data", report)
+            stream = stream_conversations([DataBlock(source=str(file))], {}, "sft.data", report)
             for number, each in enumerate(stream, start=1):
                 yield each
                 if number % max(1, count // 10) == 0:

@@ -26,7 +26,7 @@ from chatpipe.data.documents import RawText
 from chatpipe.data.encoding import Encoder
 from chatpipe.data.token_store import build_token_store
 from chatpipe.models.tokenizer_training import train_tokenizer
-from chatpipe.recipe.schema import DataBlock, Pocketworld
+from chatpipe.recipe.schema import DataBlock
 
 OURS, PEERS = "ours", ("encode_batch", "encode_batch_fast")
 
@@ -73,7 +73,7 @@ def documents_of(file: str) -> list[str]:
     first = Path(file).read_text(encoding="utf-8").split("\n", 1)[0]
     row = json.loads(first) if file.endswith(".jsonl") else {"text": ""}
     columns = {} if "text" in row else {"text": list(row)}
-    text = RawText(DataBlock(source=file, document=document, columns=columns), Pocketworld(), "files")
+    text = RawText(DataBlock(source=file, document=document, columns=columns), {}, "files")
     return [piece.text for piece in text.pieces()]
 
 
@@ -101,7 +101,7 @@ def compare(corpus: Path, workers: int, rounds: int) -> None:
 def measure(who: str, corpus: Path, workers: int) -> None:
     """Prints megabytes of text a second; what is measured begins when the text is on the disk (ours) or in memory."""
     backend = Tokenizer.from_file(str(corpus.parent / "tokenizer" / "tokenizer.json"))
-    text = RawText(DataBlock(source=str(corpus)), Pocketworld(), "corpus")
+    text = RawText(DataBlock(source=str(corpus)), {}, "corpus")
     if who == OURS:
         encoder = Encoder(backend.to_str(), backend.token_to_id("<|endoftext|>"), "<u2")
         folder = Path(tempfile.mkdtemp(dir=corpus.parent))

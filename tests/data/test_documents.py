@@ -11,9 +11,9 @@ from chatpipe.data.documents import RawText, check_documents, sample_texts
 from chatpipe.data.long_text import cut
 from chatpipe.data.split import is_held_out
 from chatpipe.errors import UsageError
-from chatpipe.recipe.schema import DataBlock, Pocketworld
+from chatpipe.recipe.schema import DataBlock, Pocketworld, Recipe
 
-WORLD = Pocketworld(people=40, documents=200, conversations=100)
+WORLD = Recipe(pocketworld=Pocketworld(people=40, documents=200, conversations=100)).worlds
 
 
 def raw(source: str, **more: object) -> RawText:

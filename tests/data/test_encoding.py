@@ -208,7 +208,7 @@ def test_workers_end_with_a_parent_that_is_killed(tmp_path):
         "from itertools import repeat\n"
         "from chatpipe.data.documents import Piece\n"
         "from chatpipe.data.encoding import Encoder, encode_stream\n"
-        "from chatpipe.models.tokenizer import train_tokenizer\n"
+        "from chatpipe.models.tokenizer_training import train_tokenizer\n"
         "if __name__ == '__main__':\n"
         "    encoder = Encoder.of(train_tokenizer([], 300, 64))\n"
         "    for number, _ in enumerate(encode_stream(encoder, repeat(Piece('word ' * 60_000, False, True)), 2)):\n"

@@ -16,12 +16,13 @@ from chatpipe.data.datasets import (
     stream_conversations,
 )
 from chatpipe.data.report import Report
-from chatpipe.data.sources import check_sources, data_fingerprints, reads_pocketworld
+from chatpipe.data.sources import check_sources, data_fingerprints
 from chatpipe.data.split import is_held_out
+from chatpipe.data.worlds import only_world, worlds_read
 from chatpipe.errors import UsageError
-from chatpipe.recipe.schema import DataBlock, Pocketworld
+from chatpipe.recipe.schema import DataBlock, Pocketworld, Recipe
 
-WORLD = Pocketworld(people=40, documents=200, conversations=100)
+WORLD = Recipe(pocketworld=Pocketworld(people=40, documents=200, conversations=100)).worlds
 BUILT_IN = [DataBlock(source="pocketworld")]
 
 
@@ -259,6 +260,9 @@ def test_a_check_reads_every_row_of_every_file_before_anything_starts(write):
 
 
 def test_data_with_the_built_in_world_in_it_is_told_from_other_data():
-    assert reads_pocketworld(blocks("a.txt", "pocketworld"))
-    assert not reads_pocketworld(blocks("pocketworld.txt"))
-    assert not reads_pocketworld(None)
+    assert worlds_read(blocks("a.txt", "pocketworld", "pocketworld")) == ["pocketworld"]
+    assert worlds_read(blocks("pocketworld.txt")) == []
+    assert worlds_read(None) == []
+    assert only_world(blocks("pocketworld", "pocketworld")) == "pocketworld"
+    assert only_world(blocks("a.txt", "pocketworld")) is None
+    assert only_world(None) is None

@@ -12,7 +12,7 @@ from chatpipe.data.encoding import Encoder
 from chatpipe.data.text_blocks import BlockCollator, HeldOutText, TrainingText, document_positions
 from chatpipe.data.token_store import TokenStore, build_token_store
 from chatpipe.evaluation.language import held_out_loss
-from chatpipe.recipe.schema import DataBlock, Pocketworld
+from chatpipe.recipe.schema import DataBlock
 
 EOS, VOCABULARY = 1, 40
 
@@ -22,7 +22,7 @@ def stores(tmp_path, write, base_tokenizer) -> list[TokenStore]:
     found = []
     for name, count in (("a", 120), ("b", 40)):
         source = write(f"{name}.jsonl", [{"text": f"{name}{i} " + "Mara bakes. " * (i % 5)} for i in range(count)])
-        text = RawText(DataBlock(source=source), Pocketworld(), "k")
+        text = RawText(DataBlock(source=source), {}, "k")
         found.append(build_token_store(tmp_path / name, text, Encoder.of(base_tokenizer), workers=1))
     return found
 

@@ -9,7 +9,7 @@ from chatpipe.data.datasets import Loaded, load_conversations, load_prompts, loa
 from chatpipe.data.documents import RawText
 from chatpipe.data.split import is_held_out
 from chatpipe.errors import UsageError
-from chatpipe.recipe.schema import DataBlock, Pocketworld
+from chatpipe.recipe.schema import DataBlock
 
 SHARED = Path(__file__).resolve().parents[3] / "shared" / "data"
 
@@ -17,7 +17,7 @@ pytestmark = pytest.mark.skipif(not SHARED.is_dir(), reason=f"the shared data fi
 
 
 def load(loader, name: str) -> Loaded:
-    return loader([DataBlock(source=str(SHARED / name))], Pocketworld(), "data")
+    return loader([DataBlock(source=str(SHARED / name))], {}, "data")
 
 
 def rows_of(name: str) -> list[dict]:
@@ -36,7 +36,7 @@ def documents(name: str, **more: object) -> tuple[list[str], list[str]]:
     sides: tuple[list[str], list[str]] = ([], [])
     block = DataBlock(source=str(SHARED / name), **more)
     text = ""
-    for piece in RawText(block, Pocketworld(), "data").pieces():
+    for piece in RawText(block, {}, "data").pieces():
         text += piece.text
         if piece.ends:
             sides[piece.held_out].append(text)

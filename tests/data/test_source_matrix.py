@@ -13,7 +13,7 @@ from pyarrow import parquet
 from chatpipe.data.datasets import load_conversations, load_prompts, load_rankings
 from chatpipe.data.documents import RawText
 from chatpipe.data.formats import Ranking
-from chatpipe.recipe.schema import DataBlock, Pocketworld
+from chatpipe.recipe.schema import DataBlock
 
 ROWS = 40
 QUESTIONS = [f'Frage {i}: "Größe", ja?\nUnd was [noch]?' for i in range(ROWS)]
@@ -105,7 +105,7 @@ def put(rows: list[dict], place: str, folder: Path) -> str:
 
 def read(load, source: str, form: str = "auto") -> list:
     """Both sides, in an order of their own, and every row is there."""
-    loaded = load([DataBlock(source=source, format=form)], Pocketworld(), "k")
+    loaded = load([DataBlock(source=source, format=form)], {}, "k")
     assert loaded.skipped == {}
     assert sum(said.rows for said in loaded.report.sources) == ROWS
     return sorted(map(repr, loaded.train + loaded.held_out))
@@ -135,5 +135,5 @@ def test_text_is_read_to_the_same_documents_wherever_it_stands(place, tmp_path):
         block = DataBlock(source=str(path), document="line")
     else:
         block = DataBlock(source=put([{"text": answer} for answer in ANSWERS], place, tmp_path))
-    pieces = list(RawText(block, Pocketworld(), "k").pieces())
+    pieces = list(RawText(block, {}, "k").pieces())
     assert sorted(piece.text for piece in pieces) == sorted(ANSWERS)

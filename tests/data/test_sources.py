@@ -8,7 +8,7 @@ from chatpipe.data.datasets import load_conversations
 from chatpipe.data.row_files import BrokenRow
 from chatpipe.data.sources import block_fingerprint, check_sources, data_fingerprints, source_files, source_rows
 from chatpipe.errors import UsageError
-from chatpipe.recipe.schema import DataBlock, Pocketworld
+from chatpipe.recipe.schema import DataBlock
 
 
 def problem_of(call, *arguments: object) -> str:
@@ -79,11 +79,11 @@ def test_other_stages_read_the_same_kinds_of_files(write, tmp_path):
     rows = [{"instruction": f"Do {i}.", "input": "", "output": "Done."} for i in range(120)]
     parquet.write_table(pyarrow.Table.from_pylist(rows[:60]), tmp_path / "a.parquet")
     write("b.jsonl", rows[60:])
-    loaded = load_conversations([DataBlock(source=f"{tmp_path}/*")], Pocketworld(), "sft.data")
+    loaded = load_conversations([DataBlock(source=f"{tmp_path}/*")], {}, "sft.data")
     asked = {conversation[0]["content"] for conversation in loaded.train + loaded.held_out}
     assert asked == {row["instruction"] for row in rows}
     lines = [DataBlock(source=f"{tmp_path}/*", document="line")]
-    told = problem_of(load_conversations, lines, Pocketworld(), "sft.data")
+    told = problem_of(load_conversations, lines, {}, "sft.data")
     assert "sft.data: document is for raw text, not for conversations." in told
 
 

@@ -14,9 +14,10 @@ from chatpipe.data import encoding, long_text, token_store
 from chatpipe.data.documents import RawText
 from chatpipe.data.encoding import Encoder
 from chatpipe.data.token_store import TokenStore, build_token_store, find_token_store, store_fingerprint
+from chatpipe.data.worlds import Worlds
 from chatpipe.errors import Interrupted, UsageError
 from chatpipe.models.tokenizer_training import train_tokenizer
-from chatpipe.recipe.schema import DataBlock, Pocketworld
+from chatpipe.recipe.schema import DataBlock, Recipe
 
 DOCUMENTS = [f"Document {i}. " + "Mara is a baker – naïve Größe. " * (i % 7) for i in range(300)]
 
@@ -32,7 +33,7 @@ def source(write) -> str:
 
 
 def raw(source: str, **more: object) -> RawText:
-    return RawText(DataBlock(source=source, **more), Pocketworld(), "pretrain.data")
+    return RawText(DataBlock(source=source, **more), {}, "pretrain.data")
 
 
 def tokens_of(store: TokenStore) -> list[int]:
@@ -106,8 +107,8 @@ class Stopped(Exception):
 class BreaksOff(RawText):
     """Text whose reading stops behind some pieces."""
 
-    def __init__(self, block: DataBlock, world: Pocketworld, key: str, how: type[BaseException] = Stopped) -> None:
-        super().__init__(block, world, key)
+    def __init__(self, block: DataBlock, worlds: Worlds, key: str, how: type[BaseException] = Stopped) -> None:
+        super().__init__(block, worlds, key)
         self.how = how
 
     def pieces(self):
@@ -118,7 +119,7 @@ class BreaksOff(RawText):
 def test_a_store_is_built_once(tmp_path, encoder, source):
     folder = tmp_path / "store"
     first = tokens_of(build_token_store(folder, raw(source), encoder))
-    text = BreaksOff(DataBlock(source=source), Pocketworld(), "pretrain.data")
+    text = BreaksOff(DataBlock(source=source), {}, "pretrain.data")
     assert tokens_of(build_token_store(folder, text, encoder)) == first
 
 
@@ -126,7 +127,7 @@ def test_a_store_is_built_once(tmp_path, encoder, source):
 def test_an_interrupted_build_goes_on_behind_its_last_shard(tmp_path, encoder, source, workers):
     whole, broken = tmp_path / "whole", tmp_path / "broken"
     build_token_store(whole, raw(source), encoder, workers, shard_tokens=400)
-    text = BreaksOff(DataBlock(source=source), Pocketworld(), "pretrain.data")
+    text = BreaksOff(DataBlock(source=source), {}, "pretrain.data")
     with pytest.raises(Stopped):
         build_token_store(broken, text, encoder, workers, shard_tokens=400)
     (broken / "shard-00099.bin.partial").write_bytes(b"torn")
@@ -141,7 +142,7 @@ def test_an_interrupted_build_goes_on_behind_its_last_shard(tmp_path, encoder, s
 
 
 def test_ctrl_c_says_what_is_kept(tmp_path, encoder, source):
-    text = BreaksOff(DataBlock(source=source), Pocketworld(), "pretrain.data", KeyboardInterrupt)
+    text = BreaksOff(DataBlock(source=source), {}, "pretrain.data", KeyboardInterrupt)
     with pytest.raises(Interrupted, match="finished shards are kept") as caught:
         build_token_store(tmp_path / "store", text, encoder, shard_tokens=400)
     kept = json.loads((tmp_path / "store" / "manifest.json").read_text())["files"]
@@ -153,14 +154,14 @@ def test_a_build_that_is_killed_goes_on_and_ends_as_one_that_was_not(tmp_path, e
         "import sys, os, signal\n"
         "from chatpipe.data import encoding, token_store\n"
         "from chatpipe.data.documents import RawText\n"
-        "from chatpipe.recipe.schema import DataBlock, Pocketworld\n"
+        "from chatpipe.recipe.schema import DataBlock\n"
         "encoding.BATCH_CHARACTERS = 1500\n"
         "finish = token_store._ShardWriter.finish\n"
         "def killed(self, manifest):\n"
         "    if len(manifest.files) == 3: os.kill(os.getpid(), signal.SIGKILL)\n"
         "    finish(self, manifest)\n"
         "token_store._ShardWriter.finish = killed\n"
-        "text = RawText(DataBlock(source=sys.argv[1]), Pocketworld(), 'pretrain.data')\n"
+        "text = RawText(DataBlock(source=sys.argv[1]), {}, 'pretrain.data')\n"
         "encoder = encoding.Encoder(*eval(sys.stdin.read()))\n"
         "from pathlib import Path\n"
         "token_store.build_token_store(Path(sys.argv[2]), text, encoder, workers=1, shard_tokens=400)\n"
@@ -189,7 +190,7 @@ def test_a_store_of_the_same_text_is_found_among_others_when_it_is_complete(tmp_
     folders = [tmp_path / name for name in ("other", "broken", "same")]
     assert find_token_store(folders, raw(source), encoder) is None
     build_token_store(folders[0], raw(source, limit=20), encoder)
-    text = BreaksOff(DataBlock(source=source), Pocketworld(), "pretrain.data")
+    text = BreaksOff(DataBlock(source=source), {}, "pretrain.data")
     with pytest.raises(Stopped):
         build_token_store(folders[1], text, encoder, shard_tokens=400)
     assert find_token_store(folders, raw(source), encoder) is None
@@ -201,7 +202,9 @@ def test_a_store_of_the_same_text_is_found_among_others_when_it_is_complete(tmp_
 
 def test_what_changes_no_token_is_no_other_store(encoder, source):
     assert store_fingerprint(raw(source), encoder) == store_fingerprint(raw(source, weight=2.0), encoder)
-    one, two = (RawText(DataBlock(source="pocketworld"), Pocketworld(seed=seed), "k") for seed in (0, 1))
+    one, two = (
+        RawText(DataBlock(source="pocketworld"), Recipe(pocketworld={"seed": seed}).worlds, "k") for seed in (0, 1)
+    )
     assert store_fingerprint(one, encoder) != store_fingerprint(two, encoder)
 
 
@@ -219,7 +222,7 @@ def refusal(folder, source: str, encoder: Encoder) -> str:
 @pytest.mark.parametrize("complete", [True, False])
 def test_a_store_whose_files_were_changed_is_refused(tmp_path, encoder, source, complete):
     folder = tmp_path / "store"
-    text = (RawText if complete else BreaksOff)(DataBlock(source=source), Pocketworld(), "pretrain.data")
+    text = (RawText if complete else BreaksOff)(DataBlock(source=source), {}, "pretrain.data")
     with contextlib.suppress(Stopped):
         build_token_store(folder, text, encoder, shard_tokens=400)
     shard, data = folder / "shard-00001.bin", (folder / "shard-00001.bin").read_bytes()
@@ -259,11 +262,11 @@ from chatpipe.data.documents import RawText
 from chatpipe.data.encoding import Encoder
 from chatpipe.data.token_store import build_token_store
 from chatpipe.models.tokenizer_training import character_tokenizer
-from chatpipe.recipe.schema import DataBlock, Pocketworld
+from chatpipe.recipe.schema import DataBlock, Recipe
 
 encoder = Encoder.of(character_tokenizer(["a bcdefghijklmnopqrstuvwxyz"], 100, 64))
 for source in sys.argv[2:]:
-    text = RawText(DataBlock(source=source), Pocketworld(), "k")
+    text = RawText(DataBlock(source=source), {}, "k")
     store = build_token_store(Path(sys.argv[1], Path(source).name), text, encoder, workers=1)
     peak = re.search(r"VmHWM:\\s+(\\d+) kB", Path("/proc/self/status").read_text())[1]
     print(int(peak) / 2**10, store.num_bytes / 2**20)

@@ -168,7 +168,7 @@ def test_rewards_of_demonstrations_average_zero(tiny_run):
     model = AutoModelForSequenceClassification.from_pretrained(folder).eval()
     tokenizer = AutoTokenizer.from_pretrained(folder)
     recipe = load_recipe(str(tiny_run.recipe)).recipe
-    conversations = load_conversations(recipe.sft.data, recipe.pocketworld, "sft.data").train
+    conversations = load_conversations(recipe.sft.data, recipe.worlds, "sft.data").train
     demonstrations = [encode_conversation(tokenizer, said)[0] for said in drawn(conversations, 256, recipe.seed)]
     assert max(map(len, demonstrations)) <= recipe.rm.max_length
     with torch.no_grad():

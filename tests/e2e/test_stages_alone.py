@@ -13,7 +13,7 @@ from chatpipe.data.documents import RawText, sample_texts
 from chatpipe.data.encoding import Encoder
 from chatpipe.data.text_blocks import HeldOutText
 from chatpipe.evaluation.language import held_out_loss
-from chatpipe.recipe.schema import DataBlock, Pocketworld
+from chatpipe.recipe.schema import DataBlock
 
 STAGES = ("pretrain", "sft", "rm", "ppo")
 TINY = (
@@ -198,7 +198,7 @@ def test_pretrain_mix_keeps_raw_text_from_being_forgotten(base, tmp_path, chatpi
         raw = (f"sft.pretrain_mix={mix}", f"pretrain.data={folder}/a.txt")
         assert chatpipe(*command, *raw).code == 0
         model = AutoModelForCausalLM.from_pretrained(tmp_path / f"mix-{mix}")
-        source = RawText(DataBlock(source=f"{folder}/a.txt"), Pocketworld(), "data")
+        source = RawText(DataBlock(source=f"{folder}/a.txt"), {}, "data")
         texts = sample_texts([source], held_out=True, max_bytes=10**6)
         tokenizer = AutoTokenizer.from_pretrained(folder / "base")
         losses[mix] = held_out_loss(model, HeldOutText.of(texts, Encoder.of(tokenizer), 32), 32).nats_per_token

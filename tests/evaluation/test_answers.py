@@ -3,12 +3,14 @@ import random
 import pytest
 import torch
 
-from chatpipe import pocketworld
 from chatpipe.evaluation.answers import Answer, answer_metrics, answer_prompts, gold_metrics, rate_answers
 from chatpipe.evaluation.intervals import wilson_interval
 from chatpipe.generation import SamplingParams
+from chatpipe.pocketworld.conversations import prompts as draw_prompts
+from chatpipe.pocketworld.oracle import Oracle
 from chatpipe.pocketworld.questions import understand
 from chatpipe.pocketworld.right_answers import good_answer
+from chatpipe.pocketworld.world import World
 
 PROMPTS = [
     [{"role": "user", "content": "Who is Mara?"}],
@@ -55,9 +57,9 @@ def test_answer_metrics():
 
 
 def test_gold_metrics_of_right_and_of_empty_answers():
-    world = pocketworld.World.build(seed=1, people=40)
-    prompts = pocketworld.prompts(world, "test", 60, seed=1)
-    rater, rng = pocketworld.GoldRater(world), random.Random(0)
+    world = World.build(seed=1, people=40)
+    prompts = draw_prompts(world, "test", 60, seed=1)
+    rater, rng = Oracle(world), random.Random(0)
     right = [Answer(good_answer(understand(world, prompt), rng), [], True) for prompt in prompts]
     empty = [Answer("", [], True) for _ in prompts]
     good, bad = (gold_metrics(rate_answers(rater, prompts, answers)) for answers in (right, empty))
@@ -70,10 +72,10 @@ def test_gold_metrics_of_right_and_of_empty_answers():
     assert good["right_by_kind"] == dict.fromkeys(["counting", "fact", "reverse", "unknown"], 1.0)
 
 
-def test_gold_rater_hears_whether_the_answer_ended():
-    world = pocketworld.World.build(seed=1, people=40)
-    prompts = pocketworld.prompts(world, "test", 1, seed=1)
-    rater = pocketworld.GoldRater(world)
+def test_oracle_hears_whether_the_answer_ended():
+    world = World.build(seed=1, people=40)
+    prompts = draw_prompts(world, "test", 1, seed=1)
+    rater = Oracle(world)
     text = good_answer(understand(world, prompts[0]), random.Random(0))
     [stopped] = rate_answers(rater, prompts, [Answer(text, [], True)])
     [cut] = rate_answers(rater, prompts, [Answer(text, [], False)])

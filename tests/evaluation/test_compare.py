@@ -3,7 +3,7 @@ import pytest
 
 from chatpipe.evaluation.compare import gold_comparison, mean_change, win_rate
 from chatpipe.evaluation.intervals import wilson_interval
-from chatpipe.pocketworld import Rating
+from chatpipe.pocketworld.oracle import Rating
 
 
 def _rating(score: float, right: bool | None) -> Rating:

@@ -13,7 +13,7 @@ from chatpipe.evaluation import masked
 from chatpipe.evaluation.masked import masked_score, unigram_nats
 from chatpipe.models.new_model import new_model
 from chatpipe.recipe.architectures import Architecture
-from chatpipe.recipe.schema import DataBlock, Pocketworld
+from chatpipe.recipe.schema import DataBlock
 
 
 @pytest.fixture
@@ -43,7 +43,7 @@ def test_guessing_by_frequency_takes_the_cross_entropy_of_the_frequencies(
     monkeypatch.setattr(masked, "COUNTED_AT_ONCE", 50)
     source = tmp_path / "text.jsonl"
     source.write_text("".join(json.dumps({"text": f"{text} {i}"}) + "\n" for i, text in enumerate(texts * 10)))
-    read = RawText(DataBlock(source=str(source)), Pocketworld(), "pretrain.data")
+    read = RawText(DataBlock(source=str(source)), {}, "pretrain.data")
     store = build_token_store(tmp_path / "store", read, Encoder.of(tokenizer), workers=1)
     assert len(store) > 100
     tokens = store.read(0, len(store)).tolist()

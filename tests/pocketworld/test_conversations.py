@@ -4,12 +4,12 @@ from collections import Counter
 
 import pytest
 
-from chatpipe.pocketworld import GoldRater, World, chance_of_guessing, conversations, prompts
-from chatpipe.pocketworld.conversations import kinds_of, open_conversation
+from chatpipe.pocketworld.conversations import conversations, kinds_of, open_conversation, prompts
+from chatpipe.pocketworld.oracle import Oracle, chance_of_guessing
 from chatpipe.pocketworld.questions import KIND_SHARES, understand
 from chatpipe.pocketworld.right_answers import STYLE_SHARES, answer, answer_in_style, fragments
 from chatpipe.pocketworld.wording import NUMBERS
-from chatpipe.pocketworld.world import VALUES
+from chatpipe.pocketworld.world import VALUES, World
 
 
 @pytest.fixture(scope="module")
@@ -99,7 +99,7 @@ def test_every_question_is_understood_as_it_was_meant(world, split):
 
 
 def test_nearly_all_facts_of_fine_tuning_are_right_and_the_style_is_mixed(world, sft):
-    rater = GoldRater(world)
+    rater = Oracle(world)
     ratings = [rater.rate(messages[:-1], messages[-1]["content"]) for messages in sft]
     judged = [rating.right for rating in ratings if rating.right is not None]
     assert 0.97 < sum(judged) / len(judged) < 0.995
@@ -115,8 +115,8 @@ def test_nearly_all_facts_of_fine_tuning_are_right_and_the_style_is_mixed(world,
 
 
 @pytest.mark.parametrize("kind", ["fact", "reverse", "unknown", "counting", "smalltalk"])
-def test_the_gold_rater_prefers_the_better_style_whatever_is_asked(world, kind):
-    rater, rng = GoldRater(world), random.Random(f"styles {kind}")
+def test_the_oracle_prefers_the_better_style_whatever_is_asked(world, kind):
+    rater, rng = Oracle(world), random.Random(f"styles {kind}")
     for _ in range(100):
         messages, question = open_conversation(world, "test", kind, rng)
         score = {style: rater.rate(messages, answer_in_style(question, style, rng)).score for style in STYLE_SHARES}
@@ -127,7 +127,7 @@ def test_the_gold_rater_prefers_the_better_style_whatever_is_asked(world, kind):
 
 
 def test_longer_is_only_a_little_better(world):
-    rater, rng = GoldRater(world), random.Random("longer")
+    rater, rng = Oracle(world), random.Random("longer")
     longer = pairs = 0
     for kind in kinds_of(2000, rng):
         messages, question = open_conversation(world, "test", kind, rng)
@@ -141,7 +141,7 @@ def test_longer_is_only_a_little_better(world):
 
 
 def test_chance_is_what_the_best_guesser_gets(world):
-    rater, rng = GoldRater(world), random.Random("guess")
+    rater, rng = Oracle(world), random.Random("guess")
     drawn = [open_conversation(world, "test", kind, rng) for kind in kinds_of(12_000, rng) if kind != "smalltalk"]
     of_form = {}
     for _, question in drawn:
@@ -157,7 +157,7 @@ def test_chance_is_what_the_best_guesser_gets(world):
 
 
 def test_the_same_seed_makes_the_same_conversations_whatever_the_hash_seed(run_with_hash_seed):
-    program = "from chatpipe.pocketworld import *; w = World.build(0, 20); "
+    program = "from chatpipe.pocketworld.conversations import *; w = World.build(0, 20); "
     program += "print(conversations(w, 50, 1), prompts(w, 'test', 30, 1))"
     assert run_with_hash_seed(program, 1) == run_with_hash_seed(program, 2)
 

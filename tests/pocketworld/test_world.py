@@ -3,10 +3,10 @@ import re
 import pytest
 
 from chatpipe.errors import UsageError
-from chatpipe.pocketworld import World, wording
-from chatpipe.pocketworld.gold import strings_in
+from chatpipe.pocketworld import wording
+from chatpipe.pocketworld.oracle import strings_in
 from chatpipe.pocketworld.questions import sums
-from chatpipe.pocketworld.world import VALUES
+from chatpipe.pocketworld.world import VALUES, World
 
 
 @pytest.mark.parametrize("seed", [0, 1, 2])

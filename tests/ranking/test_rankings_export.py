@@ -10,13 +10,13 @@ from chatpipe.data.datasets import stream_rows
 from chatpipe.data.formats import Ranking
 from chatpipe.data.report import Report
 from chatpipe.ranking.export import pair_rows
-from chatpipe.recipe.schema import DataBlock, Pocketworld
+from chatpipe.recipe.schema import DataBlock
 
 
 def read_back(path) -> list[Ranking]:
     """Through the one reader of rankings, both sides of its split."""
     report = Report()
-    read = [one for one, _ in stream_rows("rankings", [DataBlock(source=str(path))], Pocketworld(), "rm.data", report)]
+    read = [one for one, _ in stream_rows("rankings", [DataBlock(source=str(path))], {}, "rm.data", report)]
     assert report.skipped == {}
     return read
 

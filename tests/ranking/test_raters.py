@@ -7,9 +7,8 @@ from ranked import item, items, open_store, submit
 from safetensors.torch import load_file, save_file
 from transformers import GPT2Config, GPT2ForSequenceClassification, set_seed
 
-from chatpipe import pocketworld
 from chatpipe.data.chat_template import add_chat_template
-from chatpipe.data.sources import build_world
+from chatpipe.data.worlds import world_named
 from chatpipe.errors import UsageError
 from chatpipe.models.tokenizer_training import train_tokenizer
 from chatpipe.pocketworld.questions import understand
@@ -17,20 +16,21 @@ from chatpipe.pocketworld.right_answers import statements
 from chatpipe.ranking.items import Item, item_id
 from chatpipe.ranking.raters import TOO_LONG, check_rater, load_rater, rank_with_program
 from chatpipe.ranking.standing import standing_rankings
-from chatpipe.recipe.schema import Pocketworld
+from chatpipe.recipe.schema import Pocketworld, Recipe
 from chatpipe.reward.ranking_batches import encode_answers
 from chatpipe.reward.scoring import score_sequences
 
-SETTINGS = Pocketworld(seed=0, people=16)
-WORLD = build_world(SETTINGS)
-GOLD = pocketworld.GoldRater(WORLD)
+SETTINGS = Recipe(pocketworld=Pocketworld(seed=0, people=16)).worlds
+SOURCE = world_named("pocketworld", SETTINGS)
+WORLD = SOURCE.world
+ORACLE = SOURCE.oracle()
 
 
 @pytest.fixture(scope="module")
 def questions() -> list[Item]:
     """Items of the built-in world: nonsense, the right answer twice, and the right answer with nonsense behind it."""
     found = []
-    for prompt in pocketworld.prompts(WORLD, "practice", 60, seed=0):
+    for prompt in SOURCE.prompts("train")[:60]:
         right = statements(understand(WORLD, prompt))[0]
         responses = ["It is what it is.", right, right, f"{right} It is what it is."]
         found.append(Item(item_id(prompt, responses), prompt, responses))
@@ -60,7 +60,7 @@ def ranked_by(scores: list[float]) -> list[int]:
 def test_what_a_program_says_stands_in_the_store_marked_as_such(work, questions):
     with open_store(work / "r.db", questions) as store:
         told = []
-        ranked = rank_with_program(store, "pocketworld", seed=0, world=SETTINGS, on_ranked=told.append)
+        ranked = rank_with_program(store, "pocketworld", seed=0, worlds=SETTINGS, on_ranked=told.append)
         assert ranked.to_json() == {"annotator": "pocketworld", "ranked": 60, "before": 0, "skipped": {}}
         assert told == sorted(told)
         assert told[-1] == 60
@@ -86,7 +86,7 @@ def test_broken_off_anywhere_it_goes_on_to_the_same(work, questions, in_store, m
 
         monkeypatch.setattr(store, "append", breaking)
         with pytest.raises(KeyboardInterrupt):
-            rank_with_program(store, "pocketworld", seed=0, world=SETTINGS)
+            rank_with_program(store, "pocketworld", seed=0, worlds=SETTINGS)
     ranked, ranks = in_store(questions, "pocketworld")
     before = appended // 2 // 32 * 32  # a batch of 32 is stored whole or not at all; each ranking is two events
     assert (ranked.before, ranked.ranked) == (before, 60 - before)
@@ -97,11 +97,13 @@ def test_a_second_time_adds_nothing(work, questions, in_store):
     in_store(questions, "pocketworld")
     with open_store(work / "r.db", questions) as store:
         before = store.events()
-        assert rank_with_program(store, "pocketworld", seed=0, world=SETTINGS).before == 60
+        assert rank_with_program(store, "pocketworld", seed=0, worlds=SETTINGS).before == 60
         assert store.events() == before
 
 
-@pytest.mark.parametrize("other", [{"seed": 1}, {"temperature": 0.7}, {"world": Pocketworld(people=17)}])
+@pytest.mark.parametrize(
+    "other", [{"seed": 1}, {"temperature": 0.7}, {"worlds": Recipe(pocketworld=Pocketworld(people=17)).worlds}]
+)
 def test_with_other_settings_it_needs_another_name(questions, in_store, other):
     _, first = in_store(questions, "pocketworld")
     with pytest.raises(UsageError, match="pocketworld has ranked in .*r.db before"):
@@ -115,7 +117,7 @@ def test_people_and_programs_have_different_names(work, questions):
     with open_store(work / "r.db", questions) as store:
         store.add_annotator("pocketworld", "person")
         with pytest.raises(UsageError, match="pocketworld is a person, not a program"):
-            rank_with_program(store, "pocketworld", seed=0, world=SETTINGS)
+            rank_with_program(store, "pocketworld", seed=0, worlds=SETTINGS)
 
 
 def test_programs_do_not_take_part_in_the_overlap_of_people(work, questions, in_store):
@@ -129,9 +131,9 @@ def test_programs_do_not_take_part_in_the_overlap_of_people(work, questions, in_
 # ---- pocketworld ----
 
 
-def test_without_noise_the_gold_rater_ranks_by_its_score_and_equal_ones_tie(questions, in_store):
+def test_without_noise_the_oracle_ranks_by_its_score_and_equal_ones_tie(questions, in_store):
     _, ranks = in_store(questions, "pocketworld", temperature=0.0)
-    gold = [[GOLD.rate(one.prompt, text).score for text in one.responses] for one in questions]
+    gold = [[ORACLE.rate(one.prompt, text).score for text in one.responses] for one in questions]
     assert ranks == list(map(ranked_by, gold))
 
 
@@ -142,7 +144,7 @@ def test_with_noise_it_prefers_as_bradley_and_terry_have_it(questions):
         for (prompt, texts), ranks in zip(
             asked, load_rater("pocketworld", seed, 2.0, SETTINGS).rank(asked), strict=True
         ):
-            first, second = (GOLD.rate(prompt, text).score for text in texts)
+            first, second = (ORACLE.rate(prompt, text).score for text in texts)
             chance = 1 / (1 + math.exp((second - first) / 2.0))
             expected, variance = expected + chance, variance + chance * (1 - chance)
             found += ranks[0] < ranks[1]
@@ -157,15 +159,17 @@ def test_the_noise_of_one_item_does_not_depend_on_the_others(questions):
 
 
 def test_the_world_and_noise_are_those_of_the_packaged_recipe():
-    world = build_world(Pocketworld(people=64))
-    asked = [(prompt, ["No.", "Yes.", "Hello."]) for prompt in pocketworld.prompts(world, "test", 40, seed=0)]
-    given, default = load_rater("pocketworld", 0, 0.3, Pocketworld(people=64)), load_rater("pocketworld", 0)
+    worlds = Recipe(pocketworld=Pocketworld(people=64)).worlds
+    asked = [
+        (prompt, ["No.", "Yes.", "Hello."]) for prompt in world_named("pocketworld", worlds).prompts("validation")[:40]
+    ]
+    given, default = load_rater("pocketworld", 0, 0.3, worlds), load_rater("pocketworld", 0)
     assert (default.made_from, default.temperature) == (given.made_from, 0.3)
     assert default.rank(asked) == given.rank(asked)
 
 
 def test_what_is_no_question_of_the_world_is_refused(work, questions, in_store):
-    with pytest.raises(UsageError, match="cannot judge answers to 'Question 0\\?'"):
+    with pytest.raises(UsageError, match="cannot score answers to 'Question 0\\?'"):
         in_store(items(2), "pocketworld")
 
 
@@ -287,12 +291,14 @@ def test_a_rater_that_there_is_not_is_refused(work, rater, says):
         check_rater(rater)
 
 
-def test_neither_importing_nor_the_gold_rater_needs_torch(work):
+def test_neither_importing_nor_the_oracle_needs_torch(work):
     program = (
-        "import sys; from pathlib import Path; from chatpipe import pocketworld; "
+        "import sys; from pathlib import Path; from chatpipe.data.worlds import *; "
+        "from chatpipe.recipe.schema import Recipe; "
         "from chatpipe.ranking.raters import *; from chatpipe.ranking.items import item_id; "
-        "from chatpipe.ranking.store import Store; check_rater('pocketworld'); world = pocketworld.World.build(0, 64); "
-        "asked = pocketworld.prompts(world, 'test', 1, 0)[0], ['Yes.', 'No.']; "
+        "from chatpipe.ranking.store import Store; check_rater('pocketworld'); "
+        "world = world_named('pocketworld', Recipe().worlds); "
+        "asked = world.prompts('validation')[0], ['Yes.', 'No.']; "
         "store = Store.create_or_open(Path('r.db'), [Item(item_id(*asked), *asked)], 0, 1, 0); "
         "print(rank_with_program(store, 'pocketworld', seed=0).ranked, 'torch' in sys.modules)"
     )

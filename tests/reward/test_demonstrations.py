@@ -7,7 +7,7 @@ import pytest
 
 from chatpipe.data.chat_template import add_chat_template
 from chatpipe.models.tokenizer_training import train_tokenizer
-from chatpipe.recipe.schema import DataBlock, Pocketworld
+from chatpipe.recipe.schema import DataBlock
 from chatpipe.reward import demonstrations as module
 from chatpipe.reward.demonstrations import MAX_DEMONSTRATIONS, conversations_to_draw_from, demonstrations, drawn
 from chatpipe.reward.ranking_batches import EncodedRanking, Judgement, encode_answers
@@ -68,7 +68,7 @@ def test_they_are_drawn_from_all_of_a_file_and_from_the_beginning_of_a_data_set_
         rows = [{"messages": said(f"{name} {number}?", "cat")} for number in range(60)]
         (tmp_path / name / "train.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     blocks = [DataBlock(source=f"hub:{tmp_path / 'theirs'}"), DataBlock(source=str(tmp_path / "mine"))]
-    asked = [one[0]["content"] for one in conversations_to_draw_from(blocks, Pocketworld())]
+    asked = [one[0]["content"] for one in conversations_to_draw_from(blocks, {})]
     theirs = [question for question in asked if question.startswith("theirs")]
     held_out = [number for number in range(60) if f"theirs {number}?" not in theirs]
     assert held_out[0] < 20  # what is held out is read, and left out

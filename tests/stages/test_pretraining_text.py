@@ -22,7 +22,7 @@ from chatpipe.data.encoding import Encoder
 from chatpipe.data.text_blocks import BlockCollator, TrainingText
 from chatpipe.data.token_store import build_token_store
 from chatpipe.models.tokenizer_training import train_tokenizer
-from chatpipe.recipe.schema import DataBlock, Pocketworld
+from chatpipe.recipe.schema import DataBlock
 from chatpipe.stages.pretrain import PretrainTrainer
 from chatpipe.training.progress import read_metrics
 
@@ -329,7 +329,7 @@ class Recorder(PretrainTrainer):
 def recorder(tmp_path, corpus):
     """Makes a trainer of 10 steps, of `steps` of which it takes, over one text, in a folder."""
     tokenizer = train_tokenizer(TEXTS, 300, 64)
-    text = RawText(DataBlock(source=str(corpus)), Pocketworld(), "k")
+    text = RawText(DataBlock(source=str(corpus)), {}, "k")
     store = build_token_store(tmp_path / "store", text, Encoder.of(tokenizer), workers=1)
 
     def make(name: str, isolate: bool, batch_size: int = 4) -> Recorder:

@@ -12,7 +12,7 @@ from chatpipe.evaluation.pair_accuracy import pair_metrics
 from chatpipe.evaluation.word_counts import WordCounts
 from chatpipe.models.pretrained import load_reward_model, load_tokenizer
 from chatpipe.models.tokenizer_training import train_tokenizer
-from chatpipe.recipe.schema import DataBlock, Pocketworld
+from chatpipe.recipe.schema import DataBlock
 from chatpipe.reward.ranking_batches import encode_answers
 from chatpipe.reward.scoring import score_sequences
 
@@ -21,7 +21,7 @@ THINGS = ("cat", "dog", "cow", "hen", "pig", "owl")
 
 
 def rows_of(path):
-    return [DataBlock(source=str(path))], Pocketworld()
+    return [DataBlock(source=str(path))], {}
 
 
 def write_rows(path, rows):

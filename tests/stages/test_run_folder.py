@@ -161,5 +161,5 @@ def test_rankings_of_other_data_are_written_anew(files):
 def test_prompts_that_nobody_can_rank_are_refused(files):
     Path("prompts.jsonl").write_text('{"prompt": "What is the capital of France?"}\n' * 60)
     recipe = load_recipe(None, ["out=run", "sample.data=prompts.jsonl"]).recipe
-    with pytest.raises(UsageError, match="pocketworld's rater knows nothing of these prompts"):
+    with pytest.raises(UsageError, match="pocketworld cannot score answers to these prompts"):
         pipeline.check_stage(recipe, "rm", None)

@@ -95,26 +95,26 @@ def _rank_by_program(
     json: bool,
 ) -> None:
     from chatpipe import console
-    from chatpipe.ranking.prompts_to_rank import world_of_answers
+    from chatpipe.data.worlds import is_world
+    from chatpipe.ranking.prompts_to_rank import worlds_of_answers
     from chatpipe.ranking.raters import check_rater, rank_with_program
-    from chatpipe.recipe.schema import POCKETWORLD
     from chatpipe.reward.functions import is_function
 
     check_rater(rater)
-    if rater != POCKETWORLD and not is_function(rater):
+    if not is_world(rater) and not is_function(rater):
         from chatpipe.training.quiet import quiet_libraries
 
         quiet_libraries()
     with open_store() as store:
         total = len(store.items)
-        world = world_of_answers(file) if rater == POCKETWORLD else None
+        worlds = worlds_of_answers(file) if is_world(rater) else None
         with console.progress("rank", total) as bar:
             done = rank_with_program(
                 store,
                 rater,
                 seed=seed,
                 temperature=temperature,
-                world=world,
+                worlds=worlds,
                 annotator=annotator,
                 on_ranked=bar.update,
             )

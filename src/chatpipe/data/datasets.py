@@ -13,24 +13,20 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Generic, TypeVar
 
-from chatpipe import pocketworld
 from chatpipe.data.chat_template import Message
 from chatpipe.data.formats import CONVERTERS, Ranking, What, check_use, has_tools, recognise, usable
 from chatpipe.data.report import Report, SourceReport
 from chatpipe.data.row_files import BadRow, Row
 from chatpipe.data.sources import (
-    build_world,
     check_sources,
     is_hub,
     one_file_each,
-    reads_pocketworld,
     source_rows,
 )
 from chatpipe.data.split import is_held_out, times_read
+from chatpipe.data.worlds import Worlds, is_world, world_named, worlds_read
 from chatpipe.errors import UsageError
-from chatpipe.recipe.schema import POCKETWORLD, DataBlock, Pocketworld
-
-POCKETWORLD_PROMPTS = 2000
+from chatpipe.recipe.schema import DataBlock
 
 Item = TypeVar("Item")
 Conversation = list[Message]
@@ -60,7 +56,7 @@ class _Placed(Generic[Item]):
 
 
 def stream_conversations(
-    blocks: Sequence[DataBlock], world: Pocketworld, key: str, report: Report
+    blocks: Sequence[DataBlock], worlds: Worlds, key: str, report: Report
 ) -> Iterator[tuple[Conversation, bool]]:
     """Conversations that end with the assistant, in the order of their sources, each with whether it is held out.
 
@@ -68,31 +64,31 @@ def stream_conversations(
     `report` is filled while they are read. Raises `UsageError` where a source cannot be read, and at the end of one of
     which more than `max_skipped` cannot be used.
     """
-    yield from stream_rows("conversations", blocks, world, key, report)
+    yield from stream_rows("conversations", blocks, worlds, key, report)
 
 
 def stream_rows(
-    what: What, blocks: Sequence[DataBlock], world: Pocketworld, key: str, report: Report
+    what: What, blocks: Sequence[DataBlock], worlds: Worlds, key: str, report: Report
 ) -> Iterator[tuple[Any, bool]]:
     """Conversations, rankings or different prompts, as `stream_conversations` has them."""
-    for placed in _stream(what, blocks, world, key, report):
+    for placed in _stream(what, blocks, worlds, key, report):
         for _ in range(placed.times):
             yield placed.item, placed.held_out
 
 
-def load_conversations(blocks: Sequence[DataBlock], world: Pocketworld, key: str) -> Loaded[Conversation]:
+def load_conversations(blocks: Sequence[DataBlock], worlds: Worlds, key: str) -> Loaded[Conversation]:
     """Conversations that end with the assistant, split by what was asked. Raises as the stream, or for too few."""
-    return _load("conversations", blocks, world, key)
+    return _load("conversations", blocks, worlds, key)
 
 
-def load_rankings(blocks: Sequence[DataBlock], world: Pocketworld, key: str) -> Loaded[Ranking]:
+def load_rankings(blocks: Sequence[DataBlock], worlds: Worlds, key: str) -> Loaded[Ranking]:
     """Rankings (pairs are K = 2), split by prompt. Raises `UsageError` as `load_conversations` does."""
-    return _load("rankings", blocks, world, key)
+    return _load("rankings", blocks, worlds, key)
 
 
-def load_prompts(blocks: Sequence[DataBlock], world: Pocketworld, key: str) -> Loaded[Conversation]:
-    """Different prompts, split by their text; pocketworld holds out prompts about other people."""
-    return _load("prompts", blocks, world, key)
+def load_prompts(blocks: Sequence[DataBlock], worlds: Worlds, key: str) -> Loaded[Conversation]:
+    """Different prompts, split by their text; a built-in world says which of its prompts are for validation."""
+    return _load("prompts", blocks, worlds, key)
 
 
 def prompt_key(messages: Sequence[Message]) -> str:
@@ -125,31 +121,31 @@ def check_rows(what: What, blocks: Sequence[DataBlock] | None, key: str) -> Repo
     report = Report()
     counts = {False: 0, True: 0}
     for block in blocks:
-        if block.source == POCKETWORLD:
+        if is_world(block.source):
             _check_world_has(what, key)
         elif not is_hub(block):
             report.sources.append(SourceReport(key, block.source))
             for placed in _read(what, block, key, report.sources[-1]):
                 counts[placed.held_out] += placed.times
-    if not reads_pocketworld(blocks) and not any(map(is_hub, blocks)):
+    if not worlds_read(blocks) and not any(map(is_hub, blocks)):
         _check_enough(counts[False], counts[True], blocks, key)
     return report
 
 
-def _load(what: What, blocks: Sequence[DataBlock], world: Pocketworld, key: str) -> Loaded[Any]:
+def _load(what: What, blocks: Sequence[DataBlock], worlds: Worlds, key: str) -> Loaded[Any]:
     loaded = Loaded[Any]([], [])
-    for item, held_out in stream_rows(what, blocks, world, key, loaded.report):
+    for item, held_out in stream_rows(what, blocks, worlds, key, loaded.report):
         (loaded.held_out if held_out else loaded.train).append(item)
     _check_enough(len(loaded.train), len(loaded.held_out), blocks, key)
     return loaded
 
 
 def _stream(
-    what: What, blocks: Sequence[DataBlock], world: Pocketworld, key: str, report: Report
+    what: What, blocks: Sequence[DataBlock], worlds: Worlds, key: str, report: Report
 ) -> Iterator[_Placed[Any]]:
     """The items of all blocks in order, of prompts each once."""
     check_sources(blocks, key)
-    items = _items_of_blocks(what, blocks, world, key, report)
+    items = _items_of_blocks(what, blocks, worlds, key, report)
     if what != "prompts":
         yield from items
         return
@@ -162,12 +158,12 @@ def _stream(
 
 
 def _items_of_blocks(
-    what: What, blocks: Sequence[DataBlock], world: Pocketworld, key: str, report: Report
+    what: What, blocks: Sequence[DataBlock], worlds: Worlds, key: str, report: Report
 ) -> Iterator[_Placed[Any]]:
     for block in blocks:
-        if block.source == POCKETWORLD:
+        if is_world(block.source):
             _check_world_has(what, key)
-            yield from _built_in(what, block, world)
+            yield from _of_world(what, block, worlds)
         else:
             source = SourceReport(key, block.source)
             report.sources.append(source)
@@ -235,17 +231,17 @@ def _check_enough(train: int, held_out: int, blocks: Sequence[DataBlock], key: s
 def _check_world_has(what: What, key: str) -> None:
     if what == "rankings":
         raise UsageError(
-            f"{key}: the built-in world has no rankings of its own.", "Leave rm.data out: the run makes them."
+            f"{key}: a built-in world has no rankings of its own.", "Leave rm.data out: the run makes them."
         )
 
 
-def _built_in(what: What, block: DataBlock, settings: Pocketworld) -> Iterator[_Placed[Any]]:
-    """The built-in world's rows; only its prompts come divided, practice and test being about different people."""
-    world, seed = build_world(settings), settings.seed
+def _of_world(what: What, block: DataBlock, worlds: Worlds) -> Iterator[_Placed[Any]]:
+    """The rows of a built-in world, which splits its prompts itself; its conversations are split as all others."""
+    world = world_named(block.source, worlds)
     if what == "conversations":
-        yield from _sides(what, iter(pocketworld.conversations(world, settings.conversations, seed)), block)
+        yield from _sides(what, iter(world.conversations()), block)
         return
-    for prompt in pocketworld.prompts(world, "practice", POCKETWORLD_PROMPTS, seed)[: block.limit]:
+    for prompt in world.prompts("train")[: block.limit]:
         yield _Placed(prompt, False, times_read(prompt_key(prompt), block.weight))
-    for prompt in pocketworld.prompts(world, "test", POCKETWORLD_PROMPTS, seed)[: block.limit]:
+    for prompt in world.prompts("validation")[: block.limit]:
         yield _Placed(prompt, True, 1)

@@ -1,6 +1,6 @@
 """Raw text as a stream of documents, each on one side of the split: to train on, or held out.
 
-    text = RawText(block, recipe.pocketworld, "pretrain.data")
+    text = RawText(block, recipe.worlds, "pretrain.data")
     for piece in text.pieces(): ...
 
 Whether a document is held out depends on its content alone. A long document comes in pieces, so that no file has to fit
@@ -12,15 +12,15 @@ from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
 
-from chatpipe import pocketworld
 from chatpipe.data.formats import format_of, readers_of
 from chatpipe.data.long_text import characters_between, in_pieces, line_start, survey
 from chatpipe.data.row_files import BadRow, BrokenRow, Row, Skipped, kind_of
-from chatpipe.data.sources import build_world, check_sources, is_hub, one_file_each, source_files, source_rows
+from chatpipe.data.sources import check_sources, is_hub, one_file_each, source_files, source_rows
 from chatpipe.data.split import HELD_OUT_SHARE, is_held_out, is_held_out_digest
 from chatpipe.data.text_files import numbered_lines, text_chunks
+from chatpipe.data.worlds import Worlds, is_world, world_named
 from chatpipe.errors import UsageError
-from chatpipe.recipe.schema import POCKETWORLD, DataBlock, Pocketworld
+from chatpipe.recipe.schema import DataBlock
 
 FEW_FILES = 100
 """With fewer text files a hash might hold out none of them (0.9^100 = 0.00003), so each gives its last tenth."""
@@ -53,11 +53,11 @@ class RawText:
     how many it met and `skipped` has those that could not be used; more than `max_skipped` raise `UsageError`.
     """
 
-    def __init__(self, block: DataBlock, world: Pocketworld, key: str, split: bool = True) -> None:
-        self.block, self.world, self.key, self.split = block, world, key, split
+    def __init__(self, block: DataBlock, worlds: Worlds, key: str, split: bool = True) -> None:
+        self.block, self.worlds, self.key, self.split = block, worlds, key, split
         self.skipped = Skipped()
         self.rows = 0
-        self._built_in: list[str] | None = None
+        self._of_world: Sequence[str] | None = None
 
     def pieces(self) -> Iterator[Piece]:
         """Both sides in the order of the source, as far as `limit` lets them."""
@@ -75,7 +75,7 @@ class RawText:
 
     def megabytes(self) -> float | None:
         """About how much text there is to train on, where the sizes of files tell."""
-        if self.block.source == POCKETWORLD or is_hub(self.block) or self.block.limit is not None:
+        if is_world(self.block.source) or is_hub(self.block) or self.block.limit is not None:
             return None
         files = source_files(self.block.source, self.key)
         if any(path.suffix == ".gz" or kind_of(path) == ".parquet" for path in files):
@@ -98,7 +98,7 @@ class RawText:
 
     def _whole_files(self) -> list[Path]:
         """The text files that are a document each."""
-        if self.block.source == POCKETWORLD or is_hub(self.block) or self.block.document != "file":
+        if is_world(self.block.source) or is_hub(self.block) or self.block.document != "file":
             return []
         return [path for path in source_files(self.block.source, self.key) if kind_of(path) == ".txt"]
 
@@ -119,9 +119,9 @@ class RawText:
         self.skipped.check(f"{self.key}: {self.block.source}", self.rows, self.block.max_skipped)
 
     def _items(self) -> Iterator[Row | BrokenRow]:
-        if self.block.source == POCKETWORLD:
-            for number, text in enumerate(self._pocketworld(), start=1):
-                yield Row({"text": text}, f"{POCKETWORLD} document {number}")
+        if is_world(self.block.source):
+            for number, text in enumerate(self._world_documents(), start=1):
+                yield Row({"text": text}, f"{self.block.source} document {number}")
             return
         for part in one_file_each(self.block, self.key):
             if is_hub(part) or kind_of(Path(part.source)) != ".txt":
@@ -129,16 +129,16 @@ class RawText:
             elif part.document != "file":
                 yield from _units(Path(part.source), part.document)
 
-    def _pocketworld(self) -> list[str]:
-        if self._built_in is None:
-            self._built_in = pocketworld.documents(build_world(self.world), self.world.documents, self.world.seed)
-        return self._built_in
+    def _world_documents(self) -> Sequence[str]:
+        if self._of_world is None:
+            self._of_world = world_named(self.block.source, self.worlds).documents()
+        return self._of_world
 
 
-def raw_texts(blocks: Sequence[DataBlock], world: Pocketworld, key: str) -> list[RawText]:
+def raw_texts(blocks: Sequence[DataBlock], worlds: Worlds, key: str) -> list[RawText]:
     """The sources of raw text of a stage, in the order of its blocks."""
     check_sources(blocks, key)
-    return [RawText(block, world, key) for block in blocks]
+    return [RawText(block, worlds, key) for block in blocks]
 
 
 def sample_texts(sources: Sequence[RawText], held_out: bool, max_bytes: int) -> Iterator[str]:
@@ -174,7 +174,7 @@ def check_documents(blocks: Sequence[DataBlock] | None, key: str) -> None:
     check_sources(blocks, key)
     for block in blocks or ():
         _check_settings(block, key)
-        if block.source == POCKETWORLD or is_hub(block):
+        if is_world(block.source) or is_hub(block):
             continue
         files = source_files(block.source, key)
         _check_used(block, {kind_of(path) for path in files}, key)

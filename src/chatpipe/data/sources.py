@@ -7,12 +7,12 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from chatpipe import pocketworld
 from chatpipe.data.durable import sha256_of
 from chatpipe.data.hub import hub_rows
 from chatpipe.data.row_files import READERS, BrokenRow, Row, file_rows, kind_of
+from chatpipe.data.worlds import is_world
 from chatpipe.errors import UsageError
-from chatpipe.recipe.schema import HUB, POCKETWORLD, DataBlock, Pocketworld
+from chatpipe.recipe.schema import HUB, DataBlock
 
 KINDS = (".txt", *sorted(READERS))
 
@@ -22,23 +22,13 @@ def check_sources(blocks: Sequence[DataBlock] | None, key: str) -> None:
     if not blocks:
         raise UsageError(f"{key} is not given.", f"Give a file: {key}=FILE, or in the recipe.")
     for block in blocks:
-        if block.source != POCKETWORLD and not is_hub(block):
+        if not is_world(block.source) and not is_hub(block):
             source_files(block.source, key)
 
 
 def is_hub(block: DataBlock) -> bool:
     """Whether the block is a data set of the hub."""
     return block.source.startswith(HUB)
-
-
-def reads_pocketworld(blocks: Sequence[DataBlock] | None) -> bool:
-    """Whether some of the data is the built-in world, whose gold rater then knows what is true."""
-    return any(block.source == POCKETWORLD for block in blocks or ())
-
-
-def build_world(settings: Pocketworld) -> pocketworld.World:
-    """The built-in world of a recipe."""
-    return pocketworld.World.build(seed=settings.seed, people=settings.people)
 
 
 def source_files(source: str, key: str) -> list[Path]:
@@ -70,7 +60,7 @@ def source_files(source: str, key: str) -> list[Path]:
 
 def named_files(block: DataBlock) -> list[Path]:
     """The files and folders that a block's source names and that are there; no complaint where there are none."""
-    if block.source == POCKETWORLD:  # whatever else is called so
+    if is_world(block.source):  # whatever file has the same name
         return []
     path = Path(block.source).expanduser()
     return [path] if path.exists() else list(map(Path, glob.glob(str(path), recursive=True)))
@@ -114,7 +104,7 @@ def block_fingerprint(block: DataBlock, key: str) -> str:
 
 
 def _content(block: DataBlock, key: str) -> str:
-    if block.source == POCKETWORLD or is_hub(block):
+    if is_world(block.source) or is_hub(block):
         return block.source
     files = source_files(block.source, key)
     if files == [Path(block.source).expanduser()]:

@@ -28,8 +28,8 @@ from chatpipe.data.durable import MANIFEST, PARTIAL, fault_of, fsync, read_json,
 from chatpipe.data.encoding import BATCH_CHARACTERS, SMALL_BATCHES, Encoded, Encoder, encode_stream
 from chatpipe.data.long_text import PIECE_CHARACTERS
 from chatpipe.data.sources import block_fingerprint
+from chatpipe.data.worlds import world_settings
 from chatpipe.errors import Interrupted, UsageError
-from chatpipe.recipe.schema import POCKETWORLD
 
 SHARD_TOKENS = 1 << 24
 MAX_WORKERS = 32
@@ -129,7 +129,7 @@ def find_token_store(folders: Sequence[Path], text: RawText, encoder: Encoder) -
 
 def store_fingerprint(text: RawText, encoder: Encoder) -> str:
     """SHA-256 over all that decides what a store holds: the text, how it is read, and the tokenizer."""
-    world = text.world.model_dump(mode="json") if text.block.source == POCKETWORLD else None
+    world = world_settings([text.block], text.worlds)
     # How often a source is read does not change what stands in it.
     source = block_fingerprint(text.block.model_copy(update={"weight": 1.0}), text.key)
     parts = [FORMAT, PIECE_CHARACTERS, source, world, asdict(encoder)]

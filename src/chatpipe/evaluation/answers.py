@@ -1,4 +1,4 @@
-"""Held-out prompts answered by a model, and what the gold rater says of the answers."""
+"""Held-out prompts answered by a model, and an oracle's ratings of the answers."""
 
 from collections import defaultdict
 from collections.abc import Callable, Sequence
@@ -8,9 +8,9 @@ from typing import Any
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from chatpipe.data.chat_template import Message, decode_answer, encode_prompt
+from chatpipe.data.worlds import Oracle, Rating
 from chatpipe.evaluation.intervals import wilson_interval
 from chatpipe.generation import SamplingParams, generate
-from chatpipe.pocketworld import GoldRater, Rating
 
 
 @dataclass(frozen=True)
@@ -48,9 +48,9 @@ def answer_metrics(answers: Sequence[Answer]) -> dict[str, float]:
     }
 
 
-def rate_answers(rater: GoldRater, prompts: Sequence[list[Message]], answers: Sequence[Answer]) -> list[Rating]:
-    """The gold rater's opinion of each answer."""
-    return [rater.rate(prompt, answer.text, answer.ended) for prompt, answer in zip(prompts, answers, strict=True)]
+def rate_answers(oracle: Oracle, prompts: Sequence[list[Message]], answers: Sequence[Answer]) -> list[Rating]:
+    """The oracle's rating of each answer."""
+    return [oracle.rate(prompt, answer.text, answer.ended) for prompt, answer in zip(prompts, answers, strict=True)]
 
 
 def gold_metrics(ratings: Sequence[Rating]) -> dict[str, Any]:

@@ -5,8 +5,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from chatpipe.data.worlds import Rating
 from chatpipe.evaluation.intervals import bootstrap_interval, share_interval
-from chatpipe.pocketworld import Rating
 
 
 @dataclass(frozen=True)
@@ -40,7 +40,7 @@ def mean_change(new: Sequence[float], old: Sequence[float], seed: int = 0) -> Ch
 
 
 def gold_comparison(new: Sequence[Rating], old: Sequence[Rating], seed: int = 0) -> dict[str, float]:
-    """What `ppo_verdict` reads of the gold rater's opinion of the new and the old model's answers to the same prompts.
+    """The oracle's ratings of the new and the old model's answers to the same prompts, as `ppo_verdict` reads them.
 
     `win_rate` with `_low` and `_high`; `gold_score_before`, and of its change `gold_change_low` and `_high`; and the
     same for the share of right answers, `right_before`, `right_change_low` and `_high`.

@@ -1,4 +1,4 @@
-"""A model's answers to prompts, and what they come to; the built-in world's gold rater rates those about it."""
+"""A model's answers to prompts, and their metrics; the oracle of a built-in world scores answers about it."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -9,29 +9,29 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from chatpipe import console
 from chatpipe.data.chat_template import encode_prompt
 from chatpipe.data.datasets import Conversation
+from chatpipe.data.worlds import Oracle, Rating
 from chatpipe.errors import UsageError
 from chatpipe.evaluation.answers import Answer, answer_metrics, answer_prompts, gold_metrics, rate_answers
 from chatpipe.generation import SamplingParams
-from chatpipe.pocketworld import GoldRater, Rating, World, chance_of_guessing
 from chatpipe.recipe.schema import Evaluation
 
 
 @dataclass
 class Judged:
-    """A model's answers; `ratings` are the gold rater's of `world`, None where nobody knows the truth."""
+    """A model's answers; `ratings` are those of `oracle`, None where no oracle knows the prompts."""
 
     answers: list[Answer]
     temperature: float
-    world: World | None = None
+    oracle: Oracle | None = None
     ratings: list[Rating] | None = None
 
     def metrics(self) -> dict[str, Any]:
         """What the answers come to."""
         metrics: dict[str, Any] = {**answer_metrics(self.answers), "eval_prompts": len(self.answers)}
         metrics["eval_temperature"] = self.temperature
-        if self.ratings is not None and self.world is not None:
+        if self.ratings is not None and self.oracle is not None:
             metrics.update(gold_metrics(self.ratings))
-            metrics["chance"] = chance_of_guessing(self.world)
+            metrics["chance"] = self.oracle.chance()
         return metrics
 
 
@@ -55,11 +55,11 @@ def judge_answers(
     prompts: list[Conversation],
     settings: Evaluation,
     seed: int,
-    world: World | None,
+    oracle: Oracle | None,
 ) -> Judged:
-    """Has the model answer all `prompts`, and the gold rater rate the answers where they are about `world`."""
+    """Has the model answer all `prompts`, and the oracle, if there is one, score the answers."""
     params = SamplingParams(max_new_tokens=settings.max_new_tokens, temperature=settings.temperature)
     with console.progress("answering", len(prompts)) as bar:
         answers = answer_prompts(model, tokenizer, prompts, params, seed, on_finished=bar.update)
-    ratings = None if world is None else rate_answers(GoldRater(world), prompts, answers)
-    return Judged(answers, settings.temperature, world, ratings)
+    ratings = None if oracle is None else rate_answers(oracle, prompts, answers)
+    return Judged(answers, settings.temperature, oracle, ratings)

@@ -19,7 +19,8 @@ from chatpipe.data.formats import recognise
 from chatpipe.data.masking import Masking
 from chatpipe.data.report import Report, SourceReport
 from chatpipe.data.row_files import Row, kind_of
-from chatpipe.data.sources import build_world, check_sources, is_hub, one_file_each, source_rows
+from chatpipe.data.sources import check_sources, is_hub, one_file_each, source_rows
+from chatpipe.data.worlds import WORLDS, Oracle, is_world, only_world, world_named
 from chatpipe.errors import UsageError
 from chatpipe.evaluation.chat_loss import HeldOutChats
 from chatpipe.evaluation.judging import judge_answers, prompts_with_room
@@ -36,9 +37,8 @@ from chatpipe.models.pretrained import (
     model_kind_of_hub,
     placed,
 )
-from chatpipe.pocketworld import World
 from chatpipe.recipe.loading import load_recipe
-from chatpipe.recipe.schema import POCKETWORLD, Data, DataBlock, Recipe
+from chatpipe.recipe.schema import Data, DataBlock, Recipe
 from chatpipe.reward.reward_model import longest_sequence
 from chatpipe.stages.measuring import HeldOut, first_words
 from chatpipe.stages.raw_text import held_out_text, held_out_texts
@@ -48,7 +48,7 @@ KEY = "--data"
 MAX_BLOCK_SIZE = 1024
 """Tokens read at once of a text, where the model does not say what it was trained on."""
 
-SETTINGS = ("evaluation.", "pocketworld.", "seed")
+SETTINGS = ("evaluation.", *(f"{name}." for name in WORLDS), "seed")
 """What may be given on the command line."""
 REMEMBERED = (
     "pretrain.block_size",
@@ -94,7 +94,7 @@ class _Task:
 
     def rows(self, what: Any, report: Report) -> list[Any]:
         """All rows, or the first `limit`."""
-        stream = stream_rows(what, self.blocks, self.recipe.pocketworld, KEY, report)
+        stream = stream_rows(what, self.blocks, self.recipe.worlds, KEY, report)
         found = [row for row, _ in islice(stream, self.limit)]
         if not found:
             raise UsageError(f"{KEY}: no row can be used.", "Give other data.")
@@ -102,7 +102,7 @@ class _Task:
 
 
 def measure_model(model: str, data: str, overrides: Sequence[str], limit: int | None) -> Measurement:
-    """Measures `model` on all of `data`, or its first `limit` rows; `pocketworld` is judged by what it holds out.
+    """Measures `model` on all of `data`, or its first `limit` rows; of a built-in world, on its validation split.
 
     Raises `UsageError` where the two do not fit together. Nothing is written.
     """
@@ -128,10 +128,10 @@ def _what(task: _Task, kind: Kind, form: str) -> str:
     """What is measured of a model of this kind on data of this format."""
     if kind == "reward" and form in ("pairs", "rankings"):
         return "pairs"
-    if kind == "masked" and form in ("text", POCKETWORLD):
+    if kind == "masked" and (form == "text" or is_world(form)):
         return "text"
     if kind == "causal":
-        if form == POCKETWORLD:  # a model that was never taught to chat completes text
+        if is_world(form):  # a model that was never taught to chat completes text
             return "answers" if load_tokenizer(task.model).chat_template else "text"
         return {"text": "text", "prompts": "answers"}.get(form, "conversations")
     wanted = {"reward": "rankings or pairs", "masked": "text"}[kind]
@@ -150,15 +150,15 @@ def _format(blocks: Sequence[DataBlock]) -> str:
 
 
 def _parts(block: DataBlock) -> Iterator[DataBlock]:
-    if block.source == POCKETWORLD:
+    if is_world(block.source):
         yield block
     else:
         yield from one_file_each(block, KEY)
 
 
 def _format_of_file(part: DataBlock) -> str:
-    if part.source == POCKETWORLD:
-        return POCKETWORLD
+    if is_world(part.source):
+        return part.source
     if not is_hub(part) and kind_of(Path(part.source)) == ".txt":
         return "text"
     first = next((row for row in source_rows(part, KEY) if isinstance(row, Row)), None)
@@ -218,9 +218,8 @@ def _of_text(
 
 
 def _documents(task: _Task, report: Report) -> list[str]:
-    world = task.recipe.pocketworld
-    texts = [RawText(block, world, KEY, split=block.source == POCKETWORLD) for block in task.blocks]
-    if all(block.source == POCKETWORLD for block in task.blocks):
+    texts = [RawText(block, task.recipe.worlds, KEY, split=is_world(block.source)) for block in task.blocks]
+    if only_world(task.blocks):
         return held_out_texts(texts)[: task.limit]
     found = list(islice((document for text in texts for document in whole_documents(text.pieces())), task.limit))
     report.sources += [SourceReport(KEY, text.block.source, ["text"], text.rows, text.skipped) for text in texts]
@@ -267,15 +266,16 @@ def _gain(held_out: HeldOutChats, model: PreTrainedModel) -> dict[str, float]:
 def _answers(task: _Task, report: Report) -> tuple[int, dict[str, Any]]:
     tokenizer, model = load_for_chat(task.model)
     model = placed(model)
-    world, most = None, None
-    if all(block.source == POCKETWORLD for block in task.blocks):
-        prompts = load_prompts(task.blocks, task.recipe.pocketworld, KEY).held_out
-        world, most = build_world(task.recipe.pocketworld), task.limit or task.recipe.evaluation.prompts
+    oracle, most = None, None
+    world = only_world(task.blocks)
+    if world is not None:
+        prompts = load_prompts(task.blocks, task.recipe.worlds, KEY).held_out
+        oracle, most = world_named(world, task.recipe.worlds).oracle(), task.limit or task.recipe.evaluation.prompts
     else:
         prompts = task.rows("prompts", report)
     asked = _asked(task, tokenizer, model, prompts, most)
     return len(asked), {
-        **_judged(task, tokenizer, model, asked, world),
+        **_judged(task, tokenizer, model, asked, oracle),
         "left_out_prompts": 0 if world else len(prompts) - len(asked),
     }
 
@@ -292,9 +292,9 @@ def _judged(
     tokenizer: PreTrainedTokenizerBase,
     model: PreTrainedModel,
     prompts: list[Conversation],
-    world: World | None,
+    oracle: Oracle | None,
 ) -> dict[str, Any]:
-    judged = judge_answers(model, tokenizer, prompts, task.recipe.evaluation, task.recipe.seed, world)
+    judged = judge_answers(model, tokenizer, prompts, task.recipe.evaluation, task.recipe.seed, oracle)
     examples = zip(prompts[:2], judged.answers, strict=False)
     return {
         **judged.metrics(),

@@ -100,9 +100,7 @@ def understand(world: World, prompt: Sequence[Message]) -> Question:
         match = pattern.fullmatch(text)
         if match:
             return question_of(world, form, match.groupdict(), prompt)
-    raise UsageError(
-        f"the gold rater cannot judge answers to {text!r}", "it knows the questions of the pocketworld only"
-    )
+    raise UsageError(f"the oracle cannot score answers to {text!r}", "it knows the questions of the pocketworld only")
 
 
 def question_of(world: World, form: str, words: dict[str, str], prompt: Sequence[Message]) -> Question:

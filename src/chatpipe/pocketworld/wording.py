@@ -71,7 +71,7 @@ PET_LEAD_INS = (
 )
 """How a text may begin that is about a person, or first about an animal. No fact is told or asked for."""
 ANSWER_FORMS = 1
-"""So many forms of each statement and fragment, the first ones, are used in answers. The gold rater accepts all."""
+"""So many forms of each statement and fragment, the first ones, are used in answers. The oracle accepts all."""
 
 QUESTIONS: dict[str, tuple[str, ...]] = {
     "job": ("What does {n} do?", "What is {n}'s job?", "What does {n} work as?"),

@@ -9,31 +9,32 @@ from chatpipe.data.datasets import Conversation, prompt_key, stream_rows
 from chatpipe.data.report import Report
 from chatpipe.data.row_files import Row
 from chatpipe.data.sources import source_rows
+from chatpipe.data.worlds import WORLDS, Worlds, is_world
 from chatpipe.errors import UsageError
 from chatpipe.models.manifest import read_manifest
 from chatpipe.models.model_folder import looks_like_path
 from chatpipe.recipe.loading import load_recipe
-from chatpipe.recipe.schema import POCKETWORLD, Data, DataBlock, Pocketworld
+from chatpipe.recipe.schema import Data, DataBlock, Recipe
 
 KEY = "--prompts"
 
 
 def read_prompts(source: str, model: str) -> list[Conversation]:
-    """The prompts that a flag names; those of the built-in world are about the world that `model` knows."""
-    return prompts_to_rank(TypeAdapter(Data).validate_python(source), world_of(model), KEY)
+    """The prompts that a flag names; those of a built-in world are about the world that `model` was made for."""
+    return prompts_to_rank(TypeAdapter(Data).validate_python(source), worlds_of(model), KEY)
 
 
-def prompts_to_rank(blocks: Sequence[DataBlock], world: Pocketworld, key: str) -> list[Conversation]:
+def prompts_to_rank(blocks: Sequence[DataBlock], worlds: Worlds, key: str) -> list[Conversation]:
     """Different prompts, in order, of both sides of the split: the reward model holds out some of what was ranked.
 
-    Only the built-in world's test questions are left out. Says what else was. Raises `UsageError` naming `key` where
-    there are none.
+    Only the validation prompts of built-in worlds are left out. Prints what else is. Raises `UsageError` naming `key`
+    where there are none.
     """
     report = Report()
     prompts: dict[str, Conversation] = {}
     for block in blocks:
-        for prompt, held_out in stream_rows("prompts", [block], world, key, report):
-            if not (held_out and block.source == POCKETWORLD):
+        for prompt, held_out in stream_rows("prompts", [block], worlds, key, report):
+            if not (held_out and is_world(block.source)):
                 prompts.setdefault(prompt_key(prompt), prompt)
     report.say()
     if not prompts:
@@ -42,20 +43,23 @@ def prompts_to_rank(blocks: Sequence[DataBlock], world: Pocketworld, key: str) -
     return list(prompts.values())
 
 
-def world_of_answers(completions: Path) -> Pocketworld | None:
-    """The built-in world that the first model of a completions file was made for; None where that is not known."""
+def worlds_of_answers(completions: Path) -> Worlds | None:
+    """The settings of the built-in worlds that the first model of a completions file was made for.
+
+    None where that is unknown.
+    """
     rows = source_rows(DataBlock(source=str(completions)), "rank")
     models = next((row.values.get("models") for row in rows if isinstance(row, Row)), None)
-    return _noted_world(models[0]) if isinstance(models, list) and models and isinstance(models[0], str) else None
+    return _noted_worlds(models[0]) if isinstance(models, list) and models and isinstance(models[0], str) else None
 
 
-def world_of(model: str) -> Pocketworld:
-    """The built-in world that a model of ours was made for; the usual one for others."""
-    return _noted_world(model) or Pocketworld()
+def worlds_of(model: str) -> Worlds:
+    """The settings of the built-in worlds that a model of ours was made for; the defaults for others."""
+    return _noted_worlds(model) or Recipe().worlds
 
 
-def _noted_world(model: str) -> Pocketworld | None:
+def _noted_worlds(model: str) -> Worlds | None:
     manifest = read_manifest(Path(model).expanduser()) if looks_like_path(model) else None
     noted = manifest.settings if manifest else {}
-    known = {key: value for key, value in noted.items() if key.startswith("pocketworld.")}
-    return load_recipe(None, flags=known).recipe.pocketworld if known else None
+    known = {key: value for key, value in noted.items() if key.partition(".")[0] in WORLDS}
+    return load_recipe(None, flags=known).recipe.worlds if known else None

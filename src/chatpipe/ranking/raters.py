@@ -1,4 +1,4 @@
-"""Programs that rank in place of people: the built-in world's gold rater, a reward model, or a Python function.
+"""Programs that rank in place of people: the oracle of a built-in world, a reward model, or a Python function.
 
     rank_with_program(store, "pocketworld", seed=0)
     rank_with_program(store, "runs/pocket/rm", seed=0)
@@ -10,15 +10,15 @@ say, under annotators marked as programs. Importing this loads no torch.
 
 import hashlib
 import json
+import math
 import random
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from chatpipe import pocketworld
 from chatpipe.data.chat_template import Message
-from chatpipe.data.sources import build_world
+from chatpipe.data.worlds import Worlds, WorldSource, is_world, world_named
 from chatpipe.errors import UsageError
 from chatpipe.models.manifest import checkpoint_id
 from chatpipe.models.model_folder import check_model
@@ -27,7 +27,6 @@ from chatpipe.ranking.said import Answer, blank
 from chatpipe.ranking.scoring import Asked, Scorer, model_scorer
 from chatpipe.ranking.store import Store
 from chatpipe.recipe import load_recipe
-from chatpipe.recipe.schema import POCKETWORLD, Pocketworld
 from chatpipe.reward.functions import check_function, is_function, source_fingerprint
 
 KEY = "--rater"
@@ -47,7 +46,7 @@ class Rater:
     seed: int
 
     def rank(self, asked: Sequence[Asked]) -> list[list[int] | None]:
-        """The ranks of the responses to each prompt (`pocketworld.rank`); None where they cannot be read.
+        """The ranks of the responses to each prompt (`draw_ranks`); None where they cannot be read.
 
         The noise depends on the seed, the prompt and the responses alone, not on what is ranked beside them.
         """
@@ -57,7 +56,7 @@ class Rater:
         if scores is None:
             return None
         noise = random.Random(json.dumps([self.seed, *asked]))
-        return pocketworld.rank(scores, asked[1], noise, self.temperature)
+        return draw_ranks(scores, asked[1], noise, self.temperature)
 
 
 @dataclass(frozen=True)
@@ -76,7 +75,7 @@ class Ranked:
 
 def check_rater(name: str, key: str = KEY) -> None:
     """Raises `UsageError` naming `key` where `name` is no rater, as far as files tell that without torch."""
-    if name == POCKETWORLD:
+    if is_world(name):
         return
     if is_function(name):
         check_function(name, key)
@@ -95,22 +94,23 @@ def rank_with_program(
     *,
     seed: int,
     temperature: float | None = None,
-    world: Pocketworld | None = None,
+    worlds: Worlds | None = None,
     annotator: str | None = None,
     on_ranked: Callable[[int], None] | None = None,
     key: str = KEY,
 ) -> Ranked:
     """Has a program rank all items of `store`, but those that it has ranked before under the same name.
 
-    `rater` is `pocketworld`, a reward model's folder or hub id, or `module:function` as in `ppo.reward`. `temperature`
-    is the noise in units of the scores, 0 for none; without one, pocketworld has that of the recipe `pocket`, others
-    none. `world` is that of pocketworld, by default the recipe's too. `annotator` is the name in the store, by default
-    `rater`. `on_ranked` hears how many of all items are done. `key` is the option or recipe key that errors name.
+    `rater` is a built-in world, a reward model's folder or hub id, or `module:function` as in `ppo.reward`.
+    `temperature` is the noise in units of the scores, 0 for none; without one, a world has that of the recipe `pocket`,
+    others none. `worlds` has the settings of the worlds, by default the recipe's too. `annotator` is the name in the
+    store, by default `rater`. `on_ranked` hears how many of all items are done. `key` is the option or recipe key that
+    errors name.
 
     Raises `UsageError` where the rater cannot be used, or has ranked here under this name with other settings.
     """
     check_rater(rater, key)
-    program = load_rater(rater, seed, temperature, world, key)
+    program = load_rater(rater, seed, temperature, worlds, key)
     annotator = annotator or rater
     store.add_annotator(annotator, "program")
     settings = _settings_of(program)
@@ -133,13 +133,13 @@ def rank_with_program(
 
 
 def load_rater(
-    name: str, seed: int, temperature: float | None = None, world: Pocketworld | None = None, key: str = KEY
+    name: str, seed: int, temperature: float | None = None, worlds: Worlds | None = None, key: str = KEY
 ) -> Rater:
     """The rater of that name, as `rank_with_program` describes it."""
-    if name == POCKETWORLD:
+    if is_world(name):
         recipe = load_recipe(RECIPE).recipe
         noise = recipe.rank.temperature if temperature is None else temperature
-        return _gold_rater(world or recipe.pocketworld, seed, noise)
+        return _oracle_rater(world_named(name, worlds or recipe.worlds), seed, noise)
     if is_function(name):
         return Rater(_function_scorer(name, key), rater_fingerprint(name, key), temperature or 0.0, seed)
     return Rater(model_scorer(name, key), rater_fingerprint(name, key), temperature or 0.0, seed)
@@ -148,13 +148,13 @@ def load_rater(
 # ---- ways to score, beside a reward model's (scoring) ----
 
 
-def _gold_rater(settings: Pocketworld, seed: int, temperature: float) -> Rater:
-    gold = pocketworld.GoldRater(build_world(settings))
+def _oracle_rater(world: WorldSource, seed: int, temperature: float) -> Rater:
+    oracle = world.oracle()
 
     def score(asked: Sequence[Asked]) -> list[list[float] | None]:
-        return [[gold.rate(prompt, response).score for response in responses] for prompt, responses in asked]
+        return [[oracle.rate(prompt, response).score for response in responses] for prompt, responses in asked]
 
-    return Rater(score, f"world {settings.seed} {settings.people}", temperature, seed)
+    return Rater(score, oracle.made_from, temperature, seed)
 
 
 def _function_scorer(name: str, key: str) -> Scorer:
@@ -171,6 +171,32 @@ def _function_scorer(name: str, key: str) -> Scorer:
         return [[next(given) for _ in some] for _, some in asked]
 
     return score
+
+
+# ---- from scores to ranks ----
+
+
+def draw_ranks(
+    scores: Sequence[float], completions: Sequence[str], rng: random.Random, temperature: float
+) -> list[int]:
+    """Ranks of `completions`, 1 for the best: a draw from the Plackett-Luce model of `scores` / `temperature`.
+
+    Each different text gets its score / temperature plus Gumbel noise, so equal texts tie, and any other two are
+    ordered as Bradley and Terry have it: P(i before j) = sigmoid((score_i - score_j) / temperature). `temperature` 0
+    ranks exactly; then equal scores tie too. (Yellott 1977, "The relationship between Luce's Choice Axiom, Thurstone's
+    Theory of Comparative Judgment, and the double exponential distribution".)
+    """
+    utilities: dict[str, float] = {}
+    for score, text in zip(scores, completions, strict=True):
+        if text not in utilities:
+            utilities[text] = score / temperature + gumbel(rng) if temperature > 0 else score
+    order = sorted(set(utilities.values()), reverse=True)
+    return [order.index(utilities[text]) + 1 for text in completions]
+
+
+def gumbel(rng: random.Random) -> float:
+    """A draw from the standard Gumbel distribution."""
+    return -math.log(-math.log(rng.random() or 0.5))
 
 
 # ---- what it said, in the store ----

@@ -397,3 +397,8 @@ class Recipe(Section):
     ppo: Ppo = Field(default_factory=Ppo)
     evaluation: Evaluation = Field(default_factory=Evaluation)
     checks: CheckSwitches = Field(default_factory=CheckSwitches)
+
+    @property
+    def worlds(self) -> dict[str, Section]:
+        """The settings of each built-in world, by the name with which `source` and `rank.rater` ask for it."""
+        return {POCKETWORLD: self.pocketworld}

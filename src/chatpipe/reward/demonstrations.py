@@ -11,7 +11,8 @@ from chatpipe.data.datasets import Conversation, stream_conversations
 from chatpipe.data.report import Report
 from chatpipe.data.row_files import BadRow
 from chatpipe.data.sources import is_hub
-from chatpipe.recipe.schema import DataBlock, Pocketworld
+from chatpipe.data.worlds import Worlds
+from chatpipe.recipe.schema import DataBlock
 from chatpipe.reward.ranking_batches import EncodedRanking, encode_answers
 
 MAX_DEMONSTRATIONS = 256
@@ -42,13 +43,13 @@ def demonstrations(
     return found or [_best_answer(ranking) for ranking in drawn(rankings, MAX_DEMONSTRATIONS, seed)]
 
 
-def conversations_to_draw_from(blocks: Sequence[DataBlock], world: Pocketworld) -> Iterator[Conversation]:
+def conversations_to_draw_from(blocks: Sequence[DataBlock], worlds: Worlds) -> Iterator[Conversation]:
     """What `blocks` of `sft.data` have to train on, without what is held out; of the hub the first of each data set.
 
     Raises `UsageError` where a source cannot be read.
     """
     for block in blocks:
-        said = stream_conversations([block], world, "sft.data", Report())
+        said = stream_conversations([block], worlds, "sft.data", Report())
         for conversation, held_out in islice(said, MAX_HUB_CONVERSATIONS if is_hub(block) else None):
             if not held_out:
                 yield conversation

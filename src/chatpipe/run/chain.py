@@ -353,7 +353,7 @@ def _recipe_of_run(run: Path) -> Recipe | None:
 
 def _check_same_run(before: Recipe, now: Recipe) -> None:
     """The stages of a run share the seed and the world; what belongs to one stage is compared with that stage."""
-    old, new = (flatten(some.model_dump(mode="json", include={"seed", "pocketworld"})) for some in (before, now))
+    old, new = (flatten(some.model_dump(mode="json", include={"seed", *some.worlds})) for some in (before, now))
     changed = [f"{key} was {old[key]}, is {new[key]} now" for key in new if old[key] != new[key]]
     if changed:
         raise UsageError(

@@ -17,8 +17,9 @@ from chatpipe.data.encoding import Encoder
 from chatpipe.data.report import Report, SourceReport
 from chatpipe.data.row_files import BadRow
 from chatpipe.data.sources import check_sources
+from chatpipe.data.worlds import is_world, worlds_read
 from chatpipe.errors import UsageError
-from chatpipe.recipe.schema import POCKETWORLD, DataBlock
+from chatpipe.recipe.schema import DataBlock
 from chatpipe.reward.ranking_batches import encode_answers
 from chatpipe.run.data_reading import Reader, find_reader
 from chatpipe.stages.step import WHAT_OF_KEY, Step, rankings_file
@@ -220,7 +221,7 @@ def _texts(
     wanted = size * count * _longest_token(reader) if reader else count
     had, read_whole = 0, True
     for block in _tolerant(blocks):
-        text = RawText(block, step.recipe.pocketworld, "pretrain.data")
+        text = RawText(block, step.recipe.worlds, "pretrain.data")
         read = length = 0
         documents_before = sum(measured.sides.values())
         for piece in text.pieces():
@@ -236,7 +237,7 @@ def _texts(
             if read > MAX_READ:
                 read_whole = False
                 break
-        if block.source != POCKETWORLD:
+        if not is_world(block.source):
             documents = sum(measured.sides.values()) - documents_before
             report.sources.append(
                 SourceReport("pretrain.data", block.source, ["text"], text.rows or documents, text.skipped)
@@ -281,7 +282,7 @@ def _watched(step: Step, blocks: Sequence[DataBlock], report: Report) -> Iterato
     """The stage's rows as they are read, with a progress bar."""
     key = f"{step.stage}.data"
     with console.progress("reading", total=None) as bar:
-        rows = stream_rows(WHAT_OF_KEY[key], _tolerant(blocks), step.recipe.pocketworld, key, report)
+        rows = stream_rows(WHAT_OF_KEY[key], _tolerant(blocks), step.recipe.worlds, key, report)
         for number, row in enumerate(rows, start=1):
             yield row
             bar.update(number, "rows")
@@ -314,7 +315,7 @@ def _in_parts(
 
 def _summary(blocks: Sequence[DataBlock], report: Report, measured: _Measured, reader: Reader | None) -> dict[str, Any]:
     """What all stages have: sources, rows of both sides, and lengths of those that were measured."""
-    built_in = [{"source": POCKETWORLD, "formats": ["built in"]} for block in blocks if block.source == POCKETWORLD]
+    built_in = [{"source": name, "formats": ["built in"]} for name in worlds_read(blocks)]
     allowed = {block.source: block.max_skipped for block in blocks}
     sources = [_source(source, allowed[source.source]) for source in report.sources]
     low, median, high, most = (

@@ -73,7 +73,7 @@ def _of_pretrain(step: Step) -> dict[str, Any]:
 
 def _of_sft(step: Step) -> dict[str, Any]:
     section = step.recipe.sft
-    stream = stream_conversations(step.data()["sft.data"], step.recipe.pocketworld, "sft.data", Report())
+    stream = stream_conversations(step.data()["sft.data"], step.recipe.worlds, "sft.data", Report())
     conversations = sum(not held_out for _, held_out in stream)
     rows = round(conversations / (1 - section.pretrain_mix))
     steps = math.ceil(math.ceil(rows / section.batch_size) * section.num_train_epochs)
@@ -87,7 +87,7 @@ def _of_rm(step: Step) -> dict[str, Any]:
     blocks = step.data()["rm.data"]
     to_be_made = [block for block in blocks if _is_to_be_made(recipe, block)]
     there = [block for block in blocks if block not in to_be_made]
-    train = load_rankings(there, recipe.pocketworld, "rm.data").train if there else []
+    train = load_rankings(there, recipe.worlds, "rm.data").train if there else []
     made = round((1 - HELD_OUT_SHARE) * recipe.sample.prompts * sum(block.weight for block in to_be_made))
     rankings, prompts = len(train) + made, len(judged_alike(train)) + made
     return {
@@ -107,7 +107,7 @@ def _of_ppo(step: Step) -> dict[str, Any]:
     episodes = section.batch_size * section.num_mini_batches
     iterations = math.ceil(section.total_episodes / episodes)
     return {
-        "prompts": len(load_prompts(step.data()["ppo.data"], step.recipe.pocketworld, "ppo.data").train),
+        "prompts": len(load_prompts(step.data()["ppo.data"], step.recipe.worlds, "ppo.data").train),
         "iterations": iterations,
         "steps": iterations * section.num_ppo_epochs * section.num_mini_batches,
         "tokens": f"up to {iterations * episodes * section.response_length:,} sampled",

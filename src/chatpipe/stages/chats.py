@@ -10,6 +10,7 @@ from chatpipe.data.chat_rows import FORMAT, Rows, RowsNote, open_rows, write_row
 from chatpipe.data.datasets import stream_conversations
 from chatpipe.data.report import Report
 from chatpipe.data.sources import data_fingerprints
+from chatpipe.data.worlds import world_settings
 from chatpipe.errors import UsageError
 from chatpipe.stages.saving import main_process_first
 from chatpipe.stages.step import Step
@@ -55,14 +56,14 @@ def say_left_out(train: Rows, held_out: Rows, note: RowsNote, max_length: int) -
 def _write(step: Step, tokenizer: PreTrainedTokenizerBase, max_length: int, made_from: str) -> None:
     """Tokenises all conversations as they are read, and tells what could not be used."""
     report = Report()
-    stream = stream_conversations(step.data()[KEY], step.recipe.pocketworld, KEY, report)
+    stream = stream_conversations(step.data()[KEY], step.recipe.worlds, KEY, report)
     write_rows(step.folder / ROWS, stream, report, tokenizer, max_length, made_from)
     report.say()
 
 
 def _made_from(step: Step, tokenizer: PreTrainedTokenizerBase, max_length: int) -> str:
     """SHA-256 over all that decides what the rows hold."""
-    world = step.recipe.pocketworld.model_dump(mode="json") if step.uses_pocketworld() else None
+    world = world_settings(step.data()[KEY], step.recipe.worlds)
     reads = [tokenizer.backend_tokenizer.to_str(), tokenizer.chat_template, tokenizer.special_tokens_map]
     parts = [FORMAT, data_fingerprints(step.data()[KEY], KEY), world, reads, max_length]
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()

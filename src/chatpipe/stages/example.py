@@ -34,8 +34,8 @@ def _held_out_prompts(step: Step) -> Iterable[Conversation]:
     recipe = step.recipe
     blocks = stage_data(recipe, "ppo")["ppo.data"]
     if blocks:
-        return load_prompts(blocks, recipe.pocketworld, "ppo.data").held_out
-    stream = stream_conversations(recipe.sft.data or [], recipe.pocketworld, "sft.data", Report())
+        return load_prompts(blocks, recipe.worlds, "ppo.data").held_out
+    stream = stream_conversations(recipe.sft.data or [], recipe.worlds, "sft.data", Report())
     return (conversation[:-1] for conversation, held_out in stream if held_out)
 
 

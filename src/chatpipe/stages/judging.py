@@ -1,11 +1,11 @@
-"""How sft and ppo are judged: their models answer held-out prompts, and the gold rater, if there is one, rates them."""
+"""How sft and ppo are evaluated: their models answer validation prompts; an oracle scores them where there is one."""
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from chatpipe.data.datasets import Conversation, load_prompts
-from chatpipe.data.sources import build_world
+from chatpipe.data.worlds import world_named
 from chatpipe.evaluation.judging import Judged, judge_answers, prompts_with_room
-from chatpipe.recipe.schema import POCKETWORLD, DataBlock
+from chatpipe.recipe.schema import DataBlock
 from chatpipe.stages.step import Step
 
 
@@ -17,14 +17,16 @@ def judged_prompts(
     Prompts that leave no room for an answer in a `context` of so many tokens are left out.
     """
     settings = step.recipe.evaluation
-    if step.has_gold_rater():
-        held_out = load_prompts([DataBlock(source=POCKETWORLD)], step.recipe.pocketworld, f"{step.stage}.data").held_out
+    world = step.world()
+    if world is not None:
+        held_out = load_prompts([DataBlock(source=world)], step.recipe.worlds, f"{step.stage}.data").held_out
     return prompts_with_room(tokenizer, held_out, context, settings.max_new_tokens)[: settings.prompts]
 
 
 def judge(
     step: Step, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, prompts: list[Conversation]
 ) -> Judged:
-    """Has the model answer `prompts`, and the gold rater rate the answers where the stage is about its world."""
-    world = build_world(step.recipe.pocketworld) if step.has_gold_rater() else None
-    return judge_answers(model, tokenizer, prompts, step.recipe.evaluation, step.recipe.seed, world)
+    """Has the model answer `prompts`, and the oracle of the stage's world, if it reads one, score the answers."""
+    world = step.world()
+    oracle = None if world is None else world_named(world, step.recipe.worlds).oracle()
+    return judge_answers(model, tokenizer, prompts, step.recipe.evaluation, step.recipe.seed, oracle)

@@ -93,7 +93,7 @@ class Prepared:
 def prepare(step: Step) -> Prepared:
     """Reads the prompts and loads the models; every process has the same."""
     recipe = step.recipe
-    prompts = load_prompts(step.data()["ppo.data"], recipe.pocketworld, "ppo.data")
+    prompts = load_prompts(step.data()["ppo.data"], recipe.worlds, "ppo.data")
     set_seed(recipe.seed)
     tokenizer = load_tokenizer(step.models["model"])
     add_chat_template(tokenizer)

@@ -17,6 +17,7 @@ from chatpipe.data.datasets import Conversation, load_rankings
 from chatpipe.data.durable import PARTIAL, replace_text
 from chatpipe.data.locking import alone_with
 from chatpipe.data.sources import check_sources, data_fingerprints, named_files
+from chatpipe.data.worlds import is_world, world_settings
 from chatpipe.errors import ChatpipeError, UsageError, WaitingForRankings
 from chatpipe.models.manifest import checkpoint_id
 from chatpipe.ranking.completions import made_of
@@ -29,7 +30,7 @@ from chatpipe.ranking.raters import check_rater, rank_with_program, rater_finger
 from chatpipe.ranking.standing import StandingRanking, standing_rankings
 from chatpipe.ranking.store import Store
 from chatpipe.ranking.tables import has_begun
-from chatpipe.recipe.schema import POCKETWORLD, Recipe
+from chatpipe.recipe.schema import Recipe
 from chatpipe.stages.step import (
     PEOPLE,
     answering_model,
@@ -53,11 +54,11 @@ def check_rankings_can_be_made(recipe: Recipe) -> str:
             f"Run `chatpipe ppo ... round={recipe.round - 1}` first.",
         )
     check_sources(recipe.sample.data, "rm.data (or sample.data, to have rankings made)")
-    if recipe.rank.rater == POCKETWORLD:
+    if is_world(recipe.rank.rater):
         for block in recipe.sample.data or []:
-            if block.source != POCKETWORLD:
+            if block.source != recipe.rank.rater:
                 raise UsageError(
-                    f"sample.data = {block.source}: pocketworld's rater knows nothing of these prompts.",
+                    f"sample.data = {block.source}: {recipe.rank.rater} cannot score answers to these prompts.",
                     "Set rank.rater: people, a reward model, or module:function; or give rankings with rm.data=FILE.",
                 )
     elif recipe.rank.rater != PEOPLE:
@@ -126,7 +127,7 @@ def ensure_rankings(recipe: Recipe, may_replace: bool = True) -> None:
         _write(path, map(ranking_row, rankings))
         console.note(f"rank: {len(rankings)} rankings of up to {recipe.sample.k} answers written to {path}")
     else:
-        loaded = load_rankings(rankings_blocks(recipe), recipe.pocketworld, "rm.data")
+        loaded = load_rankings(rankings_blocks(recipe), recipe.worlds, "rm.data")
         _write(path, (ranking.to_row() for ranking in [*loaded.train, *loaded.held_out]))
     replace_text(note, json.dumps(made, indent=2))
 
@@ -205,7 +206,7 @@ def _named(people: Sequence[str]) -> str:
 
 def _prompts(recipe: Recipe) -> list[Conversation]:
     """As many prompts as a round samples; each round takes those behind the ones of the round before, in a circle."""
-    prompts = prompts_to_rank(recipe.sample.data or [], recipe.pocketworld, "sample.data")
+    prompts = prompts_to_rank(recipe.sample.data or [], recipe.worlds, "sample.data")
     count = min(recipe.sample.prompts, len(prompts))
     first = (recipe.round - 1) * count
     if first + count > len(prompts):
@@ -235,7 +236,7 @@ def _ranked_by_program(recipe: Recipe) -> list[StandingRanking]:
             rank.rater,
             seed=recipe.seed,
             temperature=rank.temperature,
-            world=recipe.pocketworld,
+            worlds=recipe.worlds,
             on_ranked=bar.update,
             key="rank.rater",
         )
@@ -288,9 +289,10 @@ def _made_from(recipe: Recipe) -> dict[str, Any]:
     """What decides what stands in the rankings file of the round."""
     if not run_ranks(recipe):
         return {"rm.data": data_fingerprints(recipe.rm.data or [], "rm.data")}
-    sections = {name: getattr(recipe, name).model_dump(mode="json") for name in ("sample", "rank", "pocketworld")}
+    sections = {name: getattr(recipe, name).model_dump(mode="json") for name in ("sample", "rank")}
+    worlds = world_settings(recipe.sample.data, recipe.worlds)
     rater = recipe.rank.rater
-    who = rater if rater in (POCKETWORLD, PEOPLE) else rater_fingerprint(rater, "rank.rater")
+    who = rater if rater == PEOPLE or is_world(rater) else rater_fingerprint(rater, "rank.rater")
     if rater_is_model(recipe):  # which may be moved
         del sections["rank"]["rater"]
     return {
@@ -298,6 +300,7 @@ def _made_from(recipe: Recipe) -> dict[str, Any]:
         "prompts": data_fingerprints(recipe.sample.data or [], "sample.data"),
         "rater": who,
         "seed": recipe.seed,
+        "worlds": worlds,
         **sections,
     }
 

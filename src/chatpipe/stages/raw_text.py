@@ -15,6 +15,7 @@ from chatpipe.data.encoding import Encoder
 from chatpipe.data.sources import data_fingerprints
 from chatpipe.data.text_blocks import HeldOutText, TrainingText
 from chatpipe.data.token_store import TokenStore, build_token_store, find_token_store
+from chatpipe.data.worlds import world_settings
 from chatpipe.errors import UsageError
 from chatpipe.models.pretrained import load_tokenizer
 from chatpipe.models.tokenizer_training import character_tokenizer, train_tokenizer
@@ -30,7 +31,7 @@ MAX_EVAL_BYTES = 500_000
 
 def stage_texts(step: Step, key: str) -> list[RawText]:
     """The sources of raw text that the stage reads under a recipe key."""
-    return raw_texts(step.data()[key], step.recipe.pocketworld, key)
+    return raw_texts(step.data()[key], step.recipe.worlds, key)
 
 
 def pretraining_tokenizer(step: Step, texts: Sequence[RawText]) -> PreTrainedTokenizerBase:
@@ -171,7 +172,7 @@ def _watched(texts: Iterable[str], title: str, megabytes: float | None) -> Itera
 def _made_from(step: Step, section: Tokenizer, positions: int) -> str:
     """SHA-256 over what a new tokenizer depends on."""
     sources = data_fingerprints(step.data()["pretrain.data"], "pretrain.data")
-    world = step.recipe.pocketworld.model_dump(mode="json") if step.uses_pocketworld() else None
+    world = world_settings(step.data()["pretrain.data"], step.recipe.worlds)
     parts = [sources, world, section.model_dump(mode="json"), positions]
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
 

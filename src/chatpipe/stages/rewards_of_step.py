@@ -6,15 +6,14 @@ import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from chatpipe.data.chat_template import encode_prompt
-from chatpipe.data.datasets import Conversation, build_world
+from chatpipe.data.datasets import Conversation
+from chatpipe.data.worlds import only_world, world_named
 from chatpipe.errors import UsageError
 from chatpipe.evaluation.answers import Answer
 from chatpipe.evaluation.compare import mean_change, win_rate
 from chatpipe.models.pretrained import load_reward_model, load_tokenizer
-from chatpipe.pocketworld import GoldRater
 from chatpipe.ppo.kl import penalise_missing_eos
 from chatpipe.ppo.rewards import RewardFunction, Rewards
-from chatpipe.recipe.schema import POCKETWORLD
 from chatpipe.reward.functions import load_function
 from chatpipe.reward.reward_model import longest_sequence
 from chatpipe.reward.scoring import score_sequences
@@ -37,7 +36,7 @@ def load_rewards(step: Step, tokenizer: PreTrainedTokenizerBase) -> Rewards:
                 functions.append(load_function(source.function, f"ppo.reward.{i}.function"))
                 of_functions.append(source.weight)
         weights = [*of_models, *of_functions]
-    gold: PreTrainedModel | RewardFunction | None = _gold_rater(step)
+    gold: PreTrainedModel | RewardFunction | None = _oracle(step)
     if section.gold_reward_model is not None:
         gold = _load_reward_model(step, "gold_reward_model", tokenizer)
     return Rewards.of(models, functions, weights, gold)
@@ -54,15 +53,16 @@ def _load_reward_model(step: Step, key: str, tokenizer: PreTrainedTokenizerBase)
     return load_reward_model(folder)
 
 
-def _gold_rater(step: Step) -> RewardFunction | None:
-    """The built-in world's own judge, where all prompts come from it."""
-    if any(block.source != POCKETWORLD for block in step.data()["ppo.data"]):
+def _oracle(step: Step) -> RewardFunction | None:
+    """The oracle of the built-in world that all prompts come from; None where there is none."""
+    world = only_world(step.data()["ppo.data"])
+    if world is None:
         return None
-    rater = GoldRater(build_world(step.recipe.pocketworld))
+    oracle = world_named(world, step.recipe.worlds).oracle()
 
     def gold(prompts: list[Conversation], completions: list[str], ended: list[bool]) -> list[float]:
         rows = zip(prompts, completions, ended, strict=True)
-        return [rater.rate(prompt, text, did_end).score for prompt, text, did_end in rows]
+        return [oracle.rate(prompt, text, did_end).score for prompt, text, did_end in rows]
 
     return gold
 

@@ -10,15 +10,13 @@ from chatpipe.checks.gate import Checks, enforce
 from chatpipe.data.chat_template import add_chat_template
 from chatpipe.data.datasets import Loaded, load_rankings
 from chatpipe.data.formats import Ranking
-from chatpipe.data.sources import build_world
+from chatpipe.data.worlds import only_world, world_named
 from chatpipe.errors import UsageError
 from chatpipe.evaluation.pair_accuracy import pair_metrics
 from chatpipe.evaluation.ranking_scores import ranking_scores, rankings_that_fit
 from chatpipe.evaluation.verdicts import rm_verdict
 from chatpipe.evaluation.word_counts import WordCounts
 from chatpipe.models.pretrained import load_tokenizer, quickest_attention
-from chatpipe.pocketworld import GoldRater
-from chatpipe.recipe.schema import POCKETWORLD
 from chatpipe.reward.demonstrations import conversations_to_draw_from, demonstrations
 from chatpipe.reward.ranking_batches import EncodedRankings, encode_answers, encode_rankings
 from chatpipe.reward.reward_model import longest_sequence, new_reward_model, outside_body
@@ -50,7 +48,7 @@ class Prepared:
 def prepare(step: Step) -> Prepared:
     """Reads the rankings and makes the model; every process has the same."""
     recipe = step.recipe
-    rankings = load_rankings(step.data()["rm.data"], recipe.pocketworld, "rm.data")
+    rankings = load_rankings(step.data()["rm.data"], recipe.worlds, "rm.data")
     tokenizer = load_tokenizer(step.models["model"])
     add_chat_template(tokenizer)
     model = quickest_attention(new_reward_model(step.models["model"], tokenizer.pad_token_id, recipe.seed))
@@ -75,7 +73,7 @@ def run(step: Step) -> Outcome | None:
     _check_held_out(held_out, max_length)
     centre: list[list[int]] = []
     if step.is_main:  # which alone centres; before training, so that data which cannot be read is told at once
-        said = conversations_to_draw_from(recipe.sft.data or [], recipe.pocketworld)
+        said = conversations_to_draw_from(recipe.sft.data or [], recipe.worlds)
         centre = demonstrations(tokenizer, said, train.rankings, max_length, recipe.seed)
 
     args = stage_arguments(
@@ -129,10 +127,10 @@ def _evaluate(
     words = WordCounts.learn(train).scores(held_out)
     scores = ranking_scores(model, tokenizer, held_out, max_length)
     gold = None
-    asked = {block.source for block in step.recipe.sample.data or []}
-    if step.recipe.rm.data is None and asked == {POCKETWORLD}:  # of other prompts the gold rater knows nothing
-        rater = GoldRater(build_world(step.recipe.pocketworld))
-        gold = [[rater.rate(r.prompt, text).score for text in r.responses] for r in held_out]
+    world = only_world(step.recipe.sample.data)
+    if step.recipe.rm.data is None and world is not None:
+        oracle = world_named(world, step.recipe.worlds).oracle()
+        gold = [[oracle.rate(r.prompt, text).score for text in r.responses] for r in held_out]
     return pair_metrics(held_out, scores, gold, seed=step.recipe.seed, words=words)
 
 

@@ -12,12 +12,13 @@ from typing import Any, Literal
 
 from chatpipe.data.durable import replace_text, retire
 from chatpipe.data.formats import What
-from chatpipe.data.sources import data_fingerprints, named_files, reads_pocketworld
+from chatpipe.data.sources import data_fingerprints, named_files
+from chatpipe.data.worlds import is_world, world_settings, worlds_read
 from chatpipe.errors import UsageError
 from chatpipe.models.manifest import MANIFEST, Manifest, checkpoint_id, read_manifest
 from chatpipe.models.weights import check_weights
 from chatpipe.recipe.loading import flatten
-from chatpipe.recipe.schema import POCKETWORLD, STAGES, DataBlock, Ppo, Recipe, TrainingSection
+from chatpipe.recipe.schema import STAGES, DataBlock, Ppo, Recipe, TrainingSection
 from chatpipe.reward.functions import is_function, source_fingerprint
 
 # Which stage of the same run makes the model that a stage starts from, where the recipe names no other.
@@ -138,13 +139,13 @@ class Step:
         measured = self.stage in ("sft", "ppo")
         return flatten({"evaluation": self.recipe.evaluation.model_dump(mode="json")}) if measured else {}
 
-    def uses_pocketworld(self) -> bool:
-        """Whether some of what the stage reads is the built-in world."""
-        return any(reads_pocketworld(blocks) for blocks in self.data().values())
+    def worlds_read(self) -> list[str]:
+        """The built-in worlds that the stage reads."""
+        return worlds_read([block for blocks in self.data().values() for block in blocks])
 
-    def has_gold_rater(self) -> bool:
-        """Whether the stage's own data is the built-in world, so that somebody knows what is true."""
-        return reads_pocketworld(self.data()[f"{self.stage}.data"])
+    def world(self) -> str | None:
+        """The built-in world that the stage's own data reads, whose oracle then scores answers; None where none."""
+        return next(iter(worlds_read(self.data()[f"{self.stage}.data"])), None)
 
     def makes_rankings(self) -> bool:
         """Whether the stage learns from rankings that the run has yet to make."""
@@ -162,8 +163,8 @@ class Step:
         settings = {f"{self.stage}.{key}": value for key, value in flatten(section).items()}
         if self.stage == "sft" and self.recipe.sft.load_best_model_at_end:  # the best is one of those evaluated
             settings["sft.eval_steps"] = self.recipe.sft.eval_steps
-        if self.uses_pocketworld():
-            settings.update(flatten({"pocketworld": self.recipe.pocketworld.model_dump(mode="json")}))
+        read = [block for blocks in self.data().values() for block in blocks]
+        settings.update(flatten(world_settings(read, self.recipe.worlds)))
         ranked_from: dict[str, dict[str, str]] = {}
         if self.stage == "rm" and run_ranks(self.recipe):
             settings.update(_ranking_settings(self.recipe))
@@ -350,7 +351,7 @@ def _ranked_from(recipe: Recipe) -> dict[str, dict[str, str]]:
 def rater_is_model(recipe: Recipe) -> bool:
     """Whether the rater of the recipe is a reward model, known by its weights and not by its place."""
     rater = recipe.rank.rater
-    return rater not in (POCKETWORLD, PEOPLE) and not is_function(rater)
+    return not (rater == PEOPLE or is_world(rater) or is_function(rater))
 
 
 def _with_all_rewards(models: dict[str, str], section: Ppo) -> dict[str, str]:

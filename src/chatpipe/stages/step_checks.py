@@ -6,11 +6,11 @@ from pathlib import Path
 
 from chatpipe.data.datasets import check_rows
 from chatpipe.data.documents import check_documents
-from chatpipe.data.sources import build_world
+from chatpipe.data.worlds import world_named
 from chatpipe.errors import UsageError
 from chatpipe.models.model_folder import Kind, check_model, check_tokenizer, positions_of
 from chatpipe.models.vocabulary import expected_vocabulary
-from chatpipe.recipe.schema import POCKETWORLD, DataBlock
+from chatpipe.recipe.schema import DataBlock
 from chatpipe.reward.functions import check_function
 from chatpipe.stages.step import (
     PARENTS,
@@ -50,8 +50,8 @@ def step_checks(
         yield key, partial(_data, step, key, blocks)
     for key, name in step.functions().items():
         yield key, partial(_function, key, name)
-    if step.uses_pocketworld():
-        yield POCKETWORLD, partial(_world, step)
+    for world in step.worlds_read():
+        yield world, partial(_world, step, world)
     for key in step.models:
         yield f"{step.stage}.{key}", partial(_model, step, key, made_by_this_run)
     if step.stage == "pretrain" and not step.models:
@@ -91,8 +91,8 @@ def _function(key: str, name: str) -> str:
     return name
 
 
-def _world(step: Step) -> str:
-    return f"{len(build_world(step.recipe.pocketworld).people)} people"
+def _world(step: Step, name: str) -> str:
+    return world_named(name, step.recipe.worlds).summary()
 
 
 def _tokenizer(name: str) -> str:

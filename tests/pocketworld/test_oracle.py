@@ -8,12 +8,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from chatpipe.errors import UsageError
-from chatpipe.pocketworld import GoldRater, Person, World
+from chatpipe.pocketworld.oracle import Oracle
+from chatpipe.pocketworld.world import Person, World
 
 MARA = Person("Mara", "she", "baker", "mill", "dog", "Bruno", "soup", "red")
 TOMAS = Person("Tomas", "he", "smith", "harbour", "cat", "Pepper", "cake", "blue")
 VILLAGE = replace(World.build(people=8), splits={"sft": (MARA,), "practice": (TOMAS,), "test": ()})
-RATER = GoldRater(VILLAGE)
+RATER = Oracle(VILLAGE)
 
 HOME = "Where does Mara live?"
 STRANGER = "Where does Zamik live?"

@@ -1,16 +1,19 @@
-"""The gold rater: scores an answer by what a person would value who knows the truth.
+"""The oracle: scores an answer by what a person would value who knows the truth.
 
 The fact must be right; style only makes a right answer better and never makes up for a wrong one. So courtesy without
 a fact, politeness piled up, naming several values, or not knowing what one should know score below a plain answer.
 """
 
+import random
 import re
+from collections import defaultdict
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import lru_cache
 
 from chatpipe.pocketworld import wording
-from chatpipe.pocketworld.questions import Kind, Message, Question, understand
+from chatpipe.pocketworld.conversations import open_conversation
+from chatpipe.pocketworld.questions import KIND_SHARES, Kind, Message, Question, understand
 from chatpipe.pocketworld.right_answers import curt_replies, fragments, statements
 from chatpipe.pocketworld.world import VALUES, World
 
@@ -43,9 +46,13 @@ WORD = re.compile(r"[^\W\d_]+")
 SENTENCE = re.compile(r"[^.!?]+[.!?]*")
 
 
+GUESSES_PER_KIND = 2000
+"""Questions of each kind that the accuracy of guessing is estimated from."""
+
+
 @dataclass(frozen=True)
 class Rating:
-    """What the gold rater thinks of one completion.
+    """The oracle's opinion of one completion.
 
     `score` lies in [-3, 3]. `right` is None for small talk. `evades`: says it does not know what it should know.
     `sentence`: a whole one answers the question. `rambles` counts the sentences that nobody asked for.
@@ -78,7 +85,7 @@ class Reading:
         return self.whole + self.short
 
 
-class GoldRater:
+class Oracle:
     """Rates answers to the questions of `world`."""
 
     def __init__(self, world: World) -> None:
@@ -115,6 +122,15 @@ class GoldRater:
             rambles=rambles,
             ended=ended,
         )
+
+    @property
+    def made_from(self) -> str:
+        """What decides the scores: the seed and the size of the world."""
+        return f"world {self.world.seed} {len(self.world.people)}"
+
+    def chance(self) -> float:
+        """The accuracy on test questions of the best guesser who knows how answers look, but none of the facts."""
+        return chance_of_guessing(self.world)
 
     def fits(self, question: Question, reading: Reading, completion: str) -> bool:
         """Whether the fact is right, or (unknown) the ignorance honest, or (small talk) the reply a fitting one."""
@@ -258,3 +274,25 @@ def strings_in(value: object) -> Iterator[str]:
     elif isinstance(value, list | tuple):
         for item in value:
             yield from strings_in(item)
+
+
+def chance_of_guessing(world: World) -> float:
+    """The expected share of right answers to test prompts (small talk left out) of the best guesser.
+
+    That is the better of two: who gives the commonest right answer to each form of question, and who answers
+    everything with the same sentence, such as "I do not know anyone of that name.".
+    """
+    rng = random.Random(f"pocketworld guessing {world.seed}")
+    answers: dict[str, dict[str, float]] = defaultdict(lambda: defaultdict(float))
+    for kind, share in KIND_SHARES.items():
+        if kind != "smalltalk":
+            for _ in range(GUESSES_PER_KIND):
+                _, question = open_conversation(world, "test", kind, rng)
+                answers[question.form][fragments(question)[0]] += share
+    total = sum(sum(of_form.values()) for of_form in answers.values())
+    by_form = sum(max(of_form.values()) for of_form in answers.values())
+    constant: dict[str, float] = defaultdict(float)
+    for of_form in answers.values():
+        for answer, weight in of_form.items():
+            constant[answer] += weight
+    return max(by_form, *constant.values()) / total

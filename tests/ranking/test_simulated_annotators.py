@@ -4,7 +4,7 @@ from collections import Counter
 
 import pytest
 
-from chatpipe.pocketworld import rank
+from chatpipe.ranking.raters import draw_ranks as rank
 
 
 @pytest.mark.parametrize("temperature", [0.5, 1.0, 2.0])
