@@ -9,6 +9,7 @@ from safetensors.torch import load_file, save_file
 
 from chatpipe.data.locking import alone_with
 from chatpipe.models.pretrained import load_tokenizer
+from chatpipe.ranking.completions import Sampling, join_shares, sample_share
 from chatpipe.ranking.sample_answers import normalised
 from chatpipe.ranking.scoring import model_scorer
 from chatpipe.reward.ranking_batches import encode_answers
@@ -65,19 +66,36 @@ def test_it_goes_on_where_it_was_killed(sample, work, tiny_run):
     whole = (work / "c.jsonl").read_bytes()
     (work / "c.jsonl").unlink()
     lines = whole.splitlines(keepends=True)
-    (work / "c.jsonl.partial").write_bytes(b"".join(lines[:5]) + lines[5][:20])
+    (work / "c.jsonl.0-of-1.partial").write_bytes(b"".join(lines[:5]) + lines[5][:20])
     assert sample(*command).code == 0
     rows = rows_of(work / "c.jsonl")
     # The killed one had answered the first rows of the finished file; what it had left out before counts as done.
     assert rows[:5] == [json.loads(line) for line in lines[:5]]
-    assert not (work / "c.jsonl.partial").exists()
+    assert not (work / "c.jsonl.0-of-1.partial").exists()
+
+
+@pytest.mark.parametrize("shares", [2, 3])
+def test_processes_that_share_the_prompts_make_the_same_file(sample, work, tiny_run, prompts, shares):
+    model = str(tiny_run.folder / "sft")
+    assert sample(model, "-k", 2, "-o", "c.jsonl").code == 0
+    sampling = Sampling(k=2, seed=0, max_new_tokens=24)
+    shared = work / "shared.jsonl"
+    for share in reversed(range(shares)):
+        sample_share(shared, [model], prompts, sampling, share=share, shares=shares)
+    partial = work / f"shared.jsonl.1-of-{shares}.partial"  # killed in its last line
+    partial.write_bytes(partial.read_bytes()[:-20])
+    sample_share(shared, [model], prompts, sampling, share=1, shares=shares)
+    written = join_shares(shared, sampling, shares)
+    assert written.prompts + written.left_out == len(prompts)
+    assert shared.read_bytes() == (work / "c.jsonl").read_bytes()
+    assert [path.name for path in work.glob("shared*")] == ["shared.jsonl"]
 
 
 def test_what_another_command_left_is_not_gone_on_with(sample, work, tiny_run):
     model = tiny_run.folder / "sft"
     assert sample(model, "-k", 2, "-o", "c.jsonl").code == 0
     whole = (work / "c.jsonl").read_bytes()
-    (work / "c.jsonl").rename(work / "d.jsonl.partial")
+    (work / "c.jsonl").rename(work / "d.jsonl.0-of-1.partial")
     assert sample(model, "-k", 2, "--seed", 1, "-o", "d.jsonl").code == 0
     assert not {row["made"] for row in rows_of(work / "d.jsonl")} & {json.loads(whole.splitlines()[0])["made"]}
 
@@ -91,7 +109,7 @@ def test_a_finished_file_is_kept(sample, work, tiny_run):
     assert "c.jsonl is complete already." in again.err
     other = sample(*command, "--seed", 1)
     assert other.code == 2
-    assert "c.jsonl is there already, and was not made by this command." in other.err
+    assert "c.jsonl exists, and another command made it." in other.err
     assert (work / "c.jsonl").read_bytes() == before
     assert sample(*command, "--seed", 1, "--fresh").code == 0
     assert (work / "c.jsonl").read_bytes() != before
@@ -158,7 +176,7 @@ def test_what_was_replaced_is_there_until_the_new_file_is_whole(sample, work, ti
     assert sample(*command).code == 0
     before = (work / "c.jsonl").read_bytes()
 
-    def breaking(*_):
+    def breaking(*_, **__):
         raise KeyboardInterrupt
 
     with monkeypatch.context() as broken:
@@ -184,7 +202,7 @@ def test_a_file_that_sample_did_not_make_is_not_replaced(sample, work, tiny_run,
     (work / "mine.jsonl").write_text(content)
     said = sample(tiny_run.folder / "sft", "-k", 2, "-o", "mine.jsonl", *flag)
     assert said.code == 2
-    assert "mine.jsonl is there already, and chatpipe sample did not make it." in said.err
+    assert "mine.jsonl exists, and chatpipe sample did not make it." in said.err
     assert (work / "mine.jsonl").read_text() == content
 
 
@@ -230,5 +248,5 @@ def test_answers_that_leave_no_prompt_room_are_refused_by_what_is_read(chatpipe,
     sft = tiny_run.folder / "sft"
     said = chatpipe("sample", sft, "--prompts", "prompts.jsonl", "-o", "c.jsonl", "--max-new-tokens", longest)
     assert said.code == 2
-    assert f"no prompt leaves room for max_new_tokens = {longest} in what {sft} can read (96 tokens)" in said.err
+    assert f"no prompt leaves room for max_new_tokens = {longest} in the context of {sft} (96 tokens)" in said.err
     assert "Lower max_new_tokens" in said.err

@@ -33,7 +33,7 @@ def sample(
     from chatpipe import console
     from chatpipe.errors import UsageError
     from chatpipe.models.model_folder import check_model
-    from chatpipe.ranking.make_completions import Sampling, make_completions
+    from chatpipe.ranking.completions import Sampling, make_completions
     from chatpipe.ranking.prompts_to_rank import read_prompts
 
     if (best_of is None) != (reward is None):
@@ -62,7 +62,7 @@ def sample(
     from chatpipe.training.quiet import quiet_libraries
 
     quiet_libraries()
-    written = make_completions(output, models, asked, sampling, fresh=fresh)
+    written = make_completions(output, models, asked, sampling, overwrite=fresh)
     if written is None:
         console.note(f"{output} is complete already.")
     else:

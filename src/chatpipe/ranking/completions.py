@@ -1,78 +1,210 @@
-"""The completions file: for each prompt the answers that somebody is to rank, one JSON object a line.
+"""Completions files: what models answer to prompts, one JSON object a line, for people or programs to rank.
 
-While it is made it is `FILE.partial`, to which lines are added as they are sampled; a command that was killed goes on
-behind the last whole one. Each line carries in `made` what it was made from, so lines of another command are not
-mistaken for one's own.
+    make_completions(Path("completions.jsonl"), ["runs/pocket/sft"], prompts, Sampling(k=4, seed=0))
+
+Several processes can share the prompts: each calls `sample_share`, and afterwards one of them calls `join_shares`.
+
+A share is written line by line to a `.partial` file, so a killed command continues after the last whole line. Every
+line holds in `made` the fingerprint of what decides its content: lines of another command are never continued.
 """
 
 import hashlib
 import json
 import os
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+from chatpipe import console
+from chatpipe.data.datasets import Conversation, prompt_key
 from chatpipe.data.durable import PARTIAL, fsync, replace_text
+from chatpipe.data.locking import alone_with
 from chatpipe.errors import UsageError
+from chatpipe.models.manifest import checkpoint_id
+
+if TYPE_CHECKING:
+    from chatpipe.ranking.sample_answers import Answers
+
+DEFAULT_MAX_NEW_TOKENS = 256
 
 
-def fingerprint(made_from: dict[str, Any]) -> str:
-    """16 hex digits by which everything that decides a file's lines is known again."""
-    return hashlib.sha256(json.dumps(made_from, sort_keys=True).encode()).hexdigest()[:16]
+@dataclass(frozen=True)
+class Sampling:
+    """How completions are drawn: `k` different ones a prompt, each the best of `best_of` by the reward model `reward`.
 
+    Without `max_new_tokens` a completion has at most 256 tokens, or half of the model's context where that is less.
+    """
 
-def made_of(path: Path) -> str | None:
-    """The fingerprint of what a finished file was made from; None where it is no file of ours."""
-    with path.open(encoding="utf-8", errors="replace") as file:
-        return _made(file.readline())
-
-
-def is_ours(path: Path) -> bool:
-    """Whether every line of a file is one that `write_completions` wrote."""
-    with path.open(encoding="utf-8", errors="replace") as file:
-        return all(_made(line) is not None for line in file)
+    k: int
+    seed: int
+    max_new_tokens: int | None = None
+    temperature: float = 1.0
+    top_p: float = 1.0
+    best_of: int = 1
+    reward: str | None = None
 
 
 @dataclass(frozen=True)
 class Written:
-    """What became of a completions file: prompts with answers, prompts left out for too few, and those done before."""
+    """A finished completions file: how many prompts it has, and how many were left out for too few completions."""
 
     prompts: int
     left_out: int
-    before: int
 
 
-def write_completions(path: Path, made: str, sample: Callable[[int], Iterator[dict[str, Any]]], fewest: int) -> Written:
-    """Makes the file, or what is missing of it.
+def made_from(
+    models: Sequence[str], prompts: Sequence[Conversation], sampling: Sampling, round: int | None = None
+) -> str:
+    """The fingerprint of everything that decides the content of a completions file."""
+    parts = {
+        **asdict(sampling),
+        "models": [checkpoint_id(model) for model in models],
+        "reward": checkpoint_id(sampling.reward) if sampling.reward else None,
+        "prompts": [prompt_key(prompt) for prompt in prompts],
+        "round": round,
+    }
+    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:16]
 
-    `sample(n)` gives the rows of all prompts but the first `n`, in order. Rows with fewer than `fewest` responses are
-    left out of the finished file. Raises `UsageError` where that leaves nothing.
+
+def make_completions(
+    path: Path,
+    models: Sequence[str],
+    prompts: Sequence[Conversation],
+    sampling: Sampling,
+    round: int | None = None,
+    overwrite: bool = False,
+) -> Written | None:
+    """Write the completions file `path` in this process, or what is missing of it; None if it is already complete.
+
+    `round` is noted in every row. With `overwrite`, an existing completions file is replaced once the new one is
+    complete. Raises `UsageError` if another process writes the file, if `path` holds something else, if a model cannot
+    be used, or if no prompt has completions to rank.
     """
-    partial = path.with_name(path.name + PARTIAL)
+    made = made_from(models, prompts, sampling, round)
+    with alone_with(path):
+        if path.exists():
+            _check_replaceable(path)
+            if not overwrite:
+                _check_same(path, made)
+                return None
+        sample_share(path, models, prompts, sampling, round)
+        return join_shares(path, sampling)
+
+
+def sample_share(
+    path: Path,
+    models: Sequence[str],
+    prompts: Sequence[Conversation],
+    sampling: Sampling,
+    round: int | None = None,
+    share: int = 0,
+    shares: int = 1,
+) -> None:
+    """Sample completions for every prompt i with i % shares == share; continue a share that was interrupted.
+
+    The completions of a prompt do not depend on the number of shares. Raises `UsageError` if a model cannot be used.
+    """
+    made = made_from(models, prompts, sampling, round)
+    partial = _partial(path, share, shares)
     path.parent.mkdir(parents=True, exist_ok=True)
-    before = _whole_lines(partial, made)
-    rows = sample(before)
-    with partial.open("a", encoding="utf-8") as file:
-        for row in rows:
-            file.write(json.dumps({**row, "made": made}, ensure_ascii=False) + "\n")
-            file.flush()
-    with partial.open(encoding="utf-8") as file:
-        lines = list(file)
-    kept = [line for line in lines if len(json.loads(line)["responses"]) >= fewest]
+    done = _whole_lines(partial, made)
+    mine = prompts[share::shares]
+    if done == len(mine):
+        return
+    rows = _sampled_rows(models, prompts, mine[done:], sampling)
+    with partial.open("a", encoding="utf-8") as file, console.progress("sample", len(mine)) as bar:
+        for row, answered in rows:
+            bar.update(done + answered)
+            if row is not None:
+                row |= {"made": made} if round is None else {"round": round, "made": made}
+                file.write(json.dumps(row, ensure_ascii=False) + "\n")
+                file.flush()
+
+
+def join_shares(path: Path, sampling: Sampling, shares: int = 1) -> Written:
+    """Write the completions file from its shares, in the order of the prompts, and delete these.
+
+    A prompt with fewer than two different completions (of `k` > 1) is left out. Raises `UsageError` if all are.
+    """
+    partials = [_partial(path, share, shares) for share in range(shares)]
+    of_share = [_lines(partial) for partial in partials]
+    lines = [lines[i] for i in range(len(of_share[0])) for lines in of_share if i < len(lines)]
+    kept = [line for line in lines if len(json.loads(line)["responses"]) >= min(sampling.k, 2)]
     if not kept:
         raise UsageError(
-            "sample: the model's answers are empty, all alike, or do not stop; there is nothing to rank.",
+            "sample: no prompt has completions to rank: they are empty, the same, or cut off.",
             "Look at the verdict of sft; train it longer, raise max_new_tokens or the temperature.",
         )
-    replace_text(partial, "".join(kept))
-    partial.replace(path)
+    replace_text(path, "".join(kept))
+    for partial in partials:
+        partial.unlink()
     fsync(path.parent)
-    return Written(len(kept), len(lines) - len(kept), before)
+    return Written(len(kept), len(lines) - len(kept))
+
+
+def made_of(path: Path) -> str | None:
+    """The fingerprint in a completions file; None if the file is not ours."""
+    with path.open(encoding="utf-8", errors="replace") as file:
+        return _made(file.readline())
+
+
+def _partial(path: Path, share: int, shares: int) -> Path:
+    return path.with_name(f"{path.name}.{share}-of-{shares}{PARTIAL}")
+
+
+def _sampled_rows(
+    models: Sequence[str], prompts: Sequence[Conversation], asked: Sequence[Conversation], sampling: Sampling
+) -> Iterator[tuple[dict[str, Any] | None, float]]:
+    """A row for each prompt of `asked`, and between the rows None; each with the number of prompts answered so far."""
+    from chatpipe.generation import SamplingParams
+    from chatpipe.ranking.sample_answers import ChatModel, sample_answers
+    from chatpipe.ranking.scoring import model_scorer
+
+    loaded = [ChatModel.load(model) for model in models]
+    score = model_scorer(sampling.reward, "--reward") if sampling.reward else None
+    # At most half of the context, so that prompts have the other half.
+    longest = sampling.max_new_tokens or min([DEFAULT_MAX_NEW_TOKENS, *(model.context // 2 for model in loaded)])
+    if not any(model.has_room(prompt, longest) for model in loaded for prompt in prompts):
+        raise UsageError(
+            f"sample: no prompt leaves room for max_new_tokens = {longest} in the context of {' and '.join(models)} "
+            f"({', '.join(str(model.context) for model in loaded)} tokens).",
+            "Lower max_new_tokens, or give shorter prompts.",
+        )
+    params = SamplingParams(longest, sampling.temperature, top_p=sampling.top_p)
+    sampled = sample_answers(
+        loaded, asked, params, k=sampling.k, seed=sampling.seed, best_of=sampling.best_of, score=score
+    )
+    return ((_row(answers), answered) for answers, answered in sampled)
+
+
+def _row(answers: "Answers | None") -> dict[str, Any] | None:
+    if answers is None:
+        return None
+    return {"prompt": answers.prompt, "responses": answers.texts, "models": answers.models}
+
+
+def _check_replaceable(path: Path) -> None:
+    """Raises `UsageError` unless `path` is a completions file of ours."""
+    if not path.is_file():
+        raise UsageError(f"{path} is a folder or a device.", "Name a file with -o.")
+    with path.open(encoding="utf-8", errors="replace") as file:
+        is_ours = all(_made(line) is not None for line in file)
+    if not is_ours:
+        raise UsageError(
+            f"{path} exists, and chatpipe sample did not make it.", "Choose another file with -o; this one is kept."
+        )
+
+
+def _check_same(path: Path, made: str) -> None:
+    if made_of(path) != made:
+        raise UsageError(
+            f"{path} exists, and another command made it.", "Choose another file with -o, or replace it with --fresh."
+        )
 
 
 def _whole_lines(partial: Path, made: str) -> int:
-    """How many lines stand there that were made from the same; what follows the last of them is cut off."""
+    """How many lines the partial file has from the same command; whatever follows them is cut off."""
     if not partial.exists():
         return 0
     whole, size = 0, 0
@@ -85,8 +217,15 @@ def _whole_lines(partial: Path, made: str) -> int:
     return whole
 
 
+def _lines(path: Path) -> list[str]:
+    if not path.exists():  # a share without prompts
+        return []
+    with path.open(encoding="utf-8") as file:  # splitlines() would also split at U+2028 inside a text
+        return list(file)
+
+
 def _made(line: str) -> str | None:
-    """What a line says that it was made from; None where it is none of ours."""
+    """The fingerprint in a line; None if the line is not ours."""
     try:
         row = json.loads(line)
     except (ValueError, RecursionError):

@@ -1,12 +1,12 @@
-"""Different answers to each prompt, for somebody to rank, or the best of several by a reward model.
+"""Different completions of each prompt, for ranking, or the best of several by a reward model.
 
-What a prompt is answered depends on nothing but the prompt, the models, the settings and the seed: neither on the other
-prompts nor on where an interrupted command went on.
+The completions of a prompt depend on the prompt, the models, the settings and the seed alone: neither on the other
+prompts nor on where an interrupted command continued.
 """
 
 import sys
 import unicodedata
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -20,23 +20,22 @@ from chatpipe.models.pretrained import load_causal_model, load_tokenizer, placed
 from chatpipe.ranking.scoring import Scorer
 
 ATTEMPTS = 4
-"""How often a prompt is asked again while it lacks different answers."""
-
+"""How often a prompt is asked while it lacks different completions."""
 CHUNK = 128
 """Prompts answered together: enough to fill the decode engine, few enough to lose little when killed."""
 
 
 @dataclass(frozen=True)
-class Speaker:
-    """A model that answers, under the name by which its answers are marked."""
+class ChatModel:
+    """A model that answers; `name` marks its completions."""
 
     name: str
     model: PreTrainedModel
     tokenizer: PreTrainedTokenizerBase
 
     @classmethod
-    def load(cls, name: str) -> "Speaker":
-        """From a folder or a hub id. Raises `UsageError` where there is no model, or it was never taught to chat."""
+    def load(cls, name: str) -> "ChatModel":
+        """From a folder or a hub id. Raises `UsageError` if there is no model, or if it has no chat template."""
         tokenizer = load_tokenizer(name)
         if tokenizer.chat_template is None:
             raise UsageError(
@@ -48,91 +47,94 @@ class Speaker:
 
     @property
     def context(self) -> int:
-        """How many tokens the model reads, what it writes with them."""
+        """How many tokens prompt and completion may have together."""
         return context_length(self.model) or sys.maxsize
 
     def has_room(self, prompt: Conversation, max_new_tokens: int) -> bool:
-        """Whether the model can read `prompt` and write so many tokens."""
+        """Whether `prompt` and a completion of `max_new_tokens` fit into the context."""
         return len(encode_prompt(self.tokenizer, prompt)) + max_new_tokens <= self.context
-
-
-@dataclass(frozen=True)
-class HowToSample:
-    """`k` answers a prompt, shared among the speakers in turn; each the best of `best_of` where there is a judge."""
-
-    k: int
-    params: SamplingParams
-    seed: int
-    best_of: int = 1
-    judge: Scorer | None = None
 
 
 @dataclass
 class Answers:
-    """What was answered to one prompt: texts, and the name of the model that wrote each."""
+    """The completions of one prompt, each with the name of its model."""
 
     prompt: Conversation
     texts: list[str] = field(default_factory=list)
     models: list[str] = field(default_factory=list)
 
     def add(self, text: str, model: str) -> None:
-        """Keeps an answer unless it says the same as one before."""
+        """Keep a completion unless an earlier one says the same."""
         if normalised(text) not in map(normalised, self.texts):
             self.texts.append(text)
             self.models.append(model)
 
 
 def normalised(text: str) -> str:
-    """By which two answers count as the same: case, white space and forms of the same letter aside."""
+    """Two completions are the same if these are equal: case, white space and forms of a letter do not count."""
     return " ".join(unicodedata.normalize("NFKC", text).casefold().split())
 
 
 def sample_answers(
-    speakers: Sequence[Speaker],
+    models: Sequence[ChatModel],
     prompts: Sequence[Conversation],
-    how: HowToSample,
-    on_answered: Callable[[float], None] = lambda _: None,
-) -> Iterator[Answers]:
-    """For each prompt up to `how.k` different answers that ended by themselves and are not empty.
+    params: SamplingParams,
+    *,
+    k: int,
+    seed: int,
+    best_of: int = 1,
+    score: Scorer | None = None,
+) -> Iterator[tuple[Answers | None, float]]:
+    """For each prompt up to `k` different completions that end by themselves and are not empty.
 
-    There are fewer where the models say nothing else in `ATTEMPTS` attempts (or nothing else that the judge can read),
-    and of a model none to a prompt that leaves it no room. `on_answered` hears how many prompts are done, about.
+    The models share the `k` in turn. With `score`, each completion is the best of `best_of`. A prompt gets fewer than
+    `k` if the models say nothing else in `ATTEMPTS` attempts, or nothing that `score` can read; a model without room
+    for the prompt answers nothing. Yields None between the answers, each time with about how many prompts are done.
     """
     for start in range(0, len(prompts), CHUNK):
         chunk = [Answers(prompt) for prompt in prompts[start : start + CHUNK]]
         for attempt in range(ATTEMPTS):
-            for place, speaker in enumerate(speakers):
-                _ask(speaker, place, len(speakers), chunk, how, attempt)
-            on_answered(start + len(chunk) * (attempt + 1) / ATTEMPTS)
-        yield from chunk
-        on_answered(start + len(chunk))
+            for place, model in enumerate(models):
+                # Each attempt and each model has random numbers of its own.
+                own_seed = seed + ((attempt * len(models) + place) << 32)
+                share = len(range(place, k, len(models)))
+                _ask(model, chunk, params, share=share, seed=own_seed, best_of=best_of, score=score)
+            yield None, start + len(chunk) * (attempt + 1) / ATTEMPTS
+        for answers in chunk:
+            yield answers, start + len(chunk)
 
 
-def _ask(speaker: Speaker, place: int, speakers: int, chunk: Sequence[Answers], how: HowToSample, attempt: int) -> None:
-    """Has one speaker answer each prompt as often as it owes answers to it."""
-    share = len(range(place, how.k, speakers))
-    owing = [answers for answers in chunk if speaker.has_room(answers.prompt, how.params.max_new_tokens)]
-    asked = [answers for answers in owing for _ in range((share - answers.models.count(speaker.name)) * how.best_of)]
-    ids = [encode_prompt(speaker.tokenizer, answers.prompt) for answers in asked]
-    eos = speaker.tokenizer.eos_token_id
-    # Each attempt and each speaker draws numbers of its own.
-    done = generate(speaker.model, ids, how.params, eos, how.seed + ((attempt * speakers + place) << 32))
-    texts = [decode_answer(speaker.tokenizer, completion.ids) if completion.ended else "" for completion in done]
-    scores = _scores(how.judge, asked, texts)
-    for first in range(0, len(asked), how.best_of):
-        group = [i for i in range(first, first + how.best_of) if i in scores]
+def _ask(
+    model: ChatModel,
+    chunk: Sequence[Answers],
+    params: SamplingParams,
+    *,
+    share: int,
+    seed: int,
+    best_of: int,
+    score: Scorer | None,
+) -> None:
+    """Let one model answer each prompt until `share` of its completions are its own."""
+    with_room = [answers for answers in chunk if model.has_room(answers.prompt, params.max_new_tokens)]
+    asked = [answers for answers in with_room for _ in range((share - answers.models.count(model.name)) * best_of)]
+    ids = [encode_prompt(model.tokenizer, answers.prompt) for answers in asked]
+    done = generate(model.model, ids, params, model.tokenizer.eos_token_id, seed)
+    texts = [decode_answer(model.tokenizer, completion.ids) if completion.ended else "" for completion in done]
+    scores = _scores(score, asked, texts)
+    for first in range(0, len(asked), best_of):
+        group = [i for i in range(first, first + best_of) if i in scores]
         if group:
             best = max(group, key=scores.__getitem__)
-            asked[best].add(texts[best], speaker.name)
+            asked[best].add(texts[best], model.name)
 
 
-def _scores(judge: Scorer | None, asked: Sequence[Answers], texts: Sequence[str]) -> dict[int, float]:
-    """What the judge says of each answer, by its number; 0 without a judge.
+def _scores(score: Scorer | None, asked: Sequence[Answers], texts: Sequence[str]) -> dict[int, float]:
+    """The score of each completion by its index; 0 without a scorer.
 
-    Left out are answers that nobody can rank, being empty or cut off in the middle, and what the judge cannot read.
+    Completions that are empty or cut off, and those that the scorer cannot read, are left out.
     """
-    said = [i for i, text in enumerate(texts) if text]
-    if judge is None:
-        return dict.fromkeys(said, 0.0)
-    judged = judge([(asked[i].prompt, [texts[i]]) for i in said])
-    return {i: scores[0] for i, scores in zip(said, judged, strict=True) if scores is not None}
+    whole = [i for i, text in enumerate(texts) if text]
+    if score is None:
+        return dict.fromkeys(whole, 0.0)
+    scored = score([(asked[i].prompt, [texts[i]]) for i in whole])
+    return {i: scores[0] for i, scores in zip(whole, scored, strict=True) if scores is not None}

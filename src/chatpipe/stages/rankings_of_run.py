@@ -20,10 +20,9 @@ from chatpipe.data.sources import check_sources, data_fingerprints, named_files
 from chatpipe.data.worlds import is_world, world_settings
 from chatpipe.errors import ChatpipeError, UsageError, WaitingForRankings
 from chatpipe.models.manifest import checkpoint_id
-from chatpipe.ranking.completions import made_of
+from chatpipe.ranking.completions import Sampling, made_from, made_of, make_completions
 from chatpipe.ranking.export import ranking_row
 from chatpipe.ranking.items import Item, read_items
-from chatpipe.ranking.make_completions import Sampling, made_from, make_completions
 from chatpipe.ranking.people import who_ranked
 from chatpipe.ranking.prompts_to_rank import prompts_to_rank
 from chatpipe.ranking.raters import check_rater, rank_with_program, rater_fingerprint
@@ -162,7 +161,7 @@ def forget_rankings(recipe: Recipe) -> None:
         with alone_with(store):  # whoever ranks holds it
             if not who_ranked(store):
                 _delete_store(store)
-                _delete(_completions(recipe), _completions(recipe).with_suffix(f".jsonl{PARTIAL}"))
+                _delete(_completions(recipe), _completions(recipe).with_suffix(f".jsonl.0-of-1{PARTIAL}"))
             _delete(rankings_file(recipe), _beside(recipe, ".json"))
 
 
