@@ -36,10 +36,10 @@ def test_longer_wins_baseline_counts_equal_lengths_half():
     assert (metrics["length_baseline"], metrics["length_rule"]) == (0.75, "longer")
 
 
-def test_gold_order_decides_and_annotators_are_measured_on_the_same_pairs():
+def test_the_oracle_s_order_decides_and_annotators_are_measured_on_the_same_pairs():
     rankings = [_ranking(["a", "b", "c"], [1, 2, 2])]
-    gold = [[0.0, 1.0, 0.5]]  # b > c > a
-    metrics = pair_metrics(rankings, [[0.0, 3.0, 2.0]], gold)
+    truth = [[0.0, 1.0, 0.5]]  # b > c > a
+    metrics = pair_metrics(rankings, [[0.0, 3.0, 2.0]], truth)
     assert metrics["eval_accuracy"] == 1.0
     # The annotator: b > a wrong, c > a wrong, b > c a tie.
     assert metrics["annotator_agreement"] == pytest.approx(0.5 / 3)

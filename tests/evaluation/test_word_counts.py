@@ -72,8 +72,7 @@ def test_the_weights_are_where_the_gradient_of_the_loss_is_nought(penalty):
     features = _features(texts, {word.lower(): number for word, number in vocabulary.items()})
     pairs = ordered_pairs([[-rank for rank in ranking.ranks] for ranking in judged])
     weights = _fit(features, pairs, penalty)
-    dense = np.zeros((features.answers, features.columns))
-    dense[features.row, features.column] = features.value
+    dense = features.to_dense().numpy()
     differences = dense[pairs.better] - dense[pairs.worse]
 
     def gradient(at: np.ndarray) -> np.ndarray:

@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 from scipy.stats import friedmanchisquare, kendalltau
 
-from chatpipe.evaluation.correlation import tau_b
 from chatpipe.evaluation.intervals import resampled_interval, share_interval
+from chatpipe.evaluation.ordering import tau_b
 from chatpipe.ranking.agreement import (
     alpha_of,
     coincidences,

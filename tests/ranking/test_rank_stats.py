@@ -5,7 +5,7 @@ import pytest
 from ranked import item, items, open_store, said, skip, submit
 
 from chatpipe.console import nan_to_none
-from chatpipe.evaluation.correlation import tau_b
+from chatpipe.evaluation.ordering import tau_b
 from chatpipe.ranking.agreement import kendall_w, ordinal_alpha, pair_agreements
 from chatpipe.ranking.position import position_effect
 from chatpipe.ranking.stats import group_stats

@@ -17,8 +17,6 @@ if TYPE_CHECKING:
     from chatpipe.run.check_run import Checked
 
 CHECK_STYLES = {"ok": "green", "failed": "red", "off": "yellow", "not yet": "dim"}
-PARTS = ("accuracy_by_margin", "accuracy_by_length", "accuracy_by_round")
-"""Metrics that are tables of the accuracy on parts of the pairs."""
 STYLES = {"pass": "green", "warn": "yellow", "fail": "red"}
 
 
@@ -112,16 +110,10 @@ def show_measurement(measurement: "Measurement") -> None:
     metrics = measurement.metrics
     title = f"{measurement.model} on {measurement.data}, read as {measurement.format}: {measurement.rows:,} rows"
     rows = [(name, _measure(value)) for name, value in metrics.items() if not isinstance(value, list)]
-    rows += [(name.replace("_", " "), _parts(metrics[name])) for name in PARTS if name in metrics]
     rows += [(f"left out: {reason}", f"{count:,}") for reason, count in measurement.skipped_rows.items()]
     rows += [("sample", text) for text in metrics.get("samples", [])]
     rows += [("answer", f"{one['question']} -> {one['answer']}") for one in metrics.get("answers", [])]
     console.table(title, ("measured", ""), rows)
-
-
-def _parts(table: list[dict[str, Any]]) -> str:
-    """The accuracy of each part of the pairs."""
-    return ", ".join(f"{next(iter(row.values()))}: {_percent(row['accuracy'])} of {row['pairs']:,}" for row in table)
 
 
 def _measure(value: Any) -> str:

@@ -1,5 +1,6 @@
-"""Pairs of answers of which one is better, and whether numbers order them rightly."""
+"""Pairs of answers of which one is better, and how well numbers order them."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import combinations
@@ -39,10 +40,29 @@ def ordered_pairs(truth: Sequence[Sequence[float]], prompts: Sequence[int] | Non
 
 
 def ordered_alike(pairs: Pairs, values: np.ndarray) -> np.ndarray:
-    """For each pair 1 where `values` (of all answers in a row) order it rightly, 0 where not, 0.5 where they tie."""
+    """For each pair 1 where `values` [answers of all rankings] order it correctly, 0 where not, 0.5 where they tie."""
     return (np.sign(values[pairs.better] - values[pairs.worse]) + 1) / 2
 
 
 def flat(values: Sequence[Sequence[float]]) -> np.ndarray:
     """The values of all rankings in a row."""
     return np.concatenate([np.asarray(some, dtype=np.float64) for some in values])
+
+
+def tau_b(first: Sequence[float] | np.ndarray, second: Sequence[float] | np.ndarray) -> float:
+    """Kendall's tau-b of two rankings [n], or of numbers that order the same n things; NaN is not ranked.
+
+    Between -1 and 1, NaN where one of them ties all (Kendall 1945, "The treatment of ties in ranking problems").
+    """
+    from scipy.stats import kendalltau  # imported here: it takes half a second
+
+    both = np.array([first, second], dtype=np.float64)
+    both = both[:, ~np.isnan(both).any(0)]
+    return float(kendalltau(*both).statistic) if both.shape[1] > 1 else math.nan
+
+
+def mean_tau_b(truth: Sequence[Sequence[float]], scores: Sequence[Sequence[float]]) -> float:
+    """The mean of tau-b over rankings, without those whose answers are all tied in truth or by score; 0 of none."""
+    found = [tau_b(some, others) for some, others in zip(truth, scores, strict=True)]
+    known = [tau for tau in found if not math.isnan(tau)]
+    return float(np.mean(known)) if known else 0.0

@@ -1,19 +1,17 @@
-"""How often a reward model orders two answers to a prompt rightly, beside what needs no reward model to do so."""
+"""How often a reward model orders two answers to a prompt correctly, and how often simpler rules do."""
 
 from collections.abc import Sequence
+from itertools import permutations
 from typing import Any
 
 import numpy as np
 
 from chatpipe.data.datasets import prompt_key
 from chatpipe.data.formats import Ranking
+from chatpipe.data.judgements import judged_alike
 from chatpipe.errors import UsageError
-from chatpipe.evaluation.annotators import agreement
-from chatpipe.evaluation.calibration import expected_calibration_error, reliability
-from chatpipe.evaluation.correlation import mean_tau_b
 from chatpipe.evaluation.intervals import bootstrap_interval, share_interval
-from chatpipe.evaluation.ordering import Pairs, flat, ordered_alike, ordered_pairs
-from chatpipe.evaluation.slices import accuracy_by_length, accuracy_by_margin, accuracy_by_round
+from chatpipe.evaluation.ordering import Pairs, flat, mean_tau_b, ordered_alike, ordered_pairs
 
 Scores = Sequence[Sequence[float]]
 """A number for each response of each ranking; the higher one is the better."""
@@ -22,32 +20,31 @@ Scores = Sequence[Sequence[float]]
 def pair_metrics(
     rankings: Sequence[Ranking],
     scores: Scores,
-    gold: Scores | None = None,
+    oracle: Scores | None = None,
     seed: int = 0,
     words: Scores | None = None,
 ) -> dict[str, Any]:
     """How well `scores`, the reward model's, order the responses.
 
-    The true order is that of the `gold` scores where they are known, else the annotators'; pairs that are tied in it
-    are left out. Shares are over the same pairs all, equal scores count half, and intervals are over prompts, 95 %:
+    The true order is that of the `oracle`'s scores where there are any, else that of the annotators' ranks; pairs that
+    are tied in it are left out. All shares are over the same pairs, equal scores count half, and intervals are over
+    prompts, 95 %:
 
-    - `eval_accuracy`, `accuracy_low`, `accuracy_high`: the share ordered rightly; `eval_pairs`: their number.
-    - `accuracy_by_margin`, `_by_length`, `_by_round`: the same of parts of the pairs (`slices`).
-    - `log_loss`: mean of -log sigmoid(score of the better - score of the worse), in nats. `ece`, `reliability`: whether
-      the model is right as often as it says (`calibration`).
+    - `eval_accuracy`, `accuracy_low`, `accuracy_high`: the share ordered correctly; `eval_pairs`: the number of pairs.
+    - `log_loss`: mean of -log sigmoid(score of the better - score of the worse), in nats; ln 2 knows nothing.
     - `kendall_tau`: tau-b of each ranking, averaged.
     - `length_baseline`, `length_rule`: the share for always choosing the "longer" or the "shorter" text in characters,
-      whichever is right more often; equal lengths count half.
-    - with `words`, what a model that counts words says: `words_baseline`, its share, and `words_lead_low`, `_high`: the
-      interval of the reward model's share minus that, pair by pair.
-    - with `gold`, `annotator_agreement`, `annotator_agreement_low`: the share for the annotators' ranks, ties counting
-      half, and the lower end of its interval.
-    - where several annotators ranked the same answers, what one's order is worth by another's (`annotators`).
+      whichever is correct more often; equal lengths count half.
+    - with `words`, the scores of a model that counts words: `words_baseline`, its share, and `words_lead_low`, `_high`:
+      the interval of the reward model's share minus that, pair by pair.
+    - with `oracle`, `annotator_agreement`, `annotator_agreement_low`: the share for the annotators' ranks, ties
+      counting half, and the lower end of its interval.
+    - `between_annotators` and its interval, where several annotators ranked the same answers.
 
     Raises `UsageError` when no pair is ordered.
     """
     ranks = [[-rank for rank in ranking.ranks] for ranking in rankings]
-    truth = ranks if gold is None else gold
+    truth = ranks if oracle is None else oracle
     pairs = ordered_pairs(truth, _prompt_numbers(rankings))
     if len(pairs.prompt) == 0:
         raise UsageError(
@@ -59,32 +56,55 @@ def pair_metrics(
     low, high = share_interval(right, pairs.prompt, seed)
     lead = flat_scores[pairs.better] - flat_scores[pairs.worse]
     lengths = flat([list(map(len, ranking.responses)) for ranking in rankings])
-    table = reliability(np.abs(lead), right)
     metrics: dict[str, Any] = {
         "eval_accuracy": float(right.mean()),
         "accuracy_low": low,
         "accuracy_high": high,
         "eval_pairs": len(right),
-        "accuracy_by_margin": accuracy_by_margin(pairs, right, truth, seed),
-        "accuracy_by_length": accuracy_by_length(pairs, right, lengths, seed),
-        **accuracy_by_round(pairs, right, rankings, seed),
         "log_loss": float(np.logaddexp(0, -lead).mean()),
-        "ece": expected_calibration_error(table),
-        "reliability": table,
         "kendall_tau": mean_tau_b(truth, scores),
         **_length_baseline(pairs, lengths),
         **(_words_baseline(pairs, right, words, seed) if words is not None else {}),
-        **agreement(rankings, seed),
+        **between_annotators(rankings, seed),
     }
-    if gold is not None:
+    if oracle is not None:
         by_annotators = ordered_alike(pairs, flat(ranks))
         metrics["annotator_agreement"] = float(by_annotators.mean())
         metrics["annotator_agreement_low"] = share_interval(by_annotators, pairs.prompt, seed)[0]
     return metrics
 
 
+def between_annotators(rankings: Sequence[Ranking], seed: int) -> dict[str, Any]:
+    """`between_annotators`, `_low`, `_high`, `_pairs`, where several annotators ranked the same answers; else nothing.
+
+    Measured as a reward model's accuracy is: of the pairs that one annotator orders, the share that another one orders
+    in the same way, a tie counting half; its 95 % interval over prompts, and the number of pairs. Every annotator is
+    compared with every other. Rankings without a name may all be one person's, and are left out.
+    """
+    agreeing, prompts = [], []
+    numbers: dict[str, int] = {}
+    for group in judged_alike([ranking for ranking in rankings if ranking.annotator is not None]):
+        prompt = numbers.setdefault(prompt_key(group[0].prompt), len(numbers))
+        for one, other in permutations(group, 2):
+            if one.annotator == other.annotator:
+                continue
+            pairs = ordered_pairs([[-rank for rank in one.ranks]])
+            agreeing.append(ordered_alike(pairs, -np.asarray(other.ranks, dtype=np.float64)))
+            prompts.append(np.full(len(agreeing[-1]), prompt))
+    values = np.concatenate(agreeing) if agreeing else np.array([])
+    if len(values) == 0:
+        return {}
+    low, high = share_interval(values, np.concatenate(prompts), seed)
+    return {
+        "between_annotators": float(values.mean()),
+        "between_annotators_low": low,
+        "between_annotators_high": high,
+        "between_annotators_pairs": len(values),
+    }
+
+
 def _prompt_numbers(rankings: Sequence[Ranking]) -> list[int]:
-    """The same number for rankings of the same prompt: several annotators are no independent evidence of others."""
+    """One number for all rankings of a prompt: several annotators of it are no independent evidence."""
     numbers: dict[str, int] = {}
     return [numbers.setdefault(prompt_key(ranking.prompt), len(numbers)) for ranking in rankings]
 

@@ -14,8 +14,8 @@ from typing import Any
 
 import numpy as np
 
-from chatpipe.evaluation.correlation import tau_b
 from chatpipe.evaluation.intervals import resampled_interval, share_interval
+from chatpipe.evaluation.ordering import tau_b
 from chatpipe.ranking.agreement import alpha_of, coincidences, kendall_w, pair_agreements
 from chatpipe.ranking.items import MAX_RESPONSES, Item
 from chatpipe.ranking.position import position_effect
