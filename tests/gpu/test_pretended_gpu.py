@@ -1,0 +1,32 @@
+"""chatpipe on a GPU, without one: each file `gpu_*.py` runs in a pytest of its own that has the pretended GPU.
+
+The pretended GPU takes hold of a whole process, so these files cannot run in the process of the other tests. To see one
+of them alone:
+
+    PYTHONPATH=tests/gpu:tests/exact pytest -p pretended_gpu.plugin tests/gpu/gpu_engine.py
+"""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pretended_gpu
+import pytest
+
+HERE = Path(__file__).parent
+
+pytestmark = pytest.mark.skipif(
+    bool(pretended_gpu.missing()),
+    reason=f"the pretended GPU needs private functions of torch 2.13: {', '.join(pretended_gpu.missing())}",
+)
+
+
+@pytest.mark.parametrize("file", ["gpu_rules.py", "gpu_engine.py", "gpu_ppo.py", "gpu_stages.py"])
+def test_on_the_pretended_gpu(file):
+    paths = [str(HERE), str(HERE.parent / "exact"), os.environ.get("PYTHONPATH", "")]
+    options = ["-q", "-p", "no:cacheprovider", "-p", "pretended_gpu.plugin"]
+    command = [sys.executable, "-m", "pytest", *options, HERE / file]
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(paths), "CUDA_VISIBLE_DEVICES": ""}
+    done = subprocess.run(command, cwd=HERE.parent.parent, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout[-6000:] + done.stderr[-2000:]
