@@ -61,18 +61,16 @@ def trainer_steps(peer: str, shape: tuple[int, ...], steps: int) -> dict[str, An
     import torch
     from transformers import GPT2Config, GPT2LMHeadModel, PrinterCallback, Trainer, TrainerCallback, TrainingArguments
 
-    from chatpipe.models.activation import quickest_gelu
     from chatpipe.models.new_model import build_model, model_config
-    from chatpipe.models.pretrained import quickest_attention
+    from chatpipe.models.pretrained import pick_kernels
     from chatpipe.recipe.architectures import Architecture
     from chatpipe.recipe.schema import Pretrain
     from chatpipe.training.arguments import training_arguments
     from chatpipe.training.flops import flops_per_token
-    from chatpipe.training.memory import keep_freed_memory
     from chatpipe.training.precision import multiplies_bf16
     from chatpipe.training.pretrain_arguments import pretrain_arguments
     from chatpipe.training.pretrain_trainer import PretrainTrainer
-    from chatpipe.training.quiet import quiet_libraries
+    from chatpipe.training.process import keep_freed_memory, quiet_libraries
     from chatpipe.training.speed import peak_flops
 
     layers, heads, width, context, vocabulary, batch = shape
@@ -107,7 +105,7 @@ def trainer_steps(peer: str, shape: tuple[int, ...], steps: int) -> dict[str, An
             keep_freed_memory()
             architecture = Architecture(n_layer=layers, n_head=heads, n_embd=width, n_positions=context)
             model = build_model("gpt2", model_config(architecture, vocabulary, 0, 0))
-            model = quickest_gelu(quickest_attention(model))
+            model = pick_kernels(model)
             section = Pretrain(
                 architecture=architecture, block_size=context, batch_size=batch, max_steps=steps, bf16="auto"
             )

@@ -127,12 +127,12 @@ def train(peer: str, k: int, steps: int, seed: int, plain: bool) -> Result:
     from chatpipe.evaluation.pair_accuracy import pair_metrics
     from chatpipe.evaluation.ranking_scores import ranking_scores
     from chatpipe.models.new_model import build_model, model_config
-    from chatpipe.models.pretrained import quickest_attention
+    from chatpipe.models.pretrained import pick_kernels
     from chatpipe.models.tokenizer_training import train_tokenizer
     from chatpipe.recipe.architectures import Architecture
     from chatpipe.reward.ranking_batches import encode_rankings
     from chatpipe.reward.reward_model import new_reward_model
-    from chatpipe.training.quiet import quiet_libraries
+    from chatpipe.training.process import quiet_libraries
 
     class Clock(TrainerCallback):
         """When each step ended."""
@@ -157,7 +157,7 @@ def train(peer: str, k: int, steps: int, seed: int, plain: bool) -> Result:
         body.save_pretrained(folder)
         model = new_reward_model(folder, tokenizer.pad_token_id, seed)
         if peer == "chatpipe":
-            trainer = chatpipe_trainer(model if plain else quickest_attention(model), encoded, seed, folder)
+            trainer = chatpipe_trainer(model if plain else pick_kernels(model), encoded, seed, folder)
         else:
             trainer = trl_trainer(model, tokenizer, encoded, k, seed, folder)
         trainer.remove_callback(PrinterCallback)

@@ -95,15 +95,13 @@ def train(peer: str, steps: int, packing: bool, plain: bool) -> dict[str, float]
 
     from chatpipe.data.chat_rows import open_rows, write_rows
     from chatpipe.data.report import Report
-    from chatpipe.models.activation import quickest_gelu
     from chatpipe.models.new_model import build_model, model_config
-    from chatpipe.models.pretrained import quickest_attention
+    from chatpipe.models.pretrained import pick_kernels
     from chatpipe.recipe.architectures import Architecture
     from chatpipe.recipe.schema import Sft
     from chatpipe.training.arguments import training_arguments
-    from chatpipe.training.memory import keep_freed_memory
     from chatpipe.training.packed_sequences import IGNORED, training_sequences
-    from chatpipe.training.quiet import quiet_libraries
+    from chatpipe.training.process import keep_freed_memory, quiet_libraries
     from chatpipe.training.sft_trainer import SftTrainer
 
     class Clock(TrainerCallback):
@@ -141,7 +139,7 @@ def train(peer: str, steps: int, packing: bool, plain: bool) -> dict[str, float]
         if peer == "chatpipe":
             if not plain:
                 keep_freed_memory()
-                model = quickest_gelu(quickest_attention(model))
+                model = pick_kernels(model)
             more["dataset_kwargs"] = {"skip_prepare_dataset": True}
             args = training_arguments(SFTConfig, section, "sft", Path(folder), 0, 1, **more)
             sequences = training_sequences(rows, None, CONTEXT if packing else None)

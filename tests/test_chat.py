@@ -159,7 +159,8 @@ class Terminal:
 
     def __init__(self, folder: str) -> None:
         code = (
-            "import sys; from chatpipe.chat import chat; from chatpipe.generation import SamplingParams;"
+            "import sys; from chatpipe.generation.chat_loop import chat;"
+            "from chatpipe.generation import SamplingParams;"
             "chat(sys.argv[1], SamplingParams(10**6, temperature=0), seed=0)"
         )
         self.screen, inside = pty.openpty()

@@ -13,9 +13,8 @@ from torch.utils.data import Dataset
 from transformers import PrinterCallback, TrainingArguments, set_seed
 
 from chatpipe.data.masking import Masking
-from chatpipe.models.activation import quickest_gelu
 from chatpipe.models.new_model import build_model, model_config
-from chatpipe.models.pretrained import quickest_attention
+from chatpipe.models.pretrained import pick_kernels
 from chatpipe.recipe.architectures import Architecture
 from chatpipe.training.pretrain_trainer import PretrainTrainer
 
@@ -50,7 +49,7 @@ def losses_of(family: str, muon: bool = False, **keys: int) -> list[float]:
     set_seed(0)
     architecture = Architecture(family=family, n_layer=2, n_head=4, n_embd=32, n_positions=CONTEXT, **keys)
     model = build_model(family, model_config(architecture, 260, eos_token_id=1, pad_token_id=0))
-    model = quickest_gelu(quickest_attention(model))  # as chatpipe trains
+    model = pick_kernels(model)  # as chatpipe trains
     masking = Masking(mask_id=2, special_ids=(0, 1, 2), tokens=260, probability=0.15)
     with tempfile.TemporaryDirectory() as folder:
         args = TrainingArguments(

@@ -32,9 +32,9 @@ def evaluate(
         model_kind(model, "MODEL")  # a wrong folder is answered without torch
 
     from chatpipe.evaluation.measure_model import measure_model
-    from chatpipe.training.quiet import quiet_libraries
+    from chatpipe.training.process import prepare_process
 
-    quiet_libraries()
+    prepare_process()
     measurement = measure_model(model, data, given.overrides, limit)
     show_measurement(measurement)
     if json:

@@ -102,9 +102,9 @@ def _rank_by_program(
 
     check_rater(rater)
     if not is_world(rater) and not is_function(rater):
-        from chatpipe.training.quiet import quiet_libraries
+        from chatpipe.training.process import prepare_process
 
-        quiet_libraries()
+        prepare_process()
     with open_store() as store:
         total = len(store.items)
         worlds = worlds_of_answers(file) if is_world(rater) else None

@@ -59,9 +59,9 @@ def sample(
         raise UsageError(f"{len(models)} models for {sampling.k} answers a prompt.", f"Raise -k to {len(models)}.")
     asked = read_prompts(prompts, models[0])[:limit]
 
-    from chatpipe.training.quiet import quiet_libraries
+    from chatpipe.training.process import prepare_process
 
-    quiet_libraries()
+    prepare_process()
     written = make_completions(output, models, asked, sampling, overwrite=fresh)
     if written is None:
         console.note(f"{output} is complete already.")

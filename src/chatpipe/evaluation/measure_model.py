@@ -35,7 +35,6 @@ from chatpipe.models.pretrained import (
     load_reward_model,
     load_tokenizer,
     model_kind_of_hub,
-    placed,
 )
 from chatpipe.recipe.loading import load_recipe
 from chatpipe.recipe.schema import Data, DataBlock, Recipe
@@ -190,12 +189,12 @@ def _settings(overrides: Sequence[str], known: dict[str, Any]) -> Recipe:
 
 
 def _text(task: _Task, report: Report) -> tuple[int, dict[str, Any]]:
-    tokenizer, model = load_tokenizer(task.model), placed(load_causal_model(task.model))
+    tokenizer, model = load_tokenizer(task.model), load_causal_model(task.model, frozen=True)
     return _of_text(task, tokenizer, model, None, report)
 
 
 def _masked_text(task: _Task, report: Report) -> tuple[int, dict[str, Any]]:
-    tokenizer, model = load_tokenizer(task.model), placed(load_masked_model(task.model))
+    tokenizer, model = load_tokenizer(task.model), load_masked_model(task.model, frozen=True)
     if tokenizer.mask_token_id is None:
         raise UsageError(
             f"The tokenizer of {task.model} has no mask token.", "Set mask_token in tokenizer_config.json."
@@ -232,8 +231,7 @@ def _documents(task: _Task, report: Report) -> list[str]:
 
 
 def _conversations(task: _Task, report: Report) -> tuple[int, dict[str, Any]]:
-    tokenizer, model = load_for_chat(task.model)
-    model = placed(model)
+    tokenizer, model = load_for_chat(task.model, frozen=True)
     conversations = task.rows("conversations", report)
     max_length = task.max_length("sft.max_length", model)
     fitting = list(fit_conversations(tokenizer, conversations, max_length))
@@ -264,8 +262,7 @@ def _gain(held_out: HeldOutChats, model: PreTrainedModel) -> dict[str, float]:
 
 
 def _answers(task: _Task, report: Report) -> tuple[int, dict[str, Any]]:
-    tokenizer, model = load_for_chat(task.model)
-    model = placed(model)
+    tokenizer, model = load_for_chat(task.model, frozen=True)
     oracle, most = None, None
     world = only_world(task.blocks)
     if world is not None:
@@ -306,7 +303,7 @@ def _judged(
 
 
 def _pairs(task: _Task, report: Report) -> tuple[int, dict[str, Any]]:
-    tokenizer, model = load_tokenizer(task.model), placed(load_reward_model(task.model))
+    tokenizer, model = load_tokenizer(task.model), load_reward_model(task.model, frozen=True)
     add_chat_template(tokenizer)
     finding = embeddings_too_few(tokenizer, {"MODEL": model})
     if finding is not None:

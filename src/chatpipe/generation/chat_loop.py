@@ -101,7 +101,6 @@ def chat(model_folder: str, params: "SamplingParams", seed: int, system: str | N
     Raises UsageError for a model that cannot be loaded, for input that is not UTF-8 and, when not on a terminal, for a
     message that is too long.
     """
-    import torch
     from transformers.utils import logging
 
     from chatpipe.data.chat_template import stop_at_end_of_turn
@@ -111,7 +110,7 @@ def chat(model_folder: str, params: "SamplingParams", seed: int, system: str | N
     tokenizer = load_tokenizer(model_folder)
     if tokenizer.chat_template is not None:
         stop_at_end_of_turn(tokenizer)
-    model = load_causal_model(model_folder).to("cuda" if torch.cuda.is_available() else "cpu")
+    model = load_causal_model(model_folder, frozen=True)
     conversation = Conversation(model, tokenizer, params, seed, system)
     if conversation.is_base:
         console.note(f"{model_folder} has no chat template: it completes each text instead of answering.")

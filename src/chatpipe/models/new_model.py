@@ -17,8 +17,7 @@ from transformers import (
 )
 
 from chatpipe.errors import UsageError
-from chatpipe.models.activation import quickest_gelu
-from chatpipe.models.pretrained import quickest_attention
+from chatpipe.models.pretrained import prepare_model
 from chatpipe.recipe.architectures import Architecture, Family
 
 _CLASSES: dict[Family, type[PreTrainedModel]] = {
@@ -30,7 +29,7 @@ _CLASSES: dict[Family, type[PreTrainedModel]] = {
 
 
 def new_model(architecture: Architecture, tokenizer: PreTrainedTokenizerBase) -> PreTrainedModel:
-    """A model with fresh weights for the tokens of `tokenizer`.
+    """A model with fresh weights for the tokens of `tokenizer`, on the device that trains.
 
     GPT-2's are N(0, 0.02), its residual projections N(0, 0.02/sqrt(2N)) (GPT-2 paper, section 2.3); the other families'
     N(0, 0.02) (ModernBERT's truncated). transformers' initialisation does this itself; `tests/models` checks the
@@ -45,7 +44,7 @@ def new_model(architecture: Architecture, tokenizer: PreTrainedTokenizerBase) ->
             "Raise it (a multiple of 64 is quick on GPUs), leave it out, or take a smaller tokenizer.",
         )
     config = model_config(architecture, len(tokenizer), tokenizer.eos_token_id, tokenizer.pad_token_id)
-    return quickest_gelu(quickest_attention(build_model(architecture.family, config)))
+    return prepare_model(build_model(architecture.family, config))
 
 
 def build_model(family: Family, config: PretrainedConfig) -> PreTrainedModel:

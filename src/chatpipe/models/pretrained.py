@@ -1,4 +1,4 @@
-"""Loading models for training and judging: float32 weights, and the attention that is quickest here."""
+"""Loads models, tokenizers and configurations: the one way to get a model, on the device that trains."""
 
 import math
 import os
@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
+from torch import nn
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
@@ -17,49 +18,96 @@ from transformers import (
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
+from transformers.activations import NewGELUActivation
 
 from chatpipe.errors import UsageError
-from chatpipe.models.activation import quickest_gelu
 from chatpipe.models.model_folder import Kind, kind_of_architectures
 
 Model = TypeVar("Model", bound=PreTrainedModel)
 
 MAX_REASON = 300
-"""Characters of a library's message."""
+"""Characters of a library's message that an error repeats."""
 
 MAX_EAGER_CONTEXT = 512
 """Eager attention holds a table of context * context for each head; beyond this the memory outweighs the time."""
 
 
-def load_causal_model(model: str | Path) -> PreTrainedModel:
-    """A causal language model from a folder or a hub id. Raises `UsageError` where there is none."""
-    return quickest_gelu(quickest_attention(_load(AutoModelForCausalLM, model, dtype=torch.float32)))
+def load_causal_model(model: str | Path, frozen: bool = False) -> PreTrainedModel:
+    """A causal language model from a folder or a hub id, as `prepare_model` places it.
 
-
-def load_masked_model(model: str | Path) -> PreTrainedModel:
-    """A masked language model from a folder or a hub id. Raises `UsageError` where there is none."""
-    return quickest_attention(_load(AutoModelForMaskedLM, model, dtype=torch.float32))
-
-
-def load_reward_model(model: str | Path) -> PreTrainedModel:
-    """A sequence classification model from a folder or a hub id.
-
-    Raises `UsageError` where there is none, and for one whose offset, which centres its scores, is no finite number.
+    `frozen` models are never trained: their weights are bfloat16 on a GPU, otherwise float32. Raises `UsageError`
+    where there is no such model.
     """
-    loaded = _load(AutoModelForSequenceClassification, model, dtype=torch.float32)
+    return prepare_model(_load(AutoModelForCausalLM, model, dtype=_dtype(frozen)), frozen)
+
+
+def load_masked_model(model: str | Path, frozen: bool = False) -> PreTrainedModel:
+    """A masked language model from a folder or a hub id, otherwise as `load_causal_model`."""
+    return prepare_model(_load(AutoModelForMaskedLM, model, dtype=_dtype(frozen)), frozen)
+
+
+def load_reward_model(model: str | Path, frozen: bool = False) -> PreTrainedModel:
+    """A sequence classification model from a folder or a hub id, otherwise as `load_causal_model`.
+
+    Also raises `UsageError` where the offset that centres its scores is not a finite number.
+    """
+    loaded = _load(AutoModelForSequenceClassification, model, dtype=_dtype(frozen))
     offset = getattr(loaded.config, "chatpipe_reward_offset", 0.0)
     if not isinstance(offset, int | float) or not math.isfinite(offset):
         raise UsageError(
-            f"{model}: chatpipe_reward_offset in its config.json is {offset}, no finite number.",
-            "Its scores cannot be centred: train the reward model anew, or give another.",
+            f"{model}: chatpipe_reward_offset in its config.json is {offset}, not a finite number.",
+            "Its scores cannot be centred: train the reward model again, or give another.",
         )
-    return quickest_attention(loaded)
+    return prepare_model(loaded, frozen)
+
+
+def prepare_model(model: Model, frozen: bool = False) -> Model:
+    """Moves a model to the device that trains and picks its kernels; a `frozen` one gets no gradients."""
+    if frozen:
+        model.requires_grad_(False)
+    return pick_kernels(model.to(training_device()))
+
+
+def training_device() -> torch.device:
+    """The device that this process trains on: the GPU of its rank, or the CPU where there is no GPU."""
+    return torch.device("cuda", torch.cuda.current_device()) if torch.cuda.is_available() else torch.device("cpu")
+
+
+def _dtype(frozen: bool) -> torch.dtype:
+    """Half the memory for what only computes forward passes; not on a CPU, where bfloat16 is slower when decoding."""
+    on_gpu = torch.cuda.is_available() and torch.cuda.is_bf16_supported(including_emulation=False)
+    return torch.bfloat16 if frozen and on_gpu else torch.float32
+
+
+def pick_kernels(model: Model) -> Model:
+    """Switches `model` in place to the fastest attention and GELU here; what it computes and saves does not change."""
+    return fuse_gelu(pick_attention(model))
+
+
+def pick_attention(model: Model) -> Model:
+    """Switches `model` in place to eager attention on a CPU with a short context.
+
+    On a CPU under bf16 autocast torch's scaled_dot_product_attention trains 1.7 times slower (docs/log.md).
+    """
+    context = getattr(model.config.get_text_config(), "max_position_embeddings", None)  # None: no such limit
+    if not torch.cuda.is_available() and context is not None and context <= MAX_EAGER_CONTEXT:
+        model.set_attn_implementation("eager")
+    return model
+
+
+def fuse_gelu(model: Model) -> Model:
+    """Replaces transformers' `gelu_new`, which is eight kernels, by torch's one in place. The configuration stays."""
+    for module in model.modules():
+        for name, child in module.named_children():
+            if isinstance(child, NewGELUActivation):
+                setattr(module, name, nn.GELU(approximate="tanh"))
+    return model
 
 
 def missing_weights(kind: type[PreTrainedModel], model: str | Path) -> list[str]:
-    """Names of the weights that a `kind` of model has and the folder or hub id has not, so that loading draws them.
+    """Names of the weights that a `kind` of model needs and the folder or hub id lacks; loading draws them at random.
 
-    Reads names and shapes alone: the weights go to the meta device.
+    Reads names and shapes only: the weights go to the meta device.
     """
     _, report = kind.from_pretrained(model, device_map="meta", output_loading_info=True)
     return sorted(report["missing_keys"])
@@ -76,13 +124,8 @@ def load_config(model: str | Path) -> PreTrainedConfig:
 
 
 def model_kind_of_hub(model: str) -> Kind:
-    """What kind of model a hub id names. Raises `UsageError` where it is none that we know, or not to be had."""
+    """The kind of a hub model. Raises `UsageError` for a kind that we do not know, or a model that cannot be loaded."""
     return kind_of_architectures(load_config(model).architectures, f"MODEL = {model}")
-
-
-def placed(model: Model) -> Model:
-    """The model where it is quickest."""
-    return model.to("cuda" if torch.cuda.is_available() else "cpu")
 
 
 def _load(auto: Any, model: str | Path, **options: Any) -> Any:
@@ -93,7 +136,7 @@ def _load(auto: Any, model: str | Path, **options: Any) -> Any:
         if Path(model).expanduser().is_dir():
             raise UsageError(
                 f"{model} cannot be loaded: {reason}",
-                "The folder is damaged or not whole; make it anew, or give another.",
+                "The folder is damaged or incomplete: make it again, or give another.",
             ) from problem
         if os.environ.get("HF_HUB_OFFLINE", "0").upper() in {"1", "ON", "YES", "TRUE"}:
             raise UsageError(
@@ -104,14 +147,3 @@ def _load(auto: Any, model: str | Path, **options: Any) -> Any:
             f"{model} is no folder here and cannot be loaded from the hub: {reason}",
             "Check the name and the network; a private model needs `hf auth login`.",
         ) from problem
-
-
-def quickest_attention(model: Model) -> Model:
-    """Switches `model` to eager attention on a CPU with a short context; what it computes stays the same.
-
-    On a CPU under bf16 autocast torch's scaled_dot_product_attention trains 1.7 times slower (docs/log.md).
-    """
-    context = getattr(model.config, "max_position_embeddings", None)  # which models without such a limit lack
-    if not torch.cuda.is_available() and context is not None and context <= MAX_EAGER_CONTEXT:
-        model.set_attn_implementation("eager")
-    return model

@@ -21,7 +21,10 @@ def new_critic(policy: PreTrainedModel, reward_models: list[PreTrainedModel], st
     if start == "reward" and not able:
         reason = f"{type(reward_models[0]).__name__} reads both ways" if reward_models else "there is no reward model"
         raise UsageError(f"critic = reward: {reason}, so no critic can start from it.", "Set critic = policy.")
-    return copy.deepcopy(reward_models[0]) if able and start != "policy" else critic_from_policy(policy)
+    if not able or start == "policy":
+        return critic_from_policy(policy)
+    # A frozen reward model may be bfloat16; what is trained is float32 at least.
+    return copy.deepcopy(reward_models[0]).to(torch.promote_types(reward_models[0].dtype, torch.float32))
 
 
 def critic_from_policy(policy: PreTrainedModel) -> PreTrainedModel:

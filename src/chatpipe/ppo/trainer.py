@@ -21,7 +21,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainerCallba
 
 from chatpipe import console
 from chatpipe.errors import UsageError
-from chatpipe.models.activation import quickest_gelu
+from chatpipe.models.pretrained import fuse_gelu
 from chatpipe.ppo.alarms import alarms
 from chatpipe.ppo.checks import check_models, check_precision, check_prompts, check_stop_token, check_tokenizers
 from chatpipe.ppo.config import PPOConfig
@@ -53,7 +53,7 @@ class PPOTrainer(PPOUpdate, ResumePoints, SkipNonFinite):
     train_prompts: token ids of prompts. eval_dataset: prompts that `evaluate` completes. ptx_dataset: rows with
     `input_ids` for `args.ptx_coef`. processing_class: the tokenizer.
 
-    In all models, in place, dropout is set to 0 and GPT-2's GELU put into its quickest form; reference and reward
+    In all models, in place, dropout is set to 0 and GPT-2's GELU is replaced by torch's kernel; reference and reward
     models are frozen. `trainer.model` holds `.policy` and `.critic`. `trainer.alarms` says what went wrong, by name.
     Raises UsageError where the parts do not fit each other.
     """
@@ -98,7 +98,7 @@ class PPOTrainer(PPOUpdate, ResumePoints, SkipNonFinite):
             args.count_steps(int(args.num_train_epochs * len(self.prompts)))
         for each in models.values():
             disable_dropout(each)
-            quickest_gelu(each)
+            fuse_gelu(each)
         check_output_head(model)
         critic = new_critic(model, rewards.models, args.critic) if value_model is None else value_model
         if ref_model is None and peft_config is None:

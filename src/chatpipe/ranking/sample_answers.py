@@ -16,7 +16,7 @@ from chatpipe.data.datasets import Conversation
 from chatpipe.errors import UsageError
 from chatpipe.generation import SamplingParams, generate
 from chatpipe.generation.engine import context_length
-from chatpipe.models.pretrained import load_causal_model, load_tokenizer, placed
+from chatpipe.models.pretrained import load_causal_model, load_tokenizer
 from chatpipe.ranking.scoring import Scorer
 
 ATTEMPTS = 4
@@ -43,7 +43,7 @@ class ChatModel:
                 f"Fine-tune it first: chatpipe sft --model {name} --data chats.jsonl --out chat",
             )
         stop_at_end_of_turn(tokenizer)
-        return cls(name, placed(load_causal_model(name)), tokenizer)
+        return cls(name, load_causal_model(name, frozen=True), tokenizer)
 
     @property
     def context(self) -> int:

@@ -30,12 +30,12 @@ def model_scorer(name: str, key: str) -> Scorer:
     from chatpipe.checks.model_checks import embeddings_too_few
     from chatpipe.data.chat_template import add_chat_template
     from chatpipe.data.row_files import BadRow
-    from chatpipe.models.pretrained import load_reward_model, load_tokenizer, placed
+    from chatpipe.models.pretrained import load_reward_model, load_tokenizer
     from chatpipe.reward.ranking_batches import encode_answers
     from chatpipe.reward.reward_model import longest_sequence
     from chatpipe.reward.scoring import score_sequences
 
-    tokenizer, model = load_tokenizer(name), placed(load_reward_model(name))
+    tokenizer, model = load_tokenizer(name), load_reward_model(name, frozen=True)
     add_chat_template(tokenizer)
     finding = embeddings_too_few(tokenizer, {key: model})
     if finding is not None:

@@ -21,6 +21,7 @@ from transformers import (
 from transformers.utils import logging
 
 from chatpipe.models.model_folder import usable_positions
+from chatpipe.models.pretrained import prepare_model
 
 
 def new_reward_model(body_folder: str, pad_token_id: int, seed: int) -> PreTrainedModel:
@@ -41,7 +42,7 @@ def new_reward_model(body_folder: str, pad_token_id: int, seed: int) -> PreTrain
         head.weight.copy_(torch.randn(head.weight.shape, generator=generator) * (head.in_features + 1) ** -0.5)
         if head.bias is not None:
             head.bias.zero_()
-    return model
+    return prepare_model(model)
 
 
 def longest_sequence(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> int:

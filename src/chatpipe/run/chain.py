@@ -392,11 +392,9 @@ def _check_answers_fit(recipe: Recipe) -> str:
 
 def _prepare_process() -> None:
     """What this process needs once before it trains or samples; imported late, for it brings torch along."""
-    from chatpipe.training.memory import keep_freed_memory
-    from chatpipe.training.quiet import quiet_libraries
+    from chatpipe.training.process import prepare_process
 
-    keep_freed_memory()
-    quiet_libraries()
+    prepare_process()
 
 
 def processes_of(recipe: Recipe) -> int:

@@ -21,7 +21,7 @@ from chatpipe.run.chain import check_folder, processes_of, recipe_checks
 from chatpipe.stages.step import PARENTS, Step
 from chatpipe.stages.step_checks import Check
 from chatpipe.training.batches import micro_batches
-from chatpipe.training.quiet import quiet_libraries
+from chatpipe.training.process import prepare_process
 
 ROWS = 1000
 """Of each source, and as many held out: so many that shares are known to a percent or so, in seconds."""
@@ -86,7 +86,7 @@ def _checks(recipe: Recipe, stage: str) -> list[Checked]:
     """How the stage's checks go on the first rows of its data."""
     results: list[CheckResult] = []
     with tempfile.TemporaryDirectory() as folder, console.silence():
-        quiet_libraries()
+        prepare_process()
         step = Step(_on_few_rows(recipe), stage, Path(folder) / stage, Step.of(recipe, stage).models)
         try:
             for checks in _checks_of(step):

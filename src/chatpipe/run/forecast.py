@@ -28,17 +28,18 @@ from chatpipe.data.masking import Masking
 from chatpipe.generation import SamplingParams, generate
 from chatpipe.models.layers import evaluation_mode
 from chatpipe.models.model_folder import looks_like_path
+from chatpipe.models.pretrained import training_device
 from chatpipe.models.vocabulary import expected_vocabulary
 from chatpipe.recipe.schema import Pretrain
-from chatpipe.run.memory_estimate import blank_model, check_memory, estimate_memory, training_device
+from chatpipe.run.memory_estimate import blank_model, check_memory, estimate_memory
 from chatpipe.training.arguments import training_arguments
 from chatpipe.training.batches import measured_rows, micro_batches
 from chatpipe.training.flops import flops_per_token
-from chatpipe.training.memory import begin_peak, keep_freed_memory, peak_memory
+from chatpipe.training.memory import begin_peak, peak_memory
 from chatpipe.training.precision import use_bf16
 from chatpipe.training.pretrain_arguments import pretrain_arguments
 from chatpipe.training.pretrain_trainer import PretrainTrainer
-from chatpipe.training.quiet import quiet_libraries
+from chatpipe.training.process import prepare_process
 from chatpipe.training.speed import peak_flops
 
 MAX_SECONDS, ENOUGH_SECONDS, ENOUGH_STEPS = 30.0, 12.0, 5
@@ -83,8 +84,7 @@ def foresee(section: Pretrain, processes: int) -> dict[str, Any]:
     if tokens is None:
         why = "unknown: pretrain.tokenizer.pretrained is not here, and pretrain.architecture.vocab_size is not given"
         return {"memory_gib": why, "train_seconds": "unknown"}
-    quiet_libraries()
-    keep_freed_memory()
+    prepare_process()
     memory = estimate_memory(section, tokens, processes)
     check_memory(memory, section, processes)
     with console.progress("probing", total=None):

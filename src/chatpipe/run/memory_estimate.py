@@ -21,9 +21,8 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForMaskedLM,
 
 from chatpipe.data.masking import masked_loss
 from chatpipe.errors import UsageError
-from chatpipe.models.activation import quickest_gelu
 from chatpipe.models.new_model import model_config
-from chatpipe.models.pretrained import quickest_attention
+from chatpipe.models.pretrained import pick_kernels, training_device
 from chatpipe.recipe.schema import Pretrain
 from chatpipe.training.batches import micro_batches
 from chatpipe.training.memory import free_memory, used_memory
@@ -68,11 +67,6 @@ class Memory:
     def in_gib(self) -> dict[str, float]:
         """Every part and the total in GiB."""
         return {name: round(size / GIB, 3) for name, size in {**self.__dict__, "total": self.total}.items()}
-
-
-def training_device() -> torch.device:
-    """The device that a stage trains on."""
-    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
 def estimate_memory(section: Pretrain, tokens: int, processes: int) -> Memory:
@@ -134,7 +128,7 @@ def blank_model(section: Pretrain, tokens: int) -> PreTrainedModel:
     else:
         config = model_config(section.architecture, tokens, eos_token_id=1, pad_token_id=0)
     auto = AutoModelForMaskedLM if section.objective == "masked" else AutoModelForCausalLM
-    return quickest_gelu(quickest_attention(auto.from_config(config)))
+    return pick_kernels(auto.from_config(config))
 
 
 def _backward(section: Pretrain, model: PreTrainedModel, ids: torch.Tensor, passes: int) -> None:

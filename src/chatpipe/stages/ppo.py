@@ -98,7 +98,7 @@ def prepare(step: Step) -> Prepared:
     tokenizer = load_tokenizer(step.models["model"])
     add_chat_template(tokenizer)
     policy = load_causal_model(step.models["model"])
-    reference = None if recipe.ppo.lora else load_causal_model(step.models["model"])
+    reference = None if recipe.ppo.lora else load_causal_model(step.models["model"], frozen=True)
     rewards = load_rewards(step, tokenizer)
     judges = dict(zip([f"ppo.{key}" for key in step.models if key != "model"], rewards.all_models, strict=True))
     return Prepared(tokenizer, prompts, policy, reference, rewards, judges, recipe.ppo.response_length)
@@ -154,7 +154,7 @@ def run(step: Step) -> Outcome | None:
         return None
 
     policy = trainer.trained_policy()
-    reference = (reference or load_causal_model(step.models["model"])).to(policy.device)
+    reference = reference or load_causal_model(step.models["model"], frozen=True)
     before, after = (judge(step, model, tokenizer, asked) for model in (reference, policy))
     scores_before, scores_after = (
         reward_scores(step, rewards, tokenizer, asked, judged.answers) for judged in (before, after)
@@ -190,7 +190,7 @@ def _against_the_first(
     `win_rate_over_first` and `win_rate_over_first_before`, with their intervals `_low` and `_high`: by the gold rater,
     or where there is none by the rewards of this round.
     """
-    first = judge(step, load_causal_model(step.first_policy()).to(prepared.policy.device), prepared.tokenizer, asked)
+    first = judge(step, load_causal_model(step.first_policy(), frozen=True), prepared.tokenizer, asked)
 
     def worth(judged: Judged) -> list[float]:
         if judged.ratings is not None:

@@ -17,7 +17,7 @@ from chatpipe.evaluation.ngram import trigram_bits_per_byte
 from chatpipe.evaluation.verdicts import masked_verdict, pretrain_verdict
 from chatpipe.models.model_folder import usable_positions
 from chatpipe.models.new_model import new_model
-from chatpipe.models.pretrained import load_causal_model, load_masked_model, placed
+from chatpipe.models.pretrained import load_causal_model, load_masked_model
 from chatpipe.stages.arguments import stage_arguments
 from chatpipe.stages.example import complete_example
 from chatpipe.stages.measuring import HeldOut, first_words
@@ -147,7 +147,7 @@ def _start(step: Step, tokenizer: PreTrainedTokenizerBase) -> PreTrainedModel:
         if step.recipe.pretrain.tokenizer.pretrained is not None:
             _forget_ends(model, tokenizer)
         return model
-    return placed(new_model(step.recipe.pretrain.architecture, tokenizer))
+    return new_model(step.recipe.pretrain.architecture, tokenizer)
 
 
 def _forget_ends(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
@@ -161,4 +161,4 @@ def _forget_ends(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> 
 
 
 def _load(step: Step, model: Any) -> PreTrainedModel:
-    return placed(load_masked_model(model) if step.recipe.pretrain.objective == "masked" else load_causal_model(model))
+    return load_masked_model(model) if step.recipe.pretrain.objective == "masked" else load_causal_model(model)

@@ -50,7 +50,7 @@ def _load_reward_model(step: Step, key: str, tokenizer: PreTrainedTokenizerBase)
             f"The reward model {folder} (ppo.{key}) has another tokenizer than the policy.",
             "Train it on the policy's own model: chatpipe rm --model " + step.models["model"],
         )
-    return load_reward_model(folder)
+    return load_reward_model(folder, frozen=True)
 
 
 def _oracle(step: Step) -> RewardFunction | None:

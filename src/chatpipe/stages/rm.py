@@ -16,7 +16,7 @@ from chatpipe.evaluation.pair_accuracy import pair_metrics
 from chatpipe.evaluation.ranking_scores import ranking_scores, rankings_that_fit
 from chatpipe.evaluation.verdicts import rm_verdict
 from chatpipe.evaluation.word_counts import WordCounts
-from chatpipe.models.pretrained import load_tokenizer, quickest_attention
+from chatpipe.models.pretrained import load_tokenizer
 from chatpipe.reward.demonstrations import conversations_to_draw_from, demonstrations
 from chatpipe.reward.ranking_batches import EncodedRankings, encode_answers, encode_rankings
 from chatpipe.reward.reward_model import longest_sequence, new_reward_model, outside_body
@@ -51,7 +51,7 @@ def prepare(step: Step) -> Prepared:
     rankings = load_rankings(step.data()["rm.data"], recipe.worlds, "rm.data")
     tokenizer = load_tokenizer(step.models["model"])
     add_chat_template(tokenizer)
-    model = quickest_attention(new_reward_model(step.models["model"], tokenizer.pad_token_id, recipe.seed))
+    model = new_reward_model(step.models["model"], tokenizer.pad_token_id, recipe.seed)
     if len(tokenizer) > model.get_input_embeddings().num_embeddings:
         set_seed(recipe.seed)
         model.resize_token_embeddings(len(tokenizer))

@@ -16,7 +16,7 @@ from chatpipe.data.text_blocks import TrainingText
 from chatpipe.evaluation.chat_loss import MAX_CONVERSATIONS, HeldOutChats
 from chatpipe.evaluation.verdicts import sft_verdict
 from chatpipe.generation.engine import context_length
-from chatpipe.models.pretrained import load_causal_model, load_tokenizer, placed
+from chatpipe.models.pretrained import load_causal_model, load_tokenizer
 from chatpipe.stages.adapting import stage_adapter
 from chatpipe.stages.arguments import stage_arguments
 from chatpipe.stages.chats import chat_rows, check_enough, say_left_out
@@ -108,7 +108,7 @@ def run(step: Step) -> Outcome | None:
     del trainer
     gc.collect()  # the optimizer's memory: trainer and callbacks hold each other
     # The trained one's forward may still run in bf16; before and after are both measured in float32.
-    model = placed(load_causal_model(step.folder))
+    model = load_causal_model(step.folder)
     with console.progress("evaluating", total=None):
         gain = held_out.gain(model)
     metrics = {
@@ -127,10 +127,10 @@ def run(step: Step) -> Outcome | None:
     return Outcome(metrics, sft_verdict(metrics).to_dict())
 
 
-def load_for_chat(model: str) -> tuple[PreTrainedTokenizerBase, PreTrainedModel]:
+def load_for_chat(model: str, frozen: bool = False) -> tuple[PreTrainedTokenizerBase, PreTrainedModel]:
     """A causal model in float32 and its tokenizer, with a chat template and embeddings for all of its tokens."""
     tokenizer = load_tokenizer(model)
-    loaded = placed(load_causal_model(model))
+    loaded = load_causal_model(model, frozen)
     add_chat_template(tokenizer)
     entries = loaded.get_input_embeddings().num_embeddings
     if len(tokenizer) > entries:

@@ -1,7 +1,6 @@
-"""The memory of this process: how the C library manages it, how much it is, how much is left."""
+"""Memory of this process: how much it holds, the most it held, and how much is left."""
 
 import contextlib
-import ctypes
 import re
 import resource
 import sys
@@ -14,36 +13,6 @@ CONTAINER_LIMIT = Path("/sys/fs/cgroup/memory.max")
 CONTAINER_USE = Path("/sys/fs/cgroup/memory.current")
 OWN_STATUS = Path("/proc/self/status")
 OWN_PEAK = Path("/proc/self/clear_refs")
-
-M_TRIM_THRESHOLD = -1
-M_MMAP_THRESHOLD = -3
-LARGEST_MMAP_THRESHOLD = 32 * 2**20
-"""glibc refuses more (`mallopt(3)`, M_MMAP_THRESHOLD)."""
-KEPT_AT_THE_TOP = 2**30
-
-
-def keep_freed_memory() -> None:
-    """Has glibc keep the memory of freed tensors for the next ones, where it would give it back to the kernel.
-
-    A training step allocates and frees the same sizes again and again. By default a large block is mapped and unmapped
-    each time, and the kernel clears its pages each time: a third of the processor time of a 0.9 M parameter model.
-    Does nothing where there is no glibc.
-    """
-    if not sys.platform.startswith("linux"):
-        return
-    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
-    if mallopt is not None:
-        mallopt(M_MMAP_THRESHOLD, LARGEST_MMAP_THRESHOLD)
-        mallopt(M_TRIM_THRESHOLD, KEPT_AT_THE_TOP)
-
-
-def give_back_freed_memory() -> None:
-    """Gives what is free of the kept memory back to the kernel: between two pieces of work of different sizes."""
-    if not sys.platform.startswith("linux"):
-        return
-    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
-    if trim is not None:
-        trim(0)
 
 
 def begin_peak(device: torch.device) -> None:

@@ -12,8 +12,8 @@ from chatpipe.errors import Interrupted
 from chatpipe.training.callbacks import watch
 from chatpipe.training.flops import flops_per_token
 from chatpipe.training.interrupt import StopOnRequest
-from chatpipe.training.memory import give_back_freed_memory
 from chatpipe.training.nonfinite import SkipNonFinite
+from chatpipe.training.process import give_back_freed_memory
 from chatpipe.training.resume import newest_resume_point
 from chatpipe.training.speed import peak_flops
 
