@@ -1,8 +1,8 @@
-"""What a user did wrong, and what chatpipe says to it: the form of the corpus, and rows for its data files."""
+"""What a user did wrong, and the facts that the error names: the form of the corpus, and rows for its data files."""
 
 import json
+import re
 import shlex
-import textwrap
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -10,15 +10,17 @@ from typing import Any
 
 @dataclass(frozen=True)
 class Mistake:
-    """A command in an empty folder, with the files that lie there, and all that it says on stderr.
+    """A command in an empty folder with some files, and the facts that its error names.
 
-    `models` maps a folder's name to what kind of model lies in it (conftest.py makes them). Where `begun`, only the
-    work itself shows what is wrong: the stage's folder is there, with no model in it.
+    `names`: the place (file:line, recipe key, folder) and the numbers, then after ` -> ` the keys, options or commands
+    that mend it; each part is one fact, parted by a comma and a space. `models` maps a folder's name to what kind of
+    model lies in it (conftest.py makes them). Where `begun`, only the work itself shows what is wrong: the stage's
+    folder exists, and there is no model in it.
     """
 
     name: str
     command: str
-    says: str
+    names: str
     files: Mapping[str, str | bytes] = field(default_factory=dict)
     models: Mapping[str, str] = field(default_factory=dict)
     begun: bool = False
@@ -28,10 +30,10 @@ class Mistake:
         """What follows `chatpipe` on the command line."""
         return shlex.split(self.command)[1:]
 
-    @property
-    def lines(self) -> list[str]:
-        """What it says, without the indentation that it has here."""
-        return textwrap.dedent(self.says).strip().splitlines()
+    def missing_facts(self, error: str) -> list[str]:
+        """The facts that `error` does not name."""
+        facts = [fact for part in self.names.split(" -> ") for fact in part.split(", ") if fact]
+        return [fact for fact in facts if not re.search(rf"(?<![\w]){re.escape(fact)}(?![\w])", error)]
 
 
 def jsonl(rows: Iterable[Any]) -> str:
