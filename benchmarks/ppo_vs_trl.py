@@ -58,7 +58,7 @@ Result = dict[str, Any]
 
 @dataclass(frozen=True)
 class Size:
-    """A policy's shape and the work of one iteration. Reward model and critic have the same shape."""
+    """A policy's shape and the work of one iteration. Reward model and value model have the same shape."""
 
     architecture: str
     vocabulary: int

@@ -90,7 +90,7 @@ def test_it_is_no_model_for_sft(folder, encoder, chatpipe):
     assert "is a masked language model, but a causal language model is needed there" in said.err
 
 
-def test_ppo_takes_its_rewards_and_its_critic_from_the_policy(folder, tmp_path, chatpipe):
+def test_ppo_takes_its_rewards_and_its_value_model_from_the_policy(folder, tmp_path, chatpipe):
     """Both models with one tokenizer: an encoder and a causal model over the encoder's tokens."""
     tokenizer = AutoTokenizer.from_pretrained(folder / "rm")
     add_chat_template(tokenizer)

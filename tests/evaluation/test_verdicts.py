@@ -257,7 +257,9 @@ def test_where_somebody_else_judged_the_verdict_says_so(judged):
     reasons = ppo_verdict(judged).reasons
     assert not any(reason.startswith("Only") for reason in reasons)
     assert any("The gold rater prefers" in reason for reason in reasons) is ("gold_score" in judged)
-    held_out = "The held-out reward model (ppo.gold_reward_model) judged this: its score on held-out prompts is 1.50, "
+    held_out = (
+        "The held-out reward model (ppo.oracle_reward_model) judged this: its score on held-out prompts is 1.50, "
+    )
     assert any(reason.startswith(held_out) for reason in reasons) is ("judge_score" in judged)
 
 

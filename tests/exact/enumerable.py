@@ -141,16 +141,16 @@ def train(
         "save_strategy": "no",
         "disable_tqdm": True,
     }
-    critic = GPT2ForSequenceClassification(shape(num_labels=1, pad_token_id=EOS))
-    critic.transformer.load_state_dict(ref_model.transformer.state_dict())
-    nn.init.zeros_(critic.score.weight)
+    value_model = GPT2ForSequenceClassification(shape(num_labels=1, pad_token_id=EOS))
+    value_model.transformer.load_state_dict(ref_model.transformer.state_dict())
+    nn.init.zeros_(value_model.score.weight)
     trainer = PPOTrainer(
         args=PPOConfig(**settings | overrides),
         processing_class=_tokenizer(),
         model=copy.deepcopy(ref_model),
         ref_model=copy.deepcopy(ref_model),
         reward_model=TableRewardModel(world, scores),
-        value_model=critic,
+        value_model=value_model,
         train_prompts=[PROMPT],
     )
     trainer.remove_callback(PrinterCallback)

@@ -187,7 +187,7 @@ def value_clip_around_the_return(true):
 
 def one_column_further(true):
     """V_t is read where token t already stands, so that the baseline has seen the action."""
-    return lambda critic, batch: true(critic, batch._replace(columns=batch.columns + 1))
+    return lambda value_model, batch: true(value_model, batch._replace(columns=batch.columns + 1))
 
 
 def temperature_1(true):

@@ -31,7 +31,7 @@ BETA, PENALTY = 0.5, 0.7
 
 
 def check_tabular_gradient(lam, micro_batch_size):
-    """lambda = 1 is unbiased whatever the critic says; a smaller one is where the critic is exact."""
+    """lambda = 1 is unbiased whatever the value model says; a smaller one is where the value model is exact."""
     # A uniform policy gives a completion of k tokens the probability 4^-k: of 64 completions 64 * 4^-k.
     on_policy = torch.arange(len(PAIRS)).repeat_interleave(4 ** (3 - LENGTHS))
     ref_logits, scores = tabular.random_world()
@@ -98,14 +98,15 @@ def check_trainer_gradient(folder, temperature, micro_batch_size):
     Whitening divides advantages by their standard deviation and the loss is a mean over tokens: both only scale it.
     The mean that whitening subtracts changes nothing, since E[grad log pi] = 0 after every prefix.
     """
-    policy, ref_model, reward_model, critic = models(temperature)
+    policy, ref_model, reward_model, value_model = models(temperature)
     trainer = PPOTrainer(
         args=PPOConfig(
             output_dir=str(folder), use_cpu=True, report_to=[], kl_coef=BETA, missing_eos_penalty=PENALTY,
             temperature=temperature, lam=1.0, response_length=tabular.LONGEST, total_episodes=1,
             batch_size=PER_PROMPT * len(PROMPTS), per_device_train_batch_size=micro_batch_size,
         ),
-        processing_class=letters(), model=policy, ref_model=ref_model, reward_model=reward_model, value_model=critic,
+        processing_class=letters(), model=policy, ref_model=ref_model, reward_model=reward_model,
+        value_model=value_model,
         train_prompts=[prompt for prompt in PROMPTS for _ in range(PER_PROMPT)],
     )  # fmt: skip
     with replaced(generate, every_completion):
@@ -121,7 +122,7 @@ def check_trainer_gradient(folder, temperature, micro_batch_size):
 
 
 def models(temperature):
-    """Policy, reference, reward model and critic in float64; the policy draws every token from TOKEN_PROBABILITIES.
+    """Policy, reference, reward model and value model in float64; the policy draws tokens from TOKEN_PROBABILITIES.
 
     Its head ignores what it reads, but the gradient of its weight is one of the hidden states, which differ by prefix.
     """
@@ -129,12 +130,14 @@ def models(temperature):
     shape = dict(vocab_size=VOCABULARY, n_positions=8, n_embd=16, n_layer=2, n_head=2, initializer_range=0.4)
     shape |= dict(bos_token_id=EOS, eos_token_id=EOS, pad_token_id=EOS)
     policy, ref_model = (GPT2LMHeadModel(GPT2Config(**shape, tie_word_embeddings=False)).double() for _ in range(2))
-    critic, reward_model = (GPT2ForSequenceClassification(GPT2Config(**shape, num_labels=1)).double() for _ in range(2))
+    value_model, reward_model = (
+        GPT2ForSequenceClassification(GPT2Config(**shape, num_labels=1)).double() for _ in range(2)
+    )
     policy.lm_head = nn.Linear(16, VOCABULARY, dtype=torch.float64)
     with torch.no_grad():
         policy.lm_head.weight.zero_()
         policy.lm_head.bias.copy_(temperature * TOKEN_PROBABILITIES.log())
-    return policy, ref_model, reward_model, critic
+    return policy, ref_model, reward_model, value_model
 
 
 def letters():

@@ -76,7 +76,7 @@ def check_poisoned_models(folder):
             poisoned.update({body} if (mask == 0).any() else {})
             output.last_hidden_state = torch.where(mask.bool()[..., None], output.last_hidden_state, torch.nan)
 
-    models = ppo.model.policy, ppo.model.critic, ppo.ref_model, ppo.reward_model
+    models = ppo.model.policy, ppo.model.value_model, ppo.ref_model, ppo.reward_model
     for model in models:
         model.base_model.register_forward_hook(poison, with_kwargs=True)
     assert_same(one_step(ppo), one_step(trainer(folder)))
@@ -141,7 +141,7 @@ def check_against_a_loop_over_tokens(folder):
     ppo.model.zero_grad()
     for ids, prompt_length in zip(sequences.ids.split(sequences.lengths.tolist()), sequences.prompt_lengths.tolist()):
         logprobs = ppo.model.policy(ids[None]).logits[0].log_softmax(-1)
-        values = ppo.model.critic.score(ppo.model.critic.transformer(ids[None]).last_hidden_state)[0, :, 0]
+        values = ppo.model.value_model.score(ppo.model.value_model.transformer(ids[None]).last_hidden_state)[0, :, 0]
         for t in range(prompt_length, len(ids)):
             old_logprob, advantage, old_value, target = (
                 getattr(experience, name)[place].item() for name in ("logprobs", "advantages", "values", "returns")

@@ -166,8 +166,8 @@ KINDS = [
     ),
     Mistake(
         "a held-out reward model that is none",
-        f"{PPO} ppo.gold_reward_model=model",
-        "model, ppo.gold_reward_model -> chatpipe rm",
+        f"{PPO} ppo.oracle_reward_model=model",
+        "model, ppo.oracle_reward_model -> chatpipe rm",
         CHATS,
         {"model": "chat", "judge": "reward"},
     ),

@@ -209,11 +209,6 @@ CONTRADICTIONS = [
         "kl_loss, kl_loss_coef -> chatpipe schema",
     ),
     Mistake(
-        "a KL estimator with another optimum",
-        "chatpipe ppo pocket ppo.kl_estimator=k3",
-        "ppo.kl_estimator, k3, 2510.01555, k1, ppo.kl_loss -> chatpipe schema",
-    ),
-    Mistake(
         "a reward model beside a list of rewards",
         "chatpipe ppo --model gpt2 --data a.jsonl --out tuned ppo.reward_model=reward 'ppo.reward=[{model: reward}]'",
         "reward, reward_model -> chatpipe schema",

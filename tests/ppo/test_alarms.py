@@ -6,14 +6,14 @@ import tiny
 import torch
 
 from chatpipe import console
-from chatpipe.ppo.alarms import CRITIC_WARMUP, CRITIC_WINDOW, WINDOW, alarms, trend
+from chatpipe.ppo.alarms import VALUE_MODEL_WARMUP, VALUE_MODEL_WINDOW, WINDOW, alarms, trend
 
 HEALTHY = {
     "val/ratio_first": 1.0,
     "objective/kl": 2.0,
     "objective/kl_se": 0.1,
     "objective/scores": 1.0,
-    "objective/gold": 1.0,
+    "objective/oracle": 1.0,
     "response/eos_frac": 0.95,
     "val/explained_variance": 0.5,
 }
@@ -35,7 +35,7 @@ def line(start: float, end: float, noise: float = 0.0) -> list[float]:
 
 def test_a_healthy_run_raises_nothing():
     assert alarms(history()) == {}
-    noisy = {"objective__scores": line(1, 1, 0.5), "objective__gold": line(1, 1, -0.5)}
+    noisy = {"objective__scores": line(1, 1, 0.5), "objective__oracle": line(1, 1, -0.5)}
     assert alarms(history(**noisy, response__eos_frac=line(0.9, 0.9, 0.1))) == {}
 
 
@@ -73,22 +73,22 @@ def test_completions_that_stop_less_and_less_while_scores_rise():
 
 
 def test_scores_that_rise_while_the_held_out_judge_falls():
-    found = alarms(history(objective__scores=line(1, 2, 0.1), objective__gold=line(1, 0.2, 0.1)))
-    assert set(found) == {"gold_falling"}
-    assert "being exploited" in found["gold_falling"]
-    assert alarms(history(objective__scores=line(1, 2), objective__gold=line(1, 1.5))) == {}
+    found = alarms(history(objective__scores=line(1, 2, 0.1), objective__oracle=line(1, 0.2, 0.1)))
+    assert set(found) == {"oracle_falling"}
+    assert "being exploited" in found["oracle_falling"]
+    assert alarms(history(objective__scores=line(1, 2), objective__oracle=line(1, 1.5))) == {}
     without_judge = history(objective__scores=line(1, 2))
     for each in without_judge:
-        del each["objective/gold"]
+        del each["objective/oracle"]
     assert alarms(without_judge) == {}
 
 
-def test_a_critic_that_is_worse_than_a_constant_after_its_warm_up():
+def test_a_value_model_that_is_worse_than_a_constant_after_its_warm_up():
     bad = [dict(HEALTHY, **{"val/explained_variance": -0.3}) for _ in range(40)]
     first = next(n for n in range(1, 41) if alarms(bad[:n]))
-    assert first == CRITIC_WARMUP + CRITIC_WINDOW
-    assert next(n for n in range(1, 41) if alarms(bad[:n], critic_warmup_iterations=5)) == first + 5
-    assert "critic_warmup_iterations" in alarms(bad)["critic"]
+    assert first == VALUE_MODEL_WARMUP + VALUE_MODEL_WINDOW
+    assert next(n for n in range(1, 41) if alarms(bad[:n], value_model_warmup_iterations=5)) == first + 5
+    assert "value_model_warmup_iterations" in alarms(bad)["value_model"]
     mended = bad[:10] + [dict(HEALTHY)] * 30
     assert alarms(mended) == {}
 

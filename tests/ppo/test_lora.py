@@ -21,16 +21,16 @@ def trainer(folder, settings=None, **more):
     return parts.trainer(folder, SETTINGS | (settings or {}), peft_config=config, **more)
 
 
-def test_only_the_adapter_and_the_critic_learn(tmp_path):
+def test_only_the_adapter_and_the_value_model_learn(tmp_path):
     ppo = trainer(tmp_path)
     assert ppo.ref_model is None
-    policy, critic = parts.weights(ppo.model.policy), parts.weights(ppo.model.critic)
+    policy, value_model = parts.weights(ppo.model.policy), parts.weights(ppo.model.value_model)
     ppo.train()
     learned = parts.changed(ppo.model.policy, policy)
     assert learned
     assert all("lora_" in name for name in learned)
-    assert parts.changed(ppo.model.critic, critic)
-    assert not any("lora_" in name for name in critic)
+    assert parts.changed(ppo.model.value_model, value_model)
+    assert not any("lora_" in name for name in value_model)
     lines = tiny.logged_iterations(ppo)
     assert lines[0]["objective/kl"] == pytest.approx(0, abs=1e-6)  # a new adapter changes nothing
     assert all(line["val/ratio_first"] == pytest.approx(1, abs=1e-5) for line in lines)

@@ -41,7 +41,7 @@ def tokenizer_without_eos():
     "given, message, remedy",
     [
         (lambda: {"reward_model": smaller_reward_model()}, "reward_model knows 5 tokens, the policy 12", "tokenizer"),
-        (lambda: {"gold_reward": smaller_reward_model()}, "reward_model1 knows 5 tokens", "tokenizer"),
+        (lambda: {"oracle_reward": smaller_reward_model()}, "reward_model1 knows 5 tokens", "tokenizer"),
         (lambda: {"reward_model": reward_model_without_pad()}, "reward_model has no pad token", "pad_token_id"),
         (lambda: {"reward_model": reward_model_of_two_labels()}, "reward_model gives 2 numbers", "num_labels=1"),
         (lambda: {"value_model": tiny.random_reward_model().bfloat16()}, "value_model is trained in", "float32"),
@@ -84,7 +84,7 @@ def test_one_model_cannot_play_two_parts(tmp_path):
     for change, message in (
         ({"ref_model": policy}, "model and ref_model are the same object"),
         ({"value_model": reward_model}, "reward_model and value_model are the same object"),
-        ({"gold_reward": reward_model}, "reward_model and reward_model1 are the same object"),
+        ({"oracle_reward": reward_model}, "reward_model and reward_model1 are the same object"),
     ):
         with pytest.raises(UsageError, match=message):
             parts.trainer(tmp_path, model=policy, reward_model=reward_model, **change)

@@ -46,7 +46,7 @@ def test_the_share_of_padding_is_logged(tmp_path):
 def test_models_that_need_padding_are_read_with_little(tmp_path):
     """Gradient checkpointing is one reason to be read in padded rows."""
     ppo = tiny.trainer(tmp_path, batch_size=32, num_mini_batches=1, per_device_train_batch_size=32)
-    lengths, readers = torch.tensor([10, 20, 10, 20]), [ppo.model.policy, ppo.model.critic]
+    lengths, readers = torch.tensor([10, 20, 10, 20]), [ppo.model.policy, ppo.model.value_model]
     assert [rows.tolist() for rows in model.micro_batch_rows(readers, lengths, 4)] == [[1, 3, 0, 2]]
     encoder = BertForSequenceClassification(
         BertConfig(vocab_size=12, hidden_size=16, num_hidden_layers=1, num_attention_heads=2, num_labels=1)

@@ -94,23 +94,28 @@ def test_the_loss_is_that_of_its_parts(tmp_path):
         assert line["loss"] == pytest.approx(line["loss/policy_avg"] + 0.1 * line["loss/value_avg"], abs=1e-5)
 
 
-def test_reference_and_reward_model_do_not_change_and_policy_and_critic_do(tmp_path):
+def test_reference_and_reward_model_do_not_change_and_policy_and_value_model_do(tmp_path):
     ppo = tiny.trainer(tmp_path)
-    models = {"ref": ppo.ref_model, "rm": ppo.reward_model, "policy": ppo.model.policy, "critic": ppo.model.critic}
+    models = {
+        "ref": ppo.ref_model,
+        "rm": ppo.reward_model,
+        "policy": ppo.model.policy,
+        "value_model": ppo.model.value_model,
+    }
     before = {name: fingerprint(model) for name, model in models.items()}
     assert before["ref"] == before["policy"]
-    assert before["rm"] == before["critic"]
+    assert before["rm"] == before["value_model"]
     ppo.train()
     after = {name: fingerprint(model) for name, model in models.items()}
-    assert {name for name in models if after[name] != before[name]} == {"policy", "critic"}
+    assert {name for name in models if after[name] != before[name]} == {"policy", "value_model"}
 
 
-def test_critic_starts_as_the_reward_model_with_its_offset(tmp_path):
-    """trl #1783: the critic lost what centres the rewards."""
+def test_value_model_starts_as_the_reward_model_with_its_offset(tmp_path):
+    """trl #1783: the value model lost what centres the rewards."""
     ppo = tiny.trainer(tmp_path, reward_model=tiny.random_reward_model(offset=2.5))
     experience = ppo.make_experience()
     batch = pad(experience.sequences)
-    at_last = batch_scores(ppo.model.critic, batch.input_ids, batch.attention_mask)
+    at_last = batch_scores(ppo.model.value_model, batch.input_ids, batch.attention_mask)
     assert torch.allclose(at_last, experience.scores, rtol=0, atol=1e-6)
     uncentred = tiny.trainer(tmp_path, reward_model=tiny.random_reward_model()).make_experience()
     assert torch.allclose(experience.scores, uncentred.scores - 2.5, atol=1e-5)
@@ -160,7 +165,7 @@ def test_resumed_run_ends_with_the_same_weights_to_the_bit(tmp_path):
     resumed.train(resume_from_checkpoint=str(point))
 
     assert whole.state.global_step == resumed.state.global_step == 16
-    for name in ("policy", "critic"):
+    for name in ("policy", "value_model"):
         assert fingerprint(getattr(resumed.model, name)) == fingerprint(getattr(whole.model, name))
     for one, other in zip(tiny.logged_iterations(whole), tiny.logged_iterations(resumed), strict=True):
         for name in set(one) - {"eps", "time/rollout", "time/score", "time/update"}:

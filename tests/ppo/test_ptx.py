@@ -19,9 +19,9 @@ def gradient(ppo, experience) -> tuple[torch.Tensor, float]:
 
 def trainer(folder, model, settings, **more):
     settings = {"per_device_train_batch_size": 3, "num_mini_batches": 1, "kl_coef": 0.3, "temperature": 0.7} | settings
-    critic = tiny.random_reward_model(seed=4).double()
+    value_model = tiny.random_reward_model(seed=4).double()
     reward_model = tiny.random_reward_model().double()
-    return parts.trainer(folder, settings, model=model, reward_model=reward_model, value_model=critic, **more)
+    return parts.trainer(folder, settings, model=model, reward_model=reward_model, value_model=value_model, **more)
 
 
 def test_gradients_add_up(tmp_path):

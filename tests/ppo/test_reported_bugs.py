@@ -6,19 +6,19 @@ Proved elsewhere, for every run and not for one case (T1 ... T8 are in tests/exa
     trl #454, trlx #107            first ratio not 1: T7
     trlx #508, #509                positions and mask shifted by padding: T6 (loop over tokens), mutants
     trl #6809, #6861, #7012, #7041 means over padding, mean of micro-batches' means: T6 compares every metric
-    verl                           critic's loss weighted by sample under dynamic batches: T6
+    verl                           value model's loss weighted by sample under dynamic batches: T6
     trl #2358                      log-probs of processed logits: generation/test_engine, test_sampling
     trl #3169, OpenRLHF #853       temperature not in reference and KL: T1 at .7
-    trl #1783                      critic loses the reward's centring: test_ppo_trainer
+    trl #1783                      value model loses the reward's centring: test_ppo_trainer
     trl #495, #1340, #1871         LoRA with the wrong reference: test_lora.py
     OpenRLHF #1240                 NaN * mask: T5
     SkyRL #1305, torchtune         whitening over padding, mean added back: T3, mutants
     DeepSpeedExamples #316, #672   end of the answer off by one: T1
-    ColossalAI #3623               critic's values sliced off by some: T1
+    ColossalAI #3623               value model's values sliced off by some: T1
     ColossalChat compute_reward    score on every token: T1, mutants
     DeepSpeed-Chat                 dropout in old log-probs: T7
     OpenRLHF                       no shuffling with dynamic batches: test_ppo_trainer (a fresh order each epoch)
-    trl, NeMo-RL #3171             resume without critic or optimizer: test_ppo_trainer (to the bit)
+    trl, NeMo-RL #3171             resume without value model or optimizer: test_ppo_trainer (to the bit)
     transformers #35352, #35909, #35911, OpenRLHF #1311, transformers #34191, #35203: tests/reward
 
 Cannot occur here:
@@ -119,7 +119,7 @@ def test_trl_976_pad_may_be_eos(tmp_path):
     """Whatever the tokenizer's pad token is, EOS stays in the answer and in the loss."""
     ppo, other = tiny.trainer(tmp_path, batch_size=32), tiny.trainer(tmp_path, batch_size=32)
     other.processing_class.pad_token = other.processing_class.eos_token
-    for model in (other.model.policy, other.model.critic, other.reward_model, other.ref_model):
+    for model in (other.model.policy, other.model.value_model, other.reward_model, other.ref_model):
         model.config.pad_token_id = tiny.EOS
     ppo.train()
     other.train()

@@ -52,7 +52,7 @@ def test_scores_are_the_weighted_sum_of_all_sources(tmp_path):
 
 
 def test_a_function_alone_is_enough_and_is_learned_from(tmp_path):
-    """The critic then comes from the policy. More words are worth more, so completions get longer."""
+    """The value model then comes from the policy. More words are worth more, so completions get longer."""
     settings = {
         "total_episodes": 64 * 12,
         "batch_size": 32,
@@ -85,12 +85,12 @@ def test_functions_that_ask_are_told_which_completions_ended(tmp_path):
         return [float(did_end) for did_end in ended]
 
     settings = {"missing_eos_penalty": None, "response_length": 12}
-    ppo = parts.trainer(tmp_path, settings, reward_model=None, reward_funcs=finished, gold_reward=finished)
+    ppo = parts.trainer(tmp_path, settings, reward_model=None, reward_funcs=finished, oracle_reward=finished)
     made = ppo.make_experience()
     ended = made.sequences.ended.float()
     assert 0 < ended.mean() < 1
     assert made.scores.equal(ended)
-    assert ppo._metrics["objective/gold"] == pytest.approx(ended.mean().item())
+    assert ppo._metrics["objective/oracle"] == pytest.approx(ended.mean().item())
 
 
 def test_an_object_that_is_called_is_a_function_too_and_asks_like_one():
@@ -106,17 +106,17 @@ def test_an_object_that_is_called_is_a_function_too_and_asks_like_one():
 @pytest.mark.parametrize("kind", ["model", "function"])
 def test_the_held_out_judge_is_logged_and_not_trained_on(tmp_path, kind):
     judge = tiny.random_reward_model(seed=9) if kind == "model" else long_ones
-    ppo = parts.trainer(tmp_path / "judged", gold_reward=judge)
+    ppo = parts.trainer(tmp_path / "judged", oracle_reward=judge)
     ppo.train()
     plain = parts.trainer(tmp_path / "plain")
     plain.train()
     assert not parts.changed(ppo.model, parts.weights(plain.model))
     made = ppo.make_experience()
-    assert ppo._metrics["objective/gold"] != pytest.approx(made.scores.mean().item(), abs=1e-3)
+    assert ppo._metrics["objective/oracle"] != pytest.approx(made.scores.mean().item(), abs=1e-3)
     if kind == "function":
         lengths = made.sequences.completion_lengths - made.sequences.ended.long()
         pads = (made.sequences.ids == tiny.PAD).sum().item()  # special, so not part of the text
-        assert ppo._metrics["objective/gold"] == pytest.approx((lengths.sum().item() - pads) / len(made), abs=1e-5)
+        assert ppo._metrics["objective/oracle"] == pytest.approx((lengths.sum().item() - pads) / len(made), abs=1e-5)
 
 
 @pytest.mark.parametrize(

@@ -65,7 +65,7 @@ if __name__ == "__main__":
     sequences = {field.name: getattr(experience.sequences, field.name) for field in fields(experience.sequences)}
     floats = {name: getattr(experience, name) for name in FLOATS}
 
-    trained = make(folder, target_kl=1e-6, learning_rate=1e-2, num_ppo_epochs=4, critic_learning_rate=1e-3)
+    trained = make(folder, target_kl=1e-6, learning_rate=1e-2, num_ppo_epochs=4, value_model_learning_rate=1e-3)
     trained.train()
     weights = torch.cat([parameter.detach().flatten() for parameter in trained.model.parameters()])
     torch.manual_seed(7)  # the adapter's first weights are random

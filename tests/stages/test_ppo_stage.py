@@ -46,7 +46,7 @@ def test_metrics_name_every_reward_and_the_gold_rater(stage):
     first = lines[0]
     raw = 0.5 * first["rewards/model"] + 2 * first["rewards/short"]
     assert first["objective/scores_raw"] == pytest.approx(raw, abs=1e-4)
-    assert {"objective/gold", "loss/ptx", "objective/kl_se"} <= set(first)
+    assert {"objective/oracle", "loss/ptx", "objective/kl_se"} <= set(first)
 
 
 def test_training_ended_at_its_budget_and_the_verdict_says_so(stage):
@@ -84,7 +84,7 @@ def judged(tiny_run, chatpipe, small, tmp_path_factory):
     (folder / "prompts.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     command = (
         *("ppo", "pocket", f"out={folder}/run", "--model", tiny_run.folder / "sft", *small),
-        *("ppo.reward=[{function: 'judged_rewards:finished'}]", f"ppo.gold_reward_model={tiny_run.folder}/rm"),
+        *("ppo.reward=[{function: 'judged_rewards:finished'}]", f"ppo.oracle_reward_model={tiny_run.folder}/rm"),
         *("--data", folder / "prompts.jsonl", "ppo.total_episodes=32", "evaluation.prompts=10", "--json"),
     )
     with pytest.MonkeyPatch.context() as patch:
@@ -98,7 +98,7 @@ def test_a_held_out_reward_model_decides_the_verdict(judged):
     assert metrics["judge_change_low"] <= metrics["judge_score"] - metrics["judge_score_before"]
     assert metrics["judge_score"] - metrics["judge_score_before"] <= metrics["judge_change_high"]
     assert metrics["reward_score"] == pytest.approx(metrics["eos_share"] - (1 - metrics["eos_share"]), abs=1e-6)
-    told = f"ppo.gold_reward_model) judged this: its score on held-out prompts is {metrics['judge_score']:.2f}, "
+    told = f"ppo.oracle_reward_model) judged this: its score on held-out prompts is {metrics['judge_score']:.2f}, "
     assert any(told in reason for reason in reasons)
     assert not any(reason.startswith("Only") for reason in reasons)
     first = json.loads((folder / "run" / "ppo" / "metrics.jsonl").read_text().splitlines()[0])

@@ -316,7 +316,7 @@ def _gold_findings(metrics: Mapping[str, Any]) -> list[Finding]:
 def _judge_finding(metrics: Mapping[str, Any]) -> Finding:
     return _finding(
         metrics["judge_change_low"] > 0,
-        f"The held-out reward model (ppo.gold_reward_model) judged this: its score {_change(metrics, 'judge')}",
+        f"The held-out reward model (ppo.oracle_reward_model) judged this: its score {_change(metrics, 'judge')}",
         "raise ppo.total_episodes or ppo.learning_rate if the reward rose little, ppo.kl_coef if it rose much; "
         "and look at the verdict of rm",
         otherwise="fail" if metrics["judge_change_high"] < 0 else "warn",

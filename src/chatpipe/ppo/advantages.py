@@ -20,7 +20,7 @@ def gae(rewards: Tensor, values: Tensor, lengths: Tensor, gamma: float, lam: flo
     A_t = delta_t + gamma * lam * A_{t+1},  delta_t = r_t + gamma * V_{t+1} - V_t   (GAE, arXiv 1506.02438, eq. 16)
 
     V_t is the value before token t. After a row's last token both V and A are 0: the episode is over, also where the
-    completion was cut off. The returns, the critic's targets, are A + V.
+    completion was cut off. The returns, the value model's targets, are A + V.
     """
     advantages = torch.empty_like(rewards)
     starts = lengths.cumsum(0) - lengths

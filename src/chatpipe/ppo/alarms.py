@@ -27,19 +27,19 @@ TREND, SHORT_TREND = 3.0, 4.5
 run shorter than WINDOW (6 degrees of freedom: 1 in 490)."""
 MIN_EOS_FALL = 0.02
 """The fall of the share of completions with EOS within a window that matters."""
-CRITIC_WARMUP, CRITIC_WINDOW = 8, 12
-"""Iterations in which a critic may still be worse than a constant (critic warm-up comes on top), and those after it
-over which it must be better on average."""
+VALUE_MODEL_WARMUP, VALUE_MODEL_WINDOW = 8, 12
+"""Iterations after the warm-up in which a value model may be worse than a constant, and iterations over which it must
+then be better on average."""
 
 
-def alarms(history: History, critic_warmup_iterations: int = 0, bf16: bool = False) -> dict[str, str]:
+def alarms(history: History, value_model_warmup_iterations: int = 0, bf16: bool = False) -> dict[str, str]:
     """The alarms that hold after the newest iteration, by name, each with its sentence."""
     found = {
         "ratio_first": _ratio_first(history[-1], RATIO_TOLERANCE_BF16 if bf16 else RATIO_TOLERANCE),
         "negative_kl": _negative_kl(history[-1]),
         "eos_falling": _eos_falling(history),
-        "critic": _critic(history, critic_warmup_iterations + CRITIC_WARMUP),
-        "gold_falling": _gold_falling(history),
+        "value_model": _value_model(history, value_model_warmup_iterations + VALUE_MODEL_WARMUP),
+        "oracle_falling": _oracle_falling(history),
     }
     return {name: sentence for name, sentence in found.items() if sentence is not None}
 
@@ -88,23 +88,23 @@ def _eos_falling(history: History) -> str | None:
     )
 
 
-def _critic(history: History, warmup: int) -> str | None:
-    if len(history) < warmup + CRITIC_WINDOW:
+def _value_model(history: History, warmup: int) -> str | None:
+    if len(history) < warmup + VALUE_MODEL_WINDOW:
         return None
-    explained = float(np.mean(_last(history, "val/explained_variance")[-CRITIC_WINDOW:]))
+    explained = float(np.mean(_last(history, "val/explained_variance")[-VALUE_MODEL_WINDOW:]))
     if not explained < 0:
         return None
     return (
-        f"The critic explains {explained:.2f} of the returns' variance over {CRITIC_WINDOW} iterations; below 0 a "
-        "constant would predict better, and advantages are noise. Try: critic_warmup_iterations, a higher "
-        "critic_learning_rate or vf_coef, or more num_ppo_epochs."
+        f"The value model explains {explained:.2f} of the returns' variance over {VALUE_MODEL_WINDOW} iterations; "
+        "below 0 a constant would predict better, and advantages are noise. Try: value_model_warmup_iterations, a "
+        "higher value_model_learning_rate or vf_coef, or more num_ppo_epochs."
     )
 
 
-def _gold_falling(history: History) -> str | None:
-    if not (_rises(history, "objective/scores") and _falls(history, "objective/gold")):
+def _oracle_falling(history: History) -> str | None:
+    if not (_rises(history, "objective/scores") and _falls(history, "objective/oracle")):
         return None
-    fall, _ = trend(_last(history, "objective/gold"))
+    fall, _ = trend(_last(history, "objective/oracle"))
     return (
         f"Scores rise while the held-out judge's opinion falls (by {-fall:.2f} in {_seen(history)} iterations): the "
         "reward is being exploited. Try: raise kl_coef, or set kl_budget to the KL at which the judge was happiest; "

@@ -43,7 +43,7 @@ def check_models(models: Mapping[str, PreTrainedModel]) -> None:
     if value_model is not None and not reads_left_to_right(value_model):
         raise UsageError(
             f"value_model is a {type(value_model).__name__}, which reads both ways: it would see what is to come.",
-            "Leave it out and set critic=policy.",
+            "Leave it out and set value_model=policy.",
         )
 
 

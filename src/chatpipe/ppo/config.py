@@ -25,19 +25,19 @@ class PPOConfig(TrainingArguments):
     Symbols. `kl_coef`, `gamma`, `lam`, `cliprange`, `cliprange_value` and `vf_coef` are those of `chatpipe.ppo.kl`,
     `.advantages` and `.loss`.
 
-    KL. `kl_estimator`: k1, the only one that may stand in the reward. `adaptive_kl_target` (nats a completion) and
-    `adaptive_kl_horizon` (completions): `kl_coef` is adapted after each iteration so that the KL comes to the target;
-    None keeps it fixed. `kl_loss` (k2 or k3) with `kl_loss_coef`: a KL term in the loss besides. `target_kl`: the rest
-    of an iteration's minibatches is skipped once `policy/approxkl` of one of them is above it. `kl_budget`: training
-    ends when `objective/kl` is above it.
+    KL. The penalty in the reward is k1, which alone has the right optimum (arXiv 2510.01555). `adaptive_kl_target`
+    (nats a completion) and `adaptive_kl_horizon` (completions): `kl_coef` is adapted after each iteration so that the
+    KL comes to the target; None keeps it fixed. `kl_loss` (k2 or k3) with `kl_loss_coef`: a KL term in the loss
+    besides. `target_kl`: the rest of an iteration's minibatches is skipped once `policy/approxkl` of one of them is
+    above it. `kl_budget`: training ends when `objective/kl` is above it.
 
     Rewards. `missing_eos_penalty` makes the score of a completion without EOS worse, `missing_eos` says how (None:
     off). `reward_weights`: one for each reward model, then for each reward function; default 1.
     `stop_token_id` ends a completion in place of EOS.
 
-    Critic. `critic`: what it starts from, `reward` (the first reward model) or `policy` (its body with a new head of
-    zeros); None: the reward model where it can be one. `critic_warmup_iterations`: the first ones train the critic
-    alone. `critic_learning_rate`: default `learning_rate`.
+    Value model. `value_model`: what it starts from, `reward` (the first reward model) or `policy` (its body with a new
+    head of zeros); None: the reward model where it can be one. The first `value_model_warmup_iterations` train the
+    value model alone. `value_model_learning_rate`: default `learning_rate`.
 
     PTX. `ptx_coef` (gamma in InstructGPT, eq. 2) times the mean loss per token on `ptx_batch_size` rows of text
     (default `batch_size`) is added in every optimizer step.
@@ -53,7 +53,6 @@ class PPOConfig(TrainingArguments):
     num_mini_batches: int = 1
     num_ppo_epochs: int = 4
     kl_coef: float = 0.05
-    kl_estimator: str = "k1"
     adaptive_kl_target: float | None = None
     adaptive_kl_horizon: int = 10_000
     kl_loss: str | None = None
@@ -67,15 +66,13 @@ class PPOConfig(TrainingArguments):
     lam: float = 0.95
     temperature: float = 1.0
     response_length: int = 48
-    stop_token: str = "eos"
     stop_token_id: int | None = None
     missing_eos_penalty: float | None = 1.0
     missing_eos: str = "subtract"
     reward_weights: list[float] | None = None
-    whiten_rewards: bool = False
-    critic: str | None = None
-    critic_warmup_iterations: int = 0
-    critic_learning_rate: float | None = None
+    value_model: str | None = None
+    value_model_warmup_iterations: int = 0
+    value_model_learning_rate: float | None = None
     ptx_coef: float = 0.0
     ptx_batch_size: int | None = None
     gradient_accumulation_steps: int = 1
@@ -103,10 +100,10 @@ class PPOConfig(TrainingArguments):
         self.max_steps = self.num_iterations * self.steps_per_iteration
         save_steps = self.save_steps if self.save_steps >= 1 else self.save_steps * self.max_steps
         self.save_steps = math.ceil(save_steps / self.steps_per_iteration) * self.steps_per_iteration
-        if self.critic_warmup_iterations >= self.num_iterations:
+        if self.value_model_warmup_iterations >= self.num_iterations:
             raise UsageError(
-                f"critic_warmup_iterations = {self.critic_warmup_iterations}, but there are only {self.num_iterations} "
-                "iterations: the policy would never be trained.",
+                f"value_model_warmup_iterations = {self.value_model_warmup_iterations}, but there are only "
+                f"{self.num_iterations} iterations: the policy would never be trained.",
                 "Lower it, or raise total_episodes.",
             )
 
@@ -137,39 +134,23 @@ class PPOConfig(TrainingArguments):
             raise UsageError(
                 f"temperature = {self.temperature}: PPO samples, so it must be above 0.", "1.0 is the model as it is."
             )
-        if self.kl_estimator != "k1":
-            raise UsageError(
-                f"kl_estimator = {self.kl_estimator}: only k1 may stand in the reward. The gradient of another "
-                "estimator's mean is not that of the KL, so PPO would find another optimum (arXiv 2510.01555).",
-                "Leave it at k1; kl_loss=k2 or k3 with kl_loss_coef adds a KL term to the loss.",
-            )
-        if self.whiten_rewards:
-            raise UsageError(
-                "whiten_rewards = True changes the optimum: it adds a number to each token's reward, so length pays.",
-                "Leave it out; advantages are whitened in any case, which changes no optimum.",
-            )
-        if self.stop_token != "eos":
-            raise UsageError(
-                f"stop_token = {self.stop_token}: completions always end at a token.",
-                "Leave it at eos, or give stop_token_id.",
-            )
         if self.fp16 and self.target_kl is not None:
             raise UsageError(
                 "target_kl skips steps, which the loss scaling of fp16 does not allow.", "Use bf16, or leave one out."
             )
         self._check_choice("missing_eos", ("subtract", "replace"))
-        self._check_choice("critic", (None, "reward", "policy"))
+        self._check_choice("value_model", (None, "reward", "policy"))
         self._check_choice("kl_loss", (None, "k2", "k3"))
         if (self.kl_loss is None) != (self.kl_loss_coef == 0):
             raise UsageError("kl_loss and kl_loss_coef belong together.", "Give both, such as kl_loss=k2 and 0.01.")
-        self._check_positive("adaptive_kl_target", "target_kl", "kl_budget", "critic_learning_rate")
+        self._check_positive("adaptive_kl_target", "target_kl", "kl_budget", "value_model_learning_rate")
         self._check_positive("num_ppo_epochs", "num_mini_batches", "response_length", "total_episodes")
         self._check_positive("cliprange", "cliprange_value")
         self._check_range("kl_coef", 0)
         self._check_range("vf_coef", 0)
         self._check_range("kl_loss_coef", 0)
         self._check_range("ptx_coef", 0)
-        self._check_range("critic_warmup_iterations", 0)
+        self._check_range("value_model_warmup_iterations", 0)
         self._check_range("missing_eos_penalty", 0)
         self._check_range("gamma", 0, 1)
         self._check_range("lam", 0, 1)

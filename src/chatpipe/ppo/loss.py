@@ -74,8 +74,8 @@ def ppo_loss(
     """policy_coef * (policy loss + kl_loss_coef * KL term) + vf_coef * value loss, a sum over the N tokens.
 
     logprobs and values: [N], new, of the tokens of `experience`. The KL term to the reference is `kl.loss_estimate`.
-    policy_coef is 0 while the critic alone is trained. Returns the loss with the statistics of all terms, among them
-    `tokens`, N.
+    policy_coef is 0 while the value model alone is trained. Returns the loss with the statistics of all terms, among
+    them `tokens`, N.
     """
     policy, policy_statistics = policy_loss(logprobs, experience.logprobs, experience.advantages, cliprange)
     value, value_statistics = value_loss(values, experience.values, experience.returns, cliprange_value)

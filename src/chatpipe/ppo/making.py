@@ -15,7 +15,7 @@ from chatpipe.ppo.advantages import SumOverRanks
 from chatpipe.ppo.config import PPOConfig
 from chatpipe.ppo.experience import Experience, Sequences
 from chatpipe.ppo.metrics import Metrics, experience_metrics
-from chatpipe.ppo.model import PolicyAndCritic
+from chatpipe.ppo.model import PolicyAndValueModel
 from chatpipe.ppo.prompts import Content, Prompt
 from chatpipe.ppo.rewards import Rewards
 from chatpipe.ppo.rollout import score, with_advantages
@@ -29,7 +29,7 @@ class ExperienceMaker:
     args: PPOConfig
     tokenizer: PreTrainedTokenizerBase
     stop_token_id: int
-    trained: PolicyAndCritic
+    trained: PolicyAndValueModel
     ref_model: PreTrainedModel | None
     adapter: Adapter | None
     rewards: Rewards

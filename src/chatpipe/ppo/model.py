@@ -1,4 +1,4 @@
-"""What PPO trains: policy and critic in one module, so that DDP sees one forward and one backward pass."""
+"""What PPO trains: policy and value model in one module, so that DDP sees one forward and one backward pass."""
 
 from collections.abc import Iterable
 from typing import Any, NamedTuple
@@ -30,12 +30,12 @@ class Outputs(NamedTuple):
     values: Tensor
 
 
-class PolicyAndCritic(nn.Module):
+class PolicyAndValueModel(nn.Module):
     """A causal language model and a sequence classification model whose score at each position is the value."""
 
-    def __init__(self, policy: PreTrainedModel, critic: PreTrainedModel, temperature: float) -> None:
+    def __init__(self, policy: PreTrainedModel, value_model: PreTrainedModel, temperature: float) -> None:
         super().__init__()
-        self.policy, self.critic, self.temperature = policy, critic, temperature
+        self.policy, self.value_model, self.temperature = policy, value_model, temperature
 
     def forward(
         self, input_ids: Tensor, attention_mask: Tensor, position_ids: Tensor, rows: Tensor, columns: Tensor
@@ -43,7 +43,7 @@ class PolicyAndCritic(nn.Module):
         """Arguments as in `MicroBatch`."""
         batch = MicroBatch(input_ids, attention_mask, position_ids, rows, columns)
         logprobs, entropy = completion_logprobs(self.policy, batch, self.temperature)
-        return Outputs(logprobs, entropy, completion_values(self.critic, batch))
+        return Outputs(logprobs, entropy, completion_values(self.value_model, batch))
 
     def positions_read(self, batch: MicroBatch) -> Tensor:
         """How many tokens of `batch`, padding included, go through the policy: a number."""
@@ -52,12 +52,12 @@ class PolicyAndCritic(nn.Module):
 
     def activation_checkpointing_enable(self, **kwargs: Any) -> None:
         """What Trainer calls for `gradient_checkpointing`."""
-        for model in (self.policy, self.critic):
+        for model in (self.policy, self.value_model):
             model.activation_checkpointing_enable(**kwargs)
 
     def gradient_checkpointing_enable(self, **kwargs: Any) -> None:
         """The same under its name before transformers 5.2x."""
-        for model in (self.policy, self.critic):
+        for model in (self.policy, self.value_model):
             model.gradient_checkpointing_enable(**kwargs)
 
 
@@ -105,11 +105,11 @@ def _token_logprobs(head: nn.Module, hidden: Tensor, tokens: Tensor, temperature
     return logprobs.gather(-1, tokens[:, None])[:, 0], entropy
 
 
-def completion_values(critic: PreTrainedModel, batch: MicroBatch) -> Tensor:
-    """The critic's value before each completion token, [N]."""
+def completion_values(value_model: PreTrainedModel, batch: MicroBatch) -> Tensor:
+    """The value model's value before each completion token, [N]."""
     # Taken out before the head: padded cells would add 0 times what stands in them to its gradient.
-    hidden = _hidden_states(critic, batch, batch.rows, batch.columns)
-    return head_scores(critic.score, hidden) - reward_offset(critic)
+    hidden = _hidden_states(value_model, batch, batch.rows, batch.columns)
+    return head_scores(value_model.score, hidden) - reward_offset(value_model)
 
 
 def _hidden_states(model: PreTrainedModel, batch: MicroBatch, rows: Tensor, columns: Tensor) -> Tensor:

@@ -133,9 +133,9 @@ class Rewards:
         total = sum(weight * column for weight, column in zip(self.weights, columns, strict=True))
         named = dict(zip(self.names(), columns, strict=True)) if len(columns) > 1 else {}
         if isinstance(self.gold, CheckedFunction):
-            named["objective/gold"] = self.gold(prompts, completions, ended)
+            named["objective/oracle"] = self.gold(prompts, completions, ended)
         elif self.gold is not None:
-            named["objective/gold"] = model_scores[:, count]
+            named["objective/oracle"] = model_scores[:, count]
         assert isinstance(total, Tensor)
         return total, named
 

@@ -15,7 +15,7 @@ from chatpipe.ppo.config import PPOConfig
 from chatpipe.ppo.experience import Experience, Sequences, flat_index
 from chatpipe.ppo.kl import k1, shape_rewards
 from chatpipe.ppo.microbatch import pad
-from chatpipe.ppo.model import PolicyAndCritic, completion_logprobs, micro_batch_rows
+from chatpipe.ppo.model import PolicyAndValueModel, completion_logprobs, micro_batch_rows
 from chatpipe.reward.scoring import batch_scores
 
 
@@ -65,7 +65,7 @@ class Scores(NamedTuple):
 @torch.no_grad()
 def score(
     sequences: Sequences,
-    trained: PolicyAndCritic,
+    trained: PolicyAndValueModel,
     ref_model: PreTrainedModel,
     reward_model: PreTrainedModel | Sequence[PreTrainedModel],
     micro_batch_size: int,
@@ -80,7 +80,7 @@ def score(
     """
     lengths = sequences.completion_lengths
     reward_models = [reward_model] if isinstance(reward_model, nn.Module) else list(reward_model)
-    readers = [trained.policy, trained.critic, ref_model, *reward_models]
+    readers = [trained.policy, trained.value_model, ref_model, *reward_models]
     chunks, read = micro_batch_rows(readers, sequences.lengths, micro_batch_size), []
     for rows in chunks:
         batch = pad(sequences.select(rows)).to(device)

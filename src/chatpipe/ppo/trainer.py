@@ -5,8 +5,8 @@
     trainer.train()
     trainer.save_model("out")
 
-One iteration: generate completions to the next prompts, score them with policy, reference, critic and rewards, compute
-advantages (`rollout`); then for `num_ppo_epochs` take minibatches, each of which is one optimizer step (`loader`).
+One iteration: generate completions to the next prompts, score them with policy, reference, value model and rewards,
+compute advantages (`rollout`); then for `num_ppo_epochs` take minibatches, each one an optimizer step (`loader`).
 """
 
 import copy
@@ -25,17 +25,17 @@ from chatpipe.models.pretrained import fuse_gelu
 from chatpipe.ppo.alarms import alarms
 from chatpipe.ppo.checks import check_models, check_precision, check_prompts, check_stop_token, check_tokenizers
 from chatpipe.ppo.config import PPOConfig
-from chatpipe.ppo.critic import new_critic
 from chatpipe.ppo.experience import Experience
 from chatpipe.ppo.kl import adapted_coefficient
 from chatpipe.ppo.loader import ExperienceLoader
 from chatpipe.ppo.making import ExperienceMaker
 from chatpipe.ppo.metrics import Metrics, UpdateStatistics
-from chatpipe.ppo.model import PolicyAndCritic, check_output_head, disable_dropout
+from chatpipe.ppo.model import PolicyAndValueModel, check_output_head, disable_dropout
 from chatpipe.ppo.prompts import Prompt, read_prompts
 from chatpipe.ppo.rewards import RewardFunction, Rewards
 from chatpipe.ppo.rollout import Stream, prompt_numbers, seed_of
 from chatpipe.ppo.update import PPOUpdate
+from chatpipe.ppo.value_model import new_value_model
 from chatpipe.training.lora import Adapter, check_no_adapter
 from chatpipe.training.nonfinite import SkipNonFinite
 from chatpipe.training.resume import ResumePoints
@@ -48,14 +48,14 @@ class PPOTrainer(PPOUpdate, ResumePoints, SkipNonFinite):
 
     model: a causal language model. ref_model: default a frozen copy of it; with `peft_config` the model without its
     adapter. reward_model: a sequence classification model with one label, or several; reward_funcs: functions as in
-    `chatpipe.ppo.rewards`. gold_reward: a reward model or function that judges too, and is never trained on.
-    value_model: the critic; default as `args.critic` says. train_dataset: rows as in `chatpipe.ppo.prompts`;
+    `chatpipe.ppo.rewards`. oracle_reward: a reward model or function that judges too, and is never trained on.
+    value_model: default as `args.value_model` says. train_dataset: rows as in `chatpipe.ppo.prompts`;
     train_prompts: token ids of prompts. eval_dataset: prompts that `evaluate` completes. ptx_dataset: rows with
     `input_ids` for `args.ptx_coef`. processing_class: the tokenizer.
 
     In all models, in place, dropout is set to 0 and GPT-2's GELU is replaced by torch's kernel; reference and reward
-    models are frozen. `trainer.model` holds `.policy` and `.critic`. `trainer.alarms` says what went wrong, by name.
-    Raises UsageError where the parts do not fit each other.
+    models are frozen. `trainer.model` holds `.policy` and `.value_model`. `trainer.alarms` says what went
+    wrong, by name. Raises UsageError where the parts do not fit each other.
     """
 
     def __init__(
@@ -70,13 +70,13 @@ class PPOTrainer(PPOUpdate, ResumePoints, SkipNonFinite):
         ref_model: PreTrainedModel | None = None,
         value_model: PreTrainedModel | None = None,
         reward_funcs: RewardFunction | Sequence[RewardFunction] | None = None,
-        gold_reward: PreTrainedModel | RewardFunction | None = None,
+        oracle_reward: PreTrainedModel | RewardFunction | None = None,
         eval_dataset: Iterable[Any] | None = None,
         ptx_dataset: Any = None,
         peft_config: Any = None,
         callbacks: list[TrainerCallback] | None = None,
     ) -> None:
-        rewards = Rewards.of(reward_model, reward_funcs, args.reward_weights, gold_reward)
+        rewards = Rewards.of(reward_model, reward_funcs, args.reward_weights, oracle_reward)
         judges = {f"reward_model{i or ''}": each for i, each in enumerate(rewards.all_models)}
         given = {"model": model, "ref_model": ref_model, **judges, "value_model": value_model}
         models = {name: each for name, each in given.items() if each is not None}
@@ -100,15 +100,15 @@ class PPOTrainer(PPOUpdate, ResumePoints, SkipNonFinite):
             disable_dropout(each)
             fuse_gelu(each)
         check_output_head(model)
-        critic = new_critic(model, rewards.models, args.critic) if value_model is None else value_model
+        value_model = new_value_model(model, rewards.models, args.value_model) if value_model is None else value_model
         if ref_model is None and peft_config is None:
             ref_model = copy.deepcopy(model)
         self.adapter = None if peft_config is None else Adapter(model, peft_config)
         disable_dropout(model)  # that of the adapter
         for each in rewards.all_models if ref_model is None else [ref_model, *rewards.all_models]:
             each.eval().requires_grad_(False).to(args.device)
-        critic.requires_grad_(True)
-        check_precision({"model": model, "value_model": critic})
+        value_model.requires_grad_(True)
+        check_precision({"model": model, "value_model": value_model})
         self.ref_model, self.reward_model, self.ptx_dataset = ref_model, reward_model, ptx_dataset
         self.kl_coef = args.kl_coef
         self.alarms: dict[str, str] = {}
@@ -116,7 +116,7 @@ class PPOTrainer(PPOUpdate, ResumePoints, SkipNonFinite):
         self._metrics: Metrics = {}
         self._update = UpdateStatistics()
         super().__init__(
-            model=PolicyAndCritic(model, critic, args.temperature),
+            model=PolicyAndValueModel(model, value_model, args.temperature),
             args=args,
             processing_class=processing_class,
             eval_dataset=eval_dataset,
@@ -176,7 +176,7 @@ class PPOTrainer(PPOUpdate, ResumePoints, SkipNonFinite):
         """Move the cursor behind the iteration whose experience was made; adapt the KL coefficient for the next one."""
         super().begin_update()
         args = self.args
-        if args.adaptive_kl_target is not None and not self.trains_critic_alone:
+        if args.adaptive_kl_target is not None and not self.trains_value_model_alone:
             kl, episodes = self._metrics["objective/kl"], args.rollout_size
             self.kl_coef = adapted_coefficient(
                 self.kl_coef, kl, args.adaptive_kl_target, episodes, args.adaptive_kl_horizon
@@ -241,7 +241,7 @@ class PPOTrainer(PPOUpdate, ResumePoints, SkipNonFinite):
     def _raise_alarms(self, now: Metrics) -> Metrics:
         """A flag for each alarm that holds; one that was never raised before is said aloud."""
         history = [line for line in self.state.log_history if "val/ratio_first" in line] + [now]
-        found = alarms(history, self.args.critic_warmup_iterations, self.args.bf16 or self.args.fp16)
+        found = alarms(history, self.args.value_model_warmup_iterations, self.args.bf16 or self.args.fp16)
         for name, sentence in found.items():
             if name not in self.alarms:
                 self.alarms[name] = f"Iteration {self.iteration}: {sentence}"
@@ -273,11 +273,11 @@ class PPOTrainer(PPOUpdate, ResumePoints, SkipNonFinite):
             _log.warning("No resume point at step %s: it is inside an iteration.", self.state.global_step)
 
     def modules_to_save(self) -> dict[str, nn.Module]:
-        """Policy (with LoRA its adapter alone) and critic, each in a file of its own."""
+        """Policy (with LoRA its adapter alone) and value model, each in a file of its own."""
         trained = self.accelerator.unwrap_model(self.model, keep_torch_compile=False)
         return {
             "policy": trained.policy if self.adapter is None else self.adapter.weights(),
-            "critic": trained.critic,
+            "value_model": trained.value_model,
         }
 
     def extra_state(self) -> dict[str, Any]:

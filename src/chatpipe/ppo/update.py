@@ -8,21 +8,21 @@ from torch import Tensor, nn
 from transformers import Trainer
 
 from chatpipe.ppo.config import PPOConfig
-from chatpipe.ppo.critic import split_learning_rates
 from chatpipe.ppo.experience import Experience
 from chatpipe.ppo.loss import Statistics, ppo_loss
 from chatpipe.ppo.metrics import UpdateStatistics, add_statistics
 from chatpipe.ppo.microbatch import pad
-from chatpipe.ppo.model import PolicyAndCritic, micro_batch_rows
+from chatpipe.ppo.model import PolicyAndValueModel, micro_batch_rows
 from chatpipe.ppo.ptx import row_of, text_loss
 from chatpipe.ppo.rollout import Stream, prompt_numbers
+from chatpipe.ppo.value_model import split_learning_rates
 
 
 class PPOUpdate(Trainer):
     """The optimizer and its steps. Stands before the Trainer among the bases of PPOTrainer."""
 
     args: PPOConfig
-    model: PolicyAndCritic
+    model: PolicyAndValueModel
     iteration: int = 0
     """The number of iterations whose experience was made."""
     update_ended: bool = False
@@ -38,17 +38,17 @@ class PPOUpdate(Trainer):
         self.update_ended, self.skipped_steps = False, 0
 
     @property
-    def trains_critic_alone(self) -> bool:
-        """Whether the iteration that was begun last belongs to the critic's warm-up."""
-        return 0 < self.iteration <= self.args.critic_warmup_iterations
+    def trains_value_model_alone(self) -> bool:
+        """Whether the iteration that was begun last belongs to the value model's warm-up."""
+        return 0 < self.iteration <= self.args.value_model_warmup_iterations
 
     def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
-        """Trainer's, with the critic's own learning rate where it has one."""
+        """Trainer's, with the value model's own learning rate where it has one."""
         exists = self.optimizer is not None
         optimizer = super().create_optimizer(model)
-        if self.args.critic_learning_rate is not None and not exists:
-            critic = self.accelerator.unwrap_model(self.model, keep_torch_compile=False).critic
-            split_learning_rates(optimizer, critic, self.args.critic_learning_rate)
+        if self.args.value_model_learning_rate is not None and not exists:
+            value_model = self.accelerator.unwrap_model(self.model, keep_torch_compile=False).value_model
+            split_learning_rates(optimizer, value_model, self.args.value_model_learning_rate)
         return optimizer
 
     def training_step(
@@ -68,10 +68,10 @@ class PPOUpdate(Trainer):
             self.skipped_steps += 1
             return torch.zeros((), device=device)
         all_tokens = self._sum_over_ranks(torch.tensor(minibatch.num_tokens)).item()
-        readers = [self.model.policy, self.model.critic]
+        readers = [self.model.policy, self.model.value_model]
         chunks = micro_batch_rows(readers, minibatch.sequences.lengths, args.per_device_train_batch_size)
         statistics: Statistics = {}
-        mixes_text = self.ptx_dataset is not None and not self.trains_critic_alone
+        mixes_text = self.ptx_dataset is not None and not self.trains_value_model_alone
         total, text_statistics = self._text_step(model) if mixes_text else (torch.zeros((), device=device), {})
         for number, rows in enumerate(chunks, start=1):
             part = minibatch.select(rows)
@@ -88,7 +88,7 @@ class PPOUpdate(Trainer):
             self.update_ended = True
             self.skipped_steps += 1
             model.zero_grad(set_to_none=True)
-        elif self.trains_critic_alone:
+        elif self.trains_value_model_alone:
             self.model.policy.zero_grad(set_to_none=True)
         return total
 
@@ -104,7 +104,7 @@ class PPOUpdate(Trainer):
             args.cliprange,
             args.cliprange_value,
             args.vf_coef,
-            policy_coef=0.0 if self.trains_critic_alone else 1.0,
+            policy_coef=0.0 if self.trains_value_model_alone else 1.0,
             kl_loss=args.kl_loss,  # type: ignore[arg-type]  # checked by PPOConfig
             kl_loss_coef=args.kl_loss_coef,
         )

@@ -7,7 +7,7 @@ The JSON Schema that `chatpipe schema` prints is made from these classes.
 import os.path
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BeforeValidator, Field, field_validator, model_validator
+from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 
 from chatpipe.recipe.architectures import Architecture
 from chatpipe.recipe.check_switches import CheckSwitches
@@ -300,13 +300,13 @@ class Ppo(TrainingSection):
     model: Place | None = Field(
         None, description="The policy to start from, also the reference; default: what sft made."
     )
-    reward_model: Place | None = Field(None, description="Default: what rm made. The critic starts from it too.")
+    reward_model: Place | None = Field(None, description="Default: what rm made. The value model starts from it too.")
     reward: list[RewardSource] | None = Field(
         None, description="Several rewards, in place of reward_model; what counts is their weighted sum."
     )
-    gold_reward_model: Place | None = Field(
+    oracle_reward_model: Place | None = Field(
         None,
-        description="A held-out reward model: it judges along, is logged as objective/gold, and is not trained on.",
+        description="A held-out reward model: it judges along, is logged as objective/oracle, and is not trained on.",
     )
     learning_rate: float = Field(3e-6, gt=0)
     total_episodes: int = Field(4096, ge=1, description="Completions sampled in all.")
@@ -315,7 +315,6 @@ class Ppo(TrainingSection):
         1, ge=1, description="Optimizer steps per epoch; a rollout has batch_size times this."
     )
     kl_coef: float = Field(0.05, ge=0, description="Weight of the KL penalty; where it adapts, the first one.")
-    kl_estimator: str = Field("k1", description="Of the KL in the reward: k1, the only one with the right optimum.")
     adaptive_kl_target: float | None = Field(
         None, gt=0, description="Nats per answer to which kl_coef is adapted; lm-human-preferences takes 6."
     )
@@ -337,11 +336,11 @@ class Ppo(TrainingSection):
     missing_eos: Literal["subtract", "replace"] = Field(
         "subtract", description="The penalty is subtracted from the score, or replaces it with a minus sign."
     )
-    critic: Literal["reward", "policy"] | None = Field(
-        None, description="What the critic starts from; default: the reward model where it can be a critic."
+    value_model: Literal["reward", "policy"] | None = Field(
+        None, description="What the value model starts from; default: the reward model where it can be a value model."
     )
-    critic_warmup_iterations: int = Field(0, ge=0, description="Iterations that train the critic alone.")
-    critic_learning_rate: float | None = Field(None, gt=0, description="Default: learning_rate.")
+    value_model_warmup_iterations: int = Field(0, ge=0, description="Iterations that train the value model alone.")
+    value_model_learning_rate: float | None = Field(None, gt=0, description="Default: learning_rate.")
     ptx_coef: float = Field(
         0.0, ge=0, description="Weight of the loss on raw text in the same step (InstructGPT: 27.8)."
     )
@@ -349,15 +348,6 @@ class Ppo(TrainingSection):
     ptx_data: Data | None = Field(None, description="The raw text; default: pretrain.data.")
     torch_compile: bool = Field(False, description="Compile the update: a minute first, then quicker steps.")
     lora: Lora | None = Field(None, description="Train adapters instead of all weights (needs peft).")
-
-    @field_validator("kl_estimator")
-    @classmethod
-    def _only_k1(cls, name: str) -> str:
-        if name != "k1":
-            raise ValueError(
-                f"{name} in the reward has another optimum (arXiv 2510.01555); leave it k1, or add ppo.kl_loss: {name}"
-            )
-        return name
 
     @model_validator(mode="after")
     def _fits_together(self) -> "Ppo":

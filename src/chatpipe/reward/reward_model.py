@@ -67,7 +67,7 @@ def body_of(model: PreTrainedModel) -> nn.Module:
 def reads_left_to_right(model: PreTrainedModel) -> bool:
     """Whether a sequence classification model is a decoder, whose `score` head gives a number at each position.
 
-    One that reads both ways (BERT) would see the completion before it is written: it can be no critic.
+    One that reads both ways (BERT) would see the completion before it is written: it can be no value model.
     """
     return hasattr(model, "score")
 

@@ -37,8 +37,8 @@ def load_rewards(step: Step, tokenizer: PreTrainedTokenizerBase) -> Rewards:
                 of_functions.append(source.weight)
         weights = [*of_models, *of_functions]
     gold: PreTrainedModel | RewardFunction | None = _oracle(step)
-    if section.gold_reward_model is not None:
-        gold = _load_reward_model(step, "gold_reward_model", tokenizer)
+    if section.oracle_reward_model is not None:
+        gold = _load_reward_model(step, "oracle_reward_model", tokenizer)
     return Rewards.of(models, functions, weights, gold)
 
 
@@ -77,7 +77,7 @@ def reward_scores(
 ) -> dict[str, list[float]]:
     """What is said of each answer, read as it was written: a cut-off one gets no end-of-turn token.
 
-    `reward`: what was trained on, with the missing-EOS penalty. `judge`: by `ppo.gold_reward_model`, where there is
+    `reward`: what was trained on, with the missing-EOS penalty. `judge`: by `ppo.oracle_reward_model`, where there is
     one.
     """
     section = step.recipe.ppo
@@ -91,7 +91,7 @@ def reward_scores(
     ended = [answer.ended for answer in answers]
     total, named = rewards.judge(of_models, list(prompts), [answer.text for answer in answers], ended)
     total = penalise_missing_eos(total, torch.tensor(ended), section.missing_eos_penalty, section.missing_eos)
-    judge = {} if section.gold_reward_model is None else {"judge": named["objective/gold"].tolist()}
+    judge = {} if section.oracle_reward_model is None else {"judge": named["objective/oracle"].tolist()}
     return {"reward": total.tolist(), **judge}
 
 

@@ -46,7 +46,7 @@ NOT_COMPARED: dict[str, Any] = {
             "sample_prompts",
             "model",
             "reward_model",
-            "gold_reward_model",
+            "oracle_reward_model",
             "data",
         ),
         True,
@@ -359,8 +359,8 @@ def _with_all_rewards(models: dict[str, str], section: Ppo) -> dict[str, str]:
     if section.reward is not None:
         listed = {f"reward.{i}": source.model for i, source in enumerate(section.reward) if source.model is not None}
         models = {"model": models["model"], **listed}
-    if section.gold_reward_model is not None:
-        models = {**models, "gold_reward_model": section.gold_reward_model}
+    if section.oracle_reward_model is not None:
+        models = {**models, "oracle_reward_model": section.oracle_reward_model}
     return models
 
 

@@ -1,4 +1,4 @@
-"""Where the critic comes from, its warm-up and its own learning rate."""
+"""Where the value model comes from, its warm-up and its own learning rate."""
 
 import parts
 import pytest
@@ -7,7 +7,7 @@ import torch
 from transformers import BertConfig, BertForSequenceClassification, LlamaConfig, LlamaForCausalLM
 
 from chatpipe.errors import UsageError
-from chatpipe.ppo.critic import critic_from_policy
+from chatpipe.ppo.value_model import value_model_from_policy
 from chatpipe.training.resume import newest_resume_point
 
 
@@ -27,57 +27,57 @@ def llama() -> LlamaForCausalLM:
 
 
 @pytest.mark.parametrize("make", [tiny.policy, llama])
-def test_critic_from_the_policy_has_its_body_and_values_of_0(tmp_path, make):
+def test_value_model_from_the_policy_has_its_body_and_values_of_0(tmp_path, make):
     policy = make()
-    critic = critic_from_policy(policy)
+    value_model = value_model_from_policy(policy)
     for name, weight in policy.base_model.state_dict().items():
-        assert critic.base_model.state_dict()[name].equal(weight), name
-    assert not any(parameter.is_meta for parameter in critic.parameters())
-    own = {parameter.data_ptr() for parameter in critic.parameters()}
+        assert value_model.base_model.state_dict()[name].equal(weight), name
+    assert not any(parameter.is_meta for parameter in value_model.parameters())
+    own = {parameter.data_ptr() for parameter in value_model.parameters()}
     assert not own & {parameter.data_ptr() for parameter in policy.parameters()}
 
-    ppo = parts.trainer(tmp_path, {"critic": "policy"}, model=policy)
+    ppo = parts.trainer(tmp_path, {"value_model": "policy"}, model=policy)
     assert ppo.make_experience().values.abs().max() == 0
     ppo.train()
     assert ppo.make_experience().values.abs().max() > 0
 
 
-def test_encoder_as_reward_model_scores_whole_sequences_and_the_critic_comes_from_the_policy(tmp_path):
+def test_encoder_as_reward_model_scores_whole_sequences_and_the_value_model_comes_from_the_policy(tmp_path):
     reward_model = encoder()
     ppo = parts.trainer(tmp_path, {"num_mini_batches": 1}, reward_model=reward_model)
-    assert type(ppo.model.critic).__name__ == "GPT2ForSequenceClassification"
+    assert type(ppo.model.value_model).__name__ == "GPT2ForSequenceClassification"
     made = ppo.make_experience()
     for number, ids in enumerate(made.sequences.ids.split(made.sequences.lengths.tolist())):
         assert reward_model(ids[None]).logits.item() == pytest.approx(made.scores[number].item(), abs=1e-5)
     ppo.train()
 
 
-def test_critics_that_would_see_what_is_to_come_are_refused(tmp_path):
+def test_value_models_that_would_see_what_is_to_come_are_refused(tmp_path):
     with pytest.raises(UsageError, match="BertForSequenceClassification reads both ways") as refused:
-        parts.trainer(tmp_path, {"critic": "reward"}, reward_model=encoder())
-    assert "critic = policy" in refused.value.hint
+        parts.trainer(tmp_path, {"value_model": "reward"}, reward_model=encoder())
+    assert "value_model = policy" in refused.value.hint
     with pytest.raises(UsageError, match="value_model is a BertForSequenceClassification"):
         parts.trainer(tmp_path, value_model=encoder())
 
 
-def test_warm_up_trains_the_critic_alone(tmp_path):
+def test_warm_up_trains_the_value_model_alone(tmp_path):
     """Not even weight decay or a step of Adam reaches the policy; its first step after that is Adam's first."""
     seen = []
 
     def note(args, state, control, **_):
         optimizer = ppo._torch_optimizer()
         weight = ppo.model.policy.transformer.wte.weight
-        seen.append((parts.changed(ppo.model.policy, policy), parts.changed(ppo.model.critic, critic)))
+        seen.append((parts.changed(ppo.model.policy, policy), parts.changed(ppo.model.value_model, value_model)))
         steps.append(optimizer.state[weight]["step"].item() if weight in optimizer.state else 0)
 
-    settings = {"critic_warmup_iterations": 1, "weight_decay": 0.1, "ptx_coef": 1.0, "adaptive_kl_target": 1.0}
+    settings = {"value_model_warmup_iterations": 1, "weight_decay": 0.1, "ptx_coef": 1.0, "adaptive_kl_target": 1.0}
     text = [{"input_ids": [3, 4, 5, 6]}, {"input_ids": [7, 8]}]
     ppo = parts.trainer(tmp_path, settings, ptx_dataset=text)
-    policy, critic, steps = parts.weights(ppo.model.policy), parts.weights(ppo.model.critic), []
+    policy, value_model, steps = parts.weights(ppo.model.policy), parts.weights(ppo.model.value_model), []
     ppo.add_callback(tiny_callback(note))
     ppo.train()
     assert [bool(on_policy) for on_policy, _ in seen] == [False] * 4 + [True] * 4
-    assert all(on_critic for _, on_critic in seen)
+    assert all(on_value_model for _, on_value_model in seen)
     assert steps == [0, 0, 0, 0, 1, 2, 3, 4]
     first, second = tiny.logged_iterations(ppo)
     assert first["policy/approxkl_avg"] < 1e-12
@@ -94,14 +94,14 @@ def tiny_callback(on_step_end):
     )()
 
 
-def test_critic_has_its_own_learning_rate_and_the_schedule_covers_both(tmp_path):
-    settings = {"critic_learning_rate": 0.02, "lr_scheduler_type": "linear", "weight_decay": 0.1}
+def test_value_model_has_its_own_learning_rate_and_the_schedule_covers_both(tmp_path):
+    settings = {"value_model_learning_rate": 0.02, "lr_scheduler_type": "linear", "weight_decay": 0.1}
     ppo = parts.trainer(tmp_path, settings)
     ppo.train()
     groups = ppo._torch_optimizer().param_groups
-    of_critic = {id(parameter) for parameter in ppo.model.critic.parameters()}
+    of_value_model = {id(parameter) for parameter in ppo.model.value_model.parameters()}
     for group in groups:
-        sides = {id(parameter) in of_critic for parameter in group["params"]}
+        sides = {id(parameter) in of_value_model for parameter in group["params"]}
         assert len(sides) == 1
         assert group["initial_lr"] == (0.02 if sides.pop() else 1e-3)
         assert group["lr"] == 0  # the end of the schedule
@@ -113,7 +113,7 @@ def test_critic_has_its_own_learning_rate_and_the_schedule_covers_both(tmp_path)
 def test_the_same_rate_for_both_is_as_none(tmp_path):
     ends = []
     for rate in (None, 1e-3):
-        ppo = parts.trainer(tmp_path, {"critic_learning_rate": rate, "max_grad_norm": 0.0})
+        ppo = parts.trainer(tmp_path, {"value_model_learning_rate": rate, "max_grad_norm": 0.0})
         ppo.train()
         ends.append(parts.weights(ppo.model))
     assert all(ends[0][name].equal(ends[1][name]) for name in ends[0])
@@ -122,8 +122,8 @@ def test_the_same_rate_for_both_is_as_none(tmp_path):
 def test_all_that_adapts_survives_a_resume_to_the_bit(tmp_path):
     settings = {
         "total_episodes": 64,
-        "critic_warmup_iterations": 1,
-        "critic_learning_rate": 5e-3,
+        "value_model_warmup_iterations": 1,
+        "value_model_learning_rate": 5e-3,
         "adaptive_kl_target": 0.5,
         "adaptive_kl_horizon": 32,
         "ptx_coef": 0.5,
