@@ -4,9 +4,11 @@
     point = newest_resume_point(stage / RESUME_POINTS)
     trainer.train(resume_from_checkpoint=str(point) if point else None)
 
-Trainer writes straight into `checkpoint-N`, takes the highest number unchecked, resumes without a word with a fresh
-optimizer when that file is gone, and stores pickles. A resume point is complete or invisible (`data.durable`), holds
-safetensors and JSON only, and is what Trainer's loop needs to go on exactly:
+A trainer with a loop of its own calls `save_resume_point()` and `load_resume_point(point)` itself.
+
+Trainer writes straight into `checkpoint-N`, takes the highest number unchecked, resumes silently with a fresh optimizer
+when that file is gone, and stores pickles. A resume point is complete or invisible (`data.durable`), holds safetensors
+and JSON only, and has all that the training loop needs to go on exactly:
 
     trainer_state.json      Trainer's own state with its log history, under the name that Trainer reads
     model.safetensors       one file for each of `modules_to_save()`
@@ -101,7 +103,11 @@ class ResumePoints(Trainer):
 
     # ---- saving ----
 
-    def _save_checkpoint(self, model: nn.Module, trial: Any = None) -> None:
+    def save_resume_point(self) -> None:
+        """Writes a resume point of this step and deletes those that it supersedes. Every rank calls it.
+
+        Raises `TrainingError` where it cannot be written.
+        """
         self.store_flos()
         folder = Path(self.args.output_dir) / RESUME_POINTS
         partial = folder / f"step-{self.state.global_step}{PARTIAL}"
@@ -124,6 +130,9 @@ class ResumePoints(Trainer):
                 "Make room or give out= another disk; the same command goes on from the resume point before it.",
             ) from error
         self.accelerator.wait_for_everyone()
+
+    def _save_checkpoint(self, model: nn.Module, trial: Any = None) -> None:
+        self.save_resume_point()
 
     def _write_resume_point(self, partial: Path) -> None:
         main = self.is_world_process_zero()
@@ -189,6 +198,15 @@ class ResumePoints(Trainer):
         """Deletes what else lies in `folder` and none of the resume `points` that are left needs. On one process."""
 
     # ---- loading ----
+
+    def load_resume_point(self, folder: Path) -> None:
+        """Puts back a resume point: Trainer's state, weights, optimizer, schedule, generators and `extra_state()`.
+
+        Model, optimizer and schedule must exist. Trainer's own loop does this in three steps instead.
+        """
+        self.state = TrainerState.load_from_json(str(folder / TRAINER_STATE_NAME))
+        self._load_from_checkpoint(str(folder))
+        self._load_optimizer_and_scheduler(str(folder))
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
         folder = Path(resume_from_checkpoint)
