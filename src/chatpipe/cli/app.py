@@ -10,17 +10,11 @@ from pathlib import Path
 import typer
 
 from chatpipe import console
-from chatpipe.cli import chat_command as chat
-from chatpipe.cli import check_command as check
-from chatpipe.cli import data_command as data
-from chatpipe.cli import env_command as env
-from chatpipe.cli import eval_command as evaluate
+from chatpipe.cli import info_commands, look_commands, model_commands
 from chatpipe.cli import rank_command as rank
 from chatpipe.cli import rankings_command as rankings
-from chatpipe.cli import recipes_command as recipes
 from chatpipe.cli import run_command as run
 from chatpipe.cli import sample_command as sample
-from chatpipe.cli import schema_command as schema
 from chatpipe.cli import stage_command as stage
 from chatpipe.errors import ChatpipeError, ExitCode, Interrupted, TrainingError
 
@@ -40,14 +34,14 @@ for name, command in stage.COMMANDS.items():
     app.command(name, epilog=stage.EPILOGS[name])(command)
 app.command("sample", epilog=sample.EPILOG)(sample.sample)
 app.command("rank", epilog=rank.EPILOG)(rank.rank)
-app.command("chat")(chat.chat)
-app.command("eval", epilog=evaluate.EPILOG)(evaluate.evaluate)
-app.command("check", epilog=check.EPILOG)(check.check)
-app.add_typer(data.app, name="data")
+app.command("chat")(model_commands.chat)
+app.command("eval", epilog=model_commands.EVAL_EPILOG)(model_commands.evaluate)
+app.command("check", epilog=look_commands.CHECK_EPILOG)(look_commands.check)
+app.add_typer(look_commands.data_app, name="data")
 app.add_typer(rankings.app, name="rankings")
-app.add_typer(recipes.app, name="recipes")
-app.command("schema")(schema.schema)
-app.command("env")(env.env)
+app.add_typer(info_commands.recipes, name="recipes")
+app.command("schema")(info_commands.schema)
+app.command("env")(info_commands.env)
 
 
 def main() -> None:

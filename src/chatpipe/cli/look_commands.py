@@ -1,23 +1,47 @@
-"""`chatpipe data show`: what a stage will read."""
+"""`chatpipe check` and `chatpipe data show`: a recipe and its data, looked at without training."""
 
 from typing import Annotated
 
 import typer
 
-from chatpipe.cli.options import Json, flags, tell_apart
+from chatpipe.cli.options import Json, Words, flags, tell_apart
 from chatpipe.cli.stage_command import Data
 
-app = typer.Typer(help="Look at a stage's data.", no_args_is_help=True)
+CHECK_EPILOG = "Example: chatpipe check pocket sft.data=chats.jsonl"
+SHOW_EPILOG = "Example: chatpipe data show pocket sft --data chats.jsonl --model gpt2"
 
-EPILOG = "Example: chatpipe data show pocket sft --data chats.jsonl --model gpt2"
+data_app = typer.Typer(help="Look at a stage's data.", no_args_is_help=True)
 
 
-@app.callback()
+def check(words: Words = None, json: Json = False) -> None:
+    """Look at recipe, data, models and checks of all stages, without training. Exits with 2 where something failed."""
+    from chatpipe import console
+    from chatpipe.cli.show import show_checks
+    from chatpipe.errors import ExitCode, UsageError
+    from chatpipe.recipe import load_recipe
+
+    given = tell_apart(words)
+    if given.recipe is None:
+        raise UsageError("Which recipe?", "Try `chatpipe check pocket`; `chatpipe recipes ls` lists them.")
+    resolved = load_recipe(given.recipe, given.overrides)
+
+    from chatpipe.run.check_run import check_all
+
+    checked = check_all(resolved.recipe)
+    failed = [one for one in checked if one.status == "failed"]
+    show_checks(checked)
+    if json:
+        console.json_object({"recipe": given.recipe, "ok": not failed, "checks": [one.to_json() for one in checked]})
+    if failed:
+        raise SystemExit(int(ExitCode.USAGE))
+
+
+@data_app.callback()
 def _group() -> None:
     """Look at a stage's data."""
 
 
-@app.command("show", epilog=EPILOG)
+@data_app.command("show", epilog=SHOW_EPILOG)
 def show(
     recipe: Annotated[str, typer.Argument(help="A recipe's name or file.")],
     stage: Annotated[str, typer.Argument(help="pretrain, sft, rm or ppo.")],

@@ -1,0 +1,66 @@
+"""`chatpipe chat` and `chatpipe eval`: one model, talked to or measured."""
+
+from typing import Annotated
+
+import typer
+
+from chatpipe.cli.options import Json, tell_apart
+
+EVAL_EPILOG = "Example: chatpipe eval runs/pocket/sft --data chats.jsonl evaluation.temperature=0"
+
+
+def chat(
+    model: Annotated[str, typer.Argument(help="A model folder or a hub id.")],
+    temperature: Annotated[float, typer.Option(min=0.0, help="0 always takes the likeliest token.")] = 0.7,
+    top_k: Annotated[int, typer.Option(min=0, help="Choose among the k likeliest tokens; 0: all.")] = 0,
+    top_p: Annotated[float, typer.Option(min=0.0, max=1.0, help="Choose among the likeliest p of the mass.")] = 1.0,
+    min_p: Annotated[
+        float, typer.Option(min=0.0, max=1.0, help="Leave out tokens less than p times as likely as the likeliest.")
+    ] = 0.0,
+    stop: Annotated[
+        list[str] | None, typer.Option(metavar="TEXT", help="End an answer before this text; may be given repeatedly.")
+    ] = None,
+    max_new_tokens: Annotated[int, typer.Option(min=1, help="The longest answer.")] = 256,
+    system: Annotated[str | None, typer.Option(help="A system message.")] = None,
+    seed: Annotated[int, typer.Option(help="The same seed gives the same answers.")] = 0,
+) -> None:
+    """Talk to a model. Ctrl-C stops an answer, /reset forgets the conversation, /quit ends."""
+    from chatpipe.models.model_folder import check_model
+
+    check_model(model, "causal", "MODEL")
+    from chatpipe.generation import SamplingParams
+    from chatpipe.generation.chat_loop import chat as talk
+
+    talk(model, SamplingParams(max_new_tokens, temperature, top_k, top_p, min_p, tuple(stop or ())), seed, system)
+
+
+def evaluate(
+    model: Annotated[str, typer.Argument(help="A model folder or a hub id.")],
+    data: Annotated[str, typer.Option("--data", help="File, several with commas between, or pocketworld.")],
+    values: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="[KEY=VALUE ...]", help="How it is measured: evaluation.*, pocketworld.*, seed."),
+    ] = None,
+    limit: Annotated[int | None, typer.Option("--limit", min=1, help="Take the first rows alone.")] = None,
+    json: Json = False,
+) -> None:
+    """Measure a model on data, all of it: losses, answers, or pairs, as the kind of both decides."""
+    from chatpipe import console
+    from chatpipe.cli.show import show_measurement
+    from chatpipe.errors import UsageError
+    from chatpipe.models.model_folder import looks_like_path, model_kind
+
+    given = tell_apart(values)
+    if given.recipe is not None:
+        raise UsageError(f"{given.recipe!r} is not understood: after the model come KEY=VALUE pairs.", EVAL_EPILOG)
+    if looks_like_path(model):
+        model_kind(model, "MODEL")  # a wrong folder is answered without torch
+
+    from chatpipe.evaluation.measure_model import measure_model
+    from chatpipe.training.process import prepare_process
+
+    prepare_process()
+    measurement = measure_model(model, data, given.overrides, limit)
+    show_measurement(measurement)
+    if json:
+        console.json_object(measurement.to_json())
