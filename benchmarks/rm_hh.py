@@ -89,7 +89,7 @@ def parted(pairs: Path, seed: int) -> tuple[list[Any], list[Any]]:
     from chatpipe.recipe.schema import DataBlock
 
     loaded = load_rankings([DataBlock(source=str(pairs))], {}, "rm.data")
-    rankings = [*loaded.train, *loaded.held_out]
+    rankings = [*loaded.train, *loaded.validation]
     prompts = sorted({prompt_key(ranking.prompt) for ranking in rankings})
     random.Random(seed).shuffle(prompts)
     aside = set(prompts[: round(TEST_SHARE * len(prompts))])

@@ -131,7 +131,7 @@ def train(peer: str, steps: int, packing: bool, plain: bool) -> dict[str, float]
     section = Sft(learning_rate=1e-3, max_steps=steps, batch_size=BATCH, max_length=CONTEXT, packing=packing)
     with tempfile.TemporaryDirectory() as folder:
         rows_folder = Path(folder) / "rows"
-        write_rows(rows_folder, ((said, False) for said in conversations(ROWS)), Report(), reader, CONTEXT, "")
+        write_rows(rows_folder, ((said, "train") for said in conversations(ROWS)), Report(), reader, CONTEXT, "")
         opened = open_rows(rows_folder, "")
         assert opened is not None
         rows = opened[0]

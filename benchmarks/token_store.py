@@ -110,7 +110,7 @@ def measure(who: str, corpus: Path, workers: int) -> None:
         seconds = time.perf_counter() - start
         shutil.rmtree(folder)
     else:
-        texts = [piece.text for piece in text.pieces() if not piece.held_out]
+        texts = [piece.text for piece in text.pieces() if piece.split == "train"]
         size = sum(len(one.encode()) for one in texts)
         start = time.perf_counter()
         getattr(backend, who)(texts, add_special_tokens=False)

@@ -41,7 +41,7 @@ def test_a_conversation_is_shown_as_tokens_of_which_the_answers_and_their_ends_a
     ]
     assert [trained(row) for row in seen["rows"]] == [[" A cook.<|endoftext|>", " I see.<|endoftext|>"]] * 2
     summary = seen["summary"]
-    assert summary["train_rows"] + summary["held_out_rows"] == summary["measured_rows"] == 20
+    assert summary["train_rows"] + summary["validation_rows"] == summary["measured_rows"] == 20
     assert (summary["truncated_share"], summary["left_out_share"], summary["eos_trained_share"]) == (0, 0, 1)
     assert summary["lengths"]["unit"] == "tokens"
     assert summary["lengths"]["min"] <= seen["rows"][0]["tokens"] <= summary["lengths"]["max"]
@@ -94,7 +94,7 @@ def test_before_there_is_a_model_rows_are_messages_and_that_is_said(chatpipe, wo
     said = chatpipe("data", "show", "pocket", "sft", "--data", data, "--json")
     assert "no model is there yet" in said.err
     assert said.object["tokenizer"] is None
-    assert said.object["rows"][0] == {**chat("Who?", "A cook."), "held_out": said.object["rows"][0]["held_out"]}
+    assert said.object["rows"][0] == {**chat("Who?", "A cook."), "split": said.object["rows"][0]["split"]}
     assert said.object["summary"]["lengths"]["max"] == len("Who?A cook.")
     assert listing() == before
 
@@ -125,7 +125,7 @@ def test_text_is_shown_in_blocks_with_the_ends_of_documents(chatpipe, work, tiny
     shown = "".join(part["text"] for part in parts).split("<|endoftext|>")
     assert len(shown) > 2
     assert set(shown[:-1]) <= set(texts)
-    assert seen["summary"]["train_rows"] + seen["summary"]["held_out_rows"] == 40
+    assert seen["summary"]["train_rows"] + seen["summary"]["validation_rows"] == 40
 
 
 def test_each_source_of_text_has_its_own_count(chatpipe, work, tiny_run):

@@ -9,7 +9,7 @@ from pydantic import ValidationError
 from chatpipe.data import long_text
 from chatpipe.data.documents import RawText, check_documents, sample_texts
 from chatpipe.data.long_text import cut
-from chatpipe.data.split import is_held_out
+from chatpipe.data.split import split_of
 from chatpipe.errors import UsageError
 from chatpipe.recipe.schema import DataBlock, Pocketworld, Recipe
 
@@ -27,7 +27,7 @@ def sides(text: RawText) -> tuple[list[str], list[str]]:
     for piece in text.pieces():
         parts.append(piece.text)
         if piece.ends:
-            found[piece.held_out].append("".join(parts))
+            found[piece.split == "validation"].append("".join(parts))
             parts = []
     assert not parts
     return found
@@ -50,7 +50,7 @@ def test_documents_are_split_by_content_and_none_is_lost(write):
     texts = [f"Document {i}." for i in range(200)]
     train, held_out = sides(raw(write("a.jsonl", [{"text": text} for text in texts])))
     assert sorted(train + held_out) == sorted(texts)
-    assert held_out == [text for text in texts if is_held_out(text)]
+    assert held_out == [text for text in texts if split_of(text) == "validation"]
 
 
 def test_the_last_tenth_of_one_text_is_held_out_from_a_line_on(write):
@@ -76,8 +76,8 @@ def test_of_a_few_files_each_gives_its_last_tenth_and_many_are_split_whole(tmp_p
     train, held_out = sides(raw(f"{tmp_path}/00*.txt"))
     assert [a + b for a, b in zip(train, held_out, strict=True)] == texts[:10]
     train, held_out = sides(raw(str(tmp_path)))
-    assert held_out == [text for text in texts if is_held_out(text)]
-    assert train == [text for text in texts if not is_held_out(text)]
+    assert held_out == [text for text in texts if split_of(text) == "validation"]
+    assert train == [text for text in texts if split_of(text) == "train"]
 
 
 def test_a_document_of_a_text_file_may_be_a_line_or_what_stands_between_blank_lines(write):
@@ -87,14 +87,14 @@ def test_a_document_of_a_text_file_may_be_a_line_or_what_stands_between_blank_li
     assert sorted(train + held_out) == sorted(paragraphs)
     train, held_out = sides(raw(source, document="line"))
     assert sorted(train + held_out) == sorted(line for text in paragraphs for line in text.split("\n"))
-    assert held_out == [line for text in paragraphs for line in text.split("\n") if is_held_out(line)]
+    assert held_out == [line for text in paragraphs for line in text.split("\n") if split_of(line) == "validation"]
 
 
 def test_a_limit_holds_for_both_sides_and_ends_the_reading(write):
     texts = [f"Document {i}." for i in range(2000)]
     source = write("a.jsonl", "".join(json.dumps({"text": text}) + "\n" for text in texts) + "{oops\n" * 999)
     train, held_out = sides(raw(source, limit=100))
-    assert train == [text for text in texts if not is_held_out(text)][:100]
+    assert train == [text for text in texts if split_of(text) == "train"][:100]
     assert 10 <= len(held_out) <= 100
     bad = write("b.jsonl", "{oops\n" * 9 + "".join(json.dumps({"text": text}) + "\n" for text in texts))
     assert "9 of 12" in problem_of(sides, raw(bad, limit=100))
@@ -155,9 +155,9 @@ def test_where_a_file_is_cut_does_not_depend_on_how_it_is_read(tmp_path, monkeyp
 def test_a_sample_takes_the_beginning_of_every_source(write):
     long = write("a.jsonl", [{"text": f"{i} " + "x" * 98} for i in range(500)])
     short = write("b.jsonl", [{"text": f"{i} " + "y" * 98} for i in range(60)])
-    texts = list(sample_texts([raw(long), raw(short)], held_out=False, max_bytes=4000))
+    texts = list(sample_texts([raw(long), raw(short)], "train", max_bytes=4000))
     assert [text.count("x") > 0 for text in texts] == [True] * 20 + [False] * 20
-    held_out = list(sample_texts([raw(long), raw(short)], held_out=True, max_bytes=10**6))
+    held_out = list(sample_texts([raw(long), raw(short)], "validation", max_bytes=10**6))
     assert held_out == sides(raw(long))[1] + sides(raw(short))[1]
 
 
@@ -203,7 +203,7 @@ def test_a_sample_has_whole_documents(write, monkeypatch):
     monkeypatch.setattr(long_text, "PIECE_CHARACTERS", 50)
     long = "word " * 60
     text = raw(write("a.jsonl", "".join(json.dumps({"text": f"{i} {long}"}) + "\n" for i in range(40))))
-    held_out = list(sample_texts([text], held_out=True, max_bytes=10**6))
+    held_out = list(sample_texts([text], "validation", max_bytes=10**6))
     assert held_out == sides(text)[1]
     assert len(held_out) > 1
 

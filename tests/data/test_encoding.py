@@ -33,7 +33,7 @@ def bpe():
 
 
 def document(text: str) -> Piece:
-    return Piece(text, held_out=False, ends=True)
+    return Piece(text, "train", ends=True)
 
 
 def ids_of(encoder: Encoder, *pieces: Piece) -> list[int]:
@@ -42,7 +42,7 @@ def ids_of(encoder: Encoder, *pieces: Piece) -> list[int]:
 
 def test_a_document_ends_with_end_of_text_and_a_piece_of_one_does_not(bpe):
     encoder = Encoder.of(bpe)
-    encoded = encoder.encode([Piece("Mara is", False, False), Piece(" a bäker.", False, True), document("x")])
+    encoded = encoder.encode([Piece("Mara is", "train", False), Piece(" a bäker.", "train", True), document("x")])
     assert bpe.decode(encoded.ids) == "Mara is a bäker.<|endoftext|>x<|endoftext|>"
     assert (encoded.pieces, encoded.documents, encoded.num_bytes) == (3, 2, len("Mara is a bäker.x".encode()))
 
@@ -211,7 +211,7 @@ def test_workers_end_with_a_parent_that_is_killed(tmp_path):
         "from chatpipe.models.tokenizer_training import train_tokenizer\n"
         "if __name__ == '__main__':\n"
         "    encoder = Encoder.of(train_tokenizer([], 300, 64))\n"
-        "    for number, _ in enumerate(encode_stream(encoder, repeat(Piece('word ' * 60_000, False, True)), 2)):\n"
+        "    for number, _ in enumerate(encode_stream(encoder, repeat(Piece('word ' * 60_000, 'train', True)), 2)):\n"
         "        print(number, flush=True)\n"
     )
     parent = subprocess.Popen([sys.executable, script], stdout=subprocess.PIPE, text=True)

@@ -17,7 +17,7 @@ from chatpipe.data.datasets import (
 )
 from chatpipe.data.report import Report
 from chatpipe.data.sources import check_sources, data_fingerprints
-from chatpipe.data.split import is_held_out
+from chatpipe.data.split import split_of
 from chatpipe.data.worlds import only_world, worlds_read
 from chatpipe.errors import UsageError
 from chatpipe.recipe.schema import DataBlock, Pocketworld, Recipe
@@ -41,12 +41,12 @@ def problem_of(load, *arguments: object) -> str:
 
 
 def test_a_tenth_of_all_texts_is_held_out():
-    assert 0.09 < sum(is_held_out(f"text {i}") for i in range(20_000)) / 20_000 < 0.11
+    assert 0.09 < sum(split_of(f"text {i}") == "validation" for i in range(20_000)) / 20_000 < 0.11
 
 
 @given(st.text())
 def test_the_same_text_is_always_on_the_same_side(text):
-    assert is_held_out(text) == is_held_out(text)
+    assert split_of(text) == split_of(text)
 
 
 def test_no_prompt_is_on_both_sides_and_all_stages_split_alike(write):
@@ -58,27 +58,27 @@ def test_no_prompt_is_on_both_sides_and_all_stages_split_alike(write):
     ranked = load_rankings(blocks(pairs), WORLD, "rm.data")
     prompted = load_prompts(blocks(prompts), WORLD, "ppo.data")
     sides = [
-        ({prompt_key(c[:-1]) for c in asked.train}, {prompt_key(c[:-1]) for c in asked.held_out}),
-        ({prompt_key(r.prompt) for r in ranked.train}, {prompt_key(r.prompt) for r in ranked.held_out}),
-        ({prompt_key(p) for p in prompted.train}, {prompt_key(p) for p in prompted.held_out}),
+        ({prompt_key(c[:-1]) for c in asked.train}, {prompt_key(c[:-1]) for c in asked.validation}),
+        ({prompt_key(r.prompt) for r in ranked.train}, {prompt_key(r.prompt) for r in ranked.validation}),
+        ({prompt_key(p) for p in prompted.train}, {prompt_key(p) for p in prompted.validation}),
     ]
     assert sides[0] == sides[1] == sides[2]
     assert not sides[0][0] & sides[0][1]
-    assert len(asked.train) + len(asked.held_out) == 300
-    assert len(prompted.train) + len(prompted.held_out) == 100
+    assert len(asked.train) + len(asked.validation) == 300
+    assert len(prompted.train) + len(prompted.validation) == 100
 
 
 def test_several_files_of_different_formats_are_read_together(write):
     alpaca = [{"instruction": f"Do {i}.", "input": "", "output": "Done."} for i in range(60)]
     sources = write("a.jsonl", [chat(f"Q{i}?") for i in range(60)]), write("b.json", alpaca)
     loaded = load_conversations(blocks(*sources), WORLD, "sft.data")
-    assert len(loaded.train) + len(loaded.held_out) == 120
+    assert len(loaded.train) + len(loaded.validation) == 120
 
 
 def test_a_limit_cuts_both_sides(write):
     source = write("a.jsonl", [chat(f"Q{i}?") for i in range(200)])
     loaded = load_conversations(blocks(source, limit=5), WORLD, "k")
-    assert (len(loaded.train), len(loaded.held_out)) == (5, 5)
+    assert (len(loaded.train), len(loaded.validation)) == (5, 5)
 
 
 def test_a_format_may_be_named(write):
@@ -94,7 +94,7 @@ def test_few_unusable_rows_are_counted_by_reason_and_many_are_refused(write):
     bad = [chat("Q?", ""), chat("Q?", " "), {"messages": []}]
     loaded = load_conversations(blocks(write("a.jsonl", good + bad)), WORLD, "sft.data")
     assert loaded.skipped == {"a message is empty": 2, "there are no messages": 1}
-    assert len(loaded.train) + len(loaded.held_out) == 300
+    assert len(loaded.train) + len(loaded.validation) == 300
     source = write("b.jsonl", good[:200] + bad)
     told = problem_of(load_conversations, blocks(source), WORLD, "sft.data")
     assert f"sft.data: {source}: 3 of 203 rows cannot be used." in told
@@ -107,7 +107,7 @@ def test_a_source_may_allow_more_unusable_rows(write):
     assert "50 of 250 rows" in problem_of(load_conversations, blocks(source, max_skipped=0.19), WORLD, "k")
     check_rows("conversations", blocks(source, max_skipped=0.2), "k")
     loaded = load_conversations(blocks(source, max_skipped=0.2), WORLD, "k")
-    assert len(loaded.train) + len(loaded.held_out) == 200
+    assert len(loaded.train) + len(loaded.validation) == 200
     [said] = loaded.report.sources
     assert said.line() == (
         f"k: {source} read as messages: 250 rows, 50 left out (50: a message is empty, first at {source}:201)"
@@ -119,7 +119,7 @@ def test_each_file_of_a_folder_is_recognised_by_itself(write, tmp_path):
     write("all/a.jsonl", [chat(f"Q{i}?") for i in range(60)])
     write("all/b.jsonl", [{"question": f"R{i}?", "answer": "Yes."} for i in range(60)])
     loaded = load_conversations(blocks(f"{tmp_path}/all"), WORLD, "k")
-    assert len(loaded.train) + len(loaded.held_out) == 120
+    assert len(loaded.train) + len(loaded.validation) == 120
     assert loaded.report.sources[0].line() == (
         f"k: {tmp_path}/all read as messages and question_answer: 120 rows, 0 left out"
     )
@@ -148,7 +148,7 @@ def test_a_weight_says_how_often_training_rows_are_read_and_the_order_of_rows_do
         assert set(times.values()) <= {int(weight), int(weight) + 1}
         plain = load_conversations(blocks(write("a.jsonl", rows)), WORLD, "k")
         assert len(loaded.train) == pytest.approx(weight * len(plain.train), rel=0.1)
-        assert loaded.held_out == plain.held_out
+        assert loaded.validation == plain.validation
 
 
 def test_rankings_and_prompts_have_weights_too(write):
@@ -157,7 +157,7 @@ def test_rankings_and_prompts_have_weights_too(write):
     for load in (load_rankings, load_prompts):
         loaded = load(three, WORLD, "k")
         assert len(loaded.train) == 3 * len(load(one, WORLD, "k").train)
-        assert loaded.held_out == load(one, WORLD, "k").held_out
+        assert loaded.validation == load(one, WORLD, "k").validation
     built_in = load_prompts(BUILT_IN, WORLD, "k")
     assert len(load_prompts(blocks("pocketworld", weight=2), WORLD, "k").train) == 2 * len(built_in.train)
 
@@ -184,8 +184,8 @@ def test_a_stream_is_what_the_lists_are_made_of_and_fills_its_report(write):
     report = Report()
     read = list(stream_conversations(blocks(source, weight=1.5), WORLD, "k", report))
     loaded = load_conversations(blocks(source, weight=1.5), WORLD, "k")
-    assert [item for item, held_out in read if not held_out] == loaded.train
-    assert [item for item, held_out in read if held_out] == loaded.held_out
+    assert [item for item, split in read if split == "train"] == loaded.train
+    assert [item for item, split in read if split == "validation"] == loaded.validation
     assert report == loaded.report
     assert report.skipped == {"a message is empty": 1}
 
@@ -210,7 +210,7 @@ def test_half_a_character_is_a_bad_row(write, name):
     rows = [chat(f"Q{i}?") for i in range(300)]
     loaded = load_conversations(blocks(write(name, [*rows, chat("Q?", "\ud800"), chat("Q?", "😀")])), WORLD, "k")
     assert loaded.skipped == {"a text holds half a character, a lone surrogate": 1}
-    assert len(loaded.train) + len(loaded.held_out) == 301
+    assert len(loaded.train) + len(loaded.validation) == 301
 
 
 def test_a_fingerprint_changes_with_what_a_file_holds_and_how_much_is_used(write):
@@ -225,10 +225,10 @@ def test_a_fingerprint_changes_with_what_a_file_holds_and_how_much_is_used(write
 
 def test_the_built_in_world_is_the_same_each_time_and_tests_on_other_people():
     conversations = load_conversations(BUILT_IN, WORLD, "k")
-    assert len(conversations.train) + len(conversations.held_out) == 100
+    assert len(conversations.train) + len(conversations.validation) == 100
     prompts = load_prompts(BUILT_IN, WORLD, "k")
-    assert not {prompt_key(p) for p in prompts.train} & {prompt_key(p) for p in prompts.held_out}
-    assert prompts != load_prompts(BUILT_IN, WORLD.model_copy(update={"seed": 1}), "k")
+    assert not {prompt_key(p) for p in prompts.train} & {prompt_key(p) for p in prompts.validation}
+    assert prompts != load_prompts(BUILT_IN, Recipe(pocketworld={"people": 40, "seed": 1}).worlds, "k")
 
 
 def test_the_built_in_world_has_no_rankings():
@@ -236,7 +236,7 @@ def test_the_built_in_world_has_no_rankings():
         lambda: load_rankings(BUILT_IN, WORLD, "rm.data"),
         lambda: check_rows("rankings", BUILT_IN, "rm.data"),
     ):
-        assert "rm.data: the built-in world has no rankings" in problem_of(check)
+        assert "rm.data: a built-in world has no rankings" in problem_of(check)
 
 
 def test_missing_data_is_named_by_its_key(tmp_path):

@@ -9,7 +9,7 @@ from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausa
 
 from chatpipe.data.documents import RawText
 from chatpipe.data.encoding import Encoder
-from chatpipe.data.text_blocks import BlockCollator, HeldOutText, TrainingText, document_positions
+from chatpipe.data.text_blocks import BlockCollator, TrainingText, ValidationText, document_positions
 from chatpipe.data.token_store import TokenStore, build_token_store
 from chatpipe.evaluation.language import held_out_loss
 from chatpipe.recipe.schema import DataBlock
@@ -153,7 +153,7 @@ def test_the_loss_of_isolated_documents_has_every_token_each_from_its_own_docume
 def test_held_out_text_is_judged_as_training_reads_it():
     model = tiny("gpt2", "eager")
     tokens = torch.tensor(PACKED[0])
-    isolated = HeldOutText(tokens.numpy(), num_bytes=20, block_size=12, isolate_at=EOS)
+    isolated = ValidationText(tokens.numpy(), num_bytes=20, block_size=12, isolate_at=EOS)
     # From the end of the text before on: EOS, then all tokens but the last, which ends the text.
     documents = [[EOS, 5, 6, 7], [EOS, 8, 9], [EOS, 10, 11, 12, 13]]
     nats = 0.0
@@ -161,7 +161,7 @@ def test_held_out_text_is_judged_as_training_reads_it():
         logprobs = model(torch.tensor([document]), use_cache=False).logits[0].log_softmax(-1)
         nats -= sum(logprobs[i, target].item() for i, target in enumerate([*document[1:], EOS]))
     assert held_out_loss(model, isolated, 4).nats_per_token == pytest.approx(nats / 12, abs=1e-5)
-    together = HeldOutText(tokens.numpy(), num_bytes=20, block_size=12)
+    together = ValidationText(tokens.numpy(), num_bytes=20, block_size=12)
     assert held_out_loss(model, together, 4).nats_per_token != pytest.approx(nats / 12, abs=1e-4)
 
 

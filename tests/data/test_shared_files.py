@@ -7,7 +7,7 @@ import pytest
 
 from chatpipe.data.datasets import Loaded, load_conversations, load_prompts, load_rankings
 from chatpipe.data.documents import RawText
-from chatpipe.data.split import is_held_out
+from chatpipe.data.split import split_of
 from chatpipe.errors import UsageError
 from chatpipe.recipe.schema import DataBlock
 
@@ -28,7 +28,7 @@ def rows_of(name: str) -> list[dict]:
 
 
 def count(loaded: Loaded) -> int:
-    return len(loaded.train) + len(loaded.held_out)
+    return len(loaded.train) + len(loaded.validation)
 
 
 def documents(name: str, **more: object) -> tuple[list[str], list[str]]:
@@ -39,7 +39,7 @@ def documents(name: str, **more: object) -> tuple[list[str], list[str]]:
     for piece in RawText(block, {}, "data").pieces():
         text += piece.text
         if piece.ends:
-            sides[piece.held_out].append(text)
+            sides[piece.split == "validation"].append(text)
             text = ""
     return sides
 
@@ -57,7 +57,7 @@ def test_articles_a_line_each():
     train, held_out = documents("wiki_demo.txt", document="line")
     lines = [line for line in (SHARED / "wiki_demo.txt").read_text(encoding="utf-8").split("\n") if line.strip()]
     assert sorted(train + held_out) == sorted(lines)
-    assert held_out == [line for line in lines if is_held_out(line)]
+    assert held_out == [line for line in lines if split_of(line) == "validation"]
 
 
 def test_web_text():
@@ -113,10 +113,10 @@ def test_alpaca_instructions():
     rows = rows_of("alpaca_en_demo.json")
     assert count(loaded) == len(rows) == 999
     assert loaded.skipped == {}
-    answers = {conversation[-1]["content"] for conversation in loaded.train + loaded.held_out}
+    answers = {conversation[-1]["content"] for conversation in loaded.train + loaded.validation}
     assert answers == {row["output"] for row in rows}
     with_input = sum(bool(row["input"]) for row in rows)
-    asked = [conversation[0]["content"] for conversation in loaded.train + loaded.held_out]
+    asked = [conversation[0]["content"] for conversation in loaded.train + loaded.validation]
     assert sum(question not in {row["instruction"] for row in rows} for question in asked) == with_input
 
 
@@ -124,13 +124,13 @@ def test_sharegpt_pairs():
     loaded = load(load_rankings, "dpo_en_demo.json")
     rows = rows_of("dpo_en_demo.json")
     assert count(loaded) == len(rows) == 300
-    read = {(ranking.responses[0], len(ranking.prompt)) for ranking in loaded.train + loaded.held_out}
+    read = {(ranking.responses[0], len(ranking.prompt)) for ranking in loaded.train + loaded.validation}
     assert read == {(row["chosen"]["value"], len(row["conversations"])) for row in rows}
 
 
 def test_rankings_of_four():
     loaded = load(load_rankings, "alpaca_eval_ranked_k4.jsonl")
-    rankings = loaded.train + loaded.held_out
+    rankings = loaded.train + loaded.validation
     assert count(loaded) == len(rows_of("alpaca_eval_ranked_k4.jsonl")) == 600
     assert {len(ranking.responses) for ranking in rankings} == {4}
     assert sum(len(set(ranking.ranks)) == 1 for ranking in rankings) == 32
@@ -147,7 +147,7 @@ def test_pairs_with_the_dialogue_inside_the_text():
     loaded = load(load_rankings, "hh_rlhf_harmless_test.jsonl")
     assert loaded.skipped == {"chosen and rejected have different prompts": differing, "an answer is empty": empty}
     assert count(loaded) == len(rows) - differing - empty
-    read = {tuple(ranking.responses) for ranking in loaded.train + loaded.held_out}
+    read = {tuple(ranking.responses) for ranking in loaded.train + loaded.validation}
     assert read <= {(chosen[2].strip(), rejected[2].strip()) for chosen, rejected in cut}
 
 
@@ -156,22 +156,22 @@ def test_the_chosen_side_of_pairs_as_conversations():
     loaded = load(load_conversations, "hh_rlhf_harmless_test.jsonl")
     assert count(loaded) == len(rows) - 9
     assert loaded.skipped == {"chosen and rejected have different prompts": 5, "an answer is empty": 4}
-    answers = [conversation[-1]["content"] for conversation in loaded.train + loaded.held_out]
+    answers = [conversation[-1]["content"] for conversation in loaded.train + loaded.validation]
     assert set(answers) <= {row["chosen"].rpartition("\n\nAssistant:")[2].strip() for row in rows}
 
 
 def test_prompts_of_pairs_are_different_ones():
     loaded = load(load_prompts, "hh_rlhf_harmless_test.jsonl")
-    prompts = {json.dumps(prompt) for prompt in loaded.train + loaded.held_out}
+    prompts = {json.dumps(prompt) for prompt in loaded.train + loaded.validation}
     ranked = load(load_rankings, "hh_rlhf_harmless_test.jsonl")
     assert count(loaded) == len(prompts)
-    assert prompts == {json.dumps(ranking.prompt) for ranking in ranked.train + ranked.held_out}
+    assert prompts == {json.dumps(ranking.prompt) for ranking in ranked.train + ranked.validation}
 
 
 @pytest.mark.parametrize(("name", "rows"), [("gsm8k_train.jsonl", 7473), ("gsm8k_test.jsonl", 1319)])
 def test_questions_and_answers(name, rows):
     loaded = load(load_conversations, name)
-    said = {tuple(message["content"] for message in conversation) for conversation in loaded.train + loaded.held_out}
+    said = {tuple(message["content"] for message in conversation) for conversation in loaded.train + loaded.validation}
     assert said == {(row["question"], row["answer"]) for row in rows_of(name)}
     assert count(loaded) == len(rows_of(name)) == rows
     assert loaded.skipped == {}

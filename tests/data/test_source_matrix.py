@@ -108,7 +108,7 @@ def read(load, source: str, form: str = "auto") -> list:
     loaded = load([DataBlock(source=source, format=form)], {}, "k")
     assert loaded.skipped == {}
     assert sum(said.rows for said in loaded.report.sources) == ROWS
-    return sorted(map(repr, loaded.train + loaded.held_out))
+    return sorted(map(repr, loaded.train + loaded.validation))
 
 
 @pytest.mark.parametrize("place", PLACES)

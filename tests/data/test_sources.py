@@ -80,7 +80,7 @@ def test_other_stages_read_the_same_kinds_of_files(write, tmp_path):
     parquet.write_table(pyarrow.Table.from_pylist(rows[:60]), tmp_path / "a.parquet")
     write("b.jsonl", rows[60:])
     loaded = load_conversations([DataBlock(source=f"{tmp_path}/*")], {}, "sft.data")
-    asked = {conversation[0]["content"] for conversation in loaded.train + loaded.held_out}
+    asked = {conversation[0]["content"] for conversation in loaded.train + loaded.validation}
     assert asked == {row["instruction"] for row in rows}
     lines = [DataBlock(source=f"{tmp_path}/*", document="line")]
     told = problem_of(load_conversations, lines, {}, "sft.data")

@@ -55,7 +55,7 @@ def small_batches(monkeypatch):
 
 def test_every_document_is_there_with_an_end_behind_it(tmp_path, encoder, source, base_tokenizer):
     store = build_token_store(tmp_path / "store", raw(source), encoder)
-    train = [piece.text for piece in raw(source).pieces() if not piece.held_out]
+    train = [piece.text for piece in raw(source).pieces() if piece.split == "train"]
     assert base_tokenizer.decode(tokens_of(store)) == "".join(f"{text}<|endoftext|>" for text in train)
     assert store.documents == len(train) == tokens_of(store).count(base_tokenizer.eos_token_id)
     assert store.num_bytes == sum(len(text.encode()) for text in train)

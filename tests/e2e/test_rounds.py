@@ -33,7 +33,7 @@ def win_rate_over_sft(folder):
     """How often the gold rater prefers the answers of the second round's policy to those of sft."""
     step = Step.of(load_recipe(str(folder / "recipe.yaml"), [f"out={folder}", "round=2"]).recipe, "ppo")
     tokenizer = load_tokenizer(folder / "sft")
-    held_out = load_prompts(step.data()["ppo.data"], step.recipe.worlds, "ppo.data").held_out
+    held_out = load_prompts(step.data()["ppo.data"], step.recipe.worlds, "ppo.data").validation
     models = [load_causal_model(folder / stage) for stage in ("ppo.2", "sft")]
     prompts = judged_prompts(step, tokenizer, held_out, models[0].config.max_position_embeddings)
     new, old = (judge(step, model, tokenizer, prompts).ratings for model in models)

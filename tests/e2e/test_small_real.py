@@ -58,7 +58,7 @@ def test_the_rankings_are_the_file_s_as_read(real_run):
     rows = [json.loads(line) for line in (folder / "rankings" / "round-1.jsonl").read_text().splitlines()]
     loaded = load_rankings(recipe.rm.data, recipe.worlds, "rm.data")
     assert len(loaded.train) == 120
-    assert rows == [ranking.to_row() for ranking in [*loaded.train, *loaded.held_out]]
+    assert rows == [ranking.to_row() for ranking in [*loaded.train, *loaded.validation]]
     text = (SHARED / "hh_rlhf_harmless_test.jsonl").read_text(encoding="utf-8")
     for row in rows:
         assert row["ranks"] == [1, 2]
@@ -70,7 +70,7 @@ def test_rm_is_judged_on_pairs_of_the_file_that_it_did_not_see(real_run):
     metrics = stages["rm"]["metrics"]
     loaded = load_rankings(recipe.rm.data, recipe.worlds, "rm.data")
     assert metrics["train_rankings"] + sum(metrics["left_out_rankings"].values()) == len(loaded.train)
-    assert 0.5 * len(loaded.held_out) < metrics["eval_pairs"] <= len(loaded.held_out)
+    assert 0.5 * len(loaded.validation) < metrics["eval_pairs"] <= len(loaded.validation)
     assert "annotator_agreement" not in metrics
     # at this size it is no better than a rule of thumb, and says so
     assert stages["rm"]["verdict"]["status"] in ("warn", "fail")
@@ -81,9 +81,9 @@ def test_ppo_trains_on_no_prompt_that_it_is_judged_by(real_run):
     _, stages, recipe = real_run
     prompts = load_prompts(recipe.rm.data, recipe.worlds, "ppo.data")
     ranked = load_rankings(recipe.rm.data, recipe.worlds, "rm.data")
-    train, held_out = ({prompt_key(prompt) for prompt in side} for side in (prompts.train, prompts.held_out))
+    train, held_out = ({prompt_key(prompt) for prompt in side} for side in (prompts.train, prompts.validation))
     assert not train & held_out
-    assert held_out == {prompt_key(ranking.prompt) for ranking in ranked.held_out}
+    assert held_out == {prompt_key(ranking.prompt) for ranking in ranked.validation}
     assert 0 < stages["ppo"]["metrics"]["eval_prompts"] <= min(20, len(held_out))
 
 

@@ -11,7 +11,7 @@ from transformers import AutoModelForCausalLM, AutoModelForSequenceClassificatio
 from chatpipe.data.chat_template import encode_conversation, encode_prompt
 from chatpipe.data.documents import RawText, sample_texts
 from chatpipe.data.encoding import Encoder
-from chatpipe.data.text_blocks import HeldOutText
+from chatpipe.data.text_blocks import ValidationText
 from chatpipe.evaluation.language import held_out_loss
 from chatpipe.recipe.schema import DataBlock
 
@@ -199,9 +199,9 @@ def test_pretrain_mix_keeps_raw_text_from_being_forgotten(base, tmp_path, chatpi
         assert chatpipe(*command, *raw).code == 0
         model = AutoModelForCausalLM.from_pretrained(tmp_path / f"mix-{mix}")
         source = RawText(DataBlock(source=f"{folder}/a.txt"), {}, "data")
-        texts = sample_texts([source], held_out=True, max_bytes=10**6)
+        texts = sample_texts([source], "validation", max_bytes=10**6)
         tokenizer = AutoTokenizer.from_pretrained(folder / "base")
-        losses[mix] = held_out_loss(model, HeldOutText.of(texts, Encoder.of(tokenizer), 32), 32).nats_per_token
+        losses[mix] = held_out_loss(model, ValidationText.of(texts, Encoder.of(tokenizer), 32), 32).nats_per_token
     assert losses[0.5] < losses[0.0] - 0.3
 
 

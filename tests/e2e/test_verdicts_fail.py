@@ -10,7 +10,7 @@ import pytest
 from own_files import FEW_PROMPTS, LEARN, as_messages, asked, write_rows
 
 from chatpipe.data.datasets import prompt_key
-from chatpipe.data.split import is_held_out
+from chatpipe.data.split import split_of
 
 
 def reason(told, beginning):
@@ -69,7 +69,7 @@ def test_rm_on_random_ranks_fails(ranked):
     assert random_ones["verdict"]["status"] == "fail"
     metrics = random_ones["metrics"]
     assert metrics["accuracy_low"] <= 0.5
-    held_out = sum(is_held_out(prompt_key([{"role": "user", "content": one.question}])) for one in asked())
+    held_out = sum(split_of(prompt_key([{"role": "user", "content": one.question}])) == "validation" for one in asked())
     assert metrics["eval_pairs"] == 4 * held_out
     told = reason(random_ones, f"{metrics['eval_accuracy']:.1%} of held-out pairs ordered rightly")
     assert "the interval must lie above chance, 50 %. Try: " in told

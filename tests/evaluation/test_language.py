@@ -6,7 +6,7 @@ import torch.nn.functional as F
 from transformers import GPT2Config, GPT2LMHeadModel
 
 from chatpipe.data.encoding import Encoder
-from chatpipe.data.text_blocks import HeldOutText
+from chatpipe.data.text_blocks import ValidationText
 from chatpipe.errors import UsageError
 from chatpipe.evaluation.language import conversation_loss, held_out_loss, question_gain, swap_answers
 
@@ -15,7 +15,7 @@ PAD, EOS = 0, 1
 
 @pytest.fixture
 def store(texts, tokenizer):
-    return HeldOutText.of(texts, Encoder.of(tokenizer), block_size=7)
+    return ValidationText.of(texts, Encoder.of(tokenizer), block_size=7)
 
 
 def test_uniform_model_needs_log_vocabulary_nats_for_every_token(store, texts, model, tokenizer):

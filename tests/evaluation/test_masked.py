@@ -7,7 +7,7 @@ import torch
 from chatpipe.data.documents import RawText
 from chatpipe.data.encoding import Encoder
 from chatpipe.data.masking import Masking, add_mask_token
-from chatpipe.data.text_blocks import HeldOutText
+from chatpipe.data.text_blocks import ValidationText
 from chatpipe.data.token_store import build_token_store
 from chatpipe.evaluation import masked
 from chatpipe.evaluation.masked import masked_score, unigram_nats
@@ -24,7 +24,7 @@ def masking(tokenizer):
 
 @pytest.fixture
 def held_out(texts, tokenizer):
-    return HeldOutText.of(texts, Encoder.of(tokenizer), block_size=8)
+    return ValidationText.of(texts, Encoder.of(tokenizer), block_size=8)
 
 
 def test_a_uniform_encoder_needs_log_vocabulary_nats_whatever_the_batch(held_out, tokenizer, masking):

@@ -16,22 +16,22 @@ from chatpipe.training.packed_sequences import training_sequences
 def test_rows_are_what_was_encoded(written, tokenizer):
     train, held_out, note = written
     sides = [[], []]
-    for each, is_held_out in conversations(60):
-        sides[is_held_out].append(encode_conversation(tokenizer, each))
+    for each, split in conversations(60):
+        sides[split == "validation"].append(encode_conversation(tokenizer, each))
     assert train.first(100) == sides[0]
     assert held_out.first(100) == sides[1]
     assert held_out.first(2) == sides[1][:2]
     assert train.lengths.tolist() == [len(ids) for ids, _ in sides[0]]
     ids, learned = train.read(7)
     assert (ids.dtype, learned.dtype) == (np.int64, np.int64)
-    assert held_out.examples() == [each for each, is_held_out in conversations(60) if is_held_out]
-    assert (note.made_from, note.too_long) == ("here", {"train": 0, "held_out": 0})
+    assert held_out.examples() == [each for each, split in conversations(60) if split == "validation"]
+    assert (note.made_from, note.too_long) == ("here", {"train": 0, "validation": 0})
 
 
 def test_what_never_fits_is_counted_and_the_rest_is_kept(tmp_path, tokenizer):
     short, several = conversation(0), conversation(1, exchanges=6)
     long = [*short[:1], {"role": "assistant", "content": "word " * 200}]
-    rows = [(short, False), (several, False), (long, False), (long, True), (short, True)]
+    rows = [(short, "train"), (several, "train"), (long, "train"), (long, "validation"), (short, "validation")]
     skipped = Skipped()
     for line in range(3):
         skipped.add("a reason", Row({}, f"file:{line}"))
@@ -39,7 +39,7 @@ def test_what_never_fits_is_counted_and_the_rest_is_kept(tmp_path, tokenizer):
     write_rows(tmp_path / "rows", rows, report, tokenizer, CONTEXT, "here")
     train, held_out, read = open_rows(tmp_path / "rows", "here")
     assert (len(train), len(held_out)) == (2, 1)
-    assert read == RowsNote("here", {"train": 1, "held_out": 1}, {"a reason": 3})
+    assert read == RowsNote("here", {"train": 1, "validation": 1}, {"a reason": 3})
     ids, learned = train.first(2)[1]
     assert len(ids) <= CONTEXT
     assert (ids, learned) == encode_conversation(tokenizer, several[-2 * tokenizer.decode(ids).count("Who") :])
@@ -58,7 +58,7 @@ def test_rows_of_something_else_or_damaged_ones_are_not_opened(tmp_path, tokeniz
 
 
 def test_a_side_without_rows_opens(tmp_path, tokenizer):
-    write_rows(tmp_path / "rows", [(conversation(0), True)], Report(), tokenizer, CONTEXT, "here")
+    write_rows(tmp_path / "rows", [(conversation(0), "validation")], Report(), tokenizer, CONTEXT, "here")
     train, held_out, _ = open_rows(tmp_path / "rows", "here")
     assert (len(train), len(held_out)) == (0, 1)
 

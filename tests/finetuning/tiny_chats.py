@@ -15,6 +15,6 @@ def conversation(number: int, exchanges: int = 1) -> list[dict[str, str]]:
     return turns
 
 
-def conversations(count: int) -> Iterator[tuple[list[dict[str, str]], bool]]:
-    """With the side they are on: every tenth is held out."""
-    return ((conversation(number), number % 10 == 0) for number in range(count))
+def conversations(count: int) -> Iterator[tuple[list[dict[str, str]], str]]:
+    """Conversations with their split: every tenth is for validation."""
+    return ((conversation(number), "train" if number % 10 else "validation") for number in range(count))

@@ -116,8 +116,8 @@ GOLDEN = {
         Other names: data: [{source: FILE, columns: {question: THEIR NAME, ...}}].
     """,
     "too few rows": """
-        error: sft.data = a.jsonl holds too little: 3 rows to train on, 0 held out.
-        A tenth is held out by its text; give at least some dozens of different rows.
+        error: sft.data = a.jsonl holds too little: 3 rows for training, 0 for validation.
+        A tenth is for validation, chosen by its text; give at least some dozens of different rows.
     """,
 }
 

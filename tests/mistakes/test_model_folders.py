@@ -3,13 +3,13 @@
 import pytest
 
 from chatpipe.data.datasets import prompt_key
-from chatpipe.data.split import is_held_out
+from chatpipe.data.split import split_of
 from mistakes import Mistake, chat, chats, jsonl, pairs
 
 
 def HELD_OUT(number):
     """Whether `Question NUMBER?` is held out."""
-    return is_held_out(prompt_key(chat(f"Question {number}?", "")["messages"][:1]))
+    return split_of(prompt_key(chat(f"Question {number}?", "")["messages"][:1])) == "validation"
 
 
 CHATS = {"chats.jsonl": jsonl(chats(60))}

@@ -18,7 +18,7 @@ def answered(tiny_run):
     recipe = load_recipe(str(tiny_run.recipe), ["evaluation.max_new_tokens=9"]).recipe
     step = Step.of(recipe, "ppo")
     tokenizer, policy = load_tokenizer(step.models["model"]), load_causal_model(step.models["model"])
-    held_out = load_prompts(step.data()["ppo.data"], recipe.worlds, "ppo.data").held_out
+    held_out = load_prompts(step.data()["ppo.data"], recipe.worlds, "ppo.data").validation
     prompts = judged_prompts(step, tokenizer, held_out, policy.config.max_position_embeddings)
     judged = judge(step, policy, tokenizer, prompts)
     assert len({answer.ended for answer in judged.answers}) == 2

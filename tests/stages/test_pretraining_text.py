@@ -232,7 +232,7 @@ def test_text_that_is_too_little_is_refused_and_leaves_no_tokenizer(pretrain, co
     for texts in (TEXTS[:2], ["."]):
         corpus.write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
         told = refused(pretrain(corpus, "pretrain.batch_size=1"))
-        assert "holds too little: nothing to train on, or nothing held out." in told
+        assert "holds too little: nothing to train on, or nothing for validation." in told
         assert not (tmp_path / "out" / "tokens").exists()
 
 
@@ -240,7 +240,7 @@ def test_a_source_with_nothing_to_train_on_is_refused_before_the_others_are_toke
     other = corpus.with_name("other.txt")
     other.write_text(".")
     told = refused(pretrain(f"{corpus},{other}"))
-    assert f"pretrain.data = {other} holds too little: nothing to train on, or nothing held out." in told
+    assert f"pretrain.data = {other} holds too little: nothing to train on, or nothing for validation." in told
     assert not (tmp_path / "out" / "tokens").exists()
 
 

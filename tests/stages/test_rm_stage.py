@@ -79,7 +79,7 @@ def test_it_is_centred_on_what_is_fine_tuned_on_without_what_is_held_out(chatpip
         return [encode_answers(tokenizer, one[:-1], [one[-1]["content"]], 48)[0] for one in conversations]
 
     assert said["metrics"]["reward_offset"] == pytest.approx(offset_on(work / "rm", encoded(loaded.train)), abs=1e-5)
-    with_held_out = offset_on(work / "rm", encoded(loaded.train + loaded.held_out))
+    with_held_out = offset_on(work / "rm", encoded(loaded.train + loaded.validation))
     assert abs(said["metrics"]["reward_offset"] - with_held_out) > 1e-4
 
 
@@ -100,8 +100,8 @@ def test_word_counts_are_learned_from_what_is_trained_on_alone(chatpipe, work, b
     rankings = load_rankings(*rows_of(pairs), "rm.data")
 
     def baseline(learned_from):
-        words = WordCounts.learn(learned_from).scores(rankings.held_out)
-        return pair_metrics(rankings.held_out, words, words=words)["words_baseline"]
+        words = WordCounts.learn(learned_from).scores(rankings.validation)
+        return pair_metrics(rankings.validation, words, words=words)["words_baseline"]
 
     assert said["metrics"]["words_baseline"] == baseline(rankings.train)
-    assert baseline(rankings.held_out) > baseline(rankings.train) + 0.05
+    assert baseline(rankings.validation) > baseline(rankings.train) + 0.05

@@ -52,7 +52,7 @@ def pretrain_checks(
 
     @cache
     def documents() -> list[str]:
-        return list(sample_texts(texts, held_out=False, max_bytes=SAMPLE_BYTES))
+        return list(sample_texts(texts, "train", max_bytes=SAMPLE_BYTES))
 
     return {
         "embeddings_too_few": lambda: models.embeddings_too_few(tokenizer, {"pretrain.tokenizer": model}),
@@ -86,7 +86,7 @@ def sft_checks(
     rows = train.first(SAMPLE_ROWS)
     ids = [ids for ids, _ in rows]
     empty = sum(not any(mask) for _, mask in rows)
-    cut, cut_held_out = note.too_long["train"], note.too_long["held_out"]
+    cut, cut_held_out = note.too_long["train"], note.too_long["validation"]
     return {
         "embeddings_too_few": lambda: models.embeddings_too_few(tokenizer, {"sft.model": model}),
         "answers_cut": lambda: (
@@ -132,7 +132,7 @@ def rm_checks(
         "nothing_to_learn": lambda: data.nothing_to_learn(0, len(train.rankings), key, train.skipped),
         "chosen_is_rejected": lambda: data.chosen_is_rejected(tokenizer, rankings.train[:SAMPLE], max_length),
         "held_out_seen": lambda: _prompts_seen(
-            [ranking.prompt for ranking in rankings.train], [ranking.prompt for ranking in rankings.held_out], key
+            [ranking.prompt for ranking in rankings.train], [ranking.prompt for ranking in rankings.validation], key
         ),
         **_of_template(tokenizer, sample, key),
         **_of_scores(judged, rows, tokenizer),
@@ -160,7 +160,7 @@ def ppo_checks(
         "prompts_cut": lambda: data.prompts_cut(
             [len(encode_prompt(tokenizer, prompt)) for prompt in sample], context, response_length
         ),
-        "held_out_seen": lambda: _prompts_seen(prompts.train, prompts.held_out, key),
+        "held_out_seen": lambda: _prompts_seen(prompts.train, prompts.validation, key),
         **_of_template(tokenizer, sample, key),
         "other_template": lambda: template.other_template(
             tokenizer, {name: load_tokenizer(model.name_or_path) for name, model in judges.items()}, sample

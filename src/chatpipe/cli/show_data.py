@@ -18,11 +18,11 @@ def show_data(view: "DataView") -> None:
     else:
         console.note(f"{view.stage}: read with the tokenizer of {view.tokenizer}.")
     for number, row in enumerate(view.rows, start=1):
-        held_out = " (held out)" if row.get("held_out") else ""
+        split = " (validation)" if row.get("split") == "validation" else ""
         tokens = f": {row['tokens']} tokens" if "tokens" in row else ""
         is_cut = "kept_tokens" in row and row["kept_tokens"] < row["tokens"]
         cut = f", {row['kept_tokens']} of them kept" if is_cut else ""
-        console.note(f"--- row {number}{held_out}{tokens}{cut}")
+        console.note(f"--- row {number}{split}{tokens}{cut}")
         _show_row(row)
     console.table(f"{view.stage}.data", ("", ""), _summary_rows(view.summary))
 
@@ -54,7 +54,7 @@ def _show_messages(messages: list[dict[str, str]]) -> None:
 
 def _summary_rows(summary: dict[str, Any]) -> list[tuple[str, str]]:
     rows = [line for source in summary["sources"] for line in _source_rows(source)]
-    rows.append(("rows", f"{summary['train_rows']:,} to train on, {summary['held_out_rows']:,} held out"))
+    rows.append(("rows", f"{summary['train_rows']:,} to train on, {summary['validation_rows']:,} for validation"))
     if not summary.get("read_whole", True):
         rows.append(("", "of the beginning of the text"))
     if summary.get("all_tied"):

@@ -7,7 +7,7 @@
       train.learned.bin     1 on what the assistant says and on its EOS, uint8
       train.ends.bin        where each row ends, int64
       train.jsonl           the first conversations as messages, for whatever has to read them
-      held_out....          the same of those that are held out
+      validation....        the same for the validation split
 
 What stays in memory is the index, eight bytes a conversation.
 """
@@ -28,11 +28,12 @@ from chatpipe.data.chat_template import encode_conversations
 from chatpipe.data.datasets import Conversation
 from chatpipe.data.durable import PARTIAL, fault_of, fsync, publish, read_json, write_json
 from chatpipe.data.report import Report
+from chatpipe.data.split import Split
 
 FORMAT = 1
 """Raised when the same conversations and tokenizer would give other rows."""
 
-SIDES = ("train", "held_out")
+SPLITS: tuple[Split, ...] = ("train", "validation")
 MAX_EXAMPLES = 10_000
 BATCH = 256
 
@@ -42,26 +43,26 @@ Encoded = tuple[list[int], list[int]]
 
 @dataclass
 class RowsNote:
-    """What stands in `rows.json`: how many conversations of each side were too long, and which rows could not be used.
+    """What stands in `rows.json`: how many conversations of each split were too long, and which rows could not be used.
 
     `made_from` is a SHA-256 over all that decides what the rows hold.
     """
 
     made_from: str
-    too_long: dict[str, int] = field(default_factory=lambda: dict.fromkeys(SIDES, 0))
+    too_long: dict[str, int] = field(default_factory=lambda: dict.fromkeys(SPLITS, 0))
     skipped: dict[str, int] = field(default_factory=dict)
 
 
 class Rows:
-    """The rows of one side."""
+    """The rows of one split."""
 
-    def __init__(self, folder: Path, side: str) -> None:
-        self._ids, self._learned = (_mapped(folder / f"{side}.{name}.bin", kind) for name, kind in _FILES)
-        self._ends = np.fromfile(folder / f"{side}.ends.bin", np.int64)
-        self._examples = folder / f"{side}.jsonl"
-        self._opened_as = (folder, side)
+    def __init__(self, folder: Path, split: Split) -> None:
+        self._ids, self._learned = (_mapped(folder / f"{split}.{name}.bin", kind) for name, kind in _FILES)
+        self._ends = np.fromfile(folder / f"{split}.ends.bin", np.int64)
+        self._examples = folder / f"{split}.jsonl"
+        self._opened_as = (folder, split)
 
-    def __reduce__(self) -> tuple[type["Rows"], tuple[Path, str]]:
+    def __reduce__(self) -> tuple[type["Rows"], tuple[Path, Split]]:
         """Opened anew in another process, and where a data set takes its fingerprint: not copied out of the files."""
         return Rows, self._opened_as
 
@@ -91,22 +92,22 @@ class Rows:
 
 
 def open_rows(folder: Path, made_from: str) -> tuple[Rows, Rows, RowsNote] | None:
-    """Both sides and the note of what was written there, or None where that is not whole or was made from other."""
+    """Both splits and the note of what was written there, or None where that is not whole or was made from other."""
     if fault_of(folder) is not None:
         return None
     note = RowsNote(**read_json(folder / "rows.json"))
-    return (Rows(folder, "train"), Rows(folder, "held_out"), note) if note.made_from == made_from else None
+    return (Rows(folder, "train"), Rows(folder, "validation"), note) if note.made_from == made_from else None
 
 
 def write_rows(
     folder: Path,
-    conversations: Iterable[tuple[Conversation, bool]],
+    conversations: Iterable[tuple[Conversation, Split]],
     report: Report,
     tokenizer: PreTrainedTokenizerBase,
     max_length: int,
     made_from: str,
 ) -> None:
-    """Tokenises `conversations` (True: held out) into `folder`, which is replaced.
+    """Tokenises `conversations` into `folder`, which is replaced.
 
     `report` is what reading them fills: why rows could not be used is noted. Memory does not grow with them. Raises
     `UsageError` where the chat template refuses one.
@@ -116,13 +117,13 @@ def write_rows(
     partial.mkdir(parents=True)
     note = RowsNote(made_from)
     with ExitStack() as stack, console.progress("tokenising", total=None) as bar:
-        writers = [_Writer(partial, side, stack) for side in SIDES]
+        writers = {split: _Writer(partial, split, stack) for split in SPLITS}
         read, left = 0, iter(conversations)
         while batch := list(islice(left, BATCH)):
             encoded = fit_conversations(tokenizer, [conversation for conversation, _ in batch], max_length)
-            for (conversation, held_out), row in zip(batch, encoded, strict=True):
-                writers[held_out].add(conversation, row)
-                note.too_long[SIDES[held_out]] += row is None
+            for (conversation, split), row in zip(batch, encoded, strict=True):
+                writers[split].add(conversation, row)
+                note.too_long[split] += row is None
             read += len(batch)
             bar.update(read, "conversations")
     note.skipped = report.skipped
@@ -154,12 +155,12 @@ _FILES = (("ids", np.int32), ("learned", np.uint8))
 
 
 class _Writer:
-    """The files of one side while they grow."""
+    """The files of one split while they grow."""
 
-    def __init__(self, folder: Path, side: str, stack: ExitStack) -> None:
-        names = [f"{side}.{name}.bin" for name in ("ids", "learned", "ends")]
+    def __init__(self, folder: Path, split: Split, stack: ExitStack) -> None:
+        names = [f"{split}.{name}.bin" for name in ("ids", "learned", "ends")]
         self._ids, self._learned, self._ends = (stack.enter_context((folder / name).open("wb")) for name in names)
-        self._examples = stack.enter_context((folder / f"{side}.jsonl").open("w", encoding="utf-8"))
+        self._examples = stack.enter_context((folder / f"{split}.jsonl").open("w", encoding="utf-8"))
         self._seen = self._end = 0
 
     def add(self, conversation: Conversation, row: Encoded | None) -> None:

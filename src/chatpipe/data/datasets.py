@@ -1,10 +1,10 @@
-"""From the `data:` blocks of a stage to what it trains on and what is held out.
+"""From the `data:` blocks of a stage to its train and validation splits.
 
     report = Report()
-    for conversation, held_out in stream_conversations(blocks, world, "sft.data", report): ...
+    for conversation, split in stream_conversations(blocks, world, "sft.data", report): ...
 
-The split is by content: whether a document, a conversation or a prompt is held out depends on its text alone, so it is
-the same in every stage that reads it, and no prompt is on both sides. Rows are read one at a time, so that a stream of
+The text of a conversation or prompt alone decides its split, so the split is the same in every stage, and no prompt is
+in both. Rows are read one at a time, so that a stream of
 them takes no more memory for a larger file; `load_...` are lists made of such streams.
 """
 
@@ -23,7 +23,7 @@ from chatpipe.data.sources import (
     one_file_each,
     source_rows,
 )
-from chatpipe.data.split import is_held_out, times_read
+from chatpipe.data.split import Split, split_of, times_read
 from chatpipe.data.worlds import Worlds, is_world, world_named, worlds_read
 from chatpipe.errors import UsageError
 from chatpipe.recipe.schema import DataBlock
@@ -37,7 +37,7 @@ class Loaded(Generic[Item]):
     """What a stage's data came to; `report` says what the sources were taken for and what was left out."""
 
     train: list[Item]
-    held_out: list[Item]
+    validation: list[Item]
     report: Report = field(default_factory=Report)
 
     @property
@@ -48,19 +48,19 @@ class Loaded(Generic[Item]):
 
 @dataclass(frozen=True)
 class _Placed(Generic[Item]):
-    """One item of a stream; `times` is how often an epoch reads it, 1 where it is held out."""
+    """One item of a stream; `times` is how often an epoch reads it, 1 in the validation split."""
 
     item: Item
-    held_out: bool
+    split: Split
     times: int
 
 
 def stream_conversations(
     blocks: Sequence[DataBlock], worlds: Worlds, key: str, report: Report
-) -> Iterator[tuple[Conversation, bool]]:
-    """Conversations that end with the assistant, in the order of their sources, each with whether it is held out.
+) -> Iterator[tuple[Conversation, Split]]:
+    """Conversations that end with the assistant, in the order of their sources, each with its split.
 
-    What is asked decides that. A conversation whose weight says so comes several times in a row, or not at all.
+    The prompt decides the split. A conversation whose weight says so comes several times in a row, or not at all.
     `report` is filled while they are read. Raises `UsageError` where a source cannot be read, and at the end of one of
     which more than `max_skipped` cannot be used.
     """
@@ -69,11 +69,11 @@ def stream_conversations(
 
 def stream_rows(
     what: What, blocks: Sequence[DataBlock], worlds: Worlds, key: str, report: Report
-) -> Iterator[tuple[Any, bool]]:
+) -> Iterator[tuple[Any, Split]]:
     """Conversations, rankings or different prompts, as `stream_conversations` has them."""
     for placed in _stream(what, blocks, worlds, key, report):
         for _ in range(placed.times):
-            yield placed.item, placed.held_out
+            yield placed.item, placed.split
 
 
 def load_conversations(blocks: Sequence[DataBlock], worlds: Worlds, key: str) -> Loaded[Conversation]:
@@ -101,7 +101,7 @@ SPLIT_BY: Mapping[What, Callable[[Any], str]] = {
     "rankings": lambda ranking: prompt_key(ranking.prompt),
     "prompts": prompt_key,
 }
-"""The text by which an item of each kind is held out or not."""
+"""The text that decides the split of an item of each kind."""
 
 _CHOSEN_BY: Mapping[What, Callable[[Any], str]] = {
     "conversations": prompt_key,
@@ -119,24 +119,24 @@ def check_rows(what: What, blocks: Sequence[DataBlock] | None, key: str) -> Repo
     check_sources(blocks, key)
     blocks = blocks or []
     report = Report()
-    counts = {False: 0, True: 0}
+    counts: dict[Split, int] = {"train": 0, "validation": 0}
     for block in blocks:
         if is_world(block.source):
             _check_world_has(what, key)
         elif not is_hub(block):
             report.sources.append(SourceReport(key, block.source))
             for placed in _read(what, block, key, report.sources[-1]):
-                counts[placed.held_out] += placed.times
+                counts[placed.split] += placed.times
     if not worlds_read(blocks) and not any(map(is_hub, blocks)):
-        _check_enough(counts[False], counts[True], blocks, key)
+        _check_enough(counts["train"], counts["validation"], blocks, key)
     return report
 
 
 def _load(what: What, blocks: Sequence[DataBlock], worlds: Worlds, key: str) -> Loaded[Any]:
     loaded = Loaded[Any]([], [])
-    for item, held_out in stream_rows(what, blocks, worlds, key, loaded.report):
-        (loaded.held_out if held_out else loaded.train).append(item)
-    _check_enough(len(loaded.train), len(loaded.held_out), blocks, key)
+    for item, split in stream_rows(what, blocks, worlds, key, loaded.report):
+        (loaded.train if split == "train" else loaded.validation).append(item)
+    _check_enough(len(loaded.train), len(loaded.validation), blocks, key)
     return loaded
 
 
@@ -180,22 +180,23 @@ def _read(what: What, block: DataBlock, key: str, source: SourceReport) -> Itera
     if block.format != "auto":
         check_use(block.format, what, block.source, key)
     items = (item for part in one_file_each(block, key) for item in _items_of_file(what, part, key, source))
-    yield from _sides(what, items, block)
+    yield from _splits(what, items, block)
     if source.rows == 0:
         raise UsageError(f"{key}: {block.source} holds no rows.", "Give a file with at least one row.")
     source.skipped.check(f"{key}: {block.source}", source.rows, block.max_skipped)
 
 
-def _sides(what: What, items: Iterator[Any], block: DataBlock) -> Iterator[_Placed[Any]]:
-    """Each item with its side, as far as the block's `limit` lets each side."""
-    counts = {False: 0, True: 0}
+def _splits(what: What, items: Iterator[Any], block: DataBlock) -> Iterator[_Placed[Any]]:
+    """Each item with its split; of each split at most the block's `limit`."""
+    counts: dict[Split, int] = {"train": 0, "validation": 0}
     for item in items:
         if block.limit is not None and min(counts.values()) >= block.limit:
             return
-        held_out = is_held_out(SPLIT_BY[what](item))
-        if block.limit is None or counts[held_out] < block.limit:
-            counts[held_out] += 1
-            yield _Placed(item, held_out, 1 if held_out else times_read(_CHOSEN_BY[what](item), block.weight))
+        split = split_of(SPLIT_BY[what](item))
+        if block.limit is None or counts[split] < block.limit:
+            counts[split] += 1
+            times = times_read(_CHOSEN_BY[what](item), block.weight) if split == "train" else 1
+            yield _Placed(item, split, times)
 
 
 def _items_of_file(what: What, part: DataBlock, key: str, source: SourceReport) -> Iterator[Any]:
@@ -217,14 +218,14 @@ def _items_of_file(what: What, part: DataBlock, key: str, source: SourceReport) 
         yield item
 
 
-def _check_enough(train: int, held_out: int, blocks: Sequence[DataBlock], key: str) -> None:
-    """Raises `UsageError` where there is nothing to train on, or nothing to judge by."""
-    if train and held_out:
+def _check_enough(train: int, validation: int, blocks: Sequence[DataBlock], key: str) -> None:
+    """Raises `UsageError` where there is nothing to train on, or nothing to evaluate on."""
+    if train and validation:
         return
     sources = ", ".join(block.source for block in blocks)
     raise UsageError(
-        f"{key} = {sources} holds too little: {train} rows to train on, {held_out} held out.",
-        "A tenth is held out by its text; give at least some dozens of different rows.",
+        f"{key} = {sources} holds too little: {train} rows for training, {validation} for validation.",
+        "A tenth is for validation, chosen by its text; give at least some dozens of different rows.",
     )
 
 
@@ -239,9 +240,9 @@ def _of_world(what: What, block: DataBlock, worlds: Worlds) -> Iterator[_Placed[
     """The rows of a built-in world, which splits its prompts itself; its conversations are split as all others."""
     world = world_named(block.source, worlds)
     if what == "conversations":
-        yield from _sides(what, iter(world.conversations()), block)
+        yield from _splits(what, iter(world.conversations()), block)
         return
     for prompt in world.prompts("train")[: block.limit]:
-        yield _Placed(prompt, False, times_read(prompt_key(prompt), block.weight))
+        yield _Placed(prompt, "train", times_read(prompt_key(prompt), block.weight))
     for prompt in world.prompts("validation")[: block.limit]:
-        yield _Placed(prompt, True, 1)
+        yield _Placed(prompt, "validation", 1)

@@ -1,10 +1,10 @@
-"""Raw text as a stream of documents, each on one side of the split: to train on, or held out.
+"""Raw text as a stream of documents, each in one split: train or validation.
 
     text = RawText(block, recipe.worlds, "pretrain.data")
     for piece in text.pieces(): ...
 
-Whether a document is held out depends on its content alone. A long document comes in pieces, so that no file has to fit
-into memory. Of a single document, and of each text file where a source has few of them, the last tenth is held out.
+The content of a document decides its split. A long document comes in pieces, so that no file has to fit into memory. Of
+a single document, and of each text file where a source has few of them, the last tenth is for validation.
 """
 
 from collections.abc import Iterable, Iterator, Sequence
@@ -16,14 +16,14 @@ from chatpipe.data.formats import format_of, readers_of
 from chatpipe.data.long_text import characters_between, in_pieces, line_start, survey
 from chatpipe.data.row_files import BadRow, BrokenRow, Row, Skipped, kind_of
 from chatpipe.data.sources import check_sources, is_hub, one_file_each, source_files, source_rows
-from chatpipe.data.split import HELD_OUT_SHARE, is_held_out, is_held_out_digest
+from chatpipe.data.split import VALIDATION_SHARE, Split, split_of, split_of_digest
 from chatpipe.data.text_files import numbered_lines, text_chunks
 from chatpipe.data.worlds import Worlds, is_world, world_named
 from chatpipe.errors import UsageError
 from chatpipe.recipe.schema import DataBlock
 
 FEW_FILES = 100
-"""With fewer text files a hash might hold out none of them (0.9^100 = 0.00003), so each gives its last tenth."""
+"""With fewer text files a hash might choose none for validation (0.9^100 = 0.00003), so each gives its last tenth."""
 
 ROWS_BETWEEN_CHECKS = 10_000
 """So often a long source is looked at: one of which most rows are bad need not be read to its end."""
@@ -34,7 +34,7 @@ class Piece:
     """A document or a part of it; `ends` says that the document ends here."""
 
     text: str
-    held_out: bool
+    split: Split
     ends: bool
 
 
@@ -42,7 +42,7 @@ class Piece:
 class _Document:
     """A document whose text comes in parts; `parts` can be left alone where it is not needed."""
 
-    held_out: bool
+    split: Split
     parts: Iterable[str]
 
 
@@ -60,17 +60,17 @@ class RawText:
         self._of_world: Sequence[str] | None = None
 
     def pieces(self) -> Iterator[Piece]:
-        """Both sides in the order of the source, as far as `limit` lets them."""
+        """The pieces of both splits in the order of the source, within `limit`."""
         limit = self.block.limit
-        counts = {False: 0, True: 0}
+        counts: dict[Split, int] = {"train": 0, "validation": 0}
         for document in self._documents():
-            if limit is not None and counts[document.held_out] >= limit:
-                # Held out are at most as many; their usual share is enough to stop reading.
-                if counts[False] >= limit and counts[True] >= HELD_OUT_SHARE * limit:
+            if limit is not None and counts[document.split] >= limit:
+                # Validation has at most as many; its usual share is enough to stop reading.
+                if counts["train"] >= limit and counts["validation"] >= VALIDATION_SHARE * limit:
                     self._check_skipped()
                     return
                 continue
-            counts[document.held_out] += 1
+            counts[document.split] += 1
             yield from _marked(document)
 
     def megabytes(self) -> float | None:
@@ -80,7 +80,7 @@ class RawText:
         files = source_files(self.block.source, self.key)
         if any(path.suffix == ".gz" or kind_of(path) == ".parquet" for path in files):
             return None
-        return round((1 - HELD_OUT_SHARE) * sum(path.stat().st_size for path in files) / 10**6)
+        return round((1 - VALIDATION_SHARE) * sum(path.stat().st_size for path in files) / 10**6)
 
     def _documents(self) -> Iterator[_Document]:
         self.skipped, self.rows = Skipped(), 0
@@ -94,7 +94,7 @@ class RawText:
             yield from _sides_of_text(first)
             return
         for text in chain((text for text in (first, second) if text is not None), texts):
-            yield _Document(is_held_out(text), [text])
+            yield _Document(split_of(text), [text])
 
     def _whole_files(self) -> list[Path]:
         """The text files that are a document each."""
@@ -141,15 +141,15 @@ def raw_texts(blocks: Sequence[DataBlock], worlds: Worlds, key: str) -> list[Raw
     return [RawText(block, worlds, key) for block in blocks]
 
 
-def sample_texts(sources: Sequence[RawText], held_out: bool, max_bytes: int) -> Iterator[str]:
-    """Texts of one side from the beginning of each source, which has an equal share of `max_bytes` (of UTF-8).
+def sample_texts(sources: Sequence[RawText], split: Split, max_bytes: int) -> Iterator[str]:
+    """Texts of one split from the beginning of each source, which has an equal share of `max_bytes` (of UTF-8).
 
     A share ends with the document that fills it; a document that is longer than a share is cut there.
     """
     share = max(max_bytes // len(sources), 1)
     for source in sources:
         taken = 0
-        for document in whole_documents((piece for piece in source.pieces() if piece.held_out == held_out), share):
+        for document in whole_documents((piece for piece in source.pieces() if piece.split == split), share):
             yield document
             taken += len(document.encode())
             if taken >= share:
@@ -256,31 +256,31 @@ def _marked(document: _Document) -> Iterator[Piece]:
     for part in document.parts:
         for piece in in_pieces([part]):
             if before is not None:
-                yield Piece(before, document.held_out, False)
+                yield Piece(before, document.split, False)
             before = piece
     if before is not None:
-        yield Piece(before, document.held_out, True)
+        yield Piece(before, document.split, True)
 
 
 # ---- whole files ----
 
 
 def _sides_of_file(path: Path, key: str) -> Iterator[_Document]:
-    """One running text: its last tenth is held out, from the start of a line on where one begins there."""
+    """One running text: its last tenth is for validation, from the start of a line where one begins there."""
     characters, _ = survey(path, key)
-    tenth = int(characters * (1 - HELD_OUT_SHARE))
+    tenth = int(characters * (1 - VALIDATION_SHARE))
     at = tenth + line_start(characters_between(path, tenth, None))
-    yield _Document(False, in_pieces(characters_between(path, 0, at)))
-    yield _Document(True, in_pieces(characters_between(path, at, None)))
+    yield _Document("train", in_pieces(characters_between(path, 0, at)))
+    yield _Document("validation", in_pieces(characters_between(path, at, None)))
 
 
 def _sides_of_text(text: str) -> Iterator[_Document]:
-    tenth = int(len(text) * (1 - HELD_OUT_SHARE))
+    tenth = int(len(text) * (1 - VALIDATION_SHARE))
     at = tenth + line_start([text[tenth:]])
-    yield _Document(False, [text[:at]])
-    yield _Document(True, [text[at:]])
+    yield _Document("train", [text[:at]])
+    yield _Document("validation", [text[at:]])
 
 
 def _file_as_one(path: Path, key: str) -> Iterator[_Document]:
     _, sha256 = survey(path, key)
-    yield _Document(is_held_out_digest(sha256), in_pieces(text_chunks(path)))
+    yield _Document(split_of_digest(sha256), in_pieces(text_chunks(path)))

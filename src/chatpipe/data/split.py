@@ -1,28 +1,32 @@
-"""What a row's text decides: whether it is held out, and how often it is read where the weight is no whole number.
+"""The decisions that a row's text makes alone: its split, and how often it is read where the weight is not whole.
 
-A tenth is held out, chosen by content, so it is the same tenth in every stage and after rows were added.
+A tenth of all texts are for validation. The SHA-256 of the text chooses them, so they are the same in every stage, on
+every machine, and after rows are added.
 """
 
 import hashlib
+from typing import Literal
 
-HELD_OUT_SHARE = 0.1
+Split = Literal["train", "validation"]
 
-
-def is_held_out(text: str) -> bool:
-    """Whether the item with this text is held out: true for a tenth of all texts, the same ones always."""
-    return is_held_out_digest(hashlib.sha256(text.encode()).digest())
+VALIDATION_SHARE = 0.1
 
 
-def is_held_out_digest(sha256: bytes) -> bool:
-    """As `is_held_out`, for a text of which only the SHA-256 is at hand."""
-    return int.from_bytes(sha256[:4], "big") < HELD_OUT_SHARE * 2**32
+def split_of(text: str) -> Split:
+    """The split of the item with this text."""
+    return split_of_digest(hashlib.sha256(text.encode()).digest())
+
+
+def split_of_digest(sha256: bytes) -> Split:
+    """The split of a text whose SHA-256 is known."""
+    return "validation" if int.from_bytes(sha256[:4], "big") < VALIDATION_SHARE * 2**32 else "train"
 
 
 def times_read(text: str, weight: float) -> int:
-    """How often the item with this text is read in an epoch: `weight` times on average over all texts.
+    """How often an epoch reads the item with this text: `weight` times on average over all texts.
 
-    The text alone decides who is read once more, so the choice does not depend on the order of rows. It looks at other
-    bits of the hash than `is_held_out`, since all that is trained on is alike in those.
+    The choice depends on the text and not on the order of the rows. It uses other bits of the hash than `split_of`,
+    because the bits that choose the split are not random among the texts of one split.
     """
     whole = int(weight)
     chance = int.from_bytes(hashlib.sha256(text.encode()).digest()[4:8], "big") / 2**32

@@ -88,7 +88,7 @@ def document_positions(ids: Tensor, eos_token_id: int) -> Tensor:
 
 
 @dataclass(frozen=True)
-class HeldOutText:
+class ValidationText:
     """Token ids [tokens] of text to evaluate on, int64, each document with end-of-text behind it.
 
     `num_bytes` counts the UTF-8 bytes of the text; end-of-text tokens have none. `isolate_at` as in `BlockCollator`.
@@ -102,9 +102,9 @@ class HeldOutText:
     @classmethod
     def of(
         cls, texts: Iterable[str], encoder: Encoder, block_size: int, isolate_at: int | None = None
-    ) -> "HeldOutText":
+    ) -> "ValidationText":
         """Tokenises `texts`, a document each."""
-        encoded = encoder.encode(Piece(text, held_out=True, ends=True) for text in texts)
+        encoded = encoder.encode(Piece(text, "validation", ends=True) for text in texts)
         return cls(encoded.ids.astype(np.int64), encoded.num_bytes, block_size, isolate_at)
 
     def blocks(self) -> Tensor:

@@ -92,7 +92,7 @@ class TokenStore:
 def build_token_store(
     folder: Path, text: RawText, encoder: Encoder, workers: int | None = None, shard_tokens: int = SHARD_TOKENS
 ) -> TokenStore:
-    """The training side of `text` as a store in `folder`: the one that is there, or what of it is missing tokenised.
+    """The train split of `text` as a store in `folder`: the one that is there, or what of it is missing tokenised.
 
     A store of other text or of another tokenizer is replaced. `workers` processes (default: one for each core) encode
     a text of more than 64 MB; a shard has `shard_tokens` tokens and a little more. Raises `UsageError` where a finished
@@ -165,7 +165,7 @@ def _build(
         console.note(f"{folder}: going on behind {len(manifest.files)} finished shards")
     size = text.megabytes()
     small = size is None or size * 10**6 <= SMALL_BATCHES * BATCH_CHARACTERS
-    pieces = islice((piece for piece in text.pieces() if not piece.held_out), done, None)
+    pieces = islice((piece for piece in text.pieces() if piece.split == "train"), done, None)
     read = sum(shard["bytes"] for shard in manifest.files.values())
     writer: _ShardWriter | None = None
     with (

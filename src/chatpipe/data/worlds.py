@@ -9,13 +9,12 @@ registry and knows no world by its name.
 """
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any, Literal, Protocol
+from typing import Any, Protocol
 
+from chatpipe.data.split import Split
 from chatpipe.pocketworld import PocketworldSource
 from chatpipe.recipe.schema import POCKETWORLD, DataBlock
 from chatpipe.recipe.section import Section
-
-Split = Literal["train", "validation"]
 
 Worlds = Mapping[str, Section]
 """The settings of each world by its name: `Recipe.worlds`."""

@@ -11,7 +11,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from chatpipe.data.padding import length_sorted, pad_right
-from chatpipe.data.text_blocks import HeldOutText, isolating
+from chatpipe.data.text_blocks import ValidationText, isolating
 from chatpipe.errors import UsageError
 from chatpipe.evaluation.intervals import bootstrap_interval
 from chatpipe.generation.engine import context_length
@@ -47,7 +47,7 @@ class QuestionGain:
 
 
 def held_out_loss(
-    model: PreTrainedModel, held_out: HeldOutText, batch_size: int, special_ids: Sequence[int] = ()
+    model: PreTrainedModel, held_out: ValidationText, batch_size: int, special_ids: Sequence[int] = ()
 ) -> LanguageScore:
     """The model's loss on all tokens of `held_out`, in blocks of its block size and `batch_size` blocks at a time.
 

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from transformers import PreTrainedModel
 
 from chatpipe.data.masking import IGNORED, Masking
-from chatpipe.data.text_blocks import HeldOutText
+from chatpipe.data.text_blocks import ValidationText
 from chatpipe.data.token_store import TokenStore
 from chatpipe.models.layers import evaluation_mode
 
@@ -26,7 +26,7 @@ class MaskedScore:
     accuracy: float
 
 
-def masked_score(model: PreTrainedModel, text: HeldOutText, masking: Masking, batch_size: int) -> MaskedScore:
+def masked_score(model: PreTrainedModel, text: ValidationText, masking: Masking, batch_size: int) -> MaskedScore:
     """The model's guesses at tokens of `text`, hidden in the same places at each call and for each model.
 
     A text in which no token happens to be hidden gives NaN.
@@ -45,7 +45,7 @@ def masked_score(model: PreTrainedModel, text: HeldOutText, masking: Masking, ba
 
 
 def unigram_nats(
-    train: Sequence[TokenStore], held_out: HeldOutText, special_ids: tuple[int, ...], tokens: int
+    train: Sequence[TokenStore], held_out: ValidationText, special_ids: tuple[int, ...], tokens: int
 ) -> float:
     """Nats per token of guessing by frequencies in `train` (plus one, for `tokens` tokens), without special ones."""
     counts = np.ones(tokens)

@@ -40,7 +40,7 @@ from chatpipe.recipe.loading import load_recipe
 from chatpipe.recipe.schema import Data, DataBlock, Recipe
 from chatpipe.reward.reward_model import longest_sequence
 from chatpipe.stages.measuring import HeldOut, first_words
-from chatpipe.stages.raw_text import held_out_text, held_out_texts
+from chatpipe.stages.raw_text import validation_documents, validation_text
 from chatpipe.stages.sft import SAMPLE_TOKENS, load_for_chat
 
 KEY = "--data"
@@ -209,7 +209,7 @@ def _of_text(
     context = context_length(model) or MAX_BLOCK_SIZE
     size = min(task.known.get("pretrain.block_size", MAX_BLOCK_SIZE), context)
     isolate = task.recipe.pretrain.documents == "isolate"
-    text = held_out_text(documents, tokenizer, size, isolate)
+    text = validation_text(documents, tokenizer, size, isolate)
     held_out = HeldOut(text, tokenizer, first_words(documents), masking)
     found = held_out.measure(model)
     metrics = {name if name == "eval_loss" else name.removeprefix("eval_"): value for name, value in found.items()}
@@ -219,7 +219,7 @@ def _of_text(
 def _documents(task: _Task, report: Report) -> list[str]:
     texts = [RawText(block, task.recipe.worlds, KEY, split=is_world(block.source)) for block in task.blocks]
     if only_world(task.blocks):
-        return held_out_texts(texts)[: task.limit]
+        return validation_documents(texts)[: task.limit]
     found = list(islice((document for text in texts for document in whole_documents(text.pieces())), task.limit))
     report.sources += [SourceReport(KEY, text.block.source, ["text"], text.rows, text.skipped) for text in texts]
     if not any(map(str.strip, found)):
@@ -266,7 +266,7 @@ def _answers(task: _Task, report: Report) -> tuple[int, dict[str, Any]]:
     oracle, most = None, None
     world = only_world(task.blocks)
     if world is not None:
-        prompts = load_prompts(task.blocks, task.recipe.worlds, KEY).held_out
+        prompts = load_prompts(task.blocks, task.recipe.worlds, KEY).validation
         oracle, most = world_named(world, task.recipe.worlds).oracle(), task.limit or task.recipe.evaluation.prompts
     else:
         prompts = task.rows("prompts", report)

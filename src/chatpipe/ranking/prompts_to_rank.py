@@ -25,7 +25,7 @@ def read_prompts(source: str, model: str) -> list[Conversation]:
 
 
 def prompts_to_rank(blocks: Sequence[DataBlock], worlds: Worlds, key: str) -> list[Conversation]:
-    """Different prompts, in order, of both sides of the split: the reward model holds out some of what was ranked.
+    """Different prompts, in order, of both splits: the reward model validates on some of what was ranked.
 
     Only the validation prompts of built-in worlds are left out. Prints what else is. Raises `UsageError` naming `key`
     where there are none.
@@ -33,8 +33,8 @@ def prompts_to_rank(blocks: Sequence[DataBlock], worlds: Worlds, key: str) -> li
     report = Report()
     prompts: dict[str, Conversation] = {}
     for block in blocks:
-        for prompt, held_out in stream_rows("prompts", [block], worlds, key, report):
-            if not (held_out and is_world(block.source)):
+        for prompt, split in stream_rows("prompts", [block], worlds, key, report):
+            if not (split == "validation" and is_world(block.source)):
                 prompts.setdefault(prompt_key(prompt), prompt)
     report.say()
     if not prompts:

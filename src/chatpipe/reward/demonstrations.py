@@ -44,14 +44,14 @@ def demonstrations(
 
 
 def conversations_to_draw_from(blocks: Sequence[DataBlock], worlds: Worlds) -> Iterator[Conversation]:
-    """What `blocks` of `sft.data` have to train on, without what is held out; of the hub the first of each data set.
+    """The train split of `blocks` of `sft.data`; of each data set of the hub its first conversations.
 
     Raises `UsageError` where a source cannot be read.
     """
     for block in blocks:
         said = stream_conversations([block], worlds, "sft.data", Report())
-        for conversation, held_out in islice(said, MAX_HUB_CONVERSATIONS if is_hub(block) else None):
-            if not held_out:
+        for conversation, split in islice(said, MAX_HUB_CONVERSATIONS if is_hub(block) else None):
+            if split == "train":
                 yield conversation
 
 

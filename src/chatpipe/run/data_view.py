@@ -1,5 +1,6 @@
 """The first rows of a stage's data as its model will see them, and what all of them come to."""
 
+from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from itertools import groupby
@@ -17,6 +18,7 @@ from chatpipe.data.encoding import Encoder
 from chatpipe.data.report import Report, SourceReport
 from chatpipe.data.row_files import BadRow
 from chatpipe.data.sources import check_sources
+from chatpipe.data.split import Split
 from chatpipe.data.worlds import is_world, worlds_read
 from chatpipe.errors import UsageError
 from chatpipe.recipe.schema import DataBlock
@@ -51,7 +53,7 @@ class DataView:
 class _Measured:
     """What counting and tokenising came to; a length in tokens, or in characters where there is no tokenizer."""
 
-    sides: dict[bool, int] = field(default_factory=lambda: {False: 0, True: 0})
+    splits: Counter[Split] = field(default_factory=Counter)
     lengths: list[int] = field(default_factory=list)
     too_long: int = 0
     left_out: int = 0
@@ -94,13 +96,13 @@ def _conversations(
     limit = min(step.recipe.sft.max_length, reader.context) if reader else step.recipe.sft.max_length
     rows: list[dict[str, Any]] = []
     measured, report = _Measured(), Report()
-    for said, held_out in _watched(step, blocks, report):
-        measured.sides[held_out] += 1
+    for said, split in _watched(step, blocks, report):
+        measured.splits[split] += 1
         if measured.is_full:
             continue
         fitting = _measure(said, reader, limit, measured)
         if len(rows) < count:
-            rows.append({"messages": said, "held_out": held_out, **_as_read(reader, measured.lengths[-1], fitting)})
+            rows.append({"messages": said, "split": split, **_as_read(reader, measured.lengths[-1], fitting)})
     summary = _summary(blocks, report, measured, reader)
     if reader is not None:
         summary.update(
@@ -149,13 +151,13 @@ def _rankings(
     rows: list[dict[str, Any]] = []
     measured, report = _Measured(), Report()
     tied = 0
-    for ranking, held_out in _watched(step, blocks, report):
-        measured.sides[held_out] += 1
+    for ranking, split in _watched(step, blocks, report):
+        measured.splits[split] += 1
         tied += len(set(ranking.ranks)) == 1
         if measured.is_full:
             continue
         answers = [{"rank": rank, "text": text} for rank, text in zip(ranking.ranks, ranking.responses, strict=True)]
-        row: dict[str, Any] = {"prompt": ranking.prompt, "answers": answers, "held_out": held_out}
+        row: dict[str, Any] = {"prompt": ranking.prompt, "answers": answers, "split": split}
         if reader is None:
             measured.lengths.append(_characters(ranking.prompt) + max(map(len, ranking.responses)))
         else:
@@ -189,11 +191,11 @@ def _prompts(
     rows: list[dict[str, Any]] = []
     measured, report = _Measured(), Report()
     room = reader.context - step.recipe.ppo.response_length if reader else 0
-    for prompt, held_out in _watched(step, blocks, report):
-        measured.sides[held_out] += 1
+    for prompt, split in _watched(step, blocks, report):
+        measured.splits[split] += 1
         if measured.is_full:
             continue
-        row: dict[str, Any] = {"prompt": prompt, "held_out": held_out}
+        row: dict[str, Any] = {"prompt": prompt, "split": split}
         if reader is None:
             measured.lengths.append(_characters(prompt))
         else:
@@ -223,14 +225,14 @@ def _texts(
     for block in _tolerant(blocks):
         text = RawText(block, step.recipe.worlds, "pretrain.data")
         read = length = 0
-        documents_before = sum(measured.sides.values())
+        documents_before = sum(measured.splits.values())
         for piece in text.pieces():
-            if not piece.held_out and had < wanted:
+            if piece.split == "train" and had < wanted:
                 beginning.append(piece)
                 had += len(piece.text) if reader else piece.ends
             length += len(piece.text)
             if piece.ends:
-                measured.sides[piece.held_out] += 1
+                measured.splits[piece.split] += 1
                 measured.lengths.append(length)
                 length = 0
             read += len(piece.text)
@@ -238,7 +240,7 @@ def _texts(
                 read_whole = False
                 break
         if not is_world(block.source):
-            documents = sum(measured.sides.values()) - documents_before
+            documents = sum(measured.splits.values()) - documents_before
             report.sources.append(
                 SourceReport("pretrain.data", block.source, ["text"], text.rows or documents, text.skipped)
             )
@@ -278,7 +280,7 @@ def _longest_token(reader: Reader) -> int:
 # ---- all ----
 
 
-def _watched(step: Step, blocks: Sequence[DataBlock], report: Report) -> Iterator[tuple[Any, bool]]:
+def _watched(step: Step, blocks: Sequence[DataBlock], report: Report) -> Iterator[tuple[Any, Split]]:
     """The stage's rows as they are read, with a progress bar."""
     key = f"{step.stage}.data"
     with console.progress("reading", total=None) as bar:
@@ -314,7 +316,7 @@ def _in_parts(
 
 
 def _summary(blocks: Sequence[DataBlock], report: Report, measured: _Measured, reader: Reader | None) -> dict[str, Any]:
-    """What all stages have: sources, rows of both sides, and lengths of those that were measured."""
+    """What all stages have: sources, rows of both splits, and lengths of those that were measured."""
     built_in = [{"source": name, "formats": ["built in"]} for name in worlds_read(blocks)]
     allowed = {block.source: block.max_skipped for block in blocks}
     sources = [_source(source, allowed[source.source]) for source in report.sources]
@@ -323,8 +325,8 @@ def _summary(blocks: Sequence[DataBlock], report: Report, measured: _Measured, r
     )
     return {
         "sources": [*built_in, *sources],
-        "train_rows": measured.sides[False],
-        "held_out_rows": measured.sides[True],
+        "train_rows": measured.splits["train"],
+        "validation_rows": measured.splits["validation"],
         "measured_rows": len(measured.lengths),
         "lengths": {
             "unit": "tokens" if reader else "characters",

@@ -8,7 +8,7 @@ from typing import Any
 from chatpipe.data.datasets import load_prompts, load_rankings, stream_conversations
 from chatpipe.data.judgements import judged_alike
 from chatpipe.data.report import Report
-from chatpipe.data.split import HELD_OUT_SHARE
+from chatpipe.data.split import VALIDATION_SHARE
 from chatpipe.models.vocabulary import expected_vocabulary
 from chatpipe.models.weights import parameters_in
 from chatpipe.recipe.schema import DataBlock, Recipe
@@ -74,7 +74,7 @@ def _of_pretrain(step: Step) -> dict[str, Any]:
 def _of_sft(step: Step) -> dict[str, Any]:
     section = step.recipe.sft
     stream = stream_conversations(step.data()["sft.data"], step.recipe.worlds, "sft.data", Report())
-    conversations = sum(not held_out for _, held_out in stream)
+    conversations = sum(split == "train" for _, split in stream)
     rows = round(conversations / (1 - section.pretrain_mix))
     steps = math.ceil(math.ceil(rows / section.batch_size) * section.num_train_epochs)
     if section.max_steps > 0:
@@ -88,7 +88,7 @@ def _of_rm(step: Step) -> dict[str, Any]:
     to_be_made = [block for block in blocks if _is_to_be_made(recipe, block)]
     there = [block for block in blocks if block not in to_be_made]
     train = load_rankings(there, recipe.worlds, "rm.data").train if there else []
-    made = round((1 - HELD_OUT_SHARE) * recipe.sample.prompts * sum(block.weight for block in to_be_made))
+    made = round((1 - VALIDATION_SHARE) * recipe.sample.prompts * sum(block.weight for block in to_be_made))
     rankings, prompts = len(train) + made, len(judged_alike(train)) + made
     return {
         "rankings": rankings,

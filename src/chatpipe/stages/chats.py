@@ -20,7 +20,7 @@ ROWS = "rows"
 
 
 def chat_rows(step: Step, tokenizer: PreTrainedTokenizerBase, max_length: int) -> tuple[Rows, Rows, RowsNote]:
-    """Rows to train on, rows that are held out, and what was left out; the main process writes, the others wait.
+    """Rows of the train and the validation split, and what was left out; the main process writes, the others wait.
 
     Rows that lie there, of the same data, tokenizer, template and `max_length`, are opened as they are.
     """
@@ -35,18 +35,18 @@ def chat_rows(step: Step, tokenizer: PreTrainedTokenizerBase, max_length: int) -
     return found
 
 
-def check_enough(train: Rows, held_out: Rows) -> None:
-    """Raises `UsageError` where there is nothing to train on, or too little to judge by."""
-    if len(train) == 0 or len(held_out) < 2:
+def check_enough(train: Rows, validation: Rows) -> None:
+    """Raises `UsageError` where there is nothing to train on, or too little to evaluate on."""
+    if len(train) == 0 or len(validation) < 2:
         raise UsageError(
-            f"{KEY} holds too little: {len(train)} conversations to train on, {len(held_out)} held out.",
-            "A tenth is held out by its text; give at least some dozens of different ones.",
+            f"{KEY} holds too little: {len(train)} conversations for training, {len(validation)} for validation.",
+            "A tenth is for validation, chosen by its text; give at least some dozens of different ones.",
         )
 
 
-def say_left_out(train: Rows, held_out: Rows, note: RowsNote, max_length: int) -> None:
-    """Tells how many conversations of each side were too long."""
-    for rows, left_out in zip((train, held_out), note.too_long.values(), strict=True):
+def say_left_out(train: Rows, validation: Rows, note: RowsNote, max_length: int) -> None:
+    """Tells how many conversations of each split were too long."""
+    for rows, left_out in zip((train, validation), note.too_long.values(), strict=True):
         if left_out:
             console.note(
                 f"sft: {left_out} of {len(rows) + left_out} conversations left out: longer than {max_length} tokens"

@@ -34,9 +34,9 @@ def _held_out_prompts(step: Step) -> Iterable[Conversation]:
     recipe = step.recipe
     blocks = stage_data(recipe, "ppo")["ppo.data"]
     if blocks:
-        return load_prompts(blocks, recipe.worlds, "ppo.data").held_out
+        return load_prompts(blocks, recipe.worlds, "ppo.data").validation
     stream = stream_conversations(recipe.sft.data or [], recipe.worlds, "sft.data", Report())
-    return (conversation[:-1] for conversation, held_out in stream if held_out)
+    return (conversation[:-1] for conversation, split in stream if split == "validation")
 
 
 def complete_example(step: Step, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> dict[str, str]:

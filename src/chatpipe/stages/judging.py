@@ -19,7 +19,7 @@ def judged_prompts(
     settings = step.recipe.evaluation
     world = step.world()
     if world is not None:
-        held_out = load_prompts([DataBlock(source=world)], step.recipe.worlds, f"{step.stage}.data").held_out
+        held_out = load_prompts([DataBlock(source=world)], step.recipe.worlds, f"{step.stage}.data").validation
     return prompts_with_room(tokenizer, held_out, context, settings.max_new_tokens)[: settings.prompts]
 
 

@@ -6,7 +6,7 @@ from typing import Any
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from chatpipe.data.masking import Masking
-from chatpipe.data.text_blocks import HeldOutText
+from chatpipe.data.text_blocks import ValidationText
 from chatpipe.evaluation.language import held_out_loss
 from chatpipe.evaluation.masked import masked_score
 from chatpipe.generation import SamplingParams, generate
@@ -22,7 +22,7 @@ PROMPT_WORDS = 4
 class HeldOut:
     """Held-out text, and the prompts that samples go on from; `masking` for an encoder, which writes no samples."""
 
-    text: HeldOutText
+    text: ValidationText
     tokenizer: PreTrainedTokenizerBase
     prompts: list[str]
     masking: Masking | None

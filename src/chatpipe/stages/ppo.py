@@ -135,7 +135,7 @@ def run(step: Step) -> Outcome | None:
     if step.is_main:
         prompts.report.say()
     enforce(step.stage, recipe.checks, prepared.checks())
-    asked = judged_prompts(step, tokenizer, prompts.held_out, context)
+    asked = judged_prompts(step, tokenizer, prompts.validation, context)
     asked_ids = [encode_prompt(tokenizer, prompt) for prompt in _fitting(step, tokenizer, asked, context)]
 
     trainer = new_trainer(step, prepared)

@@ -23,11 +23,11 @@ from chatpipe.stages.example import complete_example
 from chatpipe.stages.measuring import HeldOut, first_words
 from chatpipe.stages.raw_text import (
     check_training_side,
-    held_out_text,
-    held_out_texts,
     pretraining_tokenizer,
     stage_texts,
     training_text,
+    validation_documents,
+    validation_text,
 )
 from chatpipe.stages.saving import save_checkpoint
 from chatpipe.stages.step import Outcome, Step
@@ -59,7 +59,7 @@ def prepare(step: Step) -> Prepared:
     """Makes or loads tokenizer and model, and reads what is held out; every process has the same."""
     texts = stage_texts(step, "pretrain.data")
     check_training_side(texts)  # before a tokenizer is trained and kept
-    held_out = held_out_texts(texts)
+    held_out = validation_documents(texts)
     tokenizer = pretraining_tokenizer(step, texts)
     if step.recipe.pretrain.objective == "masked":
         add_mask_token(tokenizer)
@@ -82,7 +82,7 @@ def run(step: Step) -> Outcome | None:
     isolate = section.documents == "isolate"
     masking = Masking.of(tokenizer, section.mlm_probability) if section.objective == "masked" else None
     held_out = HeldOut(
-        held_out_text(documents, tokenizer, section.block_size, isolate),
+        validation_text(documents, tokenizer, section.block_size, isolate),
         tokenizer,
         section.sample_prompts or first_words(documents),
         masking,
@@ -126,7 +126,7 @@ def run(step: Step) -> Outcome | None:
         metrics["unigram_loss"] = unigram_nats(train.stores, held_out.text, masking.special_ids, masking.tokens)
         metrics[began.format("eval_loss")] = before["loss"]
         return Outcome(metrics, masked_verdict(metrics).to_dict())
-    counted = sample_texts(texts, held_out=False, max_bytes=MAX_TRIGRAM_BYTES)
+    counted = sample_texts(texts, "train", max_bytes=MAX_TRIGRAM_BYTES)
     metrics["trigram_bits_per_byte"] = trigram_bits_per_byte(counted, documents)
     metrics[began.format("bits_per_byte")] = before["bits_per_byte"]
     metrics["example"] = complete_example(step, model, tokenizer)

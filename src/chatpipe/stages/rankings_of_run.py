@@ -127,7 +127,7 @@ def ensure_rankings(recipe: Recipe, may_replace: bool = True) -> None:
         console.note(f"rank: {len(rankings)} rankings of up to {recipe.sample.k} answers written to {path}")
     else:
         loaded = load_rankings(rankings_blocks(recipe), recipe.worlds, "rm.data")
-        _write(path, (ranking.to_row() for ranking in [*loaded.train, *loaded.held_out]))
+        _write(path, (ranking.to_row() for ranking in [*loaded.train, *loaded.validation]))
     replace_text(note, json.dumps(made, indent=2))
 
 

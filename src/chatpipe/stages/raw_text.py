@@ -13,7 +13,7 @@ from chatpipe.data.documents import RawText, raw_texts, sample_texts
 from chatpipe.data.durable import PARTIAL, fault_of, fsync, publish, write_json
 from chatpipe.data.encoding import Encoder
 from chatpipe.data.sources import data_fingerprints
-from chatpipe.data.text_blocks import HeldOutText, TrainingText
+from chatpipe.data.text_blocks import TrainingText, ValidationText
 from chatpipe.data.token_store import TokenStore, build_token_store, find_token_store
 from chatpipe.data.worlds import world_settings
 from chatpipe.errors import UsageError
@@ -26,7 +26,7 @@ from chatpipe.stages.step import Step
 TOKENS = "tokens"
 MADE_FROM = "made_from.json"
 MAX_EVAL_BYTES = 500_000
-"""Enough held-out text for a precise figure; all of a large corpus' tenth would take longer than training."""
+"""Enough validation text for a precise figure; a tenth of a large corpus would take longer than training."""
 
 
 def stage_texts(step: Step, key: str) -> list[RawText]:
@@ -90,23 +90,23 @@ def training_text(
 def check_training_side(texts: Sequence[RawText]) -> None:
     """Raises `UsageError` where a source has nothing to train on; reads no further than to the first piece of it."""
     for text in texts:
-        if all(piece.held_out for piece in text.pieces()):
+        if all(piece.split == "validation" for piece in text.pieces()):
             raise _too_little(text.key, [text.block.source])
 
 
-def held_out_texts(texts: Sequence[RawText]) -> list[str]:
-    """Held-out documents to evaluate on, from all sources alike. Raises `UsageError` where there are none."""
-    found = list(sample_texts(texts, held_out=True, max_bytes=MAX_EVAL_BYTES))
+def validation_documents(texts: Sequence[RawText]) -> list[str]:
+    """Documents of the validation split, an equal share of each source. Raises `UsageError` where there are none."""
+    found = list(sample_texts(texts, "validation", max_bytes=MAX_EVAL_BYTES))
     if not any(map(str.strip, found)):
         raise _too_little(texts[0].key, [text.block.source for text in texts])
     return found
 
 
-def held_out_text(
+def validation_text(
     texts: Sequence[str], tokenizer: PreTrainedTokenizerBase, block_size: int, isolate: bool
-) -> HeldOutText:
-    """Held-out documents as the model reads them."""
-    return HeldOutText.of(texts, Encoder.of(tokenizer), block_size, tokenizer.eos_token_id if isolate else None)
+) -> ValidationText:
+    """Validation documents as the model reads them."""
+    return ValidationText.of(texts, Encoder.of(tokenizer), block_size, tokenizer.eos_token_id if isolate else None)
 
 
 def _store(step: Step, number: int, text: RawText, encoder: Encoder) -> TokenStore:
@@ -120,8 +120,8 @@ def _store(step: Step, number: int, text: RawText, encoder: Encoder) -> TokenSto
 
 def _too_little(key: str, sources: Sequence[str]) -> UsageError:
     return UsageError(
-        f"{key} = {', '.join(sources)} holds too little: nothing to train on, or nothing held out.",
-        "A tenth is held out by its text; give some dozens of documents, or one, whose last tenth is then held out.",
+        f"{key} = {', '.join(sources)} holds too little: nothing to train on, or nothing for validation.",
+        "A tenth is for validation, chosen by its text; give dozens of documents, or one, whose last tenth is taken.",
     )
 
 
@@ -147,7 +147,7 @@ def _new_tokenizer(section: Tokenizer, texts: Sequence[RawText], positions: int)
     if section.kind == "character":
         make, samples = character_tokenizer, (piece.text for text in texts for piece in text.pieces())
     else:
-        make, samples = train_tokenizer, sample_texts(texts, held_out=False, max_bytes=section.train_bytes)
+        make, samples = train_tokenizer, sample_texts(texts, "train", max_bytes=section.train_bytes)
     return make(_watched(samples, "tokenizer", _expected_megabytes(section, texts)), section.vocab_size, positions)
 
 

@@ -69,7 +69,7 @@ def run(step: Step) -> Outcome | None:
     if step.is_main:
         rankings.report.say()
     enforce(step.stage, recipe.checks, prepared.checks())
-    held_out = rankings_that_fit(tokenizer, rankings.held_out, max_length)
+    held_out = rankings_that_fit(tokenizer, rankings.validation, max_length)
     _check_held_out(held_out, max_length)
     centre: list[list[int]] = []
     if step.is_main:  # which alone centres; before training, so that data which cannot be read is told at once
