@@ -9,9 +9,10 @@ from typing import Any
 
 import torch
 
-from chatpipe.models import unpadded
-from chatpipe.ppo import advantages, experience, kl, loss, microbatch, model, rollout
-from chatpipe.reward import scoring
+from chatpipe.data import sequences
+from chatpipe.models import logprobs, unpadded
+from chatpipe.ppo import advantages, kl, loss, model, rollout
+from chatpipe.reward import rewards, scoring
 
 Function = Callable[..., Any]
 
@@ -41,7 +42,7 @@ def score_on_every_token(true):
     def mutant(scores, ended, k1, lengths, *args, **kwargs):
         on_last = true(scores, ended, k1, lengths, *args, **kwargs)
         without = true(torch.zeros_like(scores), torch.ones_like(ended), k1, lengths, *args, **kwargs)
-        last = experience.last_index(lengths)
+        last = sequences.last_index(lengths)
         return without + (on_last - without)[last].repeat_interleave(lengths)
 
     return mutant
@@ -245,9 +246,9 @@ MUTANTS = [
     Mutant("KL with flipped sign", kl.k1, kl_times(-1), "T1 tabular"),
     Mutant("no KL", kl.k1, kl_times(0), "T1 tabular"),
     Mutant("score at the last column", kl.shape_rewards, score_at_last_column, "T1 tabular"),
-    Mutant("score one step after EOS", experience.last_index, score_one_step_later, "T1 tabular"),
+    Mutant("score one step after EOS", sequences.last_index, score_one_step_later, "T1 tabular"),
     Mutant("score on every token", kl.shape_rewards, score_on_every_token, "T1 tabular"),
-    Mutant("missing-EOS penalty for those that ended", kl.penalise_missing_eos, penalise_wrong_rows, "T1 tabular"),
+    Mutant("missing-EOS penalty for those that ended", rewards.penalise_missing_eos, penalise_wrong_rows, "T1 tabular"),
     Mutant("rewards whitened, mean kept", kl.shape_rewards, whitened_rewards(shift=False), "T1 tabular"),
     Mutant("rewards whitened and shifted", kl.shape_rewards, whitened_rewards(shift=True), "T1 tabular"),
     Mutant("gamma .8", advantages.gae, gae_with(gamma=0.8), "T1 tabular"),
@@ -269,10 +270,10 @@ MUTANTS = [
     Mutant("no value clip", loss.value_loss, no_value_clip, "T4 clip tables"),
     Mutant("value clipped around the return", loss.value_loss, value_clip_around_the_return, "T4 clip tables"),
     Mutant("value off by one", model.completion_values, one_column_further, "T1 trainer"),
-    Mutant("sampled at .7, scored at 1", model.completion_logprobs, temperature_1, "T7 sampler"),
+    Mutant("sampled at .7, scored at 1", logprobs.completion_logprobs, temperature_1, "T7 sampler"),
     Mutant("score of the token before the last", scoring.batch_scores, one_token_before_the_last, "T1 trainer"),
     Mutant("padding multiplied by 0", unpadded.hidden_states_at, multiplied_by_the_mask, "T5 poison"),
     Mutant("results in the order of reading", rollout._put_back, left_in_reading_order, "T1 trainer"),
-    Mutant("left padding without position ids", microbatch.pad, padding_attended, "T6 loop"),
+    Mutant("left padding without position ids", sequences.pad, padding_attended, "T6 loop"),
     Mutant("dropout in the update", model.disable_dropout, dropout_until_training, "T7 nothing moves"),
 ]

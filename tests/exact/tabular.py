@@ -10,9 +10,10 @@ import itertools
 import torch
 from torch import Tensor
 
+from chatpipe.data.sequences import Sequences, flat_index
 from chatpipe.ppo.advantages import on_one_rank
 from chatpipe.ppo.config import PPOConfig
-from chatpipe.ppo.experience import Experience, Sequences, flat_index
+from chatpipe.ppo.experience import Experience
 from chatpipe.ppo.rollout import Scores, with_advantages
 
 VOCABULARY, EOS, LONGEST = 4, 3, 3

@@ -18,9 +18,9 @@ from torch import nn
 from transformers import GPT2Config, GPT2ForSequenceClassification, GPT2LMHeadModel
 
 from chatpipe.data.padding import length_sorted
+from chatpipe.data.sequences import flat_index
 from chatpipe.generation import Completion, generate
 from chatpipe.ppo.config import PPOConfig
-from chatpipe.ppo.experience import flat_index
 from chatpipe.ppo.loss import ppo_loss
 from chatpipe.ppo.trainer import PPOTrainer
 

@@ -4,7 +4,7 @@ import pytest
 import tabular
 import torch
 
-from chatpipe.ppo.experience import flat_index
+from chatpipe.data.sequences import flat_index
 from chatpipe.ppo.loss import ppo_loss
 
 ITERATIONS, ROLLOUT, EPOCHS, MINIBATCHES = 100, 3 * 512, 4, 2

@@ -4,8 +4,8 @@ import pytest
 import tabular
 import torch
 
+from chatpipe.data.sequences import Sequences
 from chatpipe.ppo.advantages import gae, whiten
-from chatpipe.ppo.experience import Sequences
 from chatpipe.ppo.rollout import Scores, with_advantages
 
 

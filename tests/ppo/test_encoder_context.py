@@ -12,8 +12,8 @@ from transformers import (
 )
 
 from chatpipe.errors import UsageError
-from chatpipe.ppo.rewards import Rewards
 from chatpipe.reward.reward_model import longest_sequence
+from chatpipe.reward.rewards import Rewards
 from chatpipe.reward.scoring import score_sequences
 from chatpipe.stages.ppo import Prepared
 

@@ -7,8 +7,8 @@ import pytest
 import tiny
 import torch
 
+from chatpipe.data.sequences import last_index
 from chatpipe.errors import UsageError
-from chatpipe.ppo.experience import last_index
 from chatpipe.ppo.kl import adapted_coefficient, loss_estimate, penalise_missing_eos
 
 

@@ -1,8 +1,7 @@
 import pytest
 import torch
 
-from chatpipe.ppo.experience import Sequences, flat_index
-from chatpipe.ppo.microbatch import pad
+from chatpipe.data.sequences import Sequences, flat_index, pad
 
 # EOS is 1; the second prompt has one in its middle; the policy sampled 0, which is also the padding, in the third
 PROMPTS = [[5, 6], [7, 1, 8, 9], [4]]

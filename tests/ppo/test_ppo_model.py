@@ -5,16 +5,17 @@ import tiny
 import torch
 from transformers import BertConfig, BertForSequenceClassification
 
+from chatpipe.data.sequences import pad
+from chatpipe.models import logprobs
 from chatpipe.ppo import model
-from chatpipe.ppo.microbatch import pad
 
 
 def read(ppo, batch):
     """Log-probs, entropies and the gradient of the policy."""
     ppo.model.zero_grad()
-    logprobs, entropy = model.completion_logprobs(ppo.model.policy, batch, 0.7)
-    (logprobs * torch.arange(len(logprobs))).sum().backward()
-    return logprobs, entropy, torch.cat([parameter.grad.flatten() for parameter in ppo.model.policy.parameters()])
+    log_pi, entropy = logprobs.completion_logprobs(ppo.model.policy, batch, 0.7)
+    (log_pi * torch.arange(len(log_pi))).sum().backward()
+    return log_pi, entropy, torch.cat([parameter.grad.flatten() for parameter in ppo.model.policy.parameters()])
 
 
 def test_the_output_head_in_parts_gives_what_it_gives_at_once(tmp_path, monkeypatch):
@@ -23,13 +24,13 @@ def test_the_output_head_in_parts_gives_what_it_gives_at_once(tmp_path, monkeypa
     at_once = read(ppo, batch)
     seen = []
     ppo.model.policy.lm_head.register_forward_hook(lambda _, __, logits: seen.append(logits.numel()))
-    monkeypatch.setattr(model, "MAX_LOGITS", 5 * tiny.VOCABULARY)
+    monkeypatch.setitem(logprobs.MAX_LOGITS, "cpu", 5 * tiny.VOCABULARY)
     for one, other in zip(read(ppo, batch), at_once, strict=True):
         assert torch.allclose(one, other, rtol=0, atol=1e-10)
     parts = -(-len(batch.rows) // 5)
     assert parts > 2
     assert len(seen) == 2 * parts  # each again in the backward pass
-    assert max(seen) <= model.MULTIPLE * tiny.VOCABULARY
+    assert max(seen) <= logprobs.MULTIPLE * tiny.VOCABULARY
 
 
 def test_the_share_of_padding_is_logged(tmp_path):
@@ -38,7 +39,7 @@ def test_the_share_of_padding_is_logged(tmp_path):
     ppo.make_experience = lambda: made.append(make()) or made[-1]
     ppo.train()
     [line], tokens = tiny.logged_iterations(ppo), len(made[0].sequences.ids)
-    filled_up = -(-tokens // model.MULTIPLE) * model.MULTIPLE
+    filled_up = -(-tokens // logprobs.MULTIPLE) * logprobs.MULTIPLE
     assert filled_up > tokens
     assert line["perf/padding"] == pytest.approx(1 - tokens / filled_up)
 

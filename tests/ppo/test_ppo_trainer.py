@@ -5,9 +5,10 @@ import tiny
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM, TrainerCallback
 
+from chatpipe.data.sequences import pad
 from chatpipe.errors import UsageError
-from chatpipe.ppo.microbatch import pad
-from chatpipe.ppo.model import check_output_head, disable_dropout
+from chatpipe.models.logprobs import check_output_head
+from chatpipe.ppo.model import disable_dropout
 from chatpipe.ppo.rollout import prompt_numbers
 from chatpipe.reward.scoring import batch_scores
 from chatpipe.training.resume import newest_resume_point

@@ -8,7 +8,8 @@ import pytest
 import torch
 import two_ranks
 
-from chatpipe.ppo.experience import Experience, Sequences
+from chatpipe.data.sequences import Sequences
+from chatpipe.ppo.experience import Experience
 
 
 @pytest.fixture(scope="module")

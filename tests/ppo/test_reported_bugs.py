@@ -37,10 +37,9 @@ import tiny
 import torch
 from mutation import replaced
 
+from chatpipe.data.sequences import Sequences, pad
 from chatpipe.generation import SamplingParams, generate
-from chatpipe.ppo.experience import Sequences
-from chatpipe.ppo.microbatch import pad
-from chatpipe.ppo.model import completion_logprobs
+from chatpipe.models.logprobs import completion_logprobs
 
 
 def weights(ppo):

@@ -12,8 +12,8 @@ from tokenizers.pre_tokenizers import WhitespaceSplit
 
 from chatpipe.errors import TrainingError, UsageError
 from chatpipe.ppo.prompts import Prompt, read_prompts
-from chatpipe.ppo.rewards import CheckedFunction, Rewards, name_of
 from chatpipe.reward.functions import load_function
+from chatpipe.reward.rewards import CheckedFunction, Rewards, name_of
 
 
 def long_ones(prompts, completions):
@@ -99,7 +99,7 @@ def test_an_object_that_is_called_is_a_function_too_and_asks_like_one():
             return [float(did_end) for did_end in ended]
 
     rewards = Rewards.of(None, Finished(), None, None)
-    assert rewards.judge(torch.zeros(2, 0), ["a", "b"], ["c", "d"], [True, False])[0].tolist() == [1.0, 0.0]
+    assert rewards.score(torch.zeros(2, 0), ["a", "b"], ["c", "d"], [True, False])[0].tolist() == [1.0, 0.0]
     assert rewards.names() == ["rewards/Finished"]
 
 
@@ -150,14 +150,14 @@ def test_functions_that_do_not_return_a_number_for_each_are_named_before_the_fir
 @pytest.mark.parametrize("kind", [torch.tensor, np.float32, lambda value: torch.tensor(value).unbind()])
 def test_functions_may_return_tensors_and_arrays(kind):
     rewards = Rewards.of(None, lambda prompts, completions: kind([0.5, -1.0]), None, None)
-    total, _ = rewards.judge(torch.zeros(2, 0), ["a", "b"], ["c", "d"], [True, False])
+    total, _ = rewards.score(torch.zeros(2, 0), ["a", "b"], ["c", "d"], [True, False])
     assert total.tolist() == [0.5, -1.0]
 
 
 def test_a_reward_model_that_gives_nan_ends_training():
     rewards = Rewards.of(tiny.random_reward_model(), None, None, None)
     with pytest.raises(TrainingError, match="reward model gives NaN"):
-        rewards.judge(torch.tensor([[1.0], [math.nan]]), ["a", "b"], ["c", "d"], [True, False])
+        rewards.score(torch.tensor([[1.0], [math.nan]]), ["a", "b"], ["c", "d"], [True, False])
 
 
 def test_weights_must_fit():

@@ -29,7 +29,7 @@ def test_the_gold_rater_of_training_agrees_with_the_one_that_judges(answered):
     _, _, rewards, prompts, judged = answered
     columns = torch.zeros(len(prompts), 1)
     texts, ended = ([getattr(answer, name) for answer in judged.answers] for name in ("text", "ended"))
-    _, named = rewards.judge(columns, prompts, texts, ended)
+    _, named = rewards.score(columns, prompts, texts, ended)
     assert named["objective/oracle"].tolist() == pytest.approx([rating.score for rating in judged.ratings])
 
 

@@ -8,11 +8,10 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from chatpipe.checks.gate import Finding
+from chatpipe.data.sequences import Sequences, pad
 from chatpipe.generation import SamplingParams, generate
+from chatpipe.models.logprobs import completion_logprobs
 from chatpipe.ppo.alarms import RATIO_TOLERANCE, RATIO_TOLERANCE_BF16
-from chatpipe.ppo.experience import Sequences
-from chatpipe.ppo.microbatch import pad
-from chatpipe.ppo.model import completion_logprobs
 
 Context = Callable[[], AbstractContextManager[object]]
 

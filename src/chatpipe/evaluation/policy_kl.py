@@ -6,10 +6,9 @@ import torch
 from transformers import PreTrainedModel
 
 from chatpipe.data.padding import length_sorted
+from chatpipe.data.sequences import Sequences, pad
 from chatpipe.generation import SamplingParams, generate
-from chatpipe.ppo.experience import Sequences
-from chatpipe.ppo.microbatch import pad
-from chatpipe.ppo.model import completion_logprobs
+from chatpipe.models.logprobs import completion_logprobs
 
 
 @torch.no_grad()

@@ -1,10 +1,10 @@
-"""The kinds of attention that a model has, and evaluation mode."""
+"""Parts of a model: its body, the kinds of attention that its layers have, and their evaluation mode."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
 
 from torch import nn
-from transformers import PreTrainedConfig
+from transformers import PreTrainedConfig, PreTrainedModel
 
 
 def layer_types(config: PreTrainedConfig) -> set[str]:
@@ -23,3 +23,8 @@ def evaluation_mode(model: nn.Module) -> Iterator[None]:
     finally:
         for module in in_training:
             module.training = True
+
+
+def body_of(model: PreTrainedModel) -> nn.Module:
+    """The transformer below a model's head."""
+    return getattr(model, model.base_model_prefix)

@@ -8,14 +8,10 @@ another optimum (arXiv 2510.01555); k2 and k3 can be added to the loss instead (
 
 from typing import Literal
 
-import torch
 from torch import Tensor
 
-from chatpipe.ppo.experience import last_index
-
-MissingEos = Literal["subtract", "replace"]
-"""What the penalty does to the score of a completion without EOS: it is taken off (trl), or stands in its place with a
-minus sign (lm-human-preferences, N+ implementation details)."""
+from chatpipe.data.sequences import last_index
+from chatpipe.reward.rewards import MissingEos, penalise_missing_eos
 
 MAX_CHANGE = 0.2
 """How far off its target the KL counts at most when the coefficient is adapted, as a share of the target."""
@@ -51,17 +47,6 @@ def adapted_coefficient(kl_coef: float, kl: float, target: float, episodes: int,
     """
     error = min(max(kl / target - 1, -MAX_CHANGE), MAX_CHANGE)
     return kl_coef * (1 + error * episodes / horizon)
-
-
-def penalise_missing_eos(scores: Tensor, ended: Tensor, penalty: float | None, how: MissingEos = "subtract") -> Tensor:
-    """The scores [n], where the completion did not end with EOS (ended [n] is False) made worse by `penalty`.
-
-    `how` says whether it is subtracted from the score or replaces it (by -penalty). None is no penalty.
-    """
-    if penalty is None:
-        return scores
-    penalised = scores - penalty if how == "subtract" else torch.full_like(scores, -penalty)
-    return torch.where(ended, scores, penalised)
 
 
 def shape_rewards(

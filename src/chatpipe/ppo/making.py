@@ -10,15 +10,16 @@ from accelerate import Accelerator
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from chatpipe.data.chat_template import decode_answer
+from chatpipe.data.sequences import Sequences
 from chatpipe.generation import SamplingParams, generate
 from chatpipe.ppo.advantages import SumOverRanks
 from chatpipe.ppo.config import PPOConfig
-from chatpipe.ppo.experience import Experience, Sequences
+from chatpipe.ppo.experience import Experience
 from chatpipe.ppo.metrics import Metrics, experience_metrics
 from chatpipe.ppo.model import PolicyAndValueModel
-from chatpipe.ppo.prompts import Content, Prompt
-from chatpipe.ppo.rewards import Rewards
+from chatpipe.ppo.prompts import Prompt
 from chatpipe.ppo.rollout import score, with_advantages
+from chatpipe.reward.rewards import Content, Rewards
 from chatpipe.training.lora import Adapter
 
 
@@ -53,7 +54,7 @@ class ExperienceMaker:
                 self.args.device,
                 as_reference=nullcontext if self.adapter is None or self.ref_model is not None else self.adapter.off,
             )
-        total, judged = self.rewards.judge(scores.scores, *self._texts(prompts, sequences), sequences.ended.tolist())
+        total, judged = self.rewards.score(scores.scores, *self._texts(prompts, sequences), sequences.ended.tolist())
         scores = scores._replace(scores=total)
         experience, advantages = with_advantages(sequences, scores, self.args, self.sum_over_ranks, kl_coef=kl_coef)
         metrics = experience_metrics(

@@ -11,8 +11,9 @@ from torch import Tensor
 
 from chatpipe.ppo.advantages import SumOverRanks
 from chatpipe.ppo.experience import Experience
-from chatpipe.ppo.kl import MissingEos, k1, penalise_missing_eos
+from chatpipe.ppo.kl import k1
 from chatpipe.ppo.loss import Statistics
+from chatpipe.reward.rewards import MissingEos, penalise_missing_eos
 
 Metrics = dict[str, float]
 

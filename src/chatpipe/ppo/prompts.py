@@ -8,9 +8,7 @@ from transformers import PreTrainedTokenizerBase
 
 from chatpipe.data.chat_template import Message, encode_prompt
 from chatpipe.errors import UsageError
-
-Content = str | list[Message]
-"""A prompt as a person wrote it: text, or the messages of a conversation."""
+from chatpipe.reward.rewards import Content
 
 
 @dataclass(frozen=True)

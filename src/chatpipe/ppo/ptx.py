@@ -10,10 +10,9 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from chatpipe.data.sequences import Sequences, pad
 from chatpipe.errors import UsageError
-from chatpipe.ppo.experience import Sequences
-from chatpipe.ppo.microbatch import pad
-from chatpipe.ppo.model import completion_logprobs
+from chatpipe.models.logprobs import completion_logprobs
 
 
 def text_loss(policy: PreTrainedModel, rows: Sequence[Sequence[int]], device: torch.device) -> Tensor:

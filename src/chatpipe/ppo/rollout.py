@@ -10,12 +10,13 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from chatpipe.data.sequences import Sequences, flat_index, pad
+from chatpipe.models.logprobs import completion_logprobs
 from chatpipe.ppo.advantages import SumOverRanks, gae, whiten
 from chatpipe.ppo.config import PPOConfig
-from chatpipe.ppo.experience import Experience, Sequences, flat_index
+from chatpipe.ppo.experience import Experience
 from chatpipe.ppo.kl import k1, shape_rewards
-from chatpipe.ppo.microbatch import pad
-from chatpipe.ppo.model import PolicyAndValueModel, completion_logprobs, micro_batch_rows
+from chatpipe.ppo.model import PolicyAndValueModel, micro_batch_rows
 from chatpipe.reward.scoring import batch_scores
 
 

@@ -21,6 +21,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainerCallba
 
 from chatpipe import console
 from chatpipe.errors import UsageError
+from chatpipe.models.logprobs import check_output_head
 from chatpipe.models.pretrained import fuse_gelu
 from chatpipe.ppo.alarms import alarms
 from chatpipe.ppo.checks import check_models, check_precision, check_prompts, check_stop_token, check_tokenizers
@@ -30,12 +31,12 @@ from chatpipe.ppo.kl import adapted_coefficient
 from chatpipe.ppo.loader import ExperienceLoader
 from chatpipe.ppo.making import ExperienceMaker
 from chatpipe.ppo.metrics import Metrics, UpdateStatistics
-from chatpipe.ppo.model import PolicyAndValueModel, check_output_head, disable_dropout
+from chatpipe.ppo.model import PolicyAndValueModel, disable_dropout
 from chatpipe.ppo.prompts import Prompt, read_prompts
-from chatpipe.ppo.rewards import RewardFunction, Rewards
 from chatpipe.ppo.rollout import Stream, prompt_numbers, seed_of
 from chatpipe.ppo.update import PPOUpdate
 from chatpipe.ppo.value_model import new_value_model
+from chatpipe.reward.rewards import RewardFunction, Rewards
 from chatpipe.training.lora import Adapter, check_no_adapter
 from chatpipe.training.nonfinite import SkipNonFinite
 from chatpipe.training.resume import ResumePoints
@@ -48,7 +49,7 @@ class PPOTrainer(PPOUpdate, ResumePoints, SkipNonFinite):
 
     model: a causal language model. ref_model: default a frozen copy of it; with `peft_config` the model without its
     adapter. reward_model: a sequence classification model with one label, or several; reward_funcs: functions as in
-    `chatpipe.ppo.rewards`. oracle_reward: a reward model or function that judges too, and is never trained on.
+    `chatpipe.reward.rewards`. oracle_reward: a reward model or function that judges too, and is never trained on.
     value_model: default as `args.value_model` says. train_dataset: rows as in `chatpipe.ppo.prompts`;
     train_prompts: token ids of prompts. eval_dataset: prompts that `evaluate` completes. ptx_dataset: rows with
     `input_ids` for `args.ptx_coef`. processing_class: the tokenizer.

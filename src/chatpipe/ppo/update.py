@@ -7,11 +7,11 @@ import torch
 from torch import Tensor, nn
 from transformers import Trainer
 
+from chatpipe.data.sequences import pad
 from chatpipe.ppo.config import PPOConfig
 from chatpipe.ppo.experience import Experience
 from chatpipe.ppo.loss import Statistics, ppo_loss
 from chatpipe.ppo.metrics import UpdateStatistics, add_statistics
-from chatpipe.ppo.microbatch import pad
 from chatpipe.ppo.model import PolicyAndValueModel, micro_batch_rows
 from chatpipe.ppo.ptx import row_of, text_loss
 from chatpipe.ppo.rollout import Stream, prompt_numbers

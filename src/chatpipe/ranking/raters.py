@@ -159,8 +159,8 @@ def _oracle_rater(world: WorldSource, seed: int, temperature: float) -> Rater:
 
 def _function_scorer(name: str, key: str) -> Scorer:
     """A function as `ppo.reward` takes them: it is held to one finite number for each response, by its name."""
-    from chatpipe.ppo.rewards import CheckedFunction
     from chatpipe.reward.functions import load_function
+    from chatpipe.reward.rewards import CheckedFunction
 
     function = CheckedFunction(load_function(name, key))
 

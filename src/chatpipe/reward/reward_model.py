@@ -59,11 +59,6 @@ def longest_of_config(config: PretrainedConfig, tokenizer: PreTrainedTokenizerBa
     return tokenizer.model_max_length if positions is None else min(positions, tokenizer.model_max_length)
 
 
-def body_of(model: PreTrainedModel) -> nn.Module:
-    """The transformer below a model's head."""
-    return getattr(model, model.base_model_prefix)
-
-
 def reads_left_to_right(model: PreTrainedModel) -> bool:
     """Whether a sequence classification model is a decoder, whose `score` head gives a number at each position.
 

@@ -18,10 +18,10 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel, Trainer, TrainingArguments
 
+from chatpipe.models.layers import body_of
 from chatpipe.models.unpadded import reads_unpadded
 from chatpipe.reward.ranking_batches import EncodedRanking, RankingCollator
 from chatpipe.reward.ranking_loss import comparable_pairs, pair_margins, ranking_loss
-from chatpipe.reward.reward_model import body_of
 from chatpipe.reward.scoring import ScoringModel
 from chatpipe.training.adapter import TrainsAdapter
 from chatpipe.training.lora import Adapter

@@ -18,9 +18,9 @@ from transformers import PreTrainedModel
 
 from chatpipe.data.padding import equal_tokens, length_sorted, pad_right
 from chatpipe.errors import TrainingError
-from chatpipe.models.layers import evaluation_mode
+from chatpipe.models.layers import body_of, evaluation_mode
 from chatpipe.models.unpadded import Rows, hidden_states_at, reads_unpadded
-from chatpipe.reward.reward_model import body_of, head_scores, reads_left_to_right, reward_offset, score_head
+from chatpipe.reward.reward_model import head_scores, reads_left_to_right, reward_offset, score_head
 
 PADDING_ID = 0
 """Any token would do: the attention mask hides it."""

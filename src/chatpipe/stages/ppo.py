@@ -21,9 +21,9 @@ from chatpipe.generation import SamplingParams
 from chatpipe.generation.engine import context_length
 from chatpipe.models.pretrained import load_causal_model, load_tokenizer
 from chatpipe.ppo.config import PPOConfig
-from chatpipe.ppo.rewards import Rewards
 from chatpipe.ppo.trainer import PPOTrainer
 from chatpipe.reward.reward_model import longest_sequence
+from chatpipe.reward.rewards import Rewards
 from chatpipe.stages.arguments import stage_arguments
 from chatpipe.stages.example import answer_example
 from chatpipe.stages.judging import judge, judged_prompts
@@ -119,7 +119,7 @@ def new_trainer(step: Step, prepared: Prepared) -> PPOTrainer:
         ref_model=prepared.reference,
         reward_model=prepared.rewards.models,
         reward_funcs=prepared.rewards.functions,
-        oracle_reward=prepared.rewards.gold,
+        oracle_reward=prepared.rewards.oracle,
         train_dataset=[{"prompt": prompt} for prompt in _fitting(step, tokenizer, prepared.prompts.train, context)],
         ptx_dataset=_text(step, tokenizer, context) if section.ptx_coef else None,
         peft_config=lora_config(**section.lora.model_dump()) if section.lora else None,

@@ -12,10 +12,9 @@ from chatpipe.errors import UsageError
 from chatpipe.evaluation.answers import Answer
 from chatpipe.evaluation.compare import mean_change, win_rate
 from chatpipe.models.pretrained import load_reward_model, load_tokenizer
-from chatpipe.ppo.kl import penalise_missing_eos
-from chatpipe.ppo.rewards import RewardFunction, Rewards
 from chatpipe.reward.functions import load_function
 from chatpipe.reward.reward_model import longest_sequence
+from chatpipe.reward.rewards import RewardFunction, Rewards, penalise_missing_eos
 from chatpipe.reward.scoring import score_sequences
 from chatpipe.stages.step import Step
 
@@ -89,7 +88,7 @@ def reward_scores(
     ]
     of_models = torch.stack(columns, 1) if columns else torch.empty(len(read), 0)
     ended = [answer.ended for answer in answers]
-    total, named = rewards.judge(of_models, list(prompts), [answer.text for answer in answers], ended)
+    total, named = rewards.score(of_models, list(prompts), [answer.text for answer in answers], ended)
     total = penalise_missing_eos(total, torch.tensor(ended), section.missing_eos_penalty, section.missing_eos)
     judge = {} if section.oracle_reward_model is None else {"judge": named["objective/oracle"].tolist()}
     return {"reward": total.tolist(), **judge}

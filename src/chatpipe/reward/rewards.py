@@ -1,4 +1,4 @@
-"""What completions are worth: a weighted sum of what reward models and Python functions say of them.
+"""The reward of a completion: a weighted sum of what reward models and Python functions give it.
 
 def short(prompts, completions):
     return [-len(text) / 100 for text in completions]
@@ -14,53 +14,72 @@ import math
 import reprlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from chatpipe.data.chat_template import Message
 from chatpipe.errors import TrainingError, UsageError
-from chatpipe.ppo.prompts import Content
+
+Content = str | list[Message]
+"""A prompt as a person wrote it: text, or the messages of a conversation."""
+
+RewardFunction = Callable[..., Any]
+"""Called with the keywords `prompts` and `completions`; returns a number for each completion.
+
+A prompt is what the dataset holds, text or messages (for a row of `input_ids` alone, their decoded text); a completion
+is text without special tokens. A function with a parameter `ended` also gets a list of bools: whether each completion
+ended with EOS; else it was cut off, which its text does not show.
+"""
+
+MissingEos = Literal["subtract", "replace"]
+"""How the score of a completion without EOS is penalised: the penalty is subtracted from it (TRL), or minus the penalty
+replaces it (lm-human-preferences, N+ implementation details)."""
 
 LARGEST = torch.finfo(torch.float32).max
 
-RewardFunction = Callable[..., Any]
-"""Called with prompts and completions by name (`prompts=`, `completions=`); returns a number for each completion.
 
-A prompt is what stands in the dataset, text or messages (of `input_ids` alone their decoded text); a completion is text
-without special tokens. A function with a parameter `ended` gets that too: for each completion whether it ended with
-EOS; else it was cut off, which its text does not show.
-"""
+def penalise_missing_eos(scores: Tensor, ended: Tensor, penalty: float | None, how: MissingEos = "subtract") -> Tensor:
+    """The scores [n], with `penalty` applied where the completion did not end with EOS (ended [n] is False).
+
+    A penalty of None changes nothing.
+    """
+    if penalty is None:
+        return scores
+    penalised = scores - penalty if how == "subtract" else torch.full_like(scores, -penalty)
+    return torch.where(ended, scores, penalised)
 
 
 class CheckedFunction:
-    """A reward function as it is called: told what it has parameters for, and held to one finite number for each."""
+    """A reward function that must return one finite number for each completion."""
 
     def __init__(self, function: RewardFunction) -> None:
         self.__name__ = name_of(function)
         self._function = function
-        self._is_told_ended = "ended" in inspect.signature(function).parameters
+        self._takes_ended = "ended" in inspect.signature(function).parameters
 
     def __call__(self, prompts: list[Content], completions: list[str], ended: list[bool]) -> Tensor:
-        """What the function says of each completion, [n] float32.
+        """The function's number for each completion, [n] float32.
 
-        Raises UsageError naming it where that is not one finite number for each.
+        Raises UsageError with the function's name where they are not one finite number for each.
         """
-        told = {"ended": ended} if self._is_told_ended else {}
-        said = _plain(self._function(prompts=prompts, completions=completions, **told))
-        if not isinstance(said, (list, tuple)):
+        more = {"ended": ended} if self._takes_ended else {}
+        returned = _plain(self._function(prompts=prompts, completions=completions, **more))
+        if not isinstance(returned, (list, tuple)):
             raise UsageError(
-                f"The reward function {self.__name__} returned {type(said).__name__}, not a list.",
+                f"The reward function {self.__name__} returned {type(returned).__name__}, not a list.",
                 "It must return a list of one number for each completion, in their order.",
             )
-        said = [_plain(value) for value in said]
-        if len(said) != len(completions):
+        values = [_plain(value) for value in returned]
+        if len(values) != len(completions):
             raise UsageError(
-                f"The reward function {self.__name__} returned {len(said)} numbers for {len(completions)} completions.",
+                f"The reward function {self.__name__} returned {len(values)} numbers for {len(completions)} "
+                "completions.",
                 "It must return one for each, in their order.",
             )
-        for number, value in enumerate(said):
+        for number, value in enumerate(values):
             if not isinstance(value, (int, float)) or not abs(value) <= LARGEST:
                 raise UsageError(
                     f"The reward function {self.__name__} returned {reprlib.repr(value)} for the completion "
@@ -68,17 +87,17 @@ class CheckedFunction:
                     "It must return a finite number (of float32) for every completion; give one without an answer a "
                     "low score.",
                 )
-        return torch.tensor([float(value) for value in said])
+        return torch.tensor([float(value) for value in values])
 
 
 @dataclass
 class Rewards:
-    """Reward models and functions with their weights (models first), and a judge that is never trained on, if any."""
+    """Reward models and functions with their weights (models first), and an oracle that is not trained on, if any."""
 
     models: list[PreTrainedModel]
     functions: list[CheckedFunction]
     weights: list[float]
-    gold: PreTrainedModel | CheckedFunction | None = None
+    oracle: PreTrainedModel | CheckedFunction | None = None
 
     @classmethod
     def of(
@@ -86,9 +105,9 @@ class Rewards:
         reward_model: PreTrainedModel | Sequence[PreTrainedModel] | None,
         reward_funcs: RewardFunction | Sequence[RewardFunction] | None,
         weights: Sequence[float] | None,
-        gold: PreTrainedModel | RewardFunction | None = None,
+        oracle: PreTrainedModel | RewardFunction | None = None,
     ) -> "Rewards":
-        """Raises UsageError where there is no reward, or another number of weights."""
+        """Rewards from the arguments of PPOTrainer. Raises UsageError for no reward, or another number of weights."""
         models = _as_list(reward_model)
         functions = [CheckedFunction(function) for function in _as_list(reward_funcs)]
         count = len(models) + len(functions)
@@ -101,26 +120,28 @@ class Rewards:
                 f"({len(models)} models, {len(functions)} functions).",
                 "Give one number for each, models first.",
             )
-        judge = gold if gold is None or isinstance(gold, nn.Module) else CheckedFunction(gold)
-        return cls(models, functions, weights, judge)
+        if oracle is not None and not isinstance(oracle, nn.Module):
+            oracle = CheckedFunction(oracle)
+        return cls(models, functions, weights, oracle)
 
     @property
     def all_models(self) -> list[PreTrainedModel]:
-        """The models to read with, in the order of the columns of `judge`'s argument."""
-        return [*self.models, self.gold] if isinstance(self.gold, nn.Module) else self.models
+        """The reward models, then the oracle where it is a model: the columns of `score`'s first argument."""
+        return [*self.models, self.oracle] if isinstance(self.oracle, nn.Module) else self.models
 
     @property
     def read_text(self) -> bool:
-        """Whether texts are needed, for functions."""
-        return bool(self.functions) or isinstance(self.gold, CheckedFunction)
+        """Whether some source is a function, which reads text."""
+        return bool(self.functions) or isinstance(self.oracle, CheckedFunction)
 
-    def judge(
+    def score(
         self, model_scores: Tensor, prompts: list[Content], completions: list[str], ended: list[bool]
     ) -> tuple[Tensor, dict[str, Tensor]]:
-        """The reward [n] of each completion, and by metric name what each source says of it, [n].
+        """The reward of each completion [n], before the missing-EOS penalty, and each source's own scores [n] by name.
 
-        model_scores: [n, m], of `all_models`. ended: whether each completion did, for functions; the missing-EOS
-        penalty comes later. The single source of a run is not named, it is `objective/scores_raw`.
+        model_scores: [n, m], by `all_models`. prompts and completions: texts for the functions, empty where
+        `read_text` is False. Names are those of metrics: `rewards/NAME` where there are several sources, and
+        `objective/oracle`. Raises TrainingError for a score that is not finite.
         """
         count = len(self.models)
         if not model_scores.isfinite().all():
@@ -130,13 +151,12 @@ class Rewards:
             )
         called = [function(prompts, completions, ended).to(model_scores.dtype) for function in self.functions]
         columns = [*model_scores[:, :count].unbind(1), *called]
-        total = sum(weight * column for weight, column in zip(self.weights, columns, strict=True))
+        total = torch.stack([weight * column for weight, column in zip(self.weights, columns, strict=True)]).sum(0)
         named = dict(zip(self.names(), columns, strict=True)) if len(columns) > 1 else {}
-        if isinstance(self.gold, CheckedFunction):
-            named["objective/oracle"] = self.gold(prompts, completions, ended)
-        elif self.gold is not None:
+        if isinstance(self.oracle, CheckedFunction):
+            named["objective/oracle"] = self.oracle(prompts, completions, ended)
+        elif self.oracle is not None:
             named["objective/oracle"] = model_scores[:, count]
-        assert isinstance(total, Tensor)
         return total, named
 
     def names(self) -> list[str]:
@@ -148,14 +168,14 @@ class Rewards:
         return [f"rewards/{name}" for name in numbered]
 
 
+def name_of(function: RewardFunction) -> str:
+    """The name of a reward function in metrics and messages."""
+    return getattr(function, "__name__", type(function).__name__)
+
+
 def _plain(value: Any) -> Any:
     """A tensor or numpy value as Python's own."""
     return value.tolist() if hasattr(value, "tolist") else value
-
-
-def name_of(function: RewardFunction) -> str:
-    """What a reward function is called in metrics and messages."""
-    return getattr(function, "__name__", type(function).__name__)
 
 
 def _as_list(value: Any) -> list[Any]:

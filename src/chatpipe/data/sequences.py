@@ -1,0 +1,122 @@
+"""Prompts and their completions as ragged rows, and the padded micro-batches that a model reads.
+
+Rows are ragged: the tokens of all sequences lie in one flat array, one sequence after another. Padding exists in a
+`MicroBatch` alone, so no pad id can be mistaken for EOS, there is no left or right, and no padded cell enters a sum.
+
+Below, n is the number of sequences and N the number of completion tokens of all of them. A completion is what the
+policy wrote, its EOS included where it wrote one.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from chatpipe.data.padding import pad_right
+
+PADDING_ID = 0
+"""Fills padded cells. No result depends on it."""
+
+
+@dataclass(frozen=True)
+class Sequences:
+    """Prompts and their completions.
+
+    ids: [total tokens] int64, prompt then completion of each sequence. lengths: [n] int64, tokens of each sequence.
+    prompt_lengths: [n] int64, at least 1. ended: [n] bool, whether the completion ends with EOS (else it was cut off).
+    """
+
+    ids: Tensor
+    lengths: Tensor
+    prompt_lengths: Tensor
+    ended: Tensor
+
+    @classmethod
+    def of(
+        cls, prompts: Sequence[Sequence[int]], completions: Sequence[Sequence[int]], ended: Sequence[bool]
+    ) -> "Sequences":
+        """Sequences from lists of token ids. Raises ValueError for an empty prompt or completion."""
+        rows = [[*prompt, *completion] for prompt, completion in zip(prompts, completions, strict=True)]
+        if not all(prompts) or not all(completions):
+            raise ValueError("a prompt or a completion has no tokens")
+        return cls(
+            ids=torch.tensor([token for row in rows for token in row]),
+            lengths=torch.tensor([len(row) for row in rows]),
+            prompt_lengths=torch.tensor([len(prompt) for prompt in prompts]),
+            ended=torch.tensor(list(ended), dtype=torch.bool),
+        )
+
+    def __len__(self) -> int:
+        return len(self.lengths)
+
+    @property
+    def completion_lengths(self) -> Tensor:
+        """Tokens of each completion: [n] int64."""
+        return self.lengths - self.prompt_lengths
+
+    def select(self, rows: Tensor) -> "Sequences":
+        """The sequences `rows` [m] (int64), in that order."""
+        return Sequences(
+            ids=self.ids[flat_index(self.lengths, rows)],
+            lengths=self.lengths[rows],
+            prompt_lengths=self.prompt_lengths[rows],
+            ended=self.ended[rows],
+        )
+
+    def completions(self) -> list[list[int]]:
+        """The token ids of each completion."""
+        rows = zip(self.ids.split(self.lengths.tolist()), self.prompt_lengths.tolist(), strict=True)
+        return [ids[start:].tolist() for ids, start in rows]
+
+
+def flat_index(lengths: Tensor, rows: Tensor) -> Tensor:
+    """The places of the items of `rows` [m] in a flat array whose rows have `lengths` [n]: [sum(lengths[rows])]."""
+    starts = lengths.cumsum(0) - lengths
+    picked = lengths[rows]
+    # An item's place in the result, less the place at which its row begins there, is its place within the row.
+    shift = starts[rows] - (picked.cumsum(0) - picked)
+    return torch.arange(int(picked.sum())) + shift.repeat_interleave(picked)
+
+
+def last_index(lengths: Tensor) -> Tensor:
+    """The place of each row's last item in a flat array whose rows have `lengths` [n] (none is 0): [n] int64."""
+    return lengths.cumsum(0) - 1
+
+
+class MicroBatch(NamedTuple):
+    """The inputs of one forward pass: b sequences, padded on the right to t tokens, with N completion tokens.
+
+    input_ids, attention_mask (1 = token, 0 = padding), position_ids: [b, t] int64. rows, columns: [N] int64, the cells
+    that predict the completion tokens, in their flat order. A causal model predicts token t at position t - 1, so what
+    belongs to the token at column c, its log-prob and its value, is read at column c - 1.
+    """
+
+    input_ids: Tensor
+    attention_mask: Tensor
+    position_ids: Tensor
+    rows: Tensor
+    columns: Tensor
+
+    def to(self, device: torch.device) -> "MicroBatch":
+        """The same on `device`."""
+        return MicroBatch(*upload(self, device))
+
+
+def pad(sequences: Sequences) -> MicroBatch:
+    """The micro-batch of `sequences`, on the CPU."""
+    input_ids, attention_mask = pad_right(sequences.ids.split(sequences.lengths.tolist()), PADDING_ID)
+    position_ids = torch.arange(input_ids.shape[1]).expand_as(input_ids)
+    is_completion = attention_mask.bool() & (position_ids >= sequences.prompt_lengths[:, None])
+    rows, columns = is_completion.nonzero(as_tuple=True)
+    return MicroBatch(input_ids, attention_mask, position_ids, rows, columns - 1)
+
+
+def upload(tensors: Sequence[Tensor], device: torch.device) -> list[Tensor]:
+    """`tensors` of one dtype on `device`. A GPU gets them in one copy that the host does not wait for."""
+    if device.type != "cuda":
+        return [tensor.to(device) for tensor in tensors]
+    flat = torch.cat([tensor.flatten() for tensor in tensors]).pin_memory().to(device, non_blocking=True)
+    parts = flat.split([tensor.numel() for tensor in tensors])
+    return [part.view(tensor.shape) for part, tensor in zip(parts, tensors, strict=True)]
