@@ -54,14 +54,6 @@ def test_a_block_is_its_own_label_since_the_model_shifts(stores):
     assert batch["input_ids"].shape == (2, 16)
 
 
-def test_bytes_per_token_are_of_the_text_as_often_as_it_is_read(stores):
-    """Without the ends of documents, which have no bytes."""
-    one, two = ([store.num_bytes, len(store) - store.documents] for store in stores)
-    assert TrainingText(stores[:1], [1.0], 8, seed=0).bytes_per_token == pytest.approx(one[0] / one[1])
-    mixed = TrainingText(stores, [1.0, 2.0], 8, seed=0).bytes_per_token
-    assert mixed == pytest.approx((one[0] + 2 * two[0]) / (one[1] + 2 * two[1]), rel=1e-3)
-
-
 def test_a_run_goes_on_into_the_next_epochs(stores):
     text = TrainingText(stores, [1.0, 0.5], 32, seed=0, samples=500)
     assert len(text) == 500

@@ -23,14 +23,3 @@ class Tokens(Dataset):
 
     def __getitem__(self, index: int) -> dict[str, torch.Tensor]:
         return {"input_ids": self.ids[index], "labels": self.labels[index]}
-
-
-class Ended(Tokens):
-    """Rows with ends of documents in them."""
-
-    END = 1
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.ids[::2, 5] = self.ids[1::3, 0] = self.ids[3, 7:11] = self.END
-        self.labels = self.ids

@@ -38,14 +38,6 @@ class TrainingText(Dataset[dict[str, Tensor]]):
         """How many samples there are."""
         return self.samples
 
-    @property
-    def bytes_per_token(self) -> float:
-        """UTF-8 bytes of the text for each of its tokens, as often as the run reads them; ends of documents aside."""
-        read = [share / len(store) for share, store in zip(self.order.shares, self.stores, strict=True)]
-        num_bytes = sum(share * store.num_bytes for share, store in zip(read, self.stores, strict=True))
-        tokens = sum(share * (len(store) - store.documents) for share, store in zip(read, self.stores, strict=True))
-        return num_bytes / tokens
-
     def __getitem__(self, sample: int) -> dict[str, Tensor]:
         """`input_ids` and `labels`, both (block_size,); the model shifts the labels by one itself."""
         source, block = self.order.at(sample)

@@ -1,9 +1,9 @@
-"""The tokenizer of a new model: byte-level BPE or characters, trained on its text."""
+"""The tokenizer of a new model, byte-level BPE or characters trained on its text; which tokens stand for no text."""
 
 from collections.abc import Iterable
 
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
-from transformers import PreTrainedTokenizerFast
+from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from chatpipe.data.chat_template import ROLE_TOKENS
 from chatpipe.errors import UsageError
@@ -64,3 +64,12 @@ def _with_special_tokens(backend: Tokenizer, model_max_length: int, **more: str)
         clean_up_tokenization_spaces=False,
         **more,
     )
+
+
+def tokens_without_text(tokenizer: PreTrainedTokenizerBase) -> tuple[int, ...]:
+    """The ids of special tokens, except the unknown token: it stands for text, which would otherwise look easy.
+
+    Where one token is both, as GPT-2's end of text, it stands for no text.
+    """
+    unknown = {tokenizer.unk_token_id} - {tokenizer.eos_token_id, tokenizer.bos_token_id}
+    return tuple(sorted(set(tokenizer.all_special_ids) - unknown))

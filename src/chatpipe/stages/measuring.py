@@ -11,8 +11,8 @@ from chatpipe.evaluation.language import held_out_loss
 from chatpipe.evaluation.masked import masked_score
 from chatpipe.generation import SamplingParams, generate
 from chatpipe.generation.engine import context_length
+from chatpipe.models.tokenizer_training import tokens_without_text
 from chatpipe.training.batches import measured_rows
-from chatpipe.training.text_bits import tokens_without_text
 
 SAMPLE_TOKENS, SAMPLE_TEMPERATURE = 32, 0.8
 PROMPT_WORDS = 4

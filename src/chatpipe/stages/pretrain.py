@@ -35,7 +35,6 @@ from chatpipe.stages.step_checks import check_context
 from chatpipe.training.pretrain_arguments import pretrain_arguments
 from chatpipe.training.pretrain_trainer import PretrainTrainer
 from chatpipe.training.run_trainer import run_trainer
-from chatpipe.training.text_bits import TextBits, tokens_without_text
 
 MAX_TRIGRAM_BYTES = 50_000_000
 """More text to count in hardly changes what the 3-gram model predicts."""
@@ -97,7 +96,6 @@ def run(step: Step) -> Outcome | None:
         muon=section.optimizer == "muon",
         masking=masking,
         measure=held_out.measure,
-        bits=None if masking else TextBits(tokens_without_text(tokenizer), train.bytes_per_token),
         data_collator=BlockCollator(tokenizer.eos_token_id if isolate else None),
         eval_dataset=[],  # `held_out` measures; Trainer wants to see one where it is to evaluate
         processing_class=tokenizer,

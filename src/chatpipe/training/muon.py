@@ -4,29 +4,21 @@ Muon (https://kellerjordan.github.io/posts/muon/) replaces the momentum of a mat
 orthogonal rows or columns. Scaled by 0.2 sqrt(max(rows, columns)), its steps are as large as AdamW's (arXiv 2502.16982,
 section 2.2), so both take the same learning rate and weight decay.
 
-torch.optim.Muon does the same in bfloat16 alone, which takes twelve times as long on CPUs that cannot multiply it, and
-one matrix at a time; `tests/training/test_muon.py` compares the two.
+Both are torch's. torch's Muon orthogonalises in bfloat16, which a CPU without instructions for it does slowly.
 """
 
 from collections.abc import Iterable
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 from transformers import PreTrainedModel
-
-from chatpipe.training.precision import multiplies_bf16
-
-NEWTON_SCHULZ = (3.4445, -4.7750, 2.0315)
-NEWTON_SCHULZ_STEPS = 5
-MOMENTUM = 0.95
 
 
 class MuonAdamW(torch.optim.Optimizer):
     """One optimizer over both kinds of parameter groups; those of Muon have `muon: True`.
 
-    The state of a parameter is `momentum_buffer`, or AdamW's. Groups and state are ordinary ones: schedules and resume
-    points treat them like any optimizer's.
+    Groups and state are ordinary ones: schedules and resume points treat them like any optimizer's.
     """
 
     def __init__(
@@ -38,59 +30,19 @@ class MuonAdamW(torch.optim.Optimizer):
         **adamw: Any,
     ) -> None:
         """`matrices` go to Muon, the groups `others` to AdamW, whose further arguments are `adamw`."""
-        muon_group = {"params": list(matrices), "weight_decay": weight_decay, "muon": True}
-        groups = [muon_group, *({**group, "muon": False} for group in others)]
-        self._adamw = torch.optim.AdamW([nn.Parameter(torch.empty(0))], lr=lr, **adamw)
-        super().__init__([group for group in groups if group["params"]], {**self._adamw.defaults, "lr": lr})
+        self._muon = torch.optim.Muon(matrices, lr=lr, weight_decay=weight_decay, adjust_lr_fn="match_rms_adamw")
+        self._adamw = torch.optim.AdamW([group for group in others if group["params"]], lr=lr, **adamw)
+        groups = [{**group, "muon": True} for group in self._muon.param_groups]
+        super().__init__([*groups, *({**group, "muon": False} for group in self._adamw.param_groups)], {"lr": lr})
 
     @torch.no_grad()
     def step(self, closure: Any = None) -> None:
         """One step over all parameters that have a gradient."""
-        for group in self.param_groups:
-            if group["muon"]:
-                self._step_muon(group)
-        # The state and the groups are this optimizer's own; AdamW only does its arithmetic on them.
-        self._adamw.state = self.state
-        self._adamw.param_groups = [group for group in self.param_groups if not group["muon"]]
-        self._adamw.step()
-
-    def _step_muon(self, group: dict[str, Any]) -> None:
-        of_shape: dict[torch.Size, list[nn.Parameter]] = {}
-        for parameter in group["params"]:
-            if parameter.grad is not None:
-                of_shape.setdefault(parameter.shape, []).append(parameter)
-        for shape, parameters in of_shape.items():
-            directions = torch.stack([self._momentum(parameter) for parameter in parameters])
-            updates = orthogonalise(directions)
-            rate = group["lr"] * 0.2 * max(shape) ** 0.5
-            for parameter, update in zip(parameters, updates, strict=True):
-                parameter.mul_(1 - group["lr"] * group["weight_decay"])
-                parameter.add_(update.to(parameter.dtype), alpha=-rate)
-
-    def _momentum(self, parameter: nn.Parameter) -> Tensor:
-        """Nesterov's: the gradient as it will be one step on."""
-        state = self.state[parameter]
-        if "momentum_buffer" not in state:
-            state["momentum_buffer"] = torch.zeros_like(parameter)
-        buffer = state["momentum_buffer"]
-        buffer.lerp_(parameter.grad, 1 - MOMENTUM)
-        return parameter.grad.lerp(buffer, MOMENTUM)
-
-
-def orthogonalise(matrices: Tensor, dtype: torch.dtype | None = None) -> Tensor:
-    """`matrices` (n, rows, columns) with their singular values brought near 1 (between about 0.5 and 1.5).
-
-    Five quintic Newton-Schulz iterations, in `dtype`: by default bfloat16 where the device multiplies it.
-    """
-    dtype = dtype or (torch.bfloat16 if multiplies_bf16(matrices.device) else torch.float32)
-    wide = matrices.shape[1] <= matrices.shape[2]
-    x = (matrices if wide else matrices.mT).to(dtype)
-    x = x / x.norm(dim=(1, 2), keepdim=True).clamp(min=1e-7)
-    a, b, c = NEWTON_SCHULZ
-    for _ in range(NEWTON_SCHULZ_STEPS):
-        gram = x @ x.mT
-        x = torch.baddbmm(x, torch.baddbmm(gram, gram, gram, beta=b, alpha=c), x, beta=a)
-    return x if wide else x.mT
+        # State and groups belong to this optimizer: a schedule or a resume point may have replaced them.
+        for optimizer, muon in ((self._muon, True), (self._adamw, False)):
+            optimizer.state = self.state
+            optimizer.param_groups = [group for group in self.param_groups if group["muon"] == muon]
+            optimizer.step()
 
 
 def hidden_matrices(model: PreTrainedModel) -> dict[str, nn.Parameter]:

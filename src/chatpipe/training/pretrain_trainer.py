@@ -16,17 +16,12 @@ from chatpipe.training.measured import Measure, Measured
 from chatpipe.training.muon import MuonAdamW, hidden_matrices
 from chatpipe.training.nonfinite import SkipNonFinite
 from chatpipe.training.resume import ResumePoints
-from chatpipe.training.text_bits import TextBits
-
-# What a micro-batch tells `compute_loss` beside what the model reads.
-TEXTLESS, PREDICTED = "textless", "predicted"
 
 
 class PretrainTrainer(Measured, ResumePoints, SkipNonFinite, Trainer):
     """Causal or masked language modelling; each predicted token of a step weighs the same, however it is split up.
 
     `masking` makes the objective a masked one. `measure` runs at each of Trainer's evaluations, on every process.
-    `bits` turns the training loss into `bits_per_byte`.
     """
 
     optimizer: torch.optim.Optimizer | None
@@ -39,13 +34,12 @@ class PretrainTrainer(Measured, ResumePoints, SkipNonFinite, Trainer):
         muon: bool = False,
         masking: Masking | None = None,
         measure: Measure | None = None,
-        bits: TextBits | None = None,
         **more: Any,
     ) -> None:
         if masking is not None:
             more["compute_loss_func"] = masked_loss
         super().__init__(model=model, args=args, train_dataset=train_dataset, **more)
-        self.muon, self.masking, self.measure, self.bits = muon, masking, measure, bits
+        self.muon, self.masking, self.measure = muon, masking, measure
 
     def _get_train_sampler(self, *_: Any, **__: Any) -> Sampler[int]:
         # item s of the data set is sample s of the run: processes and resumes only say who takes which, and from where
@@ -85,34 +79,9 @@ class PretrainTrainer(Measured, ResumePoints, SkipNonFinite, Trainer):
             batches = [self._masked(self.masking, batch, micro) for micro, batch in enumerate(batches)]
         # Counted here: of a GPT-2, transformers counts the first label too, which no position predicts.
         predicted = [batch["labels"] if self.masking else batch["labels"][:, 1:] for batch in batches]
-        counts = [int((labels != IGNORED).sum()) for labels in predicted]
-        if self.bits is not None:
-            batches = [
-                {**batch, TEXTLESS: self.bits.find(batch["labels"]), PREDICTED: count}
-                for batch, count in zip(batches, counts, strict=True)
-            ]
-        items = torch.tensor(sum(counts), device=device)
+        # The sum stays on the device: reading it here would wait for the GPU.
+        items = torch.stack([(labels != IGNORED).sum() for labels in predicted]).sum().to(device)
         return batches, self.accelerator.reduce(items, reduction="sum")
-
-    def _get_grad_norm(self, model: nn.Module, grad_norm: Any = None) -> Any:
-        grad_norm = super()._get_grad_norm(model, grad_norm)
-        if self.bits is not None and self.nonfinite_in_a_row:
-            self.bits.forget()  # as the mean loss that is logged next covers the steps behind this one
-        return grad_norm
-
-    def compute_loss(
-        self,
-        model: nn.Module,
-        inputs: dict[str, Any],
-        return_outputs: bool = False,
-        num_items_in_batch: Tensor | int | None = None,
-    ) -> Any:
-        """Trainer's; also counts what of the loss is of tokens without text."""
-        places, predicted = inputs.pop(TEXTLESS, None), inputs.pop(PREDICTED, 0)
-        loss, outputs = super().compute_loss(model, inputs, True, num_items_in_batch)
-        if self.bits is not None and places is not None:
-            self.bits.add(outputs["logits"], inputs["labels"], places, predicted)
-        return (loss, outputs) if return_outputs else loss
 
     def _masked(self, masking: Masking, batch: dict[str, Tensor], micro: int) -> dict[str, Tensor]:
         # A function of the step, not of a generator that has read ahead: resumed runs hide the same tokens.
@@ -123,38 +92,8 @@ class PretrainTrainer(Measured, ResumePoints, SkipNonFinite, Trainer):
         return {**batch, "input_ids": inputs, "labels": labels}
 
     def log(self, logs: dict[str, Any], start_time: float | None = None) -> None:
-        """Adds `perplexity` and, with `bits`, `bits_per_byte` to the training loss."""
+        """Adds `perplexity` to the training loss."""
         if "loss" in logs:
             loss = logs["loss"]
             logs = {**logs, "perplexity": math.exp(loss) if loss < 700 else math.inf}
-            if self.bits is not None:
-                logs["bits_per_byte"] = self.bits.per_byte(loss, self._over_processes)
-                self.bits.forget()
         super().log(logs, start_time)
-
-    def extra_state(self) -> dict[str, Any]:
-        """Also what has been predicted since the last log, by all processes together; every process calls it.
-
-        Process 0 has it from here on: a resume on any number of processes counts it once, and on the same number has
-        the very sums of the run that was not interrupted.
-        """
-        extra = super().extra_state()
-        if self.bits is not None:
-            self._leave_to_process_0(self.bits, self._over_processes(self.bits.sums))
-            extra["bits"] = self.bits.sums.tolist()
-        return extra
-
-    def load_extra_state(self, extra: dict[str, Any]) -> None:
-        """Goes on counting from there, or anew where the resume point is of a version that did not count."""
-        super().load_extra_state(extra)
-        if self.bits is not None and "bits" in extra:
-            self._leave_to_process_0(self.bits, torch.tensor(extra["bits"], dtype=torch.float64))
-
-    def _leave_to_process_0(self, bits: TextBits, of_all: Tensor) -> None:
-        if self.args.process_index == 0:
-            bits.sums = of_all
-        else:
-            bits.forget()
-
-    def _over_processes(self, sums: Tensor) -> Tensor:
-        return self.accelerator.reduce(sums.to(self.args.device), reduction="sum")
