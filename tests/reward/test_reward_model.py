@@ -14,9 +14,10 @@ from transformers import (
 
 from chatpipe.data.padding import pad_right
 from chatpipe.errors import TrainingError
+from chatpipe.models.context import longest_sequence
 from chatpipe.models.model_folder import COUNT_FROM_PADDING, positions_of
 from chatpipe.models.tokenizer_training import train_tokenizer
-from chatpipe.reward.reward_model import longest_sequence, new_reward_model
+from chatpipe.reward.reward_model import new_reward_model
 from chatpipe.reward.scoring import batch_scores, centre_rewards, score_sequences
 
 KINDS = ("gpt2", "llama", "qwen3")
@@ -137,7 +138,7 @@ def test_longest_sequence_is_what_model_and_tokenizer_allow(config, model_max_le
 
 
 @pytest.mark.parametrize("kind", COUNT_FROM_PADDING)
-def test_a_model_whose_positions_begin_behind_its_padding_reads_the_longest_sequence(kind, tmp_path):
+def test_a_model_whose_positions_begin_behind_its_padding_reads_the_max_length(kind, tmp_path):
     tokenizer = train_tokenizer(["a b c"], vocab_size=272, model_max_length=10**30)
     small = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
     more = {"attention_window": 8} if kind == "longformer" else {}

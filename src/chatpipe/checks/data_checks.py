@@ -9,6 +9,7 @@ from transformers import PreTrainedTokenizerBase
 from chatpipe.checks.gate import Finding
 from chatpipe.data.formats import Ranking
 from chatpipe.data.row_files import BadRow
+from chatpipe.models.context import leaves_room
 from chatpipe.reward.ranking_batches import encode_answers
 
 MAX_CUT_SHARE = 0.5
@@ -71,8 +72,7 @@ def prompts_cut(lengths: Sequence[int], context: int, response_length: int) -> F
 
     `lengths`: tokens of the prompts looked at.
     """
-    room = context - response_length
-    cut = sum(length > room for length in lengths)
+    cut = sum(not leaves_room(length, response_length, context) for length in lengths)
     if cut <= MAX_CUT_SHARE * len(lengths):
         return None
     return Finding(

@@ -1,16 +1,13 @@
 """A model's answers to prompts, and their metrics; the oracle of a built-in world scores answers about it."""
 
-from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from chatpipe import console
-from chatpipe.data.chat_template import encode_prompt
 from chatpipe.data.datasets import Conversation
 from chatpipe.data.worlds import Oracle, Rating
-from chatpipe.errors import UsageError
 from chatpipe.evaluation.answers import Answer, answer_metrics, answer_prompts, gold_metrics, rate_answers
 from chatpipe.generation import SamplingParams
 from chatpipe.recipe.schema import Evaluation
@@ -33,20 +30,6 @@ class Judged:
             metrics.update(gold_metrics(self.ratings))
             metrics["chance"] = self.oracle.chance()
         return metrics
-
-
-def prompts_with_room(
-    tokenizer: PreTrainedTokenizerBase, prompts: Iterable[Conversation], context: int, max_new_tokens: int
-) -> list[Conversation]:
-    """The prompts that leave room for an answer in `context` tokens. Raises `UsageError` where none does."""
-    room = context - max_new_tokens
-    fitting = [prompt for prompt in prompts if len(encode_prompt(tokenizer, prompt)) <= room]
-    if not fitting:
-        raise UsageError(
-            f"No held-out prompt leaves room for {max_new_tokens} new tokens in a context of {context}.",
-            "Lower evaluation.max_new_tokens, or use a model with more positions.",
-        )
-    return fitting
 
 
 def judge_answers(

@@ -14,7 +14,7 @@ from chatpipe.data.padding import length_sorted, pad_right
 from chatpipe.data.text_blocks import ValidationText, isolating
 from chatpipe.errors import UsageError
 from chatpipe.evaluation.intervals import bootstrap_interval
-from chatpipe.generation.engine import context_length
+from chatpipe.models.context import longest_sequence
 from chatpipe.models.layers import evaluation_mode
 
 EncodedConversation = tuple[list[int], list[int]]
@@ -98,7 +98,7 @@ def question_gain(
     of resampled conversations. Pairs that are longer than the model can read are left out. Raises `UsageError` when
     fewer than two conversations are left.
     """
-    limit = context_length(model) or math.inf
+    limit = longest_sequence(model, decodes=True)
     swapped = swap_answers(rows)
     kept = [i for i, (ids, _) in enumerate(swapped) if len(ids) <= limit]
     if len(kept) < 2:

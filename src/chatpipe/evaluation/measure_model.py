@@ -11,6 +11,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from chatpipe import console
 from chatpipe.checks.model_checks import embeddings_too_few
+from chatpipe.checks.room import prompts_with_room
 from chatpipe.data.chat_rows import fit_conversations
 from chatpipe.data.chat_template import add_chat_template
 from chatpipe.data.datasets import Conversation, load_prompts, stream_rows
@@ -23,10 +24,10 @@ from chatpipe.data.sources import check_sources, is_hub, one_file_each, source_r
 from chatpipe.data.worlds import WORLDS, Oracle, is_world, only_world, world_named
 from chatpipe.errors import UsageError
 from chatpipe.evaluation.chat_loss import HeldOutChats
-from chatpipe.evaluation.judging import judge_answers, prompts_with_room
+from chatpipe.evaluation.judging import judge_answers
 from chatpipe.evaluation.pair_accuracy import pair_metrics
 from chatpipe.evaluation.ranking_scores import ranking_scores, rankings_that_fit
-from chatpipe.generation.engine import context_length
+from chatpipe.models.context import longest_sequence
 from chatpipe.models.manifest import read_manifest
 from chatpipe.models.model_folder import Kind, looks_like_path, model_kind
 from chatpipe.models.pretrained import (
@@ -38,7 +39,6 @@ from chatpipe.models.pretrained import (
 )
 from chatpipe.recipe.loading import load_recipe
 from chatpipe.recipe.schema import Data, DataBlock, Recipe
-from chatpipe.reward.reward_model import longest_sequence
 from chatpipe.stages.measuring import HeldOut, first_words
 from chatpipe.stages.raw_text import validation_documents, validation_text
 from chatpipe.stages.sft import SAMPLE_TOKENS, load_for_chat
@@ -89,7 +89,7 @@ class _Task:
 
     def max_length(self, key: str, model: PreTrainedModel) -> int:
         """The rows' length in the stage that made the model, as far as that is known and the model reads it."""
-        return min(self.known.get(key, 2**31), context_length(model) or 2**31)
+        return min(self.known.get(key, 2**31), longest_sequence(model, decodes=True))
 
     def rows(self, what: Any, report: Report) -> list[Any]:
         """All rows, or the first `limit`."""
@@ -206,8 +206,7 @@ def _of_text(
     task: _Task, tokenizer: PreTrainedTokenizerBase, model: PreTrainedModel, masking: Masking | None, report: Report
 ) -> tuple[int, dict[str, Any]]:
     documents = _documents(task, report)
-    context = context_length(model) or MAX_BLOCK_SIZE
-    size = min(task.known.get("pretrain.block_size", MAX_BLOCK_SIZE), context)
+    size = min(task.known.get("pretrain.block_size", MAX_BLOCK_SIZE), longest_sequence(model, decodes=True))
     isolate = task.recipe.pretrain.documents == "isolate"
     text = validation_text(documents, tokenizer, size, isolate)
     held_out = HeldOut(text, tokenizer, first_words(documents), masking)
@@ -280,8 +279,9 @@ def _answers(task: _Task, report: Report) -> tuple[int, dict[str, Any]]:
 def _asked(
     task: _Task, tokenizer: PreTrainedTokenizerBase, model: PreTrainedModel, prompts: Any, most: int | None
 ) -> list[Conversation]:
-    context = context_length(model) or 2**31
-    return prompts_with_room(tokenizer, prompts, context, task.recipe.evaluation.max_new_tokens)[:most]
+    context = longest_sequence(model, decodes=True)
+    new_tokens = task.recipe.evaluation.max_new_tokens
+    return prompts_with_room(tokenizer, prompts, context, "evaluation.max_new_tokens", new_tokens)[:most]
 
 
 def _judged(

@@ -44,10 +44,10 @@ class Conversation:
         `text` alone does not fit in the model's context.
         """
         from chatpipe.generation import stream
-        from chatpipe.generation.engine import context_length
+        from chatpipe.models.context import longest_sequence
 
         user: Message = {"role": "user", "content": text}
-        limit = context_length(self.model) or sys.maxsize
+        limit = longest_sequence(self.model, decodes=True)
         prompt_ids = self._fit(user, limit)
         room = min(self.params.max_new_tokens, limit - len(prompt_ids))
         params = dataclasses.replace(self.params, max_new_tokens=room)

@@ -8,14 +8,15 @@ import inspect
 from collections.abc import Callable, Sequence
 from typing import Literal, get_args
 
-from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from chatpipe.errors import UsageError
 from chatpipe.generation.continuous import generate_continuous
 from chatpipe.generation.decode_rows import Completion, DecodeRows, Prompt
 from chatpipe.generation.sampling import BROKEN, SamplingParams, random_streams
 from chatpipe.generation.stops import StopFinder
-from chatpipe.models.layers import evaluation_mode, layer_types
+from chatpipe.models.context import layer_types, leaves_room, longest_sequence
+from chatpipe.models.layers import evaluation_mode
 
 Backend = Literal["native", "continuous"]
 
@@ -105,23 +106,6 @@ def _cut(completion: Completion, params: SamplingParams, tokenizer: PreTrainedTo
     return finder.cut(completion)
 
 
-def context_length(model: PreTrainedModel) -> int | None:
-    """How many tokens a sequence may have: the model's positions, or its attention window; None if nothing bounds it.
-
-    The cache keeps whole sequences, so a model with a sliding window is right only up to that window.
-    """
-    return context_of(model.config)
-
-
-def context_of(config: PreTrainedConfig) -> int | None:
-    """As `context_length`, of a model of which only the configuration is at hand."""
-    config = config.get_text_config()
-    limits = [getattr(config, "max_position_embeddings", None)]
-    if "sliding_attention" in layer_types(config):
-        limits.append(config.sliding_window)
-    return min((limit for limit in limits if limit), default=None)
-
-
 def check_prompts(model: PreTrainedModel, prompts: Sequence[Sequence[int]], params: SamplingParams) -> None:
     """Raise UsageError if the engine cannot run `model`, or a prompt is empty or leaves no room for its completion."""
     config, name = model.config.get_text_config(), type(model).__name__
@@ -135,8 +119,8 @@ def check_prompts(model: PreTrainedModel, prompts: Sequence[Sequence[int]], para
         )
     if not all(prompts):
         raise UsageError("a prompt has no tokens", "Give each prompt at least one token.")
-    longest, limit = max(map(len, prompts)), context_length(model)
-    if limit and longest + params.max_new_tokens > limit:
+    longest, limit = max(map(len, prompts)), longest_sequence(model, decodes=True)
+    if not leaves_room(longest, params.max_new_tokens, limit):
         raise UsageError(
             f"the longest prompt ({longest} tokens) and max_new_tokens ({params.max_new_tokens}) need "
             f"{longest + params.max_new_tokens} positions, and {name} has {limit}",

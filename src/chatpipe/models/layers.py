@@ -1,16 +1,10 @@
-"""Parts of a model: its body, the kinds of attention that its layers have, and their evaluation mode."""
+"""Parts of a model: its body, and evaluation mode."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
 
 from torch import nn
-from transformers import PreTrainedConfig, PreTrainedModel
-
-
-def layer_types(config: PreTrainedConfig) -> set[str]:
-    """The kinds of a model's layers, as transformers names them: `full_attention`, `sliding_attention` and others."""
-    sliding = getattr(config, "sliding_window", None)
-    return set(getattr(config, "layer_types", None) or ["sliding_attention" if sliding else "full_attention"])
+from transformers import PreTrainedModel
 
 
 @contextmanager

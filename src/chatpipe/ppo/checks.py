@@ -9,9 +9,9 @@ from torch import nn
 from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from chatpipe.errors import UsageError
-from chatpipe.generation.engine import context_length
+from chatpipe.models.context import leaves_room, longest_sequence
 from chatpipe.ppo.prompts import Prompt
-from chatpipe.reward.reward_model import longest_sequence, reads_left_to_right
+from chatpipe.reward.reward_model import reads_left_to_right
 
 
 def check_models(models: Mapping[str, PreTrainedModel]) -> None:
@@ -112,8 +112,8 @@ def check_prompts(
             )
     for model_name, model in models.items():
         judges = model_name.startswith("reward_model")
-        context = longest_sequence(model, tokenizer) if judges else context_length(model)
-        too_long = sum(length + response_length > context for length in lengths) if context else 0
+        context = longest_sequence(model, tokenizer) if judges else longest_sequence(model, decodes=True)
+        too_long = sum(not leaves_room(length, response_length, context) for length in lengths)
         if too_long:
             raise UsageError(
                 f"{name}: {too_long} of {len(prompts)} prompts leave no room for response_length = {response_length} "

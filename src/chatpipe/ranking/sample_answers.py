@@ -4,7 +4,6 @@ The completions of a prompt depend on the prompt, the models, the settings and t
 prompts nor on where an interrupted command continued.
 """
 
-import sys
 import unicodedata
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
@@ -15,7 +14,7 @@ from chatpipe.data.chat_template import decode_answer, encode_prompt, stop_at_en
 from chatpipe.data.datasets import Conversation
 from chatpipe.errors import UsageError
 from chatpipe.generation import SamplingParams, generate
-from chatpipe.generation.engine import context_length
+from chatpipe.models.context import leaves_room, longest_sequence
 from chatpipe.models.pretrained import load_causal_model, load_tokenizer
 from chatpipe.ranking.scoring import Scorer
 
@@ -48,11 +47,11 @@ class ChatModel:
     @property
     def context(self) -> int:
         """How many tokens prompt and completion may have together."""
-        return context_length(self.model) or sys.maxsize
+        return longest_sequence(self.model, decodes=True)
 
     def has_room(self, prompt: Conversation, max_new_tokens: int) -> bool:
         """Whether `prompt` and a completion of `max_new_tokens` fit into the context."""
-        return len(encode_prompt(self.tokenizer, prompt)) + max_new_tokens <= self.context
+        return leaves_room(len(encode_prompt(self.tokenizer, prompt)), max_new_tokens, self.context)
 
 
 @dataclass

@@ -16,11 +16,9 @@ from transformers import (
     AutoModelForSequenceClassification,
     PretrainedConfig,
     PreTrainedModel,
-    PreTrainedTokenizerBase,
 )
 from transformers.utils import logging
 
-from chatpipe.models.model_folder import usable_positions
 from chatpipe.models.pretrained import prepare_model
 
 
@@ -43,20 +41,6 @@ def new_reward_model(body_folder: str, pad_token_id: int, seed: int) -> PreTrain
         if head.bias is not None:
             head.bias.zero_()
     return prepare_model(model)
-
-
-def longest_sequence(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> int:
-    """How many tokens a reward model reads at once."""
-    return longest_of_config(model.config, tokenizer)
-
-
-def longest_of_config(config: PretrainedConfig, tokenizer: PreTrainedTokenizerBase) -> int:
-    """How many tokens a reward model with such a body reads at once.
-
-    Its positions, where it has a table of them, and no more than its tokenizer says.
-    """
-    positions = usable_positions(config.get_text_config().to_dict())
-    return tokenizer.model_max_length if positions is None else min(positions, tokenizer.model_max_length)
 
 
 def reads_left_to_right(model: PreTrainedModel) -> bool:

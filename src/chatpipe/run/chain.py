@@ -15,6 +15,7 @@ import yaml
 from chatpipe.data.durable import PARTIAL, replace_text
 from chatpipe.data.locking import alone_in
 from chatpipe.errors import UsageError
+from chatpipe.models.context import leaves_room
 from chatpipe.models.manifest import Manifest, read_manifest, write_manifest
 from chatpipe.recipe.loading import flatten, load_recipe
 from chatpipe.recipe.schema import Recipe
@@ -382,7 +383,7 @@ def _check_answers_fit(recipe: Recipe) -> str:
     if recipe.ppo.model is None:
         lengths["ppo.response_length"] = recipe.ppo.response_length
     for key, length in lengths.items():
-        if length >= positions:
+        if not leaves_room(1, length, positions):
             raise UsageError(
                 f"{key} = {length} leaves no room for a prompt: the run's own model reads {positions} tokens in all.",
                 "Lower it, or raise pretrain.architecture.n_positions.",

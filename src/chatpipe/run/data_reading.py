@@ -6,13 +6,10 @@ from pathlib import Path
 from transformers import PreTrainedTokenizerBase
 
 from chatpipe.data.chat_template import add_chat_template
-from chatpipe.generation.engine import context_of
+from chatpipe.models.context import longest_sequence
 from chatpipe.models.model_folder import check_tokenizer, looks_like_path
 from chatpipe.models.pretrained import load_config, load_tokenizer
-from chatpipe.reward.reward_model import longest_of_config
 from chatpipe.stages.step import PARENTS, Step
-
-UNLIMITED = 2**31
 
 
 @dataclass(frozen=True)
@@ -61,4 +58,4 @@ def _context(step: Step, name: str, tokenizer: PreTrainedTokenizerBase) -> int:
     if name == pretrain.tokenizer.pretrained or not is_model:
         return pretrain.architecture.n_positions
     config = load_config(name)
-    return longest_of_config(config, tokenizer) if step.stage == "rm" else context_of(config) or UNLIMITED
+    return longest_sequence(config, tokenizer) if step.stage == "rm" else longest_sequence(config, decodes=True)

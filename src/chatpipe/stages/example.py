@@ -10,7 +10,7 @@ from chatpipe.data.datasets import Conversation, load_prompts, stream_conversati
 from chatpipe.data.report import Report
 from chatpipe.errors import UsageError
 from chatpipe.generation import SamplingParams, generate
-from chatpipe.generation.engine import context_length
+from chatpipe.models.context import longest_sequence
 from chatpipe.stages.step import Step, stage_data
 
 MAX_NEW_TOKENS = 40
@@ -56,7 +56,7 @@ def answer_example(step: Step, model: PreTrainedModel, tokenizer: PreTrainedToke
 
 
 def _greedy(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, ids: list[int]) -> str:
-    context = context_length(model) or 2**31
+    context = longest_sequence(model, decodes=True)
     params = SamplingParams(max_new_tokens=min(MAX_NEW_TOKENS, context // 2), temperature=0.0)
     completion = generate(model, [ids[params.max_new_tokens - context :]], params, tokenizer.eos_token_id, seed=0)[0]
     return " ".join(decode_answer(tokenizer, completion.ids).split())

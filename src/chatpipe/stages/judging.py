@@ -2,9 +2,10 @@
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from chatpipe.checks.room import prompts_with_room
 from chatpipe.data.datasets import Conversation, load_prompts
 from chatpipe.data.worlds import world_named
-from chatpipe.evaluation.judging import Judged, judge_answers, prompts_with_room
+from chatpipe.evaluation.judging import Judged, judge_answers
 from chatpipe.recipe.schema import DataBlock
 from chatpipe.stages.step import Step
 
@@ -20,7 +21,9 @@ def judged_prompts(
     world = step.world()
     if world is not None:
         held_out = load_prompts([DataBlock(source=world)], step.recipe.worlds, f"{step.stage}.data").validation
-    return prompts_with_room(tokenizer, held_out, context, settings.max_new_tokens)[: settings.prompts]
+    new_tokens = settings.max_new_tokens
+    fitting = prompts_with_room(tokenizer, held_out, context, "evaluation.max_new_tokens", new_tokens)
+    return fitting[: settings.prompts]
 
 
 def judge(

@@ -10,7 +10,7 @@ from chatpipe.data.text_blocks import ValidationText
 from chatpipe.evaluation.language import held_out_loss
 from chatpipe.evaluation.masked import masked_score
 from chatpipe.generation import SamplingParams, generate
-from chatpipe.generation.engine import context_length
+from chatpipe.models.context import longest_sequence
 from chatpipe.models.tokenizer_training import tokens_without_text
 from chatpipe.training.batches import measured_rows
 
@@ -48,7 +48,7 @@ class HeldOut:
 
     def _samples(self, model: PreTrainedModel) -> list[str]:
         """What the model makes of each prompt: the same one for the same weights."""
-        context = context_length(model) or 2**31
+        context = longest_sequence(model, decodes=True)
         params = SamplingParams(max_new_tokens=min(SAMPLE_TOKENS, context // 2), temperature=SAMPLE_TEMPERATURE)
         room = context - params.max_new_tokens
         eos = self.tokenizer.eos_token_id

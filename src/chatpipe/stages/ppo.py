@@ -8,21 +8,20 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase, set_seed
 from chatpipe import console
 from chatpipe.checks.by_stage import ppo_checks, start_checks
 from chatpipe.checks.gate import Checks, enforce
+from chatpipe.checks.room import prompts_with_room
 from chatpipe.data.chat_template import add_chat_template, encode_prompt
 from chatpipe.data.datasets import Conversation, Loaded, load_prompts
 from chatpipe.data.text_blocks import TrainingText
-from chatpipe.errors import UsageError
 from chatpipe.evaluation.answers import answer_metrics
 from chatpipe.evaluation.compare import gold_comparison, win_rate
 from chatpipe.evaluation.judging import Judged
 from chatpipe.evaluation.policy_kl import sampled_kl
 from chatpipe.evaluation.verdicts import ppo_verdict
 from chatpipe.generation import SamplingParams
-from chatpipe.generation.engine import context_length
+from chatpipe.models.context import longest_sequence
 from chatpipe.models.pretrained import load_causal_model, load_tokenizer
 from chatpipe.ppo.config import PPOConfig
 from chatpipe.ppo.trainer import PPOTrainer
-from chatpipe.reward.reward_model import longest_sequence
 from chatpipe.reward.rewards import Rewards
 from chatpipe.stages.arguments import stage_arguments
 from chatpipe.stages.example import answer_example
@@ -82,7 +81,7 @@ class Prepared:
     def context(self) -> int:
         """Tokens that all models can read."""
         judged = (longest_sequence(model, self.tokenizer) for model in self.rewards.all_models)
-        return min([context_length(self.policy) or 2**31, *judged])
+        return min([longest_sequence(self.policy, decodes=True), *judged])
 
     def checks(self) -> Checks:
         """The checks that need no trainer."""
@@ -207,16 +206,12 @@ def _fitting(
     step: Step, tokenizer: PreTrainedTokenizerBase, prompts: list[Conversation], context: int
 ) -> list[Conversation]:
     """The prompts that leave room for a completion in `context` tokens; how many do not is said."""
-    room = context - step.recipe.ppo.response_length
-    fitting = [prompt for prompt in prompts if len(encode_prompt(tokenizer, prompt)) <= room]
-    if not fitting:
-        raise UsageError(
-            f"ppo.data: no prompt leaves room for {step.recipe.ppo.response_length} new tokens in {context}.",
-            "Lower ppo.response_length, or use a model with more positions.",
-        )
+    new_tokens = step.recipe.ppo.response_length
+    fitting = prompts_with_room(tokenizer, prompts, context, "ppo.response_length", new_tokens)
     if len(fitting) < len(prompts) and step.is_main:
         console.note(
-            f"ppo: {len(prompts) - len(fitting)} of {len(prompts)} prompts left out: longer than {room} tokens"
+            f"ppo: {len(prompts) - len(fitting)} of {len(prompts)} prompts left out: no room for {new_tokens} "
+            f"new tokens in {context}"
         )
     return fitting
 

@@ -15,7 +15,7 @@ from chatpipe.data.text_blocks import BlockCollator
 from chatpipe.evaluation.masked import unigram_nats
 from chatpipe.evaluation.ngram import trigram_bits_per_byte
 from chatpipe.evaluation.verdicts import masked_verdict, pretrain_verdict
-from chatpipe.models.model_folder import usable_positions
+from chatpipe.models.context import longest_sequence
 from chatpipe.models.new_model import new_model
 from chatpipe.models.pretrained import load_causal_model, load_masked_model
 from chatpipe.stages.arguments import stage_arguments
@@ -63,8 +63,8 @@ def prepare(step: Step) -> Prepared:
     if step.recipe.pretrain.objective == "masked":
         add_mask_token(tokenizer)
     model = _start(step, tokenizer)
-    positions = usable_positions(model.config.get_text_config().to_dict())
-    check_context(step.recipe.pretrain.block_size, positions)  # of a model of the hub it was not known before
+    # Here too: the positions of a model of the hub are not known before it is loaded.
+    check_context(step.recipe.pretrain.block_size, longest_sequence(model))
     return Prepared(texts, tokenizer, model, held_out)
 
 

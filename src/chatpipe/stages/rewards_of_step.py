@@ -11,9 +11,9 @@ from chatpipe.data.worlds import only_world, world_named
 from chatpipe.errors import UsageError
 from chatpipe.evaluation.answers import Answer
 from chatpipe.evaluation.compare import mean_change, win_rate
+from chatpipe.models.context import longest_sequence
 from chatpipe.models.pretrained import load_reward_model, load_tokenizer
 from chatpipe.reward.functions import load_function
-from chatpipe.reward.reward_model import longest_sequence
 from chatpipe.reward.rewards import RewardFunction, Rewards, penalise_missing_eos
 from chatpipe.reward.scoring import score_sequences
 from chatpipe.stages.step import Step

@@ -16,10 +16,11 @@ from chatpipe.evaluation.pair_accuracy import pair_metrics
 from chatpipe.evaluation.ranking_scores import ranking_scores, rankings_that_fit
 from chatpipe.evaluation.verdicts import rm_verdict
 from chatpipe.evaluation.word_counts import WordCounts
+from chatpipe.models.context import longest_sequence
 from chatpipe.models.pretrained import load_tokenizer
 from chatpipe.reward.demonstrations import conversations_to_draw_from, demonstrations
 from chatpipe.reward.ranking_batches import EncodedRankings, encode_answers, encode_rankings
-from chatpipe.reward.reward_model import longest_sequence, new_reward_model, outside_body
+from chatpipe.reward.reward_model import new_reward_model, outside_body
 from chatpipe.reward.reward_trainer import RewardTrainer
 from chatpipe.reward.scoring import centre_rewards, score_sequences
 from chatpipe.stages.adapting import stage_adapter

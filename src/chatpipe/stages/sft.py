@@ -15,7 +15,7 @@ from chatpipe.data.datasets import Conversation
 from chatpipe.data.text_blocks import TrainingText
 from chatpipe.evaluation.chat_loss import MAX_CONVERSATIONS, HeldOutChats
 from chatpipe.evaluation.verdicts import sft_verdict
-from chatpipe.generation.engine import context_length
+from chatpipe.models.context import longest_sequence
 from chatpipe.models.pretrained import load_causal_model, load_tokenizer
 from chatpipe.stages.adapting import stage_adapter
 from chatpipe.stages.arguments import stage_arguments
@@ -51,7 +51,7 @@ class Prepared:
 def prepare(step: Step) -> Prepared:
     """Loads the model and makes the rows; every process has the same."""
     tokenizer, model = load_for_chat(step.models["model"])
-    max_length = min(step.recipe.sft.max_length, context_length(model) or 2**31)
+    max_length = min(step.recipe.sft.max_length, longest_sequence(model, decodes=True))
     return Prepared(tokenizer, model, *chat_rows(step, tokenizer, max_length), max_length)
 
 
@@ -67,7 +67,7 @@ def run(step: Step) -> Outcome | None:
     if step.is_main:
         say_left_out(train, others, note, max_length)
     prompts = [conversation[:-1] for conversation in others.examples()]
-    prompts = judged_prompts(step, tokenizer, prompts, context_length(model) or 2**31)
+    prompts = judged_prompts(step, tokenizer, prompts, longest_sequence(model, decodes=True))
     held_out = HeldOutChats(
         others.first(MAX_CONVERSATIONS),
         tokenizer,

@@ -1,0 +1,42 @@
+"""How many tokens a model reads at once, and whether a prompt leaves room for an answer. No torch."""
+
+from typing import TYPE_CHECKING
+
+from chatpipe.models.model_folder import usable_positions
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
+
+UNLIMITED = 2**31
+"""The length of a model that has no table of positions."""
+
+
+def longest_sequence(
+    model: "PreTrainedModel | PreTrainedConfig",
+    tokenizer: "PreTrainedTokenizerBase | None" = None,
+    *,
+    decodes: bool = False,
+) -> int:
+    """How many tokens `model` (or a model with this configuration) reads at once; `UNLIMITED` if nothing bounds it.
+
+    The bounds are its positions, with `tokenizer` the tokenizer's `model_max_length`, and for a model that `decodes`
+    its attention window: the decode cache holds whole sequences, so it is right only up to that window.
+    """
+    config: PreTrainedConfig = getattr(model, "config", model).get_text_config()
+    bounds = [usable_positions(config.to_dict())]
+    if tokenizer is not None:
+        bounds.append(tokenizer.model_max_length)
+    if decodes and "sliding_attention" in layer_types(config):
+        bounds.append(config.sliding_window)
+    return min((bound for bound in bounds if bound), default=UNLIMITED)
+
+
+def leaves_room(prompt_tokens: int, new_tokens: int, context: int) -> bool:
+    """Whether a prompt of `prompt_tokens` and an answer of `new_tokens` fit into `context` tokens."""
+    return prompt_tokens + new_tokens <= context
+
+
+def layer_types(config: "PreTrainedConfig") -> set[str]:
+    """The kinds of a model's layers, as transformers names them: `full_attention`, `sliding_attention` and others."""
+    sliding = getattr(config, "sliding_window", None)
+    return set(getattr(config, "layer_types", None) or ["sliding_attention" if sliding else "full_attention"])
