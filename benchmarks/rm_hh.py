@@ -85,7 +85,8 @@ def split(seed: int, body: Path, pairs: Path, folder: Path) -> tuple[float, floa
 
 def parted(pairs: Path, seed: int) -> tuple[list[Any], list[Any]]:
     """The usable pairs to learn from and to judge by, no prompt among both."""
-    from chatpipe.data.datasets import load_rankings, prompt_key
+    from chatpipe.data.datasets import load_rankings
+    from chatpipe.data.messages import prompt_key
     from chatpipe.recipe.schema import DataBlock
 
     loaded = load_rankings([DataBlock(source=str(pairs))], {}, "rm.data")

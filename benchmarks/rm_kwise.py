@@ -95,7 +95,7 @@ def spread(values: list[float], digits: int) -> str:
 
 def rankings(count: int, k: int, seed: int) -> list[Any]:
     """Prompts of 4 to 12 words, each with k answers of 4 to 24 and their ranks by an annotator; no ties."""
-    from chatpipe.data.formats import Ranking
+    from chatpipe.data.rankings import Ranking
 
     values = {word: random.Random(word).gauss(0, 1) for word in WORDS}
     draw = random.Random(seed)

@@ -5,7 +5,7 @@ from chats import said
 from chatpipe.checks import data_checks as data
 from chatpipe.checks.gate import Finding
 from chatpipe.data.chat_template import encode_conversation
-from chatpipe.data.formats import Ranking
+from chatpipe.data.rankings import Ranking
 from chatpipe.models.tokenizer_training import character_tokenizer
 
 

@@ -6,10 +6,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from chatpipe.data import long_text
+from chatpipe.data import text_files
 from chatpipe.data.documents import RawText, check_documents, sample_texts
-from chatpipe.data.long_text import cut
 from chatpipe.data.split import split_of
+from chatpipe.data.text_files import cut
 from chatpipe.errors import UsageError
 from chatpipe.recipe.schema import DataBlock, Pocketworld, Recipe
 
@@ -124,7 +124,7 @@ def test_a_long_text_is_cut_where_words_end_anyway():
 
 @pytest.mark.parametrize("packed", [False, True])
 def test_a_long_file_comes_in_pieces_and_is_whole(tmp_path, monkeypatch, packed):
-    monkeypatch.setattr(long_text, "PIECE_CHARACTERS", 1000)
+    monkeypatch.setattr(text_files, "PIECE_CHARACTERS", 1000)
     monkeypatch.setattr("chatpipe.data.text_files.CHUNK_BYTES", 777)
     text = "".join(f"Zeile {i}, größer als zuvor.\r\n" for i in range(900))
     path = tmp_path / ("a.txt.gz" if packed else "a.txt")
@@ -139,7 +139,7 @@ def test_a_long_file_comes_in_pieces_and_is_whole(tmp_path, monkeypatch, packed)
 
 
 def test_where_a_file_is_cut_does_not_depend_on_how_it_is_read(tmp_path, monkeypatch):
-    monkeypatch.setattr(long_text, "PIECE_CHARACTERS", 100)
+    monkeypatch.setattr(text_files, "PIECE_CHARACTERS", 100)
     path = tmp_path / "a.txt"
     path.write_text("".join(f"some {'long ' * (i % 9)}line\n" for i in range(400)) + "中" * 700)
     found = []
@@ -200,7 +200,7 @@ def test_a_few_bad_rows_at_the_beginning_are_a_few(write):
 
 def test_a_sample_has_whole_documents(write, monkeypatch):
     """Else the end of a piece would be taken for the end of its document."""
-    monkeypatch.setattr(long_text, "PIECE_CHARACTERS", 50)
+    monkeypatch.setattr(text_files, "PIECE_CHARACTERS", 50)
     long = "word " * 60
     text = raw(write("a.jsonl", "".join(json.dumps({"text": f"{i} {long}"}) + "\n" for i in range(40))))
     held_out = list(sample_texts([text], "validation", max_bytes=10**6))

@@ -5,17 +5,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from chatpipe.data.formats import (
-    Ranking,
-    check_use,
-    has_tools,
-    recognise,
-    to_conversation,
-    to_prompt,
-    to_ranking,
-    usable,
-)
+from chatpipe.data.formats import check_use, has_tools, recognise, to_conversation, to_prompt, to_ranking, usable
 from chatpipe.data.messages import as_prompt, check_messages
+from chatpipe.data.rankings import Ranking
 from chatpipe.data.row_files import BadRow, Row
 from chatpipe.errors import UsageError
 

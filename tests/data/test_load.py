@@ -7,14 +7,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from chatpipe.data.datasets import (
-    check_rows,
-    load_conversations,
-    load_prompts,
-    load_rankings,
-    prompt_key,
-    stream_conversations,
-)
+from chatpipe.data.datasets import check_rows, load_conversations, load_prompts, load_rankings, stream_conversations
+from chatpipe.data.messages import prompt_key
 from chatpipe.data.report import Report
 from chatpipe.data.sources import check_sources, data_fingerprints
 from chatpipe.data.split import split_of

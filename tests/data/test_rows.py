@@ -5,7 +5,8 @@ import pyarrow
 import pytest
 from pyarrow import parquet
 
-from chatpipe.data.row_files import BrokenRow, Row, Skipped, file_rows
+from chatpipe.data.report import Skipped
+from chatpipe.data.row_files import BrokenRow, Row, file_rows
 from chatpipe.errors import UsageError
 
 

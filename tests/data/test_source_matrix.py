@@ -12,7 +12,7 @@ from pyarrow import parquet
 
 from chatpipe.data.datasets import load_conversations, load_prompts, load_rankings
 from chatpipe.data.documents import RawText
-from chatpipe.data.formats import Ranking
+from chatpipe.data.rankings import Ranking
 from chatpipe.recipe.schema import DataBlock
 
 ROWS = 40

@@ -134,4 +134,4 @@ def test_a_data_set_that_cannot_be_had_says_which_and_why(hub_folder):
     assert f"k: hub:{hub_folder} (split dev) cannot be read at row 1: " in told
     told = problem_of(texts_of, DataBlock(source="hub:nobody/nothing-here"))
     assert "hub:nobody/nothing-here (split train) cannot be read at row 1" in told
-    assert "HF_HUB_OFFLINE forbids to fetch it" in told
+    assert "HF_HUB_OFFLINE is set" in told

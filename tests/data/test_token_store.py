@@ -10,7 +10,7 @@ from itertools import islice
 import numpy as np
 import pytest
 
-from chatpipe.data import encoding, long_text, token_store
+from chatpipe.data import encoding, text_files, token_store
 from chatpipe.data.documents import RawText
 from chatpipe.data.encoding import Encoder
 from chatpipe.data.token_store import TokenStore, build_token_store, find_token_store, store_fingerprint
@@ -82,7 +82,7 @@ def test_tokens_are_read_over_the_edges_of_shards_and_begin_again_behind_the_las
 
 
 def test_a_long_document_is_whole_with_one_end(tmp_path, encoder, write, monkeypatch, base_tokenizer):
-    monkeypatch.setattr(long_text, "PIECE_CHARACTERS", 500)
+    monkeypatch.setattr(text_files, "PIECE_CHARACTERS", 500)
     text = "".join(f"Line {i} of a long book.\n" for i in range(900))
     store = build_token_store(tmp_path / "store", raw(write("a.txt", text)), encoder, shard_tokens=1000)
     decoded = base_tokenizer.decode(tokens_of(store))

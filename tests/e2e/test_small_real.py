@@ -5,7 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from chatpipe.data.datasets import load_prompts, load_rankings, prompt_key
+from chatpipe.data.datasets import load_prompts, load_rankings
+from chatpipe.data.messages import prompt_key
 from chatpipe.recipe import load_recipe
 
 SHARED = Path(__file__).resolve().parents[3] / "shared" / "data"

@@ -9,7 +9,7 @@ import random
 import pytest
 from own_files import FEW_PROMPTS, LEARN, as_messages, asked, write_rows
 
-from chatpipe.data.datasets import prompt_key
+from chatpipe.data.messages import prompt_key
 from chatpipe.data.split import split_of
 
 

@@ -4,7 +4,7 @@ from itertools import count
 import numpy as np
 import pytest
 
-from chatpipe.data.formats import Ranking
+from chatpipe.data.rankings import Ranking
 from chatpipe.errors import UsageError
 from chatpipe.evaluation.pair_accuracy import pair_metrics
 

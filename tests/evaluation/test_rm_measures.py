@@ -5,7 +5,7 @@ import math
 import numpy as np
 import pytest
 
-from chatpipe.data.formats import Ranking
+from chatpipe.data.rankings import Ranking
 from chatpipe.evaluation.intervals import share_interval
 from chatpipe.evaluation.ordering import mean_tau_b, tau_b
 from chatpipe.evaluation.pair_accuracy import between_annotators

@@ -5,7 +5,7 @@ import random
 import numpy as np
 import pytest
 
-from chatpipe.data.formats import Ranking
+from chatpipe.data.rankings import Ranking
 from chatpipe.evaluation.ordering import flat, ordered_alike, ordered_pairs
 from chatpipe.evaluation.word_counts import WordCounts, _features, _fit
 

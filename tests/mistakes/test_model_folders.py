@@ -2,7 +2,7 @@
 
 import pytest
 
-from chatpipe.data.datasets import prompt_key
+from chatpipe.data.messages import prompt_key
 from chatpipe.data.split import split_of
 from mistakes import Mistake, chat, chats, jsonl, pairs
 

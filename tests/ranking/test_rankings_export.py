@@ -7,7 +7,7 @@ from datasets import load_dataset
 from ranked import item, items, open_store, said, skip, submit
 
 from chatpipe.data.datasets import stream_rows
-from chatpipe.data.formats import Ranking
+from chatpipe.data.rankings import Ranking
 from chatpipe.data.report import Report
 from chatpipe.ranking.export import pair_rows
 from chatpipe.recipe.schema import DataBlock

@@ -5,7 +5,7 @@ from dataclasses import replace
 import pytest
 
 from chatpipe.data.chat_template import add_chat_template, encode_prompt
-from chatpipe.data.formats import Ranking
+from chatpipe.data.rankings import Ranking
 from chatpipe.models.tokenizer_training import train_tokenizer
 from chatpipe.reward.ranking_batches import EncodedRanking, Judgement, RankingCollator, encode_rankings
 

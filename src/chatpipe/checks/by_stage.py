@@ -20,7 +20,7 @@ from chatpipe.data.chat_rows import Rows, RowsNote
 from chatpipe.data.chat_template import encode_completion, encode_prompt
 from chatpipe.data.datasets import Conversation, Loaded
 from chatpipe.data.documents import RawText, sample_texts
-from chatpipe.data.formats import Ranking
+from chatpipe.data.rankings import Ranking
 from chatpipe.data.text_blocks import TrainingText
 from chatpipe.data.token_store import TokenStore
 from chatpipe.generation import SamplingParams

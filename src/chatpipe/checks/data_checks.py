@@ -7,7 +7,7 @@ import numpy as np
 from transformers import PreTrainedTokenizerBase
 
 from chatpipe.checks.gate import Finding
-from chatpipe.data.formats import Ranking
+from chatpipe.data.rankings import Ranking
 from chatpipe.data.row_files import BadRow
 from chatpipe.models.context import leaves_room
 from chatpipe.reward.ranking_batches import encode_answers

@@ -14,7 +14,9 @@ from dataclasses import dataclass, field
 from typing import Any, Generic, TypeVar
 
 from chatpipe.data.chat_template import Message
-from chatpipe.data.formats import CONVERTERS, Ranking, What, check_use, has_tools, recognise, usable
+from chatpipe.data.formats import CONVERTERS, What, check_use, has_tools, recognise, usable
+from chatpipe.data.messages import prompt_key
+from chatpipe.data.rankings import Ranking
 from chatpipe.data.report import Report, SourceReport
 from chatpipe.data.row_files import BadRow, Row
 from chatpipe.data.sources import (
@@ -89,11 +91,6 @@ def load_rankings(blocks: Sequence[DataBlock], worlds: Worlds, key: str) -> Load
 def load_prompts(blocks: Sequence[DataBlock], worlds: Worlds, key: str) -> Loaded[Conversation]:
     """Different prompts, split by their text; a built-in world says which of its prompts are for validation."""
     return _load("prompts", blocks, worlds, key)
-
-
-def prompt_key(messages: Sequence[Message]) -> str:
-    """The text by which a prompt is told from others."""
-    return json.dumps([[message["role"], message["content"]] for message in messages], ensure_ascii=False)
 
 
 SPLIT_BY: Mapping[What, Callable[[Any], str]] = {

@@ -13,11 +13,11 @@ from itertools import chain
 from pathlib import Path
 
 from chatpipe.data.formats import format_of, readers_of
-from chatpipe.data.long_text import characters_between, in_pieces, line_start, survey
-from chatpipe.data.row_files import BadRow, BrokenRow, Row, Skipped, kind_of
+from chatpipe.data.report import Skipped
+from chatpipe.data.row_files import BadRow, BrokenRow, Row, kind_of
 from chatpipe.data.sources import check_sources, is_hub, one_file_each, source_files, source_rows
 from chatpipe.data.split import VALIDATION_SHARE, Split, split_of, split_of_digest
-from chatpipe.data.text_files import numbered_lines, text_chunks
+from chatpipe.data.text_files import characters_between, in_pieces, line_start, numbered_lines, survey, text_chunks
 from chatpipe.data.worlds import Worlds, is_world, world_named
 from chatpipe.errors import UsageError
 from chatpipe.recipe.schema import DataBlock

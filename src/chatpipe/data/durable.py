@@ -52,6 +52,14 @@ def sha256_of(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
+def fingerprint(parts: Any) -> str:
+    """SHA-256 in hex of `parts` as JSON with sorted keys: the one way to say what something was made from.
+
+    Two results with the same fingerprint were made from the same data, settings and models.
+    """
+    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
+
+
 def publish(partial: Path) -> Path:
     """Seals `NAME.partial`, whose files are already on the disk, with a manifest and renames it to `NAME`.
 

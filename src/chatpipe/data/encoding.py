@@ -31,7 +31,7 @@ SMALL_BATCHES = 1 << 8
 
 WORD = re.compile(r"\s*\S+(?:(?!\n\w)[^\S ]\s*\S*)*(?:\n(?=\w))?|\s+")
 """What a text is cut into: before each space that follows no other white space, and behind a newline before a letter
-or digit where there is no other white space. The cuts of `long_text.CLEAN_CUT` are some of these."""
+or digit where there is no other white space. The cuts of `text_files.CLEAN_CUT` are some of these."""
 WORDS_AT_ONCE = 1000
 MAX_KNOWN_WORDS, MAX_KNOWN_LENGTH = 1 << 19, 32
 """How many words a process remembers before it forgets all of them, and how long they may be: 100 MB at most."""

@@ -1,5 +1,7 @@
 """Conversations as lists of messages, from the two shapes that files have: OpenAI's and sharegpt's."""
 
+import json
+from collections.abc import Sequence
 from typing import Any
 
 from chatpipe.data.chat_template import Message
@@ -74,6 +76,11 @@ def text_of(values: dict[str, Any], field: str) -> str:
 def is_turn(value: Any) -> bool:
     """Whether `value` looks like one message, of either shape."""
     return isinstance(value, dict) and ({"role", "content"} <= value.keys() or {"from", "value"} <= value.keys())
+
+
+def prompt_key(messages: Sequence[Message]) -> str:
+    """The text by which a prompt is told from others."""
+    return json.dumps([[message["role"], message["content"]] for message in messages], ensure_ascii=False)
 
 
 def _message(item: Any) -> Message:

@@ -4,7 +4,41 @@ from collections import Counter
 from dataclasses import dataclass, field
 
 from chatpipe import console
-from chatpipe.data.row_files import Skipped
+from chatpipe.data.row_files import BrokenRow, Row
+from chatpipe.errors import UsageError
+
+MEND_OR_ALLOW = (
+    "Mend the file, say what it holds (data: [{source: FILE, format: ..., columns: ...}]), "
+    "or allow more (max_skipped: SHARE)."
+)
+"""What to do where a recipe's data has too many unusable rows."""
+
+
+@dataclass
+class Skipped:
+    """Rows that could not be used: how many for each reason, and where the first of each kind stands."""
+
+    reasons: Counter[str] = field(default_factory=Counter)
+    first: dict[str, str] = field(default_factory=dict)
+
+    def add(self, reason: str, row: Row | BrokenRow) -> None:
+        self.reasons[reason] += 1
+        detail = f", {row.detail}" if isinstance(row, BrokenRow) and row.detail else ""
+        self.first.setdefault(reason, f"{row.where}{detail}")
+
+    def check(self, source: str, total: int, max_share: float, hint: str = MEND_OR_ALLOW) -> None:
+        """Raises `UsageError` when more than this share of `total` rows is unusable, or all of them."""
+        count = self.reasons.total()
+        if count == 0 or (count <= max_share * total and count < total):
+            return
+        lines = [
+            f"{n} {'row' if n == 1 else 'rows'}: {reason} (first at {self.first[reason]})"
+            for reason, n in self.reasons.most_common(4)
+        ]
+        raise UsageError(
+            "\n".join([f"{source}: {count} of {total} rows cannot be used.", *lines]),
+            hint,
+        )
 
 
 @dataclass

@@ -1,18 +1,21 @@
-"""What a `data:` block names: files, folders, patterns, data sets of the hub, the built-in world; and its rows."""
+"""The sources that a `data:` block can name (files, folders, patterns, data sets of the hub) and their rows."""
 
 import glob
-import hashlib
+import os
+import textwrap
 from collections.abc import Iterator, Sequence
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from chatpipe.data.durable import sha256_of
-from chatpipe.data.hub import hub_rows
-from chatpipe.data.row_files import READERS, BrokenRow, Row, file_rows, kind_of
+from chatpipe.data.durable import fingerprint, sha256_of
+from chatpipe.data.row_files import READERS, BrokenRow, Row, as_row, file_rows, kind_of
 from chatpipe.data.worlds import is_world
 from chatpipe.errors import UsageError
 from chatpipe.recipe.schema import HUB, DataBlock
+
+MAX_REASON = 300
+"""Characters of an error message of the datasets library."""
 
 KINDS = (".txt", *sorted(READERS))
 
@@ -59,7 +62,7 @@ def source_files(source: str, key: str) -> list[Path]:
 
 
 def named_files(block: DataBlock) -> list[Path]:
-    """The files and folders that a block's source names and that are there; no complaint where there are none."""
+    """The existing files and folders that a block's source names, possibly none."""
     if is_world(block.source):  # whatever file has the same name
         return []
     path = Path(block.source).expanduser()
@@ -67,7 +70,7 @@ def named_files(block: DataBlock) -> list[Path]:
 
 
 def source_rows(block: DataBlock, key: str) -> Iterator[Row | BrokenRow]:
-    """The rows of a block in order, with the fields that its `columns` name; not for txt, nor the built-in world."""
+    """The rows of a block in order, with the fields that its `columns` name; not for txt files and built-in worlds."""
     for row in _rows_as_they_are(block, key):
         yield _with_columns(row, block) if isinstance(row, Row) else row
 
@@ -82,37 +85,29 @@ def one_file_each(block: DataBlock, key: str) -> Iterator[DataBlock]:
 
 
 def data_fingerprints(blocks: Sequence[DataBlock], key: str) -> dict[str, str]:
-    """Source -> what it holds and how it is read; a source that stands there twice has both in one."""
-    found: dict[str, str] = {}
+    """Source -> fingerprint of its content and settings; a source of several blocks has one for all of them."""
+    found: dict[str, list[str]] = {}
     for block in blocks:
-        before = found.get(block.source)
-        now = block_fingerprint(block, key)
-        found[block.source] = now if before is None else f"{before} + {now}"
-    return found
+        found.setdefault(block.source, []).append(block_fingerprint(block, key))
+    return {source: fingerprint(each) if len(each) > 1 else each[0] for source, each in found.items()}
 
 
 def block_fingerprint(block: DataBlock, key: str) -> str:
-    """SHA-256 of a block's files, then what else decides its rows. The built-in world is known by its settings.
+    """Fingerprint of a block's files and of all settings that decide its rows; the place of a file is none of them.
 
-    A data set of the hub is known by its name and revision, not by what it holds.
+    A built-in world and a data set of the hub are known by name (and revision), not by content.
     """
-    apart = {"source", "format", "limit", "weight", "max_skipped"}  # the last one decides no row
-    settings = block.model_dump(mode="json", exclude_defaults=True, exclude=apart)
-    said = [f"{name}={value}" for name, value in settings.items()]
-    weight = [] if block.weight == 1 else [f"weight={block.weight}"]
-    return " ".join([_content(block, key), block.format, str(block.limit), *said, *weight])
+    settings = block.model_dump(mode="json", exclude={"source", "max_skipped"})
+    return fingerprint([_content(block, key), settings])
 
 
-def _content(block: DataBlock, key: str) -> str:
+def _content(block: DataBlock, key: str) -> str | list[Any]:
     if is_world(block.source) or is_hub(block):
         return block.source
     files = source_files(block.source, key)
     if files == [Path(block.source).expanduser()]:
         return _sha256(files[0])
-    digest = hashlib.sha256()
-    for file in files:
-        digest.update(f"{file.name} {_sha256(file)}\n".encode())
-    return digest.hexdigest()
+    return [[file.name, _sha256(file)] for file in files]
 
 
 def _sha256(path: Path) -> str:
@@ -122,7 +117,7 @@ def _sha256(path: Path) -> str:
 
 @lru_cache(maxsize=100_000)
 def _sha256_of_version(path: Path, size: int, changed: int) -> str:
-    """A command asks several times for the hash of the same gigabytes."""
+    """Cached, because a command asks several times for the hash of the same gigabytes."""
     return sha256_of(path)
 
 
@@ -147,7 +142,7 @@ def _check_file(path: Path, key: str) -> None:
 
 def _rows_as_they_are(block: DataBlock, key: str) -> Iterator[Row | BrokenRow]:
     if is_hub(block):
-        yield from hub_rows(block.source.removeprefix(HUB), block.name, block.split, block.revision, key)
+        yield from _hub_rows(block.source.removeprefix(HUB), block.name, block.split, block.revision, key)
         return
     for path in source_files(block.source, key):
         if kind_of(path) not in READERS:
@@ -171,3 +166,28 @@ def _with_columns(row: Row, block: DataBlock) -> Row | BrokenRow:
         values = [row.values[name] for name in names]
         renamed[ours] = values[0] if len(values) == 1 else "\n".join(map(str, values))
     return Row({**row.values, **renamed}, row.where)
+
+
+def _hub_rows(name: str, config: str | None, split: str, revision: str | None, key: str) -> Iterator[Row | BrokenRow]:
+    """The rows of one split, in the data set's own order; `name` is a hub id, or a local folder in its form.
+
+    Raises `UsageError` naming `key` where it cannot be opened, or breaks off.
+    """
+    from datasets import load_dataset
+
+    number = 0
+    try:
+        for values in load_dataset(name, config, split=split, revision=revision, streaming=True):
+            number += 1
+            yield as_row(values, f"hub:{name} row {number}")
+    except GeneratorExit:
+        raise
+    except Exception as problem:  # the library raises anything: its own errors, those of the network, bare Exception
+        reason = textwrap.shorten(f"{type(problem).__name__}: {problem}", MAX_REASON, placeholder=" ...")
+        offline = os.environ.get("HF_HUB_OFFLINE", "0").upper() in {"1", "ON", "YES", "TRUE"}
+        raise UsageError(
+            f"{key}: hub:{name} (split {split}) cannot be read at row {number + 1}: {reason}",
+            "HF_HUB_OFFLINE is set: unset it, or give files."
+            if offline
+            else "Check name, configuration and split, and the network; a private one needs `hf auth login`.",
+        ) from problem

@@ -24,10 +24,10 @@ import numpy as np
 
 from chatpipe import console
 from chatpipe.data.documents import RawText
-from chatpipe.data.durable import MANIFEST, PARTIAL, fault_of, fsync, read_json, replace_text, retire
+from chatpipe.data.durable import MANIFEST, PARTIAL, fault_of, fingerprint, fsync, read_json, replace_text, retire
 from chatpipe.data.encoding import BATCH_CHARACTERS, SMALL_BATCHES, Encoded, Encoder, encode_stream
-from chatpipe.data.long_text import PIECE_CHARACTERS
 from chatpipe.data.sources import block_fingerprint
+from chatpipe.data.text_files import PIECE_CHARACTERS
 from chatpipe.data.worlds import world_settings
 from chatpipe.errors import Interrupted, UsageError
 
@@ -98,8 +98,8 @@ def build_token_store(
     a text of more than 64 MB; a shard has `shard_tokens` tokens and a little more. Raises `UsageError` where a finished
     shard was changed, the text cannot be used, or the disk is full, and `Interrupted` on Ctrl-C.
     """
-    fingerprint = store_fingerprint(text, encoder)
-    manifest = _manifest_of(folder, fingerprint) or StoreManifest(fingerprint, encoder.dtype)
+    made_from = store_fingerprint(text, encoder)
+    manifest = _manifest_of(folder, made_from) or StoreManifest(made_from, encoder.dtype)
     if not manifest.complete:
         workers = workers or min(usable_cores(), MAX_WORKERS)
         try:
@@ -119,38 +119,37 @@ def usable_cores() -> int:
 
 def find_token_store(folders: Sequence[Path], text: RawText, encoder: Encoder) -> TokenStore | None:
     """The first complete store of `text` among `folders`. Raises `UsageError` where its files were changed."""
-    fingerprint = store_fingerprint(text, encoder)
+    made_from = store_fingerprint(text, encoder)
     for folder in folders:
-        manifest = _manifest_of(folder, fingerprint)
+        manifest = _manifest_of(folder, made_from)
         if manifest is not None and manifest.complete:
             return TokenStore(folder)
     return None
 
 
 def store_fingerprint(text: RawText, encoder: Encoder) -> str:
-    """SHA-256 over all that decides what a store holds: the text, how it is read, and the tokenizer."""
+    """Fingerprint of all that decides the tokens of a store: the text, its settings, and the tokenizer."""
     world = world_settings([text.block], text.worlds)
-    # How often a source is read does not change what stands in it.
+    # the weight of a source does not change its tokens
     source = block_fingerprint(text.block.model_copy(update={"weight": 1.0}), text.key)
-    parts = [FORMAT, PIECE_CHARACTERS, source, world, asdict(encoder)]
-    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
+    return fingerprint([FORMAT, PIECE_CHARACTERS, source, world, asdict(encoder)])
 
 
-def _manifest_of(folder: Path, fingerprint: str) -> StoreManifest | None:
+def _manifest_of(folder: Path, made_from: str) -> StoreManifest | None:
     """What is there of the store, unless it is another one. Raises `UsageError` where its files were changed."""
     if not (folder / MANIFEST).exists():
         return None
     try:
         manifest = StoreManifest(**read_json(folder / MANIFEST))
-        fault = fault_of(folder) if manifest.fingerprint == fingerprint else None
+        fault = fault_of(folder) if manifest.fingerprint == made_from else None
     except (ValueError, TypeError) as problem:
-        manifest, fault = StoreManifest(fingerprint, ""), f"{MANIFEST} cannot be read ({problem})"
+        manifest, fault = StoreManifest(made_from, ""), f"{MANIFEST} cannot be read ({problem})"
     if fault is not None:
         raise UsageError(
             f"The token store {folder} is not as it was built: {fault}.",
             f"Delete {folder}: the same command then builds it anew.",
         )
-    return manifest if manifest.fingerprint == fingerprint else None
+    return manifest if manifest.fingerprint == made_from else None
 
 
 def _build(

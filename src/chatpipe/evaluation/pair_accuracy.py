@@ -6,9 +6,8 @@ from typing import Any
 
 import numpy as np
 
-from chatpipe.data.datasets import prompt_key
-from chatpipe.data.formats import Ranking
-from chatpipe.data.judgements import judged_alike
+from chatpipe.data.messages import prompt_key
+from chatpipe.data.rankings import Ranking, judged_alike
 from chatpipe.errors import UsageError
 from chatpipe.evaluation.intervals import bootstrap_interval, share_interval
 from chatpipe.evaluation.ordering import Pairs, flat, mean_tau_b, ordered_alike, ordered_pairs

@@ -5,7 +5,7 @@ from collections.abc import Iterable, Sequence
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from chatpipe import console
-from chatpipe.data.formats import Ranking
+from chatpipe.data.rankings import Ranking
 from chatpipe.data.row_files import BadRow
 from chatpipe.reward.ranking_batches import encode_answers
 from chatpipe.reward.scoring import score_sequences

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import logsigmoid
 
-from chatpipe.data.formats import Ranking
+from chatpipe.data.rankings import Ranking
 from chatpipe.evaluation.ordering import Pairs, ordered_pairs
 
 WORD = re.compile(r"\w+|[^\w\s]")

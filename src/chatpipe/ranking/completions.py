@@ -17,9 +17,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from chatpipe import console
-from chatpipe.data.datasets import Conversation, prompt_key
+from chatpipe.data.datasets import Conversation
 from chatpipe.data.durable import PARTIAL, fsync, replace_text
 from chatpipe.data.locking import alone_with
+from chatpipe.data.messages import prompt_key
 from chatpipe.errors import UsageError
 from chatpipe.models.manifest import checkpoint_id
 

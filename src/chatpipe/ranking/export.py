@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from chatpipe.data.durable import replace_text
-from chatpipe.data.formats import Ranking
+from chatpipe.data.rankings import Ranking
 from chatpipe.errors import UsageError
 from chatpipe.ranking.standing import StandingRanking, standing_rankings
 from chatpipe.ranking.store import Store

@@ -10,8 +10,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from chatpipe.data.chat_template import Message
-from chatpipe.data.formats import responses_of, round_of, usable
+from chatpipe.data.formats import usable
 from chatpipe.data.messages import as_prompt
+from chatpipe.data.rankings import responses_of, round_of
 from chatpipe.data.report import Report, SourceReport
 from chatpipe.data.row_files import BadRow, Row
 from chatpipe.data.sources import source_rows

@@ -5,7 +5,8 @@ from pathlib import Path
 
 from pydantic import TypeAdapter
 
-from chatpipe.data.datasets import Conversation, prompt_key, stream_rows
+from chatpipe.data.datasets import Conversation, stream_rows
+from chatpipe.data.messages import prompt_key
 from chatpipe.data.report import Report
 from chatpipe.data.row_files import Row
 from chatpipe.data.sources import source_rows

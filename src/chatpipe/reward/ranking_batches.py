@@ -12,9 +12,8 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from chatpipe.data.chat_template import Message, encode_completion
-from chatpipe.data.formats import Ranking
-from chatpipe.data.judgements import judged_alike
 from chatpipe.data.padding import pad_right
+from chatpipe.data.rankings import Ranking, judged_alike
 from chatpipe.data.row_files import BadRow
 
 TOO_LONG = "an answer is longer than max_length"

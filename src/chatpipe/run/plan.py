@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from chatpipe.data.datasets import load_prompts, load_rankings, stream_conversations
-from chatpipe.data.judgements import judged_alike
+from chatpipe.data.rankings import judged_alike
 from chatpipe.data.report import Report
 from chatpipe.data.split import VALIDATION_SHARE
 from chatpipe.models.vocabulary import expected_vocabulary

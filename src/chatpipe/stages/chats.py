@@ -1,13 +1,11 @@
 """The conversations of sft: tokenised once into the stage's folder, and opened there by every process."""
 
-import hashlib
-import json
-
 from transformers import PreTrainedTokenizerBase
 
 from chatpipe import console
 from chatpipe.data.chat_rows import FORMAT, Rows, RowsNote, open_rows, write_rows
 from chatpipe.data.datasets import stream_conversations
+from chatpipe.data.durable import fingerprint
 from chatpipe.data.report import Report
 from chatpipe.data.sources import data_fingerprints
 from chatpipe.data.worlds import world_settings
@@ -62,8 +60,7 @@ def _write(step: Step, tokenizer: PreTrainedTokenizerBase, max_length: int, made
 
 
 def _made_from(step: Step, tokenizer: PreTrainedTokenizerBase, max_length: int) -> str:
-    """SHA-256 over all that decides what the rows hold."""
+    """Fingerprint of all that decides the rows."""
     world = world_settings(step.data()[KEY], step.recipe.worlds)
     reads = [tokenizer.backend_tokenizer.to_str(), tokenizer.chat_template, tokenizer.special_tokens_map]
-    parts = [FORMAT, data_fingerprints(step.data()[KEY], KEY), world, reads, max_length]
-    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
+    return fingerprint([FORMAT, data_fingerprints(step.data()[KEY], KEY), world, reads, max_length])

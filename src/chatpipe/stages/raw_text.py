@@ -1,6 +1,5 @@
 """The raw text of a stage: which tokenizer reads it, and its token stores in the stage's folder."""
 
-import hashlib
 import json
 import shutil
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -10,7 +9,7 @@ from transformers import PreTrainedTokenizerBase
 
 from chatpipe import console
 from chatpipe.data.documents import RawText, raw_texts, sample_texts
-from chatpipe.data.durable import PARTIAL, fault_of, fsync, publish, write_json
+from chatpipe.data.durable import PARTIAL, fault_of, fingerprint, fsync, publish, write_json
 from chatpipe.data.encoding import Encoder
 from chatpipe.data.sources import data_fingerprints
 from chatpipe.data.text_blocks import TrainingText, ValidationText
@@ -170,11 +169,10 @@ def _watched(texts: Iterable[str], title: str, megabytes: float | None) -> Itera
 
 
 def _made_from(step: Step, section: Tokenizer, positions: int) -> str:
-    """SHA-256 over what a new tokenizer depends on."""
+    """Fingerprint of all that decides a new tokenizer."""
     sources = data_fingerprints(step.data()["pretrain.data"], "pretrain.data")
     world = world_settings(step.data()["pretrain.data"], step.recipe.worlds)
-    parts = [sources, world, section.model_dump(mode="json"), positions]
-    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
+    return fingerprint([sources, world, section.model_dump(mode="json"), positions])
 
 
 def _is_made_from(folder: Path, made_from: str) -> bool:

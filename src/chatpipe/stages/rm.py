@@ -9,7 +9,7 @@ from chatpipe.checks.by_stage import rm_checks
 from chatpipe.checks.gate import Checks, enforce
 from chatpipe.data.chat_template import add_chat_template
 from chatpipe.data.datasets import Loaded, load_rankings
-from chatpipe.data.formats import Ranking
+from chatpipe.data.rankings import Ranking
 from chatpipe.data.worlds import only_world, world_named
 from chatpipe.errors import UsageError
 from chatpipe.evaluation.pair_accuracy import pair_metrics

@@ -1,0 +1,229 @@
+"""Rankings: one prompt, K completions, and a rank for each. A pair of a chosen and a rejected answer is K = 2.
+
+Pairs come in four shapes: texts with a `prompt`; texts that hold the dialogue, as hh-rlhf has it
+(`\\n\\nHuman: ... \\n\\nAssistant: ...`); lists of messages, the whole conversation or what follows `prompt`; sharegpt.
+"""
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from chatpipe.data.chat_template import Message
+from chatpipe.data.messages import answered, as_prompt, check_messages, prompt_key, sharegpt_message, sharegpt_messages
+from chatpipe.data.row_files import BadRow, Row
+
+Answered = tuple[list[Message], str]
+"""A prompt and the answer to it."""
+
+_HUMAN, _ASSISTANT = "\n\nHuman:", "\n\nAssistant:"
+
+FLOAT32_MAX = 3.4028234663852886e38
+
+MAX_ROUND = 1_000_000
+"""A larger number is a mistake."""
+
+
+@dataclass(frozen=True)
+class Ranking:
+    """One prompt, K completions, a rank for each: 1 is best, equal ranks are ties.
+
+    `round` is the round in which it was ranked. `weight` scales its loss; with None, all rankings of the same answers
+    share a weight of 1. `margin` is the score difference that the loss demands, as in trl.
+    """
+
+    prompt: list[Message]
+    responses: list[str]
+    ranks: list[int]
+    annotator: str | None = None
+    round: int | None = None
+    weight: float | None = None
+    margin: float = 0.0
+
+    def to_row(self) -> dict[str, Any]:
+        """The ranking as a row of a rankings file."""
+        row: dict[str, Any] = {"prompt": self.prompt, "responses": self.responses, "ranks": self.ranks}
+        if self.annotator:
+            row["annotator"] = self.annotator
+        if self.round is not None:
+            row["round"] = self.round
+        if self.weight is not None:
+            row["weight"] = self.weight
+        if self.margin != 0:
+            row["margin"] = self.margin
+        return row
+
+
+def to_ranking(row: Row, form: str) -> Ranking:
+    """The ranking in a row of format `pairs` or `rankings`. Raises `BadRow` where the row cannot be used."""
+    if form == "pairs":
+        prompt, chosen, rejected = _pair(row.values)
+        return Ranking(prompt, [chosen, rejected], [1, 2], **_of_ranking(row.values))
+    return _ranking(row.values)
+
+
+def judged_alike(rankings: Sequence[Ranking]) -> list[list[Ranking]]:
+    """`rankings` grouped by prompt and set of responses, in the order of the first of each group.
+
+    All rankings of a group list the responses in one order, whatever order their annotators saw. A ranking that an
+    epoch reads n times is in n groups.
+    """
+    times: Counter[int] = Counter()
+    groups: dict[tuple[str, tuple[str, ...], int], list[Ranking]] = {}
+    for ranking in rankings:
+        times[id(ranking)] += 1
+        key = (prompt_key(ranking.prompt), tuple(sorted(ranking.responses)), times[id(ranking)])
+        group = groups.setdefault(key, [])
+        group.append(_in_order_of(group[0].responses, ranking) if group else ranking)
+    return list(groups.values())
+
+
+def _in_order_of(responses: list[str], ranking: Ranking) -> Ranking:
+    """`ranking` with its responses permuted to the order of `responses`."""
+    if ranking.responses == responses:
+        return ranking
+    places = sorted(range(len(responses)), key=lambda place: responses[place])
+    theirs = sorted(range(len(responses)), key=lambda place: ranking.responses[place])
+    ranks = dict(zip(places, (ranking.ranks[place] for place in theirs), strict=True))
+    return replace(ranking, responses=responses, ranks=[ranks[place] for place in range(len(responses))])
+
+
+# ---- fields of a ranking ----
+
+
+def responses_of(values: dict[str, Any]) -> list[str]:
+    """The field `responses`: two or more texts. Raises `BadRow` where it is not, or one of them is empty."""
+    responses = values.get("responses")
+    if not isinstance(responses, list) or not all(isinstance(text, str) for text in responses) or len(responses) < 2:
+        raise BadRow("responses are not two or more texts")
+    if not all(text.strip() for text in responses):
+        raise BadRow("a response is empty")
+    return responses
+
+
+def round_of(values: dict[str, Any]) -> int | None:
+    """The field `round`, None where it is missing. Raises `BadRow` where it cannot be one."""
+    made_in = values.get("round")
+    if made_in is not None and (type(made_in) is not int or not 0 <= made_in <= MAX_ROUND):
+        raise BadRow(f"round is not a whole number from 0 to {MAX_ROUND:,}")
+    return made_in
+
+
+def _ranking(values: dict[str, Any]) -> Ranking:
+    responses, ranks = responses_of(values), values.get("ranks")
+    if not isinstance(ranks, list) or len(ranks) != len(responses) or not all(type(rank) is int for rank in ranks):
+        raise BadRow("ranks are not one whole number for each response")
+    if not _is_order(ranks):
+        raise BadRow("ranks are no order: 1 is best, and the next one follows (1, 2, 3; with ties 1, 1, 2 or 1, 1, 3)")
+    return Ranking(as_prompt(values.get("prompt")), responses, ranks, **_of_ranking(values))
+
+
+def _is_order(ranks: list[int]) -> bool:
+    """Whether ranks start at 1 without gaps, or with the gaps that ties leave (1, 1, 3).
+
+    Any other gap means that a response is missing, or that the ranks belong to another row.
+    """
+    different = sorted(set(ranks))
+    return different == list(range(1, len(different) + 1)) or all(
+        rank == 1 + sum(other < rank for other in ranks) for rank in different
+    )
+
+
+def _of_ranking(values: dict[str, Any]) -> dict[str, Any]:
+    """The optional fields of a ranking: annotator, round, weight and margin."""
+    weight = values.get("weight")
+    if weight is not None and (not _is_number(weight) or weight <= 0):
+        raise BadRow("weight is not a number above 0")
+    annotator = values.get("annotator")
+    if not isinstance(annotator, str | None):
+        raise BadRow("annotator is not text")
+    return {
+        "annotator": annotator or None,
+        "round": round_of(values),
+        "weight": None if weight is None else float(weight),
+        "margin": _margin(values),
+    }
+
+
+def _margin(values: dict[str, Any]) -> float:
+    margin = values.get("margin")
+    if margin is None:
+        return 0.0
+    if not _is_number(margin):
+        raise BadRow("margin is not a number")
+    return float(margin)
+
+
+def _is_number(value: Any) -> bool:
+    """Whether `value` is a number that is finite in float32, the dtype of the loss."""
+    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) <= FLOAT32_MAX
+
+
+# ---- pairs ----
+
+
+def _pair(values: dict[str, Any]) -> tuple[list[Message], str, str]:
+    """Prompt, chosen and rejected answer. Raises `BadRow` where one is missing or their prompts differ."""
+    prompt, chosen = _side(values, "chosen")
+    other_prompt, rejected = _side(values, "rejected")
+    if prompt != other_prompt:
+        raise BadRow("chosen and rejected have different prompts")
+    if not chosen.strip() or not rejected.strip():
+        raise BadRow("an answer is empty")
+    return prompt, chosen, rejected
+
+
+def _side(values: dict[str, Any], field: str) -> Answered:
+    answer, prompt = values.get(field), values.get("prompt")
+    if isinstance(values.get("conversations"), list):
+        return as_prompt(sharegpt_messages(values)), _sharegpt_answer(answer)
+    if isinstance(answer, list):
+        return _conversational(answer, prompt)
+    if not isinstance(answer, str):
+        raise BadRow("chosen and rejected are neither texts nor messages")
+    return _split_dialogue(answer) if prompt is None else (as_prompt(prompt), answer)
+
+
+def _sharegpt_answer(answer: Any) -> str:
+    message: Message = {"role": "assistant", "content": answer} if isinstance(answer, str) else sharegpt_message(answer)
+    if message["role"] != "assistant":
+        raise BadRow("an answer is not the assistant's")
+    return message["content"]
+
+
+def _conversational(messages: list[Any], prompt: Any) -> Answered:
+    """Messages that start with the assistant continue `prompt`; others are the whole conversation.
+
+    Both are in use: TRL's explicit prompt, and data sets that have a prompt field and whole conversations.
+    """
+    first = messages[0] if messages else None
+    if isinstance(first, dict) and first.get("role") == "assistant" and prompt is not None:
+        messages = [*as_prompt(prompt), *messages]
+    whole = answered(check_messages(messages))
+    return whole[:-1], whole[-1]["content"]
+
+
+def _split_dialogue(text: str) -> Answered:
+    """A dialogue in hh-rlhf's form: the prompt and the last answer."""
+    if not text.startswith(_HUMAN):
+        raise BadRow("there is no prompt: the text does not begin with a Human turn")
+    turns: list[Message] = []
+    for part in text.split(_HUMAN)[1:]:
+        question, *answers = part.split(_ASSISTANT)
+        turns.append({"role": "user", "content": question.strip()})
+        turns.extend({"role": "assistant", "content": answer.strip()} for answer in answers)
+    if turns[-1]["role"] != "assistant":
+        raise BadRow("the text does not end with an Assistant turn")
+    return check_messages(_merge_turns(turns[:-1])), turns[-1]["content"]
+
+
+def _merge_turns(turns: Sequence[Message]) -> list[Message]:
+    """Consecutive turns of one speaker become one; some dialogues of hh-rlhf have them."""
+    merged: list[Message] = []
+    for turn in turns:
+        if merged and merged[-1]["role"] == turn["role"]:
+            joined = f"{merged[-1]['content']}\n\n{turn['content']}".strip()
+            merged[-1] = {"role": turn["role"], "content": joined}
+        else:
+            merged.append(turn)
+    return merged
