@@ -75,7 +75,7 @@ def show_rounds(result: dict[str, Any]) -> None:
             f"| {ppo.get('round', 1)} | {rm['metrics']['eval_accuracy']:.1%} ({rm['metrics']['accuracy_low']:.1%}-"
             f"{rm['metrics']['accuracy_high']:.1%}) | {seen['win_rate']:.1%} ({seen['win_rate_low']:.1%}-"
             f"{seen['win_rate_high']:.1%}) | {seen[rate]:.1%} ({seen[f'{rate}_low']:.1%}-{seen[f'{rate}_high']:.1%}) | "
-            f"{seen['gold_score']:.2f} | {seen['right']:.1%} | {seen['objective/kl']:.1f} | "
+            f"{seen['oracle_score']:.2f} | {seen['right']:.1%} | {seen['objective/kl']:.1f} | "
             f"{(rm['seconds'] + ppo['seconds']) / 60:.1f} |"
         )
 

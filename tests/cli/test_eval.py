@@ -27,7 +27,7 @@ def test_a_chat_model_on_its_world_is_judged_by_the_gold_rater_as_in_its_stage(c
     said = chatpipe("eval", tiny_run.folder / "sft", "--data", "pocketworld", "--json").object
     assert said["measured"] == "answers"
     before = tiny_run.stage("sft")["metrics"]
-    for name in ("right", "right_low", "gold_score", "chance", "eos_share", "eval_prompts"):
+    for name in ("right", "right_low", "oracle_score", "chance", "eos_share", "eval_prompts"):
         assert said["metrics"][name] == pytest.approx(before[name])
 
 
@@ -78,7 +78,7 @@ def test_prompts_are_answered(chatpipe, work, tiny_run):
     data = write(work / "prompts.jsonl", [{"prompt": f"Who is number {i}?"} for i in range(12)])
     said = chatpipe("eval", tiny_run.folder / "sft", "--data", data, "evaluation.max_new_tokens=4", "--json").object
     assert (said["measured"], said["rows"]) == ("answers", 12)
-    assert "gold_score" not in said["metrics"]
+    assert "oracle_score" not in said["metrics"]
     assert said["metrics"]["answers"][0]["question"] == "Who is number 0?"
 
 

@@ -11,7 +11,7 @@ from chatpipe.data.documents import RawText
 from chatpipe.data.encoding import Encoder
 from chatpipe.data.text_blocks import BlockCollator, TrainingText, ValidationText, document_positions
 from chatpipe.data.token_store import TokenStore, build_token_store
-from chatpipe.evaluation.language import held_out_loss
+from chatpipe.evaluation.text import text_loss
 from chatpipe.recipe.schema import DataBlock
 
 EOS, VOCABULARY = 1, 40
@@ -152,9 +152,9 @@ def test_held_out_text_is_judged_as_training_reads_it():
     for document in documents:
         logprobs = model(torch.tensor([document]), use_cache=False).logits[0].log_softmax(-1)
         nats -= sum(logprobs[i, target].item() for i, target in enumerate([*document[1:], EOS]))
-    assert held_out_loss(model, isolated, 4).nats_per_token == pytest.approx(nats / 12, abs=1e-5)
+    assert text_loss(model, isolated).nats_per_token == pytest.approx(nats / 12, abs=1e-5)
     together = ValidationText(tokens.numpy(), num_bytes=20, block_size=12)
-    assert held_out_loss(model, together, 4).nats_per_token != pytest.approx(nats / 12, abs=1e-4)
+    assert text_loss(model, together).nats_per_token != pytest.approx(nats / 12, abs=1e-4)
 
 
 @settings(deadline=None)

@@ -6,13 +6,14 @@ import shutil
 import pytest
 
 from chatpipe.data.datasets import load_prompts
-from chatpipe.evaluation.compare import gold_comparison
+from chatpipe.evaluation.answers import evaluate_answers
+from chatpipe.evaluation.policy import oracle_comparison
 from chatpipe.models.manifest import checkpoint_id
 from chatpipe.models.pretrained import load_causal_model, load_tokenizer
 from chatpipe.recipe import load_recipe
 from chatpipe.recipe.schema import STAGES
-from chatpipe.stages.judging import judge, judged_prompts
 from chatpipe.stages.step import Step
+from chatpipe.stages.validation import oracle_of, validation_prompts
 
 
 @pytest.fixture
@@ -35,9 +36,12 @@ def win_rate_over_sft(folder):
     tokenizer = load_tokenizer(folder / "sft")
     held_out = load_prompts(step.data()["ppo.data"], step.recipe.worlds, "ppo.data").validation
     models = [load_causal_model(folder / stage) for stage in ("ppo.2", "sft")]
-    prompts = judged_prompts(step, tokenizer, held_out, models[0].config.max_position_embeddings)
-    new, old = (judge(step, model, tokenizer, prompts).ratings for model in models)
-    return gold_comparison(new, old, step.recipe.seed)
+    prompts = validation_prompts(step, tokenizer, held_out, models[0].config.max_position_embeddings)
+    settings, seed = step.recipe.evaluation, step.recipe.seed
+    new, old = (
+        evaluate_answers(model, tokenizer, prompts, settings, seed, oracle_of(step)).ratings for model in models
+    )
+    return oracle_comparison(new, old, step.recipe.seed)
 
 
 def test_a_second_round_goes_on_from_the_first_and_from_wherever_it_broke_off(folder, chatpipe):

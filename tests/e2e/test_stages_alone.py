@@ -12,7 +12,7 @@ from chatpipe.data.chat_template import encode_conversation, encode_prompt
 from chatpipe.data.documents import RawText, sample_texts
 from chatpipe.data.encoding import Encoder
 from chatpipe.data.text_blocks import ValidationText
-from chatpipe.evaluation.language import held_out_loss
+from chatpipe.evaluation.text import text_loss
 from chatpipe.recipe.schema import DataBlock
 
 STAGES = ("pretrain", "sft", "rm", "ppo")
@@ -69,7 +69,7 @@ def test_rm_scores_the_chosen_answers_higher(own):
 def test_ppo_without_a_gold_rater_says_who_judged(own):
     reasons = own.results["ppo"]["verdict"]["reasons"]
     assert any(reason.startswith("Only the reward model judged this:") for reason in reasons)
-    assert "gold_score" not in own.results["ppo"]["metrics"]
+    assert "oracle_score" not in own.results["ppo"]["metrics"]
 
 
 # ---- pretraining on a text file ----
@@ -201,7 +201,7 @@ def test_pretrain_mix_keeps_raw_text_from_being_forgotten(base, tmp_path, chatpi
         source = RawText(DataBlock(source=f"{folder}/a.txt"), {}, "data")
         texts = sample_texts([source], "validation", max_bytes=10**6)
         tokenizer = AutoTokenizer.from_pretrained(folder / "base")
-        losses[mix] = held_out_loss(model, ValidationText.of(texts, Encoder.of(tokenizer), 32), 32).nats_per_token
+        losses[mix] = text_loss(model, ValidationText.of(texts, Encoder.of(tokenizer), 32)).nats_per_token
     assert losses[0.5] < losses[0.0] - 0.3
 
 

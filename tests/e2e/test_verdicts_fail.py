@@ -101,8 +101,8 @@ def test_ppo_without_kl_against_a_bad_reward_model_fails(tiny_run, tmp_path, cha
     assert told["verdict"]["status"] == "fail"
     metrics = told["metrics"]
     assert metrics["reward_change_low"] > 0  # the reward model is pleased, and nobody else
-    assert metrics["gold_change_high"] < 0
-    assert "Try: raise ppo.kl_coef, and train a better reward model" in reason(told, "Mean gold score ")
+    assert metrics["oracle_change_high"] < 0
+    assert "Try: raise ppo.kl_coef, and train a better reward model" in reason(told, "Mean score by the oracle ")
     assert metrics["win_rate_high"] < 0.5
-    assert "to lie above 50 %. Try: " in reason(told, "The gold rater prefers it to sft on ")
+    assert "to lie above 50 %. Try: " in reason(told, "The oracle prefers it to sft on ")
     assert metrics["objective/kl"] > 10 * tiny_run.stage("ppo")["metrics"]["objective/kl"]

@@ -3,7 +3,7 @@ import random
 import pytest
 import torch
 
-from chatpipe.evaluation.answers import Answer, answer_metrics, answer_prompts, gold_metrics, rate_answers
+from chatpipe.evaluation.answers import Answer, answer_metrics, answer_prompts, oracle_metrics, rate_answers
 from chatpipe.evaluation.intervals import wilson_interval
 from chatpipe.generation import SamplingParams
 from chatpipe.pocketworld.conversations import prompts as draw_prompts
@@ -56,16 +56,16 @@ def test_answer_metrics():
     assert answer_metrics(answers) == {"eos_share": pytest.approx(2 / 3), "answer_length": 5.0}
 
 
-def test_gold_metrics_of_right_and_of_empty_answers():
+def test_oracle_metrics_of_right_and_of_empty_answers():
     world = World.build(seed=1, people=40)
     prompts = draw_prompts(world, "test", 60, seed=1)
     rater, rng = Oracle(world), random.Random(0)
     right = [Answer(good_answer(understand(world, prompt), rng), [], True) for prompt in prompts]
     empty = [Answer("", [], True) for _ in prompts]
-    good, bad = (gold_metrics(rate_answers(rater, prompts, answers)) for answers in (right, empty))
+    good, bad = (oracle_metrics(rate_answers(rater, prompts, answers)) for answers in (right, empty))
     assert good["right"] == 1.0
     assert bad["right"] == 0.0
-    assert good["gold_score"] > 1 > -1 > bad["gold_score"]
+    assert good["oracle_score"] > 1 > -1 > bad["oracle_score"]
     questions = sum(understand(world, prompt).kind != "smalltalk" for prompt in prompts)
     assert 0 < questions < 60  # small talk has no right answer
     assert (good["right_low"], good["right_high"]) == wilson_interval(questions, questions)

@@ -1,8 +1,8 @@
 import numpy as np
 import pytest
 
-from chatpipe.evaluation.compare import gold_comparison, mean_change, win_rate
 from chatpipe.evaluation.intervals import wilson_interval
+from chatpipe.evaluation.policy import mean_change, oracle_comparison, win_rate
 from chatpipe.pocketworld.oracle import Rating
 
 
@@ -34,12 +34,12 @@ def test_change_is_measured_prompt_by_prompt():
     assert (change.mean, change.low, change.high) == pytest.approx((0.5, 0.5, 0.5))
 
 
-def test_gold_comparison_leaves_small_talk_out_of_right_answers():
+def test_oracle_comparison_leaves_small_talk_out_of_right_answers():
     old = [_rating(0.0, True), _rating(-1.0, False), _rating(1.0, None), _rating(-1.0, False)]
     new = [_rating(1.0, True), _rating(2.0, True), _rating(1.0, None), _rating(-2.0, False)]
-    metrics = gold_comparison(new, old)
+    metrics = oracle_comparison(new, old)
     assert metrics["win_rate"] == (1 + 1 + 0.5 + 0) / 4
-    assert metrics["gold_score_before"] == -0.25
-    assert metrics["gold_change_low"] < 0.75 < metrics["gold_change_high"]
+    assert metrics["oracle_score_before"] == -0.25
+    assert metrics["oracle_change_low"] < 0.75 < metrics["oracle_change_high"]
     assert metrics["right_before"] == pytest.approx(1 / 3)
     assert 0 <= metrics["right_change_low"] <= 1 / 3 <= metrics["right_change_high"] <= 1

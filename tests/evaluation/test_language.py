@@ -8,9 +8,10 @@ from transformers import GPT2Config, GPT2LMHeadModel
 from chatpipe.data.encoding import Encoder
 from chatpipe.data.text_blocks import ValidationText
 from chatpipe.errors import UsageError
-from chatpipe.evaluation.language import conversation_loss, held_out_loss, question_gain, swap_answers
+from chatpipe.evaluation.chat import chat_loss, question_gain, swap_answers
+from chatpipe.evaluation.text import evaluate_text, text_loss
 
-PAD, EOS = 0, 1
+EOS = 1
 
 
 @pytest.fixture
@@ -21,10 +22,10 @@ def store(texts, tokenizer):
 def test_uniform_model_needs_log_vocabulary_nats_for_every_token(store, texts, model, tokenizer):
     for parameter in model.parameters():
         torch.nn.init.zeros_(parameter)
-    score = held_out_loss(model, store, batch_size=2)
+    score = text_loss(model, store)
     assert len(store.tokens) % store.block_size != 0  # the remainder counts too
     assert score.nats_per_token == pytest.approx(math.log(len(tokenizer)))
-    assert score.perplexity == pytest.approx(len(tokenizer), rel=1e-5)
+    assert evaluate_text(model, tokenizer, store)["perplexity"] == pytest.approx(len(tokenizer), rel=1e-5)
     text_bytes = sum(len(text.encode()) for text in texts)
     assert score.bits_per_byte == pytest.approx(len(store.tokens) * math.log2(len(tokenizer)) / text_bytes)
 
@@ -32,14 +33,14 @@ def test_uniform_model_needs_log_vocabulary_nats_for_every_token(store, texts, m
 def test_tokens_that_stand_for_no_text_cost_no_bits(store, texts, model, tokenizer):
     for parameter in model.parameters():
         torch.nn.init.zeros_(parameter)
-    score = held_out_loss(model, store, batch_size=2, special_ids=tokenizer.all_special_ids)
+    score = text_loss(model, store, special_ids=tokenizer.all_special_ids)
     of_text = len(store.tokens) - len(texts)  # without an end-of-text token behind each document
     text_bytes = sum(len(text.encode()) for text in texts)
     assert score.bits_per_byte == pytest.approx(of_text * math.log2(len(tokenizer)) / text_bytes)
     assert score.nats_per_token == pytest.approx(math.log(len(tokenizer)))
 
 
-def test_each_token_is_predicted_once_from_those_before_it_in_its_block(store, model):
+def test_each_token_is_predicted_once_from_those_before_it_in_its_block(store, model, monkeypatch):
     model.eval()
     tokens = [int(token) for token in store.tokens]
     inputs = [tokens[-1], *tokens[:-1]]
@@ -47,13 +48,14 @@ def test_each_token_is_predicted_once_from_those_before_it_in_its_block(store, m
     for start in range(0, len(tokens), store.block_size):
         logits = model(torch.tensor([inputs[start : start + store.block_size]])).logits[0]
         nats += F.cross_entropy(logits, torch.tensor(tokens[start : start + store.block_size]), reduction="sum").item()
-    for batch_size in (1, 3, 100):
-        assert held_out_loss(model, store, batch_size).nats_per_token == pytest.approx(nats / len(tokens), abs=1e-5)
+    for rows in (1, 3, 100):
+        monkeypatch.setattr("chatpipe.evaluation.text.rows_at_once", lambda *_, rows=rows: rows)
+        assert text_loss(model, store).nats_per_token == pytest.approx(nats / len(tokens), abs=1e-5)
 
 
 def test_dropout_is_off_while_measuring_and_on_again_afterwards(store, model):
     model.train()
-    assert held_out_loss(model, store, 4) == held_out_loss(model, store, 4)
+    assert text_loss(model, store) == text_loss(model, store)
     assert model.training
 
 
@@ -64,20 +66,21 @@ ROWS = [
 ]
 
 
-def test_conversation_loss_is_the_mean_over_assistant_tokens_whatever_the_batch(model):
+def test_chat_loss_is_the_mean_over_assistant_tokens_whatever_the_batch(model, monkeypatch):
     model.eval()
     losses = []
     for ids, mask in ROWS:
         logprobs = model(torch.tensor([ids])).logits[0].log_softmax(-1)
         losses += [-logprobs[t - 1, ids[t]].item() for t in range(1, len(ids)) if mask[t]]
     expected = sum(losses) / len(losses)
-    for batch_size in (1, 2, 3):
-        assert conversation_loss(model, ROWS, PAD, batch_size) == pytest.approx(expected, abs=1e-5)
+    for rows in (1, 2, 3):
+        monkeypatch.setattr("chatpipe.evaluation.chat.rows_at_once", lambda *_, rows=rows: rows)
+        assert chat_loss(model, ROWS) == pytest.approx(expected, abs=1e-5)
 
 
-def test_conversation_loss_needs_something_the_assistant_says(model):
+def test_chat_loss_needs_something_the_assistant_says(model):
     with pytest.raises(ValueError, match="assistant"):
-        conversation_loss(model, [([5, 6], [0, 0])], PAD, 1)
+        chat_loss(model, [([5, 6], [0, 0])])
 
 
 def test_swap_answers_keeps_answers_and_exchanges_what_they_answer():
@@ -89,10 +92,10 @@ def test_swap_answers_keeps_answers_and_exchanges_what_they_answer():
 def test_question_gain_tells_answers_that_heed_the_question_from_shuffled_ones():
     heeding, shuffled = _trained(heeds=True), _trained(heeds=False)
     rows = [_conversation(word, word) for word in range(4, 16)]
-    gain = question_gain(heeding, rows, PAD, batch_size=4)
+    gain = question_gain(heeding, rows)
     assert gain.gain > 1
     assert 0 < gain.low <= gain.gain <= gain.high
-    ignored = question_gain(shuffled, rows, PAD, batch_size=4)
+    ignored = question_gain(shuffled, rows)
     assert ignored.low <= 0
     assert ignored.gain < 0.1
 
@@ -100,8 +103,8 @@ def test_question_gain_tells_answers_that_heed_the_question_from_shuffled_ones()
 def test_question_gain_leaves_out_what_is_too_long_and_needs_two(model):
     long_question = ([5] * 61 + [6, EOS], [0] * 61 + [1, 1])
     short_question = ([5, 6, 7, 8, EOS], [0, 1, 1, 1, 1])
-    with pytest.raises(UsageError, match="exchanged"):
-        question_gain(model, [long_question, short_question], PAD, batch_size=2)
+    with pytest.raises(UsageError, match="exchange"):
+        question_gain(model, [long_question, short_question])
 
 
 def _conversation(word: int, answer: int) -> tuple[list[int], list[int]]:

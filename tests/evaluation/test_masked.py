@@ -9,8 +9,9 @@ from chatpipe.data.encoding import Encoder
 from chatpipe.data.masking import Masking, add_mask_token
 from chatpipe.data.text_blocks import ValidationText
 from chatpipe.data.token_store import build_token_store
-from chatpipe.evaluation import masked
-from chatpipe.evaluation.masked import masked_score, unigram_nats
+from chatpipe.evaluation import ngram
+from chatpipe.evaluation.ngram import unigram_nats
+from chatpipe.evaluation.text import masked_loss
 from chatpipe.models.new_model import new_model
 from chatpipe.recipe.architectures import Architecture
 from chatpipe.recipe.schema import DataBlock
@@ -27,20 +28,21 @@ def held_out(texts, tokenizer):
     return ValidationText.of(texts, Encoder.of(tokenizer), block_size=8)
 
 
-def test_a_uniform_encoder_needs_log_vocabulary_nats_whatever_the_batch(held_out, tokenizer, masking):
+def test_a_uniform_encoder_needs_log_vocabulary_nats_whatever_the_batch(held_out, tokenizer, masking, monkeypatch):
     model = new_model(Architecture(family="modernbert", n_layer=1, n_head=2, n_embd=16), tokenizer)
     for parameter in model.parameters():
         torch.nn.init.zeros_(parameter)
-    for batch_size in (1, 4):
-        score = masked_score(model, held_out, masking, batch_size)
-        assert score.nats_per_token == pytest.approx(math.log(len(tokenizer)), rel=1e-5)
-        assert score == masked_score(model, held_out, masking, batch_size)
+    for rows in (1, 4):
+        monkeypatch.setattr("chatpipe.evaluation.text.rows_at_once", lambda *_, rows=rows: rows)
+        loss = masked_loss(model, held_out, masking)
+        assert loss.nats_per_token == pytest.approx(math.log(len(tokenizer)), rel=1e-5)
+        assert loss == masked_loss(model, held_out, masking)
 
 
 def test_guessing_by_frequency_takes_the_cross_entropy_of_the_frequencies(
     tmp_path, monkeypatch, texts, held_out, masking, tokenizer
 ):
-    monkeypatch.setattr(masked, "COUNTED_AT_ONCE", 50)
+    monkeypatch.setattr(ngram, "COUNTED_AT_ONCE", 50)
     source = tmp_path / "text.jsonl"
     source.write_text("".join(json.dumps({"text": f"{text} {i}"}) + "\n" for i, text in enumerate(texts * 10)))
     read = RawText(DataBlock(source=str(source)), {}, "pretrain.data")

@@ -13,7 +13,7 @@ PRETRAIN_ON = {"eval_loss": 2.0, "bits_per_byte": 1.0, "trigram_bits_per_byte": 
 MASKED = {"eval_loss": 4.0, "unigram_loss": 5.0, "untrained_eval_loss": 7.0}
 MASKED_ON = {"eval_loss": 4.0, "unigram_loss": 5.0, "eval_loss_before": 4.4}
 SFT = {"eos_share": 0.99, "eval_loss": 0.5, "eval_loss_before": 3.0}
-SFT_GOLD = {**SFT, "gold_score": 1.2, "right": 0.95, "right_low": 0.91, "chance": 0.2}
+SFT_GOLD = {**SFT, "oracle_score": 1.2, "right": 0.95, "right_low": 0.91, "chance": 0.2}
 SFT_REAL = {**SFT, "question_gain": 0.3, "question_gain_low": 0.1}
 RM = {
     "eval_accuracy": 0.8,
@@ -42,9 +42,9 @@ PPO_GOLD = {
     "win_rate": 0.75,
     "win_rate_low": 0.7,
     "win_rate_high": 0.8,
-    "gold_score": 1.8,
-    "gold_score_before": 1.1,
-    "gold_change_high": 0.9,
+    "oracle_score": 1.8,
+    "oracle_score_before": 1.1,
+    "oracle_change_high": 0.9,
     "right": 0.94,
     "right_before": 0.95,
     "right_change_high": 0.02,
@@ -57,7 +57,12 @@ PPO_REAL = {
     "reward_change_high": 1.2,
     "reward_sources": ["model"],
 }
-JUDGE = {"judge_score": 1.5, "judge_score_before": 1.0, "judge_change_low": 0.3, "judge_change_high": 0.7}
+JUDGE = {
+    "oracle_reward_score": 1.5,
+    "oracle_reward_score_before": 1.0,
+    "oracle_reward_change_low": 0.3,
+    "oracle_reward_change_high": 0.7,
+}
 PPO_JUDGED = {**PPO_REAL, **JUDGE}
 RANDOM_RM = {"eval_accuracy": 0.51, "accuracy_low": 0.47, "accuracy_high": 0.55}
 
@@ -115,8 +120,8 @@ CASES = [
     (ppo_verdict, PPO_GOLD, {}, "pass"),
     (ppo_verdict, PPO_GOLD, {"win_rate": 0.54, "win_rate_low": 0.5}, "warn"),
     (ppo_verdict, PPO_GOLD, {"win_rate": 0.5, "win_rate_low": 0.45}, "fail"),
-    (ppo_verdict, PPO_GOLD, {"gold_score": 1.1, "gold_change_high": 0.1}, "warn"),
-    (ppo_verdict, PPO_GOLD, {"gold_score": 0.9, "gold_change_high": -0.1}, "fail"),
+    (ppo_verdict, PPO_GOLD, {"oracle_score": 1.1, "oracle_change_high": 0.1}, "warn"),
+    (ppo_verdict, PPO_GOLD, {"oracle_score": 0.9, "oracle_change_high": -0.1}, "fail"),
     (ppo_verdict, PPO_GOLD, {"right": 0.92, "right_change_high": 0.0}, "pass"),
     (ppo_verdict, PPO_GOLD, {"right": 0.90, "right_change_high": -0.001}, "fail"),
     (ppo_verdict, PPO_GOLD, {"objective/kl": 15.0}, "pass"),
@@ -134,12 +139,27 @@ CASES = [
     (ppo_verdict, PPO_REAL, {"reward_score": 0.0, "reward_change_low": -0.2}, "fail"),
     (ppo_verdict, PPO_JUDGED, {}, "pass"),
     (ppo_verdict, PPO_JUDGED, {"reward_score": -1.0, "reward_change_low": -2.0}, "pass"),
-    (ppo_verdict, PPO_JUDGED, {"judge_change_low": 0.0}, "warn"),
-    (ppo_verdict, PPO_JUDGED, {"judge_score": 0.9, "judge_change_low": -0.3, "judge_change_high": 0.0}, "warn"),
-    (ppo_verdict, PPO_JUDGED, {"judge_score": 0.9, "judge_change_low": -0.3, "judge_change_high": -0.01}, "fail"),
+    (ppo_verdict, PPO_JUDGED, {"oracle_reward_change_low": 0.0}, "warn"),
+    (
+        ppo_verdict,
+        PPO_JUDGED,
+        {"oracle_reward_score": 0.9, "oracle_reward_change_low": -0.3, "oracle_reward_change_high": 0.0},
+        "warn",
+    ),
+    (
+        ppo_verdict,
+        PPO_JUDGED,
+        {"oracle_reward_score": 0.9, "oracle_reward_change_low": -0.3, "oracle_reward_change_high": -0.01},
+        "fail",
+    ),
     (ppo_verdict, {**PPO_GOLD, **JUDGE}, {}, "pass"),
-    (ppo_verdict, {**PPO_GOLD, **JUDGE}, {"judge_change_low": -0.3, "judge_change_high": -0.01}, "fail"),
-    (ppo_verdict, {**PPO_GOLD, **JUDGE}, {"gold_score": 0.9, "gold_change_high": -0.1}, "fail"),
+    (
+        ppo_verdict,
+        {**PPO_GOLD, **JUDGE},
+        {"oracle_reward_change_low": -0.3, "oracle_reward_change_high": -0.01},
+        "fail",
+    ),
+    (ppo_verdict, {**PPO_GOLD, **JUDGE}, {"oracle_score": 0.9, "oracle_change_high": -0.1}, "fail"),
 ]
 
 
@@ -256,18 +276,16 @@ def test_where_only_the_rewards_judged_the_verdict_says_which(change, sources, w
 def test_where_somebody_else_judged_the_verdict_says_so(judged):
     reasons = ppo_verdict(judged).reasons
     assert not any(reason.startswith("Only") for reason in reasons)
-    assert any("The gold rater prefers" in reason for reason in reasons) is ("gold_score" in judged)
-    held_out = (
-        "The held-out reward model (ppo.oracle_reward_model) judged this: its score on held-out prompts is 1.50, "
-    )
-    assert any(reason.startswith(held_out) for reason in reasons) is ("judge_score" in judged)
+    assert any("The oracle prefers" in reason for reason in reasons) is ("oracle_score" in judged)
+    held_out = "The score of ppo.oracle_reward_model on held-out prompts is 1.50, "
+    assert any(reason.startswith(held_out) for reason in reasons) is ("oracle_reward_score" in judged)
 
 
 @pytest.mark.parametrize("good, who", [(PPO_GOLD, "sft"), ({**PPO_GOLD, "round": 3}, "ppo of round 2")])
 def test_the_kl_and_the_preference_are_told_as_from_what_the_round_started_from(good, who):
     reasons = ppo_verdict(good).reasons
     assert f"8.0 nats of KL from {who}; at most 15 are expected." in reasons
-    assert any(reason.startswith(f"The gold rater prefers it to {who} on 75.0%") for reason in reasons)
+    assert any(reason.startswith(f"The oracle prefers it to {who} on 75.0%") for reason in reasons)
 
 
 def test_as_stored():

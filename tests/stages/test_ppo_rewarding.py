@@ -5,11 +5,12 @@ import torch
 
 from chatpipe.data.chat_template import encode_prompt
 from chatpipe.data.datasets import load_prompts
+from chatpipe.evaluation.answers import evaluate_answers
 from chatpipe.models.pretrained import load_causal_model, load_reward_model, load_tokenizer
 from chatpipe.recipe import load_recipe
-from chatpipe.stages.judging import judge, judged_prompts
-from chatpipe.stages.rewards_of_step import load_rewards, reward_scores
+from chatpipe.stages.ppo_rewards import answer_rewards, load_rewards
 from chatpipe.stages.step import Step
+from chatpipe.stages.validation import oracle_of, validation_prompts
 
 
 @pytest.fixture(scope="module")
@@ -19,8 +20,8 @@ def answered(tiny_run):
     step = Step.of(recipe, "ppo")
     tokenizer, policy = load_tokenizer(step.models["model"]), load_causal_model(step.models["model"])
     held_out = load_prompts(step.data()["ppo.data"], recipe.worlds, "ppo.data").validation
-    prompts = judged_prompts(step, tokenizer, held_out, policy.config.max_position_embeddings)
-    judged = judge(step, policy, tokenizer, prompts)
+    prompts = validation_prompts(step, tokenizer, held_out, policy.config.max_position_embeddings)
+    judged = evaluate_answers(policy, tokenizer, prompts, recipe.evaluation, recipe.seed, oracle_of(step))
     assert len({answer.ended for answer in judged.answers}) == 2
     return step, tokenizer, load_rewards(step, tokenizer), prompts, judged
 
@@ -40,7 +41,7 @@ def test_answers_are_scored_as_they_were_written_and_cut_off_ones_penalised(answ
     section = step.recipe.ppo.model_copy(update={"missing_eos": how, "missing_eos_penalty": 2.0})
     step = Step.of(step.recipe.model_copy(update={"ppo": section}), "ppo")
     model = load_reward_model(step.models["reward_model"]).eval()
-    scores = reward_scores(step, rewards, tokenizer, prompts, judged.answers)
+    scores = answer_rewards(step, rewards, tokenizer, prompts, judged.answers)
     assert set(scores) == {"reward"}
     for prompt, answer, score in zip(prompts, judged.answers, scores["reward"], strict=True):
         assert (answer.ids[-1] == tokenizer.eos_token_id) is answer.ended

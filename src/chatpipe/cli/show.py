@@ -153,14 +153,16 @@ def _measured(stage: str, metrics: dict[str, Any]) -> list[tuple[str, str, str]]
             rows.append(("the same (before: by words and length)", _percent(metrics["words_baseline"]), accuracy))
         return rows
     rows = [("reward it was trained on", *_scores(metrics, "reward"))]
-    if "gold_score" in metrics:
-        rows.append(("gold score", *_scores(metrics, "gold")))
-        rows.append((f"gold win rate over {_before(metrics)}", "50 %", _percent(metrics["win_rate"])))
+    if "oracle_score" in metrics:
+        rows.append(("oracle's score", *_scores(metrics, "oracle")))
+        rows.append((f"win rate by the oracle over {_before(metrics)}", "50 %", _percent(metrics["win_rate"])))
         rows.append(("right answers", _percent(metrics["right_before"]), _percent(metrics["right"])))
-    if "judge_score" in metrics:
-        rows.append(("held-out reward model's score", *_scores(metrics, "judge")))
-        rows.append((f"win rate over {_before(metrics)} (by that model)", "50 %", _percent(metrics["judge_win_rate"])))
-    if not metrics.keys() & {"gold_score", "judge_score"}:
+    if "oracle_reward_score" in metrics:
+        rows.append(("ppo.oracle_reward_model's score", *_scores(metrics, "oracle_reward")))
+        rows.append(
+            (f"win rate over {_before(metrics)} (by that model)", "50 %", _percent(metrics["oracle_reward_win_rate"]))
+        )
+    if not metrics.keys() & {"oracle_score", "oracle_reward_score"}:
         rows.append(
             (f"win rate over {_before(metrics)} (by that reward)", "50 %", _percent(metrics["reward_win_rate"]))
         )

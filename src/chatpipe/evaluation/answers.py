@@ -1,63 +1,109 @@
-"""Held-out prompts answered by a model, and an oracle's ratings of the answers."""
+"""A model's answers to validation prompts, and their scores by an oracle where there is one."""
 
 from collections import defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from chatpipe.data.chat_template import Message, decode_answer, encode_prompt
+from chatpipe import console
+from chatpipe.data.chat_template import decode_answer, encode_prompt
+from chatpipe.data.datasets import Conversation
 from chatpipe.data.worlds import Oracle, Rating
 from chatpipe.evaluation.intervals import wilson_interval
-from chatpipe.generation import SamplingParams, generate
+from chatpipe.evaluation.sharing import over_ranks
+from chatpipe.generation import Completion, SamplingParams, generate
+from chatpipe.models.context import longest_sequence
+from chatpipe.recipe.schema import Evaluation
+
+EXAMPLE_TOKENS = 40
 
 
 @dataclass(frozen=True)
 class Answer:
-    """What a model wrote to a prompt: `ids` with the end-of-turn token, if that came (`ended`); `text` without."""
+    """A model's answer: `ids` with the end-of-turn token if the model wrote it (`ended`); `text` without."""
 
     text: str
     ids: list[int]
     ended: bool
 
 
+@dataclass(frozen=True)
+class Answers:
+    """A model's answers, one to each prompt; `ratings` are those of `oracle`, None where there is no oracle."""
+
+    answers: list[Answer]
+    temperature: float
+    oracle: Oracle | None = None
+    ratings: list[Rating] | None = None
+
+    def metrics(self) -> dict[str, Any]:
+        """`eos_share`, `answer_length`, `eval_prompts`, `eval_temperature`; with an oracle also its scores."""
+        metrics: dict[str, Any] = {**answer_metrics(self.answers), "eval_prompts": len(self.answers)}
+        metrics["eval_temperature"] = self.temperature
+        if self.ratings is not None and self.oracle is not None:
+            metrics.update(oracle_metrics(self.ratings))
+            metrics["chance"] = self.oracle.chance()
+        return metrics
+
+
+def evaluate_answers(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    prompts: Sequence[Conversation],
+    settings: Evaluation,
+    seed: int,
+    oracle: Oracle | None,
+) -> Answers:
+    """Has the model answer all `prompts`, and the oracle, if there is one, score the answers."""
+    params = SamplingParams(max_new_tokens=settings.max_new_tokens, temperature=settings.temperature)
+    answers = answer_prompts(model, tokenizer, prompts, params, seed)
+    ratings = None if oracle is None else rate_answers(oracle, prompts, answers)
+    return Answers(answers, settings.temperature, oracle, ratings)
+
+
 def answer_prompts(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
-    prompts: Sequence[list[Message]],
+    prompts: Sequence[Conversation],
     params: SamplingParams,
     seed: int,
-    on_finished: Callable[[int], None] | None = None,
 ) -> list[Answer]:
     """The model's answers, one to each prompt, without special tokens in their text.
 
-    `on_finished` hears how many are done.
+    All processes share the prompts and return all answers; a seed gives the same answers for any number of processes.
     Raises `UsageError` for a prompt that leaves no room for its answer.
     """
+
+    def complete(some: Sequence[list[int]]) -> list[Completion]:
+        with console.progress("answering", len(some)) as bar:
+            return generate(model, some, params, tokenizer.eos_token_id, seed, on_finished=bar.update)
+
     ids = [encode_prompt(tokenizer, prompt) for prompt in prompts]
-    completions = generate(model, ids, params, tokenizer.eos_token_id, seed, on_finished=on_finished)
+    # Equal prompts have random numbers of their own, in the order in which one process meets them.
+    completions = over_ranks(ids, complete, same_rank=tuple)
     return [Answer(decode_answer(tokenizer, done.ids), done.ids, done.ended) for done in completions]
 
 
 def answer_metrics(answers: Sequence[Answer]) -> dict[str, float]:
-    """`eos_share`: the share that stopped by itself; `answer_length`: mean tokens."""
+    """`eos_share`: the share of answers that stop by themselves; `answer_length`: mean tokens."""
     return {
         "eos_share": sum(answer.ended for answer in answers) / len(answers),
         "answer_length": sum(len(answer.ids) for answer in answers) / len(answers),
     }
 
 
-def rate_answers(oracle: Oracle, prompts: Sequence[list[Message]], answers: Sequence[Answer]) -> list[Rating]:
+def rate_answers(oracle: Oracle, prompts: Sequence[Conversation], answers: Sequence[Answer]) -> list[Rating]:
     """The oracle's rating of each answer."""
     return [oracle.rate(prompt, answer.text, answer.ended) for prompt, answer in zip(prompts, answers, strict=True)]
 
 
-def gold_metrics(ratings: Sequence[Rating]) -> dict[str, Any]:
-    """What many ratings come to.
+def oracle_metrics(ratings: Sequence[Rating]) -> dict[str, Any]:
+    """The means of many ratings.
 
-    `gold_score`: their mean. `right`, `right_low`, `right_high`: the share of right answers among questions that have
-    one (small talk has none), with its 95 % interval. `right_by_kind`: that share for each kind of question.
+    `oracle_score`: their mean. `right`, `right_low`, `right_high`: the share of correct answers among questions that
+    have one (small talk has none), with its 95 % interval. `right_by_kind`: that share for each kind of question.
     """
     by_kind: dict[str, list[bool]] = defaultdict(list)
     for rating in ratings:
@@ -66,9 +112,33 @@ def gold_metrics(ratings: Sequence[Rating]) -> dict[str, Any]:
     right = [is_right for some in by_kind.values() for is_right in some]
     low, high = wilson_interval(sum(right), len(right))
     return {
-        "gold_score": sum(rating.score for rating in ratings) / len(ratings),
+        "oracle_score": sum(rating.score for rating in ratings) / len(ratings),
         "right": sum(right) / len(right),
         "right_low": low,
         "right_high": high,
         "right_by_kind": {kind: sum(some) / len(some) for kind, some in sorted(by_kind.items())},
     }
+
+
+def answer_example(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, prompt: Conversation) -> dict[str, str]:
+    """The likeliest answer of a chat model to the run's example question: `question` and `answer`."""
+    return {
+        "question": prompt[-1]["content"],
+        "answer": _greedy(model, tokenizer, encode_prompt(tokenizer, prompt)),
+    }
+
+
+def complete_example(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, prompt: Conversation
+) -> dict[str, str]:
+    """As `answer_example`, of a base model, which continues the question as text."""
+    question = prompt[-1]["content"]
+    ids = tokenizer(question, add_special_tokens=False)["input_ids"]
+    return {"question": question, "answer": _greedy(model, tokenizer, ids)}
+
+
+def _greedy(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, ids: list[int]) -> str:
+    context = longest_sequence(model, decodes=True)
+    params = SamplingParams(max_new_tokens=min(EXAMPLE_TOKENS, context // 2), temperature=0.0)
+    completion = generate(model, [ids[params.max_new_tokens - context :]], params, tokenizer.eos_token_id, seed=0)[0]
+    return " ".join(decode_answer(tokenizer, completion.ids).split())

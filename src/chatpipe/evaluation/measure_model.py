@@ -1,4 +1,4 @@
-"""What a stage's verdict measures, of any model folder on any data: the kind of both decides what that is."""
+"""The numbers of a stage's verdict, for any model folder on any data; the kind of both decides which numbers."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field
@@ -9,24 +9,26 @@ from typing import Any
 from pydantic import TypeAdapter
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from chatpipe import console
 from chatpipe.checks.model_checks import embeddings_too_few
 from chatpipe.checks.room import prompts_with_room
 from chatpipe.data.chat_rows import fit_conversations
 from chatpipe.data.chat_template import add_chat_template
 from chatpipe.data.datasets import Conversation, load_prompts, stream_rows
-from chatpipe.data.documents import RawText, whole_documents
+from chatpipe.data.documents import RawText, sample_texts, whole_documents
+from chatpipe.data.encoding import Encoder
 from chatpipe.data.formats import recognise
 from chatpipe.data.masking import Masking
 from chatpipe.data.report import Report, SourceReport
 from chatpipe.data.row_files import Row, kind_of
 from chatpipe.data.sources import check_sources, is_hub, one_file_each, source_rows
-from chatpipe.data.worlds import WORLDS, Oracle, is_world, only_world, world_named
+from chatpipe.data.text_blocks import ValidationText
+from chatpipe.data.worlds import WORLDS, is_world, only_world, world_named
 from chatpipe.errors import UsageError
-from chatpipe.evaluation.chat_loss import HeldOutChats
-from chatpipe.evaluation.judging import judge_answers
-from chatpipe.evaluation.pair_accuracy import pair_metrics
-from chatpipe.evaluation.ranking_scores import ranking_scores, rankings_that_fit
+from chatpipe.evaluation.answers import Answers, evaluate_answers
+from chatpipe.evaluation.chat import chat_samples, evaluate_chat
+from chatpipe.evaluation.ranker import evaluate_ranker, is_ordered, rankings_that_fit
+from chatpipe.evaluation.text import MAX_TEXT_BYTES, continuations, evaluate_text, first_words
+from chatpipe.models.chat_model import load_for_chat
 from chatpipe.models.context import longest_sequence
 from chatpipe.models.manifest import read_manifest
 from chatpipe.models.model_folder import Kind, looks_like_path, model_kind
@@ -39,9 +41,6 @@ from chatpipe.models.pretrained import (
 )
 from chatpipe.recipe.loading import load_recipe
 from chatpipe.recipe.schema import Data, DataBlock, Recipe
-from chatpipe.stages.measuring import HeldOut, first_words
-from chatpipe.stages.raw_text import validation_documents, validation_text
-from chatpipe.stages.sft import SAMPLE_TOKENS, load_for_chat
 
 KEY = "--data"
 MAX_BLOCK_SIZE = 1024
@@ -207,18 +206,18 @@ def _of_text(
 ) -> tuple[int, dict[str, Any]]:
     documents = _documents(task, report)
     size = min(task.known.get("pretrain.block_size", MAX_BLOCK_SIZE), longest_sequence(model, decodes=True))
-    isolate = task.recipe.pretrain.documents == "isolate"
-    text = validation_text(documents, tokenizer, size, isolate)
-    held_out = HeldOut(text, tokenizer, first_words(documents), masking)
-    found = held_out.measure(model)
-    metrics = {name if name == "eval_loss" else name.removeprefix("eval_"): value for name, value in found.items()}
+    isolate_at = tokenizer.eos_token_id if task.recipe.pretrain.documents == "isolate" else None
+    text = ValidationText.of(documents, Encoder.of(tokenizer), size, isolate_at)
+    metrics: dict[str, Any] = evaluate_text(model, tokenizer, text, masking)
+    if masking is None:
+        metrics["samples"] = continuations(model, tokenizer, first_words(documents))
     return len(documents), {**metrics, "tokens": len(text.tokens)}
 
 
 def _documents(task: _Task, report: Report) -> list[str]:
     texts = [RawText(block, task.recipe.worlds, KEY, split=is_world(block.source)) for block in task.blocks]
     if only_world(task.blocks):
-        return validation_documents(texts)[: task.limit]
+        return list(islice(sample_texts(texts, "validation", max_bytes=MAX_TEXT_BYTES), task.limit))
     found = list(islice((document for text in texts for document in whole_documents(text.pieces())), task.limit))
     report.sources += [SourceReport(KEY, text.block.source, ["text"], text.rows, text.skipped) for text in texts]
     if not any(map(str.strip, found)):
@@ -241,23 +240,14 @@ def _conversations(task: _Task, report: Report) -> tuple[int, dict[str, Any]]:
             "Give more, or shorter ones.",
         )
     prompts = _asked(task, tokenizer, model, (said[:-1] for said in conversations), task.recipe.evaluation.prompts)
-    held_out = HeldOutChats(rows, tokenizer, prompts[:2], min(SAMPLE_TOKENS, task.recipe.evaluation.max_new_tokens))
+    settings, seed = task.recipe.evaluation, task.recipe.seed
+    metrics, answers = evaluate_chat(model, tokenizer, rows, prompts, settings, seed, oracle=None)
     return len(conversations), {
-        **held_out.measure(model),
-        **_gain(held_out, model),
-        **_judged(task, tokenizer, model, prompts, None),
+        **metrics,
+        "samples": chat_samples(model, tokenizer, prompts[:2], settings.max_new_tokens),
+        "answers": _examples(prompts, answers),
         "left_out_conversations": len(conversations) - len(rows),
     }
-
-
-def _gain(held_out: HeldOutChats, model: PreTrainedModel) -> dict[str, float]:
-    """How much likelier answers are under their own questions; nothing where the model cannot read them exchanged."""
-    try:
-        gain = held_out.gain(model)
-    except UsageError as problem:
-        console.warn(f"no question_gain: {problem.message}")
-        return {}
-    return {"question_gain": gain.gain, "question_gain_low": gain.low}
 
 
 def _answers(task: _Task, report: Report) -> tuple[int, dict[str, Any]]:
@@ -270,8 +260,10 @@ def _answers(task: _Task, report: Report) -> tuple[int, dict[str, Any]]:
     else:
         prompts = task.rows("prompts", report)
     asked = _asked(task, tokenizer, model, prompts, most)
+    answers = evaluate_answers(model, tokenizer, asked, task.recipe.evaluation, task.recipe.seed, oracle)
     return len(asked), {
-        **_judged(task, tokenizer, model, asked, oracle),
+        **answers.metrics(),
+        "answers": _examples(asked, answers),
         "left_out_prompts": 0 if world else len(prompts) - len(asked),
     }
 
@@ -284,19 +276,10 @@ def _asked(
     return prompts_with_room(tokenizer, prompts, context, "evaluation.max_new_tokens", new_tokens)[:most]
 
 
-def _judged(
-    task: _Task,
-    tokenizer: PreTrainedTokenizerBase,
-    model: PreTrainedModel,
-    prompts: list[Conversation],
-    oracle: Oracle | None,
-) -> dict[str, Any]:
-    judged = judge_answers(model, tokenizer, prompts, task.recipe.evaluation, task.recipe.seed, oracle)
-    examples = zip(prompts[:2], judged.answers, strict=False)
-    return {
-        **judged.metrics(),
-        "answers": [{"question": prompt[-1]["content"], "answer": answer.text} for prompt, answer in examples],
-    }
+def _examples(prompts: list[Conversation], answers: Answers) -> list[dict[str, str]]:
+    """The first two questions with their answers."""
+    examples = zip(prompts[:2], answers.answers, strict=False)
+    return [{"question": prompt[-1]["content"], "answer": answer.text} for prompt, answer in examples]
 
 
 # ---- rankings ----
@@ -313,11 +296,10 @@ def _pairs(task: _Task, report: Report) -> tuple[int, dict[str, Any]]:
     fitting = rankings_that_fit(tokenizer, rankings, max_length)
     if not fitting:
         raise UsageError(f"{KEY}: no ranking fits into {max_length} tokens.", "Give shorter ones.")
-    if all(len(set(ranking.ranks)) == 1 for ranking in fitting):
+    if not is_ordered([ranking.ranks for ranking in fitting]):
         raise UsageError(
             f"{KEY}: none of the {len(fitting)} rankings prefers one answer to another.",
             "Give some that are not all ties.",
         )
-    scores = ranking_scores(model, tokenizer, fitting, max_length)
-    metrics = pair_metrics(fitting, scores, seed=task.recipe.seed)
+    metrics = evaluate_ranker(model, tokenizer, fitting, max_length, task.recipe.seed)
     return len(rankings), {**metrics, "left_out_rankings": len(rankings) - len(fitting)}

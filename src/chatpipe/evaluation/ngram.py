@@ -1,14 +1,19 @@
-"""The byte 3-gram model: how well text is predicted by counting alone, which a language model must beat."""
+"""How well text is predicted by counting alone, which a language model must beat: byte 3-grams, token frequencies."""
 
 from collections.abc import Iterable, Iterator, Sequence
 
 import numpy as np
+
+from chatpipe.data.text_blocks import ValidationText
+from chatpipe.data.token_store import TokenStore
 
 BOUNDARY = 256
 """The symbol at the beginning and the end of a document; 0 to 255 are bytes."""
 SYMBOLS = 257
 CHUNK = 1 << 19
 """Bytes counted at a time, and the rest of a document, which bounds the memory that a large corpus takes."""
+COUNTED_AT_ONCE = 2**22
+"""Tokens, which bounds the memory that a large store takes."""
 
 
 def trigram_bits_per_byte(train: Iterable[bytes] | Iterable[str], held_out: Sequence[bytes] | Sequence[str]) -> float:
@@ -28,6 +33,20 @@ def trigram_bits_per_byte(train: Iterable[bytes] | Iterable[str], held_out: Sequ
         text = symbol != BOUNDARY
         bits -= np.log2(model.probability(first[text], second[text], symbol[text])).sum()
     return float(bits / num_bytes)
+
+
+def unigram_nats(
+    train: Sequence[TokenStore], held_out: ValidationText, special_ids: tuple[int, ...], tokens: int
+) -> float:
+    """Nats per token of guessing by frequencies in `train` (plus one, for `tokens` tokens), without special ones."""
+    counts = np.ones(tokens)
+    for store in train:
+        for start in range(0, len(store), COUNTED_AT_ONCE):
+            counts += np.bincount(store.read(start, min(COUNTED_AT_ONCE, len(store) - start)), minlength=tokens)
+    counts[list(special_ids)] = 0
+    asked = held_out.tokens
+    asked = asked[~np.isin(asked, special_ids)]
+    return float(-np.log(counts[asked] / counts.sum()).mean())
 
 
 class TrigramModel:

@@ -124,7 +124,7 @@ def masked_verdict(metrics: Mapping[str, Any]) -> Verdict:
 def sft_verdict(metrics: Mapping[str, Any]) -> Verdict:
     """Whether the model answers, answers what was asked, and stops.
 
-    Reads `eos_share`, `eval_loss`, `eval_loss_before` (the parent's); with a gold rater (`gold_score` is there)
+    Reads `eos_share`, `eval_loss`, `eval_loss_before` (the parent's); with an oracle (`oracle_score` is there)
     `right`, `right_low` and `chance`; without one `question_gain` and `question_gain_low` (nats per token). With
     `left_out_conversations` also `train_conversations`.
     """
@@ -149,7 +149,7 @@ def sft_verdict(metrics: Mapping[str, Any]) -> Verdict:
                 otherwise="warn",
             )
         )
-    return _verdict(findings + (_facts(metrics) if "gold_score" in metrics else [_heeds_the_question(metrics)]))
+    return _verdict(findings + (_facts(metrics) if "oracle_score" in metrics else [_heeds_the_question(metrics)]))
 
 
 def rm_verdict(metrics: Mapping[str, Any]) -> Verdict:
@@ -157,7 +157,7 @@ def rm_verdict(metrics: Mapping[str, Any]) -> Verdict:
 
     Reads `eval_accuracy`, `accuracy_low`, `accuracy_high`, `length_baseline`, `length_rule`; where they are known,
     `words_baseline`, `words_lead_low` and `words_lead_high`; of rankings by several `between_annotators`,
-    `between_annotators_low` and `_high`; and where a gold rater knows the true order `annotator_agreement` and
+    `between_annotators_low` and `_high`; and where an oracle knows the true order `annotator_agreement` and
     `annotator_agreement_low`.
     """
     accuracy, low, high = (metrics[key] for key in ("eval_accuracy", "accuracy_low", "accuracy_high"))
@@ -173,11 +173,11 @@ def rm_verdict(metrics: Mapping[str, Any]) -> Verdict:
         findings.append(_between_annotators(metrics))
     if "annotator_agreement" in metrics:
         agreement, agreement_low = metrics["annotator_agreement"], metrics["annotator_agreement_low"]
-        # A model of random rankings may agree with the gold order by accident; the rankings themselves show it.
+        # A model of random rankings may agree with the oracle's order by accident; the rankings themselves show it.
         findings.append(
             _finding(
                 agreement_low > CHANCE_OF_A_PAIR,
-                f"The annotators themselves order {agreement:.1%} of the pairs as the gold rater does "
+                f"The annotators themselves order {agreement:.1%} of the pairs as the oracle does "
                 f"(95 % interval from {agreement_low:.1%}), to be above chance, 50 %",
                 "look at the rankings, they teach nothing; lower rank.temperature, the annotators' noise",
             )
@@ -189,15 +189,15 @@ def ppo_verdict(metrics: Mapping[str, Any]) -> Verdict:
     """Whether the answers to held-out prompts are better than those of the model that ppo started from.
 
     Reads `objective/kl` (nats per answer), `eos_share`, `eos_share_before`, `length_before` and `length_after`
-    (tokens); with a gold rater (`gold_score` is there) `win_rate`, `win_rate_low`, `win_rate_high`, `gold_score`,
-    `gold_score_before`, `gold_change_high`, `right`, `right_before` and `right_change_high`; with a held-out reward
-    model `judge_score`, `judge_score_before`, `judge_change_low` and `judge_change_high`; with neither the same of what
-    it was trained on, `reward_score` and so on, and `reward_sources` (model or function, for each). What was said while
-    it trained is repeated: `alarms` (sentences by name), and `kl_budget_note` where training ended early.
+    (tokens); with an oracle (`oracle_score` is there) `win_rate`, `win_rate_low`, `win_rate_high`, `oracle_score`,
+    `oracle_score_before`, `oracle_change_high`, `right`, `right_before` and `right_change_high`; with
+    `ppo.oracle_reward_model` `oracle_reward_score`, `oracle_reward_score_before`, `oracle_reward_change_low`, `_high`;
+    with neither the same of the rewards that it trained on, `reward_score` and so on, and `reward_sources` (model or
+    function, for each). Training's `alarms` (sentences by name) are repeated, and `kl_budget_note` if it ended early.
     """
-    judged = _gold_findings(metrics) if "gold_score" in metrics else []
-    if "judge_score" in metrics:
-        judged.append(_judge_finding(metrics))
+    judged = _oracle_findings(metrics) if "oracle_score" in metrics else []
+    if "oracle_reward_score" in metrics:
+        judged.append(_oracle_reward_finding(metrics))
     if not judged:
         judged.append(_reward_finding(metrics))
     alarms: list[Finding] = [("warn", sentence) for sentence in metrics.get("alarms", {}).values()]
@@ -285,24 +285,24 @@ def _between_annotators(metrics: Mapping[str, Any]) -> Finding:
     )
 
 
-def _gold_findings(metrics: Mapping[str, Any]) -> list[Finding]:
+def _oracle_findings(metrics: Mapping[str, Any]) -> list[Finding]:
     rate, low, high = (metrics[key] for key in ("win_rate", "win_rate_low", "win_rate_high"))
-    gold, gold_before = metrics["gold_score"], metrics["gold_score_before"]
+    oracle, before = metrics["oracle_score"], metrics["oracle_score_before"]
     right, right_before = metrics["right"], metrics["right_before"]
     return [
         _finding(
             low > CHANCE_OF_A_PAIR,
-            f"The gold rater prefers it to {_started_from(metrics)} on {rate:.1%} of held-out prompts "
+            f"The oracle prefers it to {_started_from(metrics)} on {rate:.1%} of held-out prompts "
             f"(95 % interval {low:.1%} to {high:.1%}), to lie above 50 %",
             "raise ppo.total_episodes or ppo.learning_rate if the reward rose little, ppo.kl_coef if it rose much; "
             "and look at the verdict of rm",
             otherwise="warn" if rate > CHANCE_OF_A_PAIR else "fail",
         ),
         _finding(
-            gold > gold_before,
-            f"Mean gold score {gold:.2f}; before ppo it was {gold_before:.2f}",
+            oracle > before,
+            f"Mean score by the oracle {oracle:.2f}; before ppo it was {before:.2f}",
             "raise ppo.kl_coef, and train a better reward model (sample.prompts, rm.num_train_epochs)",
-            otherwise="fail" if metrics["gold_change_high"] < 0 else "warn",
+            otherwise="fail" if metrics["oracle_change_high"] < 0 else "warn",
         ),
         _finding(
             metrics["right_change_high"] >= 0,
@@ -313,13 +313,13 @@ def _gold_findings(metrics: Mapping[str, Any]) -> list[Finding]:
     ]
 
 
-def _judge_finding(metrics: Mapping[str, Any]) -> Finding:
+def _oracle_reward_finding(metrics: Mapping[str, Any]) -> Finding:
     return _finding(
-        metrics["judge_change_low"] > 0,
-        f"The held-out reward model (ppo.oracle_reward_model) judged this: its score {_change(metrics, 'judge')}",
+        metrics["oracle_reward_change_low"] > 0,
+        f"The score of ppo.oracle_reward_model {_change(metrics, 'oracle_reward')}",
         "raise ppo.total_episodes or ppo.learning_rate if the reward rose little, ppo.kl_coef if it rose much; "
         "and look at the verdict of rm",
-        otherwise="fail" if metrics["judge_change_high"] < 0 else "warn",
+        otherwise="fail" if metrics["oracle_reward_change_high"] < 0 else "warn",
     )
 
 

@@ -17,7 +17,7 @@ KEY = "sft.data"
 ROWS = "rows"
 
 
-def chat_rows(step: Step, tokenizer: PreTrainedTokenizerBase, max_length: int) -> tuple[Rows, Rows, RowsNote]:
+def rows_of_step(step: Step, tokenizer: PreTrainedTokenizerBase, max_length: int) -> tuple[Rows, Rows, RowsNote]:
     """Rows of the train and the validation split, and what was left out; the main process writes, the others wait.
 
     Rows that lie there, of the same data, tokenizer, template and `max_length`, are opened as they are.

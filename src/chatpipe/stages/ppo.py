@@ -2,6 +2,8 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
+from typing import Any
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, set_seed
 
@@ -12,10 +14,9 @@ from chatpipe.checks.room import prompts_with_room
 from chatpipe.data.chat_template import add_chat_template, encode_prompt
 from chatpipe.data.datasets import Conversation, Loaded, load_prompts
 from chatpipe.data.text_blocks import TrainingText
-from chatpipe.evaluation.answers import answer_metrics
-from chatpipe.evaluation.compare import gold_comparison, win_rate
-from chatpipe.evaluation.judging import Judged
-from chatpipe.evaluation.policy_kl import sampled_kl
+from chatpipe.evaluation.answers import answer_example
+from chatpipe.evaluation.budget import Stopwatch, policy_prompts
+from chatpipe.evaluation.policy import PolicyEvaluation, evaluate_policy
 from chatpipe.evaluation.verdicts import ppo_verdict
 from chatpipe.generation import SamplingParams
 from chatpipe.models.context import longest_sequence
@@ -24,12 +25,11 @@ from chatpipe.ppo.config import PPOConfig
 from chatpipe.ppo.trainer import PPOTrainer
 from chatpipe.reward.rewards import Rewards
 from chatpipe.stages.arguments import stage_arguments
-from chatpipe.stages.example import answer_example
-from chatpipe.stages.judging import judge, judged_prompts
+from chatpipe.stages.ppo_rewards import answer_rewards, load_rewards
 from chatpipe.stages.raw_text import stage_texts, training_text
-from chatpipe.stages.rewards_of_step import load_rewards, reward_comparison, reward_scores
-from chatpipe.stages.saving import save_checkpoint
+from chatpipe.stages.saving import free_memory, main_process_first, save_checkpoint
 from chatpipe.stages.step import Outcome, Step
+from chatpipe.stages.validation import example_prompt, oracle_of, validation_prompts
 from chatpipe.training.lora import lora_config
 from chatpipe.training.run_trainer import run_trainer
 
@@ -126,80 +126,78 @@ def new_trainer(step: Step, prepared: Prepared) -> PPOTrainer:
 
 
 def run(step: Step) -> Outcome | None:
-    """Trains the stage's model; the main process evaluates it, saves it and returns what came out."""
-    recipe, section = step.recipe, step.recipe.ppo
+    """Trains the stage's model, saves and evaluates it; the main process returns what came out."""
+    recipe, evaluating = step.recipe, Stopwatch()
     prepared = prepare(step)
-    prompts, tokenizer, rewards, context = prepared.prompts, prepared.tokenizer, prepared.rewards, prepared.context
-    policy, reference = prepared.policy, prepared.reference
+    tokenizer, rewards = prepared.tokenizer, prepared.rewards
     if step.is_main:
-        prompts.report.say()
+        prepared.prompts.report.say()
     enforce(step.stage, recipe.checks, prepared.checks())
-    asked = judged_prompts(step, tokenizer, prompts.validation, context)
-    asked_ids = [encode_prompt(tokenizer, prompt) for prompt in _fitting(step, tokenizer, asked, context)]
+    data = _validation(step, prepared)
+    trained = _train(step, prepared)
+    del prepared
+    free_memory()
 
+    with evaluating:
+        policy, reference = (load_causal_model(model, frozen=True) for model in (step.folder, step.models["model"]))
+        first = partial(load_causal_model, step.first_policy(), frozen=True) if recipe.round > 1 else None
+        metrics = {
+            **evaluate_policy(data, policy, reference, first),
+            "reward_sources": ["model"] * len(rewards.models) + ["function"] * len(rewards.functions),
+            "example": answer_example(policy, tokenizer, example_prompt(step)),
+            **trained,
+        }
+    if recipe.round > 1:
+        metrics["round"] = recipe.round
+    metrics["evaluation_seconds"] += evaluating.seconds
+    return Outcome(metrics, ppo_verdict(metrics).to_dict()) if step.is_main else None
+
+
+def _validation(step: Step, prepared: Prepared) -> PolicyEvaluation:
+    """What the policies are evaluated on: as many prompts as the evaluation may cost (`evaluation.budget`)."""
+    recipe, section, tokenizer = step.recipe, step.recipe.ppo, prepared.tokenizer
+    prompts = validation_prompts(step, tokenizer, prepared.prompts.validation, prepared.context)
+    lengths = [len(encode_prompt(tokenizer, prompt)) for prompt in prompts]
+    most = policy_prompts(
+        prepared.policy.num_parameters(),
+        section.total_episodes,
+        section.num_ppo_epochs,
+        sum(lengths) / len(lengths),
+        section.response_length,
+        recipe.evaluation.max_new_tokens,
+        models=2 if recipe.round == 1 else 3,
+    )
+    prompts = prompts[:most]
+    return PolicyEvaluation(
+        tokenizer,
+        prompts,
+        recipe.evaluation,
+        recipe.seed,
+        oracle_of(step),
+        partial(answer_rewards, step, prepared.rewards, tokenizer),
+        [encode_prompt(tokenizer, prompt) for prompt in _fitting(step, tokenizer, prompts, prepared.context)],
+        SamplingParams(max_new_tokens=section.response_length, temperature=section.temperature),
+    )
+
+
+def _train(step: Step, prepared: Prepared) -> dict[str, Any]:
+    """Trains the policy, saves it into the stage's folder and returns the speed and what training reported."""
+    section = step.recipe.ppo
     trainer = new_trainer(step, prepared)
-    enforce(step.stage, recipe.checks, start_checks(trainer))
+    enforce(step.stage, step.recipe.checks, start_checks(trainer))
     speed = run_trainer(
         trainer,
-        policy,
+        prepared.policy,
         step.stage,
         step.folder,
         section.response_length,
         section.max_nonfinite_steps,
         resumable=trainer.is_between_iterations,
     )
-    if not step.is_main:
-        return None
-
-    policy = trainer.trained_policy()
-    reference = reference or load_causal_model(step.models["model"], frozen=True)
-    before, after = (judge(step, model, tokenizer, asked) for model in (reference, policy))
-    scores_before, scores_after = (
-        reward_scores(step, rewards, tokenizer, asked, judged.answers) for judged in (before, after)
-    )
-    params = SamplingParams(max_new_tokens=section.response_length, temperature=section.temperature)
-    metrics = {
-        **after.metrics(),
-        **reward_comparison(scores_after, scores_before),
-        "reward_sources": ["model"] * len(rewards.models) + ["function"] * len(rewards.functions),
-        "objective/kl": sampled_kl(policy, reference, asked_ids, params, tokenizer.eos_token_id, recipe.seed),
-        "eos_share_before": answer_metrics(before.answers)["eos_share"],
-        "length_before": answer_metrics(before.answers)["answer_length"],
-        "length_after": answer_metrics(after.answers)["answer_length"],
-        "alarms": trainer.alarms,
-        "kl_budget_note": trainer.budget_note,
-        "example": answer_example(step, policy, tokenizer),
-        **speed,
-    }
-    if after.ratings is not None and before.ratings is not None:
-        metrics.update(gold_comparison(after.ratings, before.ratings, recipe.seed))
-    if recipe.round > 1:
-        metrics["round"] = recipe.round
-        metrics.update(_against_the_first(step, prepared, asked, before, after))
-    save_checkpoint(step, policy, tokenizer)
-    return Outcome(metrics, ppo_verdict(metrics).to_dict())
-
-
-def _against_the_first(
-    step: Step, prepared: Prepared, asked: list[Conversation], before: Judged, after: Judged
-) -> dict[str, float]:
-    """How often the policy of this round, and that of the round before, beat the one that the first round began with.
-
-    `win_rate_over_first` and `win_rate_over_first_before`, with their intervals `_low` and `_high`: by the gold rater,
-    or where there is none by the rewards of this round.
-    """
-    first = judge(step, load_causal_model(step.first_policy(), frozen=True), prepared.tokenizer, asked)
-
-    def worth(judged: Judged) -> list[float]:
-        if judged.ratings is not None:
-            return [rating.score for rating in judged.ratings]
-        return reward_scores(step, prepared.rewards, prepared.tokenizer, asked, judged.answers)["reward"]
-
-    metrics: dict[str, float] = {}
-    for name, judged in (("win_rate_over_first", after), ("win_rate_over_first_before", before)):
-        wins = win_rate(worth(judged), worth(first), step.recipe.seed)
-        metrics |= {name: wins.rate, f"{name}_low": wins.low, f"{name}_high": wins.high}
-    return metrics
+    with main_process_first(step):
+        if step.is_main:
+            save_checkpoint(step, trainer.trained_policy(), prepared.tokenizer)
+    return {"alarms": trainer.alarms, "kl_budget_note": trainer.budget_note, **speed}
 
 
 def _fitting(

@@ -16,6 +16,7 @@ from chatpipe.data.text_blocks import TrainingText, ValidationText
 from chatpipe.data.token_store import TokenStore, build_token_store, find_token_store
 from chatpipe.data.worlds import world_settings
 from chatpipe.errors import UsageError
+from chatpipe.evaluation.text import MAX_TEXT_BYTES
 from chatpipe.models.pretrained import load_tokenizer
 from chatpipe.models.tokenizer_training import character_tokenizer, train_tokenizer
 from chatpipe.recipe.schema import Tokenizer
@@ -24,8 +25,6 @@ from chatpipe.stages.step import Step
 
 TOKENS = "tokens"
 MADE_FROM = "made_from.json"
-MAX_EVAL_BYTES = 500_000
-"""Enough validation text for a precise figure; a tenth of a large corpus would take longer than training."""
 
 
 def stage_texts(step: Step, key: str) -> list[RawText]:
@@ -95,7 +94,7 @@ def check_training_side(texts: Sequence[RawText]) -> None:
 
 def validation_documents(texts: Sequence[RawText]) -> list[str]:
     """Documents of the validation split, an equal share of each source. Raises `UsageError` where there are none."""
-    found = list(sample_texts(texts, "validation", max_bytes=MAX_EVAL_BYTES))
+    found = list(sample_texts(texts, "validation", max_bytes=MAX_TEXT_BYTES))
     if not any(map(str.strip, found)):
         raise _too_little(texts[0].key, [text.block.source for text in texts])
     return found

@@ -10,24 +10,24 @@ from chatpipe.checks.gate import Checks, enforce
 from chatpipe.data.chat_template import add_chat_template
 from chatpipe.data.datasets import Loaded, load_rankings
 from chatpipe.data.rankings import Ranking
-from chatpipe.data.worlds import only_world, world_named
 from chatpipe.errors import UsageError
-from chatpipe.evaluation.pair_accuracy import pair_metrics
-from chatpipe.evaluation.ranking_scores import ranking_scores, rankings_that_fit
+from chatpipe.evaluation.budget import Stopwatch
+from chatpipe.evaluation.pair_accuracy import Scores
+from chatpipe.evaluation.ranker import evaluate_ranker, is_ordered, oracle_scores, ranking_scores, rankings_that_fit
 from chatpipe.evaluation.verdicts import rm_verdict
 from chatpipe.evaluation.word_counts import WordCounts
 from chatpipe.models.context import longest_sequence
-from chatpipe.models.pretrained import load_tokenizer
+from chatpipe.models.pretrained import load_reward_model, load_tokenizer
 from chatpipe.reward.demonstrations import conversations_to_draw_from, demonstrations
-from chatpipe.reward.ranking_batches import EncodedRankings, encode_answers, encode_rankings
-from chatpipe.reward.reward_model import new_reward_model, outside_body
+from chatpipe.reward.ranking_batches import EncodedRankings, encode_rankings
+from chatpipe.reward.reward_model import new_reward_model, outside_body, reward_offset
 from chatpipe.reward.reward_trainer import RewardTrainer
-from chatpipe.reward.scoring import centre_rewards, score_sequences
+from chatpipe.reward.scoring import centre_rewards
 from chatpipe.stages.adapting import stage_adapter
 from chatpipe.stages.arguments import stage_arguments
-from chatpipe.stages.example import example_prompt
-from chatpipe.stages.saving import save_checkpoint
+from chatpipe.stages.saving import free_memory, main_process_first, save_checkpoint
 from chatpipe.stages.step import Outcome, Step
+from chatpipe.stages.validation import example_prompt, rankings_oracle
 from chatpipe.training.run_trainer import run_trainer
 
 
@@ -62,88 +62,84 @@ def prepare(step: Step) -> Prepared:
 
 
 def run(step: Step) -> Outcome | None:
-    """Trains the stage's model; the main process evaluates it, saves it and returns what came out."""
-    recipe, section = step.recipe, step.recipe.rm
+    """Trains the stage's model, saves and evaluates it; the main process returns what came out."""
+    recipe, evaluating = step.recipe, Stopwatch()
     prepared = prepare(step)
-    rankings, tokenizer, model = prepared.rankings, prepared.tokenizer, prepared.model
+    rankings, tokenizer = prepared.rankings, prepared.tokenizer
     train, max_length = prepared.train, prepared.max_length
     if step.is_main:
         rankings.report.say()
     enforce(step.stage, recipe.checks, prepared.checks())
-    held_out = rankings_that_fit(tokenizer, rankings.validation, max_length)
-    _check_held_out(held_out, max_length)
-    centre: list[list[int]] = []
-    if step.is_main:  # which alone centres; before training, so that data which cannot be read is told at once
-        said = conversations_to_draw_from(recipe.sft.data or [], recipe.worlds)
-        centre = demonstrations(tokenizer, said, train.rankings, max_length, recipe.seed)
+    validation = rankings_that_fit(tokenizer, rankings.validation, max_length)
+    oracle = _true_order(step, validation, max_length)
+    trained = _train(step, prepared)
+    del prepared
+    free_memory()
 
-    args = stage_arguments(
-        step,
-        TrainingArguments,
-        num_train_epochs=section.num_train_epochs,
-    )
-    others = outside_body(model)
-    adapter = stage_adapter(step, model, tokenizer, section.lora, whole=others.values(), without=list(others))
-    trainer = RewardTrainer(model, args, train.rankings, adapter, processing_class=tokenizer)
-    speed = run_trainer(trainer, model, step.stage, step.folder, max_length, section.max_nonfinite_steps)
-    if not step.is_main:
-        return None
-
-    model = trainer.trained_model()
-    offset = centre_rewards(model, centre)
-    metrics = {
-        **_evaluate(step, model, tokenizer, rankings.train, held_out, max_length),
-        "reward_offset": offset,
-        "train_rankings": len(train),
-        "train_prompts": len(train.rankings),
-        "left_out_rankings": dict(train.skipped),
-        "skipped_rows": rankings.skipped,
-        "example": _example(step, model, tokenizer, held_out, max_length),
-        **speed,
-    }
-    trainer.log({name: value for name, value in metrics.items() if isinstance(value, float)})
-    save_checkpoint(step, model, tokenizer)
-    return Outcome(metrics, rm_verdict(metrics).to_dict())
+    with evaluating:
+        model = load_reward_model(step.folder, frozen=True)
+        words = WordCounts.learn(rankings.train).scores(validation)
+        metrics = {
+            **evaluate_ranker(model, tokenizer, validation, max_length, recipe.seed, oracle, words),
+            "reward_offset": reward_offset(model),
+            "train_rankings": len(train),
+            "train_prompts": len(train.rankings),
+            "left_out_rankings": dict(train.skipped),
+            "skipped_rows": rankings.skipped,
+            "example": _example(step, model, tokenizer, validation, max_length),
+            **trained,
+        }
+    metrics["evaluation_seconds"] += evaluating.seconds
+    return Outcome(metrics, rm_verdict(metrics).to_dict()) if step.is_main else None
 
 
-def _check_held_out(held_out: list[Ranking], max_length: int) -> None:
-    """Raises `UsageError` where there is nothing to judge by, which would show only after training."""
-    if not any(len(set(ranking.ranks)) > 1 for ranking in held_out):
+def _true_order(step: Step, validation: list[Ranking], max_length: int) -> Scores | None:
+    """The oracle's scores of the validation rankings where an oracle knows their prompts.
+
+    Raises `UsageError` where the true order (else that of the annotators' ranks) prefers no answer to another: a
+    verdict could not be drawn, which would show only after training.
+    """
+    oracle = rankings_oracle(step)
+    scores = None if oracle is None else oracle_scores(oracle, validation)
+    if not is_ordered([ranking.ranks for ranking in validation] if scores is None else scores):
         raise UsageError(
-            f"rm.data: none of the held-out rankings that fit into {max_length} tokens ({len(held_out)}) prefers one "
+            f"rm.data: none of the {len(validation)} validation rankings that fit into {max_length} tokens prefers one "
             "answer to another.",
             "Give more rankings in rm.data (or raise sample.prompts), or raise rm.max_length.",
         )
+    return scores
 
 
-def _evaluate(
-    step: Step,
-    model: PreTrainedModel,
-    tokenizer: PreTrainedTokenizerBase,
-    train: list[Ranking],
-    held_out: list[Ranking],
-    max_length: int,
-) -> dict[str, Any]:
-    """Pair accuracy on held-out prompts: against the gold order where it is known, else against the annotators'."""
-    words = WordCounts.learn(train).scores(held_out)
-    scores = ranking_scores(model, tokenizer, held_out, max_length)
-    gold = None
-    world = only_world(step.recipe.sample.data)
-    if step.recipe.rm.data is None and world is not None:
-        oracle = world_named(world, step.recipe.worlds).oracle()
-        gold = [[oracle.rate(r.prompt, text).score for text in r.responses] for r in held_out]
-    return pair_metrics(held_out, scores, gold, seed=step.recipe.seed, words=words)
+def _train(step: Step, prepared: Prepared) -> dict[str, Any]:
+    """Trains the model, centres its scores, saves it into the stage's folder and returns the speed."""
+    recipe, section, tokenizer, model = step.recipe, step.recipe.rm, prepared.tokenizer, prepared.model
+    rankings, max_length = prepared.train.rankings, prepared.max_length
+    centre: list[list[int]] = []
+    if step.is_main:  # before training, so that data which cannot be read is reported at once
+        conversations = conversations_to_draw_from(recipe.sft.data or [], recipe.worlds)
+        centre = demonstrations(tokenizer, conversations, rankings, max_length, recipe.seed)
+    others = outside_body(model)
+    adapter = stage_adapter(step, model, tokenizer, section.lora, whole=others.values(), without=list(others))
+    args = stage_arguments(step, TrainingArguments, num_train_epochs=section.num_train_epochs)
+    trainer = RewardTrainer(model, args, rankings, adapter, processing_class=tokenizer)
+    speed = run_trainer(trainer, model, step.stage, step.folder, max_length, section.max_nonfinite_steps)
+    with main_process_first(step):
+        if step.is_main:
+            model = trainer.trained_model()
+            centre_rewards(model, centre)
+            save_checkpoint(step, model, tokenizer)
+    return speed
 
 
 def _example(
-    step: Step, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, held_out: list[Ranking], max_length: int
+    step: Step, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, validation: list[Ranking], max_length: int
 ) -> dict[str, str]:
-    """A held-out ranking's best and worst answer with their scores; a reward model itself answers nothing."""
-    ranking = max(held_out, key=lambda r: (max(r.ranks) - min(r.ranks), -len("".join(r.responses))))
+    """The best and the worst answer of a validation ranking with their scores; a reward model answers nothing."""
+    ranking = max(validation, key=lambda r: (max(r.ranks) - min(r.ranks), -len("".join(r.responses))))
     ordered = sorted(zip(ranking.ranks, ranking.responses, strict=True))
     best, worst = ordered[0][1], ordered[-1][1]
-    sequences = encode_answers(tokenizer, ranking.prompt, [best, worst], max_length)
-    scores = score_sequences(model, sequences).tolist()
+    pair = Ranking(ranking.prompt, [best, worst], [1, 2])
+    [scores] = ranking_scores(model, tokenizer, [pair], max_length)
     asked = ranking.prompt[-1]["content"]
-    told = f"(asked {asked!r}) {scores[0]:+.2f} for {best!r}, {scores[1]:+.2f} for {worst!r}"
-    return {"question": example_prompt(step)[-1]["content"], "answer": told}
+    answer = f"(asked {asked!r}) {scores[0]:+.2f} for {best!r}, {scores[1]:+.2f} for {worst!r}"
+    return {"question": example_prompt(step)[-1]["content"], "answer": answer}

@@ -1,14 +1,17 @@
 """What the stages share in saving: the model folder, its card, and the main process going first."""
 
+import gc
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import timedelta
 
+import torch
 from torch import distributed
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from chatpipe.stages.step import Step
 from chatpipe.training.interrupt import heeding_parent
+from chatpipe.training.process import give_back_freed_memory
 
 CARD = """---
 library_name: transformers
@@ -52,6 +55,14 @@ def main_process_first(step: Step) -> Iterator[None]:
     else:
         distributed.barrier(patient)
         yield
+
+
+def free_memory() -> None:
+    """Frees what a trainer that is gone has held: the optimizer's state, gradients and caches, also on a GPU."""
+    gc.collect()  # trainer and callbacks hold each other
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+    give_back_freed_memory()
 
 
 def save_checkpoint(step: Step, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:

@@ -1,35 +1,38 @@
 """sft: a chat model from a base model and conversations."""
 
-import gc
+from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
+from typing import Any
 
-from transformers import PreTrainedModel, PreTrainedTokenizerBase, set_seed
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from trl import SFTConfig
 
-from chatpipe import console
 from chatpipe.checks.by_stage import sft_checks
 from chatpipe.checks.gate import Checks, enforce
 from chatpipe.data.chat_rows import Rows, RowsNote
-from chatpipe.data.chat_template import add_chat_template
 from chatpipe.data.datasets import Conversation
 from chatpipe.data.text_blocks import TrainingText
-from chatpipe.evaluation.chat_loss import MAX_CONVERSATIONS, HeldOutChats
+from chatpipe.evaluation.answers import answer_example
+from chatpipe.evaluation.budget import Stopwatch, chat_prompts, chat_rows
+from chatpipe.evaluation.chat import EncodedConversation, chat_loss, chat_samples, evaluate_chat
 from chatpipe.evaluation.verdicts import sft_verdict
+from chatpipe.models.chat_model import load_for_chat
 from chatpipe.models.context import longest_sequence
 from chatpipe.models.pretrained import load_causal_model, load_tokenizer
 from chatpipe.stages.adapting import stage_adapter
 from chatpipe.stages.arguments import stage_arguments
-from chatpipe.stages.chats import chat_rows, check_enough, say_left_out
-from chatpipe.stages.example import answer_example
-from chatpipe.stages.judging import judge, judged_prompts
+from chatpipe.stages.chats import check_enough, rows_of_step, say_left_out
 from chatpipe.stages.raw_text import stage_texts, training_text
-from chatpipe.stages.saving import save_checkpoint
+from chatpipe.stages.saving import free_memory, main_process_first, save_checkpoint
 from chatpipe.stages.step import Outcome, Step
+from chatpipe.stages.validation import example_prompt, oracle_of, validation_prompts
 from chatpipe.training.packed_sequences import training_sequences
 from chatpipe.training.run_trainer import run_trainer
 from chatpipe.training.sft_trainer import SftTrainer
 
-SAMPLE_TOKENS = 32
+MAX_CONVERSATIONS = 2000
+"""Enough for a precise loss; a tenth of a large file would take longer than training."""
 
 
 @dataclass(frozen=True)
@@ -39,43 +42,77 @@ class Prepared:
     tokenizer: PreTrainedTokenizerBase
     model: PreTrainedModel
     train: Rows
-    held_out: Rows
+    validation: Rows
     note: RowsNote
     max_length: int
 
     def checks(self) -> Checks:
         """The checks of the stage."""
-        return sft_checks(self.tokenizer, self.model, self.train, self.held_out, self.note, self.max_length)
+        return sft_checks(self.tokenizer, self.model, self.train, self.validation, self.note, self.max_length)
 
 
 def prepare(step: Step) -> Prepared:
     """Loads the model and makes the rows; every process has the same."""
     tokenizer, model = load_for_chat(step.models["model"])
     max_length = min(step.recipe.sft.max_length, longest_sequence(model, decodes=True))
-    return Prepared(tokenizer, model, *chat_rows(step, tokenizer, max_length), max_length)
+    return Prepared(tokenizer, model, *rows_of_step(step, tokenizer, max_length), max_length)
 
 
 def run(step: Step) -> Outcome | None:
-    """Trains the stage's model; the main process evaluates it, saves it and returns what came out."""
-    section = step.recipe.sft
-    prepared = prepare(step)
-    enforce(step.stage, step.recipe.checks, prepared.checks())
+    """Trains the stage's model, saves and evaluates it; the main process returns what came out."""
+    recipe = step.recipe
+    prepared, evaluating = prepare(step), Stopwatch()
+    enforce(step.stage, recipe.checks, prepared.checks())
     tokenizer, model, max_length = prepared.tokenizer, prepared.model, prepared.max_length
-    train, others, note = prepared.train, prepared.held_out, prepared.note
-    del prepared  # it would hold the trained model while the saved one is measured
-    check_enough(train, others)
+    train, note = prepared.train, prepared.note
+    check_enough(train, prepared.validation)
     if step.is_main:
-        say_left_out(train, others, note, max_length)
-    prompts = [conversation[:-1] for conversation in others.examples()]
-    prompts = judged_prompts(step, tokenizer, prompts, longest_sequence(model, decodes=True))
-    held_out = HeldOutChats(
-        others.first(MAX_CONVERSATIONS),
-        tokenizer,
-        _sample_prompts(section.sample_prompts) or prompts[:2],
-        min(SAMPLE_TOKENS, step.recipe.evaluation.max_new_tokens),
-    )
-    before = _loss(held_out, model) if step.is_main else None
+        say_left_out(train, prepared.validation, note, max_length)
+    rows, prompts = _validation(step, prepared)
+    with evaluating:
+        before = chat_loss(model, rows)
+    trained = _train(step, prepared, rows, prompts)
+    del prepared, model
+    free_memory()
 
+    with evaluating:
+        # In float32, as before training: the forward pass of the trained model may still compute in bf16.
+        model = load_causal_model(step.folder)
+        evaluated, _ = evaluate_chat(model, tokenizer, rows, prompts, recipe.evaluation, recipe.seed, oracle_of(step))
+        example = answer_example(model, tokenizer, example_prompt(step))
+    metrics = {
+        **evaluated,
+        "eval_loss_before": before,
+        "train_conversations": len(train),
+        "left_out_conversations": note.too_long["train"],
+        "skipped_rows": note.skipped,
+        "example": example,
+        **trained,
+        "evaluation_seconds": trained["evaluation_seconds"] + evaluating.seconds,
+    }
+    return Outcome(metrics, sft_verdict(metrics).to_dict()) if step.is_main else None
+
+
+def _validation(step: Step, prepared: Prepared) -> tuple[list[EncodedConversation], list[Conversation]]:
+    """The validation conversations and prompts, as many as the evaluation may cost (`evaluation.budget`)."""
+    section, validation, model = step.recipe.sft, prepared.validation, prepared.model
+    prompts = [conversation[:-1] for conversation in validation.examples()]
+    prompts = validation_prompts(step, prepared.tokenizer, prompts, longest_sequence(model, decodes=True))
+    parameters, tokens = model.num_parameters(), int(prepared.train.lengths.sum())
+    epochs = section.num_train_epochs
+    steps = section.max_steps if section.max_steps > 0 else epochs * len(prepared.train) / section.batch_size
+    trained = int(steps * section.batch_size * tokens / len(prepared.train))
+    evaluations = 2 + (int(steps / section.eval_steps) if section.eval_steps else 0)
+    most = chat_rows(parameters, trained, float(validation.lengths.mean()), evaluations)
+    rows = validation.first(min(most, MAX_CONVERSATIONS))
+    return rows, prompts[: chat_prompts(parameters, trained, step.recipe.evaluation.max_new_tokens)]
+
+
+def _train(
+    step: Step, prepared: Prepared, rows: Sequence[EncodedConversation], prompts: Sequence[Conversation]
+) -> dict[str, Any]:
+    """Trains the model, saves it into the stage's folder and returns the speed."""
+    section, tokenizer, model, max_length = step.recipe.sft, prepared.tokenizer, prepared.model, prepared.max_length
     args = stage_arguments(
         step,
         SFTConfig,
@@ -86,70 +123,36 @@ def run(step: Step) -> Outcome | None:
         eval_steps=section.eval_steps,
         dataset_kwargs={"skip_prepare_dataset": True},
     )
-    text = _raw_text(step, train)
+    text = _raw_text(step, prepared.train)
     adapter = stage_adapter(step, model, tokenizer, section.lora)
+    asked = [[{"role": "user", "content": question}] for question in section.sample_prompts] or list(prompts[:2])
     trainer = SftTrainer(
         model,
         args,
-        training_sequences(train, text, max_length if section.packing else None),
+        training_sequences(prepared.train, text, max_length if section.packing else None),
         tokenizer,
         packed=section.packing,
         adapter=adapter,
-        measure=held_out.measure,
+        measure=partial(_measure, tokenizer, rows, asked, step.recipe.evaluation.max_new_tokens),
         keep_best=section.load_best_model_at_end,
     )
     speed = run_trainer(trainer, model, step.stage, step.folder, max_length, section.max_nonfinite_steps)
     trainer.load_best()
-    if before is None:
-        return None
-
-    save_checkpoint(step, trainer.trained_model(), tokenizer)
-    best = {"best_step": trainer.best_step} if section.load_best_model_at_end else {}
-    del trainer
-    gc.collect()  # the optimizer's memory: trainer and callbacks hold each other
-    # The trained one's forward may still run in bf16; before and after are both measured in float32.
-    model = load_causal_model(step.folder)
-    with console.progress("evaluating", total=None):
-        gain = held_out.gain(model)
-    metrics = {
-        "eval_loss": _loss(held_out, model),
-        "eval_loss_before": before,
-        "question_gain": gain.gain,
-        "question_gain_low": gain.low,
-        **judge(step, model, tokenizer, prompts).metrics(),
-        **best,
-        "train_conversations": len(train),
-        "left_out_conversations": note.too_long["train"],
-        "skipped_rows": note.skipped,
-        "example": answer_example(step, model, tokenizer),
-        **speed,
-    }
-    return Outcome(metrics, sft_verdict(metrics).to_dict())
+    with main_process_first(step):
+        if step.is_main:
+            save_checkpoint(step, trainer.trained_model(), tokenizer)
+    return {**speed, **({"best_step": trainer.best_step} if section.load_best_model_at_end else {})}
 
 
-def load_for_chat(model: str, frozen: bool = False) -> tuple[PreTrainedTokenizerBase, PreTrainedModel]:
-    """A causal model in float32 and its tokenizer, with a chat template and embeddings for all of its tokens."""
-    tokenizer = load_tokenizer(model)
-    loaded = load_causal_model(model, frozen)
-    add_chat_template(tokenizer)
-    entries = loaded.get_input_embeddings().num_embeddings
-    if len(tokenizer) > entries:
-        console.note(
-            f"the vocabulary grows from {entries:,} to {len(tokenizer):,}: tokens of the chat template, untrained"
-        )
-        set_seed(0)  # the new rows are drawn at random
-        loaded.resize_token_embeddings(len(tokenizer))
-    loaded.config.pad_token_id = tokenizer.pad_token_id
-    return tokenizer, loaded
-
-
-def _loss(held_out: HeldOutChats, model: PreTrainedModel) -> float:
-    with console.progress("evaluating", total=None):
-        return held_out.loss(model)
-
-
-def _sample_prompts(questions: list[str]) -> list[Conversation]:
-    return [[{"role": "user", "content": question}] for question in questions]
+def _measure(
+    tokenizer: PreTrainedTokenizerBase,
+    rows: Sequence[EncodedConversation],
+    prompts: Sequence[Conversation],
+    max_new_tokens: int,
+    model: PreTrainedModel,
+) -> dict[str, Any]:
+    """The metrics of an evaluation during training."""
+    return {"eval_loss": chat_loss(model, rows), "samples": chat_samples(model, tokenizer, prompts, max_new_tokens)}
 
 
 def _raw_text(step: Step, train: Rows) -> TrainingText | None:

@@ -43,7 +43,7 @@ class Speedometer(TrainerCallback):
 
     def __init__(self, flops_per_token: float, peak: float | None) -> None:
         self.flops_per_token, self.peak = flops_per_token, peak
-        self.train_tokens, self.train_seconds = 0, 0.0
+        self.train_tokens, self.train_seconds, self.evaluation_seconds = 0, 0.0, 0.0
         self._tokens, self._since = 0, 0.0
 
     def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
@@ -74,7 +74,9 @@ class Speedometer(TrainerCallback):
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, metrics: dict[str, Any], **_: Any
     ) -> None:
         """Leaves the time of an evaluation out."""
-        self._since += metrics.get("eval_runtime", 0.0)
+        seconds = metrics.get("eval_runtime", 0.0)
+        self._since += seconds
+        self.evaluation_seconds += seconds
 
     def averages(self, world_size: int) -> dict[str, Any]:
         """Speed over all that was trained."""

@@ -1,5 +1,6 @@
 """Running a trainer from its newest complete resume point to its end, watched and interruptible."""
 
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -27,7 +28,9 @@ def run_trainer(
     max_nonfinite_steps: int,
     resumable: Callable[[TrainerState], bool] = lambda state: True,
 ) -> dict[str, Any]:
-    """Trains to the end and returns the average speed; raises `Interrupted` when asked to stop before.
+    """Trains to the end and returns the average speed, `train_seconds` and the `evaluation_seconds` on the way.
+
+    Raises `Interrupted` when asked to stop before.
 
     `model` and `context` (tokens) are what FLOPs are counted by. After `max_nonfinite_steps` in a row with a NaN or
     infinite loss or gradient it raises `TrainingError`. `resumable` says at which steps a resume point may
@@ -44,6 +47,7 @@ def run_trainer(
     trainer.add_callback(stop)
     stop.install()
     give_back_freed_memory()  # of reading data and tokenising
+    start = time.monotonic()
     try:
         trainer.train(resume_from_checkpoint=str(point) if point else None)
     except KeyboardInterrupt as problem:
@@ -59,4 +63,9 @@ def run_trainer(
             f"{stage} was interrupted at step {trainer.state.global_step} of {trainer.state.max_steps}.",
             "A resume point is saved; the same command goes on from there.",
         )
-    return watching.speed.averages(trainer.args.world_size)
+    evaluating = watching.speed.evaluation_seconds
+    return {
+        **watching.speed.averages(trainer.args.world_size),
+        "train_seconds": time.monotonic() - start - evaluating,
+        "evaluation_seconds": evaluating,
+    }
