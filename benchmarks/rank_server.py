@@ -25,6 +25,7 @@ import time
 from collections import Counter
 from pathlib import Path
 
+from chatpipe.ranking.history import History
 from chatpipe.ranking.store import Store
 
 K = 4
@@ -227,12 +228,12 @@ def report(people: list[Person], kills: int, store: Store, server: Server, secon
     """Compares the store with what was acknowledged, prints what came of it, and gives what is wrong."""
     lost = doubled = other = 0
     for person in people:
-        events = [event for event in store.events(person.name) if event.action == "submit"]
-        orders = {task: shown.order for task, shown in store.histories[person.name].shown.items()}
-        stored = {event.key: [event.body["answer"]["ranks"][i] for i in orders[event.task]] for event in events}
+        history = History(store, person.name)
+        steps = [step for step in history.steps() if step.action == "submit"]
+        stored = {step.key: [step.answer.ranks[i] for i in history.shown_order(step.task)] for step in steps}
         lost += len(person.acknowledged.keys() - stored.keys())
         other += sum(stored.get(key, ranks) != ranks for key, ranks in person.acknowledged.items())
-        doubled += sum(count - 1 for count in Counter(event.task for event in events).values())
+        doubled += sum(count - 1 for count in Counter(step.task for step in steps).values())
         doubled += len(stored.keys() - person.acknowledged.keys())
     tries = [times for person in people for times in person.answered]
     times = sorted(end - sent for sent, end in tries if not server.was_away(sent)) or [float("nan")]

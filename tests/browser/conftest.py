@@ -54,11 +54,10 @@ class Served:
 
     def rankings(self) -> list[Any]:
         """What stands in the store, in the order in which it was said."""
-        from chatpipe.ranking.standing import standing_rankings
         from chatpipe.ranking.store import Store
 
         with Store.read(self.store) as store:
-            return sorted(standing_rankings(store), key=lambda ranking: ranking.time)
+            return sorted(store.rankings(), key=lambda ranking: ranking.time)
 
 
 def start(command: list[str]) -> tuple[subprocess.Popen[str], dict[str, str]]:

@@ -4,10 +4,11 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
+from chatpipe.ranking.answers import Answer
+from chatpipe.ranking.assignment import Task
+from chatpipe.ranking.history import History, Step
 from chatpipe.ranking.items import Item, item_id
-from chatpipe.ranking.said import Answer
-from chatpipe.ranking.standing import StandingRanking
-from chatpipe.ranking.store import Store
+from chatpipe.ranking.store import Store, StoredRanking
 
 
 def item(question: str, responses: Sequence[str], round: int | None = None) -> Item:
@@ -19,13 +20,13 @@ def items(count: int, k: int = 3) -> list[Item]:
     return [item(f"Question {i}?", [f"Answer {i} {letter}." for letter in "abcdefghi"[:k]]) for i in range(count)]
 
 
-def said(item: Item, annotator: str, ranks: Sequence[int], **more: object) -> StandingRanking:
+def said(item: Item, annotator: str, ranks: Sequence[int], **more: object) -> StoredRanking:
     """What a person said of an item within ten seconds, shown in the order of the file."""
-    plain = StandingRanking(
+    plain = StoredRanking(
         item=item,
         annotator=annotator,
         kind="person",
-        again=False,
+        repeat=False,
         order=list(range(len(item.responses))),
         ranks=list(ranks),
         all_bad=False,
@@ -42,18 +43,16 @@ def open_store(path: Path, of: Sequence[Item], overlap: int = 2) -> Store:
     return Store.create_or_open(path, of, seed=0, overlap=overlap, repeats=0.05)
 
 
-def submit(store: Store, annotator: str, task: str, ranks: Sequence[int], **more: object) -> None:
+def submit(store: Store, annotator: str, item: str, ranks: Sequence[int], repeat: bool = False, **more: object) -> None:
     """A task shown in the order of the file, and ranked; `ranks` is in that order."""
-    _show(store, annotator, task, len(ranks))
-    answer = Answer(list(ranks), **more).to_body()
-    store.append(annotator, "submit", task, {"answer": answer}, f"submit {task}")
+    _answer(store, annotator, Task(item, repeat), "submit", Answer(list(ranks), **more))
 
 
-def skip(store: Store, annotator: str, task: str, k: int, reason: str) -> None:
-    _show(store, annotator, task, k)
-    answer = Answer([None] * k).to_body()
-    store.append(annotator, "skip", task, {"reason": reason, "answer": answer}, f"skip {task}")
+def skip(store: Store, annotator: str, item: str, k: int, reason: str, repeat: bool = False) -> None:
+    _answer(store, annotator, Task(item, repeat), "skip", Answer([None] * k), reason)
 
 
-def _show(store: Store, annotator: str, task: str, k: int) -> None:
-    store.append(annotator, "show", task, {"order": list(range(k))}, f"show {task}")
+def _answer(store: Store, annotator: str, task: Task, action: str, answer: Answer, reason: str | None = None) -> None:
+    history = History(store, annotator)
+    history.show(task, list(range(len(answer.ranks))))
+    history.record(Step(f"{action} {task}", action, task, answer, reason))

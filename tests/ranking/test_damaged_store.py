@@ -16,6 +16,7 @@ from chatpipe.ranking.stats import store_stats
 from chatpipe.ranking.store import Store
 
 ITEMS = items(12)
+INSERT = "INSERT INTO history (number, time, annotator, key, action, item, repeat, ranks) VALUES (999, 1,"
 
 
 @pytest.fixture(scope="module")
@@ -32,8 +33,8 @@ def whole(tmp_path_factory) -> bytes:
             view = session.act(f"edit {number}", "edit", session.view().task, {"ranks": [1, None, 2]})
             session.act(f"submit {number}", "submit", view.task, {"ranks": [2, 1, 3], "note": f"note {number}"})
         session.act("undo", "undo", None, None)
-        submit(store, "ann", f"{ITEMS[0].id}-again", [3, 2, 1])
-        skip(store, "robot", f"{ITEMS[1].id}-again", 3, "too long")
+        submit(store, "ann", ITEMS[0].id, [3, 2, 1], repeat=True)
+        skip(store, "robot", ITEMS[1].id, 3, "too long", repeat=True)
     return path.read_bytes()
 
 
@@ -111,21 +112,28 @@ def test_flipped_bits_are_refused_by_the_files_name_or_change_a_text_or_number(t
 @pytest.mark.parametrize(
     "statement, where",
     [
-        ("DELETE FROM meta", "the table of settings makes no sense"),
-        ("UPDATE meta SET value = 'x' WHERE key = 'seed'", "the table of settings makes no sense"),
+        ("DELETE FROM settings", "the table settings makes no sense"),
+        ("UPDATE settings SET salt = x'00'", ".* settings"),
         ("UPDATE items SET prompt = '[]' WHERE position = 0", "item .* makes no sense"),
-        ("UPDATE annotators SET name = x'00' WHERE name = 'ann'", "annotator .* makes no sense"),
-        ("INSERT INTO events VALUES (999, 1, 'eve', 'undo', NULL, '{}', 'k')", "event 999 makes no sense"),
-        ("INSERT INTO events VALUES (999, 'x', 'ann', 'undo', NULL, '{}', 'k')", "event 999 makes no sense"),
-        ("INSERT INTO events VALUES (999, 1, 'ann', 'erase', NULL, '{}', 'k')", "event 999 makes no sense"),
-        ("INSERT INTO events VALUES (999, 1, 'ann', 'submit', 'x', '{}', 'k')", "event 999 makes no sense"),
-        ("DROP TRIGGER events_stay", "its tables are declared otherwise"),
+        ("UPDATE annotators SET name = 'eve' WHERE name = 'ann'", "row .* of history makes no sense"),
+        ("UPDATE rankings SET shown_order = '[0, 0, 1]' WHERE rowid = 3", "row 3 of rankings makes no sense"),
+        ("UPDATE rankings SET ranks = '[1, 3, 3]' WHERE rowid = 3", "row 3 of rankings makes no sense"),
+        ("UPDATE rankings SET ranks = '[3, 1, 2]' WHERE rowid = 3", "row 3 of rankings is not what the history says"),
+        ("UPDATE rankings SET answered = NULL WHERE rowid = 3", "row 3 of rankings is not what the history says"),
+        ("DELETE FROM rankings WHERE rowid = 3", "row .* of history makes no sense"),
+        (f"{INSERT} 'eve', 'k', 'undo', NULL, NULL, NULL)", "row 999 of history makes no sense"),
+        (f"{INSERT} 'ann', 'k', 'erase', NULL, NULL, NULL)", ".* history"),
+        (f"{INSERT} 'ann', 'k', 'submit', 'x', 0, NULL)", "row 999 of history makes no sense"),
+        (f"{INSERT} 'ann', 'k', 'submit', '{ITEMS[0].id}', 0, NULL)", "row 999 of history makes no sense"),
+        (f"{INSERT} 'ann', 'k', 'edit', '{ITEMS[0].id}', 0, '[]')", "row 999 of history makes no sense"),
+        ("DROP TRIGGER history_stays", "its tables are declared otherwise"),
     ],
 )
 def test_what_was_edited_by_hand_is_told_by_its_place(tmp_path, whole, use, statement, where):
     path = tmp_path / "r.db"
     path.write_bytes(whole)
     with contextlib.closing(sqlite3.connect(path)) as connection, connection:
+        connection.execute("PRAGMA ignore_check_constraints = ON")
         connection.execute(statement)
     with pytest.raises(UsageError, match=f"r.db is damaged: {where}"):
         use(path)

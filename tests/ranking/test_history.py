@@ -1,159 +1,196 @@
-"""Undo and redo: what stands after any events is what the steps that hold say, and nothing is lost by going back."""
+"""Undo and redo: the answers are those of the steps that hold, and nothing is lost by going back."""
 
+import random
 from collections import Counter
 from typing import Any
 
-from hypothesis import given
+import pytest
+from hypothesis import given, settings
 from hypothesis import strategies as st
+from ranked import items
 
-from chatpipe.ranking.history import AGAIN, STEPS, Event, History
-from chatpipe.ranking.said import blank
+from chatpipe.ranking.answers import Answer, blank
+from chatpipe.ranking.assignment import Task
+from chatpipe.ranking.history import STEPS, History, Step
+from chatpipe.ranking.store import Store
 
 ACTIONS = st.sampled_from(["edit", "edit", "submit", "submit", "skip", "undo", "undo", "redo"])
 SCRIPTS = st.lists(ACTIONS, max_size=40)
 
 
 class Annotator:
-    """Plays actions on whatever task is at hand; `events` has all that would stand in the store."""
+    """Plays actions on whatever task is at hand; `did` has them with their tasks and notes."""
 
-    def __init__(self) -> None:
-        self.answers: Counter[str] = Counter()
-        self.history = History(self.answers)
-        self.events: list[Event] = []
+    def __init__(self, store: Store, name: str) -> None:
+        store.add_annotator(name, "person")
+        self.store, self.name, self.history = store, name, History(store, name)
+        self.did: list[tuple[str, Task | None, str]] = []
 
     def play(self, *actions: str) -> "Annotator":
-        for action in actions:
-            self.do(action)
+        with self.store.together():  # once to the disk for all of them
+            for action in actions:
+                self.do(action)
         return self
 
     def do(self, action: str) -> None:
-        if self.history.current is None:
-            number = len(self.history.shown)
-            name = f"task{number - 1}{AGAIN}" if number % 5 == 4 else f"task{number}"
-            self._add("show", name, {"order": [1, 0]})
+        task = self.history.current()
+        if task is None:
+            task = self._next()
+            self.history.show(task, [1, 0], now=0.0)
+        number = len(self.did)
+        note = f"note {number}"
         if action in STEPS:
-            ranks = [1, 1 + len(self.events) % 2]
-            body: dict[str, Any] = {"answer": {"ranks": ranks, "note": f"note {len(self.events)}"}}
-            self._add(action, self.history.current, body | ({"reason": "why"} if action == "skip" else {}))
+            answer = Answer([1, 1 + number % 2], note=note)
+            step = Step(f"key {number}", action, task, answer, "why" if action == "skip" else None)
         else:
-            self._add(action, None, {})
+            step = Step(f"key {number}", action)
+        self.history.record(step, now=0.0)
+        self.did.append((action, task, note))
 
-    def _add(self, action: str, task: str | None, body: dict[str, Any]) -> None:
-        seq = len(self.events)
-        self.events.append(Event(seq, float(seq), "ann", action, task, body, f"key {seq}"))
-        self.history.apply(self.events[-1])
+    def _next(self) -> Task:
+        number = len(self.store.tasks(self.name))
+        item = self.store.items[number - number % 5 if number % 5 == 4 else number]
+        return Task(item.id, number % 5 == 4)
+
+    def answered(self) -> dict[Task, str]:
+        """The notes of the submits and skips that hold."""
+        tasks = self.store.tasks(self.name)
+        return {task: self.history.answer(task).note for task, status in tasks.items() if status != "open"}
+
+    def open(self) -> dict[Task, str]:
+        """The notes of the tasks that are open."""
+        tasks = self.store.tasks(self.name)
+        return {task: self.history.answer(task).note for task, status in tasks.items() if status == "open"}
+
+    def ranked(self) -> Counter[str]:
+        """The items that this annotator has ranked."""
+        found = [one.item.id for one in self.store.rankings() if one.annotator == self.name and one.skipped is None]
+        return Counter(found)
 
 
-def state(history: History) -> dict[str, Any]:
-    """All that can be seen from outside but for when tasks were touched."""
+@pytest.fixture(scope="module")
+def enter(tmp_path_factory):
+    """Each call is another annotator of one store."""
+    with Store.create_or_open(tmp_path_factory.mktemp("store") / "r.db", items(60, k=2), 0, 1, 0.0) as store:
+        yield lambda: Annotator(store, f"ann{len(store.annotators())}")
+
+
+def state(ann: Annotator) -> dict[str, Any]:
+    """Everything that can be seen from outside but when tasks were worked on."""
     return {
-        "standing": history.standing,
-        "open": set(history.open),
-        "drafts": {task: history.draft(task) for task in history.open},
-        "current": history.current,
-        "moves": (history.can_undo, history.can_redo),
+        "rankings": [one for one in ann.store.rankings() if one.annotator == ann.name],
+        "tasks": set(ann.store.tasks(ann.name).items()),
+        "answers": {task: ann.history.answer(task) for task in ann.store.tasks(ann.name)},
+        "current": ann.history.current(),
+        "moves": ann.history.can_move(),
     }
 
 
-def by_the_book(events: list[Event]) -> tuple[dict[str, str], dict[str, str], Counter[str]]:
-    """Notes of the answers that stand and of the drafts, and the counts: worked out anew from the list of steps."""
-    steps: list[Event] = []
-    undone: list[Event] = []
-    for event in events:
-        if event.action in STEPS:
-            steps += [step for step in undone if step.task != event.task] + [event]
+def by_the_book(did: list[tuple[str, Task | None, str]]) -> tuple[dict[Any, str], dict[Any, str], Counter[str]]:
+    """Notes of the final answers and of the open ones, and the counts: worked out from the list of steps."""
+    steps: list[tuple[str, Any, str]] = []
+    undone: list[tuple[str, Any, str]] = []
+    for action, task, note in did:
+        if action in STEPS:
+            steps += [step for step in undone if step[1] != task] + [(action, task, note)]
             undone = []
-        elif event.action == "undo" and steps:
+        elif action == "undo" and steps:
             undone.insert(0, steps.pop())
-        elif event.action == "redo" and undone:
+        elif action == "redo" and undone:
             steps.append(undone.pop(0))
-    standing = {step.task: step for step in steps if step.action != "edit"}
-    drafts = {step.task: step.body["answer"]["note"] for step in steps if step.task not in standing}
-    ranked = Counter(task for task, step in standing.items() if step.action == "submit" and not task.endswith(AGAIN))
-    return {task: step.body["answer"]["note"] for task, step in standing.items()}, drafts, ranked
+    final = {task: (action, note) for action, task, note in steps if action != "edit"}
+    edits = {task: note for action, task, note in steps if task not in final}
+    ranked = Counter(task.item for task, (action, _) in final.items() if action == "submit")
+    return {task: note for task, (_, note) in final.items()}, edits, ranked
 
 
-@given(SCRIPTS)
-def test_what_stands_is_what_the_steps_that_hold_say(script):
-    ann = Annotator().play(*script)
-    standing, drafts, ranked = by_the_book(ann.events)
-    assert {task: step.answer.note for task, step in ann.history.standing.items()} == standing
-    assert set(ann.history.open) == set(ann.history.shown) - set(standing)
-    assert {task: ann.history.draft(task).note for task in ann.history.open} == {
-        task: drafts.get(task, "") for task in ann.history.open
-    }
-    assert +ann.answers == ranked
+@settings(deadline=None)  # the disk decides how long it takes
+@given(script=SCRIPTS)
+def test_the_answers_are_those_of_the_steps_that_hold(enter, script):
+    ann = enter().play(*script)
+    final, edits, ranked = by_the_book(ann.did)
+    assert ann.answered() == final
+    assert ann.open() == {task: edits.get(task, "") for task in ann.store.tasks(ann.name).keys() - final.keys()}
+    assert ann.ranked() == ranked
 
 
-@given(SCRIPTS)
-def test_events_read_from_the_store_give_what_they_gave_as_they_came(script):
-    ann = Annotator().play(*script)
-    again = History(Counter())
-    for event in ann.events:
-        again.apply(event)
-    assert state(again) == state(ann.history)
-    assert list(again.touched.items()) == list(ann.history.touched.items())
+def test_whoever_opens_the_store_again_finds_what_was_there(tmp_path):
+    script = random.Random(0).choices(["edit", "edit", "submit", "submit", "skip", "undo", "redo"], k=80)
+
+    def open_store() -> Store:
+        return Store.create_or_open(tmp_path / "r.db", items(60, k=2), 0, 1, 0.0)
+
+    with open_store() as store:
+        ann = Annotator(store, "ann").play(*script)
+        before, tasks = state(ann), list(store.tasks("ann"))
+    with open_store() as store:
+        assert state(Annotator(store, "ann")) == before
+        assert list(store.tasks("ann")) == tasks
 
 
-@given(SCRIPTS, st.integers(1, 40))
-def test_undo_then_redo_changes_nothing(script, times):
-    ann = Annotator().play(*script, "edit")
-    before = state(ann.history)
+@settings(deadline=None)  # the disk decides how long it takes
+@given(script=SCRIPTS, times=st.integers(1, 40))
+def test_undo_then_redo_changes_nothing(enter, script, times):
+    ann = enter().play(*script, "edit")
+    before = state(ann)
     done = 0
-    while done < times and ann.history.can_undo:
-        ann.do("undo")
+    while done < times and ann.history.can_move()[0]:
+        ann.play("undo")
         done += 1
-    assert ann.history.can_redo
+    assert ann.history.can_move()[1]
     ann.play(*["redo"] * done)
-    assert state(ann.history) == before
+    assert state(ann) == before
 
 
-@given(SCRIPTS, st.integers(1, 40), st.sampled_from(STEPS))
-def test_going_back_to_correct_an_earlier_ranking_loses_no_later_one(script, times, step):
-    ann = Annotator().play(*script)
-    while ann.history.can_redo:
-        ann.do("redo")
-    before = dict(ann.history.standing)
+@settings(deadline=None)  # the disk decides how long it takes
+@given(script=SCRIPTS, times=st.integers(1, 40), step=st.sampled_from(STEPS))
+def test_going_back_to_correct_an_earlier_ranking_loses_no_later_one(enter, script, times, step):
+    ann = enter().play(*script)
+    while ann.history.can_move()[1]:
+        ann.play("redo")
+    before = ann.answered()
     ann.play(*["undo"] * times)
-    corrected = ann.history.current
-    ann.do(step)
-    after = ann.history.standing
-    assert {task: said for task, said in before.items() if task != corrected} == {
-        task: said for task, said in after.items() if task != corrected
+    corrected = ann.history.current()
+    ann.play(step)
+    after = ann.answered()
+    assert {task: note for task, note in before.items() if task != corrected} == {
+        task: note for task, note in after.items() if task != corrected
     }
-    assert not ann.history.can_redo
+    assert not ann.history.can_move()[1]
 
 
-@given(SCRIPTS)
-def test_undo_goes_back_to_the_beginning(script):
-    ann = Annotator().play(*script)
-    while ann.history.can_undo:
-        ann.do("undo")
-    assert ann.history.standing == {}
-    assert set(ann.history.open) == set(ann.history.shown)
-    assert all(ann.history.draft(task) == blank(2) for task in ann.history.open)
-    assert not +ann.answers
+@settings(deadline=None)  # the disk decides how long it takes
+@given(script=SCRIPTS)
+def test_undo_goes_back_to_the_beginning(enter, script):
+    ann = enter().play(*script)
+    while ann.history.can_move()[0]:
+        ann.play("undo")
+    assert ann.answered() == {}
+    assert all(ann.history.answer(task) == blank(2) for task in ann.open())
+    assert not ann.ranked()
 
 
-def test_undoing_a_submit_brings_back_its_task_as_it_was_before():
-    ann = Annotator().play("edit", "submit", "edit", "submit")
+def test_undoing_a_submit_brings_back_its_task_as_it_was_before(enter):
+    ann = enter().play("edit", "submit", "edit", "submit")
+    first = ann.did[0][1]
     ann.play("undo", "undo", "undo")
-    assert ann.history.current == "task0"
-    assert ann.history.draft("task0").note == "note 1"
-    assert ann.history.standing == {}
+    assert ann.history.current() == first
+    assert ann.history.answer(first).note == "note 0"
+    assert ann.answered() == {}
 
 
-def test_the_draft_of_a_later_task_outlives_a_correction():
-    ann = Annotator().play("edit", "submit", "edit", "undo", "undo", "submit")
-    assert ann.history.current == "task1"
-    assert ann.history.draft("task1").note == "note 4"
-    assert ann.history.standing["task0"].answer.note == "note 7"
+def test_the_edits_of_a_later_task_outlive_a_correction(enter):
+    ann = enter().play("edit", "submit", "edit", "undo", "undo", "submit")
+    first, second = ann.did[0][1], ann.did[2][1]
+    assert ann.history.current() == second
+    assert ann.history.answer(second).note == "note 2"
+    assert ann.history.answer(first).note == "note 5"
 
 
-def test_one_undo_or_redo_too_many_does_nothing():
-    ann = Annotator().play("submit")
-    before = state(ann.history)
-    ann.do("redo")
-    assert ann.history.standing == before["standing"]
+def test_one_undo_or_redo_too_many_does_nothing(enter):
+    ann = enter().play("submit")
+    before = ann.answered()
+    ann.play("redo")
+    assert ann.answered() == before
     ann.play("undo", "undo", "undo", "redo")
-    assert ann.history.standing == before["standing"]
+    assert ann.answered() == before

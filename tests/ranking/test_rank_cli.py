@@ -11,7 +11,6 @@ from http.cookies import SimpleCookie
 import pytest
 from transformers.utils import logging
 
-from chatpipe.ranking.standing import standing_rankings
 from chatpipe.ranking.store import Store
 from chatpipe.ranking.web.server import own_address
 
@@ -61,7 +60,7 @@ def test_a_wrong_line_of_a_pipe_is_an_error_that_names_it(chatpipe, completions,
     assert (said.code, said.out) == (2, "")
     assert "error: Line 2 of the input, '1 3', was not taken: the answers are 1 to 2." in said.err
     with Store.read(work / "c.rankings.db") as store:
-        assert len(standing_rankings(store)) == 1
+        assert len(store.rankings()) == 1
 
 
 def test_a_closed_input_and_a_folder_as_store_are_told(refused, completions, monkeypatch, work):
@@ -139,7 +138,7 @@ def test_a_program_ranks_into_the_same_store_and_goes_on(chatpipe, completions, 
     assert chatpipe(*words).object == {**expected, "ranked": 4, "before": 0}
     assert chatpipe(*words).object == {**expected, "ranked": 0, "before": 4}
     with Store.read(work / "c.rankings.db") as store:
-        rankings = standing_rankings(store)
+        rankings = store.rankings()
     assert {(ranking.annotator, ranking.kind, tuple(ranking.ranks)) for ranking in rankings} == {
         ("length", "program", (1, 2))
     }

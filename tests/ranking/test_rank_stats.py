@@ -17,7 +17,7 @@ def test_progress_counts_items_as_often_as_people_ranked_them():
         [
             said(first, "ada", [1, 2, 3]),
             said(first, "bob", [1, 1, 1], all_bad=True),
-            said(first, "ada", [1, 2, 3], again=True),
+            said(first, "ada", [1, 2, 3], repeat=True),
             said(second, "ada", [2, 1, 2], flag=True, note="odd"),
             said(second, "bob", [], skipped="I do not know", flag=True),
             said(third, "bob", [], skipped="I do not know"),
@@ -77,12 +77,12 @@ def test_annotators_agree_with_themselves_on_hidden_repeats_alone():
     one, two = items(2)
     told = [
         said(one, "ada", [1, 2, 3]),
-        said(one, "ada", [1, 2, 3], again=True),
+        said(one, "ada", [1, 2, 3], repeat=True),
         said(two, "ada", [1, 2, 3]),
-        said(two, "ada", [3, 2, 1], again=True),
+        said(two, "ada", [3, 2, 1], repeat=True),
         said(one, "bob", [3, 2, 1]),
         said(two, "bob", [3, 2, 1]),
-        said(two, "bob", [], again=True, skipped="tired"),
+        said(two, "bob", [], repeat=True, skipped="tired"),
     ]
     group = group_stats(told, ["ada", "bob"], 2)
     assert group["annotators"]["ada"]["self_agreement"]["value"] == 0.5
@@ -182,7 +182,7 @@ def ranked_store(work):
             if number:
                 submit(store, "bob", one.id, [1, 3, 2])
         skip(store, "bob", of[0].id, 3, "not my field")
-        submit(store, "ada", f"{of[0].id}-again", [1, 2, 3])
+        submit(store, "ada", of[0].id, [1, 2, 3], repeat=True)
         yield store
 
 

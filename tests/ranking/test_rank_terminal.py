@@ -5,10 +5,10 @@ import pytest
 from ranked import item
 
 from chatpipe.errors import UsageError
+from chatpipe.ranking.answers import BadAnswer
+from chatpipe.ranking.history import History
 from chatpipe.ranking.items import Item, item_id
-from chatpipe.ranking.said import BadAnswer
 from chatpipe.ranking.session import Session
-from chatpipe.ranking.standing import standing_rankings
 from chatpipe.ranking.store import Store
 from chatpipe.ranking.terminal import rank_in_terminal, read_ranks
 
@@ -87,7 +87,7 @@ def test_a_line_that_is_no_ranking_is_told(line, says):
 def test_a_session_through_a_pipe(store, pipe_lines, capsys):
     pipe_lines("2 1=3", "note odd", "bad", "", "skip too long", "quit", "1 2 3")
     said = capsys.readouterr().err
-    rankings = standing_rankings(store)
+    rankings = store.rankings()
     assert [ranking.ranks for ranking in rankings if ranking.all_bad] == [[1, 1, 1]]
     assert [ranking.note for ranking in rankings if ranking.all_bad] == ["odd"]
     assert [ranking.skipped for ranking in rankings if ranking.skipped] == ["too long"]
@@ -106,7 +106,7 @@ def test_every_text_is_printed_whole(store, type_lines):
 
 def test_undo_goes_back_over_what_was_submitted_and_redo_forward(store, type_lines):
     said = type_lines("1 2 3", "undo", "3 2 1", "undo", "redo", "redo")
-    [ranking] = standing_rankings(store)
+    [ranking] = store.rankings()
     assert [ranking.ranks[index] for index in ranking.order] == [3, 2, 1]
     assert "Not taken: there is nothing to redo." in said
 
@@ -116,14 +116,14 @@ def test_a_flag_and_a_note_are_kept_for_the_next_time(store, type_lines):
     said = type_lines("show")
     assert said.count("So far: flagged; note: see the 2nd.") == 2
     type_lines("flag", "note", "1 2 3")
-    [ranking] = standing_rankings(store)
+    [ranking] = store.rankings()
     assert (ranking.flag, ranking.note) == (False, "")
 
 
 def test_what_is_wrong_changes_nothing(store, type_lines):
     said = type_lines("1 2", "skip", "undo", "bogus", "")
     assert said.count("Not taken: ") == 4
-    assert {event.action for event in store.events()} == {"show"}
+    assert History(store, "ann").steps() == []
 
 
 @pytest.mark.parametrize(
@@ -141,26 +141,26 @@ def test_a_line_of_a_pipe_that_is_not_taken_ends_it(store, pipe_lines, wrong, wh
     with pytest.raises(UsageError) as caught:
         pipe_lines("2 1=3", "", wrong, "1 2 3")
     assert caught.value.message == f"Line 3 of the input, {wrong!r}, was not taken: {why}."
-    [ranking] = standing_rankings(store)
+    [ranking] = store.rankings()
     assert [ranking.ranks[index] for index in ranking.order] == [2, 1, 2]
 
 
 def test_a_line_of_a_pipe_for_more_tasks_than_there_are_is_told(store, pipe_lines):
     with pytest.raises(UsageError, match="Line 4 of the input, '1 2 3', was not taken: nothing is left to rank"):
         pipe_lines(*["1 2 3"] * 4)
-    assert len(standing_rankings(store)) == 3
+    assert len(store.rankings()) == 3
 
 
 def test_blanks_and_capitals_do_not_matter_to_a_command(store, type_lines):
     type_lines("NOTE\tas Written ", "FLAG", "Skip\u00a0 too long")
-    [skipped] = standing_rankings(store)
+    [skipped] = store.rankings()
     assert (skipped.skipped, skipped.note, skipped.flag) == ("too long", "as Written", True)
 
 
 def test_a_ranking_may_stand_beside_all_bad(store, type_lines):
     said = type_lines("bad 2 1=3", "Bad")
     assert said.count("left. All answers are bad.") == 2
-    rankings = standing_rankings(store)
+    rankings = store.rankings()
     assert [ranking.all_bad for ranking in rankings] == [True, True]
     assert sorted([ranking.ranks[index] for index in ranking.order] for ranking in rankings) == [[1, 1, 1], [2, 1, 2]]
 
@@ -171,7 +171,7 @@ def test_a_ranking_leaves_standing_that_all_are_bad_where_the_page_said_so(store
     said = type_lines("2 1=3")
     assert "So far: all bad" in said
     assert "Saved: 1 done, 2 left. All answers are bad." in said
-    [ranking] = standing_rankings(store)
+    [ranking] = store.rankings()
     assert ([ranking.ranks[index] for index in ranking.order], ranking.all_bad) == ([2, 1, 2], True)
 
 
@@ -181,7 +181,7 @@ def test_what_was_answered_elsewhere_is_not_answered_again(store, monkeypatch, c
         """Before the first line is typed here, the page answers."""
 
         def readline(self, *size):
-            if not standing_rankings(store):
+            if not store.rankings():
                 page = Session(store, "ann")
                 page.act("page-key", "submit", page.view().task, {"ranks": [1, 2, 3]})
             return super().readline(*size)
@@ -194,7 +194,7 @@ def test_what_was_answered_elsewhere_is_not_answered_again(store, monkeypatch, c
     else:
         with pytest.raises(UsageError, match="Line 1 of the input, '3 2 1', was not taken"):
             rank_in_terminal(Session(store, "ann"))
-    [ranking] = standing_rankings(store)
+    [ranking] = store.rankings()
     assert [ranking.ranks[index] for index in ranking.order] == [1, 2, 3]
 
 

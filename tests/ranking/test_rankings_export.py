@@ -77,7 +77,7 @@ def store(work):
         submit(opened, "robot", first.id, [1, 1, 1, 2])
         submit(opened, "ada", second.id, [1, 1, 1, 1], all_bad=True, flag=True, note="rude")
         skip(opened, "ada", third.id, 4, "not my field")
-        submit(opened, "ada", f"{first.id}-again", [2, 1, 1, 1])
+        submit(opened, "ada", first.id, [2, 1, 1, 1], repeat=True)
         yield opened
 
 

@@ -13,9 +13,9 @@ from chatpipe.errors import UsageError
 from chatpipe.models.tokenizer_training import train_tokenizer
 from chatpipe.pocketworld.questions import understand
 from chatpipe.pocketworld.right_answers import statements
+from chatpipe.ranking.history import History
 from chatpipe.ranking.items import Item, item_id
 from chatpipe.ranking.raters import TOO_LONG, check_rater, load_rater, rank_with_program
-from chatpipe.ranking.standing import standing_rankings
 from chatpipe.recipe.schema import Pocketworld, Recipe
 from chatpipe.reward.ranking_batches import encode_answers
 from chatpipe.reward.scoring import score_sequences
@@ -43,8 +43,8 @@ def in_store(work):
 
     def in_store(of, rater, name="r.db", **how):
         with open_store(work / name, of) as store:
-            ranked = rank_with_program(store, rater, **{"seed": 0, "world": SETTINGS, **how})
-            return ranked, [one.ranks for one in standing_rankings(store)]
+            ranked = rank_with_program(store, rater, **{"seed": 0, "worlds": SETTINGS, **how})
+            return ranked, [one.ranks for one in store.rankings()]
 
     return in_store
 
@@ -66,29 +66,30 @@ def test_what_a_program_says_stands_in_the_store_marked_as_such(work, questions)
         assert told[-1] == 60
         [annotator] = store.annotators()
         assert (annotator.name, annotator.kind) == ("pocketworld", "program")
-        found = standing_rankings(store)
+        found = store.rankings()
     assert [one.item for one in found] == questions
     assert {one.kind for one in found} == {"program"}
     assert {tuple(one.order) for one in found} == {(0, 1, 2, 3)}
-    assert not any(one.again or one.all_bad or one.flag or one.note for one in found)
+    assert not any(one.repeat or one.all_bad or one.flag or one.note for one in found)
 
 
-@pytest.mark.parametrize("appended", [1, 2, 7, 70, 119])
-def test_broken_off_anywhere_it_goes_on_to_the_same(work, questions, in_store, monkeypatch, appended):
+@pytest.mark.parametrize("recorded", [1, 2, 7, 40, 59])
+def test_broken_off_anywhere_it_goes_on_to_the_same(work, questions, in_store, monkeypatch, recorded):
     _, whole = in_store(questions, "pocketworld", "whole.db")
     with open_store(work / "r.db", questions) as store:
-        append, calls = store.append, iter(range(appended))
+        record, calls = History.record, iter(range(recorded))
 
         def breaking(*given):
             if next(calls, None) is None:
                 raise KeyboardInterrupt
-            return append(*given)
+            return record(*given)
 
-        monkeypatch.setattr(store, "append", breaking)
-        with pytest.raises(KeyboardInterrupt):
-            rank_with_program(store, "pocketworld", seed=0, worlds=SETTINGS)
+        with monkeypatch.context() as broken:
+            broken.setattr(History, "record", breaking)
+            with pytest.raises(KeyboardInterrupt):
+                rank_with_program(store, "pocketworld", seed=0, worlds=SETTINGS)
     ranked, ranks = in_store(questions, "pocketworld")
-    before = appended // 2 // 32 * 32  # a batch of 32 is stored whole or not at all; each ranking is two events
+    before = recorded // 32 * 32  # a batch of 32 is stored whole or not at all
     assert (ranked.before, ranked.ranked) == (before, 60 - before)
     assert ranks == whole
 
@@ -96,9 +97,9 @@ def test_broken_off_anywhere_it_goes_on_to_the_same(work, questions, in_store, m
 def test_a_second_time_adds_nothing(work, questions, in_store):
     in_store(questions, "pocketworld")
     with open_store(work / "r.db", questions) as store:
-        before = store.events()
+        before = History(store, "pocketworld").steps()
         assert rank_with_program(store, "pocketworld", seed=0, worlds=SETTINGS).before == 60
-        assert store.events() == before
+        assert History(store, "pocketworld").steps() == before
 
 
 @pytest.mark.parametrize(
@@ -125,7 +126,7 @@ def test_programs_do_not_take_part_in_the_overlap_of_people(work, questions, in_
     with open_store(work / "r.db", questions) as store:
         store.add_annotator("ada", "person")
         submit(store, "ada", questions[0].id, [1, 2, 3, 4])
-        assert +store.answers == {questions[0].id: 1}
+        assert store.taken() == {questions[0].id: 1}
 
 
 # ---- pocketworld ----
@@ -222,7 +223,7 @@ def test_a_reward_model_of_nan_is_refused_and_the_store_keeps_nothing(reward_mod
     with pytest.raises(UsageError, match="--rater = .*nan gives NaN or infinity"):
         in_store(items(2), str(tmp_path / "nan"))
     with open_store(work / "r.db", items(2)) as store:
-        assert store.events() == []
+        assert store.rankings() == []
 
 
 # ---- a function ----

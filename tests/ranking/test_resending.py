@@ -9,9 +9,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from ranked import items, open_store
 
-from chatpipe.ranking.said import BadAnswer
+from chatpipe.ranking.answers import BadAnswer
+from chatpipe.ranking.history import History, Step, StoreConflict
 from chatpipe.ranking.session import Session, StaleTask, View
-from chatpipe.ranking.store import Store, StoreConflict
+from chatpipe.ranking.store import Store
 
 ANSWERS = st.sampled_from(
     [{"ranks": ranks, "note": note} for ranks in ([1, 2, 2], [2, 1, 3], [None, 1, None]) for note in ("", "odd")]
@@ -33,8 +34,8 @@ def request(number: int, said: Request, view: View) -> Request:
     return {"key": f"key {number}", "task": task, **said}
 
 
-def events(store: Store) -> list[tuple]:
-    return [(event.action, event.task, event.body, event.key) for event in store.events()]
+def steps(store: Store) -> list[Step]:
+    return History(store, "ann").steps()
 
 
 @settings(max_examples=30, deadline=None)  # each example is made on a disk
@@ -60,10 +61,10 @@ def test_steps_that_are_sent_again_at_any_time_change_nothing(script):
                 sent.append(step)
                 for place in resent:
                     assert repeated.act(**sent[place % len(sent)]) == view
-            assert events(again) == events(once)
+            assert steps(again) == steps(once)
+            expected = [one.ranks for one in once.rankings()], History(once, "ann").current()
         with Store.read(Path(folder) / "again.db") as read:
-            assert read.histories["ann"].standing == once.histories["ann"].standing
-            assert read.histories["ann"].current == once.histories["ann"].current
+            assert ([one.ranks for one in read.rankings()], History(read, "ann").current()) == expected
 
 
 @pytest.fixture
@@ -101,12 +102,12 @@ def test_a_skip_without_an_answer_is_the_same_skip_after_the_answer_has_changed(
     session.act("skip", "skip", task, None, "why")
     session.act("undo", "undo", None, None)
     view = session.act("edit", "edit", task, {"ranks": [1, 2, 2]})
-    before = events(store)
+    before = steps(store)
     assert session.act("skip", "skip", task, None, "why") == view
     for reason, answer in (("because", None), ("why", {"ranks": [1, 2, 2]})):
         with pytest.raises(StoreConflict):
             session.act("skip", "skip", task, answer, reason)
-    assert events(store) == before
+    assert steps(store) == before
 
 
 @pytest.mark.parametrize(
@@ -123,7 +124,7 @@ def test_a_skip_without_an_answer_is_the_same_skip_after_the_answer_has_changed(
 def test_a_key_is_refused_for_anything_but_what_it_was_used_for(store, session, other):
     task = session.view().task
     session.act("key", "submit", task, {"ranks": [1, 2, 2]})
-    before, view = events(store), session.view()
+    before, view = steps(store), session.view()
     with pytest.raises(StoreConflict):
         session.act("key", other[0], task, *other[1:])
-    assert (events(store), session.view()) == (before, view)
+    assert (steps(store), session.view()) == (before, view)

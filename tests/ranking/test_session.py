@@ -6,10 +6,11 @@ import pytest
 from ranked import items
 
 from chatpipe.errors import UsageError
+from chatpipe.ranking.answers import BadAnswer
 from chatpipe.ranking.assignment import shown_order
-from chatpipe.ranking.session import BadAnswer, Session, StaleTask, View
-from chatpipe.ranking.standing import standing_rankings
-from chatpipe.ranking.store import Store, StoreConflict
+from chatpipe.ranking.history import History, StoreConflict
+from chatpipe.ranking.session import Session, StaleTask, View
+from chatpipe.ranking.store import Store
 
 ANSWER = {"ranks": [1, 2, 2], "all_bad": False, "flag": True, "note": "close"}
 BLANK = {"ranks": [None] * 3, "all_bad": False, "flag": False, "note": ""}
@@ -39,10 +40,10 @@ def session(store) -> Session:
 
 def test_the_shown_order_is_stored_and_seen(store, session):
     view = session.view()
-    (show,) = store.events("ann")
-    item = store.item_of(show.task)
-    assert show.body == {"order": shown_order(1, "ann", item.id, 3)}
-    assert view.responses == [item.responses[index] for index in show.body["order"]]
+    (task,) = store.tasks("ann")
+    item, order = store.item(task.item), History(store, "ann").shown_order(task)
+    assert order == shown_order(1, "ann", task, 3)
+    assert view.responses == [item.responses[index] for index in order]
     assert view.prompt == item.prompt
     assert (view.answer, view.done, view.left, view.seconds_per_task) == (BLANK, 0, 5, None)
     assert (view.can_undo, view.can_redo) == (False, False)
@@ -55,18 +56,18 @@ def test_a_view_tells_no_item(store, session):
 
 def test_looking_again_shows_the_same(store, session):
     assert session.view() == session.view() == Session(store, "ann").view()
-    assert len(store.events()) == 1
+    assert len(store.tasks("ann")) == 1
 
 
 def test_an_answer_is_taken_in_shown_order_and_stands_in_that_of_the_file(store, session):
     view = session.view()
     session.act("key", "submit", view.task, ANSWER)
-    (ranking,) = standing_rankings(store)
+    (ranking,) = store.rankings()
     assert [ranking.item.responses[index] for index in ranking.order] == view.responses
     assert dict(zip(ranking.item.responses, ranking.ranks, strict=True)) == dict(
         zip(view.responses, [1, 2, 2], strict=True)
     )
-    assert (ranking.annotator, ranking.kind, ranking.again, ranking.skipped) == ("ann", "person", False, None)
+    assert (ranking.annotator, ranking.kind, ranking.repeat, ranking.skipped) == ("ann", "person", False, None)
     assert (ranking.flag, ranking.note, ranking.all_bad) == (True, "close", False)
 
 
@@ -137,7 +138,7 @@ def test_what_is_no_answer_is_refused_and_nothing_stored(store, session, action,
     with pytest.raises(BadAnswer):
         session.act("key", action, before.task, wrong)
     assert session.view() == before
-    assert len(store.events()) == 1
+    assert History(store, "ann").steps() == []
 
 
 @pytest.mark.parametrize(
@@ -156,7 +157,7 @@ def test_ranks_that_are_missing_or_leave_a_gap_can_be_kept_but_not_submitted(ses
 def test_where_all_are_bad_what_has_no_rank_is_tied_behind_what_has_one(store, session, ranks, stored):
     view = session.view()
     session.act("key", "submit", view.task, {"ranks": ranks, "all_bad": True})
-    (ranking,) = standing_rankings(store)
+    (ranking,) = store.rankings()
     assert [ranking.ranks[index] for index in ranking.order] == stored
     assert ranking.all_bad
 
@@ -173,7 +174,7 @@ def test_a_skip_stands_with_its_reason_and_what_was_said_so_far(store, session):
     task = session.view().task
     session.act("edit", "edit", task, {**BLANK, "note": "odd"})
     view = session.act("skip", "skip", task, None, "not my language")
-    (ranking,) = standing_rankings(store)
+    (ranking,) = store.rankings()
     assert (ranking.skipped, ranking.ranks, ranking.note) == ("not my language", [], "odd")
     assert (view.done, view.left) == (1, 4)
 
@@ -208,7 +209,7 @@ def test_a_correction_three_rankings_back_keeps_the_later_ones(store, session):
     assert (view.task, view.done, view.can_undo, view.can_redo) == (first.task, 0, False, True)
     view = session.act("again", "submit", first.task, {"ranks": [3, 2, 1]})
     assert (view.task, view.done, view.can_redo) == (later, 3, False)
-    assert sorted(ranking.note for ranking in standing_rankings(store)) == ["", "close", "close"]
+    assert sorted(ranking.note for ranking in store.rankings()) == ["", "close", "close"]
 
 
 def test_after_the_last_task_nothing_is_left_but_undo(session):
@@ -231,7 +232,7 @@ def test_the_pace_is_the_median_time_from_seeing_a_task_to_answering_it(store):
         now += seconds
         view = session.act(f"key {number}", "submit", view.task, ANSWER)
     assert view.seconds_per_task == 20.0
-    assert sorted(ranking.seconds for ranking in standing_rankings(store)) == [10.0, 20.0, 500.0]
+    assert sorted(ranking.seconds for ranking in store.rankings()) == [10.0, 20.0, 500.0]
 
 
 def test_a_clock_that_goes_back_makes_no_time_negative(store):
@@ -240,7 +241,7 @@ def test_a_clock_that_goes_back_makes_no_time_negative(store):
     view = session.view()
     now -= 60
     assert session.act("key", "submit", view.task, ANSWER).seconds_per_task == 0
-    assert [ranking.seconds for ranking in standing_rankings(store)] == [0]
+    assert [ranking.seconds for ranking in store.rankings()] == [0]
 
 
 def test_nobody_ranks_without_being_an_annotator(store):

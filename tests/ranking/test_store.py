@@ -1,4 +1,4 @@
-"""The store's file: one writer, events that stay, and nothing lost by a kill or a full disk."""
+"""The store's file: one writer, a history that is only added to, and nothing lost by a kill or a full disk."""
 
 import contextlib
 import shutil
@@ -9,13 +9,15 @@ import sys
 from pathlib import Path
 
 import pytest
-from ranked import items
+from ranked import items, submit
 
 from chatpipe.errors import UsageError
-from chatpipe.ranking.records import Annotator
-from chatpipe.ranking.session import Session
-from chatpipe.ranking.standing import standing_rankings
-from chatpipe.ranking.store import Store, StoreConflict, StoreError
+from chatpipe.ranking.answers import Answer
+from chatpipe.ranking.assignment import Task
+from chatpipe.ranking.database import StoreError
+from chatpipe.ranking.history import History, Step, StoreConflict
+from chatpipe.ranking.session import Session, StaleTask
+from chatpipe.ranking.store import Annotator, Store
 
 WRITER = """
 import resource, sys
@@ -23,7 +25,8 @@ from pathlib import Path
 sys.path.insert(0, {tests!r})
 from ranked import items
 from chatpipe.ranking.session import Session
-from chatpipe.ranking.store import Store, StoreError
+from chatpipe.ranking.database import StoreError
+from chatpipe.ranking.store import Store
 
 PATH = Path(sys.argv[1])
 RANKS = {{"ranks": [1, 2, 2]}}
@@ -60,14 +63,18 @@ def test_what_was_put_in_is_there_after_opening_again(path):
     with open_store(path, overlap=2, repeats=0.1) as store:
         store.add_annotator("zoe", "person")
         store.add_annotator("ann", "program")
-        store.append("zoe", "show", items(5)[0].id, {"order": [0, 2, 1]}, "key", at=5.5)
+        first = Task(items(5)[0].id, False)
+        History(store, "zoe").show(first, [0, 2, 1], now=5.5)
+        History(store, "zoe").record(Step("key", "submit", first, Answer([1, 3, 2], note="so")), now=8.0)
     for again in (open_store(path, overlap=2, repeats=0.1), Store.read(path)):
         with again:
             assert (again.items, again.seed, again.overlap, again.repeats) == (items(5), 0, 2, 0.1)
             assert again.annotators() == [Annotator("zoe", "person"), Annotator("ann", "program")]
-            (event,) = again.events()
-            assert (event.time, event.action, event.body) == (5.5, "show", {"order": [0, 2, 1]})
-            assert again.events("ann") == []
+            (one,) = again.rankings()
+            assert (one.item, one.annotator, one.kind, one.order) == (items(5)[0], "zoe", "person", [0, 2, 1])
+            assert (one.ranks, one.note, one.seconds, one.time) == ([1, 3, 2], "so", 2.5, 8.0)
+            assert [step.key for step in History(again, "zoe").steps()] == ["key"]
+            assert History(again, "ann").steps() == []
 
 
 def test_overlap_and_repeats_are_those_of_the_latest_opening(path):
@@ -129,12 +136,17 @@ def test_a_database_of_something_else_is_refused_and_left_alone(tmp_path):
     assert path.read_bytes() == before
 
 
-def test_a_store_of_a_newer_format_is_refused(path):
+@pytest.mark.parametrize("version, who", [(1, "an earlier"), (3, "a newer")])
+def test_a_store_of_another_format_is_refused(path, version, who):
     open_store(path).close()
-    with sqlite3.connect(path) as newer:
-        newer.execute("PRAGMA user_version = 2")
-    newer.close()
-    assert "a store of a newer chatpipe (format 2, not 1)" in refusal(path)
+    with sqlite3.connect(path) as other:
+        other.execute(f"PRAGMA user_version = {version}")
+    other.close()
+    before = path.read_bytes()
+    assert f"{path} was made by {who} chatpipe" in refusal(path)
+    with pytest.raises(UsageError, match=f"was made by {who} chatpipe"):
+        Store.read(path)
+    assert path.read_bytes() == before
 
 
 def test_reading_what_is_not_there_is_refused_and_makes_nothing(path):
@@ -143,30 +155,41 @@ def test_reading_what_is_not_there_is_refused_and_makes_nothing(path):
     assert not path.parent.exists()
 
 
-@pytest.mark.parametrize("statement", ["DELETE FROM events", "UPDATE events SET action = 'skip'"])
-def test_events_are_only_added(path, statement):
+@pytest.mark.parametrize("statement", ["DELETE FROM history", "UPDATE history SET ranks = '[3, 2, 1]'"])
+def test_the_history_is_only_added_to(path, statement):
     with open_store(path) as store:
         store.add_annotator("ann", "person")
-        store.append("ann", "show", store.items[0].id, {"order": [0, 1, 2]}, "key")
-    with sqlite3.connect(path) as other, pytest.raises(sqlite3.IntegrityError, match="events are only added"):
+        submit(store, "ann", store.items[0].id, [1, 2, 3])
+    with sqlite3.connect(path) as other, pytest.raises(sqlite3.IntegrityError, match="history is only added to"):
         other.execute(statement)
     other.close()
     with Store.read(path) as store:
-        assert len(store.events()) == 1
+        assert [one.ranks for one in store.rankings()] == [[1, 2, 3]]
 
 
-def test_the_same_event_with_the_same_key_is_there_once_and_another_is_refused(path):
+def test_a_person_can_read_it_with_sqlite_alone(path):
     with open_store(path) as store:
         store.add_annotator("ann", "person")
-        store.add_annotator("bob", "person")
-        show = ("show", "task", {"order": [0, 1]}, "key")
-        assert store.append("ann", *show)
-        assert not store.append("ann", *show)
-        assert store.append("bob", *show)
+        submit(store, "ann", store.items[0].id, [2, 1, 2], note="close")
+        with contextlib.closing(sqlite3.connect(path)) as other:
+            found = other.execute("SELECT annotator, item, ranks, note FROM rankings").fetchall()
+    assert found == [("ann", items(5)[0].id, "[2, 1, 2]", "close")]
+
+
+def test_the_same_step_with_the_same_key_is_there_once_and_another_is_refused(path):
+    with open_store(path) as store:
+        task, histories = Task(store.items[0].id, False), []
+        for name in ("ann", "bob"):
+            store.add_annotator(name, "person")
+            histories.append(History(store, name))
+            histories[-1].show(task, [0, 1, 2])
+        step = Step("key", "submit", task, Answer([1, 2, 3]))
+        for history in (histories[0], histories[0], histories[1]):
+            history.record(step)
         with pytest.raises(StoreConflict):
-            store.append("ann", "show", "task", {"order": [1, 0]}, "key")
-        assert [event.annotator for event in store.events()] == ["ann", "bob"]
-        assert list(store.histories["ann"].shown) == ["task"]
+            histories[0].record(Step("key", "submit", task, Answer([3, 2, 1])))
+        assert [history.steps() for history in histories] == [[step], [step]]
+        assert [one.ranks for one in store.rankings()] == [[1, 2, 3], [1, 2, 3]]
 
 
 def test_an_annotator_is_added_once_and_keeps_its_kind(path):
@@ -186,19 +209,12 @@ def test_every_store_has_random_bytes_of_its_own_and_keeps_them(path, tmp_path):
         assert salt != other.salt
     with open_store(path) as store:
         assert store.salt == salt
-        store._connection.execute("DELETE FROM meta WHERE key = 'salt'")  # as before there was one
-    with Store.read(path) as store:
-        assert store.salt == b""
-    with open_store(path) as store:
-        assert len(store.salt) == 32
 
 
-def test_annotators_stand_in_the_order_in_which_they_came_whatever_the_clock_says(path, monkeypatch):
+def test_annotators_are_in_the_order_in_which_they_were_added(path):
     with open_store(path) as store:
-        for now, name in enumerate(("zoe", "ann", "mia")):
-            monkeypatch.setattr("time.time", lambda now=now: 1_000.0 - now)
+        for name in ("zoe", "ann", "mia", "zoe"):
             store.add_annotator(name, "person")
-        store.add_annotator("zoe", "person")
     with Store.read(path) as store:
         assert [known.name for known in store.annotators()] == ["zoe", "ann", "mia"]
 
@@ -212,15 +228,16 @@ def test_a_name_that_cannot_be_printed_is_refused(path, name):
 def test_what_is_written_together_is_there_together_or_not_at_all(path):
     with open_store(path) as store:
         store.add_annotator("ann", "person")
-        task = store.items[0].id
-        store.append("ann", "show", task, {"order": [0, 1, 2]}, "show")
+        task, history = Task(store.items[0].id, False), History(store, "ann")
+        history.show(task, [0, 1, 2])
         with contextlib.suppress(InterruptedError), store.together():
-            store.append("ann", "submit", task, {"answer": {"ranks": [1, 2, 3]}}, "submit")
-            assert store.answers[task] == 1
+            history.record(Step("submit", "submit", task, Answer([1, 2, 3])))
+            assert store.taken() == {task.item: 1}
             raise InterruptedError
-        assert [event.key for event in store.events()] == ["show"]
-        assert store.histories["ann"].standing == {}
-        assert store.answers[task] == 0
+        assert history.steps() == []
+        assert store.rankings() == []
+        assert store.tasks("ann") == {task: "open"}
+        assert store.taken() == {}
 
 
 def test_where_the_disk_cannot_be_read_after_a_failed_write_nothing_is_shown_until_it_can(path):
@@ -229,23 +246,22 @@ def test_where_the_disk_cannot_be_read_after_a_failed_write_nothing_is_shown_unt
 
     with open_store(path) as store:
         store.add_annotator("ann", "person")
-        task = store.items[0].id
-        store.append("ann", "show", task, {"order": [0, 1, 2]}, "show")
+        task, history = Task(store.items[0].id, False), History(store, "ann")
+        history.show(task, [0, 1, 2])
         with contextlib.suppress(StoreError), store.together():
-            store.append("ann", "submit", task, {"answer": {"ranks": [1, 2, 3]}}, "submit")
+            history.record(Step("submit", "submit", task, Answer([1, 2, 3])))
             store._connection.set_authorizer(unreadable)
-            store.append("ann", "undo", None, {}, "undo")
+            history.record(Step("undo", "undo"))
         for _ in range(2):
             with pytest.raises(StoreError, match="cannot be read: not authorized"):
-                assert store.histories
-            with pytest.raises(StoreError, match="cannot be read: not authorized"):
-                store.append("ann", "undo", None, {}, "undo")
+                store.rankings()
+            with pytest.raises(StoreError, match="not authorized"):
+                history.record(Step("undo", "undo"))
         store._connection.set_authorizer(None)
-        assert store.histories["ann"].standing == {}
-        assert store.answers[task] == 0
-        assert store.append("ann", "submit", task, {"answer": {"ranks": [3, 2, 1]}}, "submit")
+        assert store.rankings() == []
+        history.record(Step("submit", "submit", task, Answer([3, 2, 1])))
     with Store.read(path) as store:
-        assert [ranking.ranks for ranking in standing_rankings(store)] == [[3, 2, 1]]
+        assert [one.ranks for one in store.rankings()] == [[3, 2, 1]]
 
 
 def test_what_was_acknowledged_before_a_kill_is_there_and_nothing_twice(path):
@@ -267,9 +283,9 @@ with open_store(1000) as store:
         acknowledged |= {line.strip() for line in writer.stdout if line.endswith("\n")}
         writer.wait()
         with Store.read(path) as store:
-            keys = [event.key for event in store.events() if event.action == "submit"]
+            keys = [step.key for step in History(store, "ann").steps()]
             assert acknowledged <= set(keys)
-            assert len(keys) == len(set(keys)) == len(standing_rankings(store))
+            assert len(keys) == len(set(keys)) == len(store.rankings())
 
 
 def test_on_a_full_disk_nothing_acknowledged_is_lost_and_with_room_it_goes_on(path):
@@ -283,7 +299,7 @@ limit_files(-1)
 with open_store(200) as store:
     store.add_annotator("ann", "person")
     session = Session(store, "ann")
-    limit_files(500_000)
+    limit_files(1_000_000)
     view, long = session.view(), "n" * 2000
     try:
         while True:
@@ -304,7 +320,7 @@ with open_store(200) as store:
     assert int(before) > 10
     assert int(after) == int(before) + 1
     with Store.read(path) as store:
-        assert len(standing_rankings(store)) == int(after)
+        assert len(store.rankings()) == int(after)
 
 
 @pytest.mark.parametrize("replaced", [True, False])
@@ -315,24 +331,28 @@ def test_nothing_is_called_stored_that_goes_to_a_deleted_file(path, replaced):
         if replaced:
             path.write_bytes(b"")
         with pytest.raises(StoreError, match="was deleted or replaced while it was in use"):
-            store.append("ann", "undo", None, {}, "key")
-        assert store.events() == []
+            History(store, "ann").record(Step("key", "undo"))
+        assert History(store, "ann").steps() == []
 
 
-def test_of_two_writers_whose_lock_failed_the_one_that_was_overtaken_stores_nothing_more(path):
+def test_two_writers_whose_lock_failed_lose_and_double_nothing(path):
+    """Each step is one transaction that reads what it depends on, so each writer sees what the other has stored."""
     with open_store(path) as store:
         store.add_annotator("ann", "person")
         path.with_name(path.name + ".lock").unlink()
         with open_store(path) as twin:
-            twin.append("ann", "show", store.items[0].id, {"order": [0, 1, 2]}, "twin")
-            for key in ("one", "two"):
-                with pytest.raises(StoreError, match="another chatpipe writes to .* as well"):
-                    store.append("ann", "show", store.items[1].id, {"order": [0, 1, 2]}, key)
-            with pytest.raises(StoreError, match="another chatpipe writes"):
-                store.add_annotator("ben", "person")
-            twin.append("ann", "undo", None, {}, "goes on")
-            assert [event.key for event in twin.events()] == ["twin", "goes on"]
-            assert store.histories["ann"].shown == {}
+            one, other = Session(store, "ann"), Session(twin, "ann")
+            task = one.view().task
+            assert other.view() == one.view()
+            view = other.act("twin", "submit", task, {"ranks": [1, 2, 3]})
+            with pytest.raises(StaleTask):
+                one.act("late", "submit", task, {"ranks": [3, 2, 1]})
+            assert one.act("twin", "submit", task, {"ranks": [1, 2, 3]}) == view == one.view()
+            one.act("next", "submit", view.task, {"ranks": [1, 1, 1]})
+            assert other.act("undo", "undo", None, None).done == 1
+            assert [step.key for step in History(twin, "ann").steps()] == ["twin", "next", "undo"]
+    with Store.read(path) as store:
+        assert len(store.rankings()) == 1
 
 
 def test_a_store_with_a_second_name_is_refused_under_both(path):
@@ -345,31 +365,6 @@ def test_a_store_with_a_second_name_is_refused_under_both(path):
     open_store(path).close()
 
 
-def test_a_store_in_which_two_servers_answered_one_task_opens_and_the_first_answer_stands(path):
-    with open_store(path) as store:
-        store.add_annotator("ann", "person")
-        task = store.items[0].id
-        store.append("ann", "show", task, {"order": [0, 1, 2]}, "show")
-        store.append("ann", "submit", task, {"answer": {"ranks": [1, 2, 3]}}, "first")
-    with sqlite3.connect(path) as other:
-        other.executemany(
-            "INSERT INTO events (time, annotator, action, task, body, key) VALUES (1.0, 'ann', ?, ?, ?, ?)",
-            [
-                ("submit", task, '{"answer": {"ranks": [3, 2, 1]}}', "second"),
-                ("skip", task, '{"answer": {"ranks": [3, 2, 1]}, "reason": "why"}', "third"),
-                ("edit", store.items[1].id, '{"answer": {"ranks": [3, 2, 1]}}', "fourth"),
-            ],
-        )
-    other.close()
-    with open_store(path) as store:
-        (ranking,) = standing_rankings(store)
-        assert ranking.ranks == [1, 2, 3]
-        assert store.answers[task] == 1
-        session = Session(store, "ann")
-        assert session.act("undo-key", "undo", None, None).done == 0
-        assert store.answers[task] == 0
-
-
 def test_a_copy_of_an_open_store_can_be_read(path, tmp_path):
     """As a backup takes it: the file with its write-ahead log."""
     with open_store(path) as store:
@@ -378,7 +373,7 @@ def test_a_copy_of_an_open_store_can_be_read(path, tmp_path):
         session.act("key", "submit", session.view().task, {"ranks": [1, 2, 3]})
         shutil.copytree(path.parent, tmp_path / "copy")
     with Store.read(tmp_path / "copy" / path.name) as copy:
-        assert len(standing_rankings(copy)) == 1
+        assert len(copy.rankings()) == 1
 
 
 def test_a_copy_of_the_file_alone_that_was_just_made_can_be_read(path, tmp_path):

@@ -1,5 +1,6 @@
 """`chatpipe rank`: people, or a program, rank what models wrote."""
 
+import getpass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -48,7 +49,6 @@ def rank(
 ) -> None:
     """Rank completions in the browser (or --terminal): whole answers side by side, blinded, every step saved."""
     from chatpipe.ranking.items import Item, read_items
-    from chatpipe.ranking.people import names_of
     from chatpipe.ranking.store import Store, check_name
     from chatpipe.ranking.terminal import check_input
 
@@ -69,7 +69,9 @@ def rank(
     if annotators is not None and (annotator is not None or terminal):
         what = "--terminal is for one person" if terminal else "--annotator is one person"
         raise UsageError(f"{what}, --annotators are several.", "Give one of them.")
-    names = names_of(annotator, annotators)
+    names = _names(annotator, annotators)
+    for name in names:
+        check_name(name)
     if terminal:
         check_input()
     else:
@@ -77,6 +79,23 @@ def rank(
     items = read_items(file)
     front = _in_terminal if terminal else _in_browser(host, port)
     _rank_by_people(lambda: open_store(items), front, names, json)
+
+
+def _names(annotator: str | None, annotators: str | None) -> list[str]:
+    """Who ranks: --annotators, or --annotator, or the login name."""
+    if annotators is None and annotator is not None:
+        return [annotator]
+    if annotators is None:
+        try:
+            return [getpass.getuser()]
+        except (OSError, KeyError, ImportError) as problem:
+            raise UsageError("The system does not say who you are.", "Give your name: --annotator NAME.") from problem
+    names = [name.strip() for name in annotators.split(",")]
+    if "" in names or len(set(names)) < len(names):
+        raise UsageError(
+            f"--annotators {annotators!r}: a name is empty or given twice.", "Give names with commas between: ann,ben."
+        )
+    return names
 
 
 def _store_beside(file: Path) -> Path:
@@ -131,7 +150,6 @@ def _rank_by_people(
 ) -> None:
     """Until Ctrl-C, which is an interruption only where something is left to rank."""
     from chatpipe import console
-    from chatpipe.ranking.people import progress_of
 
     was_stopped = False
     with open_store() as store:
@@ -139,11 +157,11 @@ def _rank_by_people(
             front(store, names)
         except KeyboardInterrupt:
             was_stopped = True
-        progress = progress_of(store, names)
+        progress = store.progress(names)
     if json:
         console.json_object({"store": str(store.path), **progress.to_json()})
     told = f"{progress.settled} of {progress.items} items are ranked; the rankings are in {store.path}."
-    if was_stopped and not progress.is_complete:
+    if was_stopped and not progress.complete:
         raise Interrupted(f"Stopped: {told}", "All that was called saved is kept; the same command goes on.")
     console.note(told)
 

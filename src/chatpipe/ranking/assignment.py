@@ -1,94 +1,80 @@
-"""Which task comes next for whom, and in which order its responses are shown: a pure function of seed and histories.
+"""Which task an annotator gets next, and in which order its responses are shown: pure functions.
 
 People get the items that the fewest of them have ranked or are ranking now, until `overlap` of them did. A share of
-what they ranked comes a second time, some tasks later, without telling. Programs rank every item once.
+the items that somebody ranked comes a second time, some tasks later, as a hidden repeat.
 """
 
 import hashlib
 import hmac
 import random
-from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
+from typing import Literal, NamedTuple
 
-from chatpipe.ranking.history import AGAIN, History, item_of
-
-LEASE_SECONDS = 30 * 60
-"""How long an item counts as being ranked after its annotator last touched it."""
-TASKS_BEFORE_AGAIN = 10
+TASKS_BEFORE_REPEAT = 10
 """How many other tasks come between an item and its hidden repeat, while there are others."""
 
 
-def shown_order(seed: int, annotator: str, task: str, k: int) -> list[int]:
-    """The canonical index of the response at each of the `k` places; that of a repeat is not the first one."""
-    chance = random.Random(f"order {seed} {annotator} {task}")
-    first = shown_order(seed, annotator, item_of(task), k) if task.endswith(AGAIN) else None
+class Task(NamedTuple):
+    """An item to rank, for the first time or as a hidden repeat."""
+
+    item: str
+    repeat: bool
+
+
+Status = Literal["open", "ranked", "skipped"]
+Tasks = Mapping[Task, Status]
+"""The tasks that one annotator was shown; the one that they worked on last is at the end."""
+
+
+def shown_order(seed: int, annotator: str, task: Task, k: int) -> list[int]:
+    """The index of the response at each of `k` places: random by seed; a repeat never has the order of the first."""
+    chance = random.Random(f"order {seed} {annotator} {task.item} {task.repeat}")
+    first = shown_order(seed, annotator, Task(task.item, False), k) if task.repeat else None
     while (order := chance.sample(range(k), k)) == first:
         pass
     return order
 
 
-def token_of(salt: bytes, annotator: str, task: str) -> str:
-    """What an annotator knows a task by.
-
-    It tells neither a repeat nor the order of the file, also to who tries all of them: `salt` is the store's secret.
-    """
-    return hmac.digest(salt, f"task {annotator} {task}".encode(), "sha256").hex()[:32]
+def token_of(salt: bytes, annotator: str, task: Task) -> str:
+    """The name of a task on the page; without the store's secret `salt` nobody can tell a repeat or an item by it."""
+    return hmac.digest(salt, f"task {annotator} {task.item} {task.repeat}".encode(), "sha256").hex()[:32]
 
 
 def queue_of(items: Iterable[str], seed: int) -> list[str]:
-    """The item ids in the order in which equals are assigned."""
+    """The item ids in the order in which items with equally many rankings are assigned."""
     return sorted(items, key=lambda item: hashlib.sha256(f"queue {seed} {item}".encode()).digest())
 
 
 def repeated_items(queue: Sequence[str], seed: int, annotator: str, share: float) -> set[str]:
-    """The item ids of the queue that this annotator gets a second time, once they ranked them."""
-    chance = random.Random(f"repeat {seed} {annotator}")  # one for all: to seed one takes as long as a hundred draws
+    """The item ids of the queue that this annotator gets a second time after ranking them."""
+    chance = random.Random(f"repeat {seed} {annotator}")
     return {item for item in queue if chance.random() < share}
 
 
-def takers(answers: Counter[str], people: Iterable[History], now: float) -> Counter[str]:
-    """How many people have ranked each item, or are ranking it at this time; `answers` has the former.
-
-    Where the clock was set back, a touch may lie ahead: it holds its item only within the same `LEASE_SECONDS`.
-    """
-    taken = answers.copy()
-    for history in people:
-        taken.update(
-            task
-            for task in history.open
-            if not task.endswith(AGAIN) and abs(now - history.touched[task]) < LEASE_SECONDS
-        )
-    return taken
+def new_items(queue: Sequence[str], tasks: Tasks, taken: Mapping[str, int], overlap: int) -> list[str]:
+    """The items that an annotator was not shown and that fewer than `overlap` have taken, in the queue's order."""
+    return [item for item in queue if Task(item, False) not in tasks and taken.get(item, 0) < overlap]
 
 
-def new_items(queue: Sequence[str], history: History, taken: Mapping[str, int], overlap: float) -> list[str]:
-    """The items that an annotator was not shown and that too few have taken, in the order of the queue."""
-    return [item for item in queue if item not in history.shown and taken[item] < overlap]
-
-
-def next_task(history: History, new: Sequence[str], taken: Mapping[str, int], repeated: set[str]) -> str | None:
-    """The task to assign; None where nothing is left for this annotator."""
-    worked = list(history.touched)
-    due = [item for item in worked if item in repeated and _may_come_again(item, history)]
-    if due and due[0] not in worked[-TASKS_BEFORE_AGAIN:]:
-        return due[0] + AGAIN
+def next_task(tasks: Tasks, new: Sequence[str], taken: Mapping[str, int], repeated: set[str]) -> Task | None:
+    """The task to assign; None if nothing is left for this annotator."""
+    due = [task for task, status in tasks.items() if status == "ranked" and _comes_again(task, tasks, repeated)]
+    latest = list(tasks)[-TASKS_BEFORE_REPEAT:]
+    if due and due[0] not in latest:
+        return Task(due[0].item, True)
     if new:
-        return min(new, key=taken.__getitem__)
-    if due and due[0] != worked[-1]:  # never directly after itself
-        return due[0] + AGAIN
+        return Task(min(new, key=lambda item: taken.get(item, 0)), False)
+    if due and due[0] != latest[-1]:  # never directly after itself
+        return Task(due[0].item, True)
     return None
 
 
-def tasks_left(history: History, new: Sequence[str], repeated: set[str]) -> int:
-    """How many tasks are still to come: open ones, new items, and the repeats of these and of what was ranked."""
-    again = sum(
-        _may_come_again(item, history) or (item in history.open and item + AGAIN not in history.shown)
-        for item in repeated
-    )
-    return len(history.open) + len(new) + again + len(repeated.intersection(new))
+def tasks_left(tasks: Tasks, new: Sequence[str], repeated: set[str]) -> int:
+    """How many tasks are still to come: open ones, new items, and the repeats of these and of ranked items."""
+    is_open = sum(status == "open" for status in tasks.values())
+    again = sum(status != "skipped" and _comes_again(task, tasks, repeated) for task, status in tasks.items())
+    return is_open + len(new) + again + len(repeated.intersection(new))
 
 
-def _may_come_again(item: str, history: History) -> bool:
-    """Whether an item was ranked (a skip is no ranking) and did not come again yet."""
-    step = history.standing.get(item)
-    return step is not None and step.action == "submit" and item + AGAIN not in history.shown
+def _comes_again(task: Task, tasks: Tasks, repeated: set[str]) -> bool:
+    return not task.repeat and task.item in repeated and Task(task.item, True) not in tasks

@@ -12,8 +12,7 @@ from typing import Any
 from chatpipe.data.durable import replace_text
 from chatpipe.data.rankings import Ranking
 from chatpipe.errors import UsageError
-from chatpipe.ranking.standing import StandingRanking, standing_rankings
-from chatpipe.ranking.store import Store
+from chatpipe.ranking.store import Store, StoredRanking
 
 Rows = list[dict[str, Any]]
 
@@ -47,8 +46,8 @@ def export(store: Store, path: Path, as_pairs: bool = False) -> Exported:
     Raises `UsageError` where there is nothing to write, or `path` holds something else than an earlier export of this
     store.
     """
-    said = standing_rankings(store)
-    kept = [one for one in said if one.skipped is None and not one.again]
+    said = store.rankings()
+    kept = [one for one in said if one.skipped is None and not one.repeat]
     rows = pair_rows(kept) if as_pairs else [ranking_row(one) for one in kept]
     if not rows:
         raise _nothing_to_export(store.path, len(kept))
@@ -62,12 +61,12 @@ def export(store: Store, path: Path, as_pairs: bool = False) -> Exported:
         annotators=dict(Counter(one.annotator for one in kept).most_common()),
         all_bad=sum(one.all_bad for one in kept),
         all_tied=sum(len(set(one.ranks)) == 1 for one in kept),
-        repeats=sum(one.again and one.skipped is None for one in said),
+        repeats=sum(one.repeat and one.skipped is None for one in said),
         skips=dict(Counter(one.skipped for one in said if one.skipped is not None).most_common()),
     )
 
 
-def ranking_row(said: StandingRanking) -> dict[str, Any]:
+def ranking_row(said: StoredRanking) -> dict[str, Any]:
     """One line of a rankings file, with more than its reader needs: `kind` tells whether a person or a program ranked.
 
     `all_bad` stands in it where the annotator found that no response is good.
@@ -77,7 +76,7 @@ def ranking_row(said: StandingRanking) -> dict[str, Any]:
     return {**row, "kind": said.kind, **({"all_bad": True} if said.all_bad else {})}
 
 
-def pair_rows(said: Sequence[StandingRanking]) -> Rows:
+def pair_rows(said: Sequence[StoredRanking]) -> Rows:
     """Every two responses of which one is preferred, in TRL's conversational form, with three fields more.
 
     - `margin`: the difference of their ranks over the largest possible one, K - 1: in (0, 1]. TRL's loss subtracts it
@@ -90,7 +89,7 @@ def pair_rows(said: Sequence[StandingRanking]) -> Rows:
     return [{**row, "weight": 1 / pairs[row["group_id"]]} for row in rows]
 
 
-def _pairs_of(said: StandingRanking) -> Iterator[dict[str, Any]]:
+def _pairs_of(said: StoredRanking) -> Iterator[dict[str, Any]]:
     item, ranks = said.item, said.ranks
     group = group_of(item.prompt)
     for i, j in combinations(range(len(ranks)), 2):

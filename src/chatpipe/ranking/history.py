@@ -1,160 +1,166 @@
-"""One annotator's events folded into what stands.
+"""One annotator's steps in a store, with undo and redo.
 
-Edits, submits and skips are steps in a line, with a pointer behind those that hold. Undo moves it one step back, also
-over a submit or skip, which withdraws that answer; redo moves it forward. A new step after an undo takes the place of
-what was undone of its own task; the undone steps of other tasks hold again, before it: who goes back to correct one
-ranking keeps all later ones. An edit to what stands there already is no step, undo and redo beyond the ends do nothing,
-and neither does a step on a task that is not open: it was answered before.
+Edits, submits and skips are steps. Undo takes back the last step that holds, also a submit or skip; redo restores it. A
+new step after an undo replaces the undone steps of its own task; the undone steps of other tasks hold again, so going
+back to correct one ranking keeps all later ones. Nothing is ever deleted: a step has a state.
 """
 
-from collections import Counter, defaultdict
+import json
+import time
 from dataclasses import dataclass
 from typing import Any
 
-from chatpipe.ranking.said import Answer, blank
+from chatpipe.ranking.answers import Answer, blank
+from chatpipe.ranking.assignment import Task
+from chatpipe.ranking.database import ANSWER, LAST_STEP
+from chatpipe.ranking.store import Store
 
 STEPS = ("edit", "submit", "skip")
 MOVES = ("undo", "redo")
-AGAIN = "-again"
 
 
-@dataclass(frozen=True)
-class Event:
-    """One line of the store; `time` in seconds since 1970."""
-
-    seq: int
-    time: float
-    annotator: str
-    action: str
-    task: str | None
-    body: dict[str, Any]
-    key: str
-
-
-@dataclass(frozen=True)
-class Shown:
-    """When a task was shown; `order` has the canonical index of the response at each place."""
-
-    order: list[int]
-    time: float
+class StoreConflict(Exception):
+    """The key of a step was used before, for another step of the same annotator."""
 
 
 @dataclass(frozen=True)
 class Step:
-    """An edit, submit or skip; `reason` is that of a skip."""
+    """Something that an annotator did: an edit, submit or skip with its `answer`, or an undo or redo.
 
+    `task` is the one that was at hand, `skipped` the reason of a skip. However often it is sent, a `key` counts once.
+    """
+
+    key: str
     action: str
-    task: str
-    answer: Answer
-    reason: str | None
-    time: float
-
-
-def item_of(task: str) -> str:
-    """The id of the item that a task shows."""
-    return task.removesuffix(AGAIN)
+    task: Task | None = None
+    answer: Answer | None = None
+    skipped: str | None = None
 
 
 class History:
-    """What one annotator was shown and said, as far as the events were applied.
+    """The steps of one annotator."""
 
-    `answers` counts, item by item, who has ranked it; it is shared by all whose rankings count towards the overlap.
-    """
+    def __init__(self, store: Store, annotator: str) -> None:
+        self._store = store
+        self.annotator = annotator
 
-    def __init__(self, answers: Counter[str]) -> None:
-        self.shown: dict[str, Shown] = {}
-        """Every task there was, in order."""
-        self.standing: dict[str, Step] = {}
-        """The submits and skips that hold."""
-        self.open: dict[str, None] = {}
-        """Tasks that were shown and are not answered, or no longer."""
-        self.touched: dict[str, float] = {}
-        """When each task was last worked on, the latest at the end."""
-        self._answers = answers
-        self._drafts: defaultdict[str, list[Answer]] = defaultdict(list)
-        self._steps: list[Step] = []
-        self._position = 0
+    def steps(self, key: str | None = None) -> list[Step]:
+        """Everything that the annotator did, in order; with a `key`, what it was used for."""
+        query = f"SELECT key, action, item, repeat, {ANSWER} FROM history WHERE annotator = ?"
+        found = self._rows(f"{query} ORDER BY number") if key is None else self._rows(f"{query} AND key = ?", key)
+        return [
+            Step(key, action, None if item is None else Task(item, bool(repeat)), _answer(*answer), skipped)
+            for key, action, item, repeat, *answer, skipped in found
+        ]
 
-    @property
-    def can_undo(self) -> bool:
-        """Whether a step holds."""
-        return self._position > 0
+    def current(self) -> Task | None:
+        """The task at hand: that of the next step to redo, of a last edit, or the open one; None if there is none."""
+        steps = "SELECT item, repeat, action FROM history WHERE annotator = ? AND state ="
+        undone = self._rows(f"{steps} 'undone' ORDER BY number LIMIT 1")
+        last = self._rows(f"{steps} 'holds' ORDER BY number DESC LIMIT 1")
+        for item, repeat, _ in undone + [step for step in last if step[2] == "edit"]:
+            return Task(item, bool(repeat))
+        return next((task for task, status in self._store.tasks(self.annotator).items() if status == "open"), None)
 
-    @property
-    def can_redo(self) -> bool:
-        """Whether a step was undone."""
-        return self._position < len(self._steps)
+    def can_move(self) -> tuple[bool, bool]:
+        """Whether there is a step to undo, and one to redo."""
+        states = self._rows("SELECT DISTINCT state FROM history WHERE annotator = ? AND state IN ('holds', 'undone')")
+        return ("holds",) in states, ("undone",) in states
 
-    @property
-    def current(self) -> str | None:
-        """The task at hand; None where one has to be assigned."""
-        if self.can_redo:
-            return self._steps[self._position].task
-        if self.can_undo and self._steps[-1].action == "edit":
-            return self._steps[-1].task
-        return next(iter(self.open), None)
+    def shown_order(self, task: Task) -> list[int]:
+        """The index of the response at each place, as it was shown."""
+        [(order,)] = self._rows(f"SELECT shown_order FROM rankings WHERE {_TASK}", *task)
+        found: list[int] = json.loads(order)
+        return found
 
-    def draft(self, task: str) -> Answer:
-        """What was said of an open task so far."""
-        said = self._drafts[task]
-        return said[-1] if said else blank(len(self.shown[task].order))
+    def answer(self, task: Task) -> Answer:
+        """The present answer to a task; blank if there is none yet."""
+        [(*answer, _)] = self._rows(f"SELECT {ANSWER} FROM rankings WHERE {_TASK}", *task)
+        return _answer(*answer) or blank(len(self._store.item(task.item).responses))
 
-    def seconds(self, step: Step) -> float:
-        """From when its task was shown until a step was done; 0 where the clock was set back meanwhile."""
-        return max(0.0, step.time - self.shown[step.task].time)
+    def latest_seconds(self, count: int) -> list[float]:
+        """From showing to answering, of the tasks that were answered last."""
+        rows = self._rows(
+            "SELECT max(0, answered - shown) FROM history JOIN rankings USING (annotator, item, repeat)"
+            " WHERE annotator = ? AND state = 'holds' AND action <> 'edit' ORDER BY number DESC LIMIT ?",
+            count,
+        )
+        return [seconds for (seconds,) in rows]
 
-    def apply(self, event: Event) -> None:
-        """Takes one more event, the next one in the order of the store."""
-        if event.action == "show":
-            assert event.task is not None
-            self.shown[event.task] = Shown(event.body["order"], event.time)
-            self.open[event.task] = None
-            self._touch(event.task, event.time)
-        elif event.action in STEPS:
-            self._step(event)
-        elif event.action == "undo" and self.can_undo:
-            self._position -= 1
-            self._take_back(self._steps[self._position])
-            self._touch(self._steps[self._position].task, event.time)
-        elif event.action == "redo" and self.can_redo:
-            self._touch(self._steps[self._position].task, event.time)
-            self._hold(self._steps[self._position])
-            self._position += 1
+    def show(self, task: Task, order: list[int], now: float | None = None) -> None:
+        """Stores that a task is shown in this order; it is open then."""
+        now = time.time() if now is None else now
+        with self._store.together() as connection:
+            connection.execute(
+                "INSERT INTO rankings (annotator, item, repeat, shown_order, shown, touched, turn)"
+                f" VALUES (?, ?, ?, ?, ?, ?, {_NEXT_TURN})",
+                (self.annotator, *task, json.dumps(order), now, now),
+            )
 
-    def _step(self, event: Event) -> None:
-        if event.task not in self.open:  # stored by a second server beside the one that the store is for
-            return
-        new = Step(event.action, event.task, Answer(**event.body["answer"]), event.body.get("reason"), event.time)
-        if new.action == "edit" and new.answer == self.draft(new.task):
-            return
-        undone = self._steps[self._position :]
-        kept = [step for step in undone if step.task != event.task]
-        self._steps[self._position :] = [*kept, new]
-        self._position = len(self._steps)
-        for step in [*kept, new]:
-            self._hold(step)
-        self._touch(event.task, event.time)
+    def record(self, step: Step, now: float | None = None) -> None:
+        """Stores a step with all that follows from it; a step that was sent before changes nothing.
 
-    def _hold(self, step: Step) -> None:
-        if step.action == "edit":
-            self._drafts[step.task].append(step.answer)
-        else:
-            self.standing[step.task] = step
-            del self.open[step.task]
-            self._count(step, 1)
+        Raises `StoreConflict` if the key was used for another step, `StoreError` if nothing can be stored.
+        """
+        now = time.time() if now is None else now
+        with self._store.together() as connection:
+            for used in self.steps(step.key):
+                if used != step:
+                    raise StoreConflict(f"the key {step.key} was used for another step")
+                return
+            state, changed = self._consequences(step)
+            answer = step.answer and (json.dumps(step.answer.ranks), *_flags(step.answer))
+            connection.execute(
+                "INSERT INTO history (time, annotator, key, action, item, repeat, ranks, all_bad, flag, note, skipped,"
+                " state) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+                (now, self.annotator, step.key, step.action, *(step.task or (None, None)))
+                + (*(answer or [None] * 4), step.skipped, state),
+            )
+            for task in changed:
+                update = f"UPDATE rankings SET ({ANSWER}, answered) = ({LAST_STEP}) WHERE {_TASK}"
+                connection.execute(update, (self.annotator, *task))
+            for task in changed[-1:]:
+                update = f"UPDATE rankings SET touched = ?, turn = {_NEXT_TURN} WHERE {_TASK}"
+                connection.execute(update, (now, self.annotator, *task))
 
-    def _take_back(self, step: Step) -> None:
-        if step.action == "edit":
-            self._drafts[step.task].pop()
-        else:
-            del self.standing[step.task]
-            self.open[step.task] = None
-            self._count(step, -1)
+    def _consequences(self, step: Step) -> tuple[str | None, list[Task]]:
+        """Gives earlier steps their new states; returns the state of this one, and the tasks whose answers change.
 
-    def _count(self, step: Step, change: int) -> None:
-        if step.action == "submit" and not step.task.endswith(AGAIN):
-            self._answers[step.task] += change
+        The task that the step is about is the last of these.
+        """
+        with self._store.together() as connection:
+            if step.action in MOVES:
+                before, after, which = (
+                    ("holds", "undone", "max") if step.action == "undo" else ("undone", "holds", "min")
+                )
+                query = f"SELECT {which}(number), item, repeat FROM history WHERE annotator = ? AND state = ?"
+                for number, item, repeat in self._rows(f"{query} GROUP BY annotator", before):
+                    connection.execute("UPDATE history SET state = ? WHERE number = ?", (after, number))
+                    return None, [Task(item, bool(repeat))]
+                return None, []
+            assert step.task is not None
+            if step.action == "edit" and step.answer == self.answer(step.task):
+                return None, []
+            undone = self._rows("SELECT DISTINCT item, repeat FROM history WHERE annotator = ? AND state = 'undone'")
+            connection.execute(
+                "UPDATE history SET state = iif((item, repeat) = (?, ?), 'replaced', 'holds')"
+                " WHERE annotator = ? AND state = 'undone'",
+                (*step.task, self.annotator),
+            )
+            others = [Task(item, bool(repeat)) for item, repeat in undone if (item, bool(repeat)) != step.task]
+            return "holds", [*others, step.task]
 
-    def _touch(self, task: str, time: float) -> None:
-        self.touched.pop(task, None)
-        self.touched[task] = time
+    def _rows(self, query: str, *values: Any) -> list[tuple[Any, ...]]:
+        return self._store.rows(query, self.annotator, *values)
+
+
+_TASK = "annotator = ? AND item = ? AND repeat = ?"
+_NEXT_TURN = "(SELECT ifnull(max(turn), 0) + 1 FROM rankings)"
+
+
+def _answer(ranks: str | None, all_bad: int, flag: int, note: str) -> Answer | None:
+    return None if ranks is None else Answer(json.loads(ranks), bool(all_bad), bool(flag), note)
+
+
+def _flags(answer: Answer) -> tuple[bool, bool, str]:
+    return answer.all_bad, answer.flag, answer.note

@@ -19,11 +19,12 @@ from typing import Any
 
 from chatpipe.data.chat_template import Message
 from chatpipe.data.worlds import Worlds, WorldSource, is_world, world_named
-from chatpipe.errors import UsageError
 from chatpipe.models.manifest import checkpoint_id
 from chatpipe.models.model_folder import check_model
+from chatpipe.ranking.answers import Answer, blank
+from chatpipe.ranking.assignment import Task
+from chatpipe.ranking.history import History, Step
 from chatpipe.ranking.items import Item
-from chatpipe.ranking.said import Answer, blank
 from chatpipe.ranking.scoring import Asked, Scorer, model_scorer
 from chatpipe.ranking.store import Store
 from chatpipe.recipe import load_recipe
@@ -51,6 +52,12 @@ class Rater:
         The noise depends on the seed, the prompt and the responses alone, not on what is ranked beside them.
         """
         return [self._ranks(one, scores) for one, scores in zip(asked, self.score(asked), strict=True)]
+
+    @property
+    def fingerprint(self) -> str:
+        """16 hex digits for everything that decides the ranks."""
+        text = json.dumps([self.made_from, self.temperature, self.seed])
+        return hashlib.sha256(text.encode()).hexdigest()[:16]
 
     def _ranks(self, asked: Asked, scores: list[float] | None) -> list[int] | None:
         if scores is None:
@@ -112,9 +119,8 @@ def rank_with_program(
     check_rater(rater, key)
     program = load_rater(rater, seed, temperature, worlds, key)
     annotator = annotator or rater
-    store.add_annotator(annotator, "program")
-    settings = _settings_of(program)
-    before = _done_before(store, annotator, settings, key)
+    store.add_annotator(annotator, "program", program.fingerprint)
+    before = {task.item for task in store.tasks(annotator)}
     left = [item for item in store.items if item.id not in before]
     skipped: Counter[str] = Counter()
     done = 0
@@ -123,7 +129,7 @@ def rank_with_program(
         ranked = program.rank([(item.prompt, item.responses) for item in items])
         with store.together():
             for item, ranks in zip(items, ranked, strict=True):
-                _store_ranks(store, annotator, item, ranks, settings)
+                _record(History(store, annotator), item, ranks)
                 if ranks is None:
                     skipped[TOO_LONG] += 1
         done += len(items)
@@ -143,6 +149,15 @@ def load_rater(
     if is_function(name):
         return Rater(_function_scorer(name, key), rater_fingerprint(name, key), temperature or 0.0, seed)
     return Rater(model_scorer(name, key), rater_fingerprint(name, key), temperature or 0.0, seed)
+
+
+def _record(history: History, item: Item, ranks: list[int] | None) -> None:
+    task, k = Task(item.id, False), len(item.responses)
+    history.show(task, list(range(k)))
+    if ranks is None:
+        history.record(Step(f"skip {item.id}", "skip", task, blank(k), TOO_LONG))
+    else:
+        history.record(Step(f"submit {item.id}", "submit", task, Answer([*ranks])))
 
 
 # ---- ways to score, beside a reward model's (scoring) ----
@@ -197,35 +212,3 @@ def draw_ranks(
 def gumbel(rng: random.Random) -> float:
     """A draw from the standard Gumbel distribution."""
     return -math.log(-math.log(rng.random() or 0.5))
-
-
-# ---- what it said, in the store ----
-
-
-def _settings_of(program: Rater) -> str:
-    """16 hex digits that stand for all that decides how a program ranks."""
-    text = json.dumps([program.made_from, program.temperature, program.seed])
-    return hashlib.sha256(text.encode()).hexdigest()[:16]
-
-
-def _done_before(store: Store, annotator: str, settings: str, key: str) -> set[str | None]:
-    """The tasks that this annotator has answered. Raises `UsageError` where it did with other settings."""
-    answered = [event for event in store.events(annotator) if event.action in ("submit", "skip")]
-    if any(not event.key.endswith(settings) for event in answered):
-        raise UsageError(
-            f"{key}: {annotator} has ranked in {store.path} before, as another program, or with another seed or noise.",
-            "Run it with the same settings, or name another --store.",
-        )
-    return {event.task for event in answered}
-
-
-def _store_ranks(store: Store, annotator: str, item: Item, ranks: list[int] | None, settings: str) -> None:
-    """Two events, each of which is there once however often it is tried."""
-    order = list(range(len(item.responses)))
-    store.append(annotator, "show", item.id, {"order": order}, f"show {item.id} {settings}")
-    if ranks is None:
-        body = {"reason": TOO_LONG, "answer": blank(len(order)).to_body()}
-        store.append(annotator, "skip", item.id, body, f"skip {item.id} {settings}")
-    else:
-        body = {"answer": Answer([*ranks]).to_body()}
-        store.append(annotator, "submit", item.id, body, f"submit {item.id} {settings}")

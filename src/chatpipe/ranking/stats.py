@@ -19,14 +19,13 @@ from chatpipe.evaluation.ordering import tau_b
 from chatpipe.ranking.agreement import alpha_of, coincidences, kendall_w, pair_agreements
 from chatpipe.ranking.items import MAX_RESPONSES, Item
 from chatpipe.ranking.position import position_effect
-from chatpipe.ranking.standing import StandingRanking, standing_rankings
-from chatpipe.ranking.store import Store
+from chatpipe.ranking.store import Store, StoredRanking
 
 PAUSE = 1800.0
 """Seconds; of a task that took longer no more than these count as work."""
 LEVELS = np.arange(1.0, MAX_RESPONSES + 1)
 
-Said = StandingRanking
+Said = StoredRanking
 Prompted = tuple[Hashable, np.ndarray]
 """A prompt, and one matrix of ranks, annotators x responses, of an item that has it."""
 
@@ -48,7 +47,7 @@ class Measure:
 
 def store_stats(store: Store) -> dict[str, Any]:
     """All that the store tells, for `--json`: its settings, then `people` and `programs`, each as `group_stats`."""
-    said = standing_rankings(store)
+    said = store.rankings()
     of_kind = {kind: [a.name for a in store.annotators() if a.kind == kind] for kind in ("person", "program")}
     people, programs = (
         group_stats([one for one in said if one.kind == kind], names, store.overlap) for kind, names in of_kind.items()
@@ -61,7 +60,7 @@ def group_stats(said: Sequence[Said], names: Sequence[str], overlap: int) -> dic
 
     `items_done` have as many rankings as `overlap` asks for; a hidden repeat counts for none.
     """
-    answers = Counter(one.item.id for one in said if one.skipped is None and not one.again)
+    answers = Counter(one.item.id for one in said if one.skipped is None and not one.repeat)
     return {
         "items_begun": len(answers),
         "items_done": sum(count >= overlap for count in answers.values()),
@@ -79,8 +78,8 @@ def _told(said: Sequence[Said]) -> dict[str, Any]:
     """What is told of one annotator as of all."""
     ranked = [one for one in said if one.skipped is None]
     return {
-        "rankings": sum(not one.again for one in ranked),
-        "repeats": sum(one.again for one in ranked),
+        "rankings": sum(not one.repeat for one in ranked),
+        "repeats": sum(one.repeat for one in ranked),
         "skips": dict(Counter(one.skipped for one in said if one.skipped is not None).most_common()),
         "flags": sum(one.flag for one in said),
         "all_bad": sum(one.all_bad for one in ranked),
@@ -112,7 +111,7 @@ def _position_effect(ranked: Sequence[Said]) -> dict[str, Any]:
 
 def _by_item(said: Iterable[Said]) -> list[Prompted]:
     """The matrix of each item that two ranked at least, without their repeats."""
-    return _matrices((one.item.id, one) for one in said if one.skipped is None and not one.again)
+    return _matrices((one.item.id, one) for one in said if one.skipped is None and not one.repeat)
 
 
 def _repeats(ranked: Iterable[Said]) -> list[Prompted]:

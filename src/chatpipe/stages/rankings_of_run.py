@@ -21,14 +21,12 @@ from chatpipe.data.worlds import is_world, world_settings
 from chatpipe.errors import ChatpipeError, UsageError, WaitingForRankings
 from chatpipe.models.manifest import checkpoint_id
 from chatpipe.ranking.completions import Sampling, made_from, made_of, make_completions
+from chatpipe.ranking.database import has_begun
 from chatpipe.ranking.export import ranking_row
 from chatpipe.ranking.items import Item, read_items
-from chatpipe.ranking.people import who_ranked
 from chatpipe.ranking.prompts_to_rank import prompts_to_rank
 from chatpipe.ranking.raters import check_rater, rank_with_program, rater_fingerprint
-from chatpipe.ranking.standing import StandingRanking, standing_rankings
-from chatpipe.ranking.store import Store
-from chatpipe.ranking.tables import has_begun
+from chatpipe.ranking.store import Store, StoredRanking, who_ranked
 from chatpipe.recipe.schema import Recipe
 from chatpipe.stages.step import (
     PEOPLE,
@@ -222,7 +220,7 @@ def _clear_store(recipe: Recipe) -> None:
         _delete_store(store)
 
 
-def _ranked_by_program(recipe: Recipe) -> list[StandingRanking]:
+def _ranked_by_program(recipe: Recipe) -> list[StoredRanking]:
     """What the rater says of all answers, going on where it was killed."""
     rank = recipe.rank
     items = read_items(_completions(recipe))
@@ -239,12 +237,12 @@ def _ranked_by_program(recipe: Recipe) -> list[StandingRanking]:
             on_ranked=bar.update,
             key="rank.rater",
         )
-        return _ranked(said for said in standing_rankings(store) if said.annotator == rank.rater)
+        return _ranked(said for said in store.rankings() if said.annotator == rank.rater)
 
 
-def _ranked_by_people(recipe: Recipe) -> list[StandingRanking]:
+def _ranked_by_people(recipe: Recipe) -> list[StoredRanking]:
     path, items = _beside(recipe, ".db"), read_items(_completions(recipe))
-    said: list[StandingRanking] = []
+    said: list[StoredRanking] = []
     if has_begun(path):
         with Store.read(path) as store:
             _check_ranks_these(store, items, _completions(recipe))
@@ -275,12 +273,12 @@ def _check_ranks_these(store: Store, items: Sequence[Item], completions: Path) -
         )
 
 
-def _said_by_people(store: Store) -> list[StandingRanking]:
+def _said_by_people(store: Store) -> list[StoredRanking]:
     """What people said of each item the first time that they saw it, skips with it."""
-    return [said for said in standing_rankings(store) if said.kind == "person" and not said.again]
+    return [said for said in store.rankings() if said.kind == "person" and not said.repeat]
 
 
-def _ranked(said: Iterable[StandingRanking]) -> list[StandingRanking]:
+def _ranked(said: Iterable[StoredRanking]) -> list[StoredRanking]:
     return [one for one in said if one.skipped is None]
 
 

@@ -35,9 +35,11 @@ from starlette.routing import Route
 
 from chatpipe import console
 from chatpipe.errors import UsageError
-from chatpipe.ranking.said import BadAnswer
+from chatpipe.ranking.answers import BadAnswer
+from chatpipe.ranking.database import StoreError
+from chatpipe.ranking.history import StoreConflict
 from chatpipe.ranking.session import Session, StaleTask, View
-from chatpipe.ranking.store import Store, StoreConflict, StoreError
+from chatpipe.ranking.store import Store
 from chatpipe.ranking.web.security import Guard, is_every_address
 from chatpipe.ranking.web.tokens import secret_beside, token_for
 

@@ -1,4 +1,4 @@
-"""What an annotator says of one task, checked, and between the order it was shown in and the canonical order."""
+"""The answer of an annotator to one task: checked, and moved between the shown order and the order of the file."""
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -6,12 +6,12 @@ from typing import Any
 
 
 class BadAnswer(Exception):
-    """What was said is no answer to this task; the message tells why. Nothing was stored."""
+    """The input is not an answer to this task; the message says why. Nothing was stored."""
 
 
 @dataclass(frozen=True)
 class Answer:
-    """A rank for each response: 1 = best, equal = tie, None = not ranked yet; and what is said of all of them."""
+    """A rank for each response, in the order of the file: 1 = best, equal = tied, None = not ranked yet."""
 
     ranks: list[int | None]
     all_bad: bool = False
@@ -19,17 +19,13 @@ class Answer:
     note: str = ""
 
     def shown_in(self, order: Sequence[int]) -> dict[str, Any]:
-        """As an object whose ranks stand in the shown order: `order` has the canonical index at each shown place."""
+        """As an object with the ranks in the shown order; `order` has the index of the response at each place."""
         return {**asdict(self), "ranks": [self.ranks[index] for index in order]}
 
-    def to_body(self) -> dict[str, Any]:
-        """As an object for the store, in canonical order."""
-        return asdict(self)
-
     def complete(self) -> "Answer":
-        """The answer as it is submitted. Raises `BadAnswer` where ranks are missing or leave a gap.
+        """The answer as it is submitted. Raises `BadAnswer` if ranks are missing or leave a gap.
 
-        Where all are bad, ranks may be missing: what was not ranked is tied behind what was.
+        If all responses are bad, ranks may be missing: responses without a rank are tied behind those with one.
         """
         given = {rank for rank in self.ranks if rank is not None}
         if None in self.ranks and not self.all_bad:
@@ -41,12 +37,12 @@ class Answer:
 
 
 def blank(k: int) -> Answer:
-    """Nothing said yet of `k` responses."""
+    """The empty answer to a task with `k` responses."""
     return Answer([None] * k)
 
 
 def read_answer(value: Any, order: Sequence[int]) -> Answer:
-    """The answer in an object from outside, whose ranks stand in the shown order. Raises `BadAnswer`."""
+    """The answer in an untrusted object whose ranks are in the shown order. Raises `BadAnswer`."""
     if not isinstance(value, dict) or not value.keys() <= {"ranks", "all_bad", "flag", "note"}:
         raise BadAnswer("an answer is {ranks, all_bad, flag, note}")
     all_bad, flag = value.get("all_bad", False), value.get("flag", False)
@@ -59,7 +55,7 @@ def read_answer(value: Any, order: Sequence[int]) -> Answer:
 
 
 def read_text(value: Any, name: str) -> str:
-    """Text from outside that can be written to a file. Raises `BadAnswer` naming it."""
+    """Untrusted text that can be written to a file. Raises `BadAnswer` with `name`."""
     if not isinstance(value, str):
         raise BadAnswer(f"{name} is not text")
     try:
