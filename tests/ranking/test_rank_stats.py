@@ -5,10 +5,8 @@ import pytest
 from ranked import item, items, open_store, said, skip, submit
 
 from chatpipe.console import nan_to_none
-from chatpipe.evaluation.ordering import tau_b
-from chatpipe.ranking.agreement import kendall_w, ordinal_alpha, pair_agreements
-from chatpipe.ranking.position import position_effect
-from chatpipe.ranking.stats import group_stats
+from chatpipe.ranking.agreement import coincidences, kendall_w, ordinal_alpha, pair_agreements, tau_bs
+from chatpipe.ranking.stats import LEVELS, group_stats, position_effect
 
 
 def test_progress_counts_items_as_often_as_people_ranked_them():
@@ -52,9 +50,9 @@ def test_agreement_is_that_of_the_measures_over_all_items():
     agreement = group_stats(told, ["ada", "bob", "cem"], 3)["agreement"]
     expected = {
         "pair_agreement": np.concatenate([pair_agreements(ranks) for ranks in matrices]).mean(),
-        "tau_b": np.nanmean([tau_b(ranks[i], ranks[j]) for ranks in matrices for i, j in ((0, 1), (0, 2), (1, 2))]),
+        "tau_b": np.nanmean([tau for ranks in matrices for tau in tau_bs(ranks)]),
         "kendall_w": np.nanmean([kendall_w(ranks) for ranks in matrices]),
-        "ordinal_alpha": ordinal_alpha(np.concatenate(matrices, axis=1)),
+        "ordinal_alpha": ordinal_alpha(coincidences(np.concatenate(matrices, axis=1), LEVELS)),
     }
     for name, value in expected.items():
         assert agreement[name]["value"] == pytest.approx(value, abs=1e-12), name
@@ -139,10 +137,10 @@ def test_who_prefers_the_middle_is_found_too():
 def test_without_an_effect_it_is_found_as_seldom_as_the_p_value_says():
     rng = np.random.default_rng(2)
     found = 0
-    for trial in range(120):
+    for _ in range(120):
         shown = [np.unique(rng.integers(0, 4, 4), return_inverse=True)[1] + 1 for _ in range(12)]
         shown += [rng.permutation(2) + 1 for _ in range(6)]
-        found += position_effect([ranks.tolist() for ranks in shown], seed=trial)["p_value"] <= 0.2
+        found += position_effect([ranks.tolist() for ranks in shown])["p_value"] <= 0.2
     assert 12 <= found <= 36  # 24 expected; the binomial's 99 % interval
 
 
@@ -163,7 +161,7 @@ def test_the_shown_order_decides_which_rank_stood_where():
         told.append(said(one, "ada", ranks, order=order))
     effect = group_stats(told, ["ada"], 1)["annotators"]["ada"]["position_effect"]
     assert effect["mean_rank"] == {"3": [1, 2, 3]}
-    assert effect["p_value"] == pytest.approx(0.001)
+    assert effect["p_value"] < 0.001
 
 
 # ---- the command ----

@@ -1,56 +1,59 @@
-"""How far annotators agree who ranked the same things: pure functions on matrices of ranks.
+"""How far annotators agree: functions on matrices of ranks, and 95 % intervals over prompts.
 
-A matrix is annotators x items, [m, n]: 1 is best, equal ranks are ties, NaN is not ranked. Only the order of the ranks
-within a row counts, but for `ordinal_alpha`, which takes rank 2 for the same value in every row. A measure is NaN where
-it is not defined: nobody shares two items, or all is tied.
+A matrix is annotators x items, [m, n]: 1 is best, equal ranks are ties. A measure is NaN where it is not defined:
+nobody shares two items, or all ranks are tied.
 """
 
+from collections.abc import Callable, Hashable, Sequence
+from itertools import combinations
+
 import numpy as np
+from scipy.stats import binomtest, kendalltau, norm, rankdata, t
+
+RESAMPLES = 2000
+AT_ONCE = 200
+"""Resamples drawn together, which bounds the memory for many prompts."""
 
 
 def pair_agreements(ranks: np.ndarray) -> np.ndarray:
-    """How far two annotators agree on a pair of items: 1 the same order, 0 the opposite one, 0.5 where one ties.
+    """The agreement of each two rows of [m, n] on each two columns: 1 same order, 0 opposite, 0.5 if one ties.
 
-    Two ties agree: 1. One value for each two rows of [m, n] and each two columns that both have ranked. Their mean is
-    the agreement that InstructGPT reports of its labelers (Ouyang et al. 2022, section 3.4), where ties count as
-    they do for a reward model's accuracy.
+    Two ties agree: 1. The mean is the agreement that InstructGPT reports of its labelers (Ouyang et al. 2022, section
+    3.4), with ties counted as in a reward model's accuracy.
     """
-    first, second = np.triu_indices(ranks.shape[0], 1)
-    orders = _orders(ranks)
-    apart = np.abs(orders[first] - orders[second]) / 2
-    return 1 - apart[~np.isnan(apart)]
+    first, second = np.triu_indices(ranks.shape[1], 1)
+    orders = np.sign(ranks[:, first] - ranks[:, second])  # [m, pairs]
+    one, other = np.triu_indices(len(ranks), 1)
+    agreements: np.ndarray = 1 - np.abs(orders[one] - orders[other]).ravel() / 2
+    return agreements
+
+
+def tau_bs(ranks: np.ndarray) -> list[float]:
+    """Kendall's tau-b of each two rows of [m, n], in [-1, 1] (Kendall 1945)."""
+    return [float(kendalltau(one, other).statistic) for one, other in combinations(ranks, 2)]
 
 
 def kendall_w(ranks: np.ndarray) -> float:
-    """Kendall's coefficient of concordance, corrected for ties: 1 where all rows of [m, n] agree, 0 where none do.
+    """Kendall's coefficient of concordance of [m, n], corrected for ties: 1 if all rows agree, 0 if none do.
 
     12 S / (m^2 (n^3 - n) - m T): S is the sum of squares of the items' rank sums around their mean, T the sum of
-    t^3 - t over all groups of t tied ranks (Kendall and Babington Smith 1939; Siegel and Castellan 1988, section 9.7).
-    Annotators who ranked nothing are left out, then items that not all of the others ranked.
+    t^3 - t over all groups of t tied ranks (Siegel and Castellan 1988, section 9.7). scipy's Friedman test, from which
+    W follows, needs three items.
     """
-    ranks = ranks[~np.isnan(ranks).all(1)]
-    ranks = ranks[:, ~np.isnan(ranks).any(0)]
     m, n = ranks.shape
     if m < 2 or n < 2:
         return np.nan
-    sums = mid_ranks(ranks).sum(0)
-    # Each of the t members of a group counts t^2 - 1, which comes to t^3 - t for the group.
-    tied = ((ranks[:, :, None] == ranks[:, None, :]).sum(2) ** 2 - 1).sum()
+    sums = rankdata(ranks, axis=1).sum(0)
+    tied = sum(float((sizes**3 - sizes).sum()) for sizes in (np.unique(row, return_counts=True)[1] for row in ranks))
     most = m**2 * (n**3 - n) - m * tied
     return float(12 * ((sums - sums.mean()) ** 2).sum() / most) if most else np.nan
 
 
-def ordinal_alpha(ranks: np.ndarray) -> float:
-    """Krippendorff's alpha of [m, n] for ordinal values: 1 where all agree, 0 as far as chance would, below 0 less."""
-    levels = np.unique(ranks[~np.isnan(ranks)])
-    return float(alpha_of(coincidences(ranks, levels)))
-
-
 def coincidences(ranks: np.ndarray, levels: np.ndarray) -> np.ndarray:
-    """How often which two of the `levels` [v] were given to one item by two annotators: [v, v], symmetric.
+    """How often two annotators gave each two of the `levels` [v] to one item: [v, v], symmetric.
 
-    An item with k ranks counts k in all. Matrices of several sets of items may be added. (Krippendorff 2011,
-    "Computing Krippendorff's Alpha-Reliability", section C.)
+    An item with k ranks counts k in all. Matrices of several items may be added. (Krippendorff 2011, "Computing
+    Krippendorff's Alpha-Reliability", section C; the package krippendorff is GPL.)
     """
     given = (ranks[:, :, None] == levels).sum(0).astype(np.float64)  # [n, v]
     given = given[given.sum(1) >= 2]
@@ -59,8 +62,8 @@ def coincidences(ranks: np.ndarray, levels: np.ndarray) -> np.ndarray:
     return together
 
 
-def alpha_of(together: np.ndarray) -> np.ndarray:
-    """The ordinal alpha of coincidences [..., v, v]: [...].
+def ordinal_alpha(together: np.ndarray) -> np.ndarray:
+    """Krippendorff's alpha for ordinal values, of coincidences [..., v, v]: 1 if all agree, 0 as chance would: [...].
 
     1 - (n - 1) sum(o_ck d_ck) / sum(n_c n_k d_ck), d_ck the square of the number of values from c to k, both ends
     counted half (Krippendorff 2011, as above).
@@ -74,14 +77,33 @@ def alpha_of(together: np.ndarray) -> np.ndarray:
         return np.where(expected > 0, 1 - observed / expected, np.nan)
 
 
-def mid_ranks(ranks: np.ndarray) -> np.ndarray:
-    """Of [m, n] without gaps the ranks 1 to n in each row, where those who tie share the mean of their ranks."""
-    better = (ranks[:, None, :] < ranks[:, :, None]).sum(2)
-    equal = (ranks[:, None, :] == ranks[:, :, None]).sum(2)
-    return better + (equal + 1) / 2
+def share_interval(values: Sequence[float], groups: Sequence[Hashable]) -> tuple[float, float]:
+    """The 95 % interval of the mean of `values` [n] in [0, 1]; values with the same group are not independent.
+
+    If all groups have the same mean, resampling shows no spread, which is not certainty: then Wilson's interval.
+    """
+    names = {group: number for number, group in enumerate(dict.fromkeys(groups))}
+    index = [names[group] for group in groups]
+    totals = np.stack([np.bincount(index, weights=values), np.bincount(index)], 1)
+    low, high = resampled_interval(totals, lambda sums: sums[:, 0] / sums[:, 1])
+    if low < high:
+        return low, high
+    wilson = binomtest(round(float(np.mean(values)) * len(names)), len(names)).proportion_ci(method="wilson")
+    return float(wilson.low), float(wilson.high)
 
 
-def _orders(ranks: np.ndarray) -> np.ndarray:
-    """For each row of [m, n] and each two items -1, 0 (tied) or 1, NaN where one is not ranked: [m, n (n - 1) / 2]."""
-    first, second = np.triu_indices(ranks.shape[1], 1)
-    return np.sign(ranks[:, first] - ranks[:, second])
+def resampled_interval(
+    totals: np.ndarray, statistic: Callable[[np.ndarray], np.ndarray], seed: int = 0
+) -> tuple[float, float]:
+    """The 95 % bootstrap interval of a `statistic` of the sum of `totals` [groups, d]: whole groups are resampled.
+
+    `statistic` maps sums [resamples, d] to [resamples]; NaN does not count. The quantiles are widened for few groups
+    (expanded percentile interval; Hesterberg 2015, "What Teachers Should Know about the Bootstrap", section 4.4).
+    """
+    groups = len(totals)
+    rng = np.random.default_rng(seed)
+    counts = (rng.multinomial(groups, np.full(groups, 1 / groups), AT_ONCE) for _ in range(RESAMPLES // AT_ONCE))
+    found = np.concatenate([statistic(drawn @ totals) for drawn in counts])
+    level = norm.cdf(-np.sqrt(groups / (groups - 1)) * t.ppf(0.975, groups - 1)) if groups > 1 else 0.0
+    low, high = np.nanquantile(found, [level, 1 - level])
+    return float(low), float(high)
