@@ -94,13 +94,14 @@ def train(peer: str, steps: int, packing: bool, plain: bool) -> dict[str, float]
     from trl import SFTConfig, SFTTrainer
 
     from chatpipe.data.chat_rows import open_rows, write_rows
+    from chatpipe.data.masking import IGNORED
+    from chatpipe.data.packing import training_sequences
     from chatpipe.data.report import Report
     from chatpipe.models.new_model import build_model, model_config
     from chatpipe.models.pretrained import pick_kernels
     from chatpipe.recipe.architectures import Architecture
     from chatpipe.recipe.schema import Sft
     from chatpipe.training.arguments import training_arguments
-    from chatpipe.training.packed_sequences import IGNORED, training_sequences
     from chatpipe.training.process import keep_freed_memory, quiet_libraries
     from chatpipe.training.sft_trainer import SftTrainer
 
@@ -173,9 +174,9 @@ def tokenise(count: int, workdir: Path | None) -> None:
     """Streams a file of so many conversations into rows, packs them, and shows what memory that took."""
     from chatpipe.data.chat_rows import open_rows, write_rows
     from chatpipe.data.datasets import stream_conversations
+    from chatpipe.data.packing import training_sequences
     from chatpipe.data.report import Report
     from chatpipe.recipe.schema import DataBlock
-    from chatpipe.training.packed_sequences import training_sequences
 
     reader = tokenizer()
     with tempfile.TemporaryDirectory(dir=workdir) as folder:

@@ -8,9 +8,9 @@ from tiny_chats import CONTEXT, conversation, conversations
 
 from chatpipe.data.chat_rows import RowsNote, open_rows, write_rows
 from chatpipe.data.chat_template import encode_conversation
+from chatpipe.data.packing import training_sequences
 from chatpipe.data.report import Report, Skipped, SourceReport
 from chatpipe.data.row_files import Row
-from chatpipe.training.packed_sequences import training_sequences
 
 
 def test_rows_are_what_was_encoded(written, tokenizer):

@@ -9,13 +9,9 @@ from tiny_chats import CONTEXT
 from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from chatpipe.training.packed_sequences import (
-    IGNORED,
-    PackCollator,
-    best_fit_decreasing,
-    isolates_packed_rows,
-    training_sequences,
-)
+from chatpipe.data.masking import IGNORED
+from chatpipe.data.packing import PackCollator, best_fit_decreasing, training_sequences
+from chatpipe.training.sft_trainer import isolates_packed_rows
 
 SHAPE = {
     "vocab_size": 300, "hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2,

@@ -12,6 +12,7 @@ from chatpipe.checks.by_stage import sft_checks
 from chatpipe.checks.gate import Checks, enforce
 from chatpipe.data.chat_rows import Rows, RowsNote
 from chatpipe.data.datasets import Conversation
+from chatpipe.data.packing import training_sequences
 from chatpipe.data.text_blocks import TrainingText
 from chatpipe.evaluation.answers import answer_example
 from chatpipe.evaluation.budget import Stopwatch, chat_prompts, chat_rows
@@ -27,7 +28,6 @@ from chatpipe.stages.raw_text import stage_texts, training_text
 from chatpipe.stages.saving import free_memory, main_process_first, save_checkpoint
 from chatpipe.stages.step import Outcome, Step
 from chatpipe.stages.validation import example_prompt, oracle_of, validation_prompts
-from chatpipe.training.packed_sequences import training_sequences
 from chatpipe.training.run_trainer import run_trainer
 from chatpipe.training.sft_trainer import SftTrainer
 
