@@ -28,6 +28,7 @@ from chatpipe.stages.arguments import stage_arguments
 from chatpipe.stages.saving import free_memory, main_process_first, save_checkpoint
 from chatpipe.stages.step import Outcome, Step
 from chatpipe.stages.validation import example_prompt, rankings_oracle
+from chatpipe.training.progress import METRICS_FILE, append_metrics
 from chatpipe.training.run_trainer import run_trainer
 
 
@@ -90,7 +91,12 @@ def run(step: Step) -> Outcome | None:
             **trained,
         }
     metrics["evaluation_seconds"] += evaluating.seconds
-    return Outcome(metrics, rm_verdict(metrics).to_dict()) if step.is_main else None
+    if not step.is_main:
+        return None
+    append_metrics(
+        step.folder / METRICS_FILE, {name: value for name, value in metrics.items() if isinstance(value, float)}
+    )
+    return Outcome(metrics, rm_verdict(metrics).to_dict())
 
 
 def _true_order(step: Step, validation: list[Ranking], max_length: int) -> Scores | None:

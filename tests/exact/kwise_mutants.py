@@ -1,0 +1,203 @@
+"""Known bugs of reward models on rankings, each as a replacement for one function or class of the real code."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch.nn.functional import logsigmoid
+
+from chatpipe.reward import ranking_batches, ranking_loss, reward_trainer, scoring
+
+
+@dataclass(frozen=True)
+class Mutant:
+    """`make` turns the true function or class into the wrong one; `killed_by` names the check that must catch it."""
+
+    name: str
+    function: Callable[..., Any]
+    make: Callable[[Callable[..., Any]], Callable[..., Any]]
+    killed_by: str
+
+
+# ---- which pairs are compared, and how ----
+
+
+def sign_flipped(true):
+    return lambda scores, sizes: -true(scores, sizes)
+
+
+def ties_are_wins(true):
+    """Of two tied answers the one that stands first counts as the better."""
+
+    def mutant(ranks, sizes):
+        places = torch.arange(len(ranks), device=ranks.device)
+        return true(ranks * len(ranks) + places, sizes)
+
+    return mutant
+
+
+def ranks_reversed(true):
+    return lambda ranks, sizes: true(-ranks, sizes)
+
+
+def neighbours_alone(true):
+    """Only answers whose ranks follow each other are compared."""
+
+    def mutant(ranks, sizes):
+        pairs = true(ranks, sizes)
+        for prompt, own in enumerate(ranks.split(sizes.tolist())):
+            count = len(own)
+            pairs[prompt, :count, :count] &= own[None, :] - own[:, None] == 1
+        return pairs
+
+    return mutant
+
+
+def best_against_the_rest(true):
+    """As with a single chosen answer: the other pairs are lost."""
+
+    def mutant(ranks, sizes):
+        pairs = true(ranks, sizes)
+        for prompt, own in enumerate(ranks.split(sizes.tolist())):
+            pairs[prompt, : len(own)] &= (own == own.min())[:, None]
+        return pairs
+
+    return mutant
+
+
+def filling_is_compared(_):
+    """Where a prompt has fewer answers than another, its filling counts as answers."""
+
+    def mutant(ranks, sizes):
+        index, _ = ranking_loss._grid(sizes)
+        rank = ranks[index]
+        return rank[:, :, None] < rank[:, None, :]
+
+    return mutant
+
+
+# ---- the loss of a prompt ----
+
+
+def loss_with(pair_loss=lambda ahead: -logsigmoid(ahead), count=lambda pairs: pairs.sum((1, 2)), margin_sign=-1):
+    """The true loss but for one of its parts."""
+
+    def make(_):
+        def mutant(scores, ranks, sizes, margins=None):
+            pairs = ranking_loss.comparable_pairs(ranks, sizes)
+            ahead = ranking_loss.pair_margins(scores, sizes)
+            if margins is not None:
+                ahead = ahead + margin_sign * margins[:, None, None]
+            return torch.where(pairs, pair_loss(ahead), 0.0).sum((1, 2)) / count(pairs).clamp(min=1)
+
+        return mutant
+
+    return make
+
+
+def mean_over_the_batch(pairs):
+    """Each pair weighs the same, so that a prompt with nine answers weighs as much as 36 with two."""
+    counts = pairs.sum((1, 2))
+    return (counts.sum() / (counts > 0).sum().clamp(min=1)).expand(len(counts))
+
+
+def per_answer(pairs):
+    """Divided by K instead of by the number of pairs."""
+    return pairs.any(2).sum(1) + 1
+
+
+# ---- batches, scores and the step ----
+
+
+def weights_ignored(true):
+    class Mutant(true):
+        def __call__(self, rankings):
+            batch = super().__call__(rankings)
+            return {**batch, "weights": torch.ones_like(batch["weights"])}
+
+    return Mutant
+
+
+def first_annotator_alone(true):
+    """What the others said of the same answers is lost."""
+
+    class Mutant(true):
+        def __call__(self, rankings):
+            return super().__call__([ranking_batches.EncodedRanking(r.sequences, r.judgements[:1]) for r in rankings])
+
+    return Mutant
+
+
+def padding_scored(true):
+    """Each row is read at the last column, which holds padding in all but the longest."""
+    return lambda model, input_ids, mask: true(model, input_ids, torch.ones_like(mask))
+
+
+def token_before_the_last(true):
+    def mutant(model, input_ids, mask):
+        is_last = torch.arange(mask.shape[1]) == mask.sum(1, keepdim=True) - 1
+        return true(model, input_ids, mask * ~is_last)
+
+    return mutant
+
+
+def left_longest_first(true):
+    """The scores stay in the order in which the model reads the rows."""
+
+    def mutant(model, input_ids, mask):
+        return true(model, input_ids, mask)[mask.sum(1).argsort(descending=True, stable=True)]
+
+    return mutant
+
+
+def head_in_bfloat16(true):
+    return lambda head, hidden: true(head, hidden.bfloat16()).to(hidden.dtype)
+
+
+def all_tied_count(true):
+    """Judgements without a pair count in the mean."""
+
+    class Mutant(true):
+        def get_batch_samples(self, *args):
+            batches, _ = super().get_batch_samples(*args)
+            return batches, sum(batch["weights"].sum() for batch in batches)
+
+    return Mutant
+
+
+def mean_of_means(true):
+    """Each micro-batch divides by its own weight."""
+
+    class Mutant(true):
+        def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
+            has_pair = ranking_loss.comparable_pairs(inputs["ranks"], inputs["sizes"]).any((1, 2))
+            own = inputs["weights"][has_pair].sum() * self.args.gradient_accumulation_steps
+            return super().compute_loss(model, inputs, return_outputs, own)
+
+    return Mutant
+
+
+MUTANTS = [
+    Mutant("sign flipped", ranking_loss.pair_margins, sign_flipped, "loss"),
+    Mutant("ties are wins", ranking_loss.comparable_pairs, ties_are_wins, "loss"),
+    Mutant("ranks reversed", ranking_loss.comparable_pairs, ranks_reversed, "loss"),
+    Mutant("neighbours alone", ranking_loss.comparable_pairs, neighbours_alone, "loss"),
+    Mutant("the best against the rest", ranking_loss.comparable_pairs, best_against_the_rest, "loss"),
+    Mutant("filling is compared", ranking_loss.comparable_pairs, filling_is_compared, "loss"),
+    Mutant("sum over pairs", ranking_loss.ranking_loss, loss_with(count=lambda p: p.any((1, 2)).long()), "loss"),
+    Mutant("mean over the batch's pairs", ranking_loss.ranking_loss, loss_with(count=mean_over_the_batch), "loss"),
+    Mutant("mean over answers", ranking_loss.ranking_loss, loss_with(count=per_answer), "loss"),
+    Mutant("sigmoid for its logarithm", ranking_loss.ranking_loss, loss_with(lambda a: -a.sigmoid()), "loss"),
+    Mutant("hinge", ranking_loss.ranking_loss, loss_with(lambda a: (1 - a).clamp(min=0)), "loss"),
+    Mutant("margin dropped", ranking_loss.ranking_loss, loss_with(margin_sign=0), "margins"),
+    Mutant("margin added", ranking_loss.ranking_loss, loss_with(margin_sign=1), "margins"),
+    Mutant("weights ignored", ranking_batches.RankingCollator, weights_ignored, "step"),
+    Mutant("first annotator alone", ranking_batches.RankingCollator, first_annotator_alone, "step"),
+    Mutant("padding scored", scoring.batch_scores, padding_scored, "step"),
+    Mutant("score of the token before the last", scoring.batch_scores, token_before_the_last, "step"),
+    Mutant("scores in the order of reading", scoring.batch_scores, left_longest_first, "step"),
+    Mutant("head in bfloat16", scoring.head_scores, head_in_bfloat16, "step"),
+    Mutant("rankings that are all ties count", reward_trainer.RewardTrainer, all_tied_count, "step"),
+    Mutant("mean of the micro-batches' means", reward_trainer.RewardTrainer, mean_of_means, "step"),
+]
