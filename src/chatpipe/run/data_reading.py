@@ -1,4 +1,4 @@
-"""Which tokenizer reads a stage's data, known before the models of the run exist; no weights are loaded."""
+"""The tokenizer that reads a stage's data. It is found before the models of the run exist; no weights are loaded."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,7 +14,7 @@ from chatpipe.stages.step import PARENTS, Step
 
 @dataclass(frozen=True)
 class Reader:
-    """A tokenizer, the folder or hub id that it came from, and how many tokens the model takes."""
+    """A tokenizer, the folder or hub id that it came from, and the longest sequence of its model in tokens."""
 
     name: str
     tokenizer: PreTrainedTokenizerBase
@@ -22,9 +22,9 @@ class Reader:
 
 
 def find_reader(step: Step, model: str | None) -> Reader | None:
-    """What reads the stage's data: `model` where it is given, else what the recipe names or has made; None for nothing.
+    """The tokenizer of `model` if given, else of the model that the stage starts from; None where there is none yet.
 
-    Raises `UsageError` where that cannot be used.
+    Raises `UsageError` where it cannot be used.
     """
     if model is not None:
         check_tokenizer(model, "--model")

@@ -1,8 +1,9 @@
-"""The first rows of a stage's data as its model will see them, and what all of them come to."""
+"""The first rows of a stage's data as its model will read them, and a summary of all rows."""
 
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import asdict, dataclass, field
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import asdict, dataclass
+from functools import partial
 from itertools import groupby
 from typing import Any
 
@@ -10,11 +11,12 @@ import numpy as np
 from transformers import PreTrainedTokenizerBase
 
 from chatpipe import console
-from chatpipe.data.chat_rows import Encoded, fit_conversations
+from chatpipe.data.chat_rows import fit_conversations
 from chatpipe.data.chat_template import encode_completion, encode_conversations, encode_prompt
 from chatpipe.data.datasets import Conversation, stream_rows
 from chatpipe.data.documents import Piece, RawText
 from chatpipe.data.encoding import Encoder
+from chatpipe.data.rankings import Ranking
 from chatpipe.data.report import Report, SourceReport
 from chatpipe.data.row_files import BadRow
 from chatpipe.data.sources import check_sources
@@ -27,16 +29,16 @@ from chatpipe.run.data_reading import Reader, find_reader
 from chatpipe.stages.step import WHAT_OF_KEY, Step, rankings_file
 
 MAX_MEASURED = 10_000
-"""Rows that are tokenised to tell lengths: seconds, and no other lengths than a million rows would give."""
+"""Rows that are tokenised to measure lengths. It takes seconds; more rows hardly change the distribution."""
 MAX_READ = 100_000_000
 """Characters of raw text that are read of each source."""
 
 
 @dataclass
 class DataView:
-    """What `chatpipe data show` says: `rows` as the model will see them, and a `summary` of all.
+    """What `chatpipe data show` prints: `rows` as the model will read them, and a `summary` of all rows.
 
-    `tokenizer` is where the tokenizer came from, None where there is none yet; rows then have no tokens.
+    `tokenizer` is the folder or hub id of the tokenizer, None where there is none yet; rows then have no tokens.
     """
 
     stage: str
@@ -45,33 +47,29 @@ class DataView:
     summary: dict[str, Any]
 
     def to_json(self) -> dict[str, Any]:
-        """The one object of `--json`."""
+        """The object of `--json`."""
         return asdict(self)
 
 
-@dataclass
-class _Measured:
-    """What counting and tokenising came to; a length in tokens, or in characters where there is no tokenizer."""
+@dataclass(frozen=True)
+class _Row:
+    """One row as a model reads it: what is shown, and what is counted.
 
-    splits: Counter[Split] = field(default_factory=Counter)
-    lengths: list[int] = field(default_factory=list)
-    too_long: int = 0
-    left_out: int = 0
-    stops: int = 0
+    `length` is in tokens, or in characters without a tokenizer. `stops` says whether an end-of-turn token is trained.
+    """
 
-    @property
-    def is_full(self) -> bool:
-        return len(self.lengths) >= MAX_MEASURED
-
-    def share(self, count: int) -> float | None:
-        return _share(count, len(self.lengths))
+    shown: dict[str, Any]
+    length: int
+    too_long: bool = False
+    left_out: bool = False
+    stops: bool = False
 
 
 def view_data(step: Step, model: str | None, count: int) -> DataView:
-    """The first `count` rows of the stage's own data and the summary; `model` gives the tokenizer in place of its own.
+    """The first `count` rows of the stage's data, and the summary. `model` gives the tokenizer in place of the stage's.
 
-    Raises `UsageError` where the data, or the tokenizer that is named, cannot be used. Too many unusable rows do not
-    stop it: they are what one wants to see.
+    Raises `UsageError` where the data, or the tokenizer that is named, cannot be used. Unusable rows never stop it: the
+    summary shows them.
     """
     key = f"{step.stage}.data"
     blocks = step.data()[key]
@@ -81,170 +79,125 @@ def view_data(step: Step, model: str | None, count: int) -> DataView:
             "Give a file with --data, or run the stages before first.",
         )
     check_sources(blocks, key)
+    blocks = [block.model_copy(update={"max_skipped": 1.0}) for block in blocks]
     reader = find_reader(step, model)
-    show = {"pretrain": _texts, "sft": _conversations, "rm": _rankings, "ppo": _prompts}[step.stage]
-    rows, summary = show(step, blocks, reader, count)
+    rows, summary = (_view_text if step.stage == "pretrain" else _view_rows)(step, blocks, reader, count)
     return DataView(step.stage, reader.name if reader else None, rows, summary)
 
 
-# ---- sft ----
-
-
-def _conversations(
+def _view_rows(
     step: Step, blocks: Sequence[DataBlock], reader: Reader | None, count: int
 ) -> tuple[list[dict[str, Any]], dict[str, Any]]:
-    limit = min(step.recipe.sft.max_length, reader.context) if reader else step.recipe.sft.max_length
-    rows: list[dict[str, Any]] = []
-    measured, report = _Measured(), Report()
-    for said, split in _watched(step, blocks, report):
-        measured.splits[split] += 1
-        if measured.is_full:
-            continue
-        fitting = _measure(said, reader, limit, measured)
-        if len(rows) < count:
-            rows.append({"messages": said, "split": split, **_as_read(reader, measured.lengths[-1], fitting)})
-    summary = _summary(blocks, report, measured, reader)
+    """Conversations, rankings or prompts."""
+    key, limit = f"{step.stage}.data", _limit(step, reader)
+    readers: dict[str, Callable[..., _Row]] = {"sft": _conversation, "rm": _ranking, "ppo": _prompt}
+    read = partial(readers[step.stage], reader, limit)
+    report, splits = Report(), Counter[Split]()
+    rows: list[_Row] = []
+    all_tied = 0
+    with console.progress("reading", total=None) as bar:
+        for item, split in stream_rows(WHAT_OF_KEY[key], blocks, step.recipe.worlds, key, report):
+            splits[split] += 1
+            all_tied += step.stage == "rm" and len(set(item.ranks)) == 1
+            bar.update(splits.total(), "rows")
+            if len(rows) < MAX_MEASURED:
+                row = read(item)
+                row.shown["split"] = split
+                rows.append(row)
+    summary = _summary(step.data()[key], report, splits, [row.length for row in rows], reader)
     if reader is not None:
-        summary.update(
-            max_length=limit,
-            truncated_share=measured.share(measured.too_long),
-            left_out_share=measured.share(measured.left_out),
-            eos_trained_share=_share(measured.stops, len(measured.lengths) - measured.left_out),
-        )
-    return rows, summary
+        kept = len(rows) - sum(row.left_out for row in rows)
+        summary["max_length"] = limit
+        summary["left_out_share"] = _share(len(rows) - kept, len(rows))
+        if step.stage in ("sft", "rm"):
+            summary["truncated_share"] = _share(sum(row.too_long for row in rows), len(rows))
+        if step.stage == "sft":
+            summary["eos_trained_share"] = _share(sum(row.stops for row in rows), kept)
+    if step.stage == "rm":
+        summary["all_tied"] = all_tied
+    return [row.shown for row in rows[:count]], summary
 
 
-def _measure(said: Conversation, reader: Reader | None, max_length: int, measured: _Measured) -> Encoded | None:
-    """What is left of a conversation in a row, as it is counted; None where nothing is, or nothing reads it."""
+def _limit(step: Step, reader: Reader | None) -> int:
+    """The longest row that the stage reads, in tokens."""
+    if step.stage == "ppo":
+        return reader.context - step.recipe.ppo.response_length if reader else 0
+    longest: int = step.section.max_length  # type: ignore[attr-defined]  # sft and rm have one
+    return min(longest, reader.context) if reader else longest
+
+
+def _conversation(reader: Reader | None, limit: int, conversation: Conversation) -> _Row:
+    """`tokens` before and `kept_tokens` after the cut; `parts`: the kept text, alternately trained and not."""
+    row: dict[str, Any] = {"messages": conversation}
     if reader is None:
-        measured.lengths.append(_characters(said))
-        return None
-    whole = encode_conversations(reader.tokenizer, [said])[0]
-    too_long = len(whole[0]) > max_length
-    fitting = next(fit_conversations(reader.tokenizer, [said], max_length)) if too_long else whole
-    measured.lengths.append(len(whole[0]))
-    measured.too_long += too_long
-    measured.left_out += fitting is None
-    if fitting is not None:
-        eos = reader.tokenizer.eos_token_id
-        measured.stops += any(learn and token == eos for token, learn in zip(*fitting, strict=True))
-    return fitting
-
-
-def _as_read(reader: Reader | None, tokens: int, fitting: Encoded | None) -> dict[str, Any]:
-    """`tokens` before and `kept_tokens` after the cut; `parts`: what is left, in turns of trained and not."""
-    if reader is None:
-        return {}
+        return _Row(row, _characters(conversation))
+    whole = encode_conversations(reader.tokenizer, [conversation])[0]
+    length = len(whole[0])
+    too_long = length > limit
+    fitting = next(fit_conversations(reader.tokenizer, [conversation], limit)) if too_long else whole
     if fitting is None:
-        return {"tokens": tokens, "kept_tokens": 0, "parts": []}
-    parts = [{"text": text, "trained": bool(learn)} for text, learn in _in_parts(reader.tokenizer, *fitting)]
-    return {"tokens": tokens, "kept_tokens": len(fitting[0]), "parts": parts}
+        return _Row({**row, "tokens": length, "kept_tokens": 0, "parts": []}, length, too_long, left_out=True)
+    ids, mask = fitting
+    parts = [{"text": text, "trained": bool(learn)} for text, learn in _in_parts(reader.tokenizer, ids, mask)]
+    stops = any(learn and token == reader.tokenizer.eos_token_id for token, learn in zip(ids, mask, strict=True))
+    return _Row({**row, "tokens": length, "kept_tokens": len(ids), "parts": parts}, length, too_long, stops=stops)
 
 
-# ---- rm ----
+def _ranking(reader: Reader | None, limit: int, ranking: Ranking) -> _Row:
+    answers = [{"rank": rank, "text": text} for rank, text in zip(ranking.ranks, ranking.responses, strict=True)]
+    row: dict[str, Any] = {"prompt": ranking.prompt, "answers": answers}
+    if reader is None:
+        return _Row(row, _characters(ranking.prompt) + max(map(len, ranking.responses)))
+    lengths = [len(encode_completion(reader.tokenizer, ranking.prompt, text)[0]) for text in ranking.responses]
+    for answer, length in zip(answers, lengths, strict=True):
+        answer["tokens"] = length
+    row["text"] = reader.tokenizer.decode(encode_prompt(reader.tokenizer, ranking.prompt))
+    try:
+        encode_answers(reader.tokenizer, ranking.prompt, ranking.responses, limit)
+    except BadRow:
+        return _Row(row, max(lengths), max(lengths) > limit, left_out=True)
+    return _Row(row, max(lengths), max(lengths) > limit)
 
 
-def _rankings(
+def _prompt(reader: Reader | None, limit: int, prompt: Conversation) -> _Row:
+    if reader is None:
+        return _Row({"prompt": prompt}, _characters(prompt))
+    ids = encode_prompt(reader.tokenizer, prompt)
+    row = {"prompt": prompt, "tokens": len(ids), "text": reader.tokenizer.decode(ids)}
+    return _Row(row, len(ids), left_out=len(ids) > limit)
+
+
+def _view_text(
     step: Step, blocks: Sequence[DataBlock], reader: Reader | None, count: int
 ) -> tuple[list[dict[str, Any]], dict[str, Any]]:
-    limit = min(step.recipe.rm.max_length, reader.context) if reader else step.recipe.rm.max_length
-    rows: list[dict[str, Any]] = []
-    measured, report = _Measured(), Report()
-    tied = 0
-    for ranking, split in _watched(step, blocks, report):
-        measured.splits[split] += 1
-        tied += len(set(ranking.ranks)) == 1
-        if measured.is_full:
-            continue
-        answers = [{"rank": rank, "text": text} for rank, text in zip(ranking.ranks, ranking.responses, strict=True)]
-        row: dict[str, Any] = {"prompt": ranking.prompt, "answers": answers, "split": split}
-        if reader is None:
-            measured.lengths.append(_characters(ranking.prompt) + max(map(len, ranking.responses)))
-        else:
-            lengths = [len(encode_completion(reader.tokenizer, ranking.prompt, text)[0]) for text in ranking.responses]
-            for answer, length in zip(answers, lengths, strict=True):
-                answer["tokens"] = length
-            measured.lengths.append(max(lengths))
-            measured.too_long += max(lengths) > limit
-            try:
-                encode_answers(reader.tokenizer, ranking.prompt, ranking.responses, limit)
-            except BadRow:
-                measured.left_out += 1
-            row["text"] = reader.tokenizer.decode(encode_prompt(reader.tokenizer, ranking.prompt))
-        rows += [row][: count - len(rows)]
-    summary = {**_summary(blocks, report, measured, reader), "all_tied": tied}
-    if reader is not None:
-        summary.update(
-            max_length=limit,
-            truncated_share=measured.share(measured.too_long),
-            left_out_share=measured.share(measured.left_out),
-        )
-    return rows, summary
-
-
-# ---- ppo ----
-
-
-def _prompts(
-    step: Step, blocks: Sequence[DataBlock], reader: Reader | None, count: int
-) -> tuple[list[dict[str, Any]], dict[str, Any]]:
-    rows: list[dict[str, Any]] = []
-    measured, report = _Measured(), Report()
-    room = reader.context - step.recipe.ppo.response_length if reader else 0
-    for prompt, split in _watched(step, blocks, report):
-        measured.splits[split] += 1
-        if measured.is_full:
-            continue
-        row: dict[str, Any] = {"prompt": prompt, "split": split}
-        if reader is None:
-            measured.lengths.append(_characters(prompt))
-        else:
-            ids = encode_prompt(reader.tokenizer, prompt)
-            measured.lengths.append(len(ids))
-            measured.left_out += len(ids) > room
-            row.update(tokens=len(ids), text=reader.tokenizer.decode(ids))
-        rows += [row][: count - len(rows)]
-    summary = _summary(blocks, report, measured, reader)
-    if reader is not None:
-        summary.update(max_length=room, left_out_share=measured.share(measured.left_out))
-    return rows, summary
-
-
-# ---- pretrain ----
-
-
-def _texts(
-    step: Step, blocks: Sequence[DataBlock], reader: Reader | None, count: int
-) -> tuple[list[dict[str, Any]], dict[str, Any]]:
-    """Blocks in the order of the sources; training shuffles them. Without a tokenizer, documents."""
+    """Blocks in the order of the sources (training shuffles them); documents without a tokenizer."""
     size = step.recipe.pretrain.block_size
-    measured, report = _Measured(), Report()
-    beginning: list[Piece] = []  # of what is trained on: enough for the blocks that are shown
-    wanted = size * count * _longest_token(reader) if reader else count
+    report, splits, lengths = Report(), Counter[Split](), list[int]()
+    beginning: list[Piece] = []  # of the training text: enough for the blocks that are shown
+    # Characters that hold as many tokens as the blocks need: no token is longer than the longest one.
+    wanted = size * count * max(map(len, reader.tokenizer.get_vocab())) if reader else count
     had, read_whole = 0, True
-    for block in _tolerant(blocks):
+    for block in blocks:
         text = RawText(block, step.recipe.worlds, "pretrain.data")
         read = length = 0
-        documents_before = sum(measured.splits.values())
+        documents_before = splits.total()
         for piece in text.pieces():
             if piece.split == "train" and had < wanted:
                 beginning.append(piece)
                 had += len(piece.text) if reader else piece.ends
             length += len(piece.text)
             if piece.ends:
-                measured.splits[piece.split] += 1
-                measured.lengths.append(length)
+                splits[piece.split] += 1
+                lengths.append(length)
                 length = 0
             read += len(piece.text)
             if read > MAX_READ:
                 read_whole = False
                 break
         if not is_world(block.source):
-            documents = sum(measured.splits.values()) - documents_before
-            report.sources.append(
-                SourceReport("pretrain.data", block.source, ["text"], text.rows or documents, text.skipped)
-            )
-    summary = {**_summary(blocks, report, measured, None), "read_whole": read_whole}
+            rows = text.rows or splits.total() - documents_before
+            report.sources.append(SourceReport("pretrain.data", block.source, ["text"], rows, text.skipped))
+    summary = {**_summary(step.data()["pretrain.data"], report, splits, lengths, None), "read_whole": read_whole}
     if reader is None:
         return _documents(beginning)[:count], summary
     return _blocks(reader.tokenizer, beginning, size)[:count], {**summary, "block_size": size}
@@ -261,7 +214,7 @@ def _documents(pieces: Iterable[Piece]) -> list[dict[str, Any]]:
 
 
 def _blocks(tokenizer: PreTrainedTokenizerBase, pieces: Sequence[Piece], size: int) -> list[dict[str, Any]]:
-    """`parts` of each block: text, and where a document ends."""
+    """`parts` of each block: its text, split where a document ends."""
     ids = Encoder.of(tokenizer).encode(pieces).ids.tolist()
     found = []
     for start in range(0, len(ids), size):
@@ -272,83 +225,59 @@ def _blocks(tokenizer: PreTrainedTokenizerBase, pieces: Sequence[Piece], size: i
     return found
 
 
-def _longest_token(reader: Reader) -> int:
-    """Characters of its longest token, so that a text of so many times the tokens is long enough."""
-    return max(map(len, reader.tokenizer.get_vocab()))
+def _summary(
+    blocks: Sequence[DataBlock],
+    report: Report,
+    splits: Counter[Split],
+    lengths: Sequence[int],
+    reader: Reader | None,
+) -> dict[str, Any]:
+    """The summary's part that all stages have: the sources, the rows of both splits, the lengths of measured rows."""
+    built_in = [{"source": name, "formats": ["built in"]} for name in worlds_read(blocks)]
+    allowed = {block.source: block.max_skipped for block in blocks}
+    percentiles = np.percentile(lengths, [0, 50, 95, 100]).tolist() if lengths else [None] * 4
+    return {
+        "sources": [*built_in, *(_source(source, allowed[source.source]) for source in report.sources)],
+        "train_rows": splits["train"],
+        "validation_rows": splits["validation"],
+        "measured_rows": len(lengths),
+        "lengths": {
+            "unit": "tokens" if reader else "characters",
+            **dict(zip(("min", "median", "percentile_95", "max"), percentiles, strict=True)),
+        },
+    }
 
 
-# ---- all ----
-
-
-def _watched(step: Step, blocks: Sequence[DataBlock], report: Report) -> Iterator[tuple[Any, Split]]:
-    """The stage's rows as they are read, with a progress bar."""
-    key = f"{step.stage}.data"
-    with console.progress("reading", total=None) as bar:
-        rows = stream_rows(WHAT_OF_KEY[key], _tolerant(blocks), step.recipe.worlds, key, report)
-        for number, row in enumerate(rows, start=1):
-            yield row
-            bar.update(number, "rows")
-
-
-def _tolerant(blocks: Sequence[DataBlock]) -> list[DataBlock]:
-    """The blocks, whatever the share of their rows that cannot be used."""
-    return [block.model_copy(update={"max_skipped": 1.0}) for block in blocks]
+def _source(source: SourceReport, max_skipped: float) -> dict[str, Any]:
+    """`stops_the_stage` is true where more rows than `max_skipped` cannot be used."""
+    skipped = source.skipped
+    return {
+        "source": source.source,
+        "formats": source.formats,
+        "rows": source.rows,
+        "left_out": [
+            {"reason": reason, "rows": count, "first": skipped.first[reason]}
+            for reason, count in skipped.reasons.most_common()
+        ],
+        "stops_the_stage": skipped.reasons.total() > max_skipped * source.rows,
+    }
 
 
 def _share(count: int, of: int) -> float | None:
     return count / of if of else None
 
 
-def _characters(said: Conversation) -> int:
-    return sum(len(message["content"]) for message in said)
+def _characters(conversation: Conversation) -> int:
+    return sum(len(message["content"]) for message in conversation)
 
 
 def _in_parts(
     tokenizer: PreTrainedTokenizerBase, ids: Sequence[int], marks: Sequence[int]
 ) -> Iterator[tuple[str, int]]:
-    """The text of `ids` in runs of equal `marks`; together they are the text of all, spaces between words included."""
+    """The text of `ids` in runs of equal `marks`. Joined, they are the text of all ids, spaces included."""
     end, before = 0, ""
     for mark, run in groupby(marks):
         end += len(list(run))
         text = tokenizer.decode(ids[:end], clean_up_tokenization_spaces=False)
         yield text[len(before) :], mark
         before = text
-
-
-def _summary(blocks: Sequence[DataBlock], report: Report, measured: _Measured, reader: Reader | None) -> dict[str, Any]:
-    """What all stages have: sources, rows of both splits, and lengths of those that were measured."""
-    built_in = [{"source": name, "formats": ["built in"]} for name in worlds_read(blocks)]
-    allowed = {block.source: block.max_skipped for block in blocks}
-    sources = [_source(source, allowed[source.source]) for source in report.sources]
-    low, median, high, most = (
-        np.percentile(measured.lengths, [0, 50, 95, 100]).tolist() if measured.lengths else [None] * 4
-    )
-    return {
-        "sources": [*built_in, *sources],
-        "train_rows": measured.splits["train"],
-        "validation_rows": measured.splits["validation"],
-        "measured_rows": len(measured.lengths),
-        "lengths": {
-            "unit": "tokens" if reader else "characters",
-            "min": low,
-            "median": median,
-            "percentile_95": high,
-            "max": most,
-        },
-    }
-
-
-def _source(source: SourceReport, max_skipped: float) -> dict[str, Any]:
-    """`stops_the_stage` says that more rows than `max_skipped` cannot be used."""
-    skipped = source.skipped
-    left_out = [
-        {"reason": reason, "rows": count, "first": skipped.first[reason]}
-        for reason, count in skipped.reasons.most_common()
-    ]
-    return {
-        "source": source.source,
-        "formats": source.formats,
-        "rows": source.rows,
-        "left_out": left_out,
-        "stops_the_stage": skipped.reasons.total() > max_skipped * source.rows,
-    }
