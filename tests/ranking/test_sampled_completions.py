@@ -10,8 +10,8 @@ from safetensors.torch import load_file, save_file
 from chatpipe.data.locking import alone_with
 from chatpipe.models.pretrained import load_tokenizer
 from chatpipe.ranking.completions import Sampling, join_shares, sample_share
+from chatpipe.ranking.raters import model_scorer
 from chatpipe.ranking.sample_answers import normalised
-from chatpipe.ranking.scoring import model_scorer
 from chatpipe.reward.ranking_batches import encode_answers
 
 

@@ -8,7 +8,6 @@ A share is written line by line to a `.partial` file, so a killed command contin
 line holds in `made` the fingerprint of what decides its content: lines of another command are never continued.
 """
 
-import hashlib
 import json
 import os
 from collections.abc import Iterator, Sequence
@@ -18,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from chatpipe import console
 from chatpipe.data.datasets import Conversation
-from chatpipe.data.durable import PARTIAL, fsync, replace_text
+from chatpipe.data.durable import PARTIAL, fingerprint, fsync, replace_text
 from chatpipe.data.locking import alone_with
 from chatpipe.data.messages import prompt_key
 from chatpipe.errors import UsageError
@@ -65,7 +64,7 @@ def made_from(
         "prompts": [prompt_key(prompt) for prompt in prompts],
         "round": round,
     }
-    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:16]
+    return fingerprint(parts)
 
 
 def make_completions(
@@ -159,8 +158,8 @@ def _sampled_rows(
 ) -> Iterator[tuple[dict[str, Any] | None, float]]:
     """A row for each prompt of `asked`, and between the rows None; each with the number of prompts answered so far."""
     from chatpipe.generation import SamplingParams
+    from chatpipe.ranking.raters import model_scorer
     from chatpipe.ranking.sample_answers import ChatModel, sample_answers
-    from chatpipe.ranking.scoring import model_scorer
 
     loaded = [ChatModel.load(model) for model in models]
     score = model_scorer(sampling.reward, "--reward") if sampling.reward else None

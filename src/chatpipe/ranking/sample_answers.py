@@ -16,7 +16,7 @@ from chatpipe.errors import UsageError
 from chatpipe.generation import SamplingParams, generate
 from chatpipe.models.context import leaves_room, longest_sequence
 from chatpipe.models.pretrained import load_causal_model, load_tokenizer
-from chatpipe.ranking.scoring import Scorer
+from chatpipe.ranking.raters import Scorer
 
 ATTEMPTS = 4
 """How often a prompt is asked while it lacks different completions."""

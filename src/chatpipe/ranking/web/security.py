@@ -1,30 +1,42 @@
-"""What the ranking server lets in: the requests of its own page, made by an annotator with a token.
+"""What the ranking server accepts: requests of its own page, made by an annotator with a token.
 
 A port on 127.0.0.1 is no defence. Any page that is open in the same browser can send requests to it, and a name that
-its owner points to 127.0.0.1 (DNS rebinding) makes them same-origin. So one layer stands before the application:
+its owner points to 127.0.0.1 (DNS rebinding) makes them same-origin. So a request must pass these checks:
 
-1. `Host` is a name of this server; nothing is answered under another one.
+1. `Host` is a name of this server (starlette's TrustedHostMiddleware).
 2. `Origin` and `Sec-Fetch-Site`, which a page cannot forge, say that the request comes from our page.
-3. What changes something is POST with JSON, which no form of another page can send; no CORS header ever allows it.
+3. A request that changes something is a POST with JSON, which no form of another page can send; there are no CORS
+   headers.
 4. The token of the printed address comes once, in `GET /?token=...`, and becomes a cookie that scripts cannot read
    (HttpOnly) and that requests from other sites do not carry (SameSite=Strict).
 
-Every response carries a content security policy under which only this server's own files run.
+Every response has a content security policy under which only this server's own files run.
+
+An annotator's token is derived from their name and a secret beside the store, so it is the same at every start. The
+store itself does not contain it and can be handed on. Deleting the secret makes all addresses invalid.
 """
 
+import base64
+import hmac
 import ipaddress
+import os
 import re
+import secrets
 import socket
 from collections.abc import Mapping
+from pathlib import Path
 
+from starlette.middleware.trustedhost import TrustedHostMiddleware
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import HTMLResponse, PlainTextResponse, Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from chatpipe.ranking.web.tokens import annotator_of
+from chatpipe.data.durable import PARTIAL, fsync
 
 MAX_BODY = 64 * 1024
 """Bytes of a request's body; a ranking with a long note has one or two thousand."""
+SECRET_BYTES = 32
+TOKEN_BYTES = 24  # 192 bits
 
 HEADERS = {
     "Content-Security-Policy": (
@@ -38,13 +50,12 @@ HEADERS = {
     "Cache-Control": "no-store",
 }
 
-# Each of these decides something here, so a second one would leave open which counts.
+# Each of these decides something here; with two of them it would be unclear which one counts.
 _SINGLE = ("host", "origin", "cookie", "content-type", "content-length", "transfer-encoding", "sec-fetch-site")
-_HOST = re.compile(r"(\[[0-9a-f:.]+\]|[a-z0-9._-]+)(:[0-9]{1,5})?", re.IGNORECASE)
-_LOOPBACK = ("127.0.0.1", "localhost", "::1")
+_ADDRESS = re.compile(r"(?:\[([0-9a-f:.]+)\]|([0-9.]+))(?::[0-9]{1,5})?", re.IGNORECASE)
 
-# A redirect would keep the site that the address was clicked on as its initiator, and a browser would not send the
-# new cookie along. A page of ours that goes on by itself is its own initiator.
+# A redirect would keep the site on which the address was clicked as its initiator, and a browser would not send the
+# new cookie along. A page of ours that opens the next one is the initiator itself.
 _ENTER = """<!doctype html>
 <html lang="en">
 <title>Rank the answers</title>
@@ -55,34 +66,42 @@ _ENTER = """<!doctype html>
 
 
 class Refused(Exception):
-    """A request that is not let in: the status code and why."""
+    """A refused request: the status code and the reason."""
 
     def __init__(self, status: int, why: str) -> None:
         super().__init__(why)
         self.status, self.why = status, why
 
 
-class Guard:
+class Gate:
     """The layer before the application `app`, which finds the annotator's name in `request.state.annotator`.
 
     Args:
-        app: Answers what is let in.
+        app: Answers the accepted requests.
         host: The address that the server is bound to.
         tokens: Annotator to token.
-        cookie: The cookie's name. Cookies do not tell ports apart, so each server needs one of its own.
+        cookie: The cookie's name. Cookies do not tell ports apart, so each server needs a name of its own.
     """
 
     def __init__(self, app: ASGIApp, host: str, tokens: Mapping[str, str], cookie: str) -> None:
-        self.app, self.names, self.tokens, self.cookie = app, OwnNames(host), tokens, cookie
+        self.app, self.tokens, self.cookie = app, tokens, cookie
+        self.of_trusted_host = TrustedHostMiddleware(self._answer, own_names(host), www_redirect=False)
+        self.takes_addresses = is_every_address(host)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Lets a request through or answers it with what is wrong."""
+        """Passes a request on, or answers why it is refused."""
         if scope["type"] != "http":  # the server opens no WebSocket
             return
+        # Rebinding needs a name that the attacker owns, so a bare address is safe, whichever it is. Ports are not
+        # compared: through a tunnel it is another one.
+        is_safe = self.takes_addresses and is_bare_address(Request(scope).headers.get("host", ""))
+        await (self._answer if is_safe else self.of_trusted_host)(scope, receive, _with_headers(send))
+
+    async def _answer(self, scope: Scope, receive: Receive, send: Send) -> None:
         request = Request(scope, receive)
-        send = _with_headers(send)
         try:
-            check_host(request, self.names)
+            if any(len(request.headers.getlist(name)) > 1 for name in _SINGLE):
+                raise Refused(403, "A header is given twice.")
             if is_entrance(request):
                 await self._enter(request)(scope, receive, send)
                 return
@@ -114,35 +133,29 @@ class Guard:
         return annotator
 
 
-class OwnNames:
-    """The names that a server bound to the address `bound` may be called by: `name in OwnNames(bound)`."""
-
-    def __init__(self, bound: str) -> None:
-        self._takes_addresses = is_every_address(bound)
-        # Asked for once: the second may wait for a name server.
-        machine = (socket.gethostname(), socket.getfqdn()) if self._takes_addresses else ()
-        self._names = {_canonical(name) for name in (*_LOOPBACK, bound, *machine)}
-
-    def __contains__(self, name: str) -> bool:
-        # Rebinding needs a name that the attacker owns, so a bare address is safe under any number.
-        return _canonical(name) in self._names or (self._takes_addresses and is_address(name))
+# ---- names of the server ----
 
 
-def _canonical(name: str) -> str:
-    """One way to write a name, or an address of version 6, which has many."""
-    return str(ipaddress.ip_address(name)) if is_address(name) else name.lower()
+def own_names(bound: str) -> list[str]:
+    """The names by which a browser may call a server that is bound to the address `bound`, as they are in `Host`."""
+    names = ["127.0.0.1", "localhost", "::1", bound]
+    if is_every_address(bound):
+        names += [socket.gethostname(), socket.getfqdn()]
+    return [_in_header(name) for name in names]
 
 
-def check_host(request: Request, names: OwnNames) -> None:
-    """Refuses a request under a name that is not this server's.
+def _in_header(name: str) -> str:
+    """A browser writes an address in its shortest form, and one of version 6 in brackets."""
+    if not is_address(name):
+        return name
+    address = ipaddress.ip_address(name)
+    return f"[{address}]" if address.version == 6 else str(address)
 
-    The port is not looked at: through a tunnel it is another one, and who rebinds a name cannot choose the name anyway.
-    """
-    if any(len(request.headers.getlist(name)) > 1 for name in _SINGLE):
-        raise Refused(403, "A header is given twice.")
-    match = _HOST.fullmatch(request.headers.get("host", ""))
-    if match is None or match[1].strip("[]") not in names:
-        raise Refused(403, "This server does not go by that name. Open the address that chatpipe rank prints.")
+
+def is_bare_address(host: str) -> bool:
+    """Whether a `Host` header has an IP address, not a name."""
+    match = _ADDRESS.fullmatch(host)
+    return match is not None and is_address(match[1] or match[2])
 
 
 def is_address(name: str) -> bool:
@@ -155,13 +168,16 @@ def is_address(name: str) -> bool:
 
 
 def is_every_address(host: str) -> bool:
-    """Whether who binds to it listens on all addresses of the machine (0.0.0.0 or ::)."""
+    """Whether a server bound to it listens on all addresses of the machine (0.0.0.0 or ::)."""
     return is_address(host) and ipaddress.ip_address(host).is_unspecified
 
 
 def is_loopback(host: str) -> bool:
     """Whether only this machine reaches it."""
     return host.lower() == "localhost" or (is_address(host) and ipaddress.ip_address(host).is_loopback)
+
+
+# ---- requests ----
 
 
 def is_entrance(request: Request) -> bool:
@@ -178,7 +194,7 @@ def is_entrance(request: Request) -> bool:
 
 
 def check_origin(request: Request) -> None:
-    """Refuses what our own page does not send: another origin, another method, a body that is not JSON."""
+    """Refuses a request that our own page does not send: another origin or method, or a body that is not JSON."""
     headers = request.headers
     ours = f"http://{headers['host']}"
     site = headers.get("sec-fetch-site")
@@ -189,13 +205,13 @@ def check_origin(request: Request) -> None:
         if headers.get("origin") != ours or site not in (None, "same-origin"):
             raise Refused(403, "Another site asks.")
         if headers.get("content-type", "").partition(";")[0].strip().lower() != "application/json":
-            raise Refused(403, "Only JSON is taken (Content-Type: application/json).")
+            raise Refused(403, "Only JSON is accepted (Content-Type: application/json).")
     else:
-        raise Refused(405, "Only GET and POST are known here.")
+        raise Refused(405, "Only GET and POST are accepted.")
 
 
 async def read_body(request: Request) -> bytes:
-    """The body, which is refused as soon as it is known to be too long."""
+    """The body; refused as soon as it is known to be too long."""
     length = request.headers.get("content-length", "0")
     if not length.isdecimal() or int(length) > MAX_BODY:
         raise Refused(413, f"The body is longer than {MAX_BODY} bytes.")
@@ -208,7 +224,7 @@ async def read_body(request: Request) -> bytes:
 
 
 def _with_headers(send: Send) -> Send:
-    """Sends every response with the headers that each one has to have."""
+    """Adds `HEADERS` to every response."""
     ours = [(name.lower().encode(), value.encode()) for name, value in HEADERS.items()]
 
     async def send_with_headers(message: Message) -> None:
@@ -217,3 +233,37 @@ def _with_headers(send: Send) -> Send:
         await send(message)
 
     return send_with_headers
+
+
+# ---- tokens ----
+
+
+def secret_beside(store: Path) -> bytes:
+    """The secret in `STORE.key`, made if there is none. Only the process that writes to the store may call this."""
+    path = store.with_name(store.name + ".key")
+    if path.is_file() and len(secret := path.read_bytes()) == SECRET_BYTES:
+        return secret
+    secret = secrets.token_bytes(SECRET_BYTES)
+    partial = path.with_name(path.name + PARTIAL)
+    partial.unlink(missing_ok=True)  # of a start that was killed
+    with os.fdopen(os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as file:
+        file.write(secret)
+    fsync(partial)
+    partial.replace(path)
+    fsync(path.parent)
+    return secret
+
+
+def token_for(secret: bytes, annotator: str) -> str:
+    """An annotator's token: HMAC-SHA-256 of the name, cut to 192 bits, in URL-safe base64."""
+    digest = hmac.digest(secret, annotator.encode(), "sha256")
+    return base64.urlsafe_b64encode(digest[:TOKEN_BYTES]).decode()
+
+
+def annotator_of(token: str, tokens: Mapping[str, str]) -> str | None:
+    """Whose token it is among `tokens` (annotator to token); takes the same time for any answer."""
+    found = None
+    for annotator, known in tokens.items():
+        if hmac.compare_digest(token.encode(), known.encode()):
+            found = annotator
+    return found

@@ -40,8 +40,7 @@ from chatpipe.ranking.database import StoreError
 from chatpipe.ranking.history import StoreConflict
 from chatpipe.ranking.session import Session, StaleTask, View
 from chatpipe.ranking.store import Store
-from chatpipe.ranking.web.security import Guard, is_every_address
-from chatpipe.ranking.web.tokens import secret_beside, token_for
+from chatpipe.ranking.web.security import Gate, is_every_address, secret_beside, token_for
 
 STATIC = Path(__file__).parent / "static"
 MEDIA_TYPES = {".html": "text/html", ".css": "text/css", ".js": "text/javascript", ".svg": "image/svg+xml"}
@@ -116,7 +115,7 @@ def open_socket(host: str, port: int) -> socket.socket:
         ) from problem
 
 
-def make_app(sessions: Mapping[str, Session], host: str, tokens: Mapping[str, str], cookie: str) -> Guard:
+def make_app(sessions: Mapping[str, Session], host: str, tokens: Mapping[str, str], cookie: str) -> Gate:
     """The application for the annotators in `sessions`, behind its guard (see there for the other arguments)."""
 
     told: set[str] = set()  # why nothing can be stored, until something can
@@ -142,10 +141,10 @@ def make_app(sessions: Mapping[str, Session], host: str, tokens: Mapping[str, st
     routes = [_file(path) for path in sorted(STATIC.iterdir())]
     routes += [Route("/api/view", view, methods=["GET"]), Route("/api/act", act, methods=["POST"])]
     app = Starlette(routes=routes, exception_handlers={StoreError: not_stored})
-    return Guard(app, host, tokens, cookie)
+    return Gate(app, host, tokens, cookie)
 
 
-def make_server(app: Guard) -> uvicorn.Server:
+def make_server(app: Gate) -> uvicorn.Server:
     """What serves the application until Ctrl-C; nothing of it is logged."""
     config = uvicorn.Config(
         app,

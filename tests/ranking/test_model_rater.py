@@ -6,7 +6,7 @@ from transformers import ModernBertConfig, ModernBertForMaskedLM, RobertaConfig,
 
 from chatpipe.data.chat_template import add_chat_template
 from chatpipe.models.tokenizer_training import train_tokenizer
-from chatpipe.ranking.scoring import model_scorer
+from chatpipe.ranking.raters import model_scorer
 from chatpipe.reward.ranking_batches import encode_answers
 from chatpipe.reward.reward_model import new_reward_model
 from chatpipe.reward.scoring import score_sequences
