@@ -11,7 +11,7 @@ import torch
 
 from chatpipe.data import sequences
 from chatpipe.models import logprobs, unpadded
-from chatpipe.ppo import advantages, kl, loss, model, rollout
+from chatpipe.ppo import maths, model, rollout
 from chatpipe.reward import rewards, scoring
 
 Function = Callable[..., Any]
@@ -112,8 +112,8 @@ def no_whitening(_):
 
 def returns_of_whitened(true):
     def mutant(*args, **kwargs):
-        made, raw = true(*args, **kwargs)
-        return replace(made, returns=made.advantages + made.values), raw
+        made = true(*args, **kwargs)
+        return replace(made, returns=made.advantages + made.values)
 
     return mutant
 
@@ -192,7 +192,7 @@ def one_column_further(true):
 
 
 def temperature_1(true):
-    return lambda policy, batch, temperature: true(policy, batch, 1.0)
+    return lambda head, hidden, tokens, temperature, with_entropy: true(head, hidden, tokens, 1.0, with_entropy)
 
 
 def one_token_before_the_last(true):
@@ -242,38 +242,38 @@ def dropout_until_training(_):
 LAST, FIRST = (lambda lengths, ended: lengths.cumsum(0) - 1), (lambda lengths, ended: lengths.cumsum(0) - lengths)
 
 MUTANTS = [
-    Mutant("k3 in the reward", kl.k1, k3_in_reward, "T1 tabular"),
-    Mutant("KL with flipped sign", kl.k1, kl_times(-1), "T1 tabular"),
-    Mutant("no KL", kl.k1, kl_times(0), "T1 tabular"),
-    Mutant("score at the last column", kl.shape_rewards, score_at_last_column, "T1 tabular"),
+    Mutant("k3 in the reward", maths.k1, k3_in_reward, "T1 tabular"),
+    Mutant("KL with flipped sign", maths.k1, kl_times(-1), "T1 tabular"),
+    Mutant("no KL", maths.k1, kl_times(0), "T1 tabular"),
+    Mutant("score at the last column", maths.shape_rewards, score_at_last_column, "T1 tabular"),
     Mutant("score one step after EOS", sequences.last_index, score_one_step_later, "T1 tabular"),
-    Mutant("score on every token", kl.shape_rewards, score_on_every_token, "T1 tabular"),
+    Mutant("score on every token", maths.shape_rewards, score_on_every_token, "T1 tabular"),
     Mutant("missing-EOS penalty for those that ended", rewards.penalise_missing_eos, penalise_wrong_rows, "T1 tabular"),
-    Mutant("rewards whitened, mean kept", kl.shape_rewards, whitened_rewards(shift=False), "T1 tabular"),
-    Mutant("rewards whitened and shifted", kl.shape_rewards, whitened_rewards(shift=True), "T1 tabular"),
-    Mutant("gamma .8", advantages.gae, gae_with(gamma=0.8), "T1 tabular"),
-    Mutant("lambda ignored", advantages.gae, gae_with(lam=1.0), "T3 GAE"),
-    Mutant("episodes run into each other", advantages.gae, next_row_follows, "T3 GAE"),
-    Mutant("whitening over padding", advantages.whiten, whiten_over_padding, "T3 whitening"),
-    Mutant("whitening adds the mean back", advantages.whiten, mean_added_back, "T3 whitening"),
-    Mutant("no whitening", advantages.whiten, no_whitening, "T3 whitening"),
-    Mutant("returns of whitened advantages", rollout.with_advantages, returns_of_whitened, "T3 experience"),
-    Mutant("first token masked", loss.ppo_loss, without_gradient_at(FIRST), "T1 tabular"),
+    Mutant("rewards whitened, mean kept", maths.shape_rewards, whitened_rewards(shift=False), "T1 tabular"),
+    Mutant("rewards whitened and shifted", maths.shape_rewards, whitened_rewards(shift=True), "T1 tabular"),
+    Mutant("gamma .8", maths.gae, gae_with(gamma=0.8), "T1 tabular"),
+    Mutant("lambda ignored", maths.gae, gae_with(lam=1.0), "T3 GAE"),
+    Mutant("episodes run into each other", maths.gae, next_row_follows, "T3 GAE"),
+    Mutant("whitening over padding", maths.whiten, whiten_over_padding, "T3 whitening"),
+    Mutant("whitening adds the mean back", maths.whiten, mean_added_back, "T3 whitening"),
+    Mutant("no whitening", maths.whiten, no_whitening, "T3 whitening"),
+    Mutant("returns of whitened advantages", rollout.advantages, returns_of_whitened, "T3 experience"),
+    Mutant("first token masked", maths.ppo_loss, without_gradient_at(FIRST), "T1 tabular"),
     Mutant(
-        "EOS masked", loss.ppo_loss, without_gradient_at(lambda lengths, ended: LAST(lengths, 0)[ended]), "T1 tabular"
+        "EOS masked", maths.ppo_loss, without_gradient_at(lambda lengths, ended: LAST(lengths, 0)[ended]), "T1 tabular"
     ),
-    Mutant("mean per sequence", loss.ppo_loss, mean_per_sequence, "T1 tabular"),
-    Mutant("mean of the micro-batches' means", loss.ppo_loss, mean_of_means, "T6 splits"),
-    Mutant("inverted ratio", loss.policy_loss, inverted_ratio, "T1 tabular"),
-    Mutant("min for max in the policy clip", loss.policy_loss, min_for_max, "T4 clip tables"),
-    Mutant("no policy clip", loss.policy_loss, no_policy_clip, "T4 clip tables"),
-    Mutant("no value clip", loss.value_loss, no_value_clip, "T4 clip tables"),
-    Mutant("value clipped around the return", loss.value_loss, value_clip_around_the_return, "T4 clip tables"),
+    Mutant("mean per sequence", maths.ppo_loss, mean_per_sequence, "T1 tabular"),
+    Mutant("mean of the micro-batches' means", maths.ppo_loss, mean_of_means, "T6 splits"),
+    Mutant("inverted ratio", maths.policy_loss, inverted_ratio, "T1 tabular"),
+    Mutant("min for max in the policy clip", maths.policy_loss, min_for_max, "T4 clip tables"),
+    Mutant("no policy clip", maths.policy_loss, no_policy_clip, "T4 clip tables"),
+    Mutant("no value clip", maths.value_loss, no_value_clip, "T4 clip tables"),
+    Mutant("value clipped around the return", maths.value_loss, value_clip_around_the_return, "T4 clip tables"),
     Mutant("value off by one", model.completion_values, one_column_further, "T1 trainer"),
-    Mutant("sampled at .7, scored at 1", logprobs.completion_logprobs, temperature_1, "T7 sampler"),
+    Mutant("sampled at .7, scored at 1", logprobs.token_logprobs, temperature_1, "T7 sampler"),
     Mutant("score of the token before the last", scoring.batch_scores, one_token_before_the_last, "T1 trainer"),
     Mutant("padding multiplied by 0", unpadded.hidden_states_at, multiplied_by_the_mask, "T5 poison"),
-    Mutant("results in the order of reading", rollout._put_back, left_in_reading_order, "T1 trainer"),
+    Mutant("results in the order of reading", rollout.put_back, left_in_reading_order, "T1 trainer"),
     Mutant("left padding without position ids", sequences.pad, padding_attended, "T6 loop"),
     Mutant("dropout in the update", model.disable_dropout, dropout_until_training, "T7 nothing moves"),
 ]

@@ -11,10 +11,10 @@ import torch
 from torch import Tensor
 
 from chatpipe.data.sequences import Sequences, flat_index
-from chatpipe.ppo.advantages import on_one_rank
 from chatpipe.ppo.config import PPOConfig
-from chatpipe.ppo.experience import Experience
-from chatpipe.ppo.rollout import Scores, with_advantages
+from chatpipe.ppo.experience import Experience, Rollout
+from chatpipe.ppo.maths import on_one_rank
+from chatpipe.ppo.rollout import advantages
 
 VOCABULARY, EOS, LONGEST = 4, 3, 3
 PROMPTS = [(0,), (2, 0, 1), (1, EOS, 2)]
@@ -65,14 +65,14 @@ def settings(**values: float) -> PPOConfig:
 
 def experience_of(
     pairs: Tensor, logits: Tensor, ref_logits: Tensor, state_values: Tensor, scores: Tensor, args: PPOConfig
-) -> tuple[Experience, Tensor]:
-    """What PPO's own code makes of these pairs, and the advantages before whitening."""
+) -> Experience:
+    """What PPO's own code makes of these pairs."""
     prompts, completions = zip(*(PAIRS[number] for number in pairs.tolist()), strict=True)
-    measured = Scores(
+    rollout = Rollout(
+        sequences=Sequences.of([PROMPTS[prompt] for prompt in prompts], completions, ENDED[pairs].tolist()),
+        scores=scores[pairs],
         logprobs=token_logprobs(logits, pairs),
         ref_logprobs=token_logprobs(ref_logits, pairs),
         values=state_values[STATES[flat_index(LENGTHS, pairs)]],
-        scores=scores[pairs],
     )
-    sequences = Sequences.of([PROMPTS[prompt] for prompt in prompts], completions, ENDED[pairs].tolist())
-    return with_advantages(sequences, measured, args, on_one_rank)
+    return advantages(rollout, args.kl_coef, args, on_one_rank)

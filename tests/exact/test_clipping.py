@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from chatpipe.ppo.loss import policy_loss, value_loss
+from chatpipe.ppo.maths import policy_loss, value_loss
 
 POLICY_TABLE = [  # advantage, ratio, loss, whether the gradient vanishes; cliprange 0.2
     (2.0, 0.5, -1.0, False),

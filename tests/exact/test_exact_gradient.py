@@ -10,6 +10,7 @@ from dataclasses import replace
 
 import pytest
 import tabular
+import tiny
 import torch
 from mutation import replaced
 from tabular import COMPLETIONS, ENDED, EOS, LENGTHS, PAIRS, PROMPTS, VOCABULARY
@@ -21,7 +22,7 @@ from chatpipe.data.padding import length_sorted
 from chatpipe.data.sequences import flat_index
 from chatpipe.generation import Completion, generate
 from chatpipe.ppo.config import PPOConfig
-from chatpipe.ppo.loss import ppo_loss
+from chatpipe.ppo.maths import ppo_loss
 from chatpipe.ppo.trainer import PPOTrainer
 
 BETA, PENALTY = 0.5, 0.7
@@ -42,8 +43,8 @@ def check_tabular_gradient(lam, micro_batch_size):
         values = exact_values(logits.detach(), ref_logits, scores)
 
     args = tabular.settings(kl_coef=BETA, missing_eos_penalty=PENALTY, lam=lam)
-    experience, raw_advantages = tabular.experience_of(on_policy, logits.detach(), ref_logits, values, scores, args)
-    experience = replace(experience, advantages=raw_advantages)
+    experience = tabular.experience_of(on_policy, logits.detach(), ref_logits, values, scores, args)
+    experience = replace(experience, advantages=experience.returns - experience.values)  # not whitened
     for rows in length_sorted(experience.sequences.lengths, micro_batch_size):
         part = experience.select(rows)
         logprobs = tabular.token_logprobs(logits, on_policy[rows])
@@ -93,7 +94,7 @@ TOKEN_PROBABILITIES, PER_PROMPT = torch.tensor([1 / 2, 1 / 4, 1 / 8, 1 / 8], dty
 
 
 def check_trainer_gradient(folder, temperature, micro_batch_size):
-    """The gradient of `training_step` on `make_experience`, whose completions are the exact distribution.
+    """The gradient of `backward` on a rollout whose completions are the exact distribution.
 
     Whitening divides advantages by their standard deviation and the loss is a mean over tokens: both only scale it.
     The mean that whitening subtracts changes nothing, since E[grad log pi] = 0 after every prefix.
@@ -110,8 +111,8 @@ def check_trainer_gradient(folder, temperature, micro_batch_size):
         train_prompts=[prompt for prompt in PROMPTS for _ in range(PER_PROMPT)],
     )  # fmt: skip
     with replaced(generate, every_completion):
-        experience = trainer.make_experience()
-    trainer.training_step(trainer.model, {"experience": experience})
+        experience = tiny.make_experience(trainer)
+    tiny.backward(trainer, experience)
 
     raw_advantages = experience.returns - experience.values
     deviation = (raw_advantages.var(correction=0) + 1e-8).sqrt()

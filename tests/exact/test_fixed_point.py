@@ -5,7 +5,7 @@ import tabular
 import torch
 
 from chatpipe.data.sequences import flat_index
-from chatpipe.ppo.loss import ppo_loss
+from chatpipe.ppo.maths import ppo_loss
 
 ITERATIONS, ROLLOUT, EPOCHS, MINIBATCHES = 100, 3 * 512, 4, 2
 LEARNING_RATE, VALUE_LEARNING_RATE = 0.04, 0.1
@@ -27,7 +27,7 @@ def check_fixed_point(beta, temperature):
         policy = logits.detach() / temperature
         drawn = torch.multinomial(tabular.probabilities(policy), ROLLOUT // 3, replacement=True)
         pairs = (drawn + torch.arange(3)[:, None] * len(tabular.COMPLETIONS)).flatten()
-        experience, _ = tabular.experience_of(pairs, policy, ref_logits / temperature, values.detach(), scores, args)
+        experience = tabular.experience_of(pairs, policy, ref_logits / temperature, values.detach(), scores, args)
         for _ in range(EPOCHS):
             for rows in torch.randperm(ROLLOUT).chunk(MINIBATCHES):
                 part = experience.select(rows)

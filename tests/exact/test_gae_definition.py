@@ -5,8 +5,9 @@ import tabular
 import torch
 
 from chatpipe.data.sequences import Sequences
-from chatpipe.ppo.advantages import gae, whiten
-from chatpipe.ppo.rollout import Scores, with_advantages
+from chatpipe.ppo.experience import Rollout
+from chatpipe.ppo.maths import gae, whiten
+from chatpipe.ppo.rollout import advantages
 
 
 def check_gae(gamma, lam):
@@ -44,23 +45,19 @@ def check_experience():
     logprobs, ref_logprobs, values = torch.randn(3, total, dtype=torch.float64)
     scores = torch.randn(4, dtype=torch.float64)
     args = tabular.settings(kl_coef=0.3, missing_eos_penalty=0.7, lam=0.9)
-    made, raw = with_advantages(
-        Sequences.of([[0]] * 4, completions, ended.tolist()),
-        Scores(logprobs, ref_logprobs, values, scores),
-        args,
-        lambda sums: sums,
-    )
+    sequences = Sequences.of([[0]] * 4, completions, ended.tolist())
+    made = advantages(Rollout(sequences, scores, logprobs, ref_logprobs, values), 0.3, args, lambda sums: sums)
     rows, penalised = [], scores - 0.7 * (~ended).double()
     for kl, score in zip((logprobs - ref_logprobs).split(lengths), penalised, strict=True):
         row = -0.3 * kl
         row[-1] += score
         rows.append(row)
     expected = [by_definition(r, v, 1.0, 0.9) for r, v in zip(rows, values.split(lengths), strict=True)]
-    advantages = torch.cat(expected)
+    raw = torch.cat(expected)
     assert torch.allclose(made.rewards, torch.cat(rows), rtol=0, atol=1e-13)
-    assert torch.allclose(raw, advantages, rtol=0, atol=1e-13)
-    assert torch.allclose(made.returns, advantages + values, rtol=0, atol=1e-13)
-    assert torch.allclose(made.advantages, (advantages - advantages.mean()) / advantages.std(correction=0), atol=1e-6)
+    assert torch.allclose(made.returns - made.values, raw, rtol=0, atol=1e-13)
+    assert torch.allclose(made.returns, raw + values, rtol=0, atol=1e-13)
+    assert torch.allclose(made.advantages, (raw - raw.mean()) / raw.std(correction=0), atol=1e-6)
 
 
 @pytest.mark.parametrize("gamma, lam", [(1.0, 1.0), (1.0, 0.95), (0.9, 0.8), (1.0, 0.0)])

@@ -6,9 +6,10 @@ reach. What its samples say of them must agree, within the error of sampling.
 
 import enumerable
 import pytest
+import tiny
 import torch
 
-from chatpipe.ppo.kl import k1
+from chatpipe.ppo.maths import k1
 
 BETA = 0.3
 
@@ -53,7 +54,7 @@ def test_samples_agree_with_the_exact_sums_and_are_not_above_the_frontier(traine
     kls, sampled_scores = [], []
     for _ in range(8):  # rollouts of 256
         trainer.iteration += 1
-        experience = trainer.make_experience()
+        experience = tiny.make_experience(trainer)
         lengths = experience.sequences.completion_lengths.tolist()
         per_token = k1(experience.logprobs, experience.ref_logprobs)
         kls.append(torch.stack([row.sum() for row in per_token.split(lengths)]))

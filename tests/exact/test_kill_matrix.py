@@ -10,11 +10,13 @@ import io
 import tempfile
 
 import pytest
+from loop_mutants import LOOP_MUTANTS
 from mutants import MUTANTS
 from mutation import replaced
 from test_clipping import check_tables
 from test_exact_gradient import check_tabular_gradient, check_trainer_gradient
 from test_gae_definition import check_experience, check_gae, check_whitening
+from test_loop import check_loop
 from test_no_learning import check_nothing_moves, check_sampler_is_what_is_trained
 from test_padding_and_order import (
     check_against_a_loop_over_tokens,
@@ -40,6 +42,7 @@ CHECKS = {
     "T6 loop": check_against_a_loop_over_tokens,
     "T7 nothing moves": check_nothing_moves,
     "T7 sampler": check_sampler_is_what_is_trained,
+    "T9 loop": check_loop,
 }
 
 
@@ -53,7 +56,7 @@ def caught(check, folder):
     return False
 
 
-@pytest.mark.parametrize("mutant", MUTANTS, ids=lambda mutant: mutant.name)
+@pytest.mark.parametrize("mutant", [*MUTANTS, *LOOP_MUTANTS], ids=lambda mutant: mutant.name)
 def test_mutant_is_caught(mutant, tmp_path):
     with replaced(mutant.function, mutant.make(mutant.function)):
         assert caught(mutant.killed_by, tmp_path)
@@ -67,7 +70,7 @@ def test_true_code_passes(check, tmp_path):
 def main():
     """Prints a Markdown table: a row for each mutant, a column for each check, x where it catches it."""
     print("| | " + " | ".join(CHECKS) + " |\n|---" + "|:-:" * len(CHECKS) + "|")
-    for mutant in MUTANTS:
+    for mutant in [*MUTANTS, *LOOP_MUTANTS]:
         with replaced(mutant.function, mutant.make(mutant.function)), tempfile.TemporaryDirectory() as folder:
             cells = ["x" if caught(check, folder) else "" for check in CHECKS]
         print(f"| {mutant.name} | " + " | ".join(cells) + " |", flush=True)

@@ -39,7 +39,7 @@ def check_sampler_is_what_is_trained(folder):
 
     ppo = tiny.trainer(folder, temperature=0.7)
     with replaced(generate, recording):
-        experience = ppo.make_experience()
+        experience = tiny.make_experience(ppo)
     sampled = torch.tensor([logprob for completion in drawn for logprob in completion.logprobs])
     assert sampled.shape == experience.logprobs.shape
     assert (sampled - experience.logprobs).abs().max() < 1e-5

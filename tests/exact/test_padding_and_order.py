@@ -31,16 +31,16 @@ def one_step(ppo, rows=None):
 
     The policy moves in between, so that ratios are not 1.
     """
-    experience = ppo.make_experience()
+    experience = tiny.make_experience(ppo)
     assert len(set(experience.sequences.lengths.tolist())) > 4
     torch.manual_seed(0)
     with torch.no_grad():
         for parameter in ppo.model.parameters():
             parameter += 0.02 * torch.randn_like(parameter)
     taken = experience if rows is None else experience.select(rows)
-    loss = ppo.training_step(ppo.model, {"experience": taken})
+    loss = tiny.backward(ppo, taken)
     gradient = {name: parameter.grad.clone() for name, parameter in ppo.model.named_parameters()}
-    metrics = ppo._update.metrics(ppo._sum_over_ranks, ppo._max_over_ranks)
+    metrics = ppo.update.metrics(ppo.sum_over_ranks, ppo.max_over_ranks)
     return experience, loss.item(), gradient, metrics
 
 

@@ -5,6 +5,10 @@ from tokenizers import Tokenizer, models
 from transformers import GPT2Config, GPT2ForSequenceClassification, GPT2LMHeadModel, PreTrainedTokenizerFast
 
 from chatpipe.ppo.config import PPOConfig
+from chatpipe.ppo.experience import Experience
+from chatpipe.ppo.metrics import UpdateStatistics
+from chatpipe.ppo.prompts import GENERATION, seed_for
+from chatpipe.ppo.rollout import advantages
 from chatpipe.ppo.trainer import PPOTrainer
 
 PAD, EOS, FAVOURITE, VOCABULARY, WIDTH = 0, 1, 2, 12, 16
@@ -84,3 +88,31 @@ def trainer(folder, *, model=None, reward_model=None, callbacks=None, train_prom
 
 def logged_iterations(ppo: PPOTrainer) -> list[dict[str, float]]:
     return [line for line in ppo.state.log_history if "objective/kl" in line]
+
+
+def make_experience(ppo: PPOTrainer) -> Experience:
+    """The experience of the trainer's iteration, as its loop makes it."""
+    rollout = ppo.rollout(ppo.next_prompts(), seed_for(GENERATION, ppo.args.seed, ppo.iteration, ppo.rank))
+    experience = advantages(rollout, ppo.kl_coef, ppo.args, ppo.sum_over_ranks)
+    ppo.metrics = ppo.rollout_metrics(rollout, experience)
+    return experience
+
+
+def recorded_experience(ppo: PPOTrainer) -> list[Experience]:
+    """A list that gets the experience of each iteration when `ppo` trains."""
+    made, metrics = [], ppo.rollout_metrics
+
+    def record(rollout, experience):
+        made.append(experience)
+        return metrics(rollout, experience)
+
+    ppo.rollout_metrics = record
+    return made
+
+
+def backward(ppo: PPOTrainer, experience: Experience) -> torch.Tensor:
+    """The loss of a minibatch, whose gradient is added; its statistics are those of the update."""
+    ppo.update = UpdateStatistics()
+    loss, statistics = ppo.backward(experience)
+    ppo.update.add(statistics)
+    return loss

@@ -4,7 +4,7 @@ import pytest
 import tiny
 import torch
 
-from chatpipe.ppo.model import PolicyAndValueModel
+from chatpipe.ppo import maths
 
 
 def trained(folder, **options):
@@ -32,7 +32,12 @@ def test_training_in_bf16_multiplies_and_waits_on_the_gpu_alone(gpu, tmp_path):
 
 def test_a_count_on_the_cpu_is_caught(gpu, tmp_path, monkeypatch):
     """The bug that this had: every PPO run on a GPU ended at its first log line."""
-    count = PolicyAndValueModel.positions_read
-    monkeypatch.setattr(PolicyAndValueModel, "positions_read", lambda *args: count(*args).cpu())
+    true = maths.value_loss
+
+    def counted_on_the_cpu(*args):
+        loss, statistics = true(*args)
+        return loss, {name: value.cpu() for name, value in statistics.items()}
+
+    monkeypatch.setattr(maths, "value_loss", counted_on_the_cpu)
     with pytest.raises(RuntimeError, match="same device"):
         trained(tmp_path, use_cpu=False)

@@ -113,14 +113,8 @@ def test_an_alarm_is_said_once_flagged_each_time_and_kept_over_a_resume(tmp_path
 
     def broken(folder):
         ppo = parts.trainer(folder, settings)
-        make = ppo.make_experience
-
-        def with_a_wrong_kl():
-            experience = make()
-            ppo._metrics |= {"objective/kl": -1.0, "objective/kl_se": 0.1}
-            return experience
-
-        ppo.make_experience = with_a_wrong_kl
+        metrics = ppo.rollout_metrics
+        ppo.rollout_metrics = lambda *made: metrics(*made) | {"objective/kl": -1.0, "objective/kl_se": 0.1}
         return ppo
 
     ppo = broken(tmp_path)

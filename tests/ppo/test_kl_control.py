@@ -9,7 +9,8 @@ import torch
 
 from chatpipe.data.sequences import last_index
 from chatpipe.errors import UsageError
-from chatpipe.ppo.kl import adapted_coefficient, loss_estimate, penalise_missing_eos
+from chatpipe.ppo.maths import adapted_coefficient, loss_estimate
+from chatpipe.reward.rewards import penalise_missing_eos
 
 
 @pytest.mark.parametrize(
@@ -29,9 +30,7 @@ def test_adapted_coefficient(kl, expected):
 def test_coefficient_follows_the_controller_and_is_the_one_rewards_are_made_with(tmp_path):
     settings = {"adaptive_kl_target": 0.5, "adaptive_kl_horizon": 64, "total_episodes": 96, "learning_rate": 1e-2}
     ppo = parts.trainer(tmp_path, settings)
-    made = []
-    make = ppo.make_experience
-    ppo.make_experience = lambda: made.append(make()) or made[-1]
+    made = tiny.recorded_experience(ppo)
     ppo.train()
     lines = tiny.logged_iterations(ppo)
     expected = 0.05
@@ -94,12 +93,12 @@ def test_penalty_of_a_missing_eos():
 
 def test_replaced_scores_are_those_that_are_trained_on_and_logged(tmp_path):
     ppo = parts.trainer(tmp_path, {"missing_eos": "replace", "missing_eos_penalty": 7.0, "kl_coef": 0.0})
-    made = ppo.make_experience()
+    made = tiny.make_experience(ppo)
     rewards = torch.stack([row[-1] for row in made.rewards.split(made.sequences.completion_lengths.tolist())])
     expected = torch.where(made.sequences.ended, made.scores, torch.full_like(made.scores, -7.0))
     assert rewards.equal(expected)
     assert {True, False} == set(made.sequences.ended.tolist())
-    assert ppo._metrics["objective/scores"] == pytest.approx(expected.mean().item(), abs=1e-6)
+    assert ppo.metrics["objective/scores"] == pytest.approx(expected.mean().item(), abs=1e-6)
 
 
 @pytest.mark.parametrize(

@@ -41,7 +41,7 @@ def test_reference_is_the_model_as_it_was(tmp_path):
     """trl #1871, #1340: the wrong reference with an adapter."""
     ppo = trainer(tmp_path)
     ppo.train()
-    made = ppo.make_experience()
+    made = tiny.make_experience(ppo)
     reference = parts.trainer(tmp_path, SETTINGS)  # the same tiny policy, untrained
     row = 0
     for ids, start, logprobs in zip(

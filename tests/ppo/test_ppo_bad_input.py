@@ -91,7 +91,7 @@ def test_one_model_cannot_play_two_parts(tmp_path):
 
 
 def test_another_stop_token_ends_completions(tmp_path):
-    made = parts.trainer(tmp_path, {"stop_token_id": 5}).make_experience()
+    made = tiny.make_experience(parts.trainer(tmp_path, {"stop_token_id": 5}))
     completions = [
         ids[start:].tolist()
         for ids, start in zip(

@@ -13,14 +13,14 @@ from chatpipe.ppo import model
 def read(ppo, batch):
     """Log-probs, entropies and the gradient of the policy."""
     ppo.model.zero_grad()
-    log_pi, entropy = logprobs.completion_logprobs(ppo.model.policy, batch, 0.7)
+    log_pi, entropy = logprobs.logprobs_and_entropy(ppo.model.policy, batch, 0.7)
     (log_pi * torch.arange(len(log_pi))).sum().backward()
     return log_pi, entropy, torch.cat([parameter.grad.flatten() for parameter in ppo.model.policy.parameters()])
 
 
 def test_the_output_head_in_parts_gives_what_it_gives_at_once(tmp_path, monkeypatch):
     ppo = tiny.trainer(tmp_path, model=tiny.policy().double(), reward_model=tiny.random_reward_model().double())
-    batch = pad(ppo.make_experience().sequences)
+    batch = pad(tiny.make_experience(ppo).sequences)
     at_once = read(ppo, batch)
     seen = []
     ppo.model.policy.lm_head.register_forward_hook(lambda _, __, logits: seen.append(logits.numel()))
@@ -35,8 +35,7 @@ def test_the_output_head_in_parts_gives_what_it_gives_at_once(tmp_path, monkeypa
 
 def test_the_share_of_padding_is_logged(tmp_path):
     ppo = tiny.trainer(tmp_path, batch_size=32, num_mini_batches=1, per_device_train_batch_size=32)
-    made, make = [], ppo.make_experience
-    ppo.make_experience = lambda: made.append(make()) or made[-1]
+    made = tiny.recorded_experience(ppo)
     ppo.train()
     [line], tokens = tiny.logged_iterations(ppo), len(made[0].sequences.ids)
     filled_up = -(-tokens // logprobs.MULTIPLE) * logprobs.MULTIPLE

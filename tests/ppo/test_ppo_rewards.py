@@ -3,8 +3,7 @@ import math
 import pytest
 import torch
 
-from chatpipe.ppo.advantages import whiten
-from chatpipe.ppo.kl import k1, shape_rewards
+from chatpipe.ppo.maths import k1, shape_rewards, whiten
 
 LENGTHS = torch.tensor([3, 1, 2])
 SCORES, ENDED = torch.tensor([10.0, 20.0, 30.0]), torch.tensor([True, True, False])

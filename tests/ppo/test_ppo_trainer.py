@@ -9,7 +9,7 @@ from chatpipe.data.sequences import pad
 from chatpipe.errors import UsageError
 from chatpipe.models.logprobs import check_output_head
 from chatpipe.ppo.model import disable_dropout
-from chatpipe.ppo.rollout import prompt_numbers
+from chatpipe.ppo.prompts import row_numbers
 from chatpipe.reward.scoring import batch_scores
 from chatpipe.training.resume import newest_resume_point
 
@@ -44,15 +44,13 @@ def test_score_rises(tmp_path):
         assert line["objective/rlhf_reward"] == pytest.approx(
             line["objective/scores"] - 0.02 * line["objective/kl"], abs=1e-6
         )
-    favourite = ppo.make_experience().sequences.ids.eq(tiny.FAVOURITE).float().mean()
+    favourite = tiny.make_experience(ppo).sequences.ids.eq(tiny.FAVOURITE).float().mean()
     assert favourite > 0.4
 
 
 def test_metrics_against_the_experience(tmp_path):
     ppo = tiny.trainer(tmp_path, missing_eos_penalty=0.25, kl_coef=0.3, learning_rate=1e-2)
-    experience = {}
-    make = ppo.make_experience
-    ppo.make_experience = lambda: experience.setdefault(ppo.iteration, make())
+    experience = tiny.recorded_experience(ppo)
     ppo.train()
     line, made = tiny.logged_iterations(ppo)[1], experience[1]
     lengths = made.sequences.completion_lengths.tolist()
@@ -114,16 +112,16 @@ def test_reference_and_reward_model_do_not_change_and_policy_and_value_model_do(
 def test_value_model_starts_as_the_reward_model_with_its_offset(tmp_path):
     """trl #1783: the value model lost what centres the rewards."""
     ppo = tiny.trainer(tmp_path, reward_model=tiny.random_reward_model(offset=2.5))
-    experience = ppo.make_experience()
+    experience = tiny.make_experience(ppo)
     batch = pad(experience.sequences)
     at_last = batch_scores(ppo.model.value_model, batch.input_ids, batch.attention_mask)
     assert torch.allclose(at_last, experience.scores, rtol=0, atol=1e-6)
-    uncentred = tiny.trainer(tmp_path, reward_model=tiny.random_reward_model()).make_experience()
+    uncentred = tiny.make_experience(tiny.trainer(tmp_path, reward_model=tiny.random_reward_model()))
     assert torch.allclose(experience.scores, uncentred.scores - 2.5, atol=1e-5)
 
 
 def test_completions_that_are_cut_off_and_completions_that_end(tmp_path):
-    sequences = tiny.trainer(tmp_path, total_episodes=64, num_mini_batches=8).make_experience().sequences
+    sequences = tiny.make_experience(tiny.trainer(tmp_path, total_episodes=64, num_mini_batches=8)).sequences
     completions = [
         ids[prompt_length:].tolist()
         for ids, prompt_length in zip(
@@ -138,7 +136,7 @@ def test_completions_that_are_cut_off_and_completions_that_end(tmp_path):
 
 
 def test_returns_are_sums_of_raw_rewards_though_advantages_are_whitened(tmp_path):
-    made = tiny.trainer(tmp_path, lam=1.0, total_episodes=64, num_mini_batches=4).make_experience()
+    made = tiny.make_experience(tiny.trainer(tmp_path, lam=1.0, total_episodes=64, num_mini_batches=4))
     lengths = made.sequences.completion_lengths.tolist()
     to_come = [row.flip(0).cumsum(0).flip(0) for row in made.rewards.split(lengths)]
     assert torch.allclose(made.returns, torch.cat(to_come), atol=1e-5)
@@ -185,13 +183,13 @@ def test_resume_points_lie_between_iterations(tmp_path):
 def test_each_sample_is_used_once_an_epoch_in_a_fresh_order(tmp_path):
     ppo = tiny.trainer(tmp_path, num_ppo_epochs=3)
     seen = []
-    step = ppo.training_step
+    step = ppo.step
 
-    def record(model, inputs, *rest):
-        seen.append(inputs["experience"].scores.tolist())
-        return step(model, inputs, *rest)
+    def record(minibatch):
+        seen.append(minibatch.scores.tolist())
+        step(minibatch)
 
-    ppo.training_step = record
+    ppo.step = record
     ppo.train()
     epochs = [seen[i] + seen[i + 1] for i in range(0, len(seen), 2)]
     assert len(epochs) == 6  # 2 iterations of 3 epochs
@@ -200,10 +198,10 @@ def test_each_sample_is_used_once_an_epoch_in_a_fresh_order(tmp_path):
 
 
 def test_prompt_order_shows_each_prompt_once_a_pass_and_is_the_same_for_any_split():
-    whole = prompt_numbers(7, 0, 21, seed=3)
+    whole = row_numbers(7, 0, 21, seed=3)
     assert [sorted(whole[i : i + 7]) for i in (0, 7, 14)] == [list(range(7))] * 3
     assert whole[:7] != whole[7:14]
-    assert prompt_numbers(7, 5, 4, seed=3) + prompt_numbers(7, 9, 12, seed=3) == whole[5:]
+    assert row_numbers(7, 5, 4, seed=3) + row_numbers(7, 9, 12, seed=3) == whole[5:]
 
 
 def test_log_probs_of_another_architecture_with_dropout(tmp_path):
@@ -230,7 +228,7 @@ def test_dropout_is_off_in_training_mode():
 def test_batch_size_follows_from_the_micro_batch_where_it_is_not_given(tmp_path):
     args = tiny.trainer(tmp_path, batch_size=None, per_device_train_batch_size=4, gradient_accumulation_steps=2).args
     assert (args.batch_size, args.rollout_size, args.num_iterations) == (8, 16, 2)
-    assert (args.max_steps, args.gradient_accumulation_steps, args.logging_steps) == (8, 1, 4)
+    assert (args.max_steps, args.gradient_accumulation_steps) == (8, 1)
 
 
 def test_what_could_only_go_wrong_silently_is_refused(tmp_path):

@@ -13,7 +13,7 @@ TEXT = [{"input_ids": [(3 * i + 5 * j) % 12 for j in range(2 + i % 4)]} for i in
 
 def gradient(ppo, experience) -> tuple[torch.Tensor, float]:
     ppo.model.zero_grad()
-    loss = ppo.training_step(ppo.model, {"experience": experience})
+    loss = tiny.backward(ppo, experience)
     return torch.cat([p.grad.flatten() for p in ppo.model.parameters()]), loss.item()
 
 
@@ -29,7 +29,7 @@ def test_gradients_add_up(tmp_path):
     policy = tiny.policy().double()
     mixed = trainer(tmp_path, policy, {"ptx_coef": 27.8, "ptx_batch_size": 7}, ptx_dataset=TEXT)
     plain = trainer(tmp_path, policy, {}, ref_model=mixed.ref_model)
-    experience = mixed.make_experience()
+    experience = tiny.make_experience(mixed)
     with torch.no_grad():  # away from the policy that sampled, so that all terms are at work
         for parameter in policy.parameters():
             parameter += 0.02 * torch.randn_like(parameter)
@@ -56,7 +56,7 @@ def test_gradients_add_up(tmp_path):
     assert of_text.abs().max() > 0.01
     assert torch.allclose(total, of_ppo + 27.8 * of_text, rtol=0, atol=1e-10)
     assert total_loss == pytest.approx(ppo_loss + 27.8 * (nats / tokens).item(), rel=1e-6)
-    assert mixed._update.all_steps["ptx_loss"].item() / tokens == pytest.approx((nats / tokens).item(), rel=1e-10)
+    assert mixed.update.all_steps["ptx_loss"].item() / tokens == pytest.approx((nats / tokens).item(), rel=1e-10)
 
 
 def test_text_is_not_forgotten_where_it_is_mixed_in(tmp_path):

@@ -56,7 +56,7 @@ def texts(experience):
 
 def test_trl_1893_score_lands_on_eos(tmp_path):
     """Without KL the reward is 0 but on the EOS, or the last token before the cut: there it is the score."""
-    experience = tiny.trainer(tmp_path, kl_coef=0.0, missing_eos_penalty=None, batch_size=32).make_experience()
+    experience = tiny.make_experience(tiny.trainer(tmp_path, kl_coef=0.0, missing_eos_penalty=None, batch_size=32))
     rows = experience.rewards.split(experience.sequences.completion_lengths.tolist())
     assert {True, False} == set(experience.sequences.ended.tolist())
     for ids, ended, rewards, score in zip(
@@ -70,7 +70,7 @@ def test_trl_1893_score_lands_on_eos(tmp_path):
 def test_trl_6805_missing_eos_is_looked_for_in_the_answer_and_not_in_the_prompt(tmp_path):
     prompts = [[4, tiny.EOS, 4], [5, 6], [7, tiny.EOS]]
     ppo = tiny.trainer(tmp_path, train_prompts=prompts, response_length=1, kl_coef=0.0, batch_size=60)
-    experience = ppo.make_experience()
+    experience = tiny.make_experience(ppo)
     cut = [ids[-1] != tiny.EOS for ids in texts(experience)]
     assert any(cut)
     assert not all(cut)
@@ -81,7 +81,7 @@ def test_trl_5338_missing_eos_is_judged_by_the_token_that_generation_stops_at(tm
     """The policy's config may name another EOS than the tokenizer; the one that ended the answer counts."""
     model = tiny.policy()
     model.config.eos_token_id = model.generation_config.eos_token_id = 7
-    sequences = tiny.trainer(tmp_path, model=model, batch_size=32).make_experience()
+    sequences = tiny.make_experience(tiny.trainer(tmp_path, model=model, batch_size=32))
     assert any(sequences.sequences.ended)
     for ids, ended in zip(texts(sequences), sequences.sequences.ended, strict=True):
         assert (ids[-1] == tiny.EOS) == ended
@@ -89,16 +89,16 @@ def test_trl_5338_missing_eos_is_judged_by_the_token_that_generation_stops_at(tm
 
 def test_trl_235_1003_generation_settings_of_the_checkpoint_do_not_reach_the_rollout(tmp_path):
     """Top-k, top-p or a minimum length would sample from another policy than is trained, and make KL negative."""
-    expected = texts(tiny.trainer(tmp_path).make_experience())
+    expected = texts(tiny.make_experience(tiny.trainer(tmp_path)))
     model = tiny.policy()
     changed = {"top_k": 1, "top_p": 0.1, "min_length": 9, "temperature": 0.1, "do_sample": False, "max_length": 3}
     model.generation_config.update(**changed)
-    assert texts(tiny.trainer(tmp_path, model=model).make_experience()) == expected
+    assert texts(tiny.make_experience(tiny.trainer(tmp_path, model=model))) == expected
 
 
 def test_deepspeed_chat_rollouts_are_sampled(tmp_path):
     """It never asked for sampling, so that a model without generation settings answered greedily."""
-    experience = tiny.trainer(tmp_path, train_prompts=[[3, 4]], batch_size=16).make_experience()
+    experience = tiny.make_experience(tiny.trainer(tmp_path, train_prompts=[[3, 4]], batch_size=16))
     assert len({tuple(ids) for ids in texts(experience)}) > 16
 
 
@@ -108,10 +108,10 @@ def test_colossalchat_each_rollout_has_random_numbers_of_its_own(tmp_path):
     torch.manual_seed(5)
     expected = torch.rand(3)
     torch.manual_seed(5)
-    first = texts(ppo.make_experience())
+    first = texts(tiny.make_experience(ppo))
     assert torch.rand(3).equal(expected)  # torch's own generator is left alone
     ppo.iteration += 1
-    assert texts(ppo.make_experience()) != first
+    assert texts(tiny.make_experience(ppo)) != first
 
 
 def test_trl_976_pad_may_be_eos(tmp_path):
@@ -123,13 +123,13 @@ def test_trl_976_pad_may_be_eos(tmp_path):
     ppo.train()
     other.train()
     assert weights(ppo).equal(weights(other))
-    batch = pad(other.make_experience().sequences)
+    batch = pad(tiny.make_experience(other).sequences)
     assert (batch.input_ids[batch.rows, batch.columns + 1] == tiny.EOS).any()
 
 
 def test_a_sampled_pad_token_is_a_token_like_any_other(tmp_path):
     """A mask of `!= pad` would drop it: an untrained policy samples it."""
-    experience = tiny.trainer(tmp_path, batch_size=64).make_experience()
+    experience = tiny.make_experience(tiny.trainer(tmp_path, batch_size=64))
     completions = [
         ids[prompt:] for ids, prompt in zip(texts(experience), experience.sequences.prompt_lengths, strict=True)
     ]
@@ -215,7 +215,7 @@ def test_transformers_31267_bf16_ratio_is_1_though_generation_rounds_differently
 
     ppo = tiny.trainer(tmp_path, bf16=True, learning_rate=0.0)
     with replaced(generate, recording):
-        experience = ppo.make_experience()
+        experience = tiny.make_experience(ppo)
         difference = (experience.logprobs - torch.tensor(drawn)).abs().max().item()
     ppo.train()
     for line in tiny.logged_iterations(ppo):
@@ -228,7 +228,7 @@ def test_transformers_31267_bf16_ratio_is_1_though_generation_rounds_differently
 
 def test_openrlhf_entropy_is_that_of_the_tempered_policy(tmp_path):
     ppo = tiny.trainer(tmp_path, temperature=0.5, learning_rate=0.0, total_episodes=16)
-    experience = ppo.make_experience()
+    experience = tiny.make_experience(ppo)
     batch = pad(experience.sequences)
     with torch.no_grad():
         logits = ppo.model.policy(batch.input_ids).logits[batch.rows, batch.columns] / 0.5
@@ -255,7 +255,7 @@ def test_trl_925_kl_of_samples_is_not_negative(tmp_path):
     prompts = [[3, 4, 5]] * 2000
     done = generate(policy, prompts, SamplingParams(max_new_tokens=1), tiny.EOS, seed=0)
     batch = pad(Sequences.of(prompts, [completion.ids for completion in done], [False] * len(done)))
-    log_ratio = completion_logprobs(policy, batch, 1.0)[0] - completion_logprobs(ref_model, batch, 1.0)[0]
+    log_ratio = completion_logprobs(policy, batch, 1.0) - completion_logprobs(ref_model, batch, 1.0)
     new, old = (model(torch.tensor([prompts[0]])).logits[0, -1].log_softmax(-1) for model in (policy, ref_model))
     exact = (new.exp() * (new - old)).sum().item()
     assert exact > 0.1

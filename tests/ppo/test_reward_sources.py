@@ -28,12 +28,12 @@ def test_scores_are_the_weighted_sum_of_all_sources(tmp_path):
     models = [tiny.random_reward_model(seed=seed) for seed in (1, 2)]
     settings = {"reward_weights": [2.0, -1.0, 0.5], "missing_eos_penalty": None, "num_mini_batches": 1}
     ppo = parts.trainer(tmp_path, settings, reward_model=models, reward_funcs=long_ones)
-    made = ppo.make_experience()
+    made = tiny.make_experience(ppo)
     singles = [
         parts.trainer(tmp_path, settings | {"reward_weights": None}, reward_model=tiny.random_reward_model(seed=seed))
         for seed in (1, 2)
     ]
-    of_models = [single.make_experience().scores for single in singles]
+    of_models = [tiny.make_experience(single).scores for single in singles]
     texts = [
         tiny.tokenizer().decode(ids[start:], skip_special_tokens=True)
         for ids, start in zip(
@@ -76,7 +76,7 @@ def test_functions_are_shown_the_prompts_as_they_were_given(tmp_path):
         return [0.0] * len(completions)
 
     rows = [{"prompt": "w3 w4"}, {"input_ids": [5, 6]}, {"input_ids": [7], "prompt": "seven"}]
-    parts.trainer(tmp_path, reward_funcs=spy, train_prompts=None, train_dataset=rows).make_experience()
+    tiny.make_experience(parts.trainer(tmp_path, reward_funcs=spy, train_prompts=None, train_dataset=rows))
     assert set(seen) == {"w3 w4", "w5 w6", "seven"}
 
 
@@ -86,11 +86,11 @@ def test_functions_that_ask_are_told_which_completions_ended(tmp_path):
 
     settings = {"missing_eos_penalty": None, "response_length": 12}
     ppo = parts.trainer(tmp_path, settings, reward_model=None, reward_funcs=finished, oracle_reward=finished)
-    made = ppo.make_experience()
+    made = tiny.make_experience(ppo)
     ended = made.sequences.ended.float()
     assert 0 < ended.mean() < 1
     assert made.scores.equal(ended)
-    assert ppo._metrics["objective/oracle"] == pytest.approx(ended.mean().item())
+    assert ppo.metrics["objective/oracle"] == pytest.approx(ended.mean().item())
 
 
 def test_an_object_that_is_called_is_a_function_too_and_asks_like_one():
@@ -111,12 +111,12 @@ def test_the_held_out_judge_is_logged_and_not_trained_on(tmp_path, kind):
     plain = parts.trainer(tmp_path / "plain")
     plain.train()
     assert not parts.changed(ppo.model, parts.weights(plain.model))
-    made = ppo.make_experience()
-    assert ppo._metrics["objective/oracle"] != pytest.approx(made.scores.mean().item(), abs=1e-3)
+    made = tiny.make_experience(ppo)
+    assert ppo.metrics["objective/oracle"] != pytest.approx(made.scores.mean().item(), abs=1e-3)
     if kind == "function":
         lengths = made.sequences.completion_lengths - made.sequences.ended.long()
         pads = (made.sequences.ids == tiny.PAD).sum().item()  # special, so not part of the text
-        assert ppo._metrics["objective/oracle"] == pytest.approx((lengths.sum().item() - pads) / len(made), abs=1e-5)
+        assert ppo.metrics["objective/oracle"] == pytest.approx((lengths.sum().item() - pads) / len(made), abs=1e-5)
 
 
 @pytest.mark.parametrize(

@@ -12,13 +12,13 @@ FAST = {"learning_rate": 3e-2, "total_episodes": 64}
 def test_the_rest_of_an_update_is_skipped_once_the_policy_has_moved_too_far(tmp_path):
     """The minibatch that shows it changes nothing either; all steps count, so the schedule stays what it was."""
     ppo = parts.trainer(tmp_path, {**FAST, "target_kl": 1e-3, "lr_scheduler_type": "linear"})
-    moved, step = [], ppo.training_step
+    moved, step = [], ppo.step
 
-    def watched(model, inputs, *rest):
-        moved.append((ppo.iteration, inputs["experience"] is None, parts.weights(ppo.model)))
-        return step(model, inputs, *rest)
+    def watched(minibatch):
+        moved.append((ppo.update.ended, parts.weights(ppo.model)))
+        step(minibatch)
 
-    ppo.training_step = watched
+    ppo.step = watched
     ppo.train()
     assert ppo.state.global_step == ppo.args.max_steps == 16
     lines = tiny.logged_iterations(ppo)
@@ -26,10 +26,10 @@ def test_the_rest_of_an_update_is_skipped_once_the_policy_has_moved_too_far(tmp_
     assert [line["val/skipped_steps"] for line in lines] == [3, 3, 3, 3]
     for first in range(0, 16, 4):
         iteration = moved[first : first + 4]
-        assert [is_skipped for _, is_skipped, _ in iteration] == [False, False, True, True]
+        assert [is_skipped for is_skipped, _ in iteration] == [False, False, True, True]
         changes = [
             {name for name in one if not one[name].equal(other[name])}
-            for (_, _, one), (_, _, other) in zip(iteration, iteration[1:], strict=False)
+            for (_, one), (_, other) in zip(iteration, iteration[1:], strict=False)
         ]
         assert [bool(change) for change in changes] == [True, False, False]
     assert all(line["policy/approxkl_avg"] > 1e-3 for line in lines)

@@ -51,7 +51,8 @@ def move(model):
 
 
 def gradient(trainer, model, experience):
-    loss = trainer.training_step(model, {"experience": experience})
+    trainer.model_wrapped = model
+    loss = tiny.backward(trainer, experience)
     return loss, torch.cat([parameter.grad.flatten() for parameter in trainer.model.parameters()])
 
 
@@ -59,7 +60,7 @@ if __name__ == "__main__":
     folder = Path(sys.argv[1])
     trainer = make(folder)
     rank = trainer.args.process_index
-    experience = trainer.make_experience()
+    experience = tiny.make_experience(trainer)
     move(trainer.model)
     loss, gradients = gradient(trainer, trainer.accelerator.prepare(trainer.model), experience)
     sequences = {field.name: getattr(experience.sequences, field.name) for field in fields(experience.sequences)}

@@ -66,7 +66,7 @@ def policy_is_not_reference(
 
 def _logprobs(model: PreTrainedModel, sequences: Sequences, temperature: float) -> Tensor:
     """Log-probs of the completion tokens in nats, [N] on the CPU."""
-    return completion_logprobs(model, pad(sequences).to(model.device), temperature)[0].cpu()
+    return completion_logprobs(model, pad(sequences).to(model.device), temperature).cpu()
 
 
 def _distance(some: Tensor, others: Tensor) -> float:

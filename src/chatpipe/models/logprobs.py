@@ -1,4 +1,4 @@
-"""Log-probs of completions under a causal model, and hidden states at chosen positions."""
+"""Log-probs of completions under a causal model, and its hidden states at the positions that predict them."""
 
 import torch
 from torch import Tensor, nn
@@ -16,46 +16,55 @@ MAX_LOGITS = {"cpu": 2**25, "cuda": 2**28}
 0.5 GB on a CPU, 4 GB on a GPU."""
 
 
-def completion_logprobs(policy: PreTrainedModel, batch: MicroBatch, temperature: float) -> tuple[Tensor, Tensor]:
-    """Log-probs of the completion tokens under softmax(logits / temperature) and its entropy, [N] each, in nats.
+def completion_logprobs(policy: PreTrainedModel, batch: MicroBatch, temperature: float) -> Tensor:
+    """Log-probs of the completion tokens under softmax(logits / temperature), [N], in nats, float32 or wider."""
+    return _read(policy, batch, temperature, with_entropy=False)[0]
 
-    Computed in float32 or wider. The output head sees the N positions that predict a completion token and no other.
+
+def logprobs_and_entropy(policy: PreTrainedModel, batch: MicroBatch, temperature: float) -> tuple[Tensor, Tensor]:
+    """As `completion_logprobs`, and the entropy of each softmax, [N], in nats, without gradient."""
+    return _read(policy, batch, temperature, with_entropy=True)
+
+
+def completion_states(model: PreTrainedModel, batch: MicroBatch) -> Tensor:
+    """The last hidden states of a model's body at the cells that predict the completion tokens, [N, d]."""
+    tokens = Rows(batch.input_ids, batch.attention_mask, batch.position_ids)
+    return hidden_states_at(body_of(model), tokens, batch.rows, batch.columns)
+
+
+def _read(policy: PreTrainedModel, batch: MicroBatch, temperature: float, with_entropy: bool) -> tuple[Tensor, Tensor]:
+    """The output head sees the N positions that predict a completion token and no other.
+
     Where their logits are more than `MAX_LOGITS` numbers, it sees them in parts, and the backward pass computes each
-    part again. The entropy has no gradient.
+    part again.
     """
     hidden = completion_states(policy, batch)
     tokens = batch.input_ids[batch.rows, batch.columns + 1]
     head = policy.get_output_embeddings()
-    largest = MAX_LOGITS.get(hidden.device.type, MAX_LOGITS["cuda"])
-    at_once = max(1, largest // policy.config.get_text_config().vocab_size)
+    most = MAX_LOGITS.get(hidden.device.type, MAX_LOGITS["cuda"])
+    at_once = max(1, most // policy.config.get_text_config().vocab_size)
     if len(tokens) <= at_once:
-        return _token_logprobs(head, hidden, tokens, temperature)
+        return token_logprobs(head, hidden, tokens, temperature, with_entropy)
+    options = {"use_reentrant": False, "preserve_rng_state": False}
     parts = [
-        checkpoint(_token_logprobs, head, *part, temperature, use_reentrant=False, preserve_rng_state=False)
+        checkpoint(token_logprobs, head, *part, temperature, with_entropy, **options)
         for part in zip(hidden.split(at_once), tokens.split(at_once), strict=True)
     ]
     logprobs, entropy = (torch.cat(kind) for kind in zip(*parts, strict=True))
     return logprobs, entropy
 
 
-def completion_states(model: PreTrainedModel, batch: MicroBatch) -> Tensor:
-    """The last hidden states of a model's body at the cells that predict the completion tokens, [N, d]."""
-    return states_at(model, batch, batch.rows, batch.columns)
-
-
-def states_at(model: PreTrainedModel, batch: MicroBatch, rows: Tensor, columns: Tensor) -> Tensor:
-    """The last hidden states of a model's body at the cells [rows, columns] of `batch`, [number of cells, d]."""
-    tokens = Rows(batch.input_ids, batch.attention_mask, batch.position_ids)
-    return hidden_states_at(body_of(model), tokens, rows, columns)
-
-
-def _token_logprobs(head: nn.Module, hidden: Tensor, tokens: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
-    """Log-prob of `tokens` [N] and entropy [N] where the output head sees the states `hidden` [N, d]."""
+def token_logprobs(
+    head: nn.Module, hidden: Tensor, tokens: Tensor, temperature: float, with_entropy: bool
+) -> tuple[Tensor, Tensor]:
+    """Log-probs of `tokens` [N] where the output head sees the states `hidden` [N, d], and entropy [N] (else [0])."""
     # A multiple of rows, for the reason given at MULTIPLE.
     logits = head(pad(hidden, (0, 0, 0, -len(hidden) % MULTIPLE)))[: len(hidden)]
     logprobs = (logits.to(torch.promote_types(logits.dtype, torch.float32)) / temperature).log_softmax(-1)
-    with torch.no_grad():
-        entropy = -(logprobs.exp() * logprobs).sum(-1)
+    entropy = logprobs.new_empty(0)
+    if with_entropy:
+        with torch.no_grad():
+            entropy = -(logprobs.exp() * logprobs).sum(-1)
     return logprobs.gather(-1, tokens[:, None])[:, 0], entropy
 
 

@@ -1,4 +1,4 @@
-"""The settings of PPO, and what Trainer's loop has to be told so that it runs over iterations of experience.
+"""The settings of PPO.
 
 An iteration samples `num_mini_batches * batch_size` completions (a rollout), then goes over them `num_ppo_epochs`
 times, each time in a fresh order and in `num_mini_batches` optimizer steps of `batch_size` completions.
@@ -22,8 +22,8 @@ class PPOConfig(TrainingArguments):
     says, i.e. per_device_train_batch_size * gradient_accumulation_steps * processes); `per_device_train_batch_size` is
     the micro-batch. `total_episodes` counts completions in all; None: num_train_epochs over the prompts.
 
-    Symbols. `kl_coef`, `gamma`, `lam`, `cliprange`, `cliprange_value` and `vf_coef` are those of `chatpipe.ppo.kl`,
-    `.advantages` and `.loss`.
+    Symbols. `kl_coef`, `gamma`, `lam`, `cliprange`, `cliprange_value` and `vf_coef` are those of
+    `chatpipe.ppo.maths`.
 
     KL. The penalty in the reward is k1, which alone has the right optimum (arXiv 2510.01555). `adaptive_kl_target`
     (nats a completion) and `adaptive_kl_horizon` (completions): `kl_coef` is adapted after each iteration so that the
@@ -42,9 +42,9 @@ class PPOConfig(TrainingArguments):
     PTX. `ptx_coef` (gamma in InstructGPT, eq. 2) times the mean loss per token on `ptx_batch_size` rows of text
     (default `batch_size`) is added in every optimizer step.
 
-    Derived: `max_steps` from `total_episodes`; a log line each iteration; `save_steps` rounded up to whole iterations,
-    since a resume point holds no experience; `gradient_accumulation_steps` = 1, since one step of the experience
-    loader is one optimizer step. Raises UsageError where the numbers do not fit each other.
+    Derived: `max_steps` from `total_episodes`; `save_steps` and `eval_steps` rounded up to whole iterations, since a
+    resume point holds no experience. Each iteration is logged, whatever `logging_steps` is; the micro-batches replace
+    `gradient_accumulation_steps`. Raises UsageError where the numbers do not fit each other.
     """
 
     learning_rate: float = 3e-6
@@ -77,6 +77,7 @@ class PPOConfig(TrainingArguments):
     ptx_batch_size: int | None = None
     gradient_accumulation_steps: int = 1
     save_steps: float = 500
+    eval_steps: float | None = None
     include_num_input_tokens_seen: str = "all"
     logging_nan_inf_filter: bool = False
 
@@ -88,9 +89,6 @@ class PPOConfig(TrainingArguments):
             self.ptx_batch_size = self.batch_size
         self._check()
         self.gradient_accumulation_steps = 1
-        self.logging_steps = self.steps_per_iteration
-        self.logging_first_step = False
-        self.ignore_data_skip = True  # the loader starts at its own cursor; there is nothing for Trainer to skip
         if self.total_episodes is not None:
             self.count_steps(self.total_episodes)
 
@@ -98,14 +96,20 @@ class PPOConfig(TrainingArguments):
         """Set what follows from the number of completions in all. Raises UsageError where the policy gets no step."""
         self.total_episodes = total_episodes
         self.max_steps = self.num_iterations * self.steps_per_iteration
-        save_steps = self.save_steps if self.save_steps >= 1 else self.save_steps * self.max_steps
-        self.save_steps = math.ceil(save_steps / self.steps_per_iteration) * self.steps_per_iteration
+        self.save_steps = self._whole_iterations(self.save_steps)
+        if self.eval_steps is not None:
+            self.eval_steps = self._whole_iterations(self.eval_steps)
         if self.value_model_warmup_iterations >= self.num_iterations:
             raise UsageError(
                 f"value_model_warmup_iterations = {self.value_model_warmup_iterations}, but there are only "
                 f"{self.num_iterations} iterations: the policy would never be trained.",
                 "Lower it, or raise total_episodes.",
             )
+
+    def _whole_iterations(self, steps: float) -> int:
+        """`steps` (below 1: a share of all) rounded up to whole iterations."""
+        steps = steps if steps >= 1 else steps * self.max_steps
+        return math.ceil(steps / self.steps_per_iteration) * self.steps_per_iteration
 
     @property
     def rollout_size(self) -> int:

@@ -1,24 +1,42 @@
 """Experience: sequences with what PPO learns from, their log-probs, values, rewards and advantages.
 
 It is ragged like the sequences themselves (`chatpipe.data.sequences`): the numbers that belong to completion tokens lie
-in flat arrays [N], one completion after another.
+in flat arrays [N], one completion after another. n is the number of sequences.
 """
 
-from dataclasses import dataclass, replace
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
 
-from chatpipe.data.sequences import Sequences, flat_index
+from chatpipe.data.sequences import Sequences, flat_index, upload
+
+
+@dataclass(frozen=True)
+class Rollout:
+    """Completions, and what all models and reward functions give them, without gradient, on the CPU.
+
+    scores: [n], the total reward of each completion, before the missing-EOS penalty. by_source: metric names and the
+    scores [n] of single sources. For each completion token, [N]: logprobs and ref_logprobs of the policy and the
+    reference; values, read at the position before the token (they have not seen it). seconds: metric names and times.
+    """
+
+    sequences: Sequences
+    scores: Tensor
+    logprobs: Tensor
+    ref_logprobs: Tensor
+    values: Tensor
+    by_source: Mapping[str, Tensor] = field(default_factory=dict)
+    seconds: Mapping[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
 class Experience:
-    """Sequences with what was measured on them before the update; floats without gradient.
+    """A rollout, or some sequences of it, with rewards and advantages.
 
-    scores: [n], of the reward model, before the missing-EOS penalty. For each completion token, [N]: logprobs and
-    ref_logprobs of the policy and the reference; values, read at the position before the token (they have not seen
-    it); rewards (score and KL penalty); advantages, whitened; returns.
+    For each completion token, [N]: rewards (score and KL penalty); advantages, whitened; returns. The others as in
+    `Rollout`.
     """
 
     sequences: Sequences
@@ -39,9 +57,9 @@ class Experience:
         return len(self.logprobs)
 
     def to(self, device: torch.device) -> "Experience":
-        """The same with its floats on `device`; the sequences stay where they are."""
-        floats = ("scores", "logprobs", "ref_logprobs", "values", "rewards", "advantages", "returns")
-        return replace(self, **{name: getattr(self, name).to(device) for name in floats})
+        """The same with the numbers of its tokens on `device`; sequences and scores stay on the CPU."""
+        moved = upload([getattr(self, name) for name in TOKEN_FIELDS], device)
+        return replace(self, **dict(zip(TOKEN_FIELDS, moved, strict=True)))
 
     def select(self, rows: Tensor) -> "Experience":
         """The experience of the sequences `rows` [m] (int64), in that order."""
@@ -49,10 +67,9 @@ class Experience:
         return Experience(
             sequences=self.sequences.select(rows),
             scores=self.scores[rows],
-            logprobs=self.logprobs[tokens],
-            ref_logprobs=self.ref_logprobs[tokens],
-            values=self.values[tokens],
-            rewards=self.rewards[tokens],
-            advantages=self.advantages[tokens],
-            returns=self.returns[tokens],
+            **{name: getattr(self, name)[tokens] for name in TOKEN_FIELDS},
         )
+
+
+TOKEN_FIELDS = ("logprobs", "ref_logprobs", "values", "rewards", "advantages", "returns")
+"""Fields of `Experience` with a number for each completion token."""

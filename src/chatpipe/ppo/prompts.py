@@ -1,19 +1,25 @@
-"""Prompts to train on: from the rows of a dataset to token ids, and what a reward function is shown of them."""
+"""Prompts: from the rows of a dataset to token ids, and the order in which training takes them."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeGuard
 
+import numpy as np
+import torch
+from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from chatpipe.data.chat_template import Message, encode_prompt
 from chatpipe.errors import UsageError
 from chatpipe.reward.rewards import Content
 
+PROMPTS, GENERATION, MINIBATCHES, PTX, EVALUATION = range(1, 6)
+"""What random numbers are drawn for. Each use has random numbers of its own."""
+
 
 @dataclass(frozen=True)
 class Prompt:
-    """The token ids that the policy goes on from; `content` is None where only these were given."""
+    """The token ids that the policy continues; `content` is None where the dataset holds nothing else."""
 
     ids: Sequence[int]
     content: Content | None = None
@@ -23,12 +29,15 @@ class Prompt:
         return tokenizer.decode(self.ids) if self.content is None else self.content
 
 
+# ---- reading them ----
+
+
 def read_prompts(rows: Iterable[Any], tokenizer: PreTrainedTokenizerBase, name: str = "train_dataset") -> list[Prompt]:
     """The prompts of a dataset: rows with `input_ids`, or with `prompt`, a text or a list of messages.
 
-    Messages, and a text where the tokenizer has a chat template (it is then what the user says), go through chatpipe's
-    template function; without a template a text is tokenised as it stands. `attention_mask` marks padding in
-    `input_ids`. Raises UsageError naming `name` and the row for one that is neither.
+    Messages are rendered by the chat template. A text is the user's message where the tokenizer has a chat template;
+    without one it is tokenised as it is. `attention_mask` marks padding in `input_ids`. Raises UsageError with `name`
+    and the row for another kind of row.
     """
     return [_read(row, tokenizer, f"{name}, row {number}") for number, row in enumerate(rows)]
 
@@ -64,3 +73,27 @@ def _are_messages(value: Any) -> TypeGuard[list[Message]]:
         and len(value) > 0
         and all(isinstance(message, Mapping) and {"role", "content"} <= set(message) for message in value)
     )
+
+
+# ---- their order ----
+
+
+def seed_for(use: int, *numbers: int) -> int:
+    """A 64-bit seed, a pure function of the use and of `numbers`: the run's seed, the iteration, the rank."""
+    return int(np.random.SeedSequence([use, *numbers]).generate_state(1, np.uint64)[0])
+
+
+def permutation(length: int, use: int, *numbers: int) -> Tensor:
+    """A permutation [length], a pure function of the use and of `numbers`."""
+    return torch.from_numpy(np.random.default_rng(seed_for(use, *numbers)).permutation(length))
+
+
+def row_numbers(num_rows: int, start: int, count: int, seed: int, use: int = PROMPTS) -> list[int]:
+    """The rows at the places `start`, ..., `start + count - 1` of an endless order of `num_rows` rows.
+
+    The order is one pass over all rows after another, each shuffled differently. It depends on nothing but `seed`, so
+    a run that is resumed or has another number of ranks takes the same rows.
+    """
+    passes = range(start // num_rows, (start + count - 1) // num_rows + 1)
+    orders = {number: permutation(num_rows, use, seed, number) for number in passes}
+    return [int(orders[place // num_rows][place % num_rows]) for place in range(start, start + count)]

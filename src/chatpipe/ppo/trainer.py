@@ -1,62 +1,54 @@
-"""PPO as a `transformers.Trainer`: its training data is a stream of experience.
+"""PPO as a `transformers.Trainer` with a loop of its own.
 
-    trainer = PPOTrainer(args=PPOConfig(...), processing_class=tokenizer, model=policy, reward_model=reward_model,
-                         train_dataset=[{"prompt": "..."}, ...])
-    trainer.train()
-    trainer.save_model("out")
-
-One iteration: generate completions to the next prompts, score them with policy, reference, value model and rewards,
-compute advantages (`rollout`); then for `num_ppo_epochs` take minibatches, each one an optimizer step (`loader`).
+trainer = PPOTrainer(args=PPOConfig(...), processing_class=tokenizer, model=policy, reward_model=reward_model,
+                     train_dataset=[{"prompt": "..."}, ...])
+trainer.train()
+trainer.save_model("out")
 """
 
-import copy
 import logging
 import time
 from collections.abc import Iterable, Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
 from torch import nn
-from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainerCallback, TrainerControl, TrainerState
+from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainerCallback, TrainerState
+from transformers.trainer_utils import TrainOutput
 
 from chatpipe import console
+from chatpipe.data.chat_template import decode_answer
+from chatpipe.data.sequences import Sequences
 from chatpipe.errors import UsageError
-from chatpipe.models.logprobs import check_output_head
-from chatpipe.models.pretrained import fuse_gelu
 from chatpipe.ppo.alarms import alarms
 from chatpipe.ppo.checks import check_models, check_precision, check_prompts, check_stop_token, check_tokenizers
 from chatpipe.ppo.config import PPOConfig
-from chatpipe.ppo.experience import Experience
-from chatpipe.ppo.kl import adapted_coefficient
-from chatpipe.ppo.loader import ExperienceLoader
-from chatpipe.ppo.making import ExperienceMaker
-from chatpipe.ppo.metrics import Metrics, UpdateStatistics
-from chatpipe.ppo.model import PolicyAndValueModel, disable_dropout
-from chatpipe.ppo.prompts import Prompt, read_prompts
-from chatpipe.ppo.rollout import Stream, prompt_numbers, seed_of
-from chatpipe.ppo.update import PPOUpdate
-from chatpipe.ppo.value_model import new_value_model
-from chatpipe.reward.rewards import RewardFunction, Rewards
-from chatpipe.training.lora import Adapter, check_no_adapter
-from chatpipe.training.nonfinite import SkipNonFinite
-from chatpipe.training.resume import ResumePoints
+from chatpipe.ppo.experience import Experience, Rollout
+from chatpipe.ppo.gradient import PPOGradients
+from chatpipe.ppo.maths import adapted_coefficient
+from chatpipe.ppo.metrics import Metrics, UpdateStatistics, rollout_metrics
+from chatpipe.ppo.model import PolicyAndValueModel, prepare_models
+from chatpipe.ppo.prompts import EVALUATION, GENERATION, Prompt, read_prompts, row_numbers, seed_for
+from chatpipe.ppo.rollout import advantages, complete, minibatches, read_with_all_models
+from chatpipe.reward.rewards import Content, RewardFunction, Rewards
+from chatpipe.training.lora import check_no_adapter
 
 _log = logging.getLogger(__name__)
 
 
-class PPOTrainer(PPOUpdate, ResumePoints, SkipNonFinite):
-    """Trains `model` (the policy) to please its rewards while it stays close to `ref_model`.
+class PPOTrainer(PPOGradients):
+    """Trains `model` (the policy) to collect rewards while it stays close to `ref_model`.
 
     model: a causal language model. ref_model: default a frozen copy of it; with `peft_config` the model without its
     adapter. reward_model: a sequence classification model with one label, or several; reward_funcs: functions as in
-    `chatpipe.reward.rewards`. oracle_reward: a reward model or function that judges too, and is never trained on.
-    value_model: default as `args.value_model` says. train_dataset: rows as in `chatpipe.ppo.prompts`;
-    train_prompts: token ids of prompts. eval_dataset: prompts that `evaluate` completes. ptx_dataset: rows with
-    `input_ids` for `args.ptx_coef`. processing_class: the tokenizer.
+    `chatpipe.reward.rewards`. oracle_reward: a reward model or function that is logged and never trained on.
+    value_model: default as `args.value_model` says. train_dataset: rows as in `chatpipe.ppo.prompts`; train_prompts:
+    token ids of prompts. eval_dataset: prompts that `evaluate` completes. ptx_dataset: rows with `input_ids` for
+    `args.ptx_coef`. processing_class: the tokenizer.
 
-    In all models, in place, dropout is set to 0 and GPT-2's GELU is replaced by torch's kernel; reference and reward
-    models are frozen. `trainer.model` holds `.policy` and `.value_model`. `trainer.alarms` says what went
-    wrong, by name. Raises UsageError where the parts do not fit each other.
+    The models are changed in place: see `prepare_models`. `trainer.model` holds `.policy` and `.value_model`;
+    `trainer.alarms` holds the alarms raised so far, by name. Raises UsageError where the parts do not fit each other.
     """
 
     def __init__(
@@ -77,14 +69,14 @@ class PPOTrainer(PPOUpdate, ResumePoints, SkipNonFinite):
         peft_config: Any = None,
         callbacks: list[TrainerCallback] | None = None,
     ) -> None:
-        rewards = Rewards.of(reward_model, reward_funcs, args.reward_weights, oracle_reward)
-        judges = {f"reward_model{i or ''}": each for i, each in enumerate(rewards.all_models)}
-        given = {"model": model, "ref_model": ref_model, **judges, "value_model": value_model}
+        self.rewards = Rewards.of(reward_model, reward_funcs, args.reward_weights, oracle_reward)
+        scorers = {f"reward_model{i or ''}": each for i, each in enumerate(self.rewards.all_models)}
+        given = {"model": model, "ref_model": ref_model, **scorers, "value_model": value_model}
         models = {name: each for name, each in given.items() if each is not None}
         check_no_adapter(model)
         check_models(models)
         check_tokenizers(models, processing_class)
-        stop_token_id = check_stop_token(processing_class, model, args.stop_token_id)
+        self.stop_token_id = check_stop_token(processing_class, model, args.stop_token_id)
         self.prompts = [Prompt(ids) for ids in train_prompts or []]
         self.prompts += read_prompts(train_dataset if train_dataset is not None else [], processing_class)
         check_prompts(self.prompts, args.response_length, models, processing_class, "train_dataset")
@@ -97,25 +89,11 @@ class PPOTrainer(PPOUpdate, ResumePoints, SkipNonFinite):
             )
         if args.total_episodes is None:
             args.count_steps(int(args.num_train_epochs * len(self.prompts)))
-        for each in models.values():
-            disable_dropout(each)
-            fuse_gelu(each)
-        check_output_head(model)
-        value_model = new_value_model(model, rewards.models, args.value_model) if value_model is None else value_model
-        if ref_model is None and peft_config is None:
-            ref_model = copy.deepcopy(model)
-        self.adapter = None if peft_config is None else Adapter(model, peft_config)
-        disable_dropout(model)  # that of the adapter
-        for each in rewards.all_models if ref_model is None else [ref_model, *rewards.all_models]:
-            each.eval().requires_grad_(False).to(args.device)
-        value_model.requires_grad_(True)
+        value_model, self.ref_model, self.adapter = prepare_models(
+            model, ref_model, value_model, self.rewards, args, peft_config
+        )
         check_precision({"model": model, "value_model": value_model})
-        self.ref_model, self.reward_model, self.ptx_dataset = ref_model, reward_model, ptx_dataset
-        self.kl_coef = args.kl_coef
-        self.alarms: dict[str, str] = {}
-        self.budget_note: str | None = None
-        self._metrics: Metrics = {}
-        self._update = UpdateStatistics()
+        self.reward_model, self.ptx_dataset = reward_model, ptx_dataset
         super().__init__(
             model=PolicyAndValueModel(model, value_model, args.temperature),
             args=args,
@@ -128,41 +106,93 @@ class PPOTrainer(PPOUpdate, ResumePoints, SkipNonFinite):
                 "PPO does not run under FSDP: it samples from whole models on every process.",
                 "Launch it without FSDP flags (DDP); LoRA (peft_config, ppo.lora) saves memory.",
             )
-        self._maker = ExperienceMaker(
-            args,
-            processing_class,
-            stop_token_id,
-            self.model,
-            ref_model,
-            self.adapter,
-            rewards,
-            self.accelerator,
-            self._sum_over_ranks,
-        )
+        self.kl_coef = args.kl_coef
+        self.alarms: dict[str, str] = {}
+        self.budget_note: str | None = None
+        self.metrics: Metrics = {}  # of the newest rollout
+        self.update = UpdateStatistics()
 
-    def get_train_dataloader(self) -> ExperienceLoader:
-        """The stream of experience."""
-        return ExperienceLoader(self)
+    # ---- the loop ----
+
+    def train(self, resume_from_checkpoint: str | None = None, **_: Any) -> TrainOutput:
+        """Trains until all iterations are done, the KL budget is spent, or a callback stops it."""
+        args = self.args
+        self.begin_training(resume_from_checkpoint)
+        while self.iteration < args.num_iterations and not self.control.should_training_stop:
+            rollout = self.rollout(self.next_prompts(), seed_for(GENERATION, args.seed, self.iteration, self.rank))
+            experience = advantages(rollout, self.kl_coef, args, self.sum_over_ranks)
+            self.metrics = self.rollout_metrics(rollout, experience)
+            if self.is_over_budget():
+                break
+            self.update = UpdateStatistics()
+            for minibatch in minibatches(experience, args, self.iteration):
+                self.step(minibatch)
+                if self.control.should_training_stop:
+                    break
+            self.end_iteration()
+        return self.end_training(num_samples=args.rollout_size * args.num_iterations)
+
+    @property
+    def rank(self) -> int:
+        """The number of this process."""
+        return self.args.process_index
+
+    def next_prompts(self) -> list[Prompt]:
+        """This rank's share of the iteration's prompts: rollout_size / ranks."""
+        args, share = self.args, self.args.rollout_size // self.args.world_size
+        place = self.iteration * args.rollout_size + self.rank * share
+        return [self.prompts[number] for number in row_numbers(len(self.prompts), place, share, args.seed)]
 
     # ---- the rollout ----
 
-    def make_experience(self) -> Experience:
-        """This rank's share of one iteration's experience: n = rollout_size / ranks completions, on the CPU."""
-        args, rank = self.args, self.args.process_index
-        share = args.rollout_size // args.world_size
-        place = self.iteration * args.rollout_size + rank * share
-        prompts = [self.prompts[number] for number in prompt_numbers(len(self.prompts), place, share, args.seed)]
-        seed = seed_of(Stream.GENERATION, args.seed, self.iteration, rank)
-        experience, self._metrics = self._maker.make(prompts, seed, self.kl_coef)
-        self._update, self._update_started = UpdateStatistics(), time.perf_counter()
-        return experience
+    def rollout(self, prompts: Sequence[Prompt], seed: int) -> Rollout:
+        """One completion to each prompt, read by all models and reward functions."""
+        args, started = self.args, time.perf_counter()
+        # On a CPU a decode step is slower in bfloat16, and each of its shapes costs memory (docs/log.md).
+        with nullcontext() if args.device.type == "cpu" else self.accelerator.autocast():
+            ids = [prompt.ids for prompt in prompts]
+            sequences = complete(self.model.policy, ids, args, self.stop_token_id, seed)
+        completed = time.perf_counter()
+        as_reference = nullcontext if self.adapter is None or self.ref_model is not None else self.adapter.off
+        with self.accelerator.autocast():
+            readings = read_with_all_models(
+                sequences,
+                self.model,
+                self.model.policy if self.ref_model is None else self.ref_model,
+                self.rewards.all_models,
+                args.per_device_train_batch_size,
+                args.device,
+                as_reference,
+            )
+        texts = self._texts(prompts, sequences) if self.rewards.read_text else ([], [])
+        scores, by_source = self.rewards.score(readings.scores, *texts, sequences.ended.tolist())
+        return Rollout(
+            sequences,
+            scores,
+            readings.logprobs,
+            readings.ref_logprobs,
+            readings.values,
+            by_source,
+            {"time/rollout": completed - started, "time/score": time.perf_counter() - completed},
+        )
+
+    def _texts(self, prompts: Sequence[Prompt], sequences: Sequences) -> tuple[list[Content], list[str]]:
+        """What reward functions read: prompts as they were given, and completions."""
+        tokenizer = self.processing_class
+        completions = [decode_answer(tokenizer, ids) for ids in sequences.completions()]
+        return [prompt.shown(tokenizer) for prompt in prompts], completions
+
+    def rollout_metrics(self, rollout: Rollout, experience: Experience) -> Metrics:
+        """The metrics of a rollout over all ranks; the times are this rank's."""
+        metrics = rollout_metrics(experience, rollout.by_source, self.kl_coef, self.args, self.sum_over_ranks)
+        return {**metrics, **rollout.seconds}
 
     def is_over_budget(self) -> bool:
-        """Whether the KL of the experience just made is above `kl_budget`: then training ends, unused.
+        """Whether the KL of the newest rollout is above `kl_budget`: then training ends, and the rollout is logged.
 
-        All ranks find the same. What the rollout showed is logged.
+        All ranks find the same.
         """
-        kl, budget = self._metrics["objective/kl"], self.args.kl_budget
+        kl, budget = self.metrics["objective/kl"], self.args.kl_budget
         if budget is None or not kl > budget:
             return False
         self.budget_note = (
@@ -170,18 +200,73 @@ class PPOTrainer(PPOUpdate, ResumePoints, SkipNonFinite):
             f"above the budget of {budget:g}"
         )
         self.control.should_training_stop = True
-        self.log({**self._metrics, "episode": self.iteration * self.args.rollout_size})
+        self.log({**self.metrics, "episode": self.iteration * self.args.rollout_size})
         return True
 
-    def begin_update(self) -> None:
-        """Move the cursor behind the iteration whose experience was made; adapt the KL coefficient for the next one."""
-        super().begin_update()
+    # ---- the update ----
+
+    def step(self, minibatch: Experience) -> None:
+        """One optimizer step.
+
+        A minibatch whose policy has moved further than `target_kl` is not stepped on, and ends the update: the
+        iteration's other steps only count. A weight that must not change has no gradient (None) when the optimizer
+        steps: then neither its decay nor its moments change.
+        """
+        self.begin_step()
+        if not self.update.ended:
+            loss, statistics = self.backward(minibatch)
+            self.update.add(statistics)
+            self.update.ended = self.moved_too_far(statistics)
+            if self.update.ended:
+                self.model.zero_grad(set_to_none=True)
+            elif self.trains_value_model_alone:
+                self.model.policy.zero_grad(set_to_none=True)
+            self.take_step(loss)
+        self.update.skipped_steps += self.update.ended
+        self.end_step()
+
+    # ---- the end of an iteration ----
+
+    def end_iteration(self) -> None:
+        """Adapts the KL coefficient, logs, raises alarms, and evaluates and saves where that is due."""
         args = self.args
         if args.adaptive_kl_target is not None and not self.trains_value_model_alone:
-            kl, episodes = self._metrics["objective/kl"], args.rollout_size
-            self.kl_coef = adapted_coefficient(
-                self.kl_coef, kl, args.adaptive_kl_target, episodes, args.adaptive_kl_horizon
-            )
+            kl, target, horizon = self.metrics["objective/kl"], args.adaptive_kl_target, args.adaptive_kl_horizon
+            self.kl_coef = adapted_coefficient(self.kl_coef, kl, target, args.rollout_size, horizon)
+        self.iteration += 1
+        metrics = self._iteration_metrics()
+        self.log({**metrics, **self._raise_alarms(metrics)}, self._started)
+        self.evaluate_and_save()
+
+    def _iteration_metrics(self) -> Metrics:
+        args, losses = self.args, self.log_losses()
+        update_seconds = time.perf_counter() - self.update.started
+        seconds = self.metrics["time/rollout"] + self.metrics["time/score"] + update_seconds
+        tokens_read, padding = self.update.reading(self.sum_over_ranks)
+        self.state.num_input_tokens_seen += tokens_read
+        return {
+            **losses,
+            **self.metrics,
+            **({} if args.target_kl is None else {"val/skipped_steps": self.update.skipped_steps}),
+            **self.update.metrics(self.sum_over_ranks, self.max_over_ranks),
+            "lr": losses["learning_rate"],
+            "episode": self.iteration * args.rollout_size,
+            "eps": args.rollout_size / seconds,
+            "optimizer_steps": self.state.global_step,
+            "time/update": update_seconds,
+            "perf/padding": padding,
+        }
+
+    def _raise_alarms(self, now: Metrics) -> Metrics:
+        """A metric for each alarm that holds; an alarm that was never raised before is printed."""
+        history = [line for line in self.state.log_history if "val/ratio_first" in line] + [now]
+        found = alarms(history, self.args.value_model_warmup_iterations, self.args.bf16 or self.args.fp16)
+        for name, sentence in found.items():
+            if name not in self.alarms:
+                self.alarms[name] = f"Iteration {self.iteration}: {sentence}"
+                if self.is_world_process_zero():
+                    console.warn(self.alarms[name])
+        return {f"alarm/{name}": 1.0 for name in found}
 
     def evaluate(
         self,
@@ -191,64 +276,23 @@ class PPOTrainer(PPOUpdate, ResumePoints, SkipNonFinite):
     ) -> dict[str, float]:
         """Completes the prompts of `eval_dataset`, and logs what PPO's objective is made of under `eval_...`.
 
-        Sampled as in training, with random numbers of its own: always the same ones for the same weights.
+        It samples as in training, with random numbers of its own: always the same ones for the same weights.
         """
         prompts: Any = self.eval_dataset
         if prompts is None and eval_dataset is None:
             raise UsageError("There are no prompts to evaluate on.", "Give eval_dataset.")
         if eval_dataset is not None:
             prompts = read_prompts(eval_dataset, self.processing_class, "eval_dataset")
-        args, rank = self.args, self.args.process_index
+        args = self.args
         if len(prompts) < args.world_size:
             raise UsageError(f"eval_dataset has {len(prompts)} prompts for {args.world_size} processes.", "Give more.")
-        seed = seed_of(Stream.EVALUATION, args.seed, rank)
-        _, metrics = self._maker.make(prompts[rank :: args.world_size], seed, self.kl_coef)
+        rollout = self.rollout(prompts[self.rank :: args.world_size], seed_for(EVALUATION, args.seed, self.rank))
+        metrics = self.rollout_metrics(rollout, advantages(rollout, self.kl_coef, args, self.sum_over_ranks))
         shown = ("objective/", "rewards/", "response/")
         named = {f"{metric_key_prefix}_{name}": value for name, value in metrics.items() if name.startswith(shown)}
         self.log(named)
-        self.control: TrainerControl = self.callback_handler.on_evaluate(args, self.state, self.control, named)
+        self.control = self.callback_handler.on_evaluate(args, self.state, self.control, named)
         return named
-
-    # ---- logging ----
-
-    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        """What Trainer logs, at the end of an iteration together with the iteration's metrics and its alarms.
-
-        Where the last step of an iteration was not finite, `SkipNonFinite` logs in Trainer's place.
-        """
-        ends_with_nonfinite = "nonfinite_in_a_row" in logs and self.is_between_iterations(self.state)
-        if "loss" in logs or ends_with_nonfinite:
-            logs = {**logs, **self._iteration_metrics(logs)}
-            logs |= self._raise_alarms(logs)
-        self.state.epoch = self.state.global_step / self.args.max_steps  # Trainer counts anew after a resume
-        super().log(logs, start_time)
-
-    def _iteration_metrics(self, logs: dict[str, float]) -> Metrics:
-        update_seconds = time.perf_counter() - self._update_started
-        seconds = self._metrics["time/rollout"] + self._metrics["time/score"] + update_seconds
-        skipped = {} if self.args.target_kl is None else {"val/skipped_steps": self.skipped_steps}
-        return {
-            **self._metrics,
-            **skipped,
-            **self._update.metrics(self._sum_over_ranks, self._max_over_ranks),
-            "lr": logs.get("learning_rate", self._get_learning_rate()),
-            "episode": self.iteration * self.args.rollout_size,
-            "eps": self.args.rollout_size / seconds,
-            "optimizer_steps": self.state.global_step,
-            "time/update": update_seconds,
-            "perf/padding": self._update.padding(self._sum_over_ranks),
-        }
-
-    def _raise_alarms(self, now: Metrics) -> Metrics:
-        """A flag for each alarm that holds; one that was never raised before is said aloud."""
-        history = [line for line in self.state.log_history if "val/ratio_first" in line] + [now]
-        found = alarms(history, self.args.value_model_warmup_iterations, self.args.bf16 or self.args.fp16)
-        for name, sentence in found.items():
-            if name not in self.alarms:
-                self.alarms[name] = f"Iteration {self.iteration}: {sentence}"
-                if self.is_world_process_zero():
-                    console.warn(self.alarms[name])
-        return {f"alarm/{name}": 1.0 for name in found}
 
     # ---- saving and resume points ----
 
@@ -264,7 +308,7 @@ class PPOTrainer(PPOUpdate, ResumePoints, SkipNonFinite):
             self.processing_class.save_pretrained(folder)
 
     def is_between_iterations(self, state: TrainerState) -> bool:
-        """Whether a resume point may lie here: inside an iteration it would lack the experience."""
+        """Whether a resume point is possible here: within an iteration it would lack the experience."""
         return state.global_step % self.args.steps_per_iteration == 0
 
     def _save_checkpoint(self, model: nn.Module, trial: Any = None) -> None:
@@ -282,7 +326,7 @@ class PPOTrainer(PPOUpdate, ResumePoints, SkipNonFinite):
         }
 
     def extra_state(self) -> dict[str, Any]:
-        """The iteration to go on with (prompts, sampling and minibatches follow from it), the coefficient, alarms."""
+        """Finished iterations (prompts, sampling and minibatches follow from them), the coefficient, the alarms."""
         return {"iteration": self.iteration, "kl_coef": self.kl_coef, "alarms": self.alarms}
 
     def load_extra_state(self, extra: dict[str, Any]) -> None:

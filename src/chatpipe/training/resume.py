@@ -86,12 +86,16 @@ class ResumePoints(Trainer):
         Each process gets its own, one more than there were gets that of process 0.
         """
 
-    def train(self, *args: Any, **kwargs: Any) -> Any:
-        """`Trainer.train`. Raises `UsageError` for what resume points cannot hold."""
+    def check_resumable(self) -> None:
+        """Raises `UsageError` for a training that resume points cannot hold."""
         if self.is_deepspeed_enabled:
             raise UsageError("DeepSpeed is not supported: its optimizer cannot be resumed.", "Use FSDP2 instead.")
         if self.args.load_best_model_at_end:
             raise UsageError("load_best_model_at_end is not supported: only the newest resume points are kept.")
+
+    def train(self, *args: Any, **kwargs: Any) -> Any:
+        """`Trainer.train`, after `check_resumable`."""
+        self.check_resumable()
         return super().train(*args, **kwargs)
 
     def _run_epoch(self, *args: Any, **kwargs: Any) -> None:
