@@ -91,7 +91,7 @@ def test_ppo_trains_on_no_prompt_that_it_is_judged_by(real_run):
 def test_ppo_s_verdict_says_that_only_the_reward_model_judged(real_run):
     _, stages, _ = real_run
     reasons = stages["ppo"]["verdict"]["reasons"]
-    assert any(reason.startswith("Only the reward model judged this: its score on held-out") for reason in reasons)
+    assert any(reason.startswith("Only the reward model scored this: its score on validation") for reason in reasons)
     assert "win_rate" not in stages["ppo"]["metrics"]
 
 

@@ -68,7 +68,7 @@ def test_rm_scores_the_chosen_answers_higher(own):
 
 def test_ppo_without_a_gold_rater_says_who_judged(own):
     reasons = own.results["ppo"]["verdict"]["reasons"]
-    assert any(reason.startswith("Only the reward model judged this:") for reason in reasons)
+    assert any(reason.startswith("Only the reward model scored this:") for reason in reasons)
     assert "oracle_score" not in own.results["ppo"]["metrics"]
 
 

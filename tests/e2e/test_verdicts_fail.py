@@ -71,7 +71,7 @@ def test_rm_on_random_ranks_fails(ranked):
     assert metrics["accuracy_low"] <= 0.5
     held_out = sum(split_of(prompt_key([{"role": "user", "content": one.question}])) == "validation" for one in asked())
     assert metrics["eval_pairs"] == 4 * held_out
-    told = reason(random_ones, f"{metrics['eval_accuracy']:.1%} of held-out pairs ordered rightly")
+    told = reason(random_ones, f"{metrics['eval_accuracy']:.1%} of validation pairs ordered correctly")
     assert "the interval must lie above chance, 50 %. Try: " in told
 
 

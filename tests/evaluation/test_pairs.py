@@ -82,7 +82,7 @@ def test_scores_far_apart_do_not_overflow():
 
 
 def test_rankings_that_are_all_ties_are_refused():
-    with pytest.raises(UsageError, match="None of the 1 held-out rankings"):
+    with pytest.raises(UsageError, match="None of the 1 validation rankings"):
         pair_metrics([_ranking(["a", "b"], [1, 1])], [[1.0, 0.0]])
 
 

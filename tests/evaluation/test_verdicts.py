@@ -5,7 +5,9 @@ import re
 import pytest
 from pydantic import BaseModel
 
-from chatpipe.evaluation.verdicts import Verdict, masked_verdict, ppo_verdict, pretrain_verdict, rm_verdict, sft_verdict
+from chatpipe.evaluation.language_verdicts import masked_verdict, pretrain_verdict, sft_verdict
+from chatpipe.evaluation.preference_verdicts import ppo_verdict, rm_verdict
+from chatpipe.evaluation.verdict import Verdict
 from chatpipe.recipe.schema import Recipe
 
 PRETRAIN = {"eval_loss": 2.0, "bits_per_byte": 1.0, "trigram_bits_per_byte": 2.0, "untrained_bits_per_byte": 4.0}
@@ -210,7 +212,7 @@ def test_a_model_that_lost_what_it_began_with_is_not_told_to_take_larger_steps(j
 def test_held_out_text_of_which_nothing_was_hidden_is_told():
     verdict = masked_verdict({**MASKED, "eval_loss": math.nan, "untrained_eval_loss": math.nan})
     assert verdict.status == "fail"
-    assert "none of the held-out tokens was hidden. Try: raise pretrain.mlm_probability" in verdict.reasons[0]
+    assert "none of the validation tokens was hidden. Try: raise pretrain.mlm_probability" in verdict.reasons[0]
 
 
 def test_how_far_above_the_untrained_model_is_told():
@@ -222,7 +224,7 @@ def test_the_gravest_finding_decides():
     both = {**PPO_GOLD, "objective/kl": 20.0, "right_change_high": -0.1}
     verdict = ppo_verdict(both)
     assert verdict.status == "fail"
-    assert "rightly" in verdict.reasons[0]
+    assert "correctly" in verdict.reasons[0]
     assert "KL" in verdict.reasons[1]
 
 
@@ -259,11 +261,11 @@ def test_random_rankings_fail_even_where_the_reward_model_is_right_by_accident()
 @pytest.mark.parametrize(
     "sources, who",
     [
-        (["model"], "Only the reward model judged this: its score on held-out prompts"),
-        (["function"], "Only the reward function judged this: its score on held-out prompts"),
+        (["model"], "Only the reward model scored this: its score on validation prompts"),
+        (["function"], "Only the reward function scored this: its score on validation prompts"),
         (
             ["model", "model", "function"],
-            "Only the 3 rewards that it was trained on judged this: their weighted sum on held-out prompts",
+            "Only the 3 rewards that it was trained on scored this: their weighted sum on validation prompts",
         ),
     ],
 )
@@ -277,7 +279,7 @@ def test_where_somebody_else_judged_the_verdict_says_so(judged):
     reasons = ppo_verdict(judged).reasons
     assert not any(reason.startswith("Only") for reason in reasons)
     assert any("The oracle prefers" in reason for reason in reasons) is ("oracle_score" in judged)
-    held_out = "The score of ppo.oracle_reward_model on held-out prompts is 1.50, "
+    held_out = "The score of ppo.oracle_reward_model on validation prompts is 1.50, "
     assert any(reason.startswith(held_out) for reason in reasons) is ("oracle_reward_score" in judged)
 
 

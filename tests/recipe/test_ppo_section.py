@@ -6,7 +6,7 @@ import sys
 import pytest
 
 from chatpipe.errors import UsageError
-from chatpipe.evaluation.verdicts import ppo_verdict
+from chatpipe.evaluation.preference_verdicts import ppo_verdict
 from chatpipe.recipe.loading import load_recipe
 from chatpipe.reward.functions import source_fingerprint
 from chatpipe.stages.step import Step

@@ -100,7 +100,7 @@ def test_a_held_out_reward_model_decides_the_verdict(judged):
         metrics["oracle_reward_score"] - metrics["oracle_reward_score_before"] <= metrics["oracle_reward_change_high"]
     )
     assert metrics["reward_score"] == pytest.approx(metrics["eos_share"] - (1 - metrics["eos_share"]), abs=1e-6)
-    told = f"ppo.oracle_reward_model on held-out prompts is {metrics['oracle_reward_score']:.2f}, "
+    told = f"ppo.oracle_reward_model on validation prompts is {metrics['oracle_reward_score']:.2f}, "
     assert any(told in reason for reason in reasons)
     assert not any(reason.startswith("Only") for reason in reasons)
     first = json.loads((folder / "run" / "ppo" / "metrics.jsonl").read_text().splitlines()[0])

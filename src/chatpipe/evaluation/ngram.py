@@ -16,17 +16,17 @@ COUNTED_AT_ONCE = 2**22
 """Tokens, which bounds the memory that a large store takes."""
 
 
-def trigram_bits_per_byte(train: Iterable[bytes] | Iterable[str], held_out: Sequence[bytes] | Sequence[str]) -> float:
-    """The bits that a 3-gram model of `train` needs for a byte of `held_out`, both documents; text is taken as UTF-8.
+def trigram_bits_per_byte(train: Iterable[bytes] | Iterable[str], validation: Sequence[bytes] | Sequence[str]) -> float:
+    """The bits that a 3-gram model of `train` needs for a byte of `validation`, both documents; text is taken as UTF-8.
 
     `train` is read once, and what is kept of it are the counts.
     The ends of documents are left out on both sides, as a language model's end-of-text tokens are.
-    Raises ValueError when `held_out` has no bytes.
+    Raises ValueError when `validation` has no bytes.
     """
-    documents = list(_as_bytes(held_out))
+    documents = list(_as_bytes(validation))
     num_bytes = sum(map(len, documents))
     if num_bytes == 0:
-        raise ValueError("there is no held-out text")
+        raise ValueError("there is no validation text")
     model = TrigramModel(_as_bytes(train))
     bits = 0.0
     for first, second, symbol in _trigrams(documents):
@@ -36,7 +36,7 @@ def trigram_bits_per_byte(train: Iterable[bytes] | Iterable[str], held_out: Sequ
 
 
 def unigram_nats(
-    train: Sequence[TokenStore], held_out: ValidationText, special_ids: tuple[int, ...], tokens: int
+    train: Sequence[TokenStore], validation: ValidationText, special_ids: tuple[int, ...], tokens: int
 ) -> float:
     """Nats per token of guessing by frequencies in `train` (plus one, for `tokens` tokens), without special ones."""
     counts = np.ones(tokens)
@@ -44,7 +44,7 @@ def unigram_nats(
         for start in range(0, len(store), COUNTED_AT_ONCE):
             counts += np.bincount(store.read(start, min(COUNTED_AT_ONCE, len(store) - start)), minlength=tokens)
     counts[list(special_ids)] = 0
-    asked = held_out.tokens
+    asked = validation.tokens
     asked = asked[~np.isin(asked, special_ids)]
     return float(-np.log(counts[asked] / counts.sum()).mean())
 

@@ -47,7 +47,7 @@ def pair_metrics(
     pairs = ordered_pairs(truth, _prompt_numbers(rankings))
     if len(pairs.prompt) == 0:
         raise UsageError(
-            f"None of the {len(rankings)} held-out rankings prefers one answer to another.",
+            f"None of the {len(rankings)} validation rankings prefers one answer to another.",
             "Give rankings that are not all ties in rm.data, or raise sample.prompts.",
         )
     flat_scores = flat(scores)

@@ -1,6 +1,6 @@
 """From rankings to batches: K answers to a prompt are one element, K rows, padded on the right.
 
-What several annotators said of the same answers is one element too: each answer is read once.
+The rankings of the same answers by several annotators are one element too: each answer is read once.
 """
 
 from collections import Counter
@@ -22,7 +22,7 @@ ALL_TIED = "all responses are tied"
 
 @dataclass(frozen=True)
 class Judgement:
-    """What one annotator said of K answers: their ranks (1 is best), what it counts, and a pair's margin."""
+    """One annotator's ranking of K answers: their ranks (1 is best), its weight, and the margin of its pairs."""
 
     ranks: list[int]
     weight: float = 1.0
@@ -31,7 +31,7 @@ class Judgement:
 
 @dataclass(frozen=True)
 class EncodedRanking:
-    """The token ids of K answered prompts, each with its end-of-turn token, and what annotators said of them."""
+    """The token ids of K answered prompts, each with its end-of-turn token, and the annotators' judgements."""
 
     sequences: list[list[int]]
     judgements: list[Judgement]
@@ -39,9 +39,9 @@ class EncodedRanking:
 
 @dataclass
 class EncodedRankings:
-    """What a model can learn from, and how many rankings were left out for which reason.
+    """The rankings that a model can learn from, and the number of rankings left out by reason.
 
-    `rankings` has one element for the same answers to a prompt, whoever ranked them.
+    `rankings` has one element for the same answers to a prompt, however many annotators ranked them.
     """
 
     rankings: list[EncodedRanking] = field(default_factory=list)
@@ -55,10 +55,10 @@ class EncodedRankings:
 def encode_rankings(
     tokenizer: PreTrainedTokenizerBase, rankings: Sequence[Ranking], max_length: int
 ) -> EncodedRankings:
-    """All `rankings` as token ids, without those that teach nothing or do not fit; these are counted by reason.
+    """All `rankings` as token ids, without those that are all ties or do not fit; these are counted by reason.
 
-    Rankings of the same answers by several annotators become one element that weighs as much as any other: each of n
-    that prefer something counts 1/n. One that has a weight of its own counts that instead.
+    Rankings of the same answers by several annotators become one element of the usual weight: each of n that prefer
+    something has the weight 1/n. A ranking with a weight of its own keeps it.
     """
     encoded = EncodedRankings()
     for group in judged_alike(rankings):
@@ -86,8 +86,8 @@ def encode_answers(
 ) -> list[list[int]]:
     """Token ids of `prompt` with each of `answers` and its end-of-turn token, at most `max_length` each.
 
-    What is too long loses the beginning of its prompt, and all answers the same part of it, so that they answer the
-    same prompt. Raises `BadRow` if an answer alone is longer than `max_length`.
+    A sequence that is too long loses the beginning of its prompt, and the other answers lose the same part, so that all
+    answer the same prompt. Raises `BadRow` if an answer alone is longer than `max_length`.
     """
     encoded = [encode_completion(tokenizer, prompt, answer) for answer in answers]
     cut = max(0, max(len(ids) for ids, _ in encoded) - max_length)
@@ -100,8 +100,8 @@ def encode_answers(
 class RankingCollator:
     """Makes a batch of `EncodedRanking`s for `RewardTrainer`, each of whose answers is a row once.
 
-    `input_ids`, `attention_mask`: (sum K, longest). For what annotators said, judgement by judgement: `rows`, where
-    each answer stands, and its `ranks`: (sum K over judgements,); `sizes` (K), `weights`, `margins`: (judgements,).
+    `input_ids`, `attention_mask`: (sum K, longest). Judgement by judgement: the row number of each answer, `rows`, and
+    its `ranks`: (sum K over judgements,); `sizes` (K), `weights`, `margins`: (judgements,).
     """
 
     pad_token_id: int
@@ -131,9 +131,9 @@ class RankingCollator:
 
 
 def tie_equal(sequences: Sequence[Sequence[int]], ranks: Sequence[int]) -> list[int]:
-    """Ranks 1, 2, ... in the order of `ranks`, tied for sequences that are the same to the model (OpenRLHF #1311).
+    """Ranks 1, 2, ... in the order of `ranks`, where sequences with the same token ids are tied (OpenRLHF #1311).
 
-    Each of these gets the mean of their ranks first.
+    Each of these first gets the mean of their ranks.
     """
     ranks_of: dict[tuple[int, ...], list[int]] = {}
     for sequence, rank in zip(sequences, ranks, strict=True):

@@ -1,7 +1,7 @@
 """The K-wise ranking loss, as pure tensor functions.
 
-Shapes: the responses of all prompts stand behind each other, prompt by prompt; `sizes[p]` is the K of prompt p.
-`scores` and `ranks` are (sum K,), `sizes` is (prompts,). Rank 1 is best, equal ranks are ties.
+Shapes: the responses of all prompts are concatenated, prompt by prompt; `sizes[p]` is the K of prompt p. `scores` and
+`ranks` are (sum K,), `sizes` is (prompts,). Rank 1 is best, equal ranks are ties.
 """
 
 import torch
@@ -34,7 +34,7 @@ def comparable_pairs(ranks: Tensor, sizes: Tensor) -> Tensor:
 def pair_margins(scores: Tensor, sizes: Tensor) -> Tensor:
     """score of response i - score of response j at [p, i, j]: (prompts, max K, max K).
 
-    Means something only where `comparable_pairs` is true.
+    Only the entries where `comparable_pairs` is true are meaningful.
     """
     index, _ = _grid(sizes)
     score = scores[index]
@@ -42,7 +42,7 @@ def pair_margins(scores: Tensor, sizes: Tensor) -> Tensor:
 
 
 def _grid(sizes: Tensor) -> tuple[Tensor, Tensor]:
-    """Where response k of prompt p stands in the flat tensors, and whether there is one: (prompts, max K) both."""
+    """The index of response k of prompt p in the flat tensors, and whether there is one: (prompts, max K) both."""
     column = torch.arange(int(sizes.max()), device=sizes.device)
     real = column < sizes[:, None]
     start = sizes.cumsum(0) - sizes

@@ -3,12 +3,12 @@
     trainer = RewardTrainer(model, args, encode_rankings(tokenizer, rankings, max_length).rankings)
     trainer.train()
 
-The K responses of a prompt are read once each and compared in all C(K,2) pairs (InstructGPT, section 3.5): as separate
-pairs each would be read K-1 times and the model overfits in one epoch. For the same reason what several annotators
-said of the same responses is one element: its loss is the mean of theirs. The loss of an optimizer step is the mean
-over its prompts that have a pair which is not tied (weighted, where rankings have weights), over all micro-batches and
-processes: how a batch is spread changes nothing. (Where the last batch of an epoch does not fill all processes,
-accelerate repeats prompts from its beginning.)
+The model reads each of the K responses of a prompt once, and the loss compares them in all C(K,2) pairs (InstructGPT,
+section 3.5): as separate pairs each response would be read K-1 times, and the model overfits in one epoch. For the same
+reason the rankings of the same responses by several annotators are one element, whose loss is the mean of theirs. The
+loss of an optimizer step is the mean over its prompts that have a pair which is not tied (weighted, where rankings have
+weights), over all micro-batches and processes: it does not depend on how a batch is split. (Where the last batch of an
+epoch does not fill all processes, accelerate repeats prompts from its beginning.)
 """
 
 from collections.abc import Iterator, Sequence
@@ -31,8 +31,8 @@ from chatpipe.training.nonfinite import SkipNonFinite
 class RewardTrainer(TrainsAdapter, SkipNonFinite, Trainer):
     """Trains `model`, a sequence classification model with one label, on `train_dataset`.
 
-    Batch sizes count prompts. With `adapter` only that is trained; `model` is then its model. Logs, over the
-    pairs seen since the last log: `accuracy`, the share ordered rightly, and `margin`, the mean of r_better - r_worse.
+    Batch sizes count prompts. With `adapter` only the adapter is trained; `model` is then its model. Logs, over the
+    pairs since the last log: `accuracy`, the share ordered correctly, and `margin`, the mean of r_better - r_worse.
     """
 
     def __init__(
@@ -56,7 +56,7 @@ class RewardTrainer(TrainsAdapter, SkipNonFinite, Trainer):
     def get_batch_samples(
         self, epoch_iterator: Iterator[dict[str, Tensor]], num_batches: int, device: torch.device
     ) -> tuple[list[dict[str, Tensor]], Tensor]:
-        """The micro-batches of the next step, and what its judgements that have a pair weigh, over all ranks."""
+        """The micro-batches of the next step, and over all ranks the total weight of its judgements with a pair."""
         batches, _ = super().get_batch_samples(epoch_iterator, num_batches, device)
         weight = torch.zeros((), device=device)
         for batch in batches:
@@ -67,13 +67,13 @@ class RewardTrainer(TrainsAdapter, SkipNonFinite, Trainer):
     def compute_loss(
         self, model: nn.Module, inputs: dict[str, Tensor], return_outputs: bool = False, num_items_in_batch: Any = None
     ) -> Any:
-        """This micro-batch's share of the step's mean; `num_items_in_batch` is what all of the step weighs."""
+        """This micro-batch's share of the step's mean; `num_items_in_batch` is the weight of the whole step."""
         scores = model(inputs["input_ids"], inputs["attention_mask"])[inputs["rows"]]
         ranks, sizes, weights = inputs["ranks"], inputs["sizes"], inputs["weights"]
         self._note_pairs(scores.detach(), ranks, sizes)
         losses = ranking_loss(scores, ranks, sizes, inputs["margins"]) * weights
         in_all = torch.where(num_items_in_batch > 0, num_items_in_batch, 1.0)
-        # DDP averages gradients over processes; times their number that is the sum which the mean asks for.
+        # DDP averages gradients over processes; the step's mean takes their sum.
         loss = losses.sum() * self.accelerator.num_processes / in_all
         return (loss, {"scores": scores}) if return_outputs else loss
 
@@ -102,11 +102,11 @@ class RewardTrainer(TrainsAdapter, SkipNonFinite, Trainer):
         super().log(logs, start_time)
 
     def extra_state(self) -> dict[str, Any]:
-        """The pairs that no log has counted yet."""
+        """The counts of pairs since the last log."""
         return {"seen": self._seen.tolist()}
 
     def load_extra_state(self, extra: dict[str, Any]) -> None:
-        """Goes on counting from there."""
+        """Restores the counts."""
         self._seen = torch.tensor(extra["seen"], device=self.args.device)
 
     def _note_pairs(self, scores: Tensor, ranks: Tensor, sizes: Tensor) -> None:
@@ -114,5 +114,5 @@ class RewardTrainer(TrainsAdapter, SkipNonFinite, Trainer):
         self._seen += torch.stack([torch.ones_like(margins), margins > 0, margins]).sum(1).float()
 
     def _forget_pairs(self) -> None:
-        # pairs, those ordered rightly, sum of margins
+        # pairs, pairs ordered correctly, sum of margins
         self._seen = torch.zeros(3, device=self.args.device)

@@ -17,7 +17,7 @@ from chatpipe.data.text_blocks import TrainingText
 from chatpipe.evaluation.answers import answer_example
 from chatpipe.evaluation.budget import Stopwatch, policy_prompts
 from chatpipe.evaluation.policy import PolicyEvaluation, evaluate_policy
-from chatpipe.evaluation.verdicts import ppo_verdict
+from chatpipe.evaluation.preference_verdicts import ppo_verdict
 from chatpipe.generation import SamplingParams
 from chatpipe.models.context import longest_sequence
 from chatpipe.models.pretrained import load_causal_model, load_tokenizer

@@ -13,9 +13,9 @@ from chatpipe.data.masking import Masking, add_mask_token
 from chatpipe.data.text_blocks import BlockCollator, TrainingText, ValidationText
 from chatpipe.evaluation.answers import complete_example
 from chatpipe.evaluation.budget import Stopwatch, text_blocks
+from chatpipe.evaluation.language_verdicts import masked_verdict, pretrain_verdict
 from chatpipe.evaluation.ngram import trigram_bits_per_byte, unigram_nats
 from chatpipe.evaluation.text import continuations, evaluate_text, first_words
-from chatpipe.evaluation.verdicts import masked_verdict, pretrain_verdict
 from chatpipe.models.context import longest_sequence
 from chatpipe.models.new_model import new_model
 from chatpipe.models.pretrained import load_causal_model, load_masked_model

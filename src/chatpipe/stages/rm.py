@@ -13,8 +13,8 @@ from chatpipe.data.rankings import Ranking
 from chatpipe.errors import UsageError
 from chatpipe.evaluation.budget import Stopwatch
 from chatpipe.evaluation.pair_accuracy import Scores
+from chatpipe.evaluation.preference_verdicts import rm_verdict
 from chatpipe.evaluation.ranker import evaluate_ranker, is_ordered, oracle_scores, ranking_scores, rankings_that_fit
-from chatpipe.evaluation.verdicts import rm_verdict
 from chatpipe.evaluation.word_counts import WordCounts
 from chatpipe.models.context import longest_sequence
 from chatpipe.models.pretrained import load_reward_model, load_tokenizer

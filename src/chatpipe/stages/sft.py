@@ -17,7 +17,7 @@ from chatpipe.data.text_blocks import TrainingText
 from chatpipe.evaluation.answers import answer_example
 from chatpipe.evaluation.budget import Stopwatch, chat_prompts, chat_rows
 from chatpipe.evaluation.chat import EncodedConversation, chat_loss, chat_samples, evaluate_chat
-from chatpipe.evaluation.verdicts import sft_verdict
+from chatpipe.evaluation.language_verdicts import sft_verdict
 from chatpipe.models.chat_model import load_for_chat
 from chatpipe.models.context import longest_sequence
 from chatpipe.models.pretrained import load_causal_model, load_tokenizer
