@@ -63,15 +63,12 @@ def trainer_steps(peer: str, shape: tuple[int, ...], steps: int) -> dict[str, An
 
     from chatpipe.models.new_model import build_model, model_config
     from chatpipe.models.pretrained import pick_kernels
-    from chatpipe.recipe.architectures import Architecture
+    from chatpipe.recipe.architectures import Architecture, flops_per_token
     from chatpipe.recipe.schema import Pretrain
-    from chatpipe.training.arguments import training_arguments
-    from chatpipe.training.flops import flops_per_token
-    from chatpipe.training.precision import multiplies_bf16
-    from chatpipe.training.pretrain_arguments import pretrain_arguments
+    from chatpipe.training.arguments import multiplies_bf16, pretrain_arguments, training_arguments
+    from chatpipe.training.machine import peak_flops
     from chatpipe.training.pretrain_trainer import PretrainTrainer
     from chatpipe.training.process import keep_freed_memory, quiet_libraries
-    from chatpipe.training.speed import peak_flops
 
     layers, heads, width, context, vocabulary, batch = shape
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")

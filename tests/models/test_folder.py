@@ -65,7 +65,7 @@ def test_a_folder_that_is_no_model_is_refused(folder, tmp_path):
     )
     model = folder("GPT2LMHeadModel")
     (tmp_path / model / "model.safetensors").unlink()
-    assert "sft.model = out/model is not a whole model folder: it has no weights." in problem_of(
+    assert "sft.model = out/model is not a complete model folder: it has no weights." in problem_of(
         check_model, model, "causal", "sft.model"
     )
     (tmp_path / model / "config.json").write_text("{")

@@ -201,10 +201,10 @@ def test_a_finished_stage_whose_weights_are_gone_or_cut_off_is_not_whole(recipe)
         weights = step.folder / "model.safetensors"
         weights.write_bytes(weights.read_bytes()[:-1])
         told = problem_of(step.check_whole)
-        assert f"{step.folder}/model.safetensors is not a whole safetensors file." in told
+        assert f"{step.folder}/model.safetensors is not a complete safetensors file." in told
         assert f"`{again}` makes it anew." in told
         weights.unlink()
-        assert f"{step.folder} is not a whole model folder: it has no weights." in problem_of(step.check_whole)
+        assert f"{step.folder} is not a complete model folder: it has no weights." in problem_of(step.check_whole)
 
 
 def test_what_broke_off_before_its_first_resume_point_may_be_changed(recipe):

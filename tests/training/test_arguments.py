@@ -115,7 +115,7 @@ def test_schedules_that_do_not_fit_together_are_refused(keys, told):
 
 @pytest.mark.parametrize("multiplies", [True, False])
 def test_bf16_auto_means_where_it_is_multiplied(tmp_path, monkeypatch, multiplies):
-    monkeypatch.setattr("chatpipe.training.precision.multiplies_bf16", lambda device: multiplies)
+    monkeypatch.setattr("chatpipe.training.arguments.multiplies_bf16", lambda device: multiplies)
     for asked, expected in (("auto", multiplies), (True, True), (False, False)):
         args = training_arguments(TrainingArguments, Pretrain(bf16=asked), "pretrain", tmp_path, 0, 1)
         assert args.bf16 is expected

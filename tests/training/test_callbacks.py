@@ -8,9 +8,9 @@ from rich.console import Console
 from transformers import GPT2Config, GPT2LMHeadModel, Trainer, TrainerControl, TrainerState, TrainingArguments
 
 from chatpipe import console
+from chatpipe.recipe.architectures import flops_per_token
 from chatpipe.training import callbacks
 from chatpipe.training.callbacks import MetricsFile, Speedometer, watch
-from chatpipe.training.flops import flops_per_token
 from chatpipe.training.progress import follow, progress_words, read_metrics
 
 

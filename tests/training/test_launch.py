@@ -135,7 +135,7 @@ def test_a_signal_that_nohup_has_ignored_stays_ignored(tmp_path):
 def test_a_rank_that_is_done_cannot_fail_any_more_and_loses_nothing(tmp_path):
     """What aborts while the interpreter takes itself apart stays out; what atexit's hooks still send goes."""
     code = (
-        "import atexit, os\nfrom chatpipe.training.launch import end_rank\n"
+        "import atexit, os\nfrom chatpipe.run.launch import end_rank\n"
         "class AbortsAtTheEnd:\n    __del__ = lambda self: os.abort()\n"
         "kept = AbortsAtTheEnd()\natexit.register(print, 'sent', end='')\n"
     )

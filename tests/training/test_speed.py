@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from chatpipe.training.speed import peak_flops, peak_of_gpu
+from chatpipe.training.machine import peak_flops, peak_of_gpu
 
 
 @pytest.mark.parametrize(

@@ -70,7 +70,7 @@ def env(json: Json = False) -> None:
     from chatpipe import console
     from chatpipe.models.manifest import versions
     from chatpipe.run.launch import accelerate_command, default_processes
-    from chatpipe.training.speed import peak_flops
+    from chatpipe.training.machine import peak_flops
 
     gpus = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
     processes = default_processes()

@@ -1,12 +1,14 @@
-"""What a model folder holds, read from its config.json alone, so that a wrong one is answered without torch."""
+"""What a model folder holds, read from config.json and the headers of its weights; torch is not needed."""
 
 import json
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
+from safetensors import SafetensorError, safe_open
+
 from chatpipe.errors import UsageError
-from chatpipe.models.weights import check_weights
 
 Kind = Literal["causal", "reward", "masked"]
 
@@ -17,6 +19,7 @@ _KIND_OF_SUFFIX: tuple[tuple[str, Kind], ...] = (
     ("ForCausalLM", "causal"),
     ("ForConditionalGeneration", "causal"),
 )
+INDEX = "model.safetensors.index.json"
 _TOKENIZER_FILES = ("tokenizer*", "*.model", "vocab*", "tekken*")
 _LABELS_BY_DEFAULT = 2
 """What transformers takes a config.json without labels to have."""
@@ -88,6 +91,47 @@ def usable_positions(config: Mapping[str, Any]) -> int | None:
     before_first = told.get("pad_token_id")
     unused = (1 if before_first is None else before_first) + 1 if told.get("model_type") in COUNT_FROM_PADDING else 0
     return positions - unused
+
+
+def check_weights(folder: Path, name: str) -> None:
+    """Raises `UsageError` where the weights in `folder`, called `name`, are missing or incomplete.
+
+    Reads the headers of safetensors, in one file or several; of a pickle it only checks that it exists.
+    """
+    files = sorted(folder.glob("*.safetensors"))
+    if not files and not any(folder.glob("pytorch_model*.bin")):
+        raise UsageError(f"{name} is not a complete model folder: it has no weights.", "Give a complete one.")
+    for path in files:
+        parameters_in(path)
+    if (folder / INDEX).is_file():
+        _check_index(folder, name)
+
+
+def parameters_in(path: Path) -> int:
+    """How many numbers a safetensors file holds. Raises `UsageError` for an incomplete file."""
+    try:
+        with safe_open(path, framework="np") as file:
+            return sum(math.prod(file.get_slice(name).get_shape()) for name in file.keys())  # noqa: SIM118
+    except (SafetensorError, OSError) as problem:
+        raise UsageError(
+            f"{path} is not a complete safetensors file.", "It is cut off or damaged: fetch or make the folder again."
+        ) from problem
+
+
+def _check_index(folder: Path, name: str) -> None:
+    try:
+        index = json.loads((folder / INDEX).read_text(encoding="utf-8"))
+        files = set(index["weight_map"].values())
+    except (ValueError, KeyError, TypeError, AttributeError) as problem:
+        raise UsageError(
+            f"{folder / INDEX} is not an index of weights.", "Fetch or make the folder again."
+        ) from problem
+    missing = sorted(file for file in files if not (folder / file).is_file())
+    if missing:
+        raise UsageError(
+            f"{name} is not a complete model folder: {missing[0]}, one of {len(files)} files of weights, is missing.",
+            "Fetch or make the folder again.",
+        )
 
 
 def check_tokenizer(name: str, key: str) -> None:

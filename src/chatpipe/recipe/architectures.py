@@ -141,3 +141,8 @@ class Architecture(Section):
         # The first layer reads the embeddings' own norm; the head is a matrix, a norm and a bias for each token.
         head = d * d + d + vocabulary
         return vocabulary * d + d + self.n_layer * (attention + mlp + norms) + head
+
+
+def flops_per_token(parameters: int, n_layer: int, n_embd: int, context: int) -> float:
+    """Forward and backward FLOPs for one token: 6N + 12 * layers * width * context (PaLM, arXiv 2204.02311, app. B)."""
+    return 6 * parameters + 12 * n_layer * n_embd * context

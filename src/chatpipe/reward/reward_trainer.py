@@ -23,8 +23,7 @@ from chatpipe.models.unpadded import reads_unpadded
 from chatpipe.reward.ranking_batches import EncodedRanking, RankingCollator
 from chatpipe.reward.ranking_loss import comparable_pairs, pair_margins, ranking_loss
 from chatpipe.reward.scoring import ScoringModel
-from chatpipe.training.adapter import TrainsAdapter
-from chatpipe.training.lora import Adapter
+from chatpipe.training.lora import Adapter, TrainsAdapter
 from chatpipe.training.nonfinite import SkipNonFinite
 
 

@@ -30,17 +30,14 @@ from chatpipe.models.layers import evaluation_mode
 from chatpipe.models.model_folder import looks_like_path
 from chatpipe.models.pretrained import training_device
 from chatpipe.models.vocabulary import expected_vocabulary
+from chatpipe.recipe.architectures import flops_per_token
 from chatpipe.recipe.schema import Pretrain
 from chatpipe.run.memory_estimate import blank_model, check_memory, estimate_memory
-from chatpipe.training.arguments import training_arguments
+from chatpipe.training.arguments import pretrain_arguments, training_arguments, use_bf16
 from chatpipe.training.batches import measured_rows, micro_batches
-from chatpipe.training.flops import flops_per_token
-from chatpipe.training.memory import begin_peak, peak_memory
-from chatpipe.training.precision import use_bf16
-from chatpipe.training.pretrain_arguments import pretrain_arguments
+from chatpipe.training.machine import begin_peak, peak_flops, peak_memory
 from chatpipe.training.pretrain_trainer import PretrainTrainer
 from chatpipe.training.process import prepare_process
-from chatpipe.training.speed import peak_flops
 
 MAX_SECONDS, ENOUGH_SECONDS, ENOUGH_STEPS = 30.0, 12.0, 5
 """The probe starts no step after `MAX_SECONDS`, so that a dry run takes less than a minute. It ends as soon as it has

@@ -24,10 +24,10 @@ from chatpipe.errors import UsageError
 from chatpipe.models.new_model import model_config
 from chatpipe.models.pretrained import pick_kernels, training_device
 from chatpipe.recipe.schema import Pretrain
+from chatpipe.training.arguments import use_bf16
 from chatpipe.training.batches import micro_batches
-from chatpipe.training.memory import free_memory, used_memory
+from chatpipe.training.machine import free_memory, used_memory
 from chatpipe.training.muon import hidden_matrices
-from chatpipe.training.precision import use_bf16
 
 GIB = 2**30
 TEXT_BYTES = 64 * 2**20

@@ -9,13 +9,13 @@ from chatpipe.data.datasets import load_prompts, load_rankings, stream_conversat
 from chatpipe.data.rankings import judged_alike
 from chatpipe.data.report import Report
 from chatpipe.data.split import VALIDATION_SHARE
+from chatpipe.models.model_folder import parameters_in
 from chatpipe.models.vocabulary import expected_vocabulary
-from chatpipe.models.weights import parameters_in
+from chatpipe.recipe.architectures import flops_per_token
 from chatpipe.recipe.schema import DataBlock, Recipe
 from chatpipe.run.chain import How, launch_command
 from chatpipe.stages.step import PARENTS, Step, given_model, in_round, parent_of, rankings_file
 from chatpipe.training.batches import micro_batches
-from chatpipe.training.flops import flops_per_token
 
 CHINCHILLA_TOKENS = 20
 """For each parameter, where compute is spent best (arXiv 2203.15556, table 3)."""

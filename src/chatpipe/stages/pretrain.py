@@ -32,7 +32,7 @@ from chatpipe.stages.saving import free_memory, main_process_first, save_checkpo
 from chatpipe.stages.step import Outcome, Step
 from chatpipe.stages.step_checks import check_context
 from chatpipe.stages.validation import example_prompt
-from chatpipe.training.pretrain_arguments import pretrain_arguments
+from chatpipe.training.arguments import pretrain_arguments
 from chatpipe.training.pretrain_trainer import PretrainTrainer
 from chatpipe.training.run_trainer import run_trainer
 

@@ -16,7 +16,7 @@ from chatpipe.data.sources import data_fingerprints, named_files
 from chatpipe.data.worlds import is_world, world_settings, worlds_read
 from chatpipe.errors import UsageError
 from chatpipe.models.manifest import MANIFEST, Manifest, checkpoint_id, read_manifest
-from chatpipe.models.weights import check_weights
+from chatpipe.models.model_folder import check_weights
 from chatpipe.recipe.loading import flatten
 from chatpipe.recipe.schema import STAGES, DataBlock, Ppo, Recipe, TrainingSection
 from chatpipe.reward.functions import is_function, source_fingerprint

@@ -22,7 +22,6 @@ from chatpipe.stages.step import (
     rankings_file,
     run_ranks,
 )
-from chatpipe.training.trackers import check_trackers
 
 Check = Callable[[], str]
 """Says in a few words what was found; raises `UsageError` where that cannot be used."""
@@ -70,7 +69,10 @@ def _folder(step: Step) -> str:
 
 
 def _trackers(step: Step) -> str:
-    check_trackers(step.recipe.report_to)
+    if step.recipe.report_to != "none":
+        from chatpipe.training.arguments import check_trackers  # imports torch
+
+        check_trackers(step.recipe.report_to)
     return str(step.recipe.report_to)
 
 

@@ -1,14 +1,15 @@
-"""From a stage's section of the recipe to the arguments of its trainer."""
+"""From a stage's section of the recipe to the arguments of its trainer: precision, schedule, batches, trackers."""
 
 from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
 from transformers import TrainingArguments
+from transformers.integrations import get_reporting_integration_callbacks
 
-from chatpipe.recipe.schema import TrainingSection
+from chatpipe.errors import UsageError
+from chatpipe.recipe.schema import Pretrain, TrainingSection
 from chatpipe.training.batches import micro_batches
-from chatpipe.training.precision import use_bf16
 
 Arguments = TypeVar("Arguments", bound=TrainingArguments)
 
@@ -36,8 +37,8 @@ def training_arguments(
     report_to: list[str] | str = "none",
     **more: Any,
 ) -> Arguments:
-    """`cls` filled from `section`; `more` holds what only this stage has, and wins."""
-    # Newer transformers renamed it. Always said, since trl's SFTConfig has it on.
+    """`cls` filled from `section`; the arguments in `more` belong to this stage only, and win."""
+    # Newer transformers renamed it. Always given, since trl's SFTConfig turns it on.
     fields = cls.__dataclass_fields__
     recompute = "activation_checkpointing" if "activation_checkpointing" in fields else "gradient_checkpointing"
     return cls(
@@ -53,7 +54,7 @@ def training_arguments(
             "logging_nan_inf_filter": False,  # it would hide non-finite losses behind the running mean
             "logging_first_step": True,
             "disable_tqdm": True,
-            "include_num_input_tokens_seen": "all",
+            "include_num_input_tokens_seen": "all",  # counted by ResumePoints
             "remove_unused_columns": False,
             "dataloader_pin_memory": torch.cuda.is_available(),
             "use_cpu": not torch.cuda.is_available(),
@@ -75,3 +76,46 @@ def _schedule(section: TrainingSection) -> dict[str, Any]:
     if kind == "cosine" and lowest > 0:
         return {"lr_scheduler_type": "cosine_with_min_lr", "lr_scheduler_kwargs": {"min_lr_rate": lowest}}
     return {"lr_scheduler_type": kind}
+
+
+def pretrain_arguments(section: Pretrain) -> dict[str, Any]:
+    """The arguments of pretraining only: steps, evaluations and compilation."""
+    return {
+        "max_steps": section.max_steps,
+        "eval_strategy": "no" if section.eval_steps is None else "steps",
+        "eval_steps": section.eval_steps,
+        "torch_compile": section.torch_compile,
+    }
+
+
+def use_bf16(asked: bool | str, device: torch.device) -> bool:
+    """Whether to compute in bfloat16: `auto` means where `device` multiplies it, true and false mean themselves."""
+    return multiplies_bf16(device) if asked == "auto" else bool(asked)
+
+
+def multiplies_bf16(device: torch.device) -> bool:
+    """Whether `device` has instructions for products in bfloat16.
+
+    Without them torch widens each number first: a training step then takes twelve times as long as in float32.
+    """
+    if device.type == "cuda":
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    if device.type == "cpu":
+        # AMX multiplies bfloat16 on the CPUs that have it; on others oneDNN uses these of AVX512.
+        return torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
+    return device.type == "mps"
+
+
+def check_trackers(report_to: list[str] | str) -> None:
+    """Raises `UsageError` for an experiment tracker that transformers does not know or that is not installed.
+
+    `report_to` as in TrainingArguments. Trainer raises the same when it is made, after the data was read.
+    """
+    named = [report_to] if isinstance(report_to, str) else report_to
+    try:
+        for callback in get_reporting_integration_callbacks([name for name in named if name not in ("none", "all")]):
+            callback()
+    except (ValueError, RuntimeError, ImportError) as problem:
+        raise UsageError(
+            f"report_to = {', '.join(named)}: {problem}", "Change report_to, or leave it out."
+        ) from problem

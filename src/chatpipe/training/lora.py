@@ -13,6 +13,7 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from chatpipe.errors import UsageError
+from chatpipe.training.resume import ResumePoints
 
 
 class Adapter:
@@ -50,6 +51,21 @@ class Adapter:
         """What is trained, as a module of its own; names have `/` in place of dots."""
         trained = {name: weight for name, weight in self.model.named_parameters() if weight.requires_grad}
         return nn.ParameterDict({name.replace(".", "/"): weight for name, weight in trained.items()})
+
+
+class TrainsAdapter(ResumePoints):
+    """Stands first among the bases of a trainer; with `adapter` set, `model` is the adapter's."""
+
+    model: PreTrainedModel
+    adapter: Adapter | None = None
+
+    def modules_to_save(self) -> dict[str, nn.Module]:
+        """The model, or of one with an adapter what is trained alone."""
+        return super().modules_to_save() if self.adapter is None else {"adapter": self.adapter.weights()}
+
+    def trained_model(self) -> PreTrainedModel:
+        """The model as a plain one, an adapter in its weights."""
+        return self.model if self.adapter is None else self.adapter.merge()
 
 
 def check_no_adapter(policy: nn.Module) -> None:

@@ -12,13 +12,12 @@ from transformers import PreTrainedModel, Trainer, TrainingArguments
 
 from chatpipe.data.masking import IGNORED, Masking, masked_loss
 from chatpipe.errors import UsageError
-from chatpipe.training.measured import Measure, Measured
+from chatpipe.training.evaluations import Measure, Measured
 from chatpipe.training.muon import MuonAdamW, hidden_matrices
 from chatpipe.training.nonfinite import SkipNonFinite
-from chatpipe.training.resume import ResumePoints
 
 
-class PretrainTrainer(Measured, ResumePoints, SkipNonFinite, Trainer):
+class PretrainTrainer(Measured, SkipNonFinite, Trainer):
     """Causal or masked language modelling; each predicted token of a step weighs the same, however it is split up.
 
     `masking` makes the objective a masked one. `measure` runs at each of Trainer's evaluations, on every process.

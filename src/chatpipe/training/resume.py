@@ -71,6 +71,7 @@ class ResumePoints(Trainer):
     """Replaces how a Trainer saves and loads checkpoints. Stands first among the bases of a trainer."""
 
     resume_points_to_keep: int = 2
+    _own_tokens: int = 0
 
     def modules_to_save(self) -> dict[str, nn.Module]:
         """Modules by the name of their file; together they hold every parameter of the optimizer."""
@@ -105,6 +106,31 @@ class ResumePoints(Trainer):
             # resumed at the last step: Trainer would take another one where that does not end an epoch
             self.control.should_training_stop = True
 
+    # ---- tokens seen ----
+
+    def count_tokens(self, tokens: int) -> None:
+        """Counts tokens that this rank has read. The counts of all ranks are added when something is logged or saved.
+
+        Trainer adds them up in every micro-batch, and waits for the GPU each time.
+        """
+        self._own_tokens += tokens
+
+    def _track_num_input_tokens(self, inputs: dict[str, Any]) -> None:
+        if self.args.include_num_input_tokens_seen != "no":
+            self.count_tokens(inputs["input_ids"].numel())
+
+    def add_up_tokens(self) -> None:
+        """Brings `state.num_input_tokens_seen` up to date. Every rank calls it where tokens have been counted."""
+        if self._own_tokens:
+            tokens = torch.tensor(self._own_tokens, device=self.args.device)
+            self.state.num_input_tokens_seen += int(self.accelerator.reduce(tokens, reduction="sum"))
+            self._own_tokens = 0
+
+    def log(self, logs: dict[str, Any], start_time: float | None = None) -> None:
+        """Trainer's, with the tokens of all ranks."""
+        self.add_up_tokens()
+        super().log(logs, start_time)
+
     # ---- saving ----
 
     def save_resume_point(self) -> None:
@@ -113,6 +139,7 @@ class ResumePoints(Trainer):
         Raises `TrainingError` where it cannot be written.
         """
         self.store_flos()
+        self.add_up_tokens()
         folder = Path(self.args.output_dir) / RESUME_POINTS
         partial = folder / f"step-{self.state.global_step}{PARTIAL}"
         try:

@@ -10,13 +10,13 @@ from transformers import PreTrainedModel, TrainerState
 
 from chatpipe import console
 from chatpipe.errors import Interrupted
+from chatpipe.recipe.architectures import flops_per_token
 from chatpipe.training.callbacks import watch
-from chatpipe.training.flops import flops_per_token
 from chatpipe.training.interrupt import StopOnRequest
+from chatpipe.training.machine import peak_flops
 from chatpipe.training.nonfinite import SkipNonFinite
 from chatpipe.training.process import give_back_freed_memory
 from chatpipe.training.resume import newest_resume_point
-from chatpipe.training.speed import peak_flops
 
 
 def run_trainer(

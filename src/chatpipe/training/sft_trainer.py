@@ -9,21 +9,19 @@ from trl import SFTConfig, SFTTrainer
 
 from chatpipe.data.packing import PackCollator
 from chatpipe.errors import UsageError
-from chatpipe.training.adapter import TrainsAdapter
-from chatpipe.training.best import EvaluateLast, KeepsBest
-from chatpipe.training.lora import Adapter
-from chatpipe.training.measured import Measure, Measured
+from chatpipe.training.evaluations import EvaluateLast, KeepsBest, Measure
+from chatpipe.training.lora import Adapter, TrainsAdapter
 from chatpipe.training.nonfinite import SkipNonFinite
 
 TRIED_LENGTHS = (7, 5)
 
 
-class SftTrainer(Measured, TrainsAdapter, KeepsBest, SkipNonFinite, SFTTrainer):
+class SftTrainer(TrainsAdapter, KeepsBest, SkipNonFinite, SFTTrainer):
     """Trains on sequences as `training_sequences` gives them.
 
-    `packed` says that there are several rows in each; raises `UsageError` for a model that would read across them.
-    With `adapter` only that is trained; `model` is then its model. `measure` runs at each of Trainer's evaluations, on
-    every process; with `keep_best` the weights with the lowest `eval_loss` are kept for `load_best`.
+    `packed`: each sequence holds several rows; raises `UsageError` for a model that would read across them. With
+    `adapter` only that is trained; `model` is then its model. `measure` runs at each of Trainer's evaluations, on every
+    process; with `keep_best` the weights with the lowest `eval_loss` are kept for `load_best`.
     """
 
     def __init__(
@@ -48,28 +46,23 @@ class SftTrainer(Measured, TrainsAdapter, KeepsBest, SkipNonFinite, SFTTrainer):
             train_dataset=train_dataset,
             processing_class=processing_class,
             data_collator=PackCollator(processing_class.pad_token_id) if packed else None,
-            eval_dataset=[],  # `measure` measures; Trainer wants to see one where it is to evaluate
+            eval_dataset=[],  # `measure` measures; Trainer requires a data set where it is to evaluate
         )
         self.adapter, self.measure, self.keep_best = adapter, measure, keep_best
         if keep_best:
             self.add_callback(EvaluateLast())
 
-    def on_measured(self, metrics: dict[str, Any]) -> None:
-        """Keeps the weights if they are the best so far."""
-        if self.keep_best:
-            self.offer(metrics["eval_loss"])
-
     def log(self, logs: dict[str, Any], start_time: float | None = None) -> None:
-        """Without trl's count of tokens, which takes a packed batch for one row; Trainer's own is right."""
+        """Removes trl's count of tokens, which takes a packed batch for one row; Trainer's own is right."""
         self._metrics["train"].pop("num_tokens", None)
         super().log(logs, start_time)
 
     def extra_state(self) -> dict[str, Any]:
-        """Also the metrics that no log has averaged yet."""
+        """Adds the metrics that no log has averaged yet."""
         return {**super().extra_state(), "metrics": self._metrics["train"]}
 
     def load_extra_state(self, extra: dict[str, Any]) -> None:
-        """Goes on counting from there."""
+        """Puts them back."""
         super().load_extra_state(extra)
         self._metrics["train"].update(extra["metrics"])
 
