@@ -5,13 +5,13 @@ times, each time in a fresh order and in `num_mini_batches` optimizer steps of `
 """
 
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
+from pydantic import ValidationError
 from transformers import TrainingArguments
 
 from chatpipe.errors import UsageError
+from chatpipe.recipe.ppo_settings import PpoSettings
 
 
 @dataclass
@@ -87,24 +87,22 @@ class PPOConfig(TrainingArguments):
             self.batch_size = self.per_device_train_batch_size * self.gradient_accumulation_steps * self.world_size
         if self.ptx_batch_size is None:
             self.ptx_batch_size = self.batch_size
-        self._check()
         self.gradient_accumulation_steps = 1
+        self._check()
+        self._settings()
         if self.total_episodes is not None:
             self.count_steps(self.total_episodes)
 
     def count_steps(self, total_episodes: int) -> None:
         """Set what follows from the number of completions in all. Raises UsageError where the policy gets no step."""
         self.total_episodes = total_episodes
+        contradiction = self._settings().contradiction(self.batch_size)  # type: ignore[arg-type]  # set before
+        if contradiction is not None:
+            raise UsageError(f"{contradiction}.", "Change one of them, or leave it out for the default.")
         self.max_steps = self.num_iterations * self.steps_per_iteration
         self.save_steps = self._whole_iterations(self.save_steps)
         if self.eval_steps is not None:
             self.eval_steps = self._whole_iterations(self.eval_steps)
-        if self.value_model_warmup_iterations >= self.num_iterations:
-            raise UsageError(
-                f"value_model_warmup_iterations = {self.value_model_warmup_iterations}, but there are only "
-                f"{self.num_iterations} iterations: the policy would never be trained.",
-                "Lower it, or raise total_episodes.",
-            )
 
     def _whole_iterations(self, steps: float) -> int:
         """`steps` (below 1: a share of all) rounded up to whole iterations."""
@@ -127,65 +125,27 @@ class PPOConfig(TrainingArguments):
         return self.num_ppo_epochs * self.num_mini_batches
 
     def _check(self) -> None:
-        self._check_positive("batch_size", "ptx_batch_size")
+        """Raises UsageError for batches that processes cannot share, and for fp16 with skipped steps."""
         for key in ("batch_size", "ptx_batch_size"):
-            if getattr(self, key) % self.world_size:
+            size = getattr(self, key)
+            if size < 1 or size % self.world_size:
                 raise UsageError(
-                    f"{key} = {getattr(self, key)} cannot be shared by {self.world_size} processes.",
+                    f"{key} = {size} cannot be shared by {self.world_size} processes.",
                     f"Make it a multiple of {self.world_size}.",
                 )
-        if not 0 < self.temperature < math.inf:
-            raise UsageError(
-                f"temperature = {self.temperature}: PPO samples, so it must be above 0.", "1.0 is the model as it is."
-            )
         if self.fp16 and self.target_kl is not None:
             raise UsageError(
                 "target_kl skips steps, which the loss scaling of fp16 does not allow.", "Use bf16, or leave one out."
             )
-        self._check_choice("missing_eos", ("subtract", "replace"))
-        self._check_choice("value_model", (None, "reward", "policy"))
-        self._check_choice("kl_loss", (None, "k2", "k3"))
-        if (self.kl_loss is None) != (self.kl_loss_coef == 0):
-            raise UsageError("kl_loss and kl_loss_coef belong together.", "Give both, such as kl_loss=k2 and 0.01.")
-        self._check_positive("adaptive_kl_target", "target_kl", "kl_budget", "value_model_learning_rate")
-        self._check_positive("num_ppo_epochs", "num_mini_batches", "response_length", "total_episodes")
-        self._check_positive("cliprange", "cliprange_value")
-        self._check_range("kl_coef", 0)
-        self._check_range("vf_coef", 0)
-        self._check_range("kl_loss_coef", 0)
-        self._check_range("ptx_coef", 0)
-        self._check_range("value_model_warmup_iterations", 0)
-        self._check_range("missing_eos_penalty", 0)
-        self._check_range("gamma", 0, 1)
-        self._check_range("lam", 0, 1)
-        self._check_whole("batch_size", "num_mini_batches", "num_ppo_epochs", "response_length")
-        if self.adaptive_kl_target is not None and (self.kl_coef <= 0 or self.adaptive_kl_horizon < self.rollout_size):
+
+    def _settings(self) -> PpoSettings:
+        """PPO's own settings, in bounds. Raises UsageError for the first that is not."""
+        given = {name: getattr(self, name) for name in PpoSettings.model_fields}
+        try:
+            return PpoSettings.model_validate({name: value for name, value in given.items() if value is not None})
+        except ValidationError as problem:
+            wrong = problem.errors()[0]
             raise UsageError(
-                f"An adaptive KL coefficient starts from kl_coef = {self.kl_coef}, which must be above 0, and its "
-                f"adaptive_kl_horizon = {self.adaptive_kl_horizon} may not be below the {self.rollout_size} "
-                "completions of one iteration.",
-                "lm-human-preferences starts at 0.15 with a horizon of 10000.",
-            )
-
-    def _check_choice(self, key: str, choices: Sequence[Any]) -> None:
-        if getattr(self, key) not in choices:
-            raise UsageError(
-                f"{key} = {getattr(self, key)} is not known.", f"Choose one of {', '.join(map(str, choices))}."
-            )
-
-    def _check_range(self, key: str, low: float, high: float = math.inf) -> None:
-        value = getattr(self, key)
-        if value is not None and not (low <= value <= high and math.isfinite(value)):
-            allowed = f"at least {low:g}" if high == math.inf else f"from {low:g} to {high:g}"
-            raise UsageError(f"{key} = {value} must be {allowed}.", "Leave it out for the default.")
-
-    def _check_whole(self, *keys: str) -> None:
-        for key in keys:
-            if not isinstance(getattr(self, key), int):
-                raise UsageError(f"{key} = {getattr(self, key)} must be a whole number.", "Give one.")
-
-    def _check_positive(self, *keys: str) -> None:
-        for key in keys:
-            value = getattr(self, key)
-            if value is not None and not value > 0:
-                raise UsageError(f"{key} = {value} must be above 0.", "Leave it out, or give a larger number.")
+                f"{wrong['loc'][0]} = {wrong['input']}: {wrong['msg'][0].lower()}{wrong['msg'][1:]}.",
+                f"Leave {wrong['loc'][0]} out for the default.",
+            ) from problem

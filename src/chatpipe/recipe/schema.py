@@ -11,6 +11,7 @@ from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 
 from chatpipe.recipe.architectures import Architecture
 from chatpipe.recipe.check_switches import CheckSwitches
+from chatpipe.recipe.ppo_settings import PpoSettings
 from chatpipe.recipe.section import Section
 
 STAGES = ("pretrain", "sft", "rm", "ppo")
@@ -294,7 +295,7 @@ class RewardSource(Section):
         return self
 
 
-class Ppo(TrainingSection):
+class Ppo(PpoSettings, TrainingSection):
     """PPO against the reward model. Names and defaults as in TRL's PPOConfig where it has them."""
 
     model: Place | None = Field(
@@ -309,42 +310,6 @@ class Ppo(TrainingSection):
         description="A held-out reward model: it judges along, is logged as objective/oracle, and is not trained on.",
     )
     learning_rate: float = Field(3e-6, gt=0)
-    total_episodes: int = Field(4096, ge=1, description="Completions sampled in all.")
-    num_ppo_epochs: int = Field(4, ge=1)
-    num_mini_batches: int = Field(
-        1, ge=1, description="Optimizer steps per epoch; a rollout has batch_size times this."
-    )
-    kl_coef: float = Field(0.05, ge=0, description="Weight of the KL penalty; where it adapts, the first one.")
-    adaptive_kl_target: float | None = Field(
-        None, gt=0, description="Nats per answer to which kl_coef is adapted; lm-human-preferences takes 6."
-    )
-    adaptive_kl_horizon: int = Field(10_000, ge=1, description="Completions; a longer one adapts more slowly.")
-    kl_loss: Literal["k2", "k3"] | None = Field(None, description="A KL term in the loss, besides the reward's.")
-    kl_loss_coef: float = Field(0.0, ge=0)
-    target_kl: float | None = Field(
-        None, gt=0, description="Skip the rest of an iteration's steps once policy/approxkl of one of them is above it."
-    )
-    kl_budget: float | None = Field(None, gt=0, description="End training when objective/kl is above it.")
-    cliprange: float = Field(0.2, gt=0)
-    cliprange_value: float = Field(0.2, gt=0)
-    vf_coef: float = Field(0.1, ge=0)
-    gamma: float = Field(1.0, gt=0, le=1)
-    lam: float = Field(0.95, ge=0, le=1)
-    temperature: float = Field(1.0, gt=0)
-    response_length: int = Field(48, ge=1, description="The longest completion, in tokens.")
-    missing_eos_penalty: float | None = Field(1.0, description="For the score of a completion without EOS.")
-    missing_eos: Literal["subtract", "replace"] = Field(
-        "subtract", description="The penalty is subtracted from the score, or replaces it with a minus sign."
-    )
-    value_model: Literal["reward", "policy"] | None = Field(
-        None, description="What the value model starts from; default: the reward model where it can be a value model."
-    )
-    value_model_warmup_iterations: int = Field(0, ge=0, description="Iterations that train the value model alone.")
-    value_model_learning_rate: float | None = Field(None, gt=0, description="Default: learning_rate.")
-    ptx_coef: float = Field(
-        0.0, ge=0, description="Weight of the loss on raw text in the same step (InstructGPT: 27.8)."
-    )
-    ptx_batch_size: int | None = Field(None, ge=1, description="Blocks of text per step; default: batch_size.")
     ptx_data: Data | None = Field(None, description="The raw text; default: pretrain.data.")
     torch_compile: bool = Field(False, description="Compile the update: a minute first, then quicker steps.")
     lora: Lora | None = Field(None, description="Train adapters instead of all weights (needs peft).")
@@ -353,8 +318,9 @@ class Ppo(TrainingSection):
     def _fits_together(self) -> "Ppo":
         if self.reward is not None and (self.reward_model is not None or not self.reward):
             raise ValueError("reward lists all rewards, at least one; reward_model is then left out")
-        if (self.kl_loss is None) != (self.kl_loss_coef == 0):
-            raise ValueError("kl_loss and kl_loss_coef belong together")
+        contradiction = self.contradiction(self.batch_size)
+        if contradiction is not None:
+            raise ValueError(contradiction)
         return self
 
 

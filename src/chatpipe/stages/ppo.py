@@ -23,6 +23,7 @@ from chatpipe.models.context import longest_sequence
 from chatpipe.models.pretrained import load_causal_model, load_tokenizer
 from chatpipe.ppo.config import PPOConfig
 from chatpipe.ppo.trainer import PPOTrainer
+from chatpipe.recipe.ppo_settings import PpoSettings
 from chatpipe.reward.rewards import Rewards
 from chatpipe.stages.arguments import stage_arguments
 from chatpipe.stages.ppo_rewards import answer_rewards, load_rewards
@@ -34,34 +35,7 @@ from chatpipe.training.lora import lora_config
 from chatpipe.training.run_trainer import run_trainer
 
 # Keys of the recipe's section that have the same name and meaning in PPOConfig.
-PPO_KEYS = (
-    "batch_size",
-    "total_episodes",
-    "num_ppo_epochs",
-    "num_mini_batches",
-    "kl_coef",
-    "adaptive_kl_target",
-    "adaptive_kl_horizon",
-    "kl_loss",
-    "kl_loss_coef",
-    "target_kl",
-    "kl_budget",
-    "cliprange",
-    "cliprange_value",
-    "vf_coef",
-    "gamma",
-    "lam",
-    "temperature",
-    "response_length",
-    "missing_eos_penalty",
-    "missing_eos",
-    "value_model",
-    "value_model_warmup_iterations",
-    "value_model_learning_rate",
-    "ptx_coef",
-    "ptx_batch_size",
-    "torch_compile",
-)
+PPO_KEYS = (*PpoSettings.model_fields, "batch_size", "torch_compile")
 
 
 @dataclass(frozen=True)
