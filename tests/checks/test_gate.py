@@ -10,6 +10,7 @@ from chatpipe.checks.gate import CheckResult, Finding, enforce, run_checks
 from chatpipe.errors import UsageError
 from chatpipe.recipe.check_switches import CheckSwitches
 from chatpipe.recipe.loading import load_recipe
+from chatpipe.stages import ppo
 
 NAMES = ["pad_is_eos", "double_bos", "turns_lost", "answers_cut", "held_out_seen"]
 
@@ -62,7 +63,8 @@ def test_three_are_told_in_full_and_of_five_the_first_two():
 
 def test_every_check_has_a_switch_and_every_switch_a_check():
     """A switch that no stage reads would promise what is not there."""
-    listed = set(re.findall(r'^        "(\w+)": lambda', Path(by_stage.__file__).read_text(), re.MULTILINE))
+    text = Path(by_stage.__file__).read_text() + Path(ppo.__file__).read_text()
+    listed = set(re.findall(r'^        "(\w+)": lambda', text, re.MULTILINE))
     assert listed == set(CheckSwitches.model_fields)
     assert len(listed) == 22
 

@@ -137,5 +137,5 @@ def test_an_offset_that_is_no_finite_number_is_refused(saved, offset):
     model = load_reward_model(saved)
     model.config.chatpipe_reward_offset = offset
     model.save_pretrained(saved)
-    with pytest.raises(UsageError, match="chatpipe_reward_offset in its config.json is (nan|None), no finite number"):
+    with pytest.raises(UsageError, match="chatpipe_reward_offset in its config.json is (nan|None)"):
         load_reward_model(saved)

@@ -6,10 +6,10 @@ import parts
 import pytest
 import tiny
 
-from chatpipe.checks.by_stage import start_checks
 from chatpipe.checks.policy_checks import policy_is_not_reference
 from chatpipe.generation import SamplingParams
 from chatpipe.ppo.model import disable_dropout
+from chatpipe.stages.ppo import start_checks
 
 PARAMS = SamplingParams(max_new_tokens=6, temperature=1.0)
 DIFFER = r"policy and reference differ by \S+ nats a token before the first step, where KL is 0\."

@@ -54,7 +54,11 @@ def tokenizer_without_eos():
         (lambda: {"settings": {"response_length": 2.5}}, "response_length = 2.5: ", "response_length"),
         (lambda: {"settings": {"temperature": float("inf")}}, "temperature = inf", "default"),
         (lambda: {"model": broken_policy()}, "policy's output is not finite", "weights"),
-        (lambda: {"train_prompts": [[3], [12]]}, "row 1 has token ids that are none of the policy's 12", "tokenizer"),
+        (
+            lambda: {"train_prompts": [[3], [12]]},
+            "row 1: token id 12 is none of the model's 12",
+            "tokenizer",
+        ),
         (lambda: {"processing_class": tokenizer_without_eos()}, "no EOS token", "eos_token"),
         (lambda: {"settings": {"stop_token_id": 99}}, "stop token 99 is none of the policy's 12", "stop_token_id"),
         (lambda: {"train_prompts": [[3] * 26, [3] * 27]}, "1 of 2 prompts leave no room", "response_length"),
@@ -113,7 +117,7 @@ def test_a_reward_model_from_a_folder_with_another_tokenizer_is_refused(tmp_path
     other = tiny.tokenizer()
     other.add_tokens(["another"])
     other.save_pretrained(folder)
-    with pytest.raises(UsageError, match="reward_model was loaded from .*reward, whose tokenizer is not"):
+    with pytest.raises(UsageError, match="reward_model = .*reward has another tokenizer"):
         parts.trainer(tmp_path, reward_model=type(tiny.random_reward_model()).from_pretrained(folder))
 
 

@@ -4,7 +4,6 @@ All take a sample of `SAMPLE` rows, or count rows that are in memory already, so
 """
 
 from collections.abc import Mapping, Sequence
-from contextlib import nullcontext
 from functools import cache
 
 import numpy as np
@@ -15,7 +14,6 @@ from chatpipe.checks import model_checks as models
 from chatpipe.checks import reward_checks as rewards
 from chatpipe.checks import template_checks as template
 from chatpipe.checks.gate import Checks, Finding
-from chatpipe.checks.policy_checks import policy_is_not_reference
 from chatpipe.data.chat_rows import Rows, RowsNote
 from chatpipe.data.chat_template import encode_completion, encode_prompt
 from chatpipe.data.datasets import Conversation, Loaded
@@ -23,9 +21,7 @@ from chatpipe.data.documents import RawText, sample_texts
 from chatpipe.data.rankings import Ranking
 from chatpipe.data.text_blocks import TrainingText
 from chatpipe.data.token_store import TokenStore
-from chatpipe.generation import SamplingParams
 from chatpipe.models.pretrained import load_tokenizer
-from chatpipe.ppo.trainer import PPOTrainer
 from chatpipe.reward.ranking_batches import TOO_LONG, EncodedRankings
 
 SAMPLE = 256
@@ -41,7 +37,6 @@ FEW = 4
 """Rows or prompts that models read."""
 
 SAMPLE_TOKENS, SAMPLE_BYTES = 1_000_000, 2_000_000
-SAMPLE_RESPONSE = 16
 
 
 def pretrain_checks(
@@ -166,25 +161,6 @@ def ppo_checks(
             tokenizer, {name: load_tokenizer(model.name_or_path) for name, model in judges.items()}, sample
         ),
         **_of_scores(judges, rows, tokenizer),
-    }
-
-
-def start_checks(trainer: PPOTrainer) -> Checks:
-    """What only ppo's models together show, as its trainer has put them together."""
-    args, adapter = trainer.args, trainer.adapter
-    policy = trainer.model.policy
-    params = SamplingParams(max_new_tokens=min(SAMPLE_RESPONSE, args.response_length), temperature=args.temperature)
-    return {
-        "policy_is_not_reference": lambda: policy_is_not_reference(
-            policy,
-            policy if trainer.ref_model is None else trainer.ref_model,
-            [prompt.ids for prompt in trainer.prompts[:FEW]],
-            params,
-            trainer.processing_class.eos_token_id,
-            as_reference=nullcontext if adapter is None or trainer.ref_model is not None else adapter.off,
-            autocast=trainer.accelerator.autocast,
-            bf16=args.bf16 or args.fp16,
-        )
     }
 
 

@@ -45,6 +45,17 @@ def enforce(stage: str, switches: CheckSwitches, checks: Checks) -> list[CheckRe
     return results
 
 
+def refuse(checks: Checks) -> None:
+    """Runs checks that have no switch, and raises `UsageError` with all that was found."""
+    found = [finding for check in checks.values() if (finding := check()) is not None]
+    if len(found) == 1:
+        raise UsageError(found[0].what, found[0].remedy)
+    if found:
+        shown = found[:MOST_IN_FULL]
+        lines = [line for finding in shown for line in (finding.what, f"  {finding.remedy}")]
+        raise UsageError("\n".join(lines), f"{len(found)} problems in all; mend these first.")
+
+
 def run_checks(stage: str, switches: CheckSwitches, checks: Checks) -> list[CheckResult]:
     """How each of `checks` went, in their order; one that `switches` turn off does not run."""
     return [

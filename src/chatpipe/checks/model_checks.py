@@ -1,4 +1,4 @@
-"""Checks of a model and its tokenizer: is there an embedding for every token?"""
+"""Checks of models and tokenizers: has every token an embedding, and do two models read the same tokens?"""
 
 from collections.abc import Iterable, Mapping, Sequence
 
@@ -6,6 +6,7 @@ import numpy as np
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from chatpipe.checks.gate import Finding
+from chatpipe.models.pretrained import load_tokenizer
 
 
 def embeddings_too_few(tokenizer: PreTrainedTokenizerBase, models: Mapping[str, PreTrainedModel]) -> Finding | None:
@@ -14,7 +15,7 @@ def embeddings_too_few(tokenizer: PreTrainedTokenizerBase, models: Mapping[str, 
     On a GPU that ends in an assertion somewhere, or in another model's memory; with token ids that seldom come, late.
     """
     for key, model in models.items():
-        entries = _entries(model)
+        entries = embedding_count(model)
         if len(tokenizer) > entries:
             return Finding(
                 f"{key}: the tokenizer has {len(tokenizer):,} entries, the model's vocabulary {entries:,}.",
@@ -23,11 +24,21 @@ def embeddings_too_few(tokenizer: PreTrainedTokenizerBase, models: Mapping[str, 
     return None
 
 
+def other_vocabulary(key: str, folder: str, tokenizer: PreTrainedTokenizerBase) -> Finding | None:
+    """The model in `folder`, which `key` names, was trained on other token ids than `tokenizer` gives (trl #1674)."""
+    if load_tokenizer(folder).get_vocab() == tokenizer.get_vocab():
+        return None
+    return Finding(
+        f"{key} = {folder} has another tokenizer than the policy.",
+        "All models must share one tokenizer: train it on the policy's own model (chatpipe rm --model POLICY).",
+    )
+
+
 def token_ids_out_of_range(
     rows: Iterable[Sequence[int] | np.ndarray], model: PreTrainedModel, key: str
 ) -> Finding | None:
     """Token ids that are none of the model's: another tokenizer made them (trl #1979). All rows given, none empty."""
-    entries = _entries(model)
+    entries = embedding_count(model)
     for ids in rows:
         foreign = [token for token in (int(np.min(ids)), int(np.max(ids))) if not 0 <= token < entries]
         if foreign:
@@ -38,5 +49,6 @@ def token_ids_out_of_range(
     return None
 
 
-def _entries(model: PreTrainedModel) -> int:
+def embedding_count(model: PreTrainedModel) -> int:
+    """How many tokens a model has an embedding for."""
     return int(model.get_input_embeddings().num_embeddings)

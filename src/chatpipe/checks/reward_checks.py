@@ -117,7 +117,7 @@ def reward_at_chance(models: Mapping[str, PreTrainedModel]) -> Finding | None:
     return None
 
 
-@torch.inference_mode()
+@torch.no_grad()  # not inference_mode: what a model keeps of it could not be trained with
 def _of_padded_batch(
     model: PreTrainedModel,
     rows: Sequence[Sequence[int]],

@@ -8,11 +8,11 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
+from chatpipe.checks.policy_checks import RATIO_TOLERANCE, RATIO_TOLERANCE_BF16
+
 History = Sequence[Mapping[str, float]]
 """The metrics of all iterations so far, the newest last."""
 
-RATIO_TOLERANCE, RATIO_TOLERANCE_BF16 = 1e-4, 2e-2
-"""How far the first mean ratio may be from 1; bf16 rounds log-probs by up to .024 nat (transformers #31267)."""
 NEGATIVE_KL_ERRORS = 3
 """A KL below zero by so many standard errors is no chance."""
 KL_ROUNDING = 1e-3

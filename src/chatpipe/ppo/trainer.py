@@ -18,11 +18,12 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainerCallba
 from transformers.trainer_utils import TrainOutput
 
 from chatpipe import console
+from chatpipe.checks import parts_checks
+from chatpipe.checks.gate import refuse
 from chatpipe.data.chat_template import decode_answer
 from chatpipe.data.sequences import Sequences
 from chatpipe.errors import UsageError
 from chatpipe.ppo.alarms import alarms
-from chatpipe.ppo.checks import check_models, check_precision, check_prompts, check_stop_token, check_tokenizers
 from chatpipe.ppo.config import PPOConfig
 from chatpipe.ppo.experience import Experience, Rollout
 from chatpipe.ppo.gradient import PPOGradients
@@ -74,15 +75,16 @@ class PPOTrainer(PPOGradients):
         given = {"model": model, "ref_model": ref_model, **scorers, "value_model": value_model}
         models = {name: each for name, each in given.items() if each is not None}
         check_no_adapter(model)
-        check_models(models)
-        check_tokenizers(models, processing_class)
-        self.stop_token_id = check_stop_token(processing_class, model, args.stop_token_id)
+        self.stop_token_id = processing_class.eos_token_id if args.stop_token_id is None else args.stop_token_id
+        refuse(parts_checks.model_checks(models, processing_class, self.stop_token_id))
         self.prompts = [Prompt(ids) for ids in train_prompts or []]
         self.prompts += read_prompts(train_dataset if train_dataset is not None else [], processing_class)
-        check_prompts(self.prompts, args.response_length, models, processing_class, "train_dataset")
         if eval_dataset is not None:
             eval_dataset = read_prompts(eval_dataset, processing_class, "eval_dataset")
-            check_prompts(eval_dataset, args.response_length, models, processing_class, "eval_dataset")
+        for key, prompts in (("train_dataset", self.prompts), ("eval_dataset", eval_dataset)):
+            if prompts is not None:
+                ids = [prompt.ids for prompt in prompts]
+                refuse(parts_checks.prompt_checks(ids, args.response_length, models, processing_class, key))
         if (args.ptx_coef != 0) != (ptx_dataset is not None):
             raise UsageError(
                 "ptx_coef and ptx_dataset belong together.", "Give text to mix in (recipe: ppo.ptx_data), or neither."
@@ -92,7 +94,8 @@ class PPOTrainer(PPOGradients):
         value_model, self.ref_model, self.adapter = prepare_models(
             model, ref_model, value_model, self.rewards, args, peft_config
         )
-        check_precision({"model": model, "value_model": value_model})
+        trained = {"model": model, "value_model": value_model}
+        refuse({"trained_in_half": lambda: parts_checks.trained_in_half(trained)})
         self.reward_model, self.ptx_dataset = reward_model, ptx_dataset
         super().__init__(
             model=PolicyAndValueModel(model, value_model, args.temperature),

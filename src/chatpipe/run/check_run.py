@@ -107,9 +107,7 @@ def _checks_of(step: Step) -> Iterator[Checks]:
     prepared = stage.prepare(step)
     yield prepared.checks()
     if step.stage == "ppo":
-        from chatpipe.checks.by_stage import start_checks
-
-        yield start_checks(stage.new_trainer(step, prepared))
+        yield stage.start_checks(stage.new_trainer(step, prepared))
 
 
 def _on_few_rows(recipe: Recipe) -> Recipe:

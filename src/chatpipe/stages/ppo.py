@@ -1,6 +1,7 @@
 """ppo: a better chat model, from prompts and rewards."""
 
 from collections.abc import Mapping
+from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -8,8 +9,9 @@ from typing import Any
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, set_seed
 
 from chatpipe import console
-from chatpipe.checks.by_stage import ppo_checks, start_checks
+from chatpipe.checks.by_stage import FEW, ppo_checks
 from chatpipe.checks.gate import Checks, enforce
+from chatpipe.checks.policy_checks import policy_is_not_reference
 from chatpipe.checks.room import prompts_with_room
 from chatpipe.data.chat_template import add_chat_template, encode_prompt
 from chatpipe.data.datasets import Conversation, Loaded, load_prompts
@@ -33,6 +35,9 @@ from chatpipe.stages.step import Outcome, Step
 from chatpipe.stages.validation import example_prompt, oracle_of, validation_prompts
 from chatpipe.training.lora import lora_config
 from chatpipe.training.run_trainer import run_trainer
+
+START_TOKENS = 16
+"""Tokens of the completions that policy and reference read before the first step."""
 
 # Keys of the recipe's section that have the same name and meaning in PPOConfig.
 PPO_KEYS = (*PpoSettings.model_fields, "batch_size", "torch_compile")
@@ -97,6 +102,25 @@ def new_trainer(step: Step, prepared: Prepared) -> PPOTrainer:
         ptx_dataset=_text(step, tokenizer, context) if section.ptx_coef else None,
         peft_config=lora_config(**section.lora.model_dump()) if section.lora else None,
     )
+
+
+def start_checks(trainer: PPOTrainer) -> Checks:
+    """What only ppo's models together show, as its trainer has put them together."""
+    args, adapter = trainer.args, trainer.adapter
+    policy = trainer.model.policy
+    params = SamplingParams(max_new_tokens=min(START_TOKENS, args.response_length), temperature=args.temperature)
+    return {
+        "policy_is_not_reference": lambda: policy_is_not_reference(
+            policy,
+            policy if trainer.ref_model is None else trainer.ref_model,
+            [prompt.ids for prompt in trainer.prompts[:FEW]],
+            params,
+            trainer.processing_class.eos_token_id,
+            as_reference=nullcontext if adapter is None or trainer.ref_model is not None else adapter.off,
+            autocast=trainer.accelerator.autocast,
+            bf16=args.bf16 or args.fp16,
+        )
+    }
 
 
 def run(step: Step) -> Outcome | None:

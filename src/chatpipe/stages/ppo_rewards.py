@@ -5,14 +5,15 @@ from collections.abc import Sequence
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from chatpipe.checks.gate import refuse
+from chatpipe.checks.model_checks import other_vocabulary
 from chatpipe.data.chat_template import encode_prompt
 from chatpipe.data.datasets import Conversation
 from chatpipe.data.worlds import only_world, world_named
-from chatpipe.errors import UsageError
 from chatpipe.evaluation.answers import Answer
 from chatpipe.evaluation.sharing import over_ranks
 from chatpipe.models.context import longest_sequence
-from chatpipe.models.pretrained import load_reward_model, load_tokenizer
+from chatpipe.models.pretrained import load_reward_model
 from chatpipe.reward.functions import load_function
 from chatpipe.reward.rewards import RewardFunction, Rewards, penalise_missing_eos
 from chatpipe.reward.scoring import score_sequences
@@ -44,11 +45,7 @@ def load_rewards(step: Step, tokenizer: PreTrainedTokenizerBase) -> Rewards:
 def _load_reward_model(step: Step, key: str, tokenizer: PreTrainedTokenizerBase) -> PreTrainedModel:
     """It reads the policy's token ids: both must have the same tokenizer (trl #1674, #1979)."""
     folder = step.models[key]
-    if load_tokenizer(folder).get_vocab() != tokenizer.get_vocab():
-        raise UsageError(
-            f"The reward model {folder} (ppo.{key}) has another tokenizer than the policy.",
-            "Train it on the policy's own model: chatpipe rm --model " + step.models["model"],
-        )
+    refuse({"other_vocabulary": lambda: other_vocabulary(f"ppo.{key}", folder, tokenizer)})
     return load_reward_model(folder, frozen=True)
 
 
