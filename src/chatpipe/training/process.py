@@ -28,7 +28,7 @@ def quiet_libraries() -> None:
     logging.disable_progress_bar()
     logging.set_verbosity_error()
     os.environ["HF_DATASETS_DISABLE_PROGRESS_BARS"] = "1"  # read when `datasets` is imported
-    if "datasets" in sys.modules:
+    if sys.modules.get("datasets"):
         sys.modules["datasets"].disable_progress_bars()
 
 

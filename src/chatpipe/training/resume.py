@@ -34,6 +34,8 @@ from typing import Any
 
 import torch
 import transformers
+from accelerate import PartialState
+from accelerate.utils import broadcast_object_list
 from safetensors.torch import load_file
 from torch import nn
 from transformers import Trainer, TrainerState, set_seed
@@ -65,6 +67,13 @@ def newest_resume_point(folder: Path, report: Callable[[str], None] = _log.warni
             return point
         report(f"Resume point {point} is skipped: {fault}.")
     return None
+
+
+def common_resume_point(folder: Path) -> Path | None:
+    """`newest_resume_point`, found by the first process for all of them: every byte is read and hashed once."""
+    found = [newest_resume_point(folder) if PartialState().is_main_process else None]
+    broadcast_object_list(found)
+    return found[0]
 
 
 class ResumePoints(Trainer):
@@ -193,6 +202,7 @@ class ResumePoints(Trainer):
     def load_weights(self, folder: Path) -> None:
         """Puts back what `write_weights` wrote."""
         for name, module in self.modules_to_save().items():
+            # mapped, not read: a rank loads only the bytes that it copies
             state.load_weights(module, load_file(folder / f"{name}.safetensors"))
 
     def _training_state(self) -> dict[str, Any]:

@@ -16,7 +16,7 @@ from chatpipe.training.interrupt import StopOnRequest
 from chatpipe.training.machine import peak_flops
 from chatpipe.training.nonfinite import SkipNonFinite
 from chatpipe.training.process import give_back_freed_memory
-from chatpipe.training.resume import newest_resume_point
+from chatpipe.training.resume import RESUME_POINTS, common_resume_point
 
 
 def run_trainer(
@@ -28,19 +28,17 @@ def run_trainer(
     max_nonfinite_steps: int,
     resumable: Callable[[TrainerState], bool] = lambda state: True,
 ) -> dict[str, Any]:
-    """Trains to the end and returns the average speed, `train_seconds` and the `evaluation_seconds` on the way.
+    """Trains to the end and returns the average speed, `train_seconds` and the `evaluation_seconds` within it.
 
-    Raises `Interrupted` when asked to stop before.
-
-    `model` and `context` (tokens) are what FLOPs are counted by. After `max_nonfinite_steps` in a row with a NaN or
-    infinite loss or gradient it raises `TrainingError`. `resumable` says at which steps a resume point may
-    lie; an interruption waits for the next one.
+    FLOPs are counted from `model` and `context` (tokens). `resumable` tells at which steps a resume point may lie; an
+    interruption waits for the next one. Raises `Interrupted` when asked to stop before the end, and `TrainingError`
+    after `max_nonfinite_steps` in a row with a loss or gradient that is not finite.
     """
     trainer.max_nonfinite_steps = max_nonfinite_steps
     config = model.config
     flops = flops_per_token(model.num_parameters(), config.num_hidden_layers, config.hidden_size, context)
     watching = watch(trainer, stage, folder, flops, peak_flops(torch.bfloat16 if trainer.args.bf16 else torch.float32))
-    point = newest_resume_point(folder / "checkpoints")
+    point = common_resume_point(folder / RESUME_POINTS)
     if point is not None and trainer.is_world_process_zero():
         console.note(f"{stage}: going on from {point.name}")
     stop = StopOnRequest(folder, resumable)
