@@ -21,7 +21,9 @@ class PpoSettings(Section):
         None, gt=0, description="Nats per completion to which kl_coef is adapted; lm-human-preferences takes 6."
     )
     adaptive_kl_horizon: int = Field(10_000, ge=1, description="Completions; a longer one adapts more slowly.")
-    kl_loss: Literal["k2", "k3"] | None = Field(None, description="A KL term in the loss, besides the reward's.")
+    kl_loss: Literal["k2", "k3"] | None = Field(
+        None, description="A KL term in the loss, in addition to the penalty in the reward."
+    )
     kl_loss_coef: float = Field(0.0, ge=0, description="Weight of kl_loss.")
     target_kl: float | None = Field(
         None, gt=0, description="Skip the rest of an iteration's steps once policy/approxkl of one of them is above it."
@@ -32,9 +34,11 @@ class PpoSettings(Section):
     vf_coef: float = Field(0.1, ge=0, description="Weight of the value loss.")
     gamma: float = Field(1.0, ge=0, le=1, description="Discount of later rewards.")
     lam: float = Field(0.95, ge=0, le=1, description="Lambda of generalised advantage estimation.")
-    temperature: float = Field(1.0, gt=0, description="Of sampling, and of all log-probs.")
+    temperature: float = Field(1.0, gt=0, description="Temperature of sampling and of all log-probs.")
     response_length: int = Field(48, ge=1, description="The longest completion, in tokens.")
-    missing_eos_penalty: float | None = Field(1.0, ge=0, description="For the score of a completion without EOS.")
+    missing_eos_penalty: float | None = Field(
+        1.0, ge=0, description="Penalty of a completion without EOS; null turns it off."
+    )
     missing_eos: Literal["subtract", "replace"] = Field(
         "subtract", description="The penalty is subtracted from the score, or replaces it with a minus sign."
     )

@@ -1,0 +1,256 @@
+"""The sections of a recipe's stages: pretrain, sft, sample, rank, rm and ppo.
+
+Where `transformers.TrainingArguments` or TRL has a name for a setting, the setting has that name here.
+"""
+
+from typing import Literal
+
+from pydantic import Field, model_validator
+
+from chatpipe.recipe.architectures import Architecture
+from chatpipe.recipe.data_section import POCKETWORLD, Data, Place
+from chatpipe.recipe.ppo_settings import PpoSettings
+from chatpipe.recipe.section import Section
+
+
+class TrainingSection(Section):
+    """The settings that all stages with a trainer have."""
+
+    data: Data | None = Field(None, description="Path, comma-separated paths, or a list of blocks.")
+    learning_rate: float = Field(1e-4, gt=0)
+    lr_scheduler_type: Literal["cosine", "linear", "constant", "constant_with_warmup", "warmup_stable_decay"] = "cosine"
+    min_lr_ratio: float = Field(
+        0.0, ge=0, lt=1, description="Last rate of cosine and warmup_stable_decay, as a share of learning_rate."
+    )
+    decay_steps: int | None = Field(
+        None, ge=1, description="How many last steps of warmup_stable_decay lower the rate."
+    )
+    warmup_steps: int = Field(0, ge=0)
+    weight_decay: float = Field(0.0, ge=0, description="On matrices only, never on biases and norms.")
+    adam_beta1: float = Field(0.9, ge=0, lt=1)
+    adam_beta2: float = Field(0.95, ge=0, lt=1)
+    adam_epsilon: float = Field(1e-8, gt=0)
+    max_grad_norm: float = Field(1.0, gt=0)
+    batch_size: int = Field(32, ge=1, description="Sequences (rm: rankings) per optimizer step, over all processes.")
+    per_device_train_batch_size: int | None = Field(
+        None,
+        ge=1,
+        description="The micro-batch, from which gradient accumulation follows. Default: batch_size / processes.",
+    )
+    bf16: Literal[True, False, "auto"] = Field(
+        False,
+        description="Compute in bfloat16; weights stay in float32. auto: if the device has bfloat16 multiplication. "
+        "A CPU without it is twelve times slower than in float32.",
+    )
+    gradient_checkpointing: bool = False
+    logging_steps: int = Field(10, ge=1)
+    save_steps: int = Field(200, ge=1, description="Optimizer steps between resume points.")
+    max_nonfinite_steps: int = Field(3, ge=1, description="Stop after so many NaN or infinite steps in a row.")
+
+    @model_validator(mode="after")
+    def _schedule_fits_together(self) -> "TrainingSection":
+        kind = self.lr_scheduler_type
+        if (self.decay_steps is not None) != (kind == "warmup_stable_decay"):
+            raise ValueError("decay_steps and lr_scheduler_type: warmup_stable_decay belong together")
+        if self.min_lr_ratio > 0 and kind not in ("cosine", "warmup_stable_decay"):
+            raise ValueError(f"lr_scheduler_type: {kind} has no min_lr_ratio; cosine and warmup_stable_decay have")
+        return self
+
+
+class Tokenizer(Section):
+    """The tokenizer of a new model: trained on its data, or an existing one."""
+
+    kind: Literal["bpe", "character"] = Field("bpe", description="Byte-level BPE, or one token for each character.")
+    vocab_size: int = Field(1024, ge=272, description="Entries at most, special tokens included.")
+    train_bytes: int = Field(
+        500_000_000,
+        ge=1,
+        description="bpe: train it on at most this many bytes of text, taken evenly from all sources.",
+    )
+    pretrained: Place | None = Field(
+        None,
+        description="Use this tokenizer (a folder or hub id, e.g. gpt2) unchanged; the other keys are then ignored.",
+    )
+
+
+class Pretrain(TrainingSection):
+    """A base model from raw text."""
+
+    model: Place | None = Field(None, description="Continue from this model instead of a new one.")
+    objective: Literal["causal", "masked"] = Field(
+        "causal",
+        description="causal: predict the next token. masked: predict hidden tokens, which makes an "
+        "encoder for rm.model.",
+    )
+    mlm_probability: float = Field(0.15, gt=0, lt=1, description="Share of tokens that objective: masked hides.")
+    architecture: Architecture = Field(default_factory=Architecture)
+    tokenizer: Tokenizer = Field(default_factory=Tokenizer)
+    optimizer: Literal["adamw", "muon"] = Field(
+        "adamw", description="muon trains the matrices inside the model, AdamW the rest, at the same learning rate."
+    )
+    learning_rate: float = Field(6e-4, gt=0)
+    torch_compile: bool = Field(
+        False, description="Compile the model: takes minutes at the start, then steps on a GPU are faster."
+    )
+    block_size: int = Field(128, ge=16, description="Tokens per training sequence.")
+    documents: Literal["concatenate", "isolate"] = Field(
+        "concatenate",
+        description="isolate: a token attends only to its own document; concatenate: to all documents "
+        "before it in the sequence.",
+    )
+    max_steps: int = Field(2000, ge=1, le=10**9)
+    eval_steps: int | None = Field(
+        None, ge=1, description="Steps between evaluations (validation loss and samples). Default: only at the end."
+    )
+    sample_prompts: list[str] = Field(
+        [], description="Texts that samples continue; default: the beginnings of two validation documents."
+    )
+
+    @model_validator(mode="after")
+    def _phases_fit_in(self) -> "Pretrain":
+        if self.decay_steps is not None and self.warmup_steps + self.decay_steps > self.max_steps:
+            raise ValueError(
+                f"warmup_steps = {self.warmup_steps} and decay_steps = {self.decay_steps} are more than "
+                f"max_steps = {self.max_steps}"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _encoders_read_across_documents(self) -> "Pretrain":
+        if self.objective == "masked" and self.documents == "isolate":
+            raise ValueError("documents: isolate is for objective: causal; an encoder reads across documents")
+        return self
+
+
+class Lora(Section):
+    """Low-rank adapters instead of full fine-tuning; without dropout, so that two readings give the same log-probs."""
+
+    r: int = Field(16, ge=1, description="The rank.")
+    alpha: float = Field(32, gt=0, description="The adapter's output is scaled by alpha / r.")
+    target_modules: str | list[str] = Field(
+        "all-linear", description="Layers that get an adapter, as in peft.LoraConfig."
+    )
+
+
+class Sft(TrainingSection):
+    """Fine-tuning on conversations. The loss covers the assistant's turns with their end-of-turn tokens."""
+
+    model: Place | None = Field(None, description="A causal model; default: pretrain's.")
+    learning_rate: float = Field(2e-5, gt=0)
+    num_train_epochs: float = Field(1.0, gt=0)
+    max_steps: int = Field(-1, ge=-1, description="Overrides num_train_epochs if positive.")
+    max_length: int = Field(128, ge=16, description="Longer conversations lose their oldest turns.")
+    packing: bool = Field(
+        False,
+        description="Pack several conversations into a sequence of max_length tokens; each attends to itself alone. "
+        "batch_size then counts sequences.",
+    )
+    lora: Lora | None = Field(None, description="Train adapters instead of all weights (needs peft); they are merged.")
+    eval_steps: int | None = Field(
+        None, ge=1, description="Steps between evaluations (validation loss and samples). Default: only at the end."
+    )
+    load_best_model_at_end: bool = Field(
+        False, description="Save the weights with the lowest validation loss instead of the last ones."
+    )
+    sample_prompts: list[str] = Field([], description="Questions that samples answer; default: two validation prompts.")
+    pretrain_mix: float = Field(
+        0.0, ge=0, lt=1, description="Share of rows that are raw text from pretrain.data, against forgetting."
+    )
+
+    @model_validator(mode="after")
+    def _the_best_is_among_evaluations(self) -> "Sft":
+        if self.load_best_model_at_end and self.eval_steps is None:
+            raise ValueError("load_best_model_at_end needs eval_steps, to have evaluations of which one is the best")
+        return self
+
+
+class Sample(Section):
+    """Sampling completions that are then ranked."""
+
+    data: Data | None = Field(None, description="Source of the prompts.")
+    prompts: int = Field(500, ge=2, description="How many prompts.")
+    k: int = Field(4, ge=2, le=9, description="Completions per prompt.")
+    temperature: float = Field(1.0, gt=0)
+    max_new_tokens: int = Field(48, ge=1)
+
+
+class Rank(Section):
+    """Ranking the sampled completions."""
+
+    rater: Place = Field(
+        POCKETWORLD,
+        min_length=1,
+        description="pocketworld: simulated annotators, who know the built-in world. people: the run waits until "
+        "people have ranked (`chatpipe rank`). Otherwise a reward model, or module:function.",
+    )
+    temperature: float = Field(
+        0.5, ge=0, description="Noise added by raters that are programs, in units of their score (Bradley-Terry)."
+    )
+    overlap: int = Field(1, ge=1, description="How many people rank each prompt.")
+
+
+class Rm(TrainingSection):
+    """The reward model: K-wise ranking loss over all C(K,2) pairs of a prompt."""
+
+    model: Place | None = Field(None, description="The reward model's body; default: sft's model.")
+    learning_rate: float = Field(9e-6, gt=0)
+    num_train_epochs: float = Field(1.0, gt=0)
+    max_length: int = Field(1024, ge=16, description="Longer prompts lose their beginning; answers are never cut.")
+    age_weight: float = Field(
+        1.0,
+        ge=0,
+        le=1,
+        description="Weight of older rankings in later rounds: those from n rounds ago are read age_weight**n times an "
+        "epoch. 1 reads all rankings equally often, 0 only the newest.",
+    )
+    lora: Lora | None = Field(
+        None, description="Train adapters and the score head instead of all weights (needs peft); they are merged."
+    )
+
+
+class RewardSource(Section):
+    """One of several rewards: a reward model or a Python function, and its weight."""
+
+    model: Place | None = Field(None, description="A reward model.")
+    function: str | None = Field(
+        None,
+        pattern=r"^[\w.]+:\w+$",
+        description="module:function, called with prompts and completions (and with ended, if it has that parameter); "
+        "returns one number for each completion.",
+    )
+    weight: float = 1.0
+
+    @model_validator(mode="after")
+    def _is_one_thing(self) -> "RewardSource":
+        if (self.model is None) == (self.function is None):
+            raise ValueError("a reward is either a model or a function")
+        return self
+
+
+class Ppo(PpoSettings, TrainingSection):
+    """PPO against the reward model. Names and defaults as in TRL's PPOConfig where it has them."""
+
+    model: Place | None = Field(None, description="The initial policy, also the reference; default: sft's model.")
+    reward_model: Place | None = Field(None, description="Default: rm's model. The value model starts from it too.")
+    reward: list[RewardSource] | None = Field(
+        None, description="Several rewards instead of reward_model; their weighted sum is the reward."
+    )
+    oracle_reward_model: Place | None = Field(
+        None,
+        description="A reward model that is only logged, as objective/oracle, and never trained on.",
+    )
+    learning_rate: float = Field(3e-6, gt=0)
+    ptx_data: Data | None = Field(None, description="The raw text; default: pretrain.data.")
+    torch_compile: bool = Field(
+        False, description="Compile the update: takes a minute at the start, then steps are faster."
+    )
+    lora: Lora | None = Field(None, description="Train adapters instead of all weights (needs peft).")
+
+    @model_validator(mode="after")
+    def _fits_together(self) -> "Ppo":
+        if self.reward is not None and (self.reward_model is not None or not self.reward):
+            raise ValueError("reward lists all rewards, at least one; reward_model is then left out")
+        contradiction = self.contradiction(self.batch_size)
+        if contradiction is not None:
+            raise ValueError(contradiction)
+        return self
