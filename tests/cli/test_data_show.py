@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-SHARED = Path(__file__).resolve().parents[3] / "shared" / "data"
+FIXTURES = Path(__file__).resolve().parents[1] / "fixtures"
 
 
 def view(chatpipe, run, stage, *words):
@@ -145,21 +145,19 @@ def test_a_stage_that_there_is_not(refused):
     assert "There is no stage stf." in refused("data", "show", "pocket", "stf")
 
 
-@pytest.mark.skipif(not SHARED.is_dir(), reason=f"the shared data files are not at {SHARED}")
 @pytest.mark.parametrize(
     ("name", "form", "rows", "left_out", "has_tokens"),
     [
-        ("alpaca_en_demo.json", "alpaca", 999, 0, True),
-        ("gsm8k_train.jsonl", "question_answer", 7473, 0, False),
-        ("gsm8k_test.jsonl", "question_answer", 1319, 0, True),
-        ("dpo_en_demo.json", "pairs", 300, 0, True),
-        ("hh_rlhf_harmless_test.jsonl", "pairs", 2312, 9, False),
-        ("alpaca_eval_ranked_k4.jsonl", "rankings", 600, 0, True),
+        ("alpaca.json", "alpaca", 45, 0, True),
+        ("gsm8k.jsonl", "question_answer", 24, 0, False),
+        ("dpo.json", "pairs", 12, 0, True),
+        ("hh_harmless.jsonl", "pairs", 48, 4, False),
+        ("rankings_k4.jsonl", "rankings", 20, 0, True),
     ],
 )
-def test_published_files_are_shown_for_sft(chatpipe, tiny_run, name, form, rows, left_out, has_tokens):
+def test_files_in_published_shapes_are_shown_for_sft(chatpipe, tiny_run, name, form, rows, left_out, has_tokens):
     words = ("--model", tiny_run.folder / "sft") if has_tokens else ()
-    seen = chatpipe("data", "show", "pocket", "sft", "--data", SHARED / name, *words, "--json").object
+    seen = chatpipe("data", "show", "pocket", "sft", "--data", FIXTURES / name, *words, "--json").object
     [source] = seen["summary"]["sources"]
     assert (source["formats"], source["rows"]) == ([form], rows)
     assert sum(one["rows"] for one in source["left_out"]) == left_out

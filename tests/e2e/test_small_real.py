@@ -1,4 +1,7 @@
-"""The packaged recipe `small-real` on files that real projects publish: all stages run, and rankings are the file's."""
+"""The packaged recipe `small-real` on the fixtures, which have the shapes of published data: all stages run.
+
+The rankings of the run are those of the file.
+"""
 
 import json
 from pathlib import Path
@@ -9,14 +12,12 @@ from chatpipe.data.datasets import load_prompts, load_rankings
 from chatpipe.data.messages import prompt_key
 from chatpipe.recipe import load_recipe
 
-SHARED = Path(__file__).resolve().parents[3] / "shared" / "data"
-
-pytestmark = pytest.mark.skipif(not SHARED.is_dir(), reason=f"the shared data files are not at {SHARED}")
+FIXTURES = Path(__file__).resolve().parents[1] / "fixtures"
 
 DATA = (
-    f"pretrain.data=[{SHARED}/wiki_demo.txt, {{source: {SHARED}/c4_demo.jsonl, limit: 30}}]",
-    f"sft.data=[{{source: {SHARED}/alpaca_en_demo.json, limit: 80}}]",
-    f"rm.data=[{{source: {SHARED}/hh_rlhf_harmless_test.jsonl, limit: 120}}]",
+    f"pretrain.data=[{FIXTURES}/wiki.txt, {{source: {FIXTURES}/c4.jsonl, limit: 30}}]",
+    f"sft.data={FIXTURES}/alpaca.json",
+    f"rm.data=[{{source: {FIXTURES}/hh_harmless.jsonl, max_skipped: 0.1}}]",
 )
 TINY = (
     "pretrain.architecture={n_layer: 1, n_head: 2, n_embd: 48, n_positions: 512}",
@@ -58,9 +59,9 @@ def test_the_rankings_are_the_file_s_as_read(real_run):
     folder, _, recipe = real_run
     rows = [json.loads(line) for line in (folder / "rankings" / "round-1.jsonl").read_text().splitlines()]
     loaded = load_rankings(recipe.rm.data, recipe.worlds, "rm.data")
-    assert len(loaded.train) == 120
+    assert len(loaded.train) + len(loaded.validation) == 44
     assert rows == [ranking.to_row() for ranking in [*loaded.train, *loaded.validation]]
-    text = (SHARED / "hh_rlhf_harmless_test.jsonl").read_text(encoding="utf-8")
+    text = (FIXTURES / "hh_harmless.jsonl").read_text(encoding="utf-8")
     for row in rows:
         assert row["ranks"] == [1, 2]
         assert all(json.dumps(answer, ensure_ascii=False)[1:-1] in text for answer in row["responses"])

@@ -1,4 +1,4 @@
-"""Files that real projects publish, read as they are and counted plainly."""
+"""Files in the shapes that real projects publish (tests/fixtures), read as they are and counted plainly."""
 
 import json
 from pathlib import Path
@@ -11,17 +11,15 @@ from chatpipe.data.split import split_of
 from chatpipe.errors import UsageError
 from chatpipe.recipe.schema import DataBlock
 
-SHARED = Path(__file__).resolve().parents[3] / "shared" / "data"
-
-pytestmark = pytest.mark.skipif(not SHARED.is_dir(), reason=f"the shared data files are not at {SHARED}")
+FIXTURES = Path(__file__).resolve().parents[1] / "fixtures"
 
 
 def load(loader, name: str) -> Loaded:
-    return loader([DataBlock(source=str(SHARED / name))], {}, "data")
+    return loader([DataBlock(source=str(FIXTURES / name), max_skipped=0.1)], {}, "data")
 
 
 def rows_of(name: str) -> list[dict]:
-    text = (SHARED / name).read_text(encoding="utf-8")
+    text = (FIXTURES / name).read_text(encoding="utf-8")
     if name.endswith(".json"):
         return json.loads(text)
     return [json.loads(line) for line in text.split("\n") if line]
@@ -34,7 +32,7 @@ def count(loaded: Loaded) -> int:
 def documents(name: str, **more: object) -> tuple[list[str], list[str]]:
     """The documents of a file to train on, and those held out."""
     sides: tuple[list[str], list[str]] = ([], [])
-    block = DataBlock(source=str(SHARED / name), **more)
+    block = DataBlock(source=str(FIXTURES / name), **more)
     text = ""
     for piece in RawText(block, {}, "data").pieces():
         text += piece.text
@@ -44,43 +42,42 @@ def documents(name: str, **more: object) -> tuple[list[str], list[str]]:
     return sides
 
 
-@pytest.mark.parametrize("name", ["tinyshakespeare.txt", "wiki_demo.txt"])
+@pytest.mark.parametrize("name", ["play.txt", "wiki.txt"])
 def test_running_text_is_whole_with_its_last_tenth_held_out(name):
     [train], [held_out] = documents(name)
-    text = (SHARED / name).read_text(encoding="utf-8")
+    text = (FIXTURES / name).read_text(encoding="utf-8")
     assert train + held_out == text
     assert train.endswith("\n")
     assert len(text) / 25 < len(held_out) <= len(text) / 10  # an article a line in one of them
 
 
 def test_articles_a_line_each():
-    train, held_out = documents("wiki_demo.txt", document="line")
-    lines = [line for line in (SHARED / "wiki_demo.txt").read_text(encoding="utf-8").split("\n") if line.strip()]
+    train, held_out = documents("wiki.txt", document="line")
+    lines = [line for line in (FIXTURES / "wiki.txt").read_text(encoding="utf-8").split("\n") if line.strip()]
     assert sorted(train + held_out) == sorted(lines)
     assert held_out == [line for line in lines if split_of(line) == "validation"]
 
 
 def test_web_text():
-    train, held_out = documents("c4_demo.jsonl")
-    assert sorted(train + held_out) == sorted(row["text"] for row in rows_of("c4_demo.jsonl"))
-    assert len(train + held_out) == 300
+    train, held_out = documents("c4.jsonl")
+    assert sorted(train + held_out) == sorted(row["text"] for row in rows_of("c4.jsonl"))
+    assert len(train + held_out) == 12
 
 
 def test_questions_and_answers_as_text():
-    train, held_out = documents("gsm8k_train.jsonl", columns={"text": ["question", "answer"]})
-    rows = rows_of("gsm8k_train.jsonl")
+    train, held_out = documents("gsm8k.jsonl", columns={"text": ["question", "answer"]})
+    rows = rows_of("gsm8k.jsonl")
     assert sorted(train + held_out) == sorted(f"{row['question']}\n{row['answer']}" for row in rows)
 
 
 @pytest.mark.parametrize(
     ("name", "form", "rows", "loaders"),
     [
-        ("alpaca_en_demo.json", "alpaca", 999, (load_conversations, load_prompts)),
-        ("gsm8k_train.jsonl", "question_answer", 7473, (load_conversations, load_prompts)),
-        ("gsm8k_test.jsonl", "question_answer", 1319, (load_conversations, load_prompts)),
-        ("dpo_en_demo.json", "pairs", 300, (load_conversations, load_rankings, load_prompts)),
-        ("hh_rlhf_harmless_test.jsonl", "pairs", 2312, (load_conversations, load_rankings, load_prompts)),
-        ("alpaca_eval_ranked_k4.jsonl", "rankings", 600, (load_conversations, load_rankings, load_prompts)),
+        ("alpaca.json", "alpaca", 45, (load_conversations, load_prompts)),
+        ("gsm8k.jsonl", "question_answer", 24, (load_conversations, load_prompts)),
+        ("dpo.json", "pairs", 12, (load_conversations, load_rankings, load_prompts)),
+        ("hh_harmless.jsonl", "pairs", 48, (load_conversations, load_rankings, load_prompts)),
+        ("rankings_k4.jsonl", "rankings", 20, (load_conversations, load_rankings, load_prompts)),
     ],
 )
 def test_every_file_is_recognised_and_every_row_is_read_or_counted(name, form, rows, loaders):
@@ -89,12 +86,12 @@ def test_every_file_is_recognised_and_every_row_is_read_or_counted(name, form, r
         loaded = load(loader, name)
         [said] = loaded.report.sources
         assert (said.formats, said.rows) == ([form], rows)
-        assert said.skipped.reasons.total() == (9 if name.startswith("hh") else 0)
+        assert said.skipped.reasons.total() == (4 if name.startswith("hh") else 0)
         if loader is not load_prompts:  # which are different ones
             assert count(loaded) == rows - said.skipped.reasons.total()
 
 
-@pytest.mark.parametrize("name", ["c4_demo.jsonl", "wiki_demo.txt", "tinyshakespeare.txt"])
+@pytest.mark.parametrize("name", ["c4.jsonl", "wiki.txt", "play.txt"])
 def test_raw_text_is_no_conversation(name):
     with pytest.raises(UsageError) as caught:
         load(load_conversations, name)
@@ -102,16 +99,16 @@ def test_raw_text_is_no_conversation(name):
     assert "pretrain.data" in caught.value.hint
 
 
-@pytest.mark.parametrize("name", ["alpaca_en_demo.json", "gsm8k_train.jsonl"])
+@pytest.mark.parametrize("name", ["alpaca.json", "gsm8k.jsonl"])
 def test_conversations_are_no_rankings(name):
     with pytest.raises(UsageError, match="which cannot be read as rankings"):
         load(load_rankings, name)
 
 
 def test_alpaca_instructions():
-    loaded = load(load_conversations, "alpaca_en_demo.json")
-    rows = rows_of("alpaca_en_demo.json")
-    assert count(loaded) == len(rows) == 999
+    loaded = load(load_conversations, "alpaca.json")
+    rows = rows_of("alpaca.json")
+    assert count(loaded) == len(rows) == 45
     assert loaded.skipped == {}
     answers = {conversation[-1]["content"] for conversation in loaded.train + loaded.validation}
     assert answers == {row["output"] for row in rows}
@@ -121,57 +118,68 @@ def test_alpaca_instructions():
 
 
 def test_sharegpt_pairs():
-    loaded = load(load_rankings, "dpo_en_demo.json")
-    rows = rows_of("dpo_en_demo.json")
-    assert count(loaded) == len(rows) == 300
+    loaded = load(load_rankings, "dpo.json")
+    rows = rows_of("dpo.json")
+    assert count(loaded) == len(rows) == 12
     read = {(ranking.responses[0], len(ranking.prompt)) for ranking in loaded.train + loaded.validation}
     assert read == {(row["chosen"]["value"], len(row["conversations"])) for row in rows}
 
 
 def test_rankings_of_four():
-    loaded = load(load_rankings, "alpaca_eval_ranked_k4.jsonl")
+    loaded = load(load_rankings, "rankings_k4.jsonl")
     rankings = loaded.train + loaded.validation
-    assert count(loaded) == len(rows_of("alpaca_eval_ranked_k4.jsonl")) == 600
+    assert count(loaded) == len(rows_of("rankings_k4.jsonl")) == 20
     assert {len(ranking.responses) for ranking in rankings} == {4}
-    assert sum(len(set(ranking.ranks)) == 1 for ranking in rankings) == 32
+    assert sum(len(set(ranking.ranks)) == 1 for ranking in rankings) == 2
 
 
 def test_pairs_with_the_dialogue_inside_the_text():
-    rows = rows_of("hh_rlhf_harmless_test.jsonl")
+    rows = rows_of("hh_harmless.jsonl")
     cut = [(row["chosen"].rpartition("\n\nAssistant:"), row["rejected"].rpartition("\n\nAssistant:")) for row in rows]
     differing = sum(chosen[0] != rejected[0] for chosen, rejected in cut)
     empty = sum(
         chosen[0] == rejected[0] and not (chosen[2].strip() and rejected[2].strip()) for chosen, rejected in cut
     )
-    assert (len(rows), differing, empty) == (2312, 5, 4)
-    loaded = load(load_rankings, "hh_rlhf_harmless_test.jsonl")
+    assert (len(rows), differing, empty) == (48, 2, 2)
+    loaded = load(load_rankings, "hh_harmless.jsonl")
     assert loaded.skipped == {"chosen and rejected have different prompts": differing, "an answer is empty": empty}
+    assert loaded.report.sources[0].skipped.first == {
+        "an answer is empty": f"{FIXTURES}/hh_harmless.jsonl:17",
+        "chosen and rejected have different prompts": f"{FIXTURES}/hh_harmless.jsonl:29",
+    }
     assert count(loaded) == len(rows) - differing - empty
     read = {tuple(ranking.responses) for ranking in loaded.train + loaded.validation}
     assert read <= {(chosen[2].strip(), rejected[2].strip()) for chosen, rejected in cut}
 
 
 def test_the_chosen_side_of_pairs_as_conversations():
-    rows = rows_of("hh_rlhf_harmless_test.jsonl")
-    loaded = load(load_conversations, "hh_rlhf_harmless_test.jsonl")
-    assert count(loaded) == len(rows) - 9
-    assert loaded.skipped == {"chosen and rejected have different prompts": 5, "an answer is empty": 4}
+    rows = rows_of("hh_harmless.jsonl")
+    loaded = load(load_conversations, "hh_harmless.jsonl")
+    assert count(loaded) == len(rows) - 4
+    assert loaded.skipped == {"chosen and rejected have different prompts": 2, "an answer is empty": 2}
     answers = [conversation[-1]["content"] for conversation in loaded.train + loaded.validation]
     assert set(answers) <= {row["chosen"].rpartition("\n\nAssistant:")[2].strip() for row in rows}
 
 
 def test_prompts_of_pairs_are_different_ones():
-    loaded = load(load_prompts, "hh_rlhf_harmless_test.jsonl")
+    loaded = load(load_prompts, "hh_harmless.jsonl")
     prompts = {json.dumps(prompt) for prompt in loaded.train + loaded.validation}
-    ranked = load(load_rankings, "hh_rlhf_harmless_test.jsonl")
+    ranked = load(load_rankings, "hh_harmless.jsonl")
     assert count(loaded) == len(prompts)
     assert prompts == {json.dumps(ranking.prompt) for ranking in ranked.train + ranked.validation}
 
 
-@pytest.mark.parametrize(("name", "rows"), [("gsm8k_train.jsonl", 7473), ("gsm8k_test.jsonl", 1319)])
-def test_questions_and_answers(name, rows):
-    loaded = load(load_conversations, name)
+def test_questions_and_answers():
+    loaded = load(load_conversations, "gsm8k.jsonl")
     said = {tuple(message["content"] for message in conversation) for conversation in loaded.train + loaded.validation}
-    assert said == {(row["question"], row["answer"]) for row in rows_of(name)}
-    assert count(loaded) == len(rows_of(name)) == rows
+    assert said == {(row["question"], row["answer"]) for row in rows_of("gsm8k.jsonl")}
+    assert count(loaded) == len(rows_of("gsm8k.jsonl")) == 24
     assert loaded.skipped == {}
+
+
+def test_more_unusable_rows_than_a_block_allows_stop_it():
+    with pytest.raises(UsageError) as caught:
+        load_rankings([DataBlock(source=str(FIXTURES / "hh_harmless.jsonl"))], {}, "rm.data")
+    assert "4 of 48 rows cannot be used" in caught.value.message
+    assert f"{FIXTURES}/hh_harmless.jsonl:17" in caught.value.message
+    assert "max_skipped" in caught.value.hint
