@@ -41,6 +41,8 @@ def test_json_is_the_object_of_the_contract_and_nothing_else(tiny_run):
         assert stage["verdict"]["status"] in ("pass", "warn", "fail")
         assert all(isinstance(reason, str) for reason in stage["verdict"]["reasons"])
         assert stage["metrics"]["tokens_per_second"] > 0
+        assert 0 < stage["metrics"]["train_seconds"] < stage["seconds"]
+        assert 0 < stage["metrics"]["evaluation_seconds"] < stage["seconds"]
     assert told["seconds"] >= sum(stage["seconds"] for stage in told["stages"]) - 0.5
     names = {"pretrain": ("eval_loss", "bits_per_byte"), "sft": ("eval_loss",), "rm": ("eval_accuracy",)}
     for name, keys in {**names, "ppo": ("objective/kl", "win_rate")}.items():

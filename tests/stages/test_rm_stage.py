@@ -8,13 +8,20 @@ from transformers import GPT2Config, GPT2LMHeadModel
 
 from chatpipe.data.chat_template import add_chat_template
 from chatpipe.data.datasets import load_conversations, load_rankings
+from chatpipe.data.rankings import Ranking
+from chatpipe.data.worlds import world_named
+from chatpipe.errors import TrainingError, UsageError
 from chatpipe.evaluation.pair_accuracy import pair_metrics
 from chatpipe.evaluation.word_counts import WordCounts
 from chatpipe.models.pretrained import load_reward_model, load_tokenizer
 from chatpipe.models.tokenizer_training import train_tokenizer
+from chatpipe.recipe import load_recipe
 from chatpipe.recipe.schema import DataBlock
 from chatpipe.reward.ranking_batches import encode_answers
 from chatpipe.reward.scoring import score_sequences
+from chatpipe.stages.rm import _true_order
+from chatpipe.stages.step import Step
+from chatpipe.stages.validation import rankings_oracle
 
 TINY = ("rm.num_train_epochs=1", "rm.learning_rate=1e-3", "rm.batch_size=16", "rm.max_length=48", "rm.bf16=false")
 THINGS = ("cat", "dog", "cow", "hen", "pig", "owl")
@@ -105,3 +112,34 @@ def test_word_counts_are_learned_from_what_is_trained_on_alone(chatpipe, work, b
 
     assert said["metrics"]["words_baseline"] == baseline(rankings.train)
     assert baseline(rankings.validation) > baseline(rankings.train) + 0.05
+
+
+def test_the_model_is_saved_before_anything_is_evaluated(body, pairs, work, chatpipe, monkeypatch):
+    """Whatever fails then costs no training: the same command goes on from the last resume point."""
+
+    def fail(*_, **__):
+        raise TrainingError("out of memory")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("chatpipe.stages.rm.evaluate_ranker", fail)
+        failed = chatpipe("rm", "--model", body, "--data", pairs, "--out", work / "rm", *TINY)
+    assert failed.code == 1
+    assert load_reward_model(work / "rm").config.chatpipe_reward_offset != 0
+    assert not (work / "rm" / "chatpipe.json").exists()
+    assert chatpipe("rm", "--model", body, "--data", pairs, "--out", work / "rm", *TINY).code == 0
+
+
+def test_rankings_that_the_oracle_ties_are_refused_before_training(tmp_path):
+    """The annotators prefer something, but the evaluation goes by the oracle's order."""
+    recipe = load_recipe("pocket", [f"out={tmp_path}"]).recipe
+    step = Step.of(recipe, "rm")
+    oracle = rankings_oracle(step)
+    [prompt, *_] = world_named("pocketworld", recipe.worlds).prompts("validation")
+    tied = Ranking(prompt, ["Bananas.", "Bananas."], [1, 2])
+    assert oracle.rate(prompt, "Bananas.").score == oracle.rate(prompt, "Bananas.").score
+    with pytest.raises(UsageError) as refused:
+        _true_order(step, [tied], max_length=64)
+    assert "sample.prompts" in refused.value.hint
+    scores = _true_order(step, [tied, Ranking(prompt, ["Bananas.", "I do not know."], [1, 1])], max_length=64)
+    assert scores[0][0] == scores[0][1]
+    assert scores[1][0] != scores[1][1]

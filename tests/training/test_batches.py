@@ -4,7 +4,7 @@ from hypothesis import strategies as st
 
 from chatpipe.errors import UsageError
 from chatpipe.recipe.schema import TrainingSection
-from chatpipe.training.batches import measured_rows, micro_batches
+from chatpipe.training.batches import micro_batches
 
 
 @given(st.integers(1, 8), st.integers(1, 16), st.integers(1, 16))
@@ -38,9 +38,3 @@ def test_a_micro_batch_that_does_not_divide_the_share_is_refused_with_its_key():
     section = TrainingSection(batch_size=32, per_device_train_batch_size=5)
     with pytest.raises(UsageError, match=r"sft\.per_device_train_batch_size = 5 does not divide the 16 sequences"):
         micro_batches(section, 2, "sft")
-
-
-def test_rows_that_are_measured_together_have_logits_of_16_mb_or_are_one():
-    assert measured_rows(64, 272) == 32
-    assert measured_rows(256, 8192) == 2
-    assert measured_rows(1024, 50_257) == 1

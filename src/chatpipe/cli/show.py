@@ -56,7 +56,7 @@ def _shown(value: Any) -> str:
 def show_stage(result: StageResult) -> None:
     """One line for a stage that is done, its verdict's reasons, and whether the recipe now measures in another way."""
     status = result.manifest.verdict.get("status", "?")
-    state = "done before" if result.skipped else f"{result.manifest.seconds:.0f} s"
+    state = "done before" if result.skipped else f"{result.manifest.seconds:.0f} s{_evaluating(result)}"
     console.note(f"{result.name}: {status} ({state}) -> {result.out}")
     for reason in result.manifest.verdict.get("reasons", []):
         console.note(f"  - {reason}")
@@ -65,16 +65,25 @@ def show_stage(result: StageResult) -> None:
         console.warn(f"{result.name} was measured with other settings: {changes} (--fresh trains and measures anew)")
 
 
+def _evaluating(result: StageResult) -> str:
+    """The share of the stage's time that its verdict took."""
+    seconds = result.manifest.metrics.get("evaluation_seconds")
+    return "" if seconds is None else f", {seconds:.0f} s of it evaluating"
+
+
 def show_run_table(results: Sequence[StageResult]) -> None:
-    """Stage, what was measured, before, after, verdict, seconds; then the same question answered by each stage."""
+    """For each stage metrics before and after, verdict, seconds in all and evaluating; then answers to one question."""
     rows, styles = [], []
     for result in results:
         metrics, verdict = result.manifest.metrics, result.manifest.verdict
         for i, (what, before, after) in enumerate(_measured(result.stage, metrics)):
-            closing = (verdict["status"], f"{result.manifest.seconds:.0f}") if i == 0 else ("", "")
+            times = result.manifest.seconds, metrics.get("evaluation_seconds", 0.0)
+            closing = (verdict["status"], *(f"{time:.0f}" for time in times)) if i == 0 else ("", "", "")
             rows.append((result.name if i == 0 else "", what, before, after, *closing))
             styles.append(STYLES.get(verdict["status"], ""))
-    console.table("What each stage gained", ("stage", "measured", "before", "after", "verdict", "s"), rows, styles)
+    console.table(
+        "What each stage gained", ("stage", "measured", "before", "after", "verdict", "s", "evaluating"), rows, styles
+    )
     examples = [(result.name, result.manifest.metrics.get("example", {})) for result in results]
     answers = [(stage, example["answer"]) for stage, example in examples if example]
     if answers:
@@ -140,14 +149,14 @@ def _measured(stage: str, metrics: dict[str, Any]) -> list[tuple[str, str, str]]
         what = f"bits per byte (3-gram model: {trigram:.2f})"
         return [(what, f"{before:.2f}", f"{metrics['bits_per_byte']:.2f}")]
     if stage == "sft":
-        rows = [("held-out loss, nats a token", f"{metrics['eval_loss_before']:.2f}", f"{metrics['eval_loss']:.2f}")]
+        rows = [("validation loss, nats a token", f"{metrics['eval_loss_before']:.2f}", f"{metrics['eval_loss']:.2f}")]
         if "right" in metrics:
-            what = f"right answers at temperature {metrics['eval_temperature']:g} (before: chance)"
+            what = f"correct answers at temperature {metrics['eval_temperature']:g} (before: chance)"
             rows.append((what, _percent(metrics["chance"]), _percent(metrics["right"])))
         return [*rows, ("answers that stop", "", _percent(metrics["eos_share"]))]
     if stage == "rm":
         accuracy = _percent(metrics["eval_accuracy"])
-        what = f"pairs ordered rightly (before: the {metrics['length_rule']} one)"
+        what = f"pairs ordered correctly (before: the {metrics['length_rule']} one)"
         rows = [(what, _percent(metrics["length_baseline"]), accuracy)]
         if "words_baseline" in metrics:
             rows.append(("the same (before: by words and length)", _percent(metrics["words_baseline"]), accuracy))
@@ -156,7 +165,7 @@ def _measured(stage: str, metrics: dict[str, Any]) -> list[tuple[str, str, str]]
     if "oracle_score" in metrics:
         rows.append(("oracle's score", *_scores(metrics, "oracle")))
         rows.append((f"win rate by the oracle over {_before(metrics)}", "50 %", _percent(metrics["win_rate"])))
-        rows.append(("right answers", _percent(metrics["right_before"]), _percent(metrics["right"])))
+        rows.append(("correct answers", _percent(metrics["right_before"]), _percent(metrics["right"])))
     if "oracle_reward_score" in metrics:
         rows.append(("ppo.oracle_reward_model's score", *_scores(metrics, "oracle_reward")))
         rows.append(

@@ -25,6 +25,7 @@ from transformers import (
 
 from chatpipe import console
 from chatpipe.data.masking import Masking
+from chatpipe.evaluation.sharing import rows_at_once
 from chatpipe.generation import SamplingParams, generate
 from chatpipe.models.layers import evaluation_mode
 from chatpipe.models.model_folder import looks_like_path
@@ -34,7 +35,7 @@ from chatpipe.recipe.architectures import flops_per_token
 from chatpipe.recipe.schema import Pretrain
 from chatpipe.run.memory_estimate import blank_model, check_memory, estimate_memory
 from chatpipe.training.arguments import pretrain_arguments, training_arguments, use_bf16
-from chatpipe.training.batches import measured_rows, micro_batches
+from chatpipe.training.batches import micro_batches
 from chatpipe.training.machine import begin_peak, peak_flops, peak_memory
 from chatpipe.training.pretrain_trainer import PretrainTrainer
 from chatpipe.training.process import prepare_process
@@ -130,7 +131,7 @@ def probe(section: Pretrain, tokens: int, processes: int) -> Timing:
             data,
             muon=section.optimizer == "muon",
             masking=masking,
-            measure=_Evaluation(min(rows, measured_rows(length, vocabulary)), length, vocabulary),
+            measure=_Evaluation(min(rows, rows_at_once(model, length)), length, vocabulary),
             eval_dataset=[],
         )
         trainer.remove_callback(PrinterCallback)

@@ -3,10 +3,6 @@
 from chatpipe.errors import UsageError
 from chatpipe.recipe.schema import TrainingSection
 
-MAX_MEASURED_ROWS = 32
-MAX_MEASURED_LOGITS = 2**22
-"""Numbers in the logits of rows that are measured together: measuring must not take more memory than training."""
-
 
 def micro_batches(section: TrainingSection, processes: int, stage: str) -> dict[str, int]:
     """`per_device_train_batch_size` and `gradient_accumulation_steps` for `batch_size` sequences a step in all.
@@ -26,8 +22,3 @@ def micro_batches(section: TrainingSection, processes: int, stage: str) -> dict[
             "Choose one that does, or leave it out.",
         )
     return {"per_device_train_batch_size": micro, "gradient_accumulation_steps": share // micro}
-
-
-def measured_rows(length: int, vocabulary: int) -> int:
-    """How many held-out rows of `length` tokens are measured together."""
-    return max(1, min(MAX_MEASURED_ROWS, MAX_MEASURED_LOGITS // (length * vocabulary)))
