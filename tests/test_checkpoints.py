@@ -61,7 +61,6 @@ def test_how_a_result_was_measured_makes_no_other_checkpoint_but_is_known():
     assert before.differences(manifest(evaluation=now)) == []
     assert before.measured_otherwise(now) == ["evaluation.prompts was 200, is 50 now"]
     assert before.measured_otherwise(before.evaluation) == []
-    assert manifest().measured_otherwise(now) == []  # written before this was noted
 
 
 def test_differences_name_what_changed_and_nothing_else():
@@ -74,10 +73,26 @@ def test_differences_name_what_changed_and_nothing_else():
     ]
     other = manifest(parents={"sft.model": "c" * 64}, data={"sft.data": {"more.jsonl": "d" * 64}})
     assert before.differences(other) == [
-        "the model given as sft.model was aaaaaaaaaaaa, is cccccccccccc now",
+        f"the model given as sft.model was {'a' * 21}..., is {'c' * 21}... now",
         f"sft.data (chats.jsonl) was {'b' * 21}..., is not set now",
         f"sft.data (more.jsonl) was not set, is {'d' * 21}... now",
     ]
+
+
+def test_the_fingerprint_is_that_of_what_decides_what_comes_out():
+    same = manifest(metrics={"eval_loss": 1.0}, seconds=3.0, processes=2, evaluation={"evaluation.prompts": 9})
+    assert manifest().fingerprint == same.fingerprint
+    others = [
+        manifest(parents={"sft.model": "a" * 63 + "b"}),
+        manifest(data={"sft.data": {"chats.jsonl": "b" * 64 + " auto 3"}}),
+        manifest(settings={"seed": 1}),
+    ]
+    assert len({manifest().fingerprint, *(other.fingerprint for other in others)}) == 4
+
+
+def test_models_of_the_hub_whose_names_begin_alike_are_told_apart():
+    before, now = (manifest(parents={"sft.model": f"Qwen/Qwen3-0.6B{end}"}) for end in ("", "-Base"))
+    assert before.differences(now) == ["the model given as sft.model was Qwen/Qwen3-0.6B, is Qwen/Qwen3-0.6B-Base now"]
 
 
 @pytest.mark.parametrize(

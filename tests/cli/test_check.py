@@ -3,7 +3,7 @@
 import json
 
 from chatpipe.recipe.check_switches import checks_of
-from chatpipe.recipe.schema import STAGES
+from chatpipe.recipe.schema import TRAINING_STAGES
 
 
 def by_name(checks, status):
@@ -18,7 +18,7 @@ def test_a_recipe_whose_models_are_yet_to_be_made(chatpipe, listing):
     said = chatpipe("check", "pocket", "checks.double_bos=false", "--json").object
     assert said["ok"] is True
     assert {one["status"] for one in said["checks"]} == {"ok", "off", "not yet"}
-    for stage in STAGES:
+    for stage in TRAINING_STAGES:
         assert names(said["checks"], stage) == set(checks_of(stage))
     assert ("pretrain", "checks.held_out_seen") in by_name(said["checks"], "ok")
     assert set(by_name(said["checks"], "off")) == {(stage, "checks.double_bos") for stage in ("sft", "rm", "ppo")}
@@ -31,7 +31,7 @@ def test_a_recipe_whose_models_are_yet_to_be_made(chatpipe, listing):
 def test_the_checks_of_a_run_whose_models_are_there_are_those_of_its_stages(chatpipe, tiny_run):
     said = chatpipe("check", tiny_run.recipe, "--json").object
     assert said["ok"] is True
-    for stage in STAGES:
+    for stage in TRAINING_STAGES:
         assert names(said["checks"], stage) == set(checks_of(stage))
     assert {stage for stage, _ in by_name(said["checks"], "not yet")} == {"pretrain"}
     assert by_name(said["checks"], "off").keys() == {("ppo", "checks.reward_at_chance")}

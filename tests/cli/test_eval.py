@@ -83,7 +83,7 @@ def test_prompts_are_answered(chatpipe, work, tiny_run):
 
 
 def test_a_reward_model_that_is_right_on_pairs_is_wrong_on_the_same_pairs_exchanged(chatpipe, work, tiny_run):
-    lines = (tiny_run.folder / "rankings" / "round-1.jsonl").read_text().splitlines()
+    lines = (tiny_run.folder / "rank" / "rankings.jsonl").read_text().splitlines()
     rankings = [row for row in map(json.loads, lines) if len(set(row["ranks"])) > 1][:40]
     pairs = []
     for row in rankings:

@@ -8,9 +8,22 @@ import pytest
 
 from chatpipe.cli.app import app
 from chatpipe.recipe import Recipe
-from chatpipe.recipe.schema import STAGES
+from chatpipe.recipe.schema import TRAINING_STAGES
 
-COMMANDS = ["run", *STAGES, "sample", "rank", "rankings", "chat", "eval", "check", "data", "recipes", "schema", "env"]
+COMMANDS = [
+    "run",
+    *TRAINING_STAGES,
+    "sample",
+    "rank",
+    "rankings",
+    "chat",
+    "eval",
+    "check",
+    "data",
+    "recipes",
+    "schema",
+    "env",
+]
 SUBCOMMANDS = [[command] for command in COMMANDS] + [["recipes", command] for command in ("ls", "show", "copy")]
 SUBCOMMANDS += [["data", "show"], ["rankings", "export"], ["rankings", "stats"]]
 
@@ -60,7 +73,7 @@ def test_the_help_of_each_command_fits_a_screen_and_says_what_each_option_does(c
             assert len(told.split()) > 3, f"{option} of {words} has no help"
 
 
-@pytest.mark.parametrize("stage", STAGES)
+@pytest.mark.parametrize("stage", TRAINING_STAGES)
 def test_the_help_of_a_stage_has_an_example_and_every_option_of_the_contract(chatpipe, stage):
     out = chatpipe(stage, "--help").out
     assert f"Example: chatpipe {stage} " in out

@@ -72,7 +72,7 @@ def test_what_stands_behind_two_dashes_goes_to_accelerate(chatpipe):
     [plan] = shown["stages"]
     assert plan["processes"] == 2
     assert plan["command"].startswith("accelerate launch --multi_gpu --num_processes 2 ")
-    assert "--mixed_precision bf16 --module chatpipe pretrain" in plan["command"]
+    assert "--mixed_precision bf16 --module chatpipe step pretrain" in plan["command"]
     assert "--mixed_precision no" not in plan["command"]
 
 

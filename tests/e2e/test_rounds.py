@@ -11,8 +11,8 @@ from chatpipe.evaluation.policy import oracle_comparison
 from chatpipe.models.manifest import checkpoint_id
 from chatpipe.models.pretrained import load_causal_model, load_tokenizer
 from chatpipe.recipe import load_recipe
-from chatpipe.recipe.schema import STAGES
-from chatpipe.stages.step import Step
+from chatpipe.recipe.schema import TRAINING_STAGES
+from chatpipe.run.steps import step_of
 from chatpipe.stages.validation import oracle_of, validation_prompts
 
 
@@ -32,9 +32,9 @@ def manifest(folder):
 
 def win_rate_over_sft(folder):
     """How often the gold rater prefers the answers of the second round's policy to those of sft."""
-    step = Step.of(load_recipe(str(folder / "recipe.yaml"), [f"out={folder}", "round=2"]).recipe, "ppo")
+    step = step_of(load_recipe(str(folder / "recipe.yaml"), [f"out={folder}", "rounds=2"]).recipe, "ppo", 2)
     tokenizer = load_tokenizer(folder / "sft")
-    held_out = load_prompts(step.data()["ppo.data"], step.recipe.worlds, "ppo.data").validation
+    held_out = load_prompts(step.data["ppo.data"], step.recipe.worlds, "ppo.data").validation
     models = [load_causal_model(folder / stage) for stage in ("ppo.2", "sft")]
     prompts = validation_prompts(step, tokenizer, held_out, models[0].config.max_position_embeddings)
     settings, seed = step.recipe.evaluation, step.recipe.seed
@@ -48,15 +48,13 @@ def test_a_second_round_goes_on_from_the_first_and_from_wherever_it_broke_off(fo
     command = ("run", folder / "recipe.yaml", f"out={folder}", "rounds=2", "--json")
     stages = chatpipe(*command).object["stages"]
     assert [(stage["stage"], stage.get("round", 1), stage["skipped"]) for stage in stages] == [
-        *((stage, 1, True) for stage in ("pretrain", "sft", "rm", "ppo")),
-        *((stage, 2, False) for stage in ("rm", "ppo")),
+        *((stage, 1, True) for stage in ("pretrain", "sft", "sample", "rank", "rm", "ppo")),
+        *((stage, 2, False) for stage in ("sample", "rank", "rm", "ppo")),
     ]
     rm, ppo = manifest(folder / "rm.2"), manifest(folder / "ppo.2")
-    assert list(rm["data"]["rm.data"]) == ["rankings/round-1.jsonl", "rankings/round-2.jsonl"]
-    assert rm["parents"] == {
-        "rm.model": checkpoint_id(str(folder / "sft")),
-        "sample.model": checkpoint_id(str(folder / "ppo")),
-    }
+    assert list(rm["data"]["rm.data"]) == ["rank/rankings.jsonl", "rank.2/rankings.jsonl"]
+    assert rm["parents"] == {"rm.model": checkpoint_id(str(folder / "sft"))}
+    assert manifest(folder / "sample.2")["parents"] == {"sample.model": checkpoint_id(str(folder / "ppo"))}
     assert ppo["parents"] == {
         "ppo.model": checkpoint_id(str(folder / "ppo")),
         "ppo.reward_model": checkpoint_id(str(folder / "rm.2")),
@@ -67,7 +65,7 @@ def test_a_second_round_goes_on_from_the_first_and_from_wherever_it_broke_off(fo
     for end in ("", "_low", "_high"):
         assert measured[f"win_rate_over_first_before{end}"] == before[f"win_rate{end}"]
         assert measured[f"win_rate_over_first{end}"] == over_sft[f"win_rate{end}"]
-    first, second = (rows_of(folder / "rankings" / f"round-{number}.jsonl") for number in (1, 2))
+    first, second = (rows_of(folder / name / "rankings.jsonl") for name in ("rank", "rank.2"))
     assert {row["round"] for row in second} == {2}
     assert rm["metrics"]["train_rankings"] > len(first)  # of both rounds, without those held out
 
@@ -75,16 +73,16 @@ def test_a_second_round_goes_on_from_the_first_and_from_wherever_it_broke_off(fo
     assert all(stage["skipped"] for stage in again.object["stages"])
 
     # A run that was killed while it sampled.
-    sampled = folder / "rankings" / "round-2.completions.jsonl"
+    sampled = folder / "sample.2" / "completions.jsonl"
     whole = sampled.read_bytes()
-    sampled.with_name(sampled.name + ".partial").write_bytes(whole[: len(whole) // 2])
+    sampled.with_name(sampled.name + ".0-of-1.partial").write_bytes(whole[: len(whole) // 2])
     sampled.unlink()
-    for suffix in ("jsonl", "json", "db"):
-        (folder / "rankings" / f"round-2.{suffix}").unlink()
-    for stage in ("rm.2", "ppo.2"):
+    (folder / "sample.2" / "chatpipe.json").unlink()
+    for stage in ("rank.2", "rm.2", "ppo.2"):
         shutil.rmtree(folder / stage)
     assert chatpipe(*command).code == 0
-    assert rows_of(folder / "rankings" / "round-2.jsonl") == second
+    assert sampled.read_bytes() == whole
+    assert rows_of(folder / "rank.2" / "rankings.jsonl") == second
     for stage, before in (("rm.2", rm), ("ppo.2", ppo)):
         assert manifest(folder / stage)["files"] == before["files"]
 
@@ -99,10 +97,10 @@ def test_a_stage_that_was_deleted_or_broke_off_is_made_again_and_what_follows_it
     refused = chatpipe(*command, "ppo.kl_coef=0.3")  # before rm is trained
     assert (refused.code, (folder / "rm").exists()) == (2, False)
     assert "holds another ppo:\nppo.kl_coef was " in refused.err
-    assert skipped() == [True, True, False, True]
+    assert skipped() == [True, True, True, True, False, True]
     before = checkpoint_id(str(folder / "rm"))
     (folder / "rm" / "chatpipe.json").unlink()  # as of a kill behind the last step
-    assert skipped() == [True, True, False, True]
+    assert skipped() == [True, True, True, True, False, True]
     assert checkpoint_id(str(folder / "rm")) == before
 
 
@@ -111,7 +109,7 @@ def test_weights_that_nothing_reads_any_more_may_be_deleted(folder, chatpipe):
     (folder / "pretrain" / "model.safetensors").unlink()
     assert all(stage["skipped"] for stage in chatpipe(*command).object["stages"])
     alone = chatpipe("pretrain", folder / "recipe.yaml", f"out={folder}")
-    assert (alone.code, "`chatpipe pretrain ... --fresh` makes it anew" in alone.err) == (2, True)
+    assert (alone.code, "`chatpipe pretrain ... --fresh` makes it again" in alone.err) == (2, True)
     shutil.rmtree(folder / "sft")
     refused = chatpipe(*command)
     assert (refused.code, "pretrain is not a complete model folder: it has no weights" in refused.err) == (2, True)
@@ -123,12 +121,12 @@ def test_weights_that_nothing_reads_any_more_may_be_deleted(folder, chatpipe):
 )
 def test_fresh_does_not_delete_the_rater_that_it_is_to_ask(folder, chatpipe, listing, command, rater, told):
     shutil.copytree(folder / "rm", folder / "rm.2")  # as a second round leaves it
-    before = [listing(folder / stage) for stage in STAGES]
+    before = [listing(folder / stage) for stage in TRAINING_STAGES]
     rated = f"rank.rater={folder / rater}"
     said = chatpipe(command, folder / "recipe.yaml", f"out={folder}", rated, "--fresh")
     assert said.code == 2
     assert told in said.err
-    assert [listing(folder / stage) for stage in STAGES] == before
+    assert [listing(folder / stage) for stage in TRAINING_STAGES] == before
 
 
 def test_one_stage_of_a_later_round_and_an_answer_to_what_is_missing(folder, chatpipe):
@@ -138,12 +136,12 @@ def test_one_stage_of_a_later_round_and_an_answer_to_what_is_missing(folder, cha
     assert "Run `chatpipe rm ... round=2` first, or give a model with --reward." in said.err
     said = chatpipe("rm", folder / "recipe.yaml", f"out={folder}", "round=3")
     assert said.code == 2
-    assert f"Round 3 ranks answers of {folder}/ppo.2, which is not there yet." in said.err
+    assert f"sample.3 starts from what ppo.2 makes, but there is no {folder}/ppo.2 yet." in said.err
     assert "Run `chatpipe ppo ... round=2` first." in said.err
     assert not (folder / "rm.3").exists()
     said = chatpipe("rm", folder / "recipe.yaml", f"out={folder}", "round=2", "rm.age_weight=0", "--json")
     assert said.object["out"] == f"{folder}/rm.2"
-    assert list(manifest(folder / "rm.2")["data"]["rm.data"]) == ["rankings/round-2.jsonl"]
+    assert list(manifest(folder / "rm.2")["data"]["rm.data"]) == ["rank.2/rankings.jsonl"]
     assert (folder / "recipe.yaml").read_text() == recipe
 
 

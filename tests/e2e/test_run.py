@@ -15,7 +15,8 @@ from chatpipe.models.manifest import checkpoint_id
 from chatpipe.recipe import load_recipe
 from chatpipe.reward.demonstrations import drawn
 
-STAGES = ("pretrain", "sft", "rm", "ppo")
+STAGES = ("pretrain", "sft", "sample", "rank", "rm", "ppo")
+TRAINED = ("pretrain", "sft", "rm", "ppo")
 CAUSAL = ("pretrain", "sft", "ppo")
 
 
@@ -40,9 +41,10 @@ def test_json_is_the_object_of_the_contract_and_nothing_else(tiny_run):
         assert set(stage["verdict"]) == {"status", "reasons"}
         assert stage["verdict"]["status"] in ("pass", "warn", "fail")
         assert all(isinstance(reason, str) for reason in stage["verdict"]["reasons"])
-        assert stage["metrics"]["tokens_per_second"] > 0
-        assert 0 < stage["metrics"]["train_seconds"] < stage["seconds"]
-        assert 0 < stage["metrics"]["evaluation_seconds"] < stage["seconds"]
+        if stage["stage"] in TRAINED:
+            assert stage["metrics"]["tokens_per_second"] > 0
+            assert 0 < stage["metrics"]["train_seconds"] < stage["seconds"]
+            assert 0 < stage["metrics"]["evaluation_seconds"] < stage["seconds"]
     assert told["seconds"] >= sum(stage["seconds"] for stage in told["stages"]) - 0.5
     names = {"pretrain": ("eval_loss", "bits_per_byte"), "sft": ("eval_loss",), "rm": ("eval_accuracy",)}
     for name, keys in {**names, "ppo": ("objective/kl", "win_rate")}.items():
@@ -63,9 +65,11 @@ def test_text_is_tokenised_once_in_a_run(tiny_run):
 
 
 def test_the_folder_of_the_contract(tiny_run):
-    assert {path.name for path in tiny_run.folder.iterdir()} == {"recipe.yaml", "rankings", *STAGES}
-    assert (tiny_run.folder / "rankings" / "round-1.jsonl").is_file()
-    for stage in STAGES:
+    assert {path.name for path in tiny_run.folder.iterdir()} == {"recipe.yaml", *STAGES}
+    assert (tiny_run.folder / "sample" / "completions.jsonl").is_file()
+    assert (tiny_run.folder / "rank" / "rankings.jsonl").is_file()
+    assert (tiny_run.folder / "rank" / "rankings.db").is_file()
+    for stage in TRAINED:
         found = {path.name for path in (tiny_run.folder / stage).iterdir()}
         expected = {"config.json", "model.safetensors", "tokenizer.json", "README.md", "chatpipe.json"}
         expected |= {"metrics.jsonl", "checkpoints"}
@@ -75,7 +79,7 @@ def test_the_folder_of_the_contract(tiny_run):
         assert not {name for name in found if name.endswith((".bin", ".pt", ".pkl"))}, stage
 
 
-@pytest.mark.parametrize("stage", STAGES)
+@pytest.mark.parametrize("stage", TRAINED)
 def test_transformers_opens_the_model(tiny_run, stage):
     kind = AutoModelForCausalLM if stage in CAUSAL else AutoModelForSequenceClassification
     model, info = kind.from_pretrained(tiny_run.folder / stage, output_loading_info=True)
@@ -96,35 +100,35 @@ def test_transformers_opens_the_model(tiny_run, stage):
 def test_the_manifest_tells_what_the_folder_holds_and_is_worth(tiny_run, stage):
     folder = tiny_run.folder / stage
     told = manifest(folder)
-    others = {"chatpipe.json", "metrics.jsonl"}
+    others = {"chatpipe.json", "metrics.jsonl", "rankings.db", "rankings.db.lock"}
     there = {path.name: path for path in folder.iterdir() if path.is_file() and path.name not in others}
     assert told["files"] == {name: hashlib.sha256(path.read_bytes()).hexdigest() for name, path in there.items()}
     assert told["stage"] == stage
     assert told["seed"] == 0
-    assert (
-        told["settings"][f"{stage}.learning_rate"]
-        == load_recipe(str(tiny_run.recipe)).recipe.model_dump()[stage]["learning_rate"]
-    )
+    key = {"sample": "k", "rank": "temperature"}.get(stage, "learning_rate")
+    assert told["settings"][f"{stage}.{key}"] == load_recipe(str(tiny_run.recipe)).recipe.model_dump()[stage][key]
     assert {"chatpipe", "torch", "transformers", "trl"} <= set(told["versions"])
     printed = tiny_run.stage(stage)
     assert told["metrics"] == printed["metrics"]
     assert told["verdict"] == printed["verdict"]
-    also_read = {"sft": ["pretrain.data"], "rm": ["sft.data", "sample.data"]}
-    assert list(told["data"]) == [f"{stage}.data", *also_read.get(stage, [])]
+    read = {"sft": ["sft.data", "pretrain.data"], "rank": ["completions"], "rm": ["rm.data", "sft.data"]}
+    assert list(told["data"]) == read.get(stage, [f"{stage}.data"])
 
 
 def test_parents_link_the_stages(tiny_run):
-    made = {stage: checkpoint_id(str(tiny_run.folder / stage)) for stage in STAGES}
+    made = {stage: checkpoint_id(str(tiny_run.folder / stage)) for stage in TRAINED}
     assert len(set(made.values())) == 4
     assert {stage: manifest(tiny_run.folder / stage)["parents"] for stage in STAGES} == {
         "pretrain": {},
         "sft": {"sft.model": made["pretrain"]},
+        "sample": {"sample.model": made["sft"]},
+        "rank": {},
         "rm": {"rm.model": made["sft"]},
         "ppo": {"ppo.model": made["sft"], "ppo.reward_model": made["rm"]},
     }
 
 
-@pytest.mark.parametrize("stage", STAGES)
+@pytest.mark.parametrize("stage", TRAINED)
 def test_metrics_has_a_line_for_each_logged_step(tiny_run, stage):
     section = load_recipe(str(tiny_run.recipe)).recipe.model_dump()[stage]
     found = lines(tiny_run.folder / stage / "metrics.jsonl")
@@ -149,7 +153,7 @@ def test_metrics_has_a_line_for_each_logged_step(tiny_run, stage):
 
 
 def test_rankings_are_as_the_contract_says(tiny_run):
-    rankings = lines(tiny_run.folder / "rankings" / "round-1.jsonl")
+    rankings = lines(tiny_run.folder / "rank" / "rankings.jsonl")
     recipe = load_recipe(str(tiny_run.recipe)).recipe
     assert 0.5 * recipe.sample.prompts < len(rankings) <= recipe.sample.prompts
     for ranking in rankings:
@@ -198,7 +202,7 @@ def test_a_changed_evaluation_costs_no_training_and_what_was_measured_otherwise_
     assert f"warning: sft was measured with other settings: {changes} (--fresh " in again.err
     assert "other settings" not in chatpipe(*command).err
     rm = ("rm", tiny_run.recipe, "evaluation.prompts=50", "--out", tiny_run.folder / "rm")
-    assert "other settings" not in chatpipe(*rm, f"rm.data={tiny_run.folder}/rankings/round-1.jsonl").err
+    assert "other settings" not in chatpipe(*rm, f"rm.data={tiny_run.folder}/rank/rankings.jsonl").err
 
 
 @pytest.mark.parametrize(
@@ -254,7 +258,7 @@ def test_strict_exits_with_1_when_a_verdict_is_fail(brief_run):
     _, said = brief_run
     assert said.code == 1
     told = json.loads(said.out)
-    assert [stage["stage"] for stage in told["stages"]] == list(STAGES)
+    assert [stage["stage"] for stage in told["stages"]] == [stage for stage in STAGES if stage != "sample"]
     assert told["stages"][0]["verdict"]["status"] == "fail"
 
 
@@ -294,14 +298,14 @@ def test_the_resolved_recipe_gives_the_same_model_again(brief_run, tmp_path, cha
 
 def test_fresh_starts_over(brief_run, pairs, chatpipe):
     folder, _ = brief_run
-    before = {stage: checkpoint_id(str(folder / stage)) for stage in STAGES}
+    before = {stage: checkpoint_id(str(folder / stage)) for stage in TRAINED}
     fewer = write_rows(pairs.with_name("fewer.jsonl"), lines(pairs)[:200])
     over = chatpipe("run", folder / "recipe.yaml", "seed=1", f"rm.data={fewer}", "--fresh", "--json").object
     assert not any(stage["skipped"] for stage in over["stages"])
-    assert {manifest(folder / stage)["seed"] for stage in STAGES} == {1}
-    for stage in STAGES:
+    assert {manifest(folder / stage)["seed"] for stage in TRAINED} == {1}
+    for stage in TRAINED:
         assert checkpoint_id(str(folder / stage)) != before[stage]
-    assert len(lines(folder / "rankings" / "round-1.jsonl")) == 200
+    assert len(lines(folder / "rank" / "rankings.jsonl")) == 200
 
 
 def test_fresh_deletes_nothing_that_chatpipe_did_not_make(tmp_path, small, chatpipe, listing):

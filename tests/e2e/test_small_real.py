@@ -57,7 +57,7 @@ def test_all_stages_run(real_run):
 
 def test_the_rankings_are_the_file_s_as_read(real_run):
     folder, _, recipe = real_run
-    rows = [json.loads(line) for line in (folder / "rankings" / "round-1.jsonl").read_text().splitlines()]
+    rows = [json.loads(line) for line in (folder / "rank" / "rankings.jsonl").read_text().splitlines()]
     loaded = load_rankings(recipe.rm.data, recipe.worlds, "rm.data")
     assert len(loaded.train) + len(loaded.validation) == 44
     assert rows == [ranking.to_row() for ranking in [*loaded.train, *loaded.validation]]

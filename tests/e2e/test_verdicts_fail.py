@@ -86,7 +86,7 @@ def test_rm_on_the_right_order_passes(ranked):
 def test_ppo_without_kl_against_a_bad_reward_model_fails(tiny_run, tmp_path, chatpipe):
     """The reward model has learned that saying more is better; the gold rater is not fooled."""
     rows = []
-    for line in (tiny_run.folder / "rankings" / "round-1.jsonl").read_text().splitlines():
+    for line in (tiny_run.folder / "rank" / "rankings.jsonl").read_text().splitlines():
         said = json.loads(line)["responses"] * 2
         more = [said[0], " ".join(said[:2]), " ".join(said[:4])]
         rows.append({"prompt": json.loads(line)["prompt"], "responses": more, "ranks": [3, 2, 1]})

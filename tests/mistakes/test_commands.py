@@ -251,9 +251,9 @@ FOLDERS = [
     ),
     Mistake(
         "the folder into which the run writes its rankings",
-        "chatpipe rm pocket out=run rm.data=run/rankings --model gpt2",
-        "run/rankings/round-1.jsonl, out, rm.data, run/rankings",
-        {"run/rankings/round-1.jsonl": "{}\n"},
+        "chatpipe rm pocket out=run rm.data=run/rank --model gpt2",
+        "run/rank/rankings.jsonl, out, rm.data, run/rank",
+        {"run/rank/rankings.jsonl": "{}\n"},
     ),
 ]
 

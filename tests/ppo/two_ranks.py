@@ -13,8 +13,8 @@ sys.path.append(str(Path(__file__).parent.parent / "exact"))
 import parts  # noqa: E402
 import tiny  # noqa: E402
 
-from chatpipe.run.launch import end_rank  # noqa: E402
 from chatpipe.training.lora import lora_config  # noqa: E402
+from chatpipe.training.ranks import end_rank  # noqa: E402
 
 TEXT = [{"input_ids": [(3 * i + 5 * j) % 12 for j in range(2 + i % 4)]} for i in range(11)]
 

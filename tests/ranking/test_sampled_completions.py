@@ -17,7 +17,7 @@ from chatpipe.reward.ranking_batches import encode_answers
 
 @pytest.fixture
 def prompts(work, tiny_run):
-    rows = [json.loads(line) for line in (tiny_run.folder / "rankings" / "round-1.jsonl").open()]
+    rows = [json.loads(line) for line in (tiny_run.folder / "rank" / "rankings.jsonl").open()]
     prompts = [row["prompt"] for row in rows[:40]]
     (work / "prompts.jsonl").write_text("".join(json.dumps({"prompt": prompt}) + "\n" for prompt in prompts))
     return prompts

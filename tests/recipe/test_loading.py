@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from chatpipe.errors import UsageError
 from chatpipe.recipe import Recipe, find_recipe, load_recipe, packaged_recipes
 from chatpipe.recipe.loading import flatten
-from chatpipe.recipe.schema import STAGES, DataBlock
+from chatpipe.recipe.schema import TRAINING_STAGES, DataBlock
 from chatpipe.run.chain import write_recipe
 
 
@@ -248,7 +248,7 @@ def test_the_schema_for_editors_knows_every_key_and_describes_data_as_text_too()
     schema = Recipe.model_json_schema()
     assert set(schema["properties"]) == set(Recipe.model_fields)
     assert schema["additionalProperties"] is False
-    for stage in STAGES:
+    for stage in TRAINING_STAGES:
         kinds = schema["$defs"][stage.capitalize()]["properties"]["data"]["anyOf"]
         assert {"string", "array", "null"} <= {kind.get("type") for kind in kinds}
 

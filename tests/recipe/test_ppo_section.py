@@ -9,8 +9,9 @@ from chatpipe.errors import UsageError
 from chatpipe.evaluation.preference_verdicts import ppo_verdict
 from chatpipe.recipe.loading import load_recipe
 from chatpipe.reward.functions import source_fingerprint
-from chatpipe.stages.step import Step
-from chatpipe.stages.step_checks import check_step
+from chatpipe.run.status import manifest_of
+from chatpipe.run.step_checks import check_step
+from chatpipe.run.steps import step_of
 from stub_models import write_stub_model
 
 
@@ -55,26 +56,26 @@ def step(tmp_path, monkeypatch):
     rewards = f"[{{model: {tmp_path}/helpful, weight: 2}}, {{function: 'mine:short'}}, {{model: {tmp_path}/harmless}}]"
     overrides = [f"out={tmp_path}/run", f"ppo.model={sft}", f"ppo.reward={rewards}", "ppo.data=pocketworld"]
     overrides += [f"ppo.oracle_reward_model={tmp_path}/judge"]
-    return Step.of(load_recipe(None, overrides).recipe, "ppo")
+    return step_of(load_recipe(None, overrides).recipe, "ppo")
 
 
 def test_all_reward_models_are_checked_and_stand_in_the_manifest(step, tmp_path):
     check_step(step)
-    parents = step.manifest().parents
+    parents = manifest_of(step).parents
     assert set(parents) == {"ppo.model", "ppo.reward.0", "ppo.reward.2", "ppo.oracle_reward_model"}
-    before = step.manifest()
+    before = manifest_of(step)
     write_stub_model(tmp_path / "harmless", "GPT2ForSequenceClassification", weights="others")
-    assert before.differences(step.manifest())
-    assert "ppo.reward.2" in before.differences(step.manifest())[0]
+    assert before.differences(manifest_of(step))
+    assert "ppo.reward.2" in before.differences(manifest_of(step))[0]
     step.recipe.ppo.reward[0].weight = 3.0
-    assert any("ppo.reward was" in line for line in before.differences(step.manifest()))
+    assert any("ppo.reward was" in line for line in before.differences(manifest_of(step)))
 
 
 def test_a_changed_reward_function_makes_another_stage_and_is_not_run_to_find_out(step, tmp_path):
-    before = step.manifest()
-    assert before.differences(step.manifest()) == []
+    before = manifest_of(step)
+    assert before.differences(manifest_of(step)) == []
     (tmp_path / "mine.py").write_text("def short(prompts, completions): ...\n")
-    [changed] = before.differences(step.manifest())
+    [changed] = before.differences(manifest_of(step))
     assert changed.startswith("ppo.reward.1.function (mine:short) was ")
     assert "mine" not in sys.modules
 
@@ -107,10 +108,10 @@ def test_text_to_mix_in_is_part_of_what_the_stage_is_made_from(tmp_path):
     text = tmp_path / "text.txt"
     text.write_text("word " * 1000)
     base = ["ppo.data=pocketworld", f"pretrain.data={text}"]
-    assert "ppo.ptx_data" not in Step.of(load_recipe(None, base).recipe, "ppo").data()
-    mixed = Step.of(load_recipe(None, [*base, "ppo.ptx_coef=1"]).recipe, "ppo").data()
+    assert "ppo.ptx_data" not in step_of(load_recipe(None, base).recipe, "ppo").data
+    mixed = step_of(load_recipe(None, [*base, "ppo.ptx_coef=1"]).recipe, "ppo").data
     assert [block.source for block in mixed["ppo.ptx_data"]] == [str(text)]
-    own = Step.of(load_recipe(None, [*base, "ppo.ptx_coef=1", "ppo.ptx_data=pocketworld"]).recipe, "ppo").data()
+    own = step_of(load_recipe(None, [*base, "ppo.ptx_coef=1", "ppo.ptx_data=pocketworld"]).recipe, "ppo").data
     assert [block.source for block in own["ppo.ptx_data"]] == ["pocketworld"]
 
 

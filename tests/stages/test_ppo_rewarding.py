@@ -8,8 +8,8 @@ from chatpipe.data.datasets import load_prompts
 from chatpipe.evaluation.answers import evaluate_answers
 from chatpipe.models.pretrained import load_causal_model, load_reward_model, load_tokenizer
 from chatpipe.recipe import load_recipe
+from chatpipe.run.steps import step_of
 from chatpipe.stages.ppo_rewards import answer_rewards, load_rewards
-from chatpipe.stages.step import Step
 from chatpipe.stages.validation import oracle_of, validation_prompts
 
 
@@ -17,9 +17,9 @@ from chatpipe.stages.validation import oracle_of, validation_prompts
 def answered(tiny_run):
     """The shared run's ppo stage, its tokenizer and rewards, prompts, and sft's answers: most are cut off."""
     recipe = load_recipe(str(tiny_run.recipe), ["evaluation.max_new_tokens=9"]).recipe
-    step = Step.of(recipe, "ppo")
+    step = step_of(recipe, "ppo")
     tokenizer, policy = load_tokenizer(step.models["model"]), load_causal_model(step.models["model"])
-    held_out = load_prompts(step.data()["ppo.data"], recipe.worlds, "ppo.data").validation
+    held_out = load_prompts(step.data["ppo.data"], recipe.worlds, "ppo.data").validation
     prompts = validation_prompts(step, tokenizer, held_out, policy.config.max_position_embeddings)
     judged = evaluate_answers(policy, tokenizer, prompts, recipe.evaluation, recipe.seed, oracle_of(step))
     assert len({answer.ended for answer in judged.answers}) == 2
@@ -39,7 +39,7 @@ def test_the_gold_rater_of_training_agrees_with_the_one_that_judges(answered):
 def test_answers_are_scored_as_they_were_written_and_cut_off_ones_penalised(answered, how, penalised):
     step, tokenizer, rewards, prompts, judged = answered
     section = step.recipe.ppo.model_copy(update={"missing_eos": how, "missing_eos_penalty": 2.0})
-    step = Step.of(step.recipe.model_copy(update={"ppo": section}), "ppo")
+    step = step_of(step.recipe.model_copy(update={"ppo": section}), "ppo")
     model = load_reward_model(step.models["reward_model"]).eval()
     scores = answer_rewards(step, rewards, tokenizer, prompts, judged.answers)
     assert set(scores) == {"reward"}

@@ -9,10 +9,12 @@ from chatpipe.data.locking import alone_in
 from chatpipe.errors import UsageError
 from chatpipe.models.manifest import MANIFEST
 from chatpipe.recipe import load_recipe
-from chatpipe.run import chain as pipeline
-from chatpipe.stages.rankings_of_run import ensure_rankings
-from chatpipe.stages.step import STARTED, Step, rankings_file
-from chatpipe.stages.step_checks import check_step
+from chatpipe.run.chain import How, check_run, check_stage, run_here, run_recipe, run_stage
+from chatpipe.run.folder import RECIPE_FILE, STARTED, clear, note_in_run, write_recipe
+from chatpipe.run.status import begin, status
+from chatpipe.run.step_checks import check_step
+from chatpipe.run.steps import step_of, steps_of
+from chatpipe.stages.step import Step
 from stub_models import write_stub_model
 
 
@@ -35,7 +37,7 @@ def listing() -> dict[str, str]:
 
 def step(out: str | None, *overrides: str) -> Step:
     recipe = load_recipe(None, ["sft.data=chats.jsonl", "sft.model=base", *overrides]).recipe
-    return Step.of(recipe, "sft", out)
+    return step_of(recipe, "sft", out=out)
 
 
 def test_a_stage_cannot_be_made_in_the_folder_of_the_model_it_starts_from(files):
@@ -68,18 +70,18 @@ def test_a_folder_in_which_a_stage_was_killed_before_it_began_is_new(files):
     made = step("out")
     (made.folder / STARTED).parent.mkdir(parents=True)
     (made.folder / STARTED).with_suffix(".json.partial").write_text("{")
-    assert made.standing() == "new"
-    made.clear()
+    assert status(made) == "new"
+    clear([made])
     assert not made.folder.exists()
 
 
 def test_a_deletion_that_was_killed_leaves_a_folder_that_can_be_used(files):
     made = step("out")
-    made.begin()
+    begin(made)
     made.folder.rename("out.old.partial")
-    assert made.standing() == "new"
-    made.begin()
-    made.clear()
+    assert status(made) == "new"
+    begin(made)
+    clear([made])
     assert not made.folder.exists()
     assert not Path("out.old.partial").exists()
 
@@ -87,8 +89,8 @@ def test_a_deletion_that_was_killed_leaves_a_folder_that_can_be_used(files):
 def test_a_stage_of_a_run_keeps_the_other_stages_of_its_recipe(files):
     first = load_recipe(None, ["out=run", "pretrain.data=a.txt"]).recipe
     second = load_recipe(None, ["out=run", "rm.data=c.jsonl"]).recipe
-    pipeline._note_in_run(first, "pretrain")
-    pipeline._note_in_run(second, "rm")
+    note_in_run(step_of(first, "pretrain"))
+    note_in_run(step_of(second, "rm"))
     kept = load_recipe("run/recipe.yaml").recipe
     assert [block.source for block in kept.pretrain.data] == ["a.txt"]
     assert [block.source for block in kept.rm.data] == ["c.jsonl"]
@@ -97,43 +99,40 @@ def test_a_stage_of_a_run_keeps_the_other_stages_of_its_recipe(files):
 @pytest.mark.parametrize("fresh", [False, True])
 def test_a_stage_with_another_seed_does_not_belong_to_the_run_and_deletes_nothing_of_it(files, fresh):
     made = step(None, "out=run")
-    made.begin()
-    pipeline._note_in_run(made.recipe, "sft")
-    rankings_file(made.recipe).parent.mkdir()
-    rankings_file(made.recipe).write_text("ranked by hand")
+    begin(made)
+    note_in_run(made)
+    Path("run/rank").mkdir()
+    Path("run/rank/rankings.jsonl").write_text("ranked by hand")
     before = listing()
     other = step(None, "out=run", "seed=4").recipe
     for stage in ("sft", "rm"):
         with pytest.raises(UsageError, match="seed was 0, is 4 now"):
-            pipeline.run_one(other, stage, pipeline.How(1, fresh=fresh), None)
+            check_stage(other, stage, fresh=fresh)
     assert listing() == before
 
 
 def test_fresh_looks_at_all_folders_before_it_deletes_the_first(files):
     recipe = load_recipe("pocket", ["out=run"]).recipe
-    for stage in ("pretrain", "sft", "rm"):
-        Step.of(recipe, stage).folder.mkdir(parents=True)
-        (Step.of(recipe, stage).folder / MANIFEST).write_text("{}")
-    pipeline.write_recipe(recipe, Path("run") / pipeline.RECIPE_FILE)
+    for step in steps_of(recipe)[:-1]:
+        step.folder.mkdir(parents=True)
+        (step.folder / MANIFEST).write_text("{}")
+    write_recipe(recipe, Path("run") / RECIPE_FILE)
     (Path("run") / "ppo").mkdir()
     (Path("run") / "ppo" / "thesis.txt").write_text("years of work")
     before = listing()
     with pytest.raises(UsageError, match="run/ppo holds something that chatpipe did not make"):
-        pipeline.run_recipe(recipe, pipeline.How(1, fresh=True), print)
+        check_run(recipe, fresh=True)
     assert listing() == before
 
 
 def test_the_rankings_file_of_a_run_is_not_what_it_can_rank_by(files):
-    recipe = load_recipe("pocket", ["out=run"]).recipe
-    rankings_file(recipe).parent.mkdir(parents=True)
+    file = Path("run/rank/rankings.jsonl")
+    file.parent.mkdir(parents=True)
     rows = [{"prompt": f"q {i}", "responses": ["a", "b"], "ranks": [1, 2]} for i in range(60)]
-    rankings_file(recipe).write_text("".join(json.dumps(row) + "\n" for row in rows))
-    recipe = load_recipe("pocket", ["out=run", f"rm.data={rankings_file(recipe)}"]).recipe
-    for start in (
-        lambda: pipeline.check_recipe(recipe),
-        lambda: pipeline.check_stage(recipe, "rm", None),
-    ):
-        with pytest.raises(UsageError, match="into which this run writes its rankings"):
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    recipe = load_recipe("pocket", ["out=run", f"rm.data={file}"]).recipe
+    for start in (lambda: check_run(recipe), lambda: check_stage(recipe, "rm")):
+        with pytest.raises(UsageError, match="rank/rankings.jsonl"):
             start()
 
 
@@ -141,25 +140,43 @@ def test_a_run_and_a_stage_are_refused_where_another_is_at_work(files):
     made = step(None, "out=run")
     with alone_in(Path("run")):
         with pytest.raises(UsageError, match="Another chatpipe is at work in run"):
-            pipeline.run_one(made.recipe, "sft", pipeline.How(1), None)
+            run_stage([made], How(1), None, print)
         with pytest.raises(UsageError, match="Another chatpipe is at work in run"):
-            pipeline.run_recipe(load_recipe("pocket", ["out=run"]).recipe, pipeline.How(1), print)
+            run_recipe(load_recipe("pocket", ["out=run"]).recipe, How(1), print)
 
 
-def test_rankings_of_other_data_are_written_anew(files):
+def test_given_rankings_are_written_down_and_others_are_refused_until_fresh(files):
     def write(name: str, better: str) -> None:
         rows = [{"prompt": f"q {i}", "chosen": better, "rejected": "bad"} for i in range(60)]
         Path(name).write_text("".join(json.dumps(row) + "\n" for row in rows))
 
-    for name, better in (("one.jsonl", "first"), ("two.jsonl", "second"), ("two.jsonl", "second")):
+    def rank_step(name: str) -> Step:
+        return step_of(load_recipe(None, ["out=run", f"rm.data={name}"]).recipe, "rank")
+
+    for name, better in (("one.jsonl", "first"), ("two.jsonl", "second")):
         write(name, better)
-        recipe = load_recipe(None, ["out=run", f"rm.data={name}"]).recipe
-        ensure_rankings(recipe)
-        assert better in rankings_file(recipe).read_text()
+    run_here(rank_step("one.jsonl"))
+    assert "first" in Path("run/rank/rankings.jsonl").read_text()
+    assert status(rank_step("one.jsonl")) == "done"
+    with pytest.raises(UsageError, match=r"rm.data \(one.jsonl\) was"):
+        status(rank_step("two.jsonl"))
+    clear([rank_step("two.jsonl")])
+    run_here(rank_step("two.jsonl"))
+    assert "second" in Path("run/rank/rankings.jsonl").read_text()
 
 
 def test_prompts_that_nobody_can_rank_are_refused(files):
     Path("prompts.jsonl").write_text('{"prompt": "What is the capital of France?"}\n' * 60)
     recipe = load_recipe(None, ["out=run", "sample.data=prompts.jsonl"]).recipe
-    with pytest.raises(UsageError, match="pocketworld cannot score answers to these prompts"):
-        pipeline.check_stage(recipe, "rm", None)
+    with pytest.raises(UsageError, match="sample.data = prompts.jsonl: pocketworld cannot score"):
+        check_stage(recipe, "rm")
+
+
+@pytest.mark.parametrize("start", [check_run, lambda recipe: check_stage(recipe, "sft")])
+def test_a_run_of_the_earlier_layout_is_refused(files, start):
+    Path("run/rankings").mkdir(parents=True)
+    Path("run/rankings/round-1.jsonl").write_text("{}\n")
+    Path("run/recipe.yaml").write_text("round: 1\n")
+    recipe = load_recipe("pocket", ["out=run", "sft.model=base"]).recipe
+    with pytest.raises(UsageError, match="out = run was made by an earlier chatpipe"):
+        start(recipe)

@@ -6,8 +6,11 @@ import pytest
 from chatpipe.errors import UsageError
 from chatpipe.models.manifest import write_manifest
 from chatpipe.recipe import Recipe
-from chatpipe.stages.step import Step, answering_model, in_round, rankings_blocks, rankings_file, stage_data
-from chatpipe.stages.step_checks import check_step
+from chatpipe.run.folder import clear
+from chatpipe.run.status import begin, check_whole, manifest_of, status
+from chatpipe.run.step_checks import check_step
+from chatpipe.run.steps import step_of, steps_for, steps_of
+from chatpipe.stages.step import Step
 from stub_models import write_stub_model
 
 
@@ -39,14 +42,26 @@ def finish(step: Step) -> None:
     """Leaves what a finished stage leaves."""
     kind = "GPT2ForSequenceClassification" if step.stage == "rm" else "GPT2LMHeadModel"
     write_stub_model(str(step.folder), kind)
-    step.begin()
-    write_manifest(step.folder, step.manifest())
+    begin(step)
+    write_manifest(step.folder, manifest_of(step))
 
 
 def begin_and_save(step: Step) -> None:
     """Leaves what a stage leaves that broke off after its first resume point."""
-    step.begin()
+    begin(step)
     Path(step.folder, "checkpoints", "step-3").mkdir()
+
+
+def ranked(text: str, run: str = "run", name: str = "rank") -> None:
+    """Leaves a rankings file in a run."""
+    Path(run, name).mkdir(parents=True, exist_ok=True)
+    Path(run, name, "rankings.jsonl").write_text(text)
+
+
+def answered(text: str) -> None:
+    """Leaves a completions file in the run."""
+    Path("run/sample").mkdir(parents=True, exist_ok=True)
+    Path("run/sample/completions.jsonl").write_text(text)
 
 
 def problem_of(check, *arguments: object) -> str:
@@ -58,93 +73,110 @@ def problem_of(check, *arguments: object) -> str:
 
 
 def test_each_stage_starts_from_what_the_one_before_it_made(recipe):
-    assert Step.of(recipe, "pretrain").models == {}
-    assert Step.of(recipe, "sft").models == {"model": "run/pretrain"}
-    assert Step.of(recipe, "rm").models == {"model": "run/sft"}
-    assert Step.of(recipe, "ppo").models == {"model": "run/sft", "reward_model": "run/rm"}
+    assert step_of(recipe, "pretrain").models == {}
+    assert step_of(recipe, "sft").models == {"model": "run/pretrain"}
+    assert step_of(recipe, "rm").models == {"model": "run/sft"}
+    assert step_of(recipe, "ppo").models == {"model": "run/sft", "reward_model": "run/rm"}
 
 
 def test_a_model_of_the_recipe_comes_before_the_run_s_own(recipe):
-    assert Step.of(changed(recipe, "sft", model="gpt2"), "sft").models == {"model": "gpt2"}
-    assert Step.of(changed(recipe, "pretrain", model="gpt2"), "pretrain").models == {"model": "gpt2"}
-    assert Step.of(changed(recipe, "ppo", reward_model="r"), "ppo").models == {"model": "run/sft", "reward_model": "r"}
+    assert step_of(changed(recipe, "sft", model="gpt2"), "sft").models == {"model": "gpt2"}
+    assert step_of(changed(recipe, "pretrain", model="gpt2"), "pretrain").models == {"model": "gpt2"}
+    assert step_of(changed(recipe, "ppo", reward_model="r"), "ppo").models == {"model": "run/sft", "reward_model": "r"}
 
 
 def test_a_stage_writes_into_the_run_or_into_a_folder_of_its_own(recipe):
-    assert Step.of(recipe, "sft").folder == Path("run/sft")
-    assert Step.of(recipe, "sft", "elsewhere").folder == Path("elsewhere")
+    assert step_of(recipe, "sft").folder == Path("run/sft")
+    assert step_of(recipe, "sft", out="elsewhere").folder == Path("elsewhere")
 
 
-def test_what_a_stage_reads():
+def sources(step: Step) -> dict[str, list[str]]:
+    return {key: [block.source for block in blocks] for key, blocks in step.data.items()}
+
+
+def test_what_a_step_reads():
     given = Recipe(
         out="run",
         pretrain={"data": "t.txt"},
         sft={"data": "c.jsonl", "pretrain_mix": 0.2},
         sample={"data": "p.jsonl"},
     )
-    sources = {
-        stage: {key: [block.source for block in blocks] for key, blocks in stage_data(given, stage).items()}
-        for stage in ("pretrain", "sft", "rm", "ppo")
-    }
-    assert sources == {
+    assert {step.stage: sources(step) for step in steps_of(given)} == {
         "pretrain": {"pretrain.data": ["t.txt"]},
         "sft": {"sft.data": ["c.jsonl"], "pretrain.data": ["t.txt"]},
-        "rm": {"rm.data": ["run/rankings/round-1.jsonl"], "sft.data": ["c.jsonl"]},
+        "sample": {"sample.data": ["p.jsonl"]},
+        "rank": {"completions": ["run/sample/completions.jsonl"]},
+        "rm": {"rm.data": ["run/rank/rankings.jsonl"], "sft.data": ["c.jsonl"]},
         "ppo": {"ppo.data": ["p.jsonl"]},
     }
-    assert rankings_file(given) == Path("run/rankings/round-1.jsonl")
     with_pairs = given.model_copy(update={"rm": Recipe(rm={"data": "pairs.jsonl"}).rm})
-    assert [block.source for block in rankings_blocks(with_pairs)] == ["pairs.jsonl"]
-    assert [block.source for block in stage_data(with_pairs, "ppo")["ppo.data"]] == ["pairs.jsonl"]
+    assert [step.stage for step in steps_of(with_pairs)] == ["pretrain", "sft", "rank", "rm", "ppo"]
+    for stage, key in (("rank", "rm.data"), ("rm", "rm.data"), ("ppo", "ppo.data")):
+        assert sources(step_of(with_pairs, stage))[key] == ["pairs.jsonl"]
 
 
 def test_later_rounds_go_on_from_the_newest_policy_and_keep_what_was_ranked():
     given = Recipe(out="run", rounds=3, sample={"data": "pocketworld"}, ppo={"model": "mine"}, rm={"age_weight": 0.5})
-    assert [(step.stage, str(step.folder)) for step in Step.all_of(given)] == [
-        ("pretrain", "run/pretrain"),
-        ("sft", "run/sft"),
-        ("rm", "run/rm"),
-        ("ppo", "run/ppo"),
-        ("rm", "run/rm.2"),
-        ("ppo", "run/ppo.2"),
-        ("rm", "run/rm.3"),
-        ("ppo", "run/ppo.3"),
+    steps = {step.name: step for step in steps_of(given)}
+    assert list(steps) == [
+        *("pretrain", "sft", "sample", "rank", "rm", "ppo"),
+        *("sample.2", "rank.2", "rm.2", "ppo.2"),
+        *("sample.3", "rank.3", "rm.3", "ppo.3"),
     ]
-    *_, first, _, second, rm, third = Step.all_of(given)
-    assert first.models == {"model": "mine", "reward_model": "run/rm"}
-    assert second.models == {"model": "run/ppo", "reward_model": "run/rm.2"}
-    assert third.models == {"model": "run/ppo.2", "reward_model": "run/rm.3"}
-    assert third.first_policy() == "mine"
-    assert rm.models == {"model": "run/sft"}
-    assert answering_model(rm.recipe) == "run/ppo.2"
-    read = {block.source: block.weight for block in rm.data()["rm.data"]}
-    assert read == {f"run/rankings/round-{number}.jsonl": weight for number, weight in ((1, 0.25), (2, 0.5), (3, 1))}
+    assert all(str(step.folder) == f"run/{name}" for name, step in steps.items())
+    assert steps["ppo"].models == {"model": "mine", "reward_model": "run/rm"}
+    assert steps["ppo.2"].models == {"model": "run/ppo", "reward_model": "run/rm.2"}
+    assert steps["ppo.3"].models == {"model": "run/ppo.2", "reward_model": "run/rm.3"}
+    assert steps["ppo.3"].makers == {"model": ("ppo.2",), "reward_model": ("rm.3",)}
+    assert steps["ppo.3"].first_policy == "mine"
+    assert steps["rm.3"].models == {"model": "run/sft"}
+    assert steps["sample"].models == {"model": "run/sft"}
+    assert steps["sample.3"].models == {"model": "run/ppo.2"}
+    read = {block.source: block.weight for block in steps["rm.3"].data["rm.data"]}
+    assert read == {"run/rank/rankings.jsonl": 0.25, "run/rank.2/rankings.jsonl": 0.5, "run/rank.3/rankings.jsonl": 1}
+    assert steps["rm.3"].makers == {"model": ("sft",), "rm.data": ("rank", "rank.2", "rank.3")}
 
 
 def test_the_first_round_may_read_rankings_of_others():
-    given = Recipe(out="run", round=2, rm={"data": [{"source": "pairs.jsonl", "weight": 2}], "age_weight": 0.5})
-    read = {block.source: block.weight for block in rankings_blocks(given)}
-    assert read == {"pairs.jsonl": 1.0, "run/rankings/round-2.jsonl": 1.0}
+    given = Recipe(out="run", rm={"data": [{"source": "pairs.jsonl", "weight": 2}], "age_weight": 0.5})
+    read = {block.source: block.weight for block in step_of(given, "rm", 2).data["rm.data"]}
+    assert read == {"pairs.jsonl": 1.0, "run/rank.2/rankings.jsonl": 1.0}
     newest = given.model_copy(update={"rm": Recipe(rm={"data": "pairs.jsonl", "age_weight": 0}).rm})
-    assert [block.source for block in rankings_blocks(newest)] == ["run/rankings/round-2.jsonl"]
+    assert sources(step_of(newest, "rm", 2))["rm.data"] == ["run/rank.2/rankings.jsonl"]
+
+
+def test_rm_comes_with_the_rankings_of_its_round_and_other_stages_alone():
+    ranked = Recipe(out="run", sample={"data": "pocketworld"})
+    given = Recipe(out="run", rm={"data": "pairs.jsonl"})
+    names = [
+        [step.name for step in steps_for(recipe, stage, number, out)]
+        for recipe, stage, number, out in (
+            (ranked, "rm", 1, None),
+            (ranked, "rm", 2, "elsewhere"),
+            (given, "rm", 1, None),
+            (given, "rm", 1, "elsewhere"),
+            (ranked, "ppo", 2, None),
+        )
+    ]
+    assert names == [["sample", "rank", "rm"], ["sample.2", "rank.2", "rm.2"], ["rank", "rm"], ["rm"], ["ppo.2"]]
 
 
 def test_everything_a_run_needs_is_checked_before_it_starts(recipe):
-    made: frozenset[str] = frozenset()
-    for stage in ("pretrain", "sft", "rm", "ppo"):
-        check_step(Step.of(recipe, stage), made_by_this_run=made)
-        made |= {stage}
+    made: set[str] = set()
+    for step in steps_of(recipe):
+        check_step(step, made)
+        made.add(step.name)
     assert not Path("run").exists()
 
 
 def test_a_missing_parent_is_named_with_who_makes_it(recipe):
-    told = problem_of(check_step, Step.of(recipe, "sft"))
+    told = problem_of(check_step, step_of(recipe, "sft"))
     assert "sft starts from what pretrain makes, but there is no run/pretrain yet." in told
     assert "chatpipe pretrain" in told
     assert "--model" in told
-    finish(Step.of(recipe, "pretrain"))
-    finish(Step.of(recipe, "sft"))
-    told = problem_of(check_step, Step.of(recipe, "ppo"))
+    finish(step_of(recipe, "pretrain"))
+    finish(step_of(recipe, "sft"))
+    told = problem_of(check_step, step_of(recipe, "ppo"))
     assert "ppo starts from what rm makes, but there is no run/rm yet." in told
     assert "--reward" in told
 
@@ -152,197 +184,203 @@ def test_a_missing_parent_is_named_with_who_makes_it(recipe):
 def test_a_model_of_the_wrong_kind_is_refused_by_key(recipe):
     write_stub_model("reward", "GPT2ForSequenceClassification")
     write_stub_model("chat")
-    told = problem_of(check_step, Step.of(changed(recipe, "ppo", model="reward", reward_model="reward"), "ppo"))
+    told = problem_of(check_step, step_of(changed(recipe, "ppo", model="reward", reward_model="reward"), "ppo"))
     assert "ppo.model = reward is a reward model" in told
-    told = problem_of(check_step, Step.of(changed(recipe, "ppo", model="chat", reward_model="chat"), "ppo"))
+    told = problem_of(check_step, step_of(changed(recipe, "ppo", model="chat", reward_model="chat"), "ppo"))
     assert "ppo.reward_model = chat is a causal language model" in told
-    check_step(Step.of(changed(recipe, "ppo", model="chat", reward_model="reward"), "ppo"))
+    check_step(step_of(changed(recipe, "ppo", model="chat", reward_model="reward"), "ppo"))
 
 
 def test_data_that_cannot_be_used_is_found_by_the_check(recipe):
     Path("chats.jsonl").write_text('{"messages": []}\n{oops}\n')
-    told = problem_of(check_step, Step.of(recipe, "sft"), frozenset({"pretrain"}))
+    told = problem_of(check_step, step_of(recipe, "sft"), {"pretrain"})
     assert "this line is not JSON (first at chats.jsonl:2" in told
-    told = problem_of(check_step, Step.of(changed(recipe, "rm", data=recipe.pretrain.data), "rm"))
+    told = problem_of(check_step, step_of(changed(recipe, "rm", data=recipe.pretrain.data), "rm"))
     assert told.startswith("rm.data: ")
     assert "is running text" in told
-    assert "sft.data is not given" in problem_of(check_step, Step.of(changed(recipe, "sft", data=None), "sft"))
+    assert "sft.data is not given" in problem_of(check_step, step_of(changed(recipe, "sft", data=None), "sft"))
 
 
 def test_a_world_that_cannot_be_built_is_found_by_the_check():
     world = Recipe(pretrain={"data": "pocketworld"}, pocketworld={"people": 100_000})
-    assert "100000 people" in problem_of(check_step, Step.of(world, "pretrain"))
+    assert "100000 people" in problem_of(check_step, step_of(world, "pretrain"))
 
 
 def test_a_file_where_the_folder_should_be_is_refused(recipe):
-    assert "book.txt is a file." in problem_of(check_step, Step.of(recipe, "pretrain", "book.txt"))
+    assert "book.txt is a file." in problem_of(check_step, step_of(recipe, "pretrain", out="book.txt"))
 
 
 def test_a_stage_is_new_then_started_then_done(recipe):
-    step = Step.of(recipe, "pretrain")
-    assert step.standing() == "new"
+    step = step_of(recipe, "pretrain")
+    assert status(step) == "new"
     step.folder.mkdir(parents=True)
-    assert step.standing() == "new"
-    step.begin()
-    assert step.standing() == "new"
+    assert status(step) == "new"
+    begin(step)
+    assert status(step) == "new"
     Path(step.folder, "checkpoints", "step-3.partial").mkdir()
-    assert step.standing() == "new"
+    assert status(step) == "new"
     Path(step.folder, "checkpoints", "step-3").mkdir()
-    assert step.standing() == "started"
+    assert status(step) == "started"
     finish(step)
-    assert step.standing() == "done"
+    assert status(step) == "done"
 
 
 def test_a_finished_stage_whose_weights_are_gone_or_cut_off_is_not_whole(recipe):
     for number, again in ((1, "chatpipe rm ... --fresh"), (2, "chatpipe rm ... round=2 --fresh")):
-        step = Step.of(in_round(recipe, number), "rm")
+        step = step_of(recipe, "rm", number)
         write_stub_model(str(step.folder), "GPT2ForSequenceClassification")
-        step.check_whole()
+        check_whole(step)
         weights = step.folder / "model.safetensors"
         weights.write_bytes(weights.read_bytes()[:-1])
-        told = problem_of(step.check_whole)
+        told = problem_of(check_whole, step)
         assert f"{step.folder}/model.safetensors is not a complete safetensors file." in told
-        assert f"`{again}` makes it anew." in told
+        assert f"`{again}` makes it again." in told
         weights.unlink()
-        assert f"{step.folder} is not a complete model folder: it has no weights." in problem_of(step.check_whole)
+        assert f"{step.folder} is not a complete model folder: it has no weights." in problem_of(check_whole, step)
 
 
 def test_what_broke_off_before_its_first_resume_point_may_be_changed(recipe):
-    Step.of(recipe, "pretrain").begin()
-    assert Step.of(changed(recipe, "pretrain", learning_rate=0.5), "pretrain").standing() == "new"
+    begin(step_of(recipe, "pretrain"))
+    assert status(step_of(changed(recipe, "pretrain", learning_rate=0.5), "pretrain")) == "new"
 
 
 def test_a_run_that_was_moved_is_the_same_run(recipe):
     """The rankings that it made itself moved with it."""
     made = changed(recipe, "rm", data=None)
     made = changed(made, "sample", data=recipe.sft.data)
-    rankings_file(made).parent.mkdir(parents=True)
-    rankings_file(made).write_text('{"prompt": "a", "responses": ["b", "c"], "ranks": [1, 2]}\n')
+    ranked('{"prompt": "a", "responses": ["b", "c"], "ranks": [1, 2]}\n')
     write_stub_model("run/sft")
-    finish(Step.of(made, "rm"))
+    finish(step_of(made, "rm"))
     Path("run").rename("moved")
     moved = made.model_copy(update={"out": "moved"})
-    assert Step.of(moved, "rm").standing() == "done"
-    rankings_file(moved).write_text('{"prompt": "a", "responses": ["b", "c"], "ranks": [2, 1]}\n')
-    assert "rm.data (rankings/round-1.jsonl) was" in problem_of(Step.of(moved, "rm").standing)
+    assert status(step_of(moved, "rm")) == "done"
+    ranked('{"prompt": "a", "responses": ["b", "c"], "ranks": [2, 1]}\n', "moved")
+    assert "rm.data (rank/rankings.jsonl) was" in problem_of(status, step_of(moved, "rm"))
 
 
 def test_where_and_how_it_runs_makes_no_other_stage(recipe, monkeypatch):
-    finish(Step.of(recipe, "pretrain"))
+    finish(step_of(recipe, "pretrain"))
     other = changed(recipe, "pretrain", logging_steps=3, save_steps=7)
     other = other.model_copy(update={"processes": 2, "report_to": "tensorboard"})
     monkeypatch.setenv("WORLD_SIZE", "2")
-    assert Step.of(other, "pretrain").standing() == "done"
-    assert Step.of(changed(recipe, "sft", learning_rate=1.0), "pretrain").standing() == "done"
+    assert status(step_of(other, "pretrain")) == "done"
+    assert status(step_of(changed(recipe, "sft", learning_rate=1.0), "pretrain")) == "done"
 
 
 def test_when_sft_is_evaluated_counts_where_the_best_is_kept(recipe):
     write_stub_model("base")
     recipe = changed(recipe, "sft", model="base", eval_steps=5)
-    begin_and_save(Step.of(recipe, "sft"))
-    assert Step.of(changed(recipe, "sft", eval_steps=7), "sft").standing() == "started"
+    begin_and_save(step_of(recipe, "sft"))
+    assert status(step_of(changed(recipe, "sft", eval_steps=7), "sft")) == "started"
     best = changed(recipe, "sft", load_best_model_at_end=True).model_copy(update={"out": "best"})
-    begin_and_save(Step.of(best, "sft"))
-    told = problem_of(Step.of(changed(best, "sft", eval_steps=7), "sft").standing)
+    begin_and_save(step_of(best, "sft"))
+    told = problem_of(status, step_of(changed(best, "sft", eval_steps=7), "sft"))
     assert "sft.eval_steps was 5, is 7 now" in told
-
-
-def test_keys_that_came_later_count_only_where_they_are_used(recipe):
-    step = Step.of(recipe, "pretrain")
-    finish(step)
-    manifest = Path("run/pretrain/chatpipe.json")
-    stored = json.loads(manifest.read_text())
-    del stored["settings"]["pretrain.optimizer"]
-    manifest.write_text(json.dumps(stored))
-    assert step.standing() == "done"
-    told = problem_of(Step.of(changed(recipe, "pretrain", optimizer="muon"), "pretrain").standing)
-    assert "pretrain.optimizer was not set, is muon now" in told
-
-
-def test_keys_of_rankings_that_came_later_count_only_where_they_are_used(recipe):
-    made = changed(changed(recipe, "rm", data=None), "sample", data=recipe.sft.data)
-    rankings_file(made).parent.mkdir(parents=True)
-    rankings_file(made).write_text('{"prompt": "a", "responses": ["b", "c"], "ranks": [1, 2]}\n')
-    step = Step.of(made, "rm")
-    finish(step)
-    manifest = Path("run/rm/chatpipe.json")
-    stored = json.loads(manifest.read_text())
-    del stored["settings"]["rank.overlap"], stored["data"]["sample.data"]
-    manifest.write_text(json.dumps(stored))
-    assert step.standing() == "done"
-    told = problem_of(Step.of(changed(made, "rank", overlap=2), "rm").standing)
-    assert "rank.overlap was not set, is 2 now" in told
 
 
 def test_a_changed_recipe_is_refused_with_what_changed(recipe):
     for leave in (begin_and_save, finish):
-        leave(Step.of(recipe, "pretrain"))
+        leave(step_of(recipe, "pretrain"))
         other = changed(recipe, "pretrain", learning_rate=0.5).model_copy(update={"seed": 4})
-        told = problem_of(Step.of(other, "pretrain").standing)
+        told = problem_of(status, step_of(other, "pretrain"))
         assert "run/pretrain holds another pretrain:" in told
         assert "seed was 0, is 4 now" in told
         assert "pretrain.learning_rate was 0.0006, is 0.5 now" in told
         assert "--fresh" in told
 
 
-def test_what_makes_a_stage_of_a_later_round_anew_names_the_round(recipe):
+def test_what_makes_a_step_of_a_later_round_again_names_the_round(recipe):
     write_stub_model("run/ppo")
+    recipe = changed(changed(recipe, "rm", data=None), "sample", data=[])
     for number, again in ((1, "`chatpipe rm ... --fresh`"), (2, "`chatpipe rm ... round=2 --fresh`")):
-        in_round = recipe.model_copy(update={"round": number, "sample": recipe.sample.model_copy(update={"data": []})})
-        Path(rankings_file(in_round)).parent.mkdir(parents=True, exist_ok=True)
-        rankings_file(in_round).write_text("{}\n")
-        finish(Step.of(in_round, "rm"))
-        assert again in problem_of(Step.of(changed(in_round, "rm", learning_rate=0.5), "rm").standing)
+        ranked("{}\n", name=f"rank.{number}" if number > 1 else "rank")
+        finish(step_of(recipe, "rm", number))
+        assert again in problem_of(status, step_of(changed(recipe, "rm", learning_rate=0.5), "rm", number))
+        sample = step_of(recipe, "sample", number)
+        write_stub_model("run/sft")
+        begin(sample)
+        (sample.folder / "completions.jsonl.0-of-1.partial").touch()
+        told = problem_of(status, step_of(changed(recipe, "sample", k=3), "sample", number))
+        assert "sample.k was 4, is 3 now" in told
+        assert again in told
 
 
 def test_changed_data_is_refused_with_its_name(recipe):
-    finish(Step.of(recipe, "pretrain"))
+    finish(step_of(recipe, "pretrain"))
     Path("book.txt").write_text("Another line.\n" * 50)
-    assert "pretrain.data (book.txt) was" in problem_of(Step.of(recipe, "pretrain").standing)
+    assert "pretrain.data (book.txt) was" in problem_of(status, step_of(recipe, "pretrain"))
 
 
 def test_another_parent_is_refused(recipe):
     write_stub_model("run/pretrain")
-    finish(Step.of(recipe, "sft"))
-    assert Step.of(recipe, "sft").standing() == "done"
+    finish(step_of(recipe, "sft"))
+    assert status(step_of(recipe, "sft")) == "done"
     write_stub_model("run/pretrain", weights="others")
-    assert "the model given as sft.model was" in problem_of(Step.of(recipe, "sft").standing)
+    assert "the model given as sft.model was" in problem_of(status, step_of(recipe, "sft"))
 
 
 def test_many_changes_are_summed_up(recipe):
-    finish(Step.of(recipe, "pretrain"))
+    finish(step_of(recipe, "pretrain"))
     values = {"learning_rate": 1.0, "warmup_steps": 9, "weight_decay": 0.3, "adam_beta1": 0.1, "adam_beta2": 0.2}
-    told = problem_of(Step.of(changed(recipe, "pretrain", **values, max_steps=1), "pretrain").standing)
+    told = problem_of(status, step_of(changed(recipe, "pretrain", **values, max_steps=1), "pretrain"))
     assert "... and 2 more" in told
 
 
-def test_the_built_in_world_and_how_rankings_are_made_decide_what_comes_out():
+def test_the_built_in_world_decides_what_comes_out_where_it_is_read_or_ranks():
     Path("book.txt").write_text("A line.\n")
-    world = Recipe(sample={"data": "pocketworld"}, ppo={"data": "pocketworld"}, pretrain={"data": "book.txt"})
-    assert Step.of(world, "ppo").manifest().settings["pocketworld.people"] == 100
-    assert "pocketworld.people" not in Step.of(world, "pretrain").manifest().settings
-    Path("runs/chatpipe/rankings").mkdir(parents=True)
-    Path("runs/chatpipe/rankings/round-1.jsonl").write_text("{}\n")
-    made = Step.of(world, "rm").manifest().settings
-    assert (made["sample.k"], made["rank.temperature"]) == (4, 0.5)
+    world = Recipe(
+        out="run", sample={"data": "pocketworld"}, ppo={"data": "pocketworld"}, pretrain={"data": "book.txt"}
+    )
+    answered("{}\n")
+    for stage, is_read in (("pretrain", False), ("sample", True), ("rank", True), ("ppo", True)):
+        assert ("pocketworld.people" in manifest_of(step_of(world, stage)).settings) == is_read
+
+
+def test_a_rank_step_depends_on_who_ranks_and_on_what(recipe):
+    Path("liking.py").write_text("def score(prompts, completions):\n    return [0.0] * len(prompts)\n")
+    write_stub_model("judge", "GPT2ForSequenceClassification")
+    answered("{}\n")
+    ranks = changed(recipe, "rm", data=None)
+
+    def depends_on(rater: str) -> tuple[set[str], set[str], set[str]]:
+        made = manifest_of(step_of(changed(ranks, "rank", rater=rater), "rank"))
+        return set(made.settings) - {"seed"}, set(made.parents), set(made.data)
+
+    assert depends_on("people") == ({"rank.rater", "rank.overlap"}, set(), {"completions"})
+    function = ({"rank.rater", "rank.temperature"}, set(), {"completions", "rank.rater"})
+    assert depends_on("liking:score") == function
+    assert depends_on("judge") == ({"rank.temperature"}, {"rank.rater"}, {"completions"})
+    given = manifest_of(step_of(recipe, "rank"))
+    assert (set(given.settings), set(given.data)) == ({"seed"}, {"rm.data"})
+
+
+def test_what_a_step_will_make_is_not_compared(recipe):
+    """A deleted stage is made again, and what follows it stays where it comes out the same."""
+    write_stub_model("run/pretrain")
+    finish(step_of(recipe, "sft"))
+    write_stub_model("run/pretrain", weights="others")
+    assert status(step_of(recipe, "sft"), {"pretrain"}) == "done"
+    told = problem_of(status, step_of(changed(recipe, "sft", learning_rate=1.0), "sft"), {"pretrain"})
+    assert "sft.learning_rate was" in told
+    assert "sft.model" not in told
 
 
 @pytest.mark.parametrize("name", ["thesis.md", "model.safetensors"])
 def test_what_chatpipe_did_not_make_is_neither_used_nor_deleted(recipe, name):
-    step = Step.of(recipe, "pretrain")
+    step = step_of(recipe, "pretrain")
     step.folder.mkdir(parents=True)
     (step.folder / name).write_text("years of work")
-    assert "run/pretrain holds something that chatpipe did not make" in problem_of(step.standing)
-    assert "it is not deleted" in problem_of(step.clear)
+    assert "run/pretrain holds something that chatpipe did not make" in problem_of(status, step)
+    assert "it is not deleted" in problem_of(clear, [step])
     assert (step.folder / name).read_text() == "years of work"
 
 
 def test_what_chatpipe_made_is_cleared_whole(recipe):
-    step = Step.of(recipe, "pretrain")
-    step.clear()
-    for leave in (Step.begin, finish):
+    step = step_of(recipe, "pretrain")
+    clear([step])
+    for leave in (begin, finish):
         leave(step)
-        step.clear()
+        clear([step])
         assert not step.folder.exists()
 
 
@@ -350,20 +388,20 @@ def test_a_link_and_the_working_folder_are_not_deleted(recipe, tmp_path, monkeyp
     """Also files that chatpipe did not make would go, and a link to another disk."""
     Path("disk").mkdir()
     Path("link").symlink_to(Path("disk").resolve())
-    step = Step.of(recipe, "pretrain", "link")
+    step = step_of(recipe, "pretrain", out="link")
     finish(step)
-    assert "link is a link, a mount or the working folder" in problem_of(step.clear)
+    assert "link is a link, a mount or the working folder" in problem_of(clear, [step])
     monkeypatch.chdir("disk")
     Path("thesis.tex").write_text("mine")
-    step = Step.of(Recipe(pretrain={"data": str(tmp_path / "book.txt")}), "pretrain", ".")
-    assert ". is a link, a mount or the working folder" in problem_of(step.clear)
+    step = step_of(Recipe(pretrain={"data": str(tmp_path / "book.txt")}), "pretrain", out=".")
+    assert ". is a link, a mount or the working folder" in problem_of(clear, [step])
     assert {path.name for path in Path().iterdir()} >= {"thesis.tex", "chatpipe.json"}
 
 
 def test_ranks_of_a_launcher_know_their_number(recipe, monkeypatch):
-    step = Step.of(recipe, "pretrain")
+    step = step_of(recipe, "pretrain")
     assert (step.rank, step.processes, step.is_main) == (0, 1, True)
     monkeypatch.setenv("RANK", "1")
     monkeypatch.setenv("WORLD_SIZE", "4")
     assert (step.rank, step.processes, step.is_main) == (1, 4, False)
-    assert step.manifest().processes == 4
+    assert manifest_of(step).processes == 4

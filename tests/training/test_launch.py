@@ -10,7 +10,7 @@ import pytest
 
 from chatpipe.errors import Interrupted, TrainingError, UsageError
 from chatpipe.run import launch
-from chatpipe.training import interrupt
+from chatpipe.training import ranks
 
 
 @pytest.fixture(autouse=True)
@@ -78,10 +78,10 @@ def test_gpus_are_not_counted_where_there_can_be_none():
 
 
 def test_a_process_that_was_launched_but_is_no_rank_launches_nothing(monkeypatch):
-    monkeypatch.setenv(launch.LAUNCHED, "2")
+    monkeypatch.setenv(ranks.LAUNCHED, "2")
     monkeypatch.delenv("WORLD_SIZE", raising=False)
     with pytest.raises(UsageError, match="2 processes were asked for, but the launcher started 1"):
-        launch.check_world(2)
+        ranks.check_world(2)
 
 
 def run(code: str, folder) -> None:
@@ -89,7 +89,7 @@ def run(code: str, folder) -> None:
 
 
 def test_a_stop_that_was_asked_for_in_an_earlier_run_is_forgotten(tmp_path):
-    stop = tmp_path / interrupt.STOP_FILE
+    stop = tmp_path / ranks.STOP_FILE
     stop.touch()
     run(f"import os; assert not os.path.exists({str(stop)!r})", tmp_path)
     with pytest.raises(TrainingError, match="without saying why"):
@@ -105,7 +105,7 @@ def number(request):
 
 
 def test_a_stage_that_ends_all_the_same_after_a_signal_is_said_to_be_done(tmp_path, number):
-    stop, ready = tmp_path / interrupt.STOP_FILE, tmp_path / "ready"
+    stop, ready = tmp_path / ranks.STOP_FILE, tmp_path / "ready"
     unheard = signal.getsignal(number)
 
     def ask() -> None:
@@ -127,7 +127,7 @@ def test_a_signal_that_nohup_has_ignored_stays_ignored(tmp_path):
     try:
         run("import os, signal; os.kill(os.getppid(), signal.SIGHUP)", tmp_path)
         assert signal.getsignal(signal.SIGHUP) == signal.SIG_IGN
-        assert not (tmp_path / launch.STOP_FILE).exists()
+        assert not (tmp_path / ranks.STOP_FILE).exists()
     finally:
         signal.signal(signal.SIGHUP, before)
 
@@ -135,7 +135,7 @@ def test_a_signal_that_nohup_has_ignored_stays_ignored(tmp_path):
 def test_a_rank_that_is_done_cannot_fail_any_more_and_loses_nothing(tmp_path):
     """What aborts while the interpreter takes itself apart stays out; what atexit's hooks still send goes."""
     code = (
-        "import atexit, os\nfrom chatpipe.run.launch import end_rank\n"
+        "import atexit, os\nfrom chatpipe.training.ranks import end_rank\n"
         "class AbortsAtTheEnd:\n    __del__ = lambda self: os.abort()\n"
         "kept = AbortsAtTheEnd()\natexit.register(print, 'sent', end='')\n"
     )

@@ -32,6 +32,7 @@ app = typer.Typer(
 app.command("run", epilog=run.EPILOG)(run.run)
 for name, command in stage.COMMANDS.items():
     app.command(name, epilog=stage.EPILOGS[name])(command)
+app.command("step", hidden=True)(stage.step)
 app.command("sample", epilog=sample.EPILOG)(sample.sample)
 app.command("rank", epilog=rank.EPILOG)(rank.rank)
 app.command("chat")(model_commands.chat)
@@ -49,7 +50,7 @@ def main() -> None:
     try:
         _run_command()
     except SystemExit as end:
-        from chatpipe.run.launch import end_rank, in_world
+        from chatpipe.training.ranks import end_rank, in_world
 
         if in_world():
             end_rank(int(end.code or 0))

@@ -23,6 +23,7 @@ def check(words: Words = None, json: Json = False) -> None:
     given = tell_apart(words)
     if given.recipe is None:
         raise UsageError("Which recipe?", "Try `chatpipe check pocket`; `chatpipe recipes ls` lists them.")
+    given.check_whole_run()
     resolved = load_recipe(given.recipe, given.overrides)
 
     from chatpipe.run.check_run import check_all
@@ -60,17 +61,17 @@ def show(
     from chatpipe import console
     from chatpipe.cli.show_data import show_data
     from chatpipe.errors import UsageError
-    from chatpipe.recipe import STAGES, load_recipe
-    from chatpipe.stages.step import Step
+    from chatpipe.recipe import TRAINING_STAGES, load_recipe
 
-    if stage not in STAGES:
-        raise UsageError(f"There is no stage {stage}.", f"Stages: {', '.join(STAGES)}.")
+    if stage not in TRAINING_STAGES:
+        raise UsageError(f"There is no stage {stage}.", f"Stages: {', '.join(TRAINING_STAGES)}.")
     given = tell_apart([recipe, *(values or [])])
     resolved = load_recipe(given.recipe, given.overrides, flags(**{f"{stage}__data": data}))
 
     from chatpipe.run.data_view import view_data
+    from chatpipe.run.steps import step_of
 
-    view = view_data(Step.of(resolved.recipe, stage), model, rows)
+    view = view_data(step_of(resolved.recipe, stage, given.round), model, rows)
     show_data(view)
     if json:
         console.json_object(view.to_json())

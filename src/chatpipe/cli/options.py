@@ -36,24 +36,45 @@ class Given:
     recipe: str | None
     overrides: list[str]
     accelerate_flags: list[str]
+    round: int = 1
+
+    def check_whole_run(self) -> None:
+        """Raises `UsageError` where the words name one round, for a command that is about all of them."""
+        if self.round != 1:
+            raise UsageError(
+                f"round = {self.round} is for one stage alone, such as `chatpipe ppo RECIPE round={self.round}`.",
+                "A run takes all its rounds: rounds=N.",
+            )
 
 
 def tell_apart(words: Sequence[str] | None) -> Given:
     """A first word without `=` is the recipe, `KEY=VALUE`s follow; from the first with a leading `-` on, accelerate's.
 
-    A YAML file that exists is the recipe also with a `=` in its name. Typer drops the `--` between them.
+    A YAML file that exists is the recipe also with a `=` in its name. Typer drops the `--` between them. `round=N` is
+    no key of the recipe: it says which round of a stage is meant.
     """
     rest = list(words or [])
     recipe = rest.pop(0) if rest and _is_recipe(rest[0]) else None
     overrides: list[str] = []
+    number = 1
     while rest and not rest[0].startswith("-"):
         word = rest.pop(0)
         if not word.partition("=")[0] or "=" not in word:
             raise UsageError(
                 f"{word!r} is not understood: after the recipe come KEY=VALUE pairs.", "Example: ppo.kl_coef=0.1"
             )
-        overrides.append(word)
-    return Given(recipe, overrides, rest)
+        if word.startswith("round="):
+            number = _round(word)
+        else:
+            overrides.append(word)
+    return Given(recipe, overrides, rest, number)
+
+
+def _round(word: str) -> int:
+    number = word.partition("=")[2]
+    if not number.isdecimal() or int(number) < 1:
+        raise UsageError(f"{word} is no round: rounds are numbered from 1.", "Example: chatpipe ppo RECIPE round=2")
+    return int(number)
 
 
 def _is_recipe(word: str) -> bool:
@@ -65,8 +86,9 @@ def _is_recipe(word: str) -> bool:
 def how_to_run(recipe: "Recipe", given: Given, fresh: bool) -> "How":
     """How the stages are run; raises `UsageError` where the launch profile or accelerate's flags cannot be used."""
     from chatpipe import console
-    from chatpipe.run.chain import How, processes_of
-    from chatpipe.run.launch import check_launch, is_rank
+    from chatpipe.run.chain import How
+    from chatpipe.run.launch import check_launch, processes_of
+    from chatpipe.training.ranks import is_rank
 
     if is_rank():  # whoever launched it has used them
         return How(processes_of(recipe), fresh=fresh)

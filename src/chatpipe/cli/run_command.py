@@ -1,4 +1,4 @@
-"""`chatpipe run`: all four stages of a recipe."""
+"""`chatpipe run`: all steps of a recipe."""
 
 import time
 
@@ -21,23 +21,22 @@ def run(
     from chatpipe.cli.show import show_plan, show_run_table, show_stage, strict_exit
     from chatpipe.errors import UsageError, WaitingForRankings
     from chatpipe.recipe import load_recipe
-    from chatpipe.run.chain import StageResult, check_folder, check_recipe, run_recipe
-    from chatpipe.stages.step import Step
+    from chatpipe.run.chain import StepResult, check_run, run_recipe
 
     given = tell_apart(words)
     if given.recipe is None:
         raise UsageError("Which recipe?", "Try `chatpipe run pocket`; `chatpipe recipes ls` lists them.")
+    given.check_whole_run()
     resolved = load_recipe(given.recipe, given.overrides, flags(processes=processes, launch=launch))
-    check_recipe(resolved.recipe)
-    check_folder(resolved.recipe, fresh)
+    steps = check_run(resolved.recipe, fresh)
     how = how_to_run(resolved.recipe, given, fresh)
     if dry_run:
-        show_plan(resolved, Step.all_of(resolved.recipe), how, json)
+        show_plan(resolved, steps, how, json)
         return
     start = time.monotonic()
-    results: list[StageResult] = []
+    results: list[StepResult] = []
 
-    def on_result(result: StageResult) -> None:
+    def on_result(result: StepResult) -> None:
         results.append(result)
         show_stage(result)
 

@@ -8,7 +8,7 @@ from chatpipe import console
 from chatpipe.errors import ExitCode
 from chatpipe.recipe import Resolved
 from chatpipe.recipe.loading import flatten
-from chatpipe.run.chain import How, StageResult
+from chatpipe.run.chain import How, StepResult
 from chatpipe.run.plan import plan_stage
 from chatpipe.stages.step import Step
 
@@ -53,38 +53,38 @@ def _shown(value: Any) -> str:
     return f"{value:,}" if isinstance(value, int) else str(value)
 
 
-def show_stage(result: StageResult) -> None:
+def show_stage(result: StepResult) -> None:
     """One line for a stage that is done, its verdict's reasons, and whether the recipe now measures in another way."""
     status = result.manifest.verdict.get("status", "?")
     state = "done before" if result.skipped else f"{result.manifest.seconds:.0f} s{_evaluating(result)}"
-    console.note(f"{result.name}: {status} ({state}) -> {result.out}")
+    console.note(f"{result.step.name}: {status} ({state}) -> {result.step.folder}")
     for reason in result.manifest.verdict.get("reasons", []):
         console.note(f"  - {reason}")
     if result.measured_otherwise:
-        changes = "; ".join(result.measured_otherwise)
-        console.warn(f"{result.name} was measured with other settings: {changes} (--fresh trains and measures anew)")
+        name, changes = result.step.name, "; ".join(result.measured_otherwise)
+        console.warn(f"{name} was measured with other settings: {changes} (--fresh trains and measures again)")
 
 
-def _evaluating(result: StageResult) -> str:
+def _evaluating(result: StepResult) -> str:
     """The share of the stage's time that its verdict took."""
     seconds = result.manifest.metrics.get("evaluation_seconds")
     return "" if seconds is None else f", {seconds:.0f} s of it evaluating"
 
 
-def show_run_table(results: Sequence[StageResult]) -> None:
+def show_run_table(results: Sequence[StepResult]) -> None:
     """For each stage metrics before and after, verdict, seconds in all and evaluating; then answers to one question."""
     rows, styles = [], []
     for result in results:
         metrics, verdict = result.manifest.metrics, result.manifest.verdict
-        for i, (what, before, after) in enumerate(_measured(result.stage, metrics)):
+        for i, (what, before, after) in enumerate(_measured(result.step.stage, metrics)):
             times = result.manifest.seconds, metrics.get("evaluation_seconds", 0.0)
             closing = (verdict["status"], *(f"{time:.0f}" for time in times)) if i == 0 else ("", "", "")
-            rows.append((result.name if i == 0 else "", what, before, after, *closing))
+            rows.append((result.step.name if i == 0 else "", what, before, after, *closing))
             styles.append(STYLES.get(verdict["status"], ""))
     console.table(
         "What each stage gained", ("stage", "measured", "before", "after", "verdict", "s", "evaluating"), rows, styles
     )
-    examples = [(result.name, result.manifest.metrics.get("example", {})) for result in results]
+    examples = [(result.step.name, result.manifest.metrics.get("example", {})) for result in results]
     answers = [(stage, example["answer"]) for stage, example in examples if example]
     if answers:
         question = next(example["question"] for _, example in examples if example)
@@ -131,7 +131,7 @@ def _measure(value: Any) -> str:
     return f"{value:.4g}" if isinstance(value, float) else _shown(value)
 
 
-def strict_exit(results: Sequence[StageResult]) -> None:
+def strict_exit(results: Sequence[StepResult]) -> None:
     """With `--strict`, a failed verdict makes the command fail."""
     if any(result.manifest.verdict.get("status") == "fail" for result in results):
         raise SystemExit(int(ExitCode.FAILED))
@@ -139,6 +139,10 @@ def strict_exit(results: Sequence[StageResult]) -> None:
 
 def _measured(stage: str, metrics: dict[str, Any]) -> list[tuple[str, str, str]]:
     """(what, before, after) of a stage, from its metrics."""
+    if stage == "sample":
+        return [(f"prompts answered {metrics['k']} times at most", "", f"{metrics['prompts']:,}")]
+    if stage == "rank":
+        return [("rankings", "", f"{metrics['rankings']:,}")]
     if stage == "pretrain" and "unigram_loss" in metrics:
         before = metrics.get("untrained_eval_loss", metrics.get("eval_loss_before"))
         what = f"nats per hidden token (by frequency: {metrics['unigram_loss']:.2f})"

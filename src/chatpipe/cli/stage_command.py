@@ -93,6 +93,18 @@ def ppo(
 COMMANDS: dict[str, Callable[..., None]] = {"pretrain": pretrain, "sft": sft, "rm": rm, "ppo": ppo}
 
 
+def step(name: str, recipe: str, out: Annotated[str, typer.Option("--out")]) -> None:
+    """Run one step as one of several processes, from the recipe in its folder; `chatpipe` launches this itself."""
+    from chatpipe.recipe import load_recipe
+    from chatpipe.run.chain import run_here
+    from chatpipe.run.steps import step_named
+    from chatpipe.training.ranks import check_world, stop_with_parent
+
+    check_world(None)
+    stop_with_parent()
+    run_here(step_named(load_recipe(recipe).recipe, name, out))
+
+
 def _run_stage(
     stage: str,
     words: Sequence[str] | None,
@@ -107,20 +119,18 @@ def _run_stage(
     from chatpipe.cli.show import show_plan, show_stage, strict_exit
     from chatpipe.errors import UsageError, WaitingForRankings
     from chatpipe.recipe import load_recipe
-    from chatpipe.run.chain import check_stage, run_one
-    from chatpipe.run.launch import check_world, has_parent, is_rank, speaks, was_launched
+    from chatpipe.run.chain import StepResult, check_stage, run_stage
+    from chatpipe.training.ranks import check_world, is_main, is_rank
 
     given = tell_apart(words)
     out = None if out is None else os.path.expanduser(out)  # of --out=~/x, which a shell leaves as it is
     resolved = load_recipe(given.recipe, given.overrides, recipe_flags)
     if given.recipe is None and out is None and "out" not in resolved.origins:
         raise UsageError(f"Where should {stage} write to?", "Give a recipe, or a folder with --out.")
-    if is_rank() or was_launched():
+    if is_rank():
         check_world(resolved.recipe.processes)
     foresees = dry_run and stage == "pretrain"  # what such a run would take can be told without its data
-    step = check_stage(resolved.recipe, stage, out, reads_data=not foresees)
-    if not (fresh or has_parent() or step.makes_rankings()):
-        step.standing()
+    steps = check_stage(resolved.recipe, stage, given.round, out, fresh, reads_data=not foresees)
     how = how_to_run(resolved.recipe, given, fresh)
     if dry_run:
         more = None
@@ -129,20 +139,25 @@ def _run_stage(
             from chatpipe.run.forecast import foresee
 
             more = foresee(resolved.recipe.pretrain, how.processes)
-        show_plan(resolved, [step], how, json, more)
+        show_plan(resolved, steps[-1:], how, json, more)
         return
+    results: list[StepResult] = []
+
+    def on_result(result: StepResult) -> None:
+        results.append(result)
+        if result.step is steps[-1] or not result.skipped:
+            show_stage(result)
+
     try:
-        result = run_one(resolved.recipe, stage, how, out)
+        run_stage(steps, how, out, on_result)
     except WaitingForRankings as waiting:
         if json:
-            console.json_object(
-                {"stage": stage, "out": str(step.folder), "waiting": f"{waiting.message} {waiting.hint}"}
-            )
+            waits = f"{waiting.message} {waiting.hint}"
+            console.json_object({"stage": stage, "out": str(steps[-1].folder), "waiting": waits})
         raise
-    if not speaks():
+    if not is_main():
         return
-    show_stage(result)
     if json:
-        console.json_object(result.to_json())
+        console.json_object(results[-1].to_json())
     if strict:
-        strict_exit([result])
+        strict_exit(results)

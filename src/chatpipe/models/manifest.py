@@ -4,7 +4,6 @@ The manifest says what made the folder and what was found of it. It is written l
 one is not a finished stage.
 """
 
-import hashlib
 import json
 import os
 import platform
@@ -17,11 +16,13 @@ from typing import Any
 
 from chatpipe import __version__
 from chatpipe.console import nan_to_none
-from chatpipe.data.durable import replace_text, sha256_of
+from chatpipe.data.durable import fingerprint, replace_text, sha256_of
 from chatpipe.errors import UsageError
 from chatpipe.models.model_folder import looks_like_path
 
 MANIFEST = "chatpipe.json"
+NOT_RESULTS = {".log", ".lock", ".db", ".db-wal", ".db-shm", ".key", ".partial"}
+"""Endings of what lies in a step's folder and grows on after it is done."""
 PACKAGES = ("torch", "transformers", "trl", "datasets", "accelerate", "tokenizers")
 
 
@@ -39,7 +40,9 @@ class Manifest:
     seed: int
     processes: int
     round: int = 1
-    """Of rm and ppo: which of the run's rounds made it."""
+    """Which of the run's rounds made it."""
+    fingerprint: str = ""
+    """Of everything above that decides what comes out."""
     evaluation: dict[str, Any] = field(default_factory=dict)
     """Dotted recipe keys that decide how the result was measured, and nothing of the result."""
     seconds: float = 0.0
@@ -48,21 +51,24 @@ class Manifest:
     files: dict[str, str] = field(default_factory=dict)
     versions: dict[str, str] = field(default_factory=dict)
 
+    def __post_init__(self) -> None:
+        self.fingerprint = self.fingerprint or fingerprint(self._made_by())
+
     def differences(self, other: "Manifest") -> list[str]:
         """What differs in how the two checkpoints were or would be made, a line each; empty if nothing does."""
         return _differences(self._made_by(), other._made_by())
 
     def measured_otherwise(self, evaluation: Mapping[str, Any]) -> list[str]:
-        """Where `evaluation` differs from how the result was measured, a line each; empty where that was not noted."""
-        return _differences(self.evaluation, evaluation) if self.evaluation else []
+        """Where `evaluation` differs from how the result was measured, a line each."""
+        return _differences(self.evaluation, evaluation)
 
     def _made_by(self) -> dict[str, Any]:
         made_by: dict[str, Any] = {"stage": self.stage, **self.settings}
         for key, model_id in self.parents.items():
-            made_by[f"the model given as {key}"] = model_id[:12]
+            made_by[f"the model given as {key}"] = model_id
         for key, sources in self.data.items():
-            for source, fingerprint in sources.items():
-                made_by[f"{key} ({source})"] = tuple(fingerprint.split(" ", 3))
+            for source, content in sources.items():
+                made_by[f"{key} ({source})"] = tuple(content.split(" ", 3))
         return made_by
 
 
@@ -71,7 +77,7 @@ def write_manifest(folder: Path, manifest: Manifest) -> None:
     manifest.files = {
         path.name: sha256_of(path)
         for path in sorted(folder.iterdir())
-        if path.is_file() and path.name not in {MANIFEST, "metrics.jsonl"} and path.suffix != ".log"
+        if path.is_file() and path.name not in {MANIFEST, "metrics.jsonl"} and path.suffix not in NOT_RESULTS
     }
     manifest.versions = versions()
     replace_text(folder / MANIFEST, json.dumps(nan_to_none(asdict(manifest)), indent=2, ensure_ascii=False))
@@ -108,7 +114,7 @@ def checkpoint_id(model: str) -> str:
             for pattern in ("*.json", "*.safetensors", "pytorch_model*.bin")
             for path in sorted(folder.glob(pattern))
         }
-    return hashlib.sha256(json.dumps(files, sort_keys=True).encode()).hexdigest()
+    return fingerprint(files)
 
 
 def versions() -> dict[str, str]:

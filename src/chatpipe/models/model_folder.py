@@ -191,3 +191,12 @@ def _remedy(wanted: Kind) -> str:
     if wanted == "masked":
         return "Give what `chatpipe pretrain` wrote with pretrain.objective=masked, or any masked language model."
     return "Give what `chatpipe pretrain` or `chatpipe sft` wrote, or any causal language model."
+
+
+def check_block_size(block_size: int, positions: int | None) -> None:
+    """Raises `UsageError` where the model that pretraining goes on from cannot read so many tokens at once."""
+    if positions is not None and block_size > positions:
+        raise UsageError(
+            f"pretrain.block_size = {block_size}, but the model reads {positions} tokens at most.",
+            "Lower it, or go on from a model with more positions.",
+        )

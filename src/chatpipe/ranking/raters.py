@@ -27,6 +27,7 @@ from chatpipe.ranking.answers import Answer, blank
 from chatpipe.ranking.assignment import Task
 from chatpipe.ranking.history import History, Step
 from chatpipe.ranking.items import Item
+from chatpipe.ranking.shared_scoring import shared
 from chatpipe.ranking.store import Store
 from chatpipe.recipe import load_recipe
 from chatpipe.reward.functions import check_function, is_function, source_fingerprint
@@ -168,7 +169,7 @@ def load_rater(
             noise,
             seed,
         )
-    scorer = function_scorer(name, key) if is_function(name) else model_scorer(name, key)
+    scorer = function_scorer(name, key) if is_function(name) else shared(model_scorer(name, key))
     return Rater(scorer, rater_fingerprint(name, key), temperature or 0.0, seed)
 
 

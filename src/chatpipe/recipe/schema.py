@@ -24,7 +24,7 @@ from chatpipe.recipe.stage_sections import (
 __all__ = [
     "HUB",
     "POCKETWORLD",
-    "STAGES",
+    "TRAINING_STAGES",
     "Data",
     "DataBlock",
     "DataFormat",
@@ -43,7 +43,7 @@ __all__ = [
     "TrainingSection",
 ]
 
-STAGES = ("pretrain", "sft", "rm", "ppo")
+TRAINING_STAGES = ("pretrain", "sft", "rm", "ppo")
 
 
 class Pocketworld(Section):
@@ -69,7 +69,6 @@ class Recipe(Section):
     out: Place = Field("runs/chatpipe", min_length=1, description="The run's folder.")
     seed: int = Field(0, ge=0, lt=2**32, description="Seed of all random numbers.")
     rounds: int = Field(1, ge=1, description="How many times the run repeats sample, rank, rm and ppo.")
-    round: int = Field(1, ge=1, description="For one stage alone (rm or ppo): the round it belongs to.")
     processes: int | None = Field(None, ge=1, description="Default: as many as visible GPUs, one on a CPU.")
     launch: Place | None = Field(None, description="An accelerate config file.")
     report_to: list[str] | str = Field("none", description="Experiment trackers, as in TrainingArguments, e.g. wandb.")

@@ -4,10 +4,9 @@ Checks run by the functions of the stages themselves, on the first rows, in a fo
 """
 
 import gc
-import importlib
 import tempfile
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal
@@ -16,10 +15,13 @@ from chatpipe import console
 from chatpipe.checks.gate import CheckResult, Checks, run_checks
 from chatpipe.errors import UsageError
 from chatpipe.recipe.check_switches import checks_of
-from chatpipe.recipe.schema import STAGES, DataBlock, Recipe
-from chatpipe.run.chain import check_folder, processes_of, recipe_checks
-from chatpipe.stages.step import PARENTS, Step
-from chatpipe.stages.step_checks import Check
+from chatpipe.recipe.schema import TRAINING_STAGES, DataBlock, Recipe
+from chatpipe.run.folder import check_run_folder
+from chatpipe.run.launch import processes_of
+from chatpipe.run.status import check_statuses
+from chatpipe.run.step_checks import Check, recipe_checks
+from chatpipe.run.steps import stage_module, step_of, steps_of
+from chatpipe.stages.step import STAGES, Step
 from chatpipe.training.batches import micro_batches
 from chatpipe.training.process import prepare_process
 
@@ -51,11 +53,12 @@ def check_all(recipe: Recipe) -> list[Checked]:
     found[""].append(_run("", "out", partial(_folder, recipe)))
     for stage, key, check in recipe_checks(recipe):
         found[stage].append(_run(stage, key, check))
-    for stage in STAGES:
-        found[stage].append(_run(stage, f"{stage}.batch_size", partial(_batches, recipe, stage)))
-        reason = _why_not_yet(Step.of(recipe, stage), found[stage])
+    for stage in TRAINING_STAGES:
+        step = step_of(recipe, stage)
+        found[stage].append(_run(stage, f"{stage}.batch_size", partial(_batches, step)))
+        reason = _why_not_yet(step, found[stage])
         if reason is None:
-            found[stage] += _checks(recipe, stage)
+            found[stage] += _checks(step)
         else:
             found[stage] += [_not_run(recipe, stage, name, reason) for name in checks_of(stage)]
     return [checked for some in found.values() for checked in some]
@@ -69,27 +72,28 @@ def _run(stage: str, what: str, check: Check) -> Checked:
 
 
 def _folder(recipe: Recipe) -> str:
-    check_folder(recipe, fresh=False)
+    check_run_folder(recipe)
+    check_statuses(steps_of(recipe))
     return recipe.out
 
 
-def _batches(recipe: Recipe, stage: str) -> str:
-    section = Step.of(recipe, stage).section
-    parts = micro_batches(section, processes_of(recipe), stage)
-    return f"{section.batch_size}, in micro-batches of {parts['per_device_train_batch_size']}"
+def _batches(step: Step) -> str:
+    parts = micro_batches(step.section, processes_of(step.recipe), step.stage)
+    return f"{step.section.batch_size}, in micro-batches of {parts['per_device_train_batch_size']}"
 
 
 # ---- checks ----
 
 
-def _checks(recipe: Recipe, stage: str) -> list[Checked]:
+def _checks(step: Step) -> list[Checked]:
     """How the stage's checks go on the first rows of its data."""
+    recipe, stage = step.recipe, step.stage
     results: list[CheckResult] = []
     with tempfile.TemporaryDirectory() as folder, console.silence():
         prepare_process()
-        step = Step(_on_few_rows(recipe), stage, Path(folder) / stage, Step.of(recipe, stage).models)
+        few = replace(step_of(_on_few_rows(recipe), stage, out=Path(folder) / stage), models=step.models)
         try:
-            for checks in _checks_of(step):
+            for checks in _checks_of(few):
                 results += run_checks(stage, recipe.checks, checks)
         except UsageError as problem:
             return [*map(_of_result, results), Checked(stage, "start", "failed", problem.message, problem.hint)]
@@ -103,7 +107,7 @@ def _checks(recipe: Recipe, stage: str) -> list[Checked]:
 
 def _checks_of(step: Step) -> Iterator[Checks]:
     """The checks that the stage itself runs, in its order."""
-    stage = importlib.import_module(f"chatpipe.stages.{step.stage}")
+    stage = stage_module(step.stage)
     prepared = stage.prepare(step)
     yield prepared.checks()
     if step.stage == "ppo":
@@ -113,7 +117,7 @@ def _checks_of(step: Step) -> Iterator[Checks]:
 def _on_few_rows(recipe: Recipe) -> Recipe:
     """The recipe with the beginnings of its sources; that few enough of all rows are unusable was looked at before."""
     sections = {}
-    for name in (*STAGES, "sample"):
+    for name in (*TRAINING_STAGES, "sample"):
         section = getattr(recipe, name)
         sections[name] = section.model_copy(update={"data": section.data and list(map(_first_rows, section.data))})
     tokenizer = recipe.pretrain.tokenizer
@@ -131,12 +135,11 @@ def _why_not_yet(step: Step, checked: Sequence[Checked]) -> str | None:
     """Why the stage's checks cannot run; None where they can."""
     if any(one.status == "failed" for one in checked):
         return "first mend what has failed"
-    for key, parent in PARENTS[step.stage].items():
-        model, given = step.models.get(key), getattr(step.section, key)
-        if model and given is None and not (Path(model) / "config.json").is_file():
-            return f"there is no {model} yet; {parent} makes it"
-    if step.makes_rankings():
-        return "there are no rankings yet; the run makes them"
+    for key, makers in step.makers.items():
+        if key in step.models and not (Path(step.models[key]) / "config.json").is_file():
+            return f"there is no {step.models[key]} yet; {makers[0]} makes it"
+        if key in step.data and not Path(step.data[key][-1].source).exists():
+            return "there are no rankings yet; the run makes them"
     return None
 
 

@@ -9,7 +9,8 @@ from chatpipe.data.chat_template import add_chat_template
 from chatpipe.models.context import longest_sequence
 from chatpipe.models.model_folder import check_tokenizer, looks_like_path
 from chatpipe.models.pretrained import load_config, load_tokenizer
-from chatpipe.stages.step import PARENTS, Step
+from chatpipe.run.steps import maker_of
+from chatpipe.stages.step import Step
 
 
 @dataclass(frozen=True)
@@ -41,11 +42,11 @@ def _tokenizer_source(step: Step) -> str | None:
     if step.stage == "pretrain":
         section = step.recipe.pretrain
         return section.tokenizer.pretrained or section.model or _made(step.folder)
-    given: str | None = getattr(step.section, "model", None)
-    if given is not None:
-        check_tokenizer(given, f"{step.stage}.model")
-        return given
-    return _made(Path(step.models["model"])) or _tokenizer_source(Step.of(step.recipe, PARENTS[step.stage]["model"]))
+    model, maker = step.models["model"], maker_of(step)
+    if maker is None:
+        check_tokenizer(model, f"{step.stage}.model")
+        return model
+    return _made(Path(model)) or _tokenizer_source(maker)
 
 
 def _made(folder: Path) -> str | None:

@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
 from itertools import groupby
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -26,7 +27,7 @@ from chatpipe.errors import UsageError
 from chatpipe.recipe.schema import DataBlock
 from chatpipe.reward.ranking_batches import encode_answers
 from chatpipe.run.data_reading import Reader, find_reader
-from chatpipe.stages.step import WHAT_OF_KEY, Step, rankings_file
+from chatpipe.stages.step import WHAT_OF_KEY, Step
 
 MAX_MEASURED = 10_000
 """Rows that are tokenised to measure lengths. It takes seconds; more rows hardly change the distribution."""
@@ -72,10 +73,10 @@ def view_data(step: Step, model: str | None, count: int) -> DataView:
     summary shows them.
     """
     key = f"{step.stage}.data"
-    blocks = step.data()[key]
-    if step.makes_rankings():
+    blocks = step.data[key]
+    if key in step.makers and not Path(blocks[-1].source).exists():
         raise UsageError(
-            f"rm.data is not given, and the run has made no rankings yet: {rankings_file(step.recipe)}.",
+            f"rm.data is not given, and the run has made no rankings yet: {blocks[-1].source}.",
             "Give a file with --data, or run the stages before first.",
         )
     check_sources(blocks, key)
@@ -104,7 +105,7 @@ def _view_rows(
                 row = read(item)
                 row.shown["split"] = split
                 rows.append(row)
-    summary = _summary(step.data()[key], report, splits, [row.length for row in rows], reader)
+    summary = _summary(step.data[key], report, splits, [row.length for row in rows], reader)
     if reader is not None:
         kept = len(rows) - sum(row.left_out for row in rows)
         summary["max_length"] = limit
@@ -122,7 +123,7 @@ def _limit(step: Step, reader: Reader | None) -> int:
     """The longest row that the stage reads, in tokens."""
     if step.stage == "ppo":
         return reader.context - step.recipe.ppo.response_length if reader else 0
-    longest: int = step.section.max_length  # type: ignore[attr-defined]  # sft and rm have one
+    longest: int = step.section.max_length
     return min(longest, reader.context) if reader else longest
 
 
@@ -197,7 +198,7 @@ def _view_text(
         if not is_world(block.source):
             rows = text.rows or splits.total() - documents_before
             report.sources.append(SourceReport("pretrain.data", block.source, ["text"], rows, text.skipped))
-    summary = {**_summary(step.data()["pretrain.data"], report, splits, lengths, None), "read_whole": read_whole}
+    summary = {**_summary(step.data["pretrain.data"], report, splits, lengths, None), "read_whole": read_whole}
     if reader is None:
         return _documents(beginning)[:count], summary
     return _blocks(reader.tokenizer, beginning, size)[:count], {**summary, "block_size": size}

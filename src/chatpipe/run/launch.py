@@ -1,32 +1,30 @@
-"""Several processes: a stage starts itself again through `accelerate launch`, once, and follows how it goes.
+"""Several processes: a step starts itself again through `accelerate launch`, once, and the parent follows its progress.
 
 Two traps are closed here. Without `--multi_gpu`, accelerate starts only one process on a CPU machine; and its launcher
-turns every failure into exit 1 with a screenful, so a failing rank leaves its error in a file for the parent.
+turns every failure into exit 1 with a screenful, so a failing rank leaves its error in a file for the parent. (The file
+of torch elastic's `@record` lies in a folder that the launcher chooses, holds a traceback, and knows no exit code.)
 """
 
-import atexit
 import json
 import os
 import signal
 import subprocess
 import sys
-import threading
 import time
 from collections.abc import Sequence
-from contextlib import suppress
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 import yaml
 
 from chatpipe.errors import ChatpipeError, ExitCode, Interrupted, TrainingError, UsageError
+from chatpipe.recipe.schema import Recipe
 from chatpipe.training.progress import follow
+from chatpipe.training.ranks import LAUNCHED, POLL_SECONDS, STOP_FILE, is_rank
 
-LAUNCHED = "CHATPIPE_LAUNCHED"
 LOG_FILE = "launch.log"
 ERROR_FILE = "launch-error.json"
-STOP_FILE = "stop-requested"
-POLL_SECONDS = 0.3
+CPU_QUOTA = Path("/sys/fs/cgroup/cpu.max")
 
 # What keeps accelerate from asking back or guessing; it takes one way of spreading the work alone.
 _DEFAULTS = {"--num_machines": "1", "--mixed_precision": "no", "--dynamo_backend": "no", "--main_process_port": "0"}
@@ -66,87 +64,6 @@ def accelerate_command(
     return [*command, "--num_processes", str(processes), *defaults, *flags, "--module", "chatpipe", *arguments]
 
 
-def is_rank() -> bool:
-    """Whether this process was started by a launcher and runs as one rank of several."""
-    return "RANK" in os.environ and "WORLD_SIZE" in os.environ
-
-
-def was_launched() -> bool:
-    """Whether a `chatpipe` launched this process, perhaps not as a rank: it must not launch again."""
-    return LAUNCHED in os.environ
-
-
-def has_parent() -> bool:
-    """Whether a `chatpipe` started this rank: it has checked everything, and says what comes of it."""
-    return is_rank() and was_launched()
-
-
-def speaks() -> bool:
-    """Whether this process says what comes of it: not a rank whose parent does so, nor any rank but the first."""
-    return not has_parent() and os.environ.get("RANK", "0") == "0"
-
-
-def check_world(processes: int | None) -> None:
-    """Raises `UsageError` in a launched process when the world is not the one that was asked for."""
-    world = int(os.environ.get("WORLD_SIZE", "1"))
-    asked = int(os.environ.get(LAUNCHED, processes or world))
-    if world != asked:
-        raise UsageError(
-            f"{asked} processes were asked for, but the launcher started {world}.",
-            "Check the accelerate flags and the --launch profile.",
-        )
-
-
-def join_world(processes: int) -> None:
-    """Joins the process group; raises `TrainingError` when it is not as large as the world that was launched.
-
-    Under some settings accelerate's launcher starts N processes that each train alone.
-    """
-    import torch
-    from accelerate import PartialState
-
-    found = PartialState(cpu=not torch.cuda.is_available()).num_processes
-    if found != processes:
-        raise TrainingError(
-            f"{processes} processes were launched, but they train as {found}.",
-            "Check the accelerate flags and the --launch profile.",
-        )
-
-
-def in_world() -> bool:
-    """Whether this process has joined the process group of others. Known without importing torch."""
-    distributed = sys.modules.get("torch.distributed")
-    return distributed is not None and distributed.is_available() and distributed.is_initialized()
-
-
-def end_rank(code: int) -> NoReturn:
-    """Ends a process that joined others: threads end, atexit's hooks run, what was printed is written, and it is gone.
-
-    When the interpreter takes itself apart, Gloo's threads outlive it and abort every other process or every thirtieth
-    ("terminate called without an active exception", pytorch issue 190489), also after `destroy_process_group`. A rank
-    that has done its work would then count as failed, and its launcher would kill those that still evaluate and save.
-    """
-    threading._shutdown()  # type: ignore[attr-defined] # waits for threads that are no daemons
-    atexit._run_exitfuncs()  # trackers send what they still hold
-    for stream in (sys.stdout, sys.stderr):
-        with suppress(OSError, ValueError):  # its reader may be gone, or it is closed
-            stream.flush()
-    os._exit(code)
-
-
-def stop_with_parent() -> None:
-    """Has this rank stop as after SIGTERM when the parent that launched it is gone, even killed.
-
-    Ranks that trained on would write into the same folder as those of the next command.
-    """
-
-    def wait() -> None:
-        os.read(0, 1)
-        os.kill(os.getpid(), signal.SIGTERM)
-
-    threading.Thread(target=wait, daemon=True).start()
-
-
 def launch(command: Sequence[str], processes: int, stage: str, folder: Path) -> None:
     """Runs `command` and follows the stage's metrics; raises the error of the rank that failed, if one did.
 
@@ -159,8 +76,8 @@ def launch(command: Sequence[str], processes: int, stage: str, folder: Path) -> 
     environment = {**os.environ, LAUNCHED: str(processes), "CHATPIPE_ERROR_FILE": str(error_file)}
     if not _sees_gpu():
         environment["ACCELERATE_USE_CPU"] = "1"
-        # The launcher sets one thread a rank where nothing is said; two ranks on two cores want just that.
-        environment.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // processes)))
+        # Without this the launcher sets one thread a rank.
+        environment.setdefault("OMP_NUM_THREADS", str(max(1, allowed_threads() // processes)))
     with (folder / LOG_FILE).open("ab") as log:
         # A session of its own: Ctrl-C at the terminal must reach the parent alone, which then asks the ranks to save.
         # A pipe for stdin, which nothing is written to: the ranks see it close when this process is gone.
@@ -273,6 +190,31 @@ def _may_have_gpu() -> bool:
     """Whether a CUDA or ROCm device can be there at all: Linux shows one in /dev (WSL: dxg). Known without torch."""
     devices = ("nvidia*", "kfd", "dxg", "nvhost*", "nvgpu*")
     return sys.platform != "linux" or any(any(Path("/dev").glob(device)) for device in devices)
+
+
+def allowed_threads() -> int:
+    """How many threads can compute at once: the CPUs that this process may use, or the quota of its container."""
+    cpus = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    try:
+        quota, period = CPU_QUOTA.read_text().split()
+        return max(1, min(cpus, int(quota) // int(period)))
+    except (OSError, ValueError):  # no container, or one without a quota ("max")
+        return cpus
+
+
+def use_allowed_threads() -> None:
+    """Keeps torch, which knows nothing of a container's quota, from starting more threads than `allowed_threads`."""
+    import torch
+
+    if torch.get_num_threads() > allowed_threads():
+        torch.set_num_threads(allowed_threads())
+
+
+def processes_of(recipe: Recipe) -> int:
+    """How many processes a recipe runs in: what it says, else as many as visible GPUs, one on a CPU."""
+    if is_rank():
+        return int(os.environ["WORLD_SIZE"])
+    return recipe.processes or default_processes()
 
 
 def default_processes() -> int:

@@ -12,9 +12,9 @@ from chatpipe.data.split import VALIDATION_SHARE
 from chatpipe.models.model_folder import parameters_in
 from chatpipe.models.vocabulary import expected_vocabulary
 from chatpipe.recipe.architectures import flops_per_token
-from chatpipe.recipe.schema import DataBlock, Recipe
-from chatpipe.run.chain import How, launch_command
-from chatpipe.stages.step import PARENTS, Step, given_model, in_round, parent_of, rankings_file
+from chatpipe.run.chain import How, is_launched, launch_command
+from chatpipe.run.steps import maker_of
+from chatpipe.stages.step import Step
 from chatpipe.training.batches import micro_batches
 
 CHINCHILLA_TOKENS = 20
@@ -26,12 +26,15 @@ def plan_stage(step: Step, how: How) -> dict[str, Any]:
 
     Raises `UsageError` where the processes cannot share the batches.
     """
-    micro_batches(step.section, how.processes, step.stage)
-    plan: dict[str, Any] = {"stage": step.stage, "out": str(step.folder), "processes": how.processes}
-    plan["parameters"] = _parameters(step)
+    if step.trains:
+        micro_batches(step.section, how.processes, step.stage)
+    processes = 1 if step.runs_in_place else how.processes
+    plan: dict[str, Any] = {"stage": step.stage, "out": str(step.folder), "processes": processes}
+    if "model" in step.models or step.trains:
+        plan["parameters"] = _parameters(step)
+        plan["models"] = ", ".join(step.models.values()) or "a new one"
     plan.update(_amounts(step))
-    plan["models"] = ", ".join(step.models.values()) or "a new one"
-    if how.processes > 1:
+    if is_launched(step, how):
         plan["command"] = shlex.join(["accelerate", "launch", *launch_command(step, how)[3:]])
     else:
         plan["command"] = "in this process"
@@ -46,15 +49,14 @@ def _parameters(step: Step) -> int | str:
     model = Path(step.models["model"]).expanduser()
     if model.is_dir():
         return saved_parameters(model)
-    if given_model(step.recipe, step.stage, "model") is None and PARENTS[step.stage].get("model"):
-        stage, number = parent_of(step.recipe, step.stage, "model")
-        return _parameters(Step.of(in_round(step.recipe, number), stage))
-    return "unknown"
+    maker = maker_of(step)
+    return "unknown" if maker is None else _parameters(maker)
 
 
 def _amounts(step: Step) -> dict[str, Any]:
     """Optimizer steps, and what they are made of."""
-    return {"pretrain": _of_pretrain, "sft": _of_sft, "rm": _of_rm, "ppo": _of_ppo}[step.stage](step)
+    amounts = {"pretrain": _of_pretrain, "sft": _of_sft, "sample": _of_sample, "rank": _of_rank}
+    return {**amounts, "rm": _of_rm, "ppo": _of_ppo}[step.stage](step)
 
 
 def _of_pretrain(step: Step) -> dict[str, Any]:
@@ -73,7 +75,7 @@ def _of_pretrain(step: Step) -> dict[str, Any]:
 
 def _of_sft(step: Step) -> dict[str, Any]:
     section = step.recipe.sft
-    stream = stream_conversations(step.data()["sft.data"], step.recipe.worlds, "sft.data", Report())
+    stream = stream_conversations(step.data["sft.data"], step.recipe.worlds, "sft.data", Report())
     conversations = sum(split == "train" for _, split in stream)
     rows = round(conversations / (1 - section.pretrain_mix))
     steps = math.ceil(math.ceil(rows / section.batch_size) * section.num_train_epochs)
@@ -82,10 +84,19 @@ def _of_sft(step: Step) -> dict[str, Any]:
     return {"rows": rows, "steps": f"up to {steps}; packed, fewer" if section.packing else steps}
 
 
+def _of_sample(step: Step) -> dict[str, Any]:
+    section = step.recipe.sample
+    return {"prompts": f"up to {section.prompts:,}", "answers": f"up to {section.prompts * section.k:,}"}
+
+
+def _of_rank(step: Step) -> dict[str, Any]:
+    return {"rater": "rm.data" if step.reads_given_rankings else step.recipe.rank.rater}
+
+
 def _of_rm(step: Step) -> dict[str, Any]:
     recipe = step.recipe
-    blocks = step.data()["rm.data"]
-    to_be_made = [block for block in blocks if _is_to_be_made(recipe, block)]
+    blocks = step.data["rm.data"]
+    to_be_made = [block for block in blocks if "rm.data" in step.makers and not Path(block.source).exists()]
     there = [block for block in blocks if block not in to_be_made]
     train = load_rankings(there, recipe.worlds, "rm.data").train if there else []
     made = round((1 - VALIDATION_SHARE) * recipe.sample.prompts * sum(block.weight for block in to_be_made))
@@ -96,18 +107,12 @@ def _of_rm(step: Step) -> dict[str, Any]:
     }
 
 
-def _is_to_be_made(recipe: Recipe, block: DataBlock) -> bool:
-    """Whether these are rankings of the run that are not there yet."""
-    path = Path(block.source)
-    return path.parent == rankings_file(recipe).parent and not path.exists()
-
-
 def _of_ppo(step: Step) -> dict[str, Any]:
     section = step.recipe.ppo
     episodes = section.batch_size * section.num_mini_batches
     iterations = math.ceil(section.total_episodes / episodes)
     return {
-        "prompts": len(load_prompts(step.data()["ppo.data"], step.recipe.worlds, "ppo.data").train),
+        "prompts": len(load_prompts(step.data["ppo.data"], step.recipe.worlds, "ppo.data").train),
         "iterations": iterations,
         "steps": iterations * section.num_ppo_epochs * section.num_mini_batches,
         "tokens": f"up to {iterations * episodes * section.response_length:,} sampled",

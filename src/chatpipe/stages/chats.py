@@ -10,8 +10,8 @@ from chatpipe.data.report import Report
 from chatpipe.data.sources import data_fingerprints
 from chatpipe.data.worlds import world_settings
 from chatpipe.errors import UsageError
-from chatpipe.stages.saving import main_process_first
 from chatpipe.stages.step import Step
+from chatpipe.training.ranks import main_process_first
 
 KEY = "sft.data"
 ROWS = "rows"
@@ -24,7 +24,7 @@ def rows_of_step(step: Step, tokenizer: PreTrainedTokenizerBase, max_length: int
     """
     made_from = _made_from(step, tokenizer, max_length)
     folder = step.folder / ROWS
-    with main_process_first(step):
+    with main_process_first(step.folder):
         found = open_rows(folder, made_from)
         if found is None:
             _write(step, tokenizer, max_length, made_from)
@@ -54,13 +54,13 @@ def say_left_out(train: Rows, validation: Rows, note: RowsNote, max_length: int)
 def _write(step: Step, tokenizer: PreTrainedTokenizerBase, max_length: int, made_from: str) -> None:
     """Tokenises all conversations as they are read, and tells what could not be used."""
     report = Report()
-    stream = stream_conversations(step.data()[KEY], step.recipe.worlds, KEY, report)
+    stream = stream_conversations(step.data[KEY], step.recipe.worlds, KEY, report)
     write_rows(step.folder / ROWS, stream, report, tokenizer, max_length, made_from)
     report.say()
 
 
 def _made_from(step: Step, tokenizer: PreTrainedTokenizerBase, max_length: int) -> str:
     """Fingerprint of all that decides the rows."""
-    world = world_settings(step.data()[KEY], step.recipe.worlds)
+    world = world_settings(step.data[KEY], step.recipe.worlds)
     reads = [tokenizer.backend_tokenizer.to_str(), tokenizer.chat_template, tokenizer.special_tokens_map]
-    return fingerprint([FORMAT, data_fingerprints(step.data()[KEY], KEY), world, reads, max_length])
+    return fingerprint([FORMAT, data_fingerprints(step.data[KEY], KEY), world, reads, max_length])

@@ -30,10 +30,11 @@ from chatpipe.reward.rewards import Rewards
 from chatpipe.stages.arguments import stage_arguments
 from chatpipe.stages.ppo_rewards import answer_rewards, load_rewards
 from chatpipe.stages.raw_text import stage_texts, training_text
-from chatpipe.stages.saving import free_memory, main_process_first, save_checkpoint
+from chatpipe.stages.saving import free_memory, save_checkpoint
 from chatpipe.stages.step import Outcome, Step
 from chatpipe.stages.validation import example_prompt, oracle_of, validation_prompts
 from chatpipe.training.lora import lora_config
+from chatpipe.training.ranks import main_process_first
 from chatpipe.training.run_trainer import run_trainer
 
 START_TOKENS = 16
@@ -70,7 +71,7 @@ class Prepared:
 def prepare(step: Step) -> Prepared:
     """Reads the prompts and loads the models; every process has the same."""
     recipe = step.recipe
-    prompts = load_prompts(step.data()["ppo.data"], recipe.worlds, "ppo.data")
+    prompts = load_prompts(step.data["ppo.data"], recipe.worlds, "ppo.data")
     set_seed(recipe.seed)
     tokenizer = load_tokenizer(step.models["model"])
     add_chat_template(tokenizer)
@@ -138,15 +139,15 @@ def run(step: Step) -> Outcome | None:
 
     with evaluating:
         policy, reference = (load_causal_model(model, frozen=True) for model in (step.folder, step.models["model"]))
-        first = partial(load_causal_model, step.first_policy(), frozen=True) if recipe.round > 1 else None
+        first = partial(load_causal_model, step.first_policy, frozen=True) if step.first_policy else None
         metrics = {
             **evaluate_policy(data, policy, reference, first),
             "reward_sources": ["model"] * len(rewards.models) + ["function"] * len(rewards.functions),
             "example": answer_example(policy, tokenizer, example_prompt(step)),
             **trained,
         }
-    if recipe.round > 1:
-        metrics["round"] = recipe.round
+    if step.round > 1:
+        metrics["round"] = step.round
     metrics["evaluation_seconds"] += evaluating.seconds
     return Outcome(metrics, ppo_verdict(metrics).to_dict()) if step.is_main else None
 
@@ -163,7 +164,7 @@ def _validation(step: Step, prepared: Prepared) -> PolicyEvaluation:
         sum(lengths) / len(lengths),
         section.response_length,
         recipe.evaluation.max_new_tokens,
-        models=2 if recipe.round == 1 else 3,
+        models=2 if step.round == 1 else 3,
     )
     prompts = prompts[:most]
     return PolicyEvaluation(
@@ -192,7 +193,7 @@ def _train(step: Step, prepared: Prepared) -> dict[str, Any]:
         section.max_nonfinite_steps,
         resumable=trainer.is_between_iterations,
     )
-    with main_process_first(step):
+    with main_process_first(step.folder):
         if step.is_main:
             save_checkpoint(step, trainer.trained_policy(), prepared.tokenizer)
     return {"alarms": trainer.alarms, "kl_budget_note": trainer.budget_note, **speed}

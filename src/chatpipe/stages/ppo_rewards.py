@@ -51,7 +51,7 @@ def _load_reward_model(step: Step, key: str, tokenizer: PreTrainedTokenizerBase)
 
 def _oracle(step: Step) -> RewardFunction | None:
     """The oracle of the built-in world that all prompts come from; None where there is none."""
-    world = only_world(step.data()["ppo.data"])
+    world = only_world(step.data["ppo.data"])
     if world is None:
         return None
     oracle = world_named(world, step.recipe.worlds).oracle()

@@ -17,6 +17,7 @@ from chatpipe.evaluation.language_verdicts import masked_verdict, pretrain_verdi
 from chatpipe.evaluation.ngram import trigram_bits_per_byte, unigram_nats
 from chatpipe.evaluation.text import continuations, evaluate_text, first_words
 from chatpipe.models.context import longest_sequence
+from chatpipe.models.model_folder import check_block_size
 from chatpipe.models.new_model import new_model
 from chatpipe.models.pretrained import load_causal_model, load_masked_model
 from chatpipe.stages.arguments import stage_arguments
@@ -28,12 +29,12 @@ from chatpipe.stages.raw_text import (
     validation_documents,
     validation_text,
 )
-from chatpipe.stages.saving import free_memory, main_process_first, save_checkpoint
+from chatpipe.stages.saving import free_memory, save_checkpoint
 from chatpipe.stages.step import Outcome, Step
-from chatpipe.stages.step_checks import check_context
 from chatpipe.stages.validation import example_prompt
 from chatpipe.training.arguments import pretrain_arguments
 from chatpipe.training.pretrain_trainer import PretrainTrainer
+from chatpipe.training.ranks import main_process_first
 from chatpipe.training.run_trainer import run_trainer
 
 MAX_TRIGRAM_BYTES = 50_000_000
@@ -64,7 +65,7 @@ def prepare(step: Step) -> Prepared:
         add_mask_token(tokenizer)
     model = _start(step, tokenizer)
     # Here too: the positions of a model of the hub are not known before it is loaded.
-    check_context(step.recipe.pretrain.block_size, longest_sequence(model))
+    check_block_size(step.recipe.pretrain.block_size, longest_sequence(model))
     return Prepared(texts, tokenizer, model, validation)
 
 
@@ -160,7 +161,7 @@ def _train(
         processing_class=tokenizer,
     )
     speed = run_trainer(trainer, model, step.stage, step.folder, section.block_size, section.max_nonfinite_steps)
-    with main_process_first(step):
+    with main_process_first(step.folder):
         if step.is_main:
             save_checkpoint(step, model, tokenizer)
     return speed

@@ -20,8 +20,8 @@ from chatpipe.evaluation.text import MAX_TEXT_BYTES
 from chatpipe.models.pretrained import load_tokenizer
 from chatpipe.models.tokenizer_training import character_tokenizer, train_tokenizer
 from chatpipe.recipe.schema import Tokenizer
-from chatpipe.stages.saving import main_process_first
 from chatpipe.stages.step import Step
+from chatpipe.training.ranks import main_process_first
 
 TOKENS = "tokens"
 MADE_FROM = "made_from.json"
@@ -29,7 +29,7 @@ MADE_FROM = "made_from.json"
 
 def stage_texts(step: Step, key: str) -> list[RawText]:
     """The sources of raw text that the stage reads under a recipe key."""
-    return raw_texts(step.data()[key], step.recipe.worlds, key)
+    return raw_texts(step.data[key], step.recipe.worlds, key)
 
 
 def pretraining_tokenizer(step: Step, texts: Sequence[RawText]) -> PreTrainedTokenizerBase:
@@ -45,7 +45,7 @@ def pretraining_tokenizer(step: Step, texts: Sequence[RawText]) -> PreTrainedTok
     folder = step.folder / TOKENS / "tokenizer"
     positions = step.recipe.pretrain.architecture.n_positions
     made_from = _made_from(step, section, positions)
-    with main_process_first(step):
+    with main_process_first(step.folder):
         if not _is_made_from(folder, made_from):
             _write_tokenizer(_new_tokenizer(section, texts, positions), folder, made_from)
     return load_tokenizer(folder)
@@ -67,7 +67,7 @@ def training_text(
     twice in one batch; what was made of so small a text is not kept.
     """
     encoder = Encoder.of(tokenizer)
-    with main_process_first(step):
+    with main_process_first(step.folder):
         stores = [_store(step, number, text, encoder) for number, text in enumerate(texts)]
         tokens = sum(map(len, stores))
         if tokens < batch_size * block_size:
@@ -169,8 +169,8 @@ def _watched(texts: Iterable[str], title: str, megabytes: float | None) -> Itera
 
 def _made_from(step: Step, section: Tokenizer, positions: int) -> str:
     """Fingerprint of all that decides a new tokenizer."""
-    sources = data_fingerprints(step.data()["pretrain.data"], "pretrain.data")
-    world = world_settings(step.data()["pretrain.data"], step.recipe.worlds)
+    sources = data_fingerprints(step.data["pretrain.data"], "pretrain.data")
+    world = world_settings(step.data["pretrain.data"], step.recipe.worlds)
     return fingerprint([sources, world, section.model_dump(mode="json"), positions])
 
 

@@ -25,10 +25,11 @@ from chatpipe.reward.reward_trainer import RewardTrainer
 from chatpipe.reward.scoring import centre_rewards
 from chatpipe.stages.adapting import stage_adapter
 from chatpipe.stages.arguments import stage_arguments
-from chatpipe.stages.saving import free_memory, main_process_first, save_checkpoint
+from chatpipe.stages.saving import free_memory, save_checkpoint
 from chatpipe.stages.step import Outcome, Step
 from chatpipe.stages.validation import example_prompt, rankings_oracle
 from chatpipe.training.progress import METRICS_FILE, append_metrics
+from chatpipe.training.ranks import main_process_first
 from chatpipe.training.run_trainer import run_trainer
 
 
@@ -50,7 +51,7 @@ class Prepared:
 def prepare(step: Step) -> Prepared:
     """Reads the rankings and makes the model; every process has the same."""
     recipe = step.recipe
-    rankings = load_rankings(step.data()["rm.data"], recipe.worlds, "rm.data")
+    rankings = load_rankings(step.data["rm.data"], recipe.worlds, "rm.data")
     tokenizer = load_tokenizer(step.models["model"])
     add_chat_template(tokenizer)
     model = new_reward_model(step.models["model"], tokenizer.pad_token_id, recipe.seed)
@@ -129,7 +130,7 @@ def _train(step: Step, prepared: Prepared) -> dict[str, Any]:
     args = stage_arguments(step, TrainingArguments, num_train_epochs=section.num_train_epochs)
     trainer = RewardTrainer(model, args, rankings, adapter, processing_class=tokenizer)
     speed = run_trainer(trainer, model, step.stage, step.folder, max_length, section.max_nonfinite_steps)
-    with main_process_first(step):
+    with main_process_first(step.folder):
         if step.is_main:
             model = trainer.trained_model()
             centre_rewards(model, centre)

@@ -1,16 +1,11 @@
-"""What the stages share in saving: the model folder, its card, and the main process going first."""
+"""What the stages share in saving: the model folder and its card."""
 
 import gc
-from collections.abc import Iterator
-from contextlib import contextmanager
-from datetime import timedelta
 
 import torch
-from torch import distributed
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from chatpipe.stages.step import Step
-from chatpipe.training.interrupt import heeding_parent
 from chatpipe.training.process import give_back_freed_memory
 
 CARD = """---
@@ -35,26 +30,6 @@ TITLES = {
     "rm": "A reward model",
     "ppo": "A chat model, tuned with PPO",
 }
-
-
-LONGEST_WAIT = timedelta(days=7)
-"""Tokenising a large corpus takes hours, the usual barrier gives up after minutes."""
-
-
-@contextmanager
-def main_process_first(step: Step) -> Iterator[None]:
-    """The main process runs the block while the others wait; then they run it and find its work done."""
-    if not distributed.is_initialized():
-        yield
-        return
-    patient = distributed.new_group(backend="gloo", timeout=LONGEST_WAIT)
-    if step.is_main:
-        with heeding_parent(step.folder):
-            yield
-        distributed.barrier(patient)
-    else:
-        distributed.barrier(patient)
-        yield
 
 
 def free_memory() -> None:

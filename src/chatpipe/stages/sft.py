@@ -25,9 +25,10 @@ from chatpipe.stages.adapting import stage_adapter
 from chatpipe.stages.arguments import stage_arguments
 from chatpipe.stages.chats import check_enough, rows_of_step, say_left_out
 from chatpipe.stages.raw_text import stage_texts, training_text
-from chatpipe.stages.saving import free_memory, main_process_first, save_checkpoint
+from chatpipe.stages.saving import free_memory, save_checkpoint
 from chatpipe.stages.step import Outcome, Step
 from chatpipe.stages.validation import example_prompt, oracle_of, validation_prompts
+from chatpipe.training.ranks import main_process_first
 from chatpipe.training.run_trainer import run_trainer
 from chatpipe.training.sft_trainer import SftTrainer
 
@@ -138,7 +139,7 @@ def _train(
     )
     speed = run_trainer(trainer, model, step.stage, step.folder, max_length, section.max_nonfinite_steps)
     trainer.load_best()
-    with main_process_first(step):
+    with main_process_first(step.folder):
         if step.is_main:
             save_checkpoint(step, trainer.trained_model(), tokenizer)
     return {**speed, **({"best_step": trainer.best_step} if section.load_best_model_at_end else {})}

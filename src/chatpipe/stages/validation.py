@@ -11,7 +11,7 @@ from chatpipe.data.report import Report
 from chatpipe.data.worlds import Oracle, only_world, world_named
 from chatpipe.errors import UsageError
 from chatpipe.recipe.schema import DataBlock
-from chatpipe.stages.step import Step, stage_data
+from chatpipe.stages.step import Step
 
 EXAMPLE_CANDIDATES = 11
 
@@ -61,7 +61,7 @@ def example_prompt(step: Step) -> Conversation:
 
 def _prompts(step: Step) -> Iterable[Conversation]:
     recipe = step.recipe
-    blocks = stage_data(recipe, "ppo")["ppo.data"]
+    blocks = recipe.ppo.data or recipe.rm.data or recipe.sample.data
     if blocks:
         return load_prompts(blocks, recipe.worlds, "ppo.data").validation
     stream = stream_conversations(recipe.sft.data or [], recipe.worlds, "sft.data", Report())

@@ -3,11 +3,8 @@
 A second Ctrl-C stops at once; what was saved before stays.
 """
 
-import _thread
 import signal
-import threading
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -16,33 +13,7 @@ import torch
 from torch import distributed
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-from chatpipe.run.launch import POLL_SECONDS, STOP_FILE, has_parent
-
-
-@contextmanager
-def heeding_parent(folder: Path) -> Iterator[None]:
-    """Within it, a stop that the parent of launched ranks asks for is a KeyboardInterrupt: for work before training.
-
-    The terminal's own Ctrl-C reaches the parent alone.
-    """
-    if not has_parent():
-        yield
-        return
-    done = threading.Event()
-
-    def watch() -> None:
-        while not done.wait(POLL_SECONDS):
-            if (folder / STOP_FILE).exists():
-                _thread.interrupt_main()
-                return
-
-    watching = threading.Thread(target=watch, daemon=True)
-    watching.start()
-    try:
-        yield
-    finally:
-        done.set()
-        watching.join()
+from chatpipe.training.ranks import STOP_FILE, has_parent
 
 
 class StopOnRequest(TrainerCallback):

@@ -1,0 +1,185 @@
+"""Is a step done, can it be resumed, or is it new? One rule for all steps.
+
+The manifest of a step holds everything that its result depends on, and the fingerprint of that. Where a folder holds
+the manifest that the step would have today, the step is done, or, while it is unfinished, can be resumed. Where the
+manifest is another one, the folder holds something else, which nothing here replaces.
+"""
+
+import json
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any, Literal
+
+from chatpipe.data.durable import replace_text
+from chatpipe.data.sources import data_fingerprints
+from chatpipe.errors import UsageError
+from chatpipe.models.manifest import Manifest, checkpoint_id, read_manifest
+from chatpipe.models.model_folder import check_weights
+from chatpipe.recipe.loading import flatten
+from chatpipe.reward.functions import source_fingerprint
+from chatpipe.run.folder import STARTED, is_foreign
+from chatpipe.run.steps import rater_is_model
+from chatpipe.stages.step import COMPLETIONS_FILE, RANKINGS_FILE, STORE_FILE, Step
+
+Status = Literal["done", "started", "new"]
+
+MAX_CHANGES = 4
+
+# Where and how a stage runs, not what comes out of it; models and data are compared by content. The recipe's `checks`
+# belong to no stage and are not compared either: one decides whether training begins, and changes nothing in it. So a
+# stage that a check stopped goes on with that one turned off, and a finished one stays finished.
+_NOT_COMPARED: dict[str, Any] = {
+    **dict.fromkeys(("logging_steps", "save_steps", "eval_steps", "sample_prompts"), True),
+    **dict.fromkeys(("model", "reward_model", "oracle_reward_model", "data", "ptx_data"), True),
+    "reward": {"__all__": {"model"}},
+}
+# What an unfinished step of a stage goes on from; those that train have checkpoints.
+_RESUME_POINTS = {"sample": f"{COMPLETIONS_FILE}*", "rank": STORE_FILE}
+_CHECKPOINTS = "checkpoints/step-*[0-9]"
+_RESULT = {"sample": COMPLETIONS_FILE, "rank": RANKINGS_FILE}
+
+
+def status(step: Step, to_be_made: Collection[str] = ()) -> Status:
+    """Whether the step is done, has resume points to go on from, or is new.
+
+    Raises `UsageError` where the folder holds something else; the message names what changed. What the steps
+    `to_be_made` will make is not compared.
+    """
+    if not step.folder.exists():
+        return "new"
+    if is_foreign(step.folder):
+        raise UsageError(
+            f"{step.folder} holds something that chatpipe did not make.", "Choose another folder with out= or --out."
+        )
+    finished = read_manifest(step.folder)
+    before = finished or read_manifest(step.folder, STARTED)
+    if before is None or (finished is None and not _can_be_resumed(step)):
+        return "new"  # it stopped, perhaps because of its data, before there was anything to go on from
+    unknown = [key for key, makers in step.makers.items() if not set(makers).isdisjoint(to_be_made)]
+    now = manifest_of(step, unknown)
+    if not unknown and before.fingerprint == now.fingerprint:
+        return "done" if finished else "started"
+    changed = _without(before, step, unknown).differences(now)
+    if changed:
+        more = [f"... and {len(changed) - MAX_CHANGES} more"] if len(changed) > MAX_CHANGES else []
+        raise UsageError(
+            "\n".join([f"{step.folder} holds another {step.stage}:", *changed[:MAX_CHANGES], *more]),
+            f"`{again(step)}` makes it again (the old one is deleted), or use another folder.",
+        )
+    return "done" if finished else "started"
+
+
+def unfinished(steps: Sequence[Step], cleared: Collection[Step] = ()) -> set[str]:
+    """The names of the steps that are not done; what is `cleared` first is not looked at.
+
+    Raises `UsageError` where the folder of a step holds something else.
+    """
+    to_be_made: set[str] = set()
+    for step in steps:
+        if step in cleared or status(step, to_be_made) != "done":
+            to_be_made.add(step.name)
+    return to_be_made
+
+
+def check_statuses(steps: Sequence[Step]) -> None:
+    """Raises `UsageError` where the folder of a step holds something else, or a step reads what is no longer whole.
+
+    The files of a step that nothing reads any more may have been deleted.
+    """
+    to_be_made = unfinished(steps)
+    read = {maker for step in steps if step.name in to_be_made for makers in step.makers.values() for maker in makers}
+    for step in steps:
+        if step.name not in to_be_made and (step.name in read or step is steps[-1]):
+            check_whole(step)
+
+
+def check_whole(step: Step) -> None:
+    """Raises `UsageError` where what the finished step made is gone or damaged."""
+    try:
+        if step.trains:
+            check_weights(step.folder, str(step.folder))
+        elif not (step.folder / _RESULT[step.stage]).is_file():
+            raise UsageError(f"{step.folder} has no {_RESULT[step.stage]}.")
+    except UsageError as problem:
+        raise UsageError(problem.message, f"`{again(step)}` makes it again.") from problem
+
+
+def manifest_of(step: Step, without: Collection[str] = ()) -> Manifest:
+    """The manifest that the step would have now, without results and without the models and data at some keys."""
+    parents = {f"{step.stage}.{key}": checkpoint_id(model) for key, model in step.models.items() if key not in without}
+    if step.stage == "pretrain" and step.recipe.pretrain.tokenizer.pretrained:
+        key = "pretrain.tokenizer.pretrained"
+        parents[key] = checkpoint_id(step.recipe.pretrain.tokenizer.pretrained)
+    data = {
+        key: _in_run(step, data_fingerprints(blocks, key)) for key, blocks in step.data.items() if key not in without
+    }
+    functions = {key: {name: source_fingerprint(name, key)} for key, name in step.functions().items()}
+    return Manifest(
+        stage=step.stage,
+        parents=parents,
+        data={**data, **functions},
+        settings={"seed": step.recipe.seed, **_settings(step)},
+        seed=step.recipe.seed,
+        round=step.round,
+        processes=step.processes,
+        evaluation=evaluation_of(step),
+    )
+
+
+def evaluation_of(step: Step) -> dict[str, Any]:
+    """Dotted recipe keys that decide how the result is measured, and nothing of the result."""
+    if step.stage not in ("sft", "ppo"):
+        return {}
+    return flatten({"evaluation": step.recipe.evaluation.model_dump(mode="json")})
+
+
+def begin(step: Step) -> Manifest:
+    """Notes how the step is made before it starts, so that a changed recipe cannot resume it; returns the note."""
+    manifest = manifest_of(step)
+    replace_text(step.folder / STARTED, json.dumps(asdict(manifest), indent=2))
+    return manifest
+
+
+def again(step: Step) -> str:
+    """The command that makes the step again. The rankings of a round are made by its rm."""
+    stage = step.stage if step.trains else "rm"
+    return f"chatpipe {stage} ... {f'round={step.round} ' if step.round > 1 else ''}--fresh"
+
+
+def _settings(step: Step) -> dict[str, Any]:
+    """Dotted recipe keys that decide what comes out."""
+    exclude = dict(_NOT_COMPARED)
+    if step.stage == "rm" and step.round == 1:
+        exclude["age_weight"] = True  # no rankings are older
+    if step.stage == "sft" and step.recipe.sft.load_best_model_at_end:  # the best is one of those evaluated
+        del exclude["eval_steps"]
+    if step.stage == "rank":
+        exclude["temperature" if step.asks_people else "overlap"] = True
+        if rater_is_model(step.recipe):
+            exclude["rater"] = True
+    sections: dict[str, Any] = {}
+    if not step.reads_given_rankings:
+        sections[step.stage] = step.section.model_dump(mode="json", exclude=exclude)
+    sections |= {world: step.recipe.worlds[world].model_dump(mode="json") for world in step.worlds_read()}
+    return flatten(sections)
+
+
+def _can_be_resumed(step: Step) -> bool:
+    return any(step.folder.glob(_RESUME_POINTS.get(step.stage, _CHECKPOINTS)))
+
+
+def _in_run(step: Step, fingerprints: Mapping[str, str]) -> dict[str, str]:
+    """What the run itself made is named by its place in the run, which may be moved."""
+    run = Path(step.recipe.out)
+    return {
+        str(Path(source).relative_to(run)) if Path(source).is_relative_to(run) else source: content
+        for source, content in fingerprints.items()
+    }
+
+
+def _without(manifest: Manifest, step: Step, keys: Collection[str]) -> Manifest:
+    parents = {key: id for key, id in manifest.parents.items() if key.removeprefix(f"{step.stage}.") not in keys}
+    return replace(
+        manifest, parents=parents, data={key: some for key, some in manifest.data.items() if key not in keys}
+    )

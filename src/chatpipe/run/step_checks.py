@@ -1,0 +1,216 @@
+"""Checks of a step before it starts: folder, data, models and code. No torch: what is wrong is answered at once."""
+
+from collections.abc import Callable, Collection, Iterator
+from functools import partial
+from pathlib import Path
+
+from chatpipe.data.datasets import check_rows
+from chatpipe.data.documents import check_documents
+from chatpipe.data.sources import check_sources
+from chatpipe.data.worlds import is_world, world_named
+from chatpipe.errors import UsageError
+from chatpipe.models.context import leaves_room
+from chatpipe.models.model_folder import Kind, check_block_size, check_model, check_tokenizer, positions_of
+from chatpipe.models.vocabulary import expected_vocabulary
+from chatpipe.recipe.schema import DataBlock, Recipe
+from chatpipe.reward.functions import check_function
+from chatpipe.run.folder import check_apart, check_rankings_apart
+from chatpipe.run.steps import steps_of
+from chatpipe.stages.step import COMPLETIONS, WHAT_OF_KEY, Step
+
+Check = Callable[[], str]
+"""Says in a few words what was found; raises `UsageError` where that cannot be used."""
+
+
+def check_recipe(recipe: Recipe) -> None:
+    """Raises `UsageError` for whatever is known to be wrong before the first step starts, without torch."""
+    for _, _, check in recipe_checks(recipe):
+        check()
+
+
+def recipe_checks(recipe: Recipe) -> Iterator[tuple[str, str, Check]]:
+    """Stage, recipe key and check of everything that a run needs; later rounds need nothing else."""
+    steps = steps_of(recipe)
+    made: set[str] = set()
+    seen: set[str] = set()
+    for step in steps:
+        if step.stage not in seen:
+            seen.add(step.stage)
+            for key, check in step_checks(step, made):
+                yield step.stage, key, check
+        made.add(step.name)
+    yield "ppo", "pretrain.architecture.n_positions", partial(_check_answers_fit, recipe)
+
+
+def check_step(step: Step, made: Collection[str] = (), reads_data: bool = True) -> None:
+    """Raises `UsageError` for the first thing that `step_checks` finds."""
+    for _, check in step_checks(step, made, reads_data):
+        check()
+
+
+def step_checks(step: Step, made: Collection[str] = (), reads_data: bool = True) -> Iterator[tuple[str, Check]]:
+    """By recipe key: are data, models and code there and of the right kind, and is the folder none that is read from?
+
+    Without `reads_data` the data may be missing. `made` names the steps that will have run before this one, so their
+    folders need not exist yet.
+    """
+    if step.reads_given_rankings:
+        yield "rankings", partial(check_rankings_apart, step)
+    yield "out", partial(_folder, step)
+    if step.trains:
+        yield "report_to", partial(_trackers, step)
+    for key, blocks in step.data.items() if reads_data else ():
+        yield key, partial(_data, step, key, blocks)
+    for key, name in step.functions().items():
+        yield key, partial(_function, key, name)
+    for world in step.worlds_read():
+        yield world, partial(_world, step, world)
+    for key in step.models:
+        yield f"{step.stage}.{key}", partial(_model, step, key, made)
+    if step.stage == "pretrain" and not step.models:
+        yield "pretrain.architecture", partial(_new_model, step)
+    tokenizer = step.recipe.pretrain.tokenizer.pretrained
+    if step.stage == "pretrain" and tokenizer:
+        yield "pretrain.tokenizer.pretrained", partial(_tokenizer, tokenizer)
+
+
+def _folder(step: Step) -> str:
+    for path in (step.folder, *step.folder.parents):
+        if path.exists() and not path.is_dir():
+            raise UsageError(f"{path} is a file.", "Choose a folder with out= or --out.")
+    check_apart(step)
+    return str(step.folder)
+
+
+def _trackers(step: Step) -> str:
+    if step.recipe.report_to != "none":
+        from chatpipe.training.arguments import check_trackers  # imports torch
+
+        check_trackers(step.recipe.report_to)
+    return str(step.recipe.report_to)
+
+
+def _data(step: Step, key: str, blocks: list[DataBlock]) -> str:
+    if key == COMPLETIONS:
+        return f"ranked by {step.recipe.rank.rater}: {blocks[0].source}"
+    if key == "sample.data":
+        return _prompts_to_rank(step)
+    if key not in WHAT_OF_KEY:
+        check_documents(blocks, key)
+    elif key in step.makers:
+        return f"the run's own rankings: {blocks[-1].source}"
+    else:
+        report = check_rows(WHAT_OF_KEY[key], blocks, key)
+        if report.sources:
+            return "; ".join(source.line() for source in report.sources)
+    return ", ".join(block.source for block in blocks)
+
+
+def _prompts_to_rank(step: Step) -> str:
+    recipe = step.recipe
+    check_sources(recipe.sample.data, "rm.data (or sample.data, to have rankings made)")
+    for block in recipe.sample.data or []:
+        if is_world(recipe.rank.rater) and block.source != recipe.rank.rater:
+            raise UsageError(
+                f"sample.data = {block.source}: {recipe.rank.rater} cannot score answers to these prompts.",
+                "Set rank.rater: people, a reward model, or module:function; or give rankings with rm.data=FILE.",
+            )
+    return f"{recipe.sample.prompts} prompts, {recipe.sample.k} answers each"
+
+
+def _function(key: str, name: str) -> str:
+    check_function(name, key)
+    return name
+
+
+def _world(step: Step, name: str) -> str:
+    return world_named(name, step.recipe.worlds).summary()
+
+
+def _tokenizer(name: str) -> str:
+    check_tokenizer(name, "pretrain.tokenizer.pretrained")
+    return name
+
+
+def _model(step: Step, key: str, made: Collection[str]) -> str:
+    model = step.models[key]
+    (maker,) = step.makers.get(key, (None,))
+    if maker == "pretrain" and step.recipe.pretrain.objective == "masked":
+        raise UsageError(
+            f"{step.stage} starts from a causal language model; pretrain.objective = masked makes an encoder.",
+            f"Give {step.stage}.model. An encoder can be rm.model.",
+        )
+    if maker in made:
+        return f"{model}, which {maker} makes"
+    if maker is not None and not Path(model).is_dir():
+        raise _not_there(step, key, maker)
+    check_model(
+        model,
+        _kind(step, key),
+        f"{step.stage}.{key}",
+        or_else="masked" if step.stage == "rm" else None,
+        reads_text=step.stage != "pretrain" or step.recipe.pretrain.tokenizer.pretrained is None,
+    )
+    folder = Path(model).expanduser()
+    if step.stage == "pretrain" and folder.is_dir():
+        check_block_size(step.recipe.pretrain.block_size, positions_of(folder))
+    return model
+
+
+def _not_there(step: Step, key: str, maker: str) -> UsageError:
+    stage, _, number = maker.partition(".")
+    again = f"{stage} ... round={number}" if number else stage
+    flag = {"model": "--model", "reward_model": "--reward"}[key]
+    instead = f", or give a model with {flag}" if step.trains or step.round == 1 else ""
+    return UsageError(
+        f"{step.name} starts from what {maker} makes, but there is no {step.models[key]} yet.",
+        f"Run `chatpipe {again}` first{instead}.",
+    )
+
+
+def _kind(step: Step, key: str) -> Kind:
+    """What kind of model the section's `key` names."""
+    if key != "model":
+        return "reward"
+    return step.recipe.pretrain.objective if step.stage == "pretrain" else "causal"
+
+
+def _new_model(step: Step) -> str:
+    """Raises `UsageError` where a new model could not learn what it is to learn, or not read its blocks."""
+    section = step.recipe.pretrain
+    architecture = section.architecture
+    if architecture.objective != section.objective:
+        raise UsageError(
+            f"pretrain.objective = {section.objective}, but a model of pretrain.architecture.family = "
+            f"{architecture.family} learns the {architecture.objective} one.",
+            "Set one to fit the other: encoders (modernbert, presets encoder-...) are masked, all others causal.",
+        )
+    if section.block_size > architecture.n_positions:
+        raise UsageError(
+            f"pretrain.block_size = {section.block_size}, but the model reads {architecture.n_positions} tokens "
+            "at most.",
+            "Lower it, or raise pretrain.architecture.n_positions.",
+        )
+    vocabulary = expected_vocabulary(section)
+    if vocabulary is None:
+        return f"{architecture.family}, as many tokens as its tokenizer has"
+    return f"{architecture.family}, {architecture.parameters(vocabulary):,} parameters"
+
+
+def _check_answers_fit(recipe: Recipe) -> str:
+    """The recipe says how much a new model reads: answers that leave no room for a prompt are known beforehand."""
+    if recipe.pretrain.model is not None or recipe.sft.model is not None:
+        return "not the run's own model"
+    positions = recipe.pretrain.architecture.n_positions
+    lengths = {"evaluation.max_new_tokens": recipe.evaluation.max_new_tokens}
+    if recipe.rm.data is None or recipe.rounds > 1:
+        lengths["sample.max_new_tokens"] = recipe.sample.max_new_tokens
+    if recipe.ppo.model is None:
+        lengths["ppo.response_length"] = recipe.ppo.response_length
+    for key, length in lengths.items():
+        if not leaves_room(1, length, positions):
+            raise UsageError(
+                f"{key} = {length} leaves no room for a prompt: the run's own model reads {positions} tokens in all.",
+                "Lower it, or raise pretrain.architecture.n_positions.",
+            )
+    return f"room for answers in {positions} tokens"

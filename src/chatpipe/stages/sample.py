@@ -1,0 +1,41 @@
+"""sample: the answers of a model to the prompts of a round, for rank. All processes share the prompts."""
+
+import gc
+
+from chatpipe import console
+from chatpipe.data.datasets import Conversation
+from chatpipe.data.durable import PARTIAL
+from chatpipe.ranking.completions import Sampling, join_shares, sample_share
+from chatpipe.ranking.prompts_to_rank import prompts_to_rank
+from chatpipe.stages.step import COMPLETIONS_FILE, Outcome, Step
+from chatpipe.training.ranks import heeding_parent, wait_for_all
+
+
+def run(step: Step) -> Outcome | None:
+    """Writes the completions file of the round; the main process returns what came out."""
+    settings, path = step.recipe.sample, step.folder / COMPLETIONS_FILE
+    prompts = _prompts(step)
+    sampling = Sampling(settings.k, step.recipe.seed, settings.max_new_tokens, settings.temperature)
+    with heeding_parent(step.folder):
+        sample_share(path, [step.models["model"]], prompts, sampling, step.round, step.rank, step.processes)
+        gc.collect()  # the model
+        wait_for_all()
+    if not step.is_main:
+        return None
+
+    written = join_shares(path, sampling, step.processes)
+    for left in step.folder.glob(f"{COMPLETIONS_FILE}*{PARTIAL}"):  # of another number of processes
+        left.unlink()
+    metrics = {"prompts": written.prompts, "left_out_prompts": written.left_out, "k": settings.k}
+    reason = f"{written.prompts} prompts are answered, each at most {settings.k} times; {written.left_out} are left out"
+    return Outcome(metrics, {"status": "pass", "reasons": [reason]})
+
+
+def _prompts(step: Step) -> list[Conversation]:
+    """As many prompts as a round samples; each round takes those behind the ones of the round before, in a circle."""
+    prompts = prompts_to_rank(step.data["sample.data"], step.recipe.worlds, "sample.data")
+    count = min(step.recipe.sample.prompts, len(prompts))
+    first = (step.round - 1) * count
+    if first + count > len(prompts) and step.is_main:
+        console.note(f"sample: round {step.round} asks prompts of earlier rounds again: there are {len(prompts)}")
+    return [prompts[i % len(prompts)] for i in range(first, first + count)]
