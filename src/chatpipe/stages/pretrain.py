@@ -85,9 +85,12 @@ def run(step: Step) -> Outcome | None:
 
     def measure(model: PreTrainedModel) -> dict[str, Any]:
         """The metrics of an evaluation during training."""
-        found = evaluate_text(model, tokenizer, text, masking).items()
-        samples = {"samples": continuations(model, tokenizer, section.sample_prompts or first_words(documents))}
-        return {f"eval_{name.removeprefix('eval_')}": value for name, value in found} | ({} if masking else samples)
+        found = evaluate_text(model, tokenizer, text, masking)
+        metrics: dict[str, Any] = {f"eval_{name.removeprefix('eval_')}": value for name, value in found.items()}
+        if masking is None:
+            prompts = section.sample_prompts or first_words(documents)
+            metrics["samples"] = continuations(model, tokenizer, prompts)
+        return metrics
 
     trained = _train(step, prepared, train, masking, measure)
     del prepared, model
