@@ -120,6 +120,7 @@ class PPOTrainer(PPOGradients):
     def train(self, resume_from_checkpoint: str | None = None, **_: Any) -> TrainOutput:
         """Trains until all iterations are done, the KL budget is spent, or a callback stops it."""
         args = self.args
+        self.iteration, self.kl_coef, self.budget_note = 0, args.kl_coef, None
         self.begin_training(resume_from_checkpoint)
         while self.iteration < args.num_iterations and not self.control.should_training_stop:
             rollout = self.rollout(self.next_prompts(), seed_for(GENERATION, args.seed, self.iteration, self.rank))
