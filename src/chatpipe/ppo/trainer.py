@@ -8,7 +8,7 @@ trainer.save_model("out")
 
 import logging
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
@@ -81,10 +81,7 @@ class PPOTrainer(PPOGradients):
         self.prompts += read_prompts(train_dataset if train_dataset is not None else [], processing_class)
         if eval_dataset is not None:
             eval_dataset = read_prompts(eval_dataset, processing_class, "eval_dataset")
-        for key, prompts in (("train_dataset", self.prompts), ("eval_dataset", eval_dataset)):
-            if prompts is not None:
-                ids = [prompt.ids for prompt in prompts]
-                refuse(parts_checks.prompt_checks(ids, args.response_length, models, processing_class, key))
+        self._refuse_prompts(models, processing_class, args, train_dataset=self.prompts, eval_dataset=eval_dataset)
         if (args.ptx_coef != 0) != (ptx_dataset is not None):
             raise UsageError(
                 "ptx_coef and ptx_dataset belong together.", "Give text to mix in (recipe: ppo.ptx_data), or neither."
@@ -114,6 +111,15 @@ class PPOTrainer(PPOGradients):
         self.budget_note: str | None = None
         self.metrics: Metrics = {}  # of the newest rollout
         self.update = UpdateStatistics()
+
+    @staticmethod
+    def _refuse_prompts(
+        models: Mapping[str, PreTrainedModel], tokenizer: PreTrainedTokenizerBase, args: PPOConfig, **datasets: Any
+    ) -> None:
+        for key, prompts in datasets.items():
+            if prompts is not None:
+                ids = [prompt.ids for prompt in prompts]
+                refuse(parts_checks.prompt_checks(ids, args.response_length, models, tokenizer, key))
 
     # ---- the loop ----
 
