@@ -1,6 +1,6 @@
-"""Decoding speed: the engine against transformers' `generate` and continuous batching, in turns in one run.
+"""Decoding speed: the engine against transformers' `generate`, in turns in one run.
 
-    OMP_NUM_THREADS=1 python benchmarks/decode.py [--rounds 5] [--sizes pocket 20M] [--without-continuous]
+    OMP_NUM_THREADS=1 python benchmarks/decode.py [--rounds 5] [--sizes pocket 20M]
 
 The models have random weights but an eos of constant probability, so that lengths are geometric, as natural ones are
 (their mean is a third of the limit). `generate` takes the same prompts in batches of as many rows as the engine has
@@ -106,13 +106,9 @@ def some_prompts(load: Load, count: int) -> list[list[int]]:
     return [torch.randint(1, load.config.vocab_size, (n,), generator=generator).tolist() for n in lengths.tolist()]
 
 
-def by_engine(model: PreTrainedModel, prompts: list[list[int]], load: Load, seed: int, **options: str) -> int:
+def by_engine(model: PreTrainedModel, prompts: list[list[int]], load: Load, seed: int) -> int:
     params = SamplingParams(load.max_new_tokens)
-    return sum(len(done.ids) for done in generate(model, prompts, params, EOS, seed, load.slots, **options))
-
-
-def by_continuous(model: PreTrainedModel, prompts: list[list[int]], load: Load, seed: int) -> int:
-    return by_engine(model, prompts, load, seed, backend="continuous")
+    return sum(len(done.ids) for done in generate(model, prompts, params, EOS, seed, load.slots))
 
 
 def by_generate(model: PreTrainedModel, prompts: list[list[int]], load: Load, seed: int) -> int:
@@ -139,7 +135,6 @@ def by_generate(model: PreTrainedModel, prompts: list[list[int]], load: Load, se
 WAYS: dict[str, Callable[[PreTrainedModel, list[list[int]], Load, int], int]] = {
     "engine": by_engine,
     "generate": by_generate,
-    "continuous": by_continuous,
 }
 
 
@@ -206,15 +201,13 @@ def main() -> None:
     loads = CPU_LOADS | (GPU_LOADS if torch.cuda.is_available() else {})
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--sizes", nargs="+", choices=loads, default=list(loads))
-    parser.add_argument("--without-continuous", action="store_true")
     args = parser.parse_args()
     _quiet()
-    ways = [way for way in WAYS if way != "continuous" or not args.without_continuous]
     print("| model | prompts | way | tokens/s | x generate | x generate, CPU time | mean length | peak GB |")
     print("|---|---|---|---|---|---|---|---|")
     for name in args.sizes:
         for count in loads[name].prompts:
-            compare(name, loads[name], count, ways, args.rounds)
+            compare(name, loads[name], count, list(WAYS), args.rounds)
 
 
 if __name__ == "__main__":

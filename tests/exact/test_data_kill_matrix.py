@@ -15,6 +15,7 @@ from data_checks import (
     check_tokens,
 )
 from data_mutants import PACKING, TOKEN_STORE
+
 from mutation import replaced
 
 CHECKS = {

@@ -12,7 +12,6 @@ import pytest
 import tabular
 import tiny
 import torch
-from mutation import replaced
 from tabular import COMPLETIONS, ENDED, EOS, LENGTHS, PAIRS, PROMPTS, VOCABULARY
 from tiny import tokenizer
 from torch import nn
@@ -24,6 +23,7 @@ from chatpipe.generation import Completion, generate
 from chatpipe.ppo.config import PPOConfig
 from chatpipe.ppo.maths import ppo_loss
 from chatpipe.ppo.trainer import PPOTrainer
+from mutation import replaced
 
 BETA, PENALTY = 0.5, 0.7
 
@@ -153,7 +153,7 @@ def every_completion(policy, prompts, *_, **__):
     drawn = [completion for completion, count in zip(COMPLETIONS, counts, strict=True) for _ in range(count)]
     left = {prompt: iter(drawn) for prompt in PROMPTS}
     completions = [next(left[prompt]) for prompt in prompts]
-    return [Completion(list(c), TOKEN_PROBABILITIES[list(c)].log().tolist(), c[-1] == EOS) for c in completions]
+    return [Completion(list(c), c[-1] == EOS) for c in completions]
 
 
 @functools.cache

@@ -12,11 +12,11 @@ import tempfile
 import pytest
 import torch
 from kwise_mutants import MUTANTS
-from mutation import replaced
 from transformers import GPT2Config, GPT2ForSequenceClassification, TrainingArguments
 
 from chatpipe.reward import ranking_loss, reward_trainer
 from chatpipe.reward.ranking_batches import EncodedRanking, Judgement
+from mutation import replaced
 
 RATE = 0.5
 SIZES = [2, 9, 4, 3, 4]

@@ -3,9 +3,8 @@
 import pytest
 import tiny
 import torch
-from mutation import replaced
 
-from chatpipe.generation import generate
+from sampled_logprobs import recorded_logprobs
 
 
 def check_nothing_moves(folder):
@@ -31,16 +30,10 @@ def lines_without_learning(folder):
 
 def check_sampler_is_what_is_trained(folder):
     """Old log-probs come from the training forward pass; those of sampling are the same numbers, at any temperature."""
-    drawn, sample = [], generate
-
-    def recording(*args, **kwargs):
-        drawn.extend(sample(*args, **kwargs, logprobs=True))
-        return drawn
-
     ppo = tiny.trainer(folder, temperature=0.7)
-    with replaced(generate, recording):
+    with recorded_logprobs() as drawn:
         experience = tiny.make_experience(ppo)
-    sampled = torch.tensor([logprob for completion in drawn for logprob in completion.logprobs])
+    sampled = torch.tensor([logprob for place in range(len(drawn)) for logprob in drawn[place]])
     assert sampled.shape == experience.logprobs.shape
     assert (sampled - experience.logprobs).abs().max() < 1e-5
 

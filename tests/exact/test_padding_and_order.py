@@ -5,12 +5,12 @@ from unittest import mock
 import pytest
 import tiny
 import torch
-from mutation import replaced
 from torch.nn import functional
 
 from chatpipe.data import sequences as microbatch
 from chatpipe.data.sequences import pad
 from chatpipe.models.unpadded import reads_unpadded
+from mutation import replaced
 
 # Ways to split a minibatch of 24 completions into forward passes, as settings of PPOConfig.
 SPLITS = [{"per_device_train_batch_size": size} for size in (1, 5, 24)]

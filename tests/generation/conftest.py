@@ -4,7 +4,7 @@ import pytest
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
-pytest.register_assert_rewrite("conformance")
+pytest.register_assert_rewrite("drawing")
 
 VOCAB = 40
 ROTARY = {

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from chatpipe.errors import UsageError
 from chatpipe.generation import SamplingParams
-from chatpipe.generation.sampling import BLOCK, BROKEN, random_streams, sample, token_logprobs, uniform_numbers
+from chatpipe.generation.sampling import BLOCK, BROKEN, random_streams, sample, uniform_numbers
 
 GRID = 4096
 LARGEST_UNIFORM = 1 - 2.0**-32
@@ -87,13 +87,6 @@ def test_a_row_that_is_not_finite_is_marked(params, broken):
     tokens = sample(logits, torch.zeros(3, dtype=torch.float64), SamplingParams(1, **params))
     assert tokens[0] >= 0
     assert tokens[1:].tolist() == [BROKEN, 299]
-
-
-@pytest.mark.parametrize("temperature, share", [(0.5, 0.4**2 / (PROBS**2).sum()), (1.0, 0.4), (0.0, 0.4)])
-def test_logprobs_follow_the_temperature_but_not_top_k(temperature, share):
-    params = SamplingParams(1, temperature, top_k=1)
-    logprobs = token_logprobs(PROBS.log()[None], torch.tensor([1]), params)
-    torch.testing.assert_close(logprobs.exp().item(), float(share))
 
 
 def test_streams_depend_on_the_prompt_and_how_often_it_came():

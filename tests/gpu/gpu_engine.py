@@ -7,7 +7,8 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from chatpipe.generation import SamplingParams, generate
-from chatpipe.generation import graphs as step_graphs
+from chatpipe.generation.cache import RowCacheLayer
+from chatpipe.generation.decode_rows import DecodeRows
 
 NEVER = -1
 SHAPES = {
@@ -62,17 +63,71 @@ def test_a_finished_call_leaves_no_memory(gpu):
     assert live_after_a_call(gpu) == 0
 
 
-def test_a_strong_reference_to_the_step_is_caught(gpu, monkeypatch):
+def test_rows_that_refer_to_themselves_are_caught(gpu, monkeypatch):
     """The bug that this had: the graphs held the rows, which held the graphs, and the cache lived on."""
-    monkeypatch.setattr(step_graphs.weakref, "WeakMethod", lambda method: lambda: method)
+    make = DecodeRows.__init__
+
+    def made_in_a_cycle(rows, *args) -> None:
+        make(rows, *args)
+        rows.itself = rows
+
+    monkeypatch.setattr(DecodeRows, "__init__", made_in_a_cycle)
     assert live_after_a_call(gpu) > 0
 
 
-def test_a_step_waits_twice_at_most(gpu):
-    model, steps = tiny_model("llama").to("cuda"), 24
+def test_a_step_waits_once(gpu, monkeypatch):
+    """However many rows finish. What is uploaded: the prompts when they are admitted, and which rows move."""
+    model, steps, step = tiny_model("llama").to("cuda"), [], DecodeRows.step
+    monkeypatch.setattr(DecodeRows, "step", lambda rows: steps.append(rows) or step(rows))
     gpu.reset()
-    generate(model, PROMPTS, SamplingParams(steps), NEVER, seed=3)
-    assert gpu.waits.total() <= 2 * steps + len(PROMPTS) + 30, gpu.waits
+    written(model, SamplingParams(24), slots=8)
+    read_back = sum(count for line, count in gpu.waits.items() if line.endswith("copies to the CPU"))
+    assert read_back == len(steps)
+    assert gpu.waits.total() - read_back <= 4 * len(PROMPTS), gpu.waits
+
+
+def cache_bytes(monkeypatch) -> list[int]:
+    """The sizes of all caches that are made from now on, as each is when its layers are first used."""
+    made, allocate = [], RowCacheLayer.lazy_initialization
+
+    def allocated(layer, keys, values) -> None:
+        allocate(layer, keys, values)
+        if layer.max_length > 1:  # not the one that measures a position
+            made.append(layer.keys.nbytes + layer.values.nbytes)
+
+    monkeypatch.setattr(RowCacheLayer, "lazy_initialization", allocated)
+    return made
+
+
+BYTES_PER_POSITION = 2 * 2 * 2 * 4 * 4  # layers, keys and values, heads, width, float32
+
+
+def test_one_long_prompt_does_not_decide_for_all(gpu, monkeypatch):
+    made = cache_bytes(monkeypatch)
+    generate(tiny_model("llama").to("cuda"), [[2]] * 255 + [[2] * 100], SamplingParams(2), NEVER, seed=3)
+    assert sum(made) == BYTES_PER_POSITION * (1 * 102 + 255 * 3)
+
+
+def test_the_cache_fits_into_the_memory_that_is_free(gpu, monkeypatch):
+    """A little over 7 / 10 of what is free holds 8 rows of 20 + 16 positions."""
+    model, made = tiny_model("llama").to("cuda"), cache_bytes(monkeypatch)
+    prompts = [[2 + i % 9] * 20 for i in range(32)]
+    whole = [completion.ids for completion in generate(model, prompts, SamplingParams(16), NEVER, seed=3)]
+    assert sum(made) == BYTES_PER_POSITION * 32 * 36
+    made.clear()
+    gc.collect()
+    free = int(BYTES_PER_POSITION * 8 * 36 / 0.7) + 200
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda *_: (free, free))
+    assert [c.ids for c in generate(model, prompts, SamplingParams(16), NEVER, seed=3)] == whole
+    assert sum(made) == BYTES_PER_POSITION * 8 * 36
+
+
+def test_keys_and_values_have_the_dtype_of_autocast(gpu, monkeypatch):
+    """RoPE gives keys in float32 under autocast; stored so, each step would convert all of them."""
+    made = cache_bytes(monkeypatch)
+    with torch.autocast("cuda", torch.bfloat16):
+        generate(tiny_model("llama").to("cuda"), [[2, 3]] * 8, SamplingParams(6), NEVER, seed=3)
+    assert sum(made) == BYTES_PER_POSITION // 2 * 8 * 8
 
 
 def test_nothing_is_multiplied_on_the_cpu(gpu):

@@ -35,11 +35,11 @@ Cannot occur here:
 import pytest
 import tiny
 import torch
-from mutation import replaced
 
 from chatpipe.data.sequences import Sequences, pad
 from chatpipe.generation import SamplingParams, generate
 from chatpipe.models.logprobs import completion_logprobs
+from sampled_logprobs import recorded_logprobs
 
 
 def weights(ppo):
@@ -206,17 +206,11 @@ def test_trl_1066_training_mode_stays_on_so_that_activations_are_checkpointed(tm
 
 def test_transformers_31267_bf16_ratio_is_1_though_generation_rounds_differently(tmp_path):
     """Old log-probs come from the training forward pass, not from generation."""
-    drawn, sample = [], generate
-
-    def recording(*args, **kwargs):
-        completions = sample(*args, **kwargs, logprobs=True)
-        drawn.extend(logprob for completion in completions for logprob in completion.logprobs)
-        return completions
-
     ppo = tiny.trainer(tmp_path, bf16=True, learning_rate=0.0)
-    with replaced(generate, recording):
+    with recorded_logprobs() as drawn:
         experience = tiny.make_experience(ppo)
-        difference = (experience.logprobs - torch.tensor(drawn)).abs().max().item()
+    sampled = torch.tensor([logprob for place in range(len(drawn)) for logprob in drawn[place]])
+    difference = (experience.logprobs - sampled).abs().max().item()
     ppo.train()
     for line in tiny.logged_iterations(ppo):
         assert abs(line["val/ratio_max"] - 1) < max(difference, 1e-6)

@@ -1,8 +1,7 @@
 """Generation: the decode engine that PPO, `sample` and `chat` share."""
 
 from chatpipe.generation.decode_rows import Completion
-from chatpipe.generation.engine import generate
+from chatpipe.generation.engine import generate, stream
 from chatpipe.generation.sampling import SamplingParams
-from chatpipe.generation.stream import stream
 
 __all__ = ["Completion", "SamplingParams", "generate", "stream"]

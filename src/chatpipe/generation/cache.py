@@ -1,8 +1,9 @@
-"""The key-value cache of the decode engine: one row per sequence, and in each row its own write position.
+"""The key-value cache of the decode engine: a row for each sequence, and in each row its own write position.
 
-transformers' caches have one write position for all rows, so that rows of different length need padding and a finished
-row stays until the last one is done. Here every row writes where it stands. The engine says before each forward pass
-what the pass is (`begin_prefill` or `begin_decode`); the layers then store and return what the model's attention needs.
+transformers' caches have one write position for all rows: rows of different lengths need padding, and a finished row
+stays until the last one is done. Here each row writes at its own position. Before each forward pass the engine says
+what the pass reads (`begin_prefill` or `begin_decode`); the layers then store the new keys and values and return those
+that the model attends to.
 """
 
 import torch
@@ -11,26 +12,20 @@ from transformers.cache_utils import Cache, CacheLayerMixin
 
 
 class _Pass:
-    """What the next forward pass is, for all layers. Prefill: whole sequences in the rows from `first_row` on.
+    """The forward pass that comes next; all layers share it.
 
-    Decode: one token in each of the first rows, at `positions` [rows]; the first `kv_length` positions are read.
+    Prefill (`positions` is None): whole sequences in the rows from `first_row` on. Decode: one token in each of the
+    first rows, at `positions` [rows]. The first `kv_length` positions are read.
     """
 
-    def __init__(self, kv_length: int, first_row: int = 0, positions: Tensor | None = None) -> None:
-        self.kv_length, self.first_row, self.positions = kv_length, first_row, positions
-        self._write_at: dict[int, Tensor] = {}
-
-    def write_at(self, heads: int, max_length: int) -> Tensor:
-        """Where the new token of each row and head goes in a flattened [slots, heads, max_length]."""
-        if heads not in self._write_at:  # of the first layer; the others have as many, as a rule
-            assert self.positions is not None
-            starts = torch.arange(len(self.positions) * heads, device=self.positions.device) * max_length
-            self._write_at[heads] = (starts.view(-1, heads) + self.positions[:, None]).flatten()
-        return self._write_at[heads]
+    kv_length = 0
+    first_row = 0
+    positions: Tensor | None = None
+    write_at: Tensor | None = None
 
 
 class RowCacheLayer(CacheLayerMixin):
-    """Keys and values of one layer: two tensors of shape [slots, heads, max_length, head_dim], made at first use.
+    """Keys and values of one layer: two tensors [slots, heads, max_length, head_dim], allocated at first use.
 
     In this order a slice over the first rows and positions is a batch of matrices, which attention multiplies without
     copying it first.
@@ -38,15 +33,19 @@ class RowCacheLayer(CacheLayerMixin):
 
     is_sliding = False
 
-    def __init__(self, slots: int, max_length: int) -> None:
+    def __init__(self, slots: int, max_length: int, this_pass: _Pass) -> None:
         super().__init__()
-        self.slots, self.max_length = slots, max_length
-        self.next_pass = _Pass(0)
+        self.slots, self.max_length, self.this_pass = slots, max_length, this_pass
 
     def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
-        """Allocate for the model's heads. Zeros, not `empty`: a masked NaN would still spoil the attention's sum."""
+        """Allocate both for the model's heads, in one dtype: that of autocast if it is on, else that of the states.
+
+        Zeros, not `empty`: a masked NaN would still spoil the sum of the attention.
+        """
+        device = key_states.device.type
+        dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else value_states.dtype
         self.keys, self.values = (
-            states.new_zeros(self.slots, states.shape[1], self.max_length, states.shape[3])
+            states.new_zeros(self.slots, states.shape[1], self.max_length, states.shape[3], dtype=dtype)
             for states in (key_states, value_states)
         )
         self.is_initialized = True
@@ -54,22 +53,27 @@ class RowCacheLayer(CacheLayerMixin):
     def update(
         self, key_states: Tensor, value_states: Tensor, *args: object, **kwargs: object
     ) -> tuple[Tensor, Tensor]:
-        """Store new states [rows, heads, tokens, head_dim] and return those to attend to, of the same layout."""
+        """Store new states [rows, heads, tokens, head_dim] and return those to attend to, in the same layout."""
         if not self.is_initialized:
             self.lazy_initialization(key_states, value_states)
         return self._store(self.keys, key_states), self._store(self.values, value_states)
 
     def _store(self, stored: Tensor, states: Tensor) -> Tensor:
-        (rows, heads, tokens, _), this = states.shape, self.next_pass
+        (rows, heads, tokens, width), this = states.shape, self.this_pass
+        states = states.to(stored.dtype)
         if this.positions is None:
             stored[this.first_row : this.first_row + rows, :, :tokens] = states
             return states
-        flat = stored.view(-1, stored.shape[-1])
-        flat.index_copy_(0, this.write_at(heads, self.max_length), states.reshape(-1, stored.shape[-1]))
+        if (
+            this.write_at is None or len(this.write_at) != rows * heads
+        ):  # the first layer; the others have as many heads
+            starts = torch.arange(rows * heads, device=stored.device) * self.max_length
+            this.write_at = (starts.view(rows, heads) + this.positions[:, None]).flatten()
+        stored.view(-1, width).index_copy_(0, this.write_at, states.reshape(-1, width))
         return stored[:rows, :, : this.kv_length]
 
     def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
-        return self.next_pass.kv_length, 0
+        return self.this_pass.kv_length, 0
 
     def get_seq_length(self) -> int:
         return 0  # differs by row; the engine passes position ids and masks itself
@@ -81,24 +85,26 @@ class RowCacheLayer(CacheLayerMixin):
 
 
 class RowCache(Cache):
-    """A `RowCacheLayer` for each of the model's layers, holding at most `slots` rows of `max_length` tokens."""
+    """A `RowCacheLayer` for each of the model's layers, with at most `slots` rows of `max_length` tokens."""
 
     layers: list[RowCacheLayer]
 
     def __init__(self, num_layers: int, slots: int, max_length: int) -> None:
-        super().__init__(layers=[RowCacheLayer(slots, max_length) for _ in range(num_layers)])
+        self._pass = _Pass()
+        super().__init__(layers=[RowCacheLayer(slots, max_length, self._pass) for _ in range(num_layers)])
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all keys and values."""
+        return sum(layer.keys.nbytes + layer.values.nbytes for layer in self.layers if layer.is_initialized)
 
     def begin_prefill(self, first_row: int, kv_length: int) -> None:
         """The next pass reads the first `kv_length` tokens of new sequences, in the rows from `first_row` on."""
-        self._begin(_Pass(kv_length, first_row))
+        self._pass.first_row, self._pass.kv_length, self._pass.positions = first_row, kv_length, None
 
     def begin_decode(self, positions: Tensor, kv_length: int) -> None:
-        """The next forward pass reads one token in each of the first rows, at `positions` [rows], all < `kv_length`."""
-        self._begin(_Pass(kv_length, positions=positions))
-
-    def _begin(self, next_pass: _Pass) -> None:
-        for layer in self.layers:
-            layer.next_pass = next_pass
+        """The next pass reads one token in each of the first rows, at `positions` [rows], all below `kv_length`."""
+        self._pass.positions, self._pass.kv_length, self._pass.write_at = positions, kv_length, None
 
     def move_rows(self, source: Tensor, target: Tensor, length: int) -> None:
         """Copy the first `length` positions of the rows `source` [n] into the rows `target` [n], which are others."""

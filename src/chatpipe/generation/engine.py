@@ -1,24 +1,20 @@
-"""Completing many prompts with any decoder model of transformers: the checks, the queue, and the choice of a backend.
+"""Completes prompts with any decoder model of transformers: many at once (`generate`) or one as text (`stream`).
 
-`native` is the decode engine of `rows.py`: prompts wait in a queue and take the slots of finished rows. `continuous` is
-transformers' own continuous batching (`continuous.py`).
+Prompts wait in a queue and take the slots of finished rows. The rows and their steps are in `decode_rows.py`.
 """
 
 import inspect
-from collections.abc import Callable, Sequence
-from typing import Literal, get_args
+from collections.abc import Callable, Iterator, Sequence
 
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedModel, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from chatpipe.errors import UsageError
-from chatpipe.generation.continuous import generate_continuous
 from chatpipe.generation.decode_rows import Completion, DecodeRows, Prompt
-from chatpipe.generation.sampling import BROKEN, SamplingParams, random_streams
+from chatpipe.generation.sampling import SamplingParams, random_streams
+from chatpipe.generation.slots import affordable_positions, plan_groups, usual_slots
 from chatpipe.generation.stops import StopFinder
 from chatpipe.models.context import layer_types, leaves_room, longest_sequence
 from chatpipe.models.layers import evaluation_mode
-
-Backend = Literal["native", "continuous"]
 
 
 def generate(
@@ -30,80 +26,84 @@ def generate(
     slots: int | None = None,
     on_finished: Callable[[int], None] | None = None,
     *,
-    logprobs: bool = False,
     tokenizer: PreTrainedTokenizerBase | None = None,
-    backend: Backend = "native",
 ) -> list[Completion]:
     """Complete every prompt, in the order given.
 
     A seed gives a prompt the same tokens whatever the number of `slots` (default: `usual_slots`) and whatever other
-    prompts there are.
-    Memory for keys and values is that of `slots` rows of the longest prompt plus `max_new_tokens`. `on_finished` is
-    called with the number of completions that are finished so far. `logprobs` asks for those of the tokens; stop
-    strings need the `tokenizer`. The model is used in evaluation mode, without gradients, and left as it was. What
-    differs with the backend `continuous` stands in `continuous.py`.
+    prompts there are. On a GPU there are fewer slots where its free memory holds no more. `on_finished` is called with
+    the number of completions that are finished so far. Stop strings need the `tokenizer`. The model is used in
+    evaluation mode, without gradients, and left as it was.
 
     Raises UsageError for an empty prompt, a prompt that leaves no room for its completion, or a model that the engine
     cannot run; TrainingError when the model's logits are not finite.
     """
-    if backend not in get_args(Backend):
-        raise UsageError(f"backend is {backend!r}", f"It must be one of {', '.join(get_args(Backend))}.")
     if params.stop and tokenizer is None:
         raise UsageError("stop strings without a tokenizer", "Give generate the tokenizer, which makes text of tokens.")
     if not prompts:
         return []
-    slots = min(slots or usual_slots(model), len(prompts))
     check_prompts(model, prompts, params)
-    with evaluation_mode(model):
-        if backend == "continuous":
-            done = generate_continuous(model, prompts, params, eos_token_id, seed, slots, on_finished, logprobs)
-            return [_cut(completion, params, tokenizer) for completion in done] if params.stop else done
-        max_length = max(map(len, prompts)) + params.max_new_tokens
-        rows = DecodeRows(model, params, eos_token_id, seed, slots, max_length, logprobs)
-        return _run(rows, prompts, tokenizer, on_finished)
-
-
-def usual_slots(model: PreTrainedModel) -> int:
-    """Rows that decode together: a GPU has room for more, and a step of them takes hardly longer."""
-    return 64 if model.device.type == "cpu" else 256
-
-
-def _run(
-    rows: DecodeRows,
-    prompts: Sequence[Sequence[int]],
-    tokenizer: PreTrainedTokenizerBase | None,
-    on_finished: Callable[[int], None] | None,
-) -> list[Completion]:
-    # Prompts of similar length are prefilled together (less padding), and the long ones do not come last.
-    numbered = zip(prompts, range(len(prompts)), random_streams(prompts), strict=True)
-    waiting = sorted((Prompt(*prompt) for prompt in numbered), key=lambda prompt: len(prompt.ids))
-    finders = {i: StopFinder(tokenizer, rows.params.stop) for i in range(len(prompts))} if rows.params.stop else {}
+    queue = [Prompt(*prompt) for prompt in zip(prompts, range(len(prompts)), random_streams(prompts), strict=True)]
+    lengths = [len(prompt) + params.max_new_tokens for prompt in prompts]
+    finders = {i: StopFinder(tokenizer, params.stop) for i in range(len(prompts))} if params.stop else {}
     finished: dict[int, Completion] = {}
-    while waiting or rows.occupants:
-        free = rows.slots - len(rows.occupants)
-        if waiting and free >= min(len(waiting), max(1, rows.slots // 8)):
-            rows.admit([waiting.pop() for _ in range(min(free, len(waiting)))])
-        tokens = rows.step()
-        stopped = _read(tokens.tolist(), rows, finders) if finders else []
-        for place, completion in rows.collect(stopped):
-            finished[place] = finders[place].cut(completion) if finders else completion
-            if on_finished:
-                on_finished(len(finished))
+    with evaluation_mode(model):
+        for group in plan_groups(lengths, slots or usual_slots(model), affordable_positions(model)):
+            rows = DecodeRows(model, params, eos_token_id, seed, group.slots, group.max_length)
+            for place, completion in _run(rows, [queue[place] for place in group.places], finders):
+                finished[place] = completion
+                if on_finished:
+                    on_finished(len(finished))
     return [finished[place] for place in range(len(prompts))]
 
 
-def _read(tokens: list[int], rows: DecodeRows, finders: dict[int, StopFinder]) -> list[int]:
-    """Show each row's newest token to its finder; the places of the prompts whose stop string is complete."""
-    newest = zip((occupant.place for occupant in rows.occupants), tokens, strict=True)
-    no_text = (rows.eos_token_id, BROKEN)
-    return [place for place, token in newest if token not in no_text and finders[place].add(token)]
+def _run(rows: DecodeRows, prompts: list[Prompt], finders: dict[int, StopFinder]) -> Iterator[tuple[int, Completion]]:
+    """Complete `prompts`, longest first: those of similar length are prefilled together, and no long one comes last."""
+    waiting = prompts[::-1]
+    while waiting or rows.rows:
+        free = rows.slots - len(rows.rows)
+        if waiting and free >= min(len(waiting), max(1, rows.slots // 8)):
+            rows.admit([waiting.pop() for _ in range(min(free, len(waiting)))])
+        tokens = rows.step()
+        stopped = set()
+        if finders:
+            for row, token in zip(rows.rows, tokens, strict=True):
+                if token != rows.eos_token_id and finders[row.prompt.place].add(token):
+                    stopped.add(row.prompt.place)
+        for place, completion in rows.collect(stopped):
+            yield place, finders[place].cut(completion) if finders else completion
 
 
-def _cut(completion: Completion, params: SamplingParams, tokenizer: PreTrainedTokenizerBase | None) -> Completion:
-    """A completion that was written past its stop strings, without what came after."""
-    finder = StopFinder(tokenizer, params.stop)
-    any(finder.add(token) for token in completion.ids)  # as far as the first stop string
-    return finder.cut(completion)
+def stream(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerFast,
+    prompt_ids: Sequence[int],
+    params: SamplingParams,
+    eos_token_id: int,
+    seed: int,
+) -> Iterator[str]:
+    """Yield the text of the completion to `prompt_ids` in pieces, as the tokens come.
+
+    A piece never ends inside a UTF-8 character (bytes wait for the rest of theirs), nor does it show what may become a
+    stop string. Special tokens, the eos among them, give no text. The tokens are those that `generate` samples for a
+    single prompt.
+
+    Raises UsageError and TrainingError as `generate` does.
+    """
+    check_prompts(model, [prompt_ids], params)
+    with evaluation_mode(model):
+        rows = DecodeRows(model, params, eos_token_id, seed, 1, len(prompt_ids) + params.max_new_tokens)
+        rows.admit([Prompt(prompt_ids, 0, random_streams([prompt_ids])[0])])
+        finder, shown = StopFinder(tokenizer, params.stop), 0
+        while rows.rows and not finder.stopped:
+            [token] = rows.step()
+            rows.collect()
+            if token != eos_token_id:
+                finder.add(token)
+            safe = finder.safe if rows.rows else len(finder.text)
+            if safe > shown:
+                yield finder.text[shown:safe]
+                shown = safe
 
 
 def check_prompts(model: PreTrainedModel, prompts: Sequence[Sequence[int]], params: SamplingParams) -> None:

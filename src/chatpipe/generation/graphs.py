@@ -1,11 +1,10 @@
 """Decode steps on a few fixed shapes, each recorded once as a CUDA graph.
 
 A decode step of a small model is hundreds of kernels of a few microseconds; launched one by one, the GPU waits for
-Python most of the time. A graph replays them with one call, but is fixed to the shapes it was recorded with.
+Python most of the time. A graph replays them with one call, but only for the shapes it was recorded with.
 """
 
 import warnings
-import weakref
 from collections.abc import Callable
 
 import torch
@@ -23,14 +22,13 @@ def bucket(size: int, smallest: int, limit: int) -> int:
 class StepGraphs:
     """Runs `step(rows, kv_length)`, which must read and write the same memory each time and never wait for the GPU.
 
-    A shape runs plainly when it comes first (which lets libraries set themselves up), is recorded when it comes again,
-    and replayed from then on. All graphs share one pool of memory. A model that cannot be recorded runs plainly.
+    A shape runs without a graph the first time (libraries set themselves up then), is recorded the second time and
+    replayed from then on. All graphs share one pool of memory. A model that cannot be recorded runs without graphs.
     """
 
     def __init__(self, step: Callable[[int, int], None]) -> None:
-        """`step`: a bound method. A strong reference would keep its object, and the KV cache in it, until the next full
-        garbage collection, since that object holds this one."""
-        self._method = weakref.WeakMethod(step)
+        """`step` must not refer to this object's owner: such a cycle keeps the KV cache until garbage collection."""
+        self._step = step
         self._seen: set[tuple[int, int]] = set()
         self._graphs: dict[tuple[int, int], torch.cuda.CUDAGraph] = {}
         self._pool = torch.cuda.graph_pool_handle()
@@ -46,11 +44,6 @@ class StepGraphs:
             self._graphs[shape].replay()
         else:
             self._step(rows, kv_length)
-
-    def _step(self, rows: int, kv_length: int) -> None:
-        step = self._method()
-        assert step is not None, "the object whose steps these are is alive while it runs one"
-        step(rows, kv_length)
 
     def _record(self, shape: tuple[int, int]) -> None:
         graph = torch.cuda.CUDAGraph()

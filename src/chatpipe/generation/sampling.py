@@ -91,15 +91,6 @@ def sample(logits: Tensor, uniforms: Tensor, params: SamplingParams) -> Tensor:
     return _invert_cdf(_truncate(probs, params), uniforms).masked_fill_(broken, BROKEN)
 
 
-def token_logprobs(logits: Tensor, tokens: Tensor, params: SamplingParams) -> Tensor:
-    """Log-probabilities [rows] of `tokens` [rows] (nats, float32 or wider) under softmax(logits / temperature).
-
-    That is the full distribution, before top-k, top-p and min-p; with temperature 0 it is softmax(logits).
-    """
-    scaled = _tempered(logits, params)
-    return scaled.gather(-1, tokens[:, None])[:, 0] - scaled.logsumexp(-1)
-
-
 def _tempered(logits: Tensor, params: SamplingParams) -> Tensor:
     logits = logits if logits.dtype == torch.float64 else logits.float()
     return logits if params.temperature in (0, 1) else logits / params.temperature

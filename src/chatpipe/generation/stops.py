@@ -54,5 +54,4 @@ class StopFinder:
         # The fewest tokens that give all of the text that whole tokens can give.
         ends = [0, *(end for end in self._ends if end <= len(self.text))]
         kept = 0 if ends[-1] == 0 else self._ends.index(ends[-1]) + 1
-        logprobs = completion.logprobs and completion.logprobs[:kept]
-        return Completion(completion.ids[:kept], logprobs, ended=True, text=self.text)
+        return Completion(completion.ids[:kept], ended=True, text=self.text)
