@@ -12,7 +12,6 @@ import tempfile
 import pytest
 from loop_mutants import LOOP_MUTANTS
 from mutants import MUTANTS
-from mutation import replaced
 from test_clipping import check_tables
 from test_exact_gradient import check_tabular_gradient, check_trainer_gradient
 from test_gae_definition import check_experience, check_gae, check_whitening
@@ -27,6 +26,7 @@ from test_padding_and_order import (
 )
 
 from chatpipe.errors import TrainingError
+from mutation import replaced
 
 CHECKS = {
     "T1 tabular": lambda folder: check_tabular_gradient(lam=1.0, micro_batch_size=192),

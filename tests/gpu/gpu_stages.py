@@ -43,7 +43,6 @@ SMALL = (
 )
 
 
-CHECKED_ON_THE_CPU = pytest.mark.xfail(reason="the reward model is checked before it is moved to the GPU")
 LARGEST_CPU_SHARE = 0.01
 """Of the floating point operations of a stage or command."""
 
@@ -78,9 +77,7 @@ def counted(function, stage: str, shares: dict[str, tuple[float, Any]]):
     return run
 
 
-@pytest.mark.parametrize(
-    "stage", ["pretrain", "sft", *(pytest.param(s, marks=CHECKED_ON_THE_CPU) for s in ("rm", "ppo"))]
-)
+@pytest.mark.parametrize("stage", ["pretrain", "sft", "rm", "ppo"])
 def test_a_stage_computes_on_the_gpu(run, shares, stage):
     share, lines = shares[stage]
     assert share < LARGEST_CPU_SHARE, lines

@@ -14,8 +14,8 @@ from chatpipe.models.pretrained import missing_weights
 from chatpipe.reward.reward_model import reads_left_to_right, reward_offset
 from chatpipe.reward.scoring import batch_scores, score_sequences
 
-TOLERANCE = 1e-4
-"""Of a score of size 1; of larger ones in proportion."""
+TOLERANCE = {torch.float32: 1e-4, torch.bfloat16: 0.06, torch.float16: 0.01}
+"""How far scores of size 1 may differ by rounding, by the dtype of the model; larger ones in proportion."""
 
 
 def reward_pad_token(models: Mapping[str, PreTrainedModel], eos_token_id: int) -> Finding | None:
@@ -43,7 +43,7 @@ def batch_changes_score(
     for key, model in models.items():
         together = _of_padded_batch(model, rows, pad_token_id, batch_scores)
         difference = _largest_difference(together, score_sequences(model, rows, tokens_at_once=1))
-        if difference > TOLERANCE:
+        if difference > TOLERANCE[model.dtype]:
             return Finding(
                 f"{key}: scores of {len(rows)} rows differ by {difference:.1g} between a padded batch and one by one.",
                 "Its model code reads padding, or its numbers are too coarse: use another model, or float32.",
@@ -69,7 +69,7 @@ def score_not_on_eos(
             continue
         stock = _of_padded_batch(model, rows, pad_token_id, _stock_scores)
         difference = _largest_difference(stock, score_sequences(model, rows, tokens_at_once=1))
-        if difference > TOLERANCE:
+        if difference > TOLERANCE[model.dtype]:
             return Finding(
                 f"{key}: transformers reads the score of {_named(model)} elsewhere than at the EOS "
                 f"(off by {difference:.1g}).",

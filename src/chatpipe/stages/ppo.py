@@ -33,6 +33,7 @@ from chatpipe.stages.raw_text import stage_texts, training_text
 from chatpipe.stages.saving import free_memory, save_checkpoint
 from chatpipe.stages.step import Outcome, Step
 from chatpipe.stages.validation import example_prompt, oracle_of, validation_prompts
+from chatpipe.training.arguments import use_bf16
 from chatpipe.training.lora import lora_config
 from chatpipe.training.ranks import main_process_first
 from chatpipe.training.run_trainer import run_trainer
@@ -76,7 +77,9 @@ def prepare(step: Step) -> Prepared:
     tokenizer = load_tokenizer(step.models["model"])
     add_chat_template(tokenizer)
     policy = load_causal_model(step.models["model"])
-    reference = None if recipe.ppo.lora else load_causal_model(step.models["model"], frozen=True)
+    # In bfloat16 only where the policy computes in it too: the KL between them is 0 before the first step.
+    in_bf16 = use_bf16(recipe.ppo.bf16, policy.device)
+    reference = None if recipe.ppo.lora else load_causal_model(step.models["model"], frozen=in_bf16)
     rewards = load_rewards(step, tokenizer)
     judges = dict(zip([f"ppo.{key}" for key in step.models if key != "model"], rewards.all_models, strict=True))
     return Prepared(tokenizer, prompts, policy, reference, rewards, judges, recipe.ppo.response_length)
