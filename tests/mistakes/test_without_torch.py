@@ -32,7 +32,8 @@ for folder, words in json.load(sys.stdin):
 
 
 def test_no_mistake_that_can_be_seen_beforehand_waits_for_torch(lay_out, work):
-    told = [one for one in EVERY_MISTAKE if not one.begun]
+    # Which experiment trackers there are, only transformers knows, and it imports torch.
+    told = [one for one in EVERY_MISTAKE if not one.begun and "tracker" not in one.name]
     commands = []
     for number, mistake in enumerate(told):
         lay_out(mistake, work / str(number))

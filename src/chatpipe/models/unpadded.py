@@ -1,13 +1,15 @@
-"""Hidden states of rows of different length, computed without padding between them.
+"""Hidden states of rows of different length on a CPU, computed without padding between them.
 
-The tokens of all rows go through the model as one row, so that embeddings, linear layers, norms and activations see no
-padding. Attention alone has to know which tokens belong together: queries, keys and values are laid out in padded rows,
-neighbours of similar length at a time, attended to there, and taken back. That needs no mask: padding stands on the
-right, where no token looks. Where rows come sorted by length, there are few such runs.
+The tokens of all rows go through the model as one row, so embeddings, linear layers, norms and activations see no
+padding. Only attention needs to know which tokens belong together: it copies queries, keys and values into padded
+rows, one run of neighbours of similar length at a time, attends there, and copies the result back. That needs no mask:
+padding is on the right, where causal attention does not look. Rows that are sorted by length make few runs.
 
-A model can be read so if it is one of transformers' with exchangeable attention, if all its layers attend to all that
-came before, and if what it computes is the same, which is tried out once for each model. Others are read in padded
-rows.
+It is worth a quarter of PPO's speed on a CPU (docs/log.md). On a GPU it costs more than padding does: every run is a
+few small kernels in every layer, and its sizes have to be read back from the GPU. There rows are padded.
+
+A model can be read this way if it is one of transformers' with exchangeable attention, if all its layers attend to all
+tokens before, and if the result is the same, which is tried once for each model. Others are read in padded rows.
 """
 
 from collections.abc import Iterator
@@ -26,8 +28,8 @@ from chatpipe.models.context import layer_types
 
 IMPLEMENTATION = "chatpipe_unpadded"
 MULTIPLE = 32
-"""The number of tokens is filled up to a multiple of this. On a CPU in bfloat16 oneDNN compiles a kernel for every
-number of tokens it meets, and keeps it (docs/log.md)."""
+"""The number of tokens is filled up to a multiple of this. In bfloat16 oneDNN compiles a kernel for every number of
+tokens it meets, and keeps it (docs/log.md)."""
 MAX_ATTENTION_PADDING = 0.25
 """Share of padding among the cells that attend together: less means more and smaller calls."""
 TRIED_LENGTHS = (40, 7)
@@ -44,9 +46,9 @@ class Rows:
 
 
 def hidden_states_at(body: nn.Module, tokens: Rows, rows: Tensor, columns: Tensor) -> Tensor:
-    """The last hidden states of `body` at the cells [rows, columns] of `tokens`, all different, none padding: [N, d].
+    """The last hidden states of `body` at the cells [rows, columns] of `tokens`: [N, d].
 
-    rows and columns: [N] int64.
+    rows and columns: [N] int64; all cells are different, and none is padding.
     """
     if not reads_unpadded(body) or tokens.attention_mask.all():
         return _padded(body, tokens)[rows, columns]
@@ -57,10 +59,10 @@ def hidden_states_at(body: nn.Module, tokens: Rows, rows: Tensor, columns: Tenso
 
 @contextmanager
 def flat_inputs(body: nn.Module, tokens: Rows) -> Iterator[dict[str, Any]]:
-    """Within it, what `body`, or a model around it that hands on what it was called with, is to be called with.
+    """The arguments with which `body`, or a model that passes its arguments on to it, reads all rows as one.
 
-    It then reads the tokens of all rows one after another, [1, T and more]; what stands behind the T means nothing.
-    Only for a body that `reads_unpadded`.
+    Call it within this context. It reads T tokens, [1, T and more]; the output behind the T-th is meaningless. Only for
+    a body that `reads_unpadded`.
     """
     mask = tokens.attention_mask
     cells = mask.flatten().nonzero()[:, 0]
@@ -86,10 +88,12 @@ def positions_read(body: nn.Module, attention_mask: Tensor) -> int:
 
 
 def reads_unpadded(body: nn.Module) -> bool:
-    """Whether `hidden_states_at` reads `body` without padding.
+    """Whether `hidden_states_at` reads `body` without padding: on a CPU, where the result is the same.
 
     Not with gradient checkpointing, whose second forward pass would come after the attention was changed back.
     """
+    if next(body.parameters()).device.type != "cpu":
+        return False
     if not getattr(body, "_supports_attention_backend", False) or body.config._attn_implementation not in _KNOWN:
         return False
     if layer_types(body.config.get_text_config()) != {"full_attention"}:
@@ -108,7 +112,7 @@ _agrees: WeakKeyDictionary[nn.Module, bool] = WeakKeyDictionary()
 
 @torch.no_grad()
 def _is_same(body: nn.Module) -> bool:
-    """Whether `body` says the same of two rows in both ways: it may cap scores, have biases by position, or look on."""
+    """Whether both ways give the same for two rows: `body` may cap scores, have position biases, or look ahead."""
     device, vocabulary = next(body.parameters()).device, body.get_input_embeddings().num_embeddings
     context = getattr(body.config.get_text_config(), "max_position_embeddings", None) or max(TRIED_LENGTHS)
     rows = [(torch.arange(min(length, context)) * 7 + 3) % vocabulary for length in TRIED_LENGTHS]
@@ -124,7 +128,7 @@ def _is_same(body: nn.Module) -> bool:
 
 
 def _padded(body: nn.Module, tokens: Rows) -> Tensor:
-    """[b, t, d]; what stands in padded cells means nothing."""
+    """[b, t, d]; padded cells are meaningless."""
     return body(
         input_ids=tokens.input_ids,
         attention_mask=tokens.attention_mask,
@@ -134,7 +138,7 @@ def _padded(body: nn.Module, tokens: Rows) -> Tensor:
 
 
 def _flat(body: nn.Module, tokens: Rows) -> Tensor:
-    """[T and more, d], the tokens of all rows one after another; what stands behind them means nothing."""
+    """[T and more, d], the tokens of all rows one after another; the rest is meaningless."""
     with flat_inputs(body, tokens) as inputs:
         return body(**inputs).last_hidden_state[0]
 
@@ -154,7 +158,7 @@ def _attention(config: PreTrainedConfig) -> Iterator[None]:
 
 
 class _OtherAttention(Exception):
-    """The model asks for attention that is not plain causal attention within rows."""
+    """The model needs attention other than plain causal attention within rows."""
 
 
 @dataclass(frozen=True)
@@ -195,7 +199,7 @@ class _Spread(torch.autograd.Function):
 
 
 class _Collect(torch.autograd.Function):
-    """[size, ...] -> [T, ...], what stands at places[i]: the reverse of `_Spread`."""
+    """[size, ...] -> [T, ...], spread[places[i]]: the reverse of `_Spread`."""
 
     @staticmethod
     def forward(ctx: Any, spread: Tensor, places: Tensor) -> Tensor:
@@ -223,15 +227,15 @@ def _attend(
 ) -> tuple[Tensor, None]:
     """Causal attention within rows; query [1, heads, T, d], key and value with as many heads or fewer.
 
-    Raises _OtherAttention where a model asks for more, such as a cap, a window or a bias by position.
+    Raises _OtherAttention where a model needs more, such as a cap, a window or a bias by position.
     """
     asked = {name for name, value in more.items() if value is not None} - _WITHOUT_EFFECT
     if asked or not getattr(module, "is_causal", True):
         raise _OtherAttention(f"attention with {sorted(asked)}")
     if unpadded_runs is None:
-        raise _OtherAttention("a model that does not hand on to its attention what it was called with")
-    # On a CPU in float32: there bfloat16 is slower here, and its kernels are kept for every new shape.
-    dtype = torch.promote_types(query.dtype, torch.float32) if query.device.type == "cpu" else query.dtype
+        raise _OtherAttention("a model that does not pass its arguments on to its attention")
+    # In float32: on a CPU bfloat16 is slower here, and its kernels are kept for every new shape.
+    dtype = torch.promote_types(query.dtype, torch.float32)
 
     def in_rows(states: Tensor, run: Run) -> Tensor:
         """[1, heads, T, d] -> [rows, heads, columns, d]"""
