@@ -4,7 +4,7 @@ import json
 import re
 import shutil
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -34,10 +34,11 @@ KEYS = set(flatten(Recipe().model_dump()))
 
 
 @pytest.fixture
-def work(work, monkeypatch) -> Path:
+def work(work, monkeypatch) -> Iterator[Path]:
     """Reward functions are looked for in the working folder."""
     monkeypatch.setattr(sys, "path", list(sys.path))
-    return work
+    yield work
+    sys.modules.pop("mine", None)
 
 
 @pytest.fixture

@@ -245,7 +245,8 @@ def test_what_a_function_raises_is_told_by_the_key_that_names_it(own_function, b
     function = CheckedFunction(own_function(body))
     with pytest.raises(UsageError) as problem:
         function(["a"], ["b"], [True])
-    assert problem.value.message == f"ppo.reward.0.function = own_rewards_of_test:f broke off: {reason}."
+    where = "own_rewards_of_test.py:3: ppo.reward.0.function = own_rewards_of_test:f"
+    assert problem.value.message == f"{where} broke off: {reason}."
     assert "CHATPIPE_DEBUG=1" in problem.value.hint
 
 

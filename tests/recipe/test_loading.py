@@ -4,11 +4,13 @@ import pytest
 import yaml
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from transformers.integrations.integration_utils import INTEGRATION_TO_CALLBACK
 
 from chatpipe.errors import UsageError
 from chatpipe.recipe import Recipe, find_recipe, load_recipe, packaged_recipes
 from chatpipe.recipe.loading import flatten
 from chatpipe.recipe.schema import TRAINING_STAGES, DataBlock
+from chatpipe.recipe.trackers import PACKAGES
 from chatpipe.run.chain import write_recipe
 
 
@@ -258,3 +260,8 @@ def test_packaged_recipes_begin_with_a_line_for_the_list():
         first, *rest = Path(path).read_text(encoding="utf-8").splitlines()
         assert first.startswith("# ")
         assert yaml.safe_load("\n".join(rest))
+
+
+def test_the_trackers_are_those_of_transformers():
+    """Kubeflow is none that a recipe names: its jobs turn it on by an environment variable."""
+    assert set(PACKAGES) == set(INTEGRATION_TO_CALLBACK) - {"kubeflow"}

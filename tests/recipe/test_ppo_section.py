@@ -49,14 +49,15 @@ def step(tmp_path, monkeypatch):
     """A stage with two reward models, a function in the working folder and a held-out judge."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "path", list(sys.path))
-    (tmp_path / "mine.py").write_text("raise SystemExit('this module was run')\ndef short(): ...\n")
+    (tmp_path / "mine.py").write_text("def short(): ...\n")
     sft = model_folder(tmp_path / "sft", "GPT2LMHeadModel")
     for name in ("helpful", "harmless", "judge"):
         model_folder(tmp_path / name, "GPT2ForSequenceClassification")
     rewards = f"[{{model: {tmp_path}/helpful, weight: 2}}, {{function: 'mine:short'}}, {{model: {tmp_path}/harmless}}]"
     overrides = [f"out={tmp_path}/run", f"ppo.model={sft}", f"ppo.reward={rewards}", "ppo.data=pocketworld"]
     overrides += [f"ppo.oracle_reward_model={tmp_path}/judge"]
-    return step_of(load_recipe(None, overrides).recipe, "ppo")
+    yield step_of(load_recipe(None, overrides).recipe, "ppo")
+    sys.modules.pop("mine", None)
 
 
 def test_all_reward_models_are_checked_and_stand_in_the_manifest(step, tmp_path):
@@ -72,6 +73,7 @@ def test_all_reward_models_are_checked_and_stand_in_the_manifest(step, tmp_path)
 
 
 def test_a_changed_reward_function_makes_another_stage_and_is_not_run_to_find_out(step, tmp_path):
+    (tmp_path / "mine.py").write_text("raise SystemExit('this module was run')\ndef short(): ...\n")
     before = manifest_of(step)
     assert before.differences(manifest_of(step)) == []
     (tmp_path / "mine.py").write_text("def short(prompts, completions): ...\n")
@@ -88,6 +90,25 @@ def test_a_reward_function_in_a_package_is_found_without_running_the_package(tmp
     (tmp_path / "ours" / "rewards" / "short.py").write_text("def short(prompts, completions): ...\n")
     whole = hashlib.sha256((tmp_path / "ours" / "rewards" / "short.py").read_bytes()).hexdigest()
     assert source_fingerprint("ours.rewards.short:short", "ppo.reward.0.function") == whole
+
+
+@pytest.mark.parametrize(
+    "module, place",
+    [
+        ("def short(prompts, completions):\n    return (0\n", "mine.py:2: "),
+        ("import json\n\njson.loads('no')\ndef short(prompts, completions): ...\n", "mine.py:3: "),
+        ("raise SystemExit(3)\n", "mine.py:1: "),
+        ("def shorter(prompts, completions): ...\n", ""),
+        ("short = 3\n", ""),
+    ],
+)
+def test_a_module_that_cannot_be_imported_is_refused_with_its_key_and_line(step, tmp_path, module, place):
+    (tmp_path / "mine.py").write_text(module)
+    files = sorted(tmp_path.rglob("*"))
+    with pytest.raises(UsageError) as refused:
+        check_step(step)
+    assert refused.value.message.startswith(f"{place}ppo.reward.1.function = mine:short ")
+    assert sorted(tmp_path.rglob("*")) == files
 
 
 @pytest.mark.parametrize("name", ["nowhere:f", "mine.inner:f", "sys:exit", "..mine:f"])

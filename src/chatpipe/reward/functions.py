@@ -1,17 +1,17 @@
-"""Reward functions that a recipe names as `module:function`: in which file they stand, and loading them.
+"""Reward functions that a recipe names as `module:function`: their source files, and loading them.
 
 Modules in the working folder are found too, after those that Python finds anyway. Nothing here imports torch.
 """
 
-import ast
 import difflib
 import functools
 import importlib
 import importlib.util
 import sys
 import textwrap
-from collections.abc import Callable
-from contextlib import redirect_stdout
+import traceback
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, redirect_stdout
 from importlib.machinery import PathFinder
 from pathlib import Path
 from typing import Any
@@ -29,9 +29,9 @@ def is_function(name: str) -> bool:
 
 
 def source_fingerprint(name: str, key: str) -> str:
-    """SHA-256 of the file in which the module of `module:function` stands; nothing is imported or run.
+    """SHA-256 of the source file of `module:function`; nothing is imported or run.
 
-    Raises UsageError naming the recipe's `key` where there is no such file.
+    Raises UsageError naming the recipe's `key` where the module has no file.
     """
     module = name.partition(":")[0]
     file = _file_of(module)
@@ -41,62 +41,69 @@ def source_fingerprint(name: str, key: str) -> str:
 
 
 def check_function(name: str, key: str) -> None:
-    """Raises UsageError naming the recipe's `key` where the file of `module:function` shows that it cannot be loaded.
-
-    The file is read, not run: a mistake in it is told before the stages that come first.
-    """
-    module, _, function_name = name.partition(":")
+    """Raises UsageError naming the recipe's `key` where `module:function` has no file or cannot be imported."""
     source_fingerprint(name, key)
-    file = _file_of(module)
-    assert file is not None  # else there was no fingerprint
-    if file.suffix != ".py":
-        return
-    try:
-        defined = _defined_in(ast.parse(file.read_bytes(), str(file)))
-    except (SyntaxError, ValueError) as problem:
-        where = f"{_shown(file)}:{problem.lineno}" if isinstance(problem, SyntaxError) else _shown(file)
-        raise UsageError(
-            f"{where}: {key} = {name} cannot be imported: {problem.args[0]}.", "Mend the file."
-        ) from problem
-    if defined is not None and function_name not in defined:
-        near = difflib.get_close_matches(function_name, defined, n=1)
-        hint = f"Did you mean {module}:{near[0]}?" if near else HINT
-        raise UsageError(f"{key} = {name} cannot be imported: there is no {function_name} in {_shown(file)}.", hint)
+    load_function(name, key)
 
 
 def load_function(name: str, key: str) -> Callable[..., Any]:
-    """The function that `module:function` names; what it prints (in Python) goes to stderr, since stdout is for data.
+    """Imports the function that `module:function` names. What it prints goes to stderr, since stdout is for data.
 
-    Raises UsageError naming the recipe's `key` where there is none, and so does the function where it raises anything.
+    Raises UsageError naming the recipe's `key` where there is none. The function itself raises one for whatever the
+    user's code raises.
     """
-    module, _, function_name = name.partition(":")
-    _look_in_working_folder()
-    try:
-        with redirect_stdout(sys.stderr):
-            function: Any = getattr(importlib.import_module(module), function_name)
-    except (Exception, SystemExit) as problem:  # the module is the user's, and may raise anything
-        raise UsageError(f"{key} = {name} cannot be imported: {_reason(problem)}.", HINT) from problem
+    module_name, _, function_name = name.partition(":")
+    with _errors_of(f"{key} = {name} cannot be imported", HINT), _no_bytecode():
+        _look_in_working_folder()
+        module = importlib.import_module(module_name)
+    if not hasattr(module, function_name):
+        near = difflib.get_close_matches(function_name, dir(module), n=1)
+        hint = f"Did you mean {module_name}:{near[0]}?" if near else HINT
+        where = _shown(module.__file__ or module_name)
+        raise UsageError(f"{key} = {name} cannot be imported: there is no {function_name} in {where}.", hint)
+    function: Any = getattr(module, function_name)
     if not callable(function):
         raise UsageError(f"{key} = {name} is not a function.", "It is called with prompts and completions.")
 
     @functools.wraps(function)
     def called(*args: Any, **kwargs: Any) -> Any:
-        try:
-            with redirect_stdout(sys.stderr):
-                return function(*args, **kwargs)
-        except ChatpipeError:
-            raise
-        except (Exception, SystemExit) as problem:
-            raise UsageError(
-                f"{key} = {name} broke off: {_reason(problem)}.", "Mend it; CHATPIPE_DEBUG=1 shows the traceback."
-            ) from problem
+        with _errors_of(f"{key} = {name} broke off", "Mend it; CHATPIPE_DEBUG=1 shows the traceback."):
+            return function(*args, **kwargs)
 
-    called.__name__ = getattr(function, "__name__", type(function).__name__)  # an object that is called has none
+    called.__name__ = getattr(function, "__name__", type(function).__name__)  # a callable object has no name
     return called
 
 
-def _reason(problem: BaseException) -> str:
-    return textwrap.shorten(f"{type(problem).__name__}: {problem}", MAX_REASON, placeholder=" ...")
+@contextmanager
+def _errors_of(what: str, hint: str) -> Iterator[None]:
+    """Runs the user's code: its prints go to stderr, its exceptions become a UsageError with their file and line."""
+    try:
+        with redirect_stdout(sys.stderr):
+            yield
+    except ChatpipeError:
+        raise
+    except (Exception, SystemExit) as problem:
+        reason = textwrap.shorten(f"{type(problem).__name__}: {problem}", MAX_REASON, placeholder=" ...")
+        raise UsageError(f"{_line_of(problem)}{what}: {reason}.", hint) from problem
+
+
+def _line_of(problem: BaseException) -> str:
+    """`file:line: ` of the last line in the working folder that led to `problem`; empty where there is none."""
+    if isinstance(problem, SyntaxError) and problem.filename:
+        return f"{_shown(problem.filename)}:{problem.lineno}: "
+    places = [(_shown(frame.filename), frame.lineno) for frame in traceback.extract_tb(problem.__traceback__)]
+    own = [f"{file}:{line}: " for file, line in places if not (Path(file).is_absolute() or file.startswith("<"))]
+    return own[-1] if own else ""
+
+
+@contextmanager
+def _no_bytecode() -> Iterator[None]:
+    """Imports leave no __pycache__ folder behind: a check writes nothing."""
+    before, sys.dont_write_bytecode = sys.dont_write_bytecode, True
+    try:
+        yield
+    finally:
+        sys.dont_write_bytecode = before
 
 
 def _file_of(module: str) -> Path | None:
@@ -108,22 +115,10 @@ def _file_of(module: str) -> Path | None:
     return Path(spec.origin) if spec and spec.has_location and spec.origin else None
 
 
-def _defined_in(module: ast.Module) -> set[str] | None:
-    """Names that a module binds where it is read from top to bottom; None where only running it would tell."""
-    if any(isinstance(node, ast.ImportFrom) and node.names[0].name == "*" for node in ast.walk(module)):
-        return None
-    names = {node.id for node in ast.walk(module) if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store)}
-    for node in ast.walk(module):
-        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
-            names.add(node.name)
-        elif isinstance(node, ast.Import | ast.ImportFrom):
-            names.update(alias.asname or alias.name for alias in node.names)
-    return None if "__getattr__" in names else names
-
-
-def _shown(file: Path) -> str:
-    """The file as seen from the working folder, where it is in there."""
-    return str(file.relative_to(Path.cwd()) if file.is_relative_to(Path.cwd()) else file)
+def _shown(file: str) -> str:
+    """The path relative to the working folder, if the file is in it."""
+    path = Path(file)
+    return str(path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path)
 
 
 def _look_in_working_folder() -> None:

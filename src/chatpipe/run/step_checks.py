@@ -13,6 +13,7 @@ from chatpipe.models.context import leaves_room
 from chatpipe.models.model_folder import Kind, check_block_size, check_model, check_tokenizer, positions_of
 from chatpipe.models.vocabulary import expected_vocabulary
 from chatpipe.recipe.schema import DataBlock, Recipe
+from chatpipe.recipe.trackers import check_trackers
 from chatpipe.reward.functions import check_function
 from chatpipe.run.folder import check_apart, check_rankings_apart
 from chatpipe.run.steps import steps_of
@@ -84,8 +85,6 @@ def _folder(step: Step) -> str:
 
 def _trackers(step: Step) -> str:
     if step.recipe.report_to != "none":
-        from chatpipe.training.arguments import check_trackers  # imports torch
-
         check_trackers(step.recipe.report_to)
     return str(step.recipe.report_to)
 

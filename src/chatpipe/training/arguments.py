@@ -1,13 +1,11 @@
-"""From a stage's section of the recipe to the arguments of its trainer: precision, schedule, batches, trackers."""
+"""From a stage's section of the recipe to the arguments of its trainer: precision, schedule, batches."""
 
 from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
 from transformers import TrainingArguments
-from transformers.integrations import get_reporting_integration_callbacks
 
-from chatpipe.errors import UsageError
 from chatpipe.recipe.schema import Pretrain, TrainingSection
 from chatpipe.training.batches import micro_batches
 
@@ -104,18 +102,3 @@ def multiplies_bf16(device: torch.device) -> bool:
         # AMX multiplies bfloat16 on the CPUs that have it; on others oneDNN uses these of AVX512.
         return torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
     return device.type == "mps"
-
-
-def check_trackers(report_to: list[str] | str) -> None:
-    """Raises `UsageError` for an experiment tracker that transformers does not know or that is not installed.
-
-    `report_to` as in TrainingArguments. Trainer raises the same when it is made, after the data was read.
-    """
-    named = [report_to] if isinstance(report_to, str) else report_to
-    try:
-        for callback in get_reporting_integration_callbacks([name for name in named if name not in ("none", "all")]):
-            callback()
-    except (ValueError, RuntimeError, ImportError) as problem:
-        raise UsageError(
-            f"report_to = {', '.join(named)}: {problem}", "Change report_to, or leave it out."
-        ) from problem
