@@ -108,7 +108,7 @@ def compare_killed(out: Path, rounds: int, kills: int, seed: int) -> None:
 def made_in(folder: Path) -> dict[str, str]:
     """SHA-256 of what the stages made, and of the answers and rankings; these name models by the folder of the run."""
     files = [path for path in folder.rglob("*.safetensors") if "checkpoints" not in path.parts]
-    files += folder.glob("rankings/*.jsonl")
+    files += [*folder.glob("sample*/completions.jsonl"), *folder.glob("rank*/rankings.jsonl")]
     found = {str(path.relative_to(folder)): path.read_bytes() for path in sorted(files)}
     return {name: hashlib.sha256(held.replace(bytes(folder), b"RUN")).hexdigest() for name, held in found.items()}
 

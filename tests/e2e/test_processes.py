@@ -71,6 +71,27 @@ def test_ppo_on_two_ranks_shares_the_episodes(tiny_run, tmp_path, chatpipe):
     chatpipe("ppo", tiny_run.recipe, "ppo.total_episodes=64", "--out", out, "--json").object["skipped"]
 
 
+def test_sampling_and_ranking_by_a_model_are_shared_and_come_out_the_same(tiny_run, work, chatpipe):
+    def made(processes):
+        run = work / f"with-{processes}"
+        run.mkdir()
+        for name in ("pretrain", "sft"):
+            (run / name).symlink_to(tiny_run.folder / name)
+        command = ("rm", tiny_run.recipe, f"out={run}", f"rank.rater={tiny_run.folder}/rm", "rank.temperature=0.1")
+        more = ("sample.prompts=41", "rm.num_train_epochs=1", "--processes", processes)
+        assert chatpipe(*command, *more).code == 0
+        for step in ("sample", "rank"):
+            assert json.loads((run / step / "chatpipe.json").read_text())["processes"] == processes
+        files = (run / "sample" / "completions.jsonl", run / "rank" / "rankings.jsonl")
+        return [[json.loads(line) for line in file.open()] for file in files]
+
+    (answers, rankings), (shared_answers, shared_rankings) = made(1), made(2)
+    assert 0 < len(answers) == len(shared_answers)
+    for ours, theirs in zip(answers, shared_answers, strict=True):
+        assert (ours["prompt"], ours["responses"]) == (theirs["prompt"], theirs["responses"])
+    assert rankings == shared_rankings
+
+
 def test_the_error_of_a_rank_is_the_parent_s(tiny_run, tmp_path, chatpipe):
     rows = [as_messages(one.question + one.wrong * 9, one.right) for one in asked()[:60]]
     data = write_rows(tmp_path / "long.jsonl", rows)

@@ -77,7 +77,7 @@ def counted(function, stage: str, shares: dict[str, tuple[float, Any]]):
     return run
 
 
-@pytest.mark.parametrize("stage", ["pretrain", "sft", "rm", "ppo"])
+@pytest.mark.parametrize("stage", ["pretrain", "sft", "sample", "rm", "ppo"])
 def test_a_stage_computes_on_the_gpu(run, shares, stage):
     share, lines = shares[stage]
     assert share < LARGEST_CPU_SHARE, lines
@@ -98,7 +98,7 @@ def test_a_stage_computes_on_the_gpu(run, shares, stage):
 )
 def test_a_command_computes_on_the_gpu(run, gpu, chatpipe, tmp_path_factory, monkeypatch, words):
     monkeypatch.setattr(sys, "stdin", io.StringIO("Who are you?\n"))
-    places = {"run": run, "tmp": run.parent, "rankings": run / "rankings" / "round-1.jsonl"}
+    places = {"run": run, "tmp": run.parent, "rankings": run / "rank" / "rankings.jsonl"}
     done = chatpipe(*(str(word).format(**places) for word in words))
     assert done.code == 0, done.err[-2000:]
     assert gpu.flops["gpu"], "the command computes something"

@@ -77,6 +77,16 @@ def test_gpus_are_not_counted_where_there_can_be_none():
     assert launch.default_processes() == 1
 
 
+@pytest.mark.parametrize(("quota", "expected"), [("150000 100000", 1), ("max 100000", 3), ("6400000 100000", 3)])
+def test_threads_are_never_more_than_a_container_s_quota(tmp_path, monkeypatch, quota, expected):
+    """A container with --cpus=2 on a host of 64 cores: each rank would else start dozens of threads."""
+    monkeypatch.setattr(launch, "CPU_QUOTA", tmp_path / "cpu.max")
+    monkeypatch.setattr(os, "sched_getaffinity", lambda pid: {0, 1, 2})
+    assert launch.allowed_threads() == 3  # no container
+    (tmp_path / "cpu.max").write_text(quota)
+    assert launch.allowed_threads() == expected
+
+
 def test_a_process_that_was_launched_but_is_no_rank_launches_nothing(monkeypatch):
     monkeypatch.setenv(ranks.LAUNCHED, "2")
     monkeypatch.delenv("WORLD_SIZE", raising=False)

@@ -4,6 +4,7 @@ A step runs in this process, or in several that accelerate's launcher starts wit
 """
 
 import gc
+import sys
 import time
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
@@ -162,7 +163,8 @@ def run_stage(steps: Sequence[Step], how: How, out: str | None, on_result: OnRes
 
 def run_here(step: Step) -> None:
     """Runs the step in this process, which may be one rank of several."""
-    _prepare_process()
+    if not step.asks_people:  # they need no torch
+        _prepare_process()
     if ranks.is_rank():
         ranks.join_world(step.processes)
     # Taken now: what is edited while the step runs is not what it was made from.
@@ -236,6 +238,8 @@ def _prepare_process() -> None:
 
 def _free_memory() -> None:
     """Frees what the step kept, also on a GPU, for the next step in this process or for one that is launched."""
+    if "torch" not in sys.modules:
+        return
     from chatpipe.training.process import give_back_freed_memory
 
     gc.collect()  # trainer and callbacks hold each other
