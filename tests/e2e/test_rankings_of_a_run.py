@@ -171,7 +171,7 @@ def test_what_people_ranked_is_neither_sampled_anew_nor_ranked_by_a_program_nor_
         assert "sample.temperature was 1.0, is 0.5 now" in said.err
         program = chatpipe(*command, "sample.prompts=30", "rank.rater=pocketworld", *more)
         assert program.code == 2
-        assert ("rank.rater = pocketworld would rank" if more else "rank.rater was people, is pocketworld now") in (
+        assert ("rank.rater = pocketworld would replace" if more else "rank.rater was people, is pocketworld now") in (
             program.err
         )
     assert f"ann ranked in {store}" in program.err

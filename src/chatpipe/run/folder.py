@@ -204,7 +204,7 @@ def clear(steps: Sequence[Step]) -> None:
     """Deletes the folders of the steps, but not what people ranked: their answers and their store stay.
 
     Raises `UsageError`, and deletes nothing, where a folder may not be deleted, where somebody ranks now, or where a
-    program is to rank what people ranked.
+    program, or `rm.data`, would replace what people ranked.
     """
     for step in steps:
         check_can_be_deleted(step)
@@ -217,9 +217,10 @@ def clear(steps: Sequence[Step]) -> None:
             held.enter_context(alone_with(store))  # whoever ranks holds it
             people = who_ranked(store)
             if people and not step.asks_people:
+                other = "rm.data" if step.reads_given_rankings else f"rank.rater = {step.recipe.rank.rater}"
                 raise UsageError(
-                    f"rank.rater = {step.recipe.rank.rater} would rank again what {_named(people)} ranked in {store}.",
-                    f"Go back to rank.rater=people, or choose another folder with out=. {_KEEP.format(store=store)}",
+                    f"{other} would replace what {_named(people)} ranked in {store}.",
+                    f"Leave it out, or choose another folder with out=. {_KEEP.format(store=store)}",
                 )
             if people:
                 kept |= {step.folder, folder_of(step.recipe, "sample", step.round)}

@@ -41,7 +41,8 @@ def run(step: Step) -> Outcome | None:
         else:
             rows = _ranked_rows(step)
     replace_text(step.folder / RANKINGS_FILE, _lines(rows))
-    metrics = {"rankings": len(rows), "annotators": dict(Counter(str(row.get("annotator")) for row in rows))}
+    annotators = Counter(row["annotator"] for row in rows if row.get("annotator") is not None)
+    metrics = {"rankings": len(rows), "annotators": dict(annotators)}
     by = "rm.data" if step.reads_given_rankings else step.recipe.rank.rater
     return Outcome(metrics, {"status": "pass", "reasons": [f"{len(rows)} rankings by {by}"]})
 
