@@ -1,4 +1,8 @@
-"""One chatpipe at a time works in a folder, or writes to a file."""
+"""One chatpipe at a time works in a folder, or writes to a file.
+
+Not with the library filelock: it locks files only, so that each folder would get one, also folders of other people's
+that are looked at and refused; and where a file system has no locks, it leaves a lock that outlives a kill.
+"""
 
 import os
 from collections.abc import Iterator
@@ -55,7 +59,7 @@ def _locked(path: Path, flags: int, refused: UsageError) -> Iterator[None]:
 def _lock(descriptor: int, refused: UsageError) -> None:
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError as problem:
+    except (BlockingIOError, PermissionError) as problem:  # the second on some network file systems
         raise refused from problem
     except OSError:
         return  # a file system without locks
