@@ -507,3 +507,43 @@ def train_on_a_full_disk(folder):
 def test_no_room_for_a_point_leaves_the_one_before(tmp_path):
     run_alone(train_on_a_full_disk, tmp_path)
     assert newest_resume_point(tmp_path / RESUME_POINTS).name == "step-3"
+
+
+def test_tokens_seen_are_counted_exactly_also_over_a_break(tmp_path):
+    """Trainer's number, which it gathers in every micro-batch: 15 steps of two micro-batches of two rows."""
+    _, resumed = crash_and_resume(tmp_path, at=7, include_num_input_tokens_seen="all")
+    assert resumed.state.num_input_tokens_seen == 15 * 2 * 2 * CONTEXT
+    logged = {row["step"]: row["num_input_tokens_seen"] for row in resumed.state.log_history if "loss" in row}
+    assert logged == {step: step * 2 * 2 * CONTEXT for step in logged}
+
+
+class OwnLoop(ResumePoints):
+    """A trainer with a loop of its own: a step, and a resume point after each third one."""
+
+    def run(self, steps: int, point: Path | None = None) -> None:
+        if self.optimizer is None:
+            self.create_optimizer_and_scheduler(self.args.max_steps)
+        if point is not None:
+            self.load_resume_point(point)
+        while self.state.global_step < steps:
+            row = Tokens()[self.state.global_step]
+            self.model.train()
+            self.model(**{name: torch.as_tensor(cells)[None] for name, cells in row.items()}).loss.backward()
+            self.optimizer.step()
+            self.lr_scheduler.step()
+            self.optimizer.zero_grad()
+            self.state.global_step += 1
+            if self.state.global_step % 3 == 0:
+                self.save_resume_point()
+
+
+def test_a_loop_of_its_own_goes_on_as_if_it_had_never_stopped(tmp_path):
+    whole = tiny_trainer(tmp_path / "whole", OwnLoop)
+    whole.run(7)
+    cut = tiny_trainer(tmp_path / "cut", OwnLoop)
+    cut.run(4)
+    torch.manual_seed(123)
+    resumed = tiny_trainer(tmp_path / "cut", OwnLoop)
+    resumed.run(7, newest_resume_point(tmp_path / "cut" / RESUME_POINTS))
+    assert resumed.state.global_step == 7
+    assert_same_weights(resumed.model, whole.model)

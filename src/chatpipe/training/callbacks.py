@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 from transformers import (
     PrinterCallback,
     ProgressCallback,
@@ -33,6 +34,36 @@ def watch(trainer: Trainer, stage: str, folder: Path, flops_per_token: float, pe
         trainer.add_callback(MetricsFile(folder / METRICS_FILE))
         trainer.add_callback(watching.progress)
     return watching
+
+
+class CountsTokens(Trainer):
+    """Counts the tokens of all ranks for the speedometer. Comes before the Trainer among the bases.
+
+    Trainer adds them up over the ranks in every micro-batch, and waits for the GPU each time. Here that is done when
+    something is logged or saved.
+    """
+
+    _own_tokens: int = 0
+
+    def count_tokens(self, tokens: int) -> None:
+        """Counts tokens that this rank has read."""
+        self._own_tokens += tokens
+
+    def _track_num_input_tokens(self, inputs: dict[str, Any]) -> None:
+        if self.args.include_num_input_tokens_seen != "no":
+            self.count_tokens(inputs["input_ids"].numel())
+
+    def add_up_tokens(self) -> None:
+        """Brings `state.num_input_tokens_seen` up to date. Every rank calls it where tokens have been counted."""
+        if self._own_tokens:
+            tokens = torch.tensor(self._own_tokens, device=self.args.device)
+            self.state.num_input_tokens_seen += int(self.accelerator.reduce(tokens, reduction="sum"))
+            self._own_tokens = 0
+
+    def log(self, logs: dict[str, Any], start_time: float | None = None) -> None:
+        """Trainer's, with the tokens of all ranks."""
+        self.add_up_tokens()
+        super().log(logs, start_time)
 
 
 class Speedometer(TrainerCallback):

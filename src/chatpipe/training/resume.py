@@ -38,7 +38,7 @@ from accelerate import PartialState
 from accelerate.utils import broadcast_object_list
 from safetensors.torch import load_file
 from torch import nn
-from transformers import Trainer, TrainerState, set_seed
+from transformers import TrainerState, set_seed
 from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_callback import ExportableState
 
@@ -46,6 +46,7 @@ import chatpipe
 from chatpipe.data.durable import MANIFEST, PARTIAL, fault_of, publish, read_json, retire, write_json
 from chatpipe.errors import TrainingError, UsageError
 from chatpipe.training import state
+from chatpipe.training.callbacks import CountsTokens
 
 RESUME_POINTS = "checkpoints"
 """Folder of a stage, below `args.output_dir`, in which its resume points lie."""
@@ -76,11 +77,13 @@ def common_resume_point(folder: Path) -> Path | None:
     return found[0]
 
 
-class ResumePoints(Trainer):
+class ResumePoints(CountsTokens):
     """Replaces how a Trainer saves and loads checkpoints. Stands first among the bases of a trainer."""
 
     resume_points_to_keep: int = 2
-    _own_tokens: int = 0
+    # The sum of losses not logged yet, which Trainer keeps while its own loop runs.
+    _tr_loss: torch.Tensor = torch.zeros(())
+    _globalstep_last_logged: int = 0
 
     def modules_to_save(self) -> dict[str, nn.Module]:
         """Modules by the name of their file; together they hold every parameter of the optimizer."""
@@ -114,31 +117,6 @@ class ResumePoints(Trainer):
         else:
             # resumed at the last step: Trainer would take another one where that does not end an epoch
             self.control.should_training_stop = True
-
-    # ---- tokens seen ----
-
-    def count_tokens(self, tokens: int) -> None:
-        """Counts tokens that this rank has read. The counts of all ranks are added when something is logged or saved.
-
-        Trainer adds them up in every micro-batch, and waits for the GPU each time.
-        """
-        self._own_tokens += tokens
-
-    def _track_num_input_tokens(self, inputs: dict[str, Any]) -> None:
-        if self.args.include_num_input_tokens_seen != "no":
-            self.count_tokens(inputs["input_ids"].numel())
-
-    def add_up_tokens(self) -> None:
-        """Brings `state.num_input_tokens_seen` up to date. Every rank calls it where tokens have been counted."""
-        if self._own_tokens:
-            tokens = torch.tensor(self._own_tokens, device=self.args.device)
-            self.state.num_input_tokens_seen += int(self.accelerator.reduce(tokens, reduction="sum"))
-            self._own_tokens = 0
-
-    def log(self, logs: dict[str, Any], start_time: float | None = None) -> None:
-        """Trainer's, with the tokens of all ranks."""
-        self.add_up_tokens()
-        super().log(logs, start_time)
 
     # ---- saving ----
 

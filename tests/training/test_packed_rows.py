@@ -5,13 +5,13 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from tiny_chats import CONTEXT
 from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from chatpipe.data.masking import IGNORED
 from chatpipe.data.packing import PackCollator, best_fit_decreasing, training_sequences
 from chatpipe.training.sft_trainer import isolates_packed_rows
+from tiny_chats import CONTEXT
 
 SHAPE = {
     "vocab_size": 300, "hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2,
@@ -107,8 +107,11 @@ def test_packed_logits_are_those_of_separate_rows(written, kind, attention):
         assert (together[place, : len(alone)] - alone).abs().max() > 1e-2  # they do see each other otherwise
 
 
-def test_the_loss_of_packs_is_that_of_their_rows(make_trainer, tmp_path):
-    apart, packed = make_trainer(tmp_path / "apart", "qwen3"), make_trainer(tmp_path / "packed", "qwen3", packed=True)
+def test_the_loss_of_packs_is_that_of_their_rows(make_sft_trainer, tmp_path):
+    apart, packed = (
+        make_sft_trainer(tmp_path / "apart", "qwen3"),
+        make_sft_trainer(tmp_path / "packed", "qwen3", packed=True),
+    )
     sums = []
     for trainer in (apart, packed):
         batch = trainer.data_collator(list(trainer.train_dataset))

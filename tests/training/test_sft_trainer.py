@@ -54,10 +54,10 @@ EVALUATED = {"eval_strategy": "steps", "eval_steps": 2}
 
 @pytest.mark.parametrize("packed", [False, True], ids=["apart", "packed"])
 @pytest.mark.parametrize("lora", [False, True], ids=["full", "lora"])
-def test_a_resumed_run_is_the_uninterrupted_one_to_the_bit(make_trainer, tmp_path, packed, lora):
+def test_a_resumed_run_is_the_uninterrupted_one_to_the_bit(make_sft_trainer, tmp_path, packed, lora):
     def make(folder, losses):
         own = {"measure": Told(losses), "keep_best": True}
-        return make_trainer(tmp_path / folder, packed=packed, lora=lora, own=own, **EVALUATED)
+        return make_sft_trainer(tmp_path / folder, packed=packed, lora=lora, own=own, **EVALUATED)
 
     whole = make("whole", [5, 3, 4, 4])
     whole.train()
@@ -81,15 +81,15 @@ def test_a_resumed_run_is_the_uninterrupted_one_to_the_bit(make_trainer, tmp_pat
     assert same(weights(whole), whole.measure.seen[1])
 
 
-def test_the_best_weights_outlive_a_better_evaluation_that_a_kill_undoes(make_trainer, tmp_path):
+def test_the_best_weights_outlive_a_better_evaluation_that_a_kill_undoes(make_sft_trainer, tmp_path):
     """The point at step 4 names the weights of step 2; step 6 was better, and the run was killed after it."""
-    cut = make_trainer(own={"measure": Told([3, 4, 2]), "keep_best": True}, **EVALUATED)
+    cut = make_sft_trainer(own={"measure": Told([3, 4, 2]), "keep_best": True}, **EVALUATED)
     cut.add_callback(CrashAt(6))
     with pytest.raises(Crash):
         cut.train()
     folder = tmp_path / RESUME_POINTS
     assert {path.name for path in folder.glob("best-*")} == {"best-2", "best-6"}
-    resumed = make_trainer(own={"measure": Told([5, 5]), "keep_best": True}, **EVALUATED)
+    resumed = make_sft_trainer(own={"measure": Told([5, 5]), "keep_best": True}, **EVALUATED)
     resumed.train(resume_from_checkpoint=str(folder / "step-4"))
     resumed.load_best()
     assert resumed.best_step == 2
@@ -97,9 +97,9 @@ def test_the_best_weights_outlive_a_better_evaluation_that_a_kill_undoes(make_tr
     assert {path.name for path in folder.glob("best-*")} == {"best-2"}
 
 
-def test_the_last_weights_are_evaluated_too(make_trainer):
+def test_the_last_weights_are_evaluated_too(make_sft_trainer):
     own = {"measure": Told([5, 4, 1]), "keep_best": True}
-    trainer = make_trainer(own=own, max_steps=7, eval_strategy="steps", eval_steps=3)
+    trainer = make_sft_trainer(own=own, max_steps=7, eval_strategy="steps", eval_steps=3)
     trainer.train()
     last = weights(trainer)
     trainer.load_best()
@@ -107,10 +107,10 @@ def test_the_last_weights_are_evaluated_too(make_trainer):
     assert same(weights(trainer), last)
 
 
-def test_an_evaluation_leaves_the_running_means_of_training_alone(make_trainer, tmp_path):
+def test_an_evaluation_leaves_the_running_means_of_training_alone(make_sft_trainer, tmp_path):
     plain, evaluated = (
-        make_trainer(tmp_path / "a"),
-        make_trainer(tmp_path / "b", own={"measure": Told([1.0] * 4)}, **EVALUATED),
+        make_sft_trainer(tmp_path / "a"),
+        make_sft_trainer(tmp_path / "b", own={"measure": Told([1.0] * 4)}, **EVALUATED),
     )
     for trainer in (plain, evaluated):
         trainer.train()
@@ -122,10 +122,10 @@ def test_an_evaluation_leaves_the_running_means_of_training_alone(make_trainer, 
 
 
 @pytest.mark.parametrize("family", ["gpt2", "llama", "qwen3"])
-def test_with_an_adapter_the_base_stays_and_what_comes_out_is_a_plain_model(make_trainer, tmp_path, family):
+def test_with_an_adapter_the_base_stays_and_what_comes_out_is_a_plain_model(make_sft_trainer, tmp_path, family):
     from transformers import AutoModelForCausalLM
 
-    trainer = make_trainer(family=family, lora=True)
+    trainer = make_sft_trainer(family=family, lora=True)
     before = weights(trainer)
     trainer.train()
     learned = {name for name, weight in weights(trainer).items() if not weight.equal(before[name])}
@@ -141,9 +141,9 @@ def test_with_an_adapter_the_base_stays_and_what_comes_out_is_a_plain_model(make
     assert "lora" not in json.dumps(saved.config.to_dict())
 
 
-def test_an_adapter_learns_with_gradient_checkpointing_too(make_trainer, tmp_path):
+def test_an_adapter_learns_with_gradient_checkpointing_too(make_sft_trainer, tmp_path):
     plain, thrifty = (
-        make_trainer(tmp_path / name, "llama", lora=True, max_steps=3, gradient_checkpointing=on)
+        make_sft_trainer(tmp_path / name, "llama", lora=True, max_steps=3, gradient_checkpointing=on)
         for name, on in (("plain", False), ("thrifty", True))
     )
     for trainer in (plain, thrifty):

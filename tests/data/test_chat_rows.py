@@ -4,13 +4,30 @@ import pickle
 import tracemalloc
 
 import numpy as np
-from tiny_chats import CONTEXT, conversation, conversations
+import pytest
 
 from chatpipe.data.chat_rows import RowsNote, open_rows, write_rows
-from chatpipe.data.chat_template import encode_conversation
+from chatpipe.data.chat_template import add_chat_template, encode_conversation
 from chatpipe.data.packing import training_sequences
 from chatpipe.data.report import Report, Skipped, SourceReport
 from chatpipe.data.row_files import Row
+from chatpipe.models.tokenizer_training import train_tokenizer
+from tiny_chats import CONTEXT, conversation, conversations
+
+
+@pytest.fixture(scope="module")
+def tokenizer():
+    made = train_tokenizer(["Mara is a baker. Who is Mara? Tomas has a dog."], 300, CONTEXT)
+    add_chat_template(made)
+    return made
+
+
+@pytest.fixture(scope="module")
+def written(tmp_path_factory, tokenizer):
+    """Sixty conversations of different length, a tenth for validation."""
+    folder = tmp_path_factory.mktemp("written") / "rows"
+    write_rows(folder, conversations(60), Report(), tokenizer, CONTEXT, "here")
+    return open_rows(folder, "here")
 
 
 def test_rows_are_what_was_encoded(written, tokenizer):

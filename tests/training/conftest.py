@@ -3,7 +3,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tiny_chats import CONTEXT, conversations
+from tiny_trainer import tiny_trainer
 from transformers import PreTrainedTokenizerFast, PrinterCallback, set_seed
 from trl import SFTConfig
 
@@ -15,7 +15,9 @@ from chatpipe.models.new_model import build_model, model_config
 from chatpipe.models.tokenizer_training import train_tokenizer
 from chatpipe.recipe.architectures import Architecture
 from chatpipe.training.lora import Adapter, lora_config
+from chatpipe.training.pretrain_trainer import PretrainTrainer
 from chatpipe.training.sft_trainer import SftTrainer
+from tiny_chats import CONTEXT, conversations
 
 
 @pytest.fixture(scope="session")
@@ -36,10 +38,10 @@ def written(tmp_path_factory, tokenizer) -> tuple[Rows, Rows, RowsNote]:
 
 
 @pytest.fixture
-def make_trainer(tmp_path, tokenizer, written) -> Callable[..., SftTrainer]:
+def make_sft_trainer(tmp_path, tokenizer, written) -> Callable[..., SftTrainer]:
     """A trainer of a tiny new model: the same weights each time."""
 
-    def make_trainer(
+    def make_sft_trainer(
         folder: Path = tmp_path, family: str = "gpt2", packed: bool = False, lora: bool = False, own: Any = None, **more
     ) -> SftTrainer:
         set_seed(0)
@@ -71,5 +73,15 @@ def make_trainer(tmp_path, tokenizer, written) -> Callable[..., SftTrainer]:
         )
         trainer.remove_callback(PrinterCallback)
         return trainer
+
+    return make_sft_trainer
+
+
+@pytest.fixture
+def make_trainer(tmp_path) -> Callable[..., PretrainTrainer]:
+    """A trainer of pretraining with a tiny new model: the same weights each time."""
+
+    def make_trainer(folder: Path = tmp_path, **how: Any) -> PretrainTrainer:
+        return tiny_trainer(folder, **how)
 
     return make_trainer
