@@ -196,7 +196,7 @@ def test_a_payload_in_a_role_or_in_what_the_server_says_does_not_run(serve, open
         page.reload()
         page.wait_for_selector("#task:not([hidden])")
         page.keyboard.press("Digit1")
-        expect(page.locator("#said")).to_contain_text("Not taken: ")
+        expect(page.locator("#said")).to_contain_text("Not saved: ")
         assert page.evaluate("hits") == 0, payload
         assert page.evaluate("document.querySelectorAll('.text *, .message h3 *, #said *').length") == 0
 

@@ -58,7 +58,7 @@ def test_a_wrong_line_of_a_pipe_is_an_error_that_names_it(chatpipe, completions,
     monkeypatch.setattr(sys, "stdin", io.StringIO("1 2\n1 3\n2 1\n"))
     said = chatpipe("rank", completions, "--terminal", "--annotator", "ann", "--repeats", 0, "--json")
     assert (said.code, said.out) == (2, "")
-    assert "error: Line 2 of the input, '1 3', was not taken: the answers are 1 to 2." in said.err
+    assert "error: Line 2 of the input, '1 3', cannot be used: the answers are 1 to 2." in said.err
     with Store.read(work / "c.rankings.db") as store:
         assert len(store.rankings()) == 1
 
@@ -84,7 +84,7 @@ def test_ctrl_c_in_the_terminal_keeps_what_was_ranked(chatpipe, completions, mon
     assert json.loads(said.out)["settled"] == 1
     assert said.err.endswith(
         "error: Stopped: 1 of 4 items are ranked; the rankings are in c.rankings.db.\n"
-        "All that was called saved is kept; the same command goes on.\n"
+        "Everything shown as saved is kept; the same command continues.\n"
     )
 
 
@@ -250,7 +250,7 @@ def test_it_serves_each_annotator_without_torch_and_ends_with_ctrl_c_at_the_same
     }
     assert err.splitlines()[:2] == [
         "error: Stopped: 0 of 4 items are ranked; the rankings are in c.rankings.db.",
-        "All that was called saved is kept; the same command goes on.",
+        "Everything shown as saved is kept; the same command continues.",
     ]
     assert err.splitlines()[2] == "loaded:"
 

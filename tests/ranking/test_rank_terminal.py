@@ -75,8 +75,8 @@ def test_a_line_is_a_ranking(line, ranks):
         ("1 2 3 5", "the answers are 1 to 4"),
         ("0 1 2 3", "the answers are 1 to 4"),
         ("1= 2 3 4 =", "the answers are 1 to 4"),
-        ("1 > 2", "'1' is not known"),
-        ("best", "'best' is not known"),
+        ("1 > 2", "there is no command '1'"),
+        ("best", "there is no command 'best'"),
     ],
 )
 def test_a_line_that_is_no_ranking_is_told(line, says):
@@ -108,7 +108,7 @@ def test_undo_goes_back_over_what_was_submitted_and_redo_forward(store, type_lin
     said = type_lines("1 2 3", "undo", "3 2 1", "undo", "redo", "redo")
     [ranking] = store.rankings()
     assert [ranking.ranks[index] for index in ranking.order] == [3, 2, 1]
-    assert "Not taken: there is nothing to redo." in said
+    assert "Not saved: there is nothing to redo." in said
 
 
 def test_a_flag_and_a_note_are_kept_for_the_next_time(store, type_lines):
@@ -122,7 +122,7 @@ def test_a_flag_and_a_note_are_kept_for_the_next_time(store, type_lines):
 
 def test_what_is_wrong_changes_nothing(store, type_lines):
     said = type_lines("1 2", "skip", "undo", "bogus", "")
-    assert said.count("Not taken: ") == 4
+    assert said.count("Not saved: ") == 4
     assert History(store, "ann").steps() == []
 
 
@@ -132,7 +132,7 @@ def test_what_is_wrong_changes_nothing(store, type_lines):
         ("1 2", "not ranked: 3"),
         ("1 2 3 4", "the answers are 1 to 3"),
         ("skip", "a skip needs a reason"),
-        ("bogus", "'bogus' is not known"),
+        ("bogus", "there is no command 'bogus'"),
         ("redo", "there is nothing to redo"),
     ],
 )
@@ -140,13 +140,13 @@ def test_a_line_of_a_pipe_that_is_not_taken_ends_it(store, pipe_lines, wrong, wh
     """The next line was written for the next task, and would rank this one."""
     with pytest.raises(UsageError) as caught:
         pipe_lines("2 1=3", "", wrong, "1 2 3")
-    assert caught.value.message == f"Line 3 of the input, {wrong!r}, was not taken: {why}."
+    assert caught.value.message == f"Line 3 of the input, {wrong!r}, cannot be used: {why}."
     [ranking] = store.rankings()
     assert [ranking.ranks[index] for index in ranking.order] == [2, 1, 2]
 
 
 def test_a_line_of_a_pipe_for_more_tasks_than_there_are_is_told(store, pipe_lines):
-    with pytest.raises(UsageError, match="Line 4 of the input, '1 2 3', was not taken: nothing is left to rank"):
+    with pytest.raises(UsageError, match="Line 4 of the input, '1 2 3', cannot be used: nothing is left to rank"):
         pipe_lines(*["1 2 3"] * 4)
     assert len(store.rankings()) == 3
 
@@ -190,9 +190,9 @@ def test_what_was_answered_elsewhere_is_not_answered_again(store, monkeypatch, c
     if kind is Keyboard:
         rank_in_terminal(Session(store, "ann"))
         said = capsys.readouterr().err
-        assert "This task was answered elsewhere. This is what comes now.\n\n== Task 2" in said
+        assert "This task was answered elsewhere. Here is the next one.\n\n== Task 2" in said
     else:
-        with pytest.raises(UsageError, match="Line 1 of the input, '3 2 1', was not taken"):
+        with pytest.raises(UsageError, match="Line 1 of the input, '3 2 1', cannot be used"):
             rank_in_terminal(Session(store, "ann"))
     [ranking] = store.rankings()
     assert [ranking.ranks[index] for index in ranking.order] == [1, 2, 3]

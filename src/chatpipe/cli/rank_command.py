@@ -148,7 +148,7 @@ def _rank_by_people(
     names: "Sequence[str]",
     json: bool,
 ) -> None:
-    """Until Ctrl-C, which is an interruption only where something is left to rank."""
+    """Until Ctrl-C, which is an interruption only if something is left to rank."""
     from chatpipe import console
 
     was_stopped = False
@@ -160,10 +160,10 @@ def _rank_by_people(
         progress = store.progress(names)
     if json:
         console.json_object({"store": str(store.path), **progress.to_json()})
-    told = f"{progress.settled} of {progress.items} items are ranked; the rankings are in {store.path}."
+    summary = f"{progress.settled} of {progress.items} items are ranked; the rankings are in {store.path}."
     if was_stopped and not progress.complete:
-        raise Interrupted(f"Stopped: {told}", "All that was called saved is kept; the same command goes on.")
-    console.note(told)
+        raise Interrupted(f"Stopped: {summary}", "Everything shown as saved is kept; the same command continues.")
+    console.note(summary)
 
 
 def _in_terminal(store: "Store", names: "Sequence[str]") -> None:
@@ -176,7 +176,7 @@ def _in_terminal(store: "Store", names: "Sequence[str]") -> None:
 
 
 def _check_page(host: str, is_team: bool) -> None:
-    """Raises `UsageError` where the page cannot be served, as far as that can be told before the port is taken."""
+    """Raises `UsageError` if the page cannot be served, as far as that is known before the port is opened."""
     try:
         import chatpipe.ranking.web.server  # noqa: F401
         from chatpipe.ranking.web.security import is_loopback
@@ -196,7 +196,7 @@ def _check_page(host: str, is_team: bool) -> None:
 
 
 def _in_browser(host: str, port: int) -> "Callable[[Store, Sequence[str]], None]":
-    """What serves the page; the port is taken here, before anything is written."""
+    """A function that serves the page; the port is opened here, before anything is written."""
     from chatpipe.ranking.web import server
 
     opened = server.open_socket(host, port)

@@ -1,4 +1,4 @@
-"""`chatpipe rankings`: what was ranked, as files to train on and as numbers. Works beside a running server."""
+"""`chatpipe rankings`: exports and statistics of a store, also while a server writes to it."""
 
 from pathlib import Path
 from typing import Annotated
@@ -7,24 +7,24 @@ import typer
 
 from chatpipe.cli.options import Json
 
-app = typer.Typer(help="Export rankings, and tell how far annotators agree.", no_args_is_help=True)
+app = typer.Typer(help="Export rankings; statistics of annotators.", no_args_is_help=True)
 
 EXPORT_EPILOG = "Example: chatpipe rankings export rankings.db -o rankings.jsonl"
 STATS_EPILOG = "Example: chatpipe rankings stats rankings.db"
 
-StoreFile = Annotated[Path, typer.Argument(metavar="STORE", help="What `chatpipe rank` wrote, by default rankings.db.")]
+StoreFile = Annotated[Path, typer.Argument(metavar="STORE", help="The store that `chatpipe rank` wrote.")]
 
 
 @app.command("export", epilog=EXPORT_EPILOG)
 def export(
     store: StoreFile,
-    out: Annotated[Path, typer.Option("-o", "--out", help="The file to write, whole or not at all.")],
+    out: Annotated[Path, typer.Option("-o", "--out", help="The file to write.")],
     pairs: Annotated[
         bool, typer.Option("--pairs", help="Pairs for TRL, with margin, group_id and weight; default: rankings.")
     ] = False,
     json: Json = False,
 ) -> None:
-    """Write the rankings that stand to a file that `chatpipe rm` reads; hidden repeats and skips stay out."""
+    """Write the rankings to a file that `chatpipe rm` reads, without hidden repeats and skips."""
     from chatpipe import console
     from chatpipe.cli.show_rankings import show_export
     from chatpipe.ranking.export import export
@@ -39,15 +39,15 @@ def export(
 
 @app.command("stats", epilog=STATS_EPILOG)
 def stats(store: StoreFile, json: Json = False) -> None:
-    """Tell progress, pace, agreement and position effect: of all, and of each annotator."""
+    """Show progress, pace, agreement and position effect: of all annotators, and of each."""
     from chatpipe import console
     from chatpipe.cli.show_rankings import show_stats
     from chatpipe.ranking.stats import store_stats
     from chatpipe.ranking.store import Store
 
     with Store.read(store) as opened:
-        told = store_stats(opened)
+        found = store_stats(opened)
     if json:
-        console.json_object(told)
+        console.json_object(found)
     else:
-        show_stats(told)
+        show_stats(found)

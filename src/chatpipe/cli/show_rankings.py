@@ -1,4 +1,4 @@
-"""What a person sees of rankings: what was exported, and the tables of `chatpipe rankings stats`."""
+"""For people: the summary of an export, and the tables of `chatpipe rankings stats`."""
 
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
@@ -18,7 +18,7 @@ NOT_YET = "-"
 
 
 def show_export(exported: "Exported") -> None:
-    """One line on what was written, one on what stays in the store."""
+    """A line about what was written, and one about what was left out."""
     ties = f", {exported.all_tied:,} of them all tied" if exported.all_tied else ""
     console.note(
         f"{exported.rows:,} {exported.format} written to {exported.out}, "
@@ -29,14 +29,14 @@ def show_export(exported: "Exported") -> None:
         console.note(f"left out: {exported.repeats:,} hidden repeats, {skips:,} skips{_reasons(exported.skips)}")
 
 
-def show_stats(told: dict[str, Any]) -> None:
-    """A table of all annotators and one of each, for people and then for programs, as far as there are any."""
+def show_stats(found: dict[str, Any]) -> None:
+    """A table of all annotators and one of each: of people, then of programs, if there are any."""
     for kind in ("people", "programs"):
-        group = told[kind]
+        group = found[kind]
         if group["annotators"]:
-            console.table(kind, ("", ""), list(_all_rows(group, told["items"], told["overlap"])))
+            console.table(kind, ("", ""), list(_all_rows(group, found["items"], found["overlap"])))
             console.table(f"{kind}, each", _COLUMNS, [_row(name, one) for name, one in group["annotators"].items()])
-    if not told["people"]["annotators"] and not told["programs"]["annotators"]:
+    if not found["people"]["annotators"] and not found["programs"]["annotators"]:
         console.note("Nobody has ranked here yet.")
 
 
@@ -89,5 +89,5 @@ def _number(value: float | None) -> str:
 
 
 def _reasons(skips: dict[str, int]) -> str:
-    said = "; ".join(f"{count}: {reason}" for reason, count in skips.items())
-    return f" ({said})" if said else ""
+    reasons = "; ".join(f"{count}: {reason}" for reason, count in skips.items())
+    return f" ({reasons})" if reasons else ""

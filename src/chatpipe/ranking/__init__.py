@@ -1,1 +1,1 @@
-"""Ranking answers: the answers to rank, the store of rankings, the people and programs who rank, and the export."""
+"""Ranking: completions to rank, people and programs who rank them, the store of rankings, export and statistics."""

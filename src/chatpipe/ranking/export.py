@@ -1,6 +1,5 @@
-"""From a store to the files that a reward model is trained on: rankings, or pairs for TRL's RewardTrainer."""
+"""Exporting a store to the files that train a reward model: rankings, or pairs for TRL's RewardTrainer."""
 
-import hashlib
 import json
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
@@ -9,7 +8,7 @@ from itertools import combinations
 from pathlib import Path
 from typing import Any
 
-from chatpipe.data.durable import replace_text
+from chatpipe.data.durable import fingerprint, replace_text
 from chatpipe.data.rankings import Ranking
 from chatpipe.errors import UsageError
 from chatpipe.ranking.store import Store, StoredRanking
@@ -19,10 +18,10 @@ Rows = list[dict[str, Any]]
 
 @dataclass(frozen=True)
 class Exported:
-    """What was written to the file `out`, in `format` rankings or pairs, and what stays in the store.
+    """The content of the written file `out`, in `format` rankings or pairs.
 
-    `rows` counts lines, `rankings` what they were made of, `all_bad` of these. Left out are `repeats` (hidden repeats,
-    which tell of the annotator only) and `skips`, by reason.
+    `rows` lines were made of `rankings`; `all_bad` and `all_tied` count those. Hidden `repeats` and `skips` (by reason)
+    are left out.
     """
 
     out: str
@@ -36,18 +35,18 @@ class Exported:
     skips: dict[str, int]
 
     def to_json(self) -> dict[str, Any]:
-        """The one object of `--json`."""
+        """The fields for `--json`."""
         return asdict(self)
 
 
 def export(store: Store, path: Path, as_pairs: bool = False) -> Exported:
-    """Writes all rankings that stand in `store`, whole or not at all, as rankings or as pairs.
+    """Writes all rankings of `store`, as rankings or as pairs; the file is complete or unchanged.
 
-    Raises `UsageError` where there is nothing to write, or `path` holds something else than an earlier export of this
+    Raises `UsageError` if there is nothing to write, or if `path` has something else than an earlier export of this
     store.
     """
-    said = store.rankings()
-    kept = [one for one in said if one.skipped is None and not one.repeat]
+    rankings = store.rankings()
+    kept = [one for one in rankings if one.skipped is None and not one.repeat]
     rows = pair_rows(kept) if as_pairs else [ranking_row(one) for one in kept]
     if not rows:
         raise _nothing_to_export(store.path, len(kept))
@@ -61,36 +60,33 @@ def export(store: Store, path: Path, as_pairs: bool = False) -> Exported:
         annotators=dict(Counter(one.annotator for one in kept).most_common()),
         all_bad=sum(one.all_bad for one in kept),
         all_tied=sum(len(set(one.ranks)) == 1 for one in kept),
-        repeats=sum(one.repeat and one.skipped is None for one in said),
-        skips=dict(Counter(one.skipped for one in said if one.skipped is not None).most_common()),
+        repeats=sum(one.repeat and one.skipped is None for one in rankings),
+        skips=dict(Counter(one.skipped for one in rankings if one.skipped is not None).most_common()),
     )
 
 
-def ranking_row(said: StoredRanking) -> dict[str, Any]:
-    """One line of a rankings file, with more than its reader needs: `kind` tells whether a person or a program ranked.
-
-    `all_bad` stands in it where the annotator found that no response is good.
-    """
-    item = said.item
-    row = Ranking(item.prompt, item.responses, said.ranks, said.annotator, item.round).to_row()
-    return {**row, "kind": said.kind, **({"all_bad": True} if said.all_bad else {})}
+def ranking_row(one: StoredRanking) -> dict[str, Any]:
+    """One line of a rankings file; also with `kind`, person or program, and with `all_bad` if no response is good."""
+    item = one.item
+    row = Ranking(item.prompt, item.responses, one.ranks, one.annotator, item.round).to_row()
+    return {**row, "kind": one.kind, **({"all_bad": True} if one.all_bad else {})}
 
 
-def pair_rows(said: Sequence[StoredRanking]) -> Rows:
-    """Every two responses of which one is preferred, in TRL's conversational form, with three fields more.
+def pair_rows(rankings: Sequence[StoredRanking]) -> Rows:
+    """Every two responses of which one is preferred, in TRL's conversational format, with three more fields.
 
     - `margin`: the difference of their ranks over the largest possible one, K - 1: in (0, 1]. TRL's loss subtracts it
       from the difference of the scores (Touvron et al. 2023, "Llama 2", section 3.2.2).
     - `group_id`: the same in all pairs of one prompt.
     - `weight`: one over the number of pairs of the prompt, so that the weights of each prompt add up to 1.
     """
-    rows = [row for one in said for row in _pairs_of(one)]
+    rows = [row for one in rankings for row in _pairs_of(one)]
     pairs = Counter(row["group_id"] for row in rows)
     return [{**row, "weight": 1 / pairs[row["group_id"]]} for row in rows]
 
 
-def _pairs_of(said: StoredRanking) -> Iterator[dict[str, Any]]:
-    item, ranks = said.item, said.ranks
+def _pairs_of(one: StoredRanking) -> Iterator[dict[str, Any]]:
+    item, ranks = one.item, one.ranks
     group = group_of(item.prompt)
     for i, j in combinations(range(len(ranks)), 2):
         if ranks[i] == ranks[j]:
@@ -106,8 +102,8 @@ def _pairs_of(said: StoredRanking) -> Iterator[dict[str, Any]]:
 
 
 def group_of(prompt: Any) -> str:
-    """16 hex digits that stand for a prompt."""
-    return hashlib.sha256(json.dumps(prompt, sort_keys=True).encode()).hexdigest()[:16]
+    """16 hex digits that identify a prompt."""
+    return fingerprint(prompt)[:16]
 
 
 def _nothing_to_export(store: Path, rankings: int) -> UsageError:
@@ -119,19 +115,19 @@ def _nothing_to_export(store: Path, rankings: int) -> UsageError:
 
 
 def _check_replaceable(path: Path, rows: Rows, store: Store) -> None:
-    """Raises `UsageError` unless there is no file yet, or one that was exported from the same store."""
+    """Raises `UsageError` unless there is no file yet, or an earlier export of the same store."""
     if path.is_dir():
         raise UsageError(f"-o = {path} is a folder.", "Name a file in it.")
-    if path.exists() and not path.is_file():  # to read a pipe would wait for ever, and nothing can take its place
+    if path.exists() and not path.is_file():  # reading a pipe would wait for ever
         raise UsageError(f"-o = {path} is a device or a pipe, which cannot be replaced.", "Name a file.")
     if path.exists() and not _is_earlier_export(path, rows, store):
         raise UsageError(
-            f"-o = {path} exists already, and is no earlier export of this store.", "Name another file, or remove it."
+            f"-o = {path} exists, and is no earlier export of this store.", "Name another file, or remove it."
         )
 
 
 def _is_earlier_export(path: Path, rows: Rows, store: Store) -> bool:
-    """Whether each line of the file has the fields of an export and tells of a prompt and annotator of this store."""
+    """Whether each line of the file has the fields of an export, and a prompt and annotator of this store."""
     try:
         with path.open(encoding="utf-8") as file:  # splitlines() would also split inside texts that hold U+2028
             before = [json.loads(line) for line in file]

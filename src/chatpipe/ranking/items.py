@@ -1,6 +1,6 @@
 """The completions file as items to rank: a prompt with two to nine responses each.
 
-Nothing else that a row says (models, scores, ...) becomes part of an item, so no annotator can be shown it.
+Nothing else of a row (models, scores, ...) becomes part of an item, so no annotator can see it.
 """
 
 import hashlib
@@ -26,7 +26,7 @@ MAX_RESPONSES = 9
 
 @dataclass(frozen=True)
 class Item:
-    """What is ranked. The order of `responses` is the file's, the canonical order; `round` is None where not said."""
+    """A prompt with its responses in the order of the file; `round` is None where the row has none."""
 
     id: str
     prompt: list[Message]
@@ -35,9 +35,9 @@ class Item:
 
 
 def read_items(path: Path) -> list[Item]:
-    """The items of a completions file, in order; says at the terminal what was left out.
+    """The items of a completions file, in order; prints what was left out.
 
-    Raises `UsageError` where the file cannot be read, or more than 1 % of its rows cannot be used.
+    Raises `UsageError` if the file cannot be read, or if more than 1 % of its rows cannot be used.
     """
     block = DataBlock(source=str(path))
     source = SourceReport(KEY, block.source, formats=["completions"])
@@ -48,7 +48,7 @@ def read_items(path: Path) -> list[Item]:
         f"{KEY}: {path}",
         source.rows,
         block.max_skipped,
-        'Mend the file: each line is {"prompt": [messages], "responses": [two to nine texts]}.',
+        'Correct the file: each line is {"prompt": [messages], "responses": [two to nine texts]}.',
     )
     Report([source]).say()
     return items
@@ -76,7 +76,7 @@ def _usable_items(block: DataBlock, source: SourceReport) -> Iterator[Item]:
 
 
 def _item(row: Row) -> Item:
-    """Raises `BadRow` where nobody could rank it."""
+    """Raises `BadRow` if nobody can rank it."""
     prompt, responses = as_prompt(row.values.get("prompt")), responses_of(row.values)
     if len(responses) > MAX_RESPONSES:
         raise BadRow(f"there are more than {MAX_RESPONSES} responses")

@@ -1,4 +1,4 @@
-"""The prompts that models answer for ranking."""
+"""The prompts whose completions are ranked, and the built-in worlds that a model was made for."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -21,7 +21,7 @@ KEY = "--prompts"
 
 
 def read_prompts(source: str, model: str) -> list[Conversation]:
-    """The prompts that a flag names; those of a built-in world are about the world that `model` was made for."""
+    """The prompts of the option --prompts; those of a built-in world are about the world that `model` was made for."""
     return prompts_to_rank(TypeAdapter(Data).validate_python(source), worlds_of(model), KEY)
 
 

@@ -16,11 +16,11 @@ from chatpipe.ranking.session import Session, StaleTask, View
 
 HELP = """\
 2 1=3 4        answer 2 is the best, 1 and 3 are equal, 4 is the worst; this submits the ranking
-bad            all answers are bad; this submits too; a ranking may stand behind it: bad 2 1=3 4
+bad            all answers are bad; this submits too; a ranking may follow: bad 2 1=3 4
 skip REASON    skip this task
 flag           flag it for others to look at; again takes the flag off
 note TEXT      write a note
-undo, redo     as often as you like, also what was submitted
+undo, redo     without limit, also over submitted rankings
 show           print the task again
 quit           end; everything is saved"""
 
@@ -28,7 +28,7 @@ PROMPT = "rank> "
 
 
 def check_input() -> None:
-    """Raises `UsageError` where the command was started without an input."""
+    """Raises `UsageError` if the command was started without an input."""
     if sys.stdin is None:
         raise UsageError(
             "There is no input to read rankings from (it is closed).", "Start it in a terminal, or give a pipe."
@@ -36,10 +36,10 @@ def check_input() -> None:
 
 
 def rank_in_terminal(session: Session) -> None:
-    """Asks for one ranking after another until `quit`, the end of the input, or nothing is left.
+    """Asks for one ranking after another until `quit` or the end of the input.
 
-    A line that cannot be taken is told to who types. From a file or pipe it ends all with `UsageError`, since the lines
-    behind it were written for other tasks than would come then. So does input that is not UTF-8.
+    A line that cannot be used is reported. From a file or pipe it ends the command with `UsageError`, since the lines
+    after it were written for other tasks than those that would come. So does input that is not UTF-8.
     """
     with contextlib.suppress(ImportError):
         import readline  # noqa: F401  (importing it gives `input` line editing and a history)
@@ -56,20 +56,20 @@ def rank_in_terminal(session: Session) -> None:
         except (BadAnswer, StaleTask) as problem:
             if not sys.stdin.isatty():
                 raise UsageError(
-                    f"Line {number} of the input, {line!r}, was not taken: {problem}.",
-                    "What the lines before it said is saved. Mend it, and give it with those that follow.",
+                    f"Line {number} of the input, {line!r}, cannot be used: {problem}.",
+                    "The lines before it are saved. Correct it, and give it with the lines that follow.",
                 ) from problem
-            view = _told(session, view, problem)
+            view = _report(session, view, problem)
 
 
 def _command(line: str) -> tuple[str, str]:
-    """The word that a line begins with, in small letters, and what follows it."""
+    """The first word of a line, in lower case, and the rest."""
     word, *rest = line.split(maxsplit=1) or [""]
     return word.lower(), "".join(rest).strip()
 
 
 def _do(session: Session, view: View, command: str, rest: str) -> View:
-    """Does what a line says. Raises `BadAnswer` and `StaleTask`."""
+    """Carries out a line. Raises `BadAnswer` and `StaleTask`."""
     if command == "help":
         console.note(HELP)
     elif command == "show":
@@ -81,19 +81,19 @@ def _do(session: Session, view: View, command: str, rest: str) -> View:
     return view
 
 
-def _told(session: Session, view: View, problem: Exception) -> View:
-    """Says what is wrong with a line, which changed nothing, and gives what is there to rank."""
+def _report(session: Session, view: View, problem: Exception) -> View:
+    """Prints what is wrong with a line, which changed nothing; returns what there is to rank."""
     if isinstance(problem, BadAnswer):
-        console.note(f"Not taken: {problem}. Type help for what can be typed.")
+        console.note(f"Not saved: {problem}. Type help for what can be typed.")
         return view
-    console.note("This task was answered elsewhere. This is what comes now.")
+    console.note("This task was answered elsewhere. Here is the next one.")
     view = session.view()
     _show(view)
     return view
 
 
 def _carry_out(session: Session, view: View, command: str, rest: str) -> View:
-    """Does what changes something, and says so."""
+    """Carries out a line that changes something, and prints that it is saved."""
     if command in ("undo", "redo"):
         return _move(session, view, command)
     if view.task is None:
@@ -107,7 +107,7 @@ def _carry_out(session: Session, view: View, command: str, rest: str) -> View:
     if command == "skip":
         view = _act(session, view, "skip", answer, rest)
     else:
-        # What was said before, on the page, stands: also that all are bad, where a ranking is typed.
+        # An edit made on the page before is kept: also `all_bad` when a ranking is typed.
         answer["all_bad"] |= command == "bad"
         line = rest if command == "bad" else f"{command} {rest}"
         if line:
@@ -135,7 +135,7 @@ def _move(session: Session, view: View, word: str) -> View:
 def read_ranks(line: str, k: int) -> list[int]:
     """The ranks of `k` answers in a line such as `2 1=3 4`. Raises `BadAnswer`."""
     if not re.fullmatch(r"[0-9=\s]+", line):
-        raise BadAnswer(f"{line.split()[0]!r} is not known")
+        raise BadAnswer(f"there is no command {line.split()[0]!r}")
     ranks: dict[int, int] = {}
     for rank, group in enumerate(re.sub(r"\s*=\s*", "=", line).split(), start=1):
         for number in group.split("="):
@@ -166,17 +166,17 @@ def _show(view: View) -> None:
 
 
 def _so_far(view: View) -> str:
-    """What was said of the task already, in the words that say it."""
+    """The answer to the task so far, in words."""
     ranks = view.answer["ranks"]
     groups = [
         "=".join(str(i) for i, rank in enumerate(ranks, start=1) if rank == place)
         for place in sorted({rank for rank in ranks if rank is not None})
     ]
-    said = [f"ranked {' '.join(groups)}"] if groups else []
-    said += ["all bad"] if view.answer["all_bad"] else []
-    said += ["flagged"] if view.answer["flag"] else []
-    said += [f"note: {view.answer['note']}"] if view.answer["note"] else []
-    return f"So far: {'; '.join(said)}." if said else ""
+    parts = [f"ranked {' '.join(groups)}"] if groups else []
+    parts += ["all bad"] if view.answer["all_bad"] else []
+    parts += ["flagged"] if view.answer["flag"] else []
+    parts += [f"note: {view.answer['note']}"] if view.answer["note"] else []
+    return f"So far: {'; '.join(parts)}." if parts else ""
 
 
 def _read() -> str | None:

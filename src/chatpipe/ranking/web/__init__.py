@@ -1,1 +1,1 @@
-"""The ranking page: its server, what the server lets in, and the page itself (static/)."""
+"""The ranking page: its server, the checks of requests, and the page itself (static/)."""

@@ -4,17 +4,17 @@
     GET  /api/view               what there is to rank now
     POST /api/act                one action; answered when it is on the disk
 
-An action is `{"annotator", "key", "action", "task", "answer", "reason"}`: who means it, and the arguments of
+An action is `{"annotator", "key", "action", "task", "answer", "reason"}`: whose it is, and the arguments of
 `Session.act`. The page makes up the key and sends the same one again until it gets an answer, so an action counts once
 however often it arrives.
 
     200  done, or done before
     400  the answer or the request is malformed; nothing is stored
-    409  the task is not the present one any more (another tab went on), or the browser belongs to another annotator by
-         now (whose address was opened in it); nothing is stored
-    503  it could not be stored (disk full); sending it again is right. Why is said at the terminal alone
+    409  the task is no longer the present one (another tab continued), or the browser belongs to another annotator now
+         (whose address was opened in it); nothing is stored
+    503  it could not be stored (disk full); sending it again is right. Only the terminal shows why
 
-200, 400 and 409 come with the present view. What is let in at all is the matter of `security`.
+200, 400 and 409 come with the present view. `security` decides which requests get here.
 """
 
 import dataclasses
@@ -54,13 +54,13 @@ FIELDS: dict[str, Any] = {
 }
 KEY = re.compile("[0-9A-Za-z-]{8,64}")
 NOT_STORED = "the server could not store it; whoever started chatpipe rank can read why"
-"""What annotators are told: the reason names the file, and a file's name may tell whose answers they rank."""
+"""For annotators: the reason names the file, and a file's name may reveal whose answers they rank."""
 GRACE_SECONDS = 2
 """How long Ctrl-C waits for answers that are under way."""
 
 
 def serve_annotators(store: Store, names: Sequence[str], opened: socket.socket, host: str) -> None:
-    """Says at the terminal at which address each annotator ranks, and serves until Ctrl-C (`KeyboardInterrupt`)."""
+    """Prints the address of each annotator, and serves until Ctrl-C (`KeyboardInterrupt`)."""
     secret = secret_beside(store.path)
     tokens = {name: token_for(secret, name) for name in names}
     for name in names:
@@ -71,7 +71,9 @@ def serve_annotators(store: Store, names: Sequence[str], opened: socket.socket, 
         console.note(f"{name} ranks at {address_for(host, port, tokens[name])}")
     if is_every_address(host) and (address := own_address(opened.family)) is not None:
         console.note(f"Where the name {socket.gethostname()} is not known, {address} in its place leads here too.")
-    console.note("Ctrl-C ends; what the page calls saved is kept, and the same command goes on at the same address.")
+    console.note(
+        "Ctrl-C ends; what the page shows as saved is kept, and the same command continues at the same address."
+    )
     make_server(make_app(sessions, host, tokens, f"chatpipe-rank-{port}")).run(sockets=[opened])
 
 
@@ -82,7 +84,7 @@ def address_for(host: str, port: int, token: str) -> str:
 
 
 def own_address(family: int) -> str | None:
-    """The address of this machine on its way to others; None where there is no way. Sends nothing."""
+    """The address of this machine in its network; None if it has none. Sends nothing."""
     elsewhere = "2001:db8::1" if family == socket.AF_INET6 else "192.0.2.1"  # for documentation: nobody's
     with socket.socket(family, socket.SOCK_DGRAM) as way:
         try:
@@ -94,9 +96,9 @@ def own_address(family: int) -> str | None:
 
 
 def open_socket(host: str, port: int) -> socket.socket:
-    """A socket that listens, so that nobody else gets the port; what is asked before the server runs waits.
+    """A socket that listens, so that nobody else gets the port; requests wait until the server runs.
 
-    Raises `UsageError` where the port is taken or the address is not this machine's.
+    Raises `UsageError` if the port is taken or the address is not this machine's.
     """
     try:
         # asyncio has small answers sent at once (TCP_NODELAY) only where the socket says that its protocol is TCP.
@@ -108,17 +110,16 @@ def open_socket(host: str, port: int) -> socket.socket:
         opened.listen()  # two may bind, but not listen
         return opened
     except OSError as problem:
-        told = problem.strerror if isinstance(problem, socket.gaierror) else os.strerror(problem.errno or 0)
+        reason = problem.strerror if isinstance(problem, socket.gaierror) else os.strerror(problem.errno or 0)
         raise UsageError(
-            f"The page cannot be served at {host}, port {port}: {told}.",
+            f"The page cannot be served at {host}, port {port}: {reason}.",
             "Another chatpipe rank may run there. Choose another port with --port (0: any that is free), or --host.",
         ) from problem
 
 
 def make_app(sessions: Mapping[str, Session], host: str, tokens: Mapping[str, str], cookie: str) -> Gate:
-    """The application for the annotators in `sessions`, behind its guard (see there for the other arguments)."""
-
-    told: set[str] = set()  # why nothing can be stored, until something can
+    """The application for the annotators in `sessions`, behind its `Gate` (see there for the other arguments)."""
+    warned: set[str] = set()  # reasons why nothing can be stored, until something can
 
     async def view(request: Request) -> Response:
         name = request.state.annotator
@@ -128,13 +129,13 @@ def make_app(sessions: Mapping[str, Session], host: str, tokens: Mapping[str, st
         name = request.state.annotator
         response = await run_in_threadpool(_act, name, sessions[name], request.state.body)
         if response.status_code == 200:
-            told.clear()
+            warned.clear()
         return response
 
     async def not_stored(request: Request, problem: Exception) -> Response:
         assert isinstance(problem, StoreError)
-        if problem.message not in told:
-            told.add(problem.message)
+        if problem.message not in warned:
+            warned.add(problem.message)
             console.warn(f"{problem.message} It was not acknowledged; the page tries again. {problem.hint}")
         return _json(503, {"error": NOT_STORED})
 
@@ -145,7 +146,7 @@ def make_app(sessions: Mapping[str, Session], host: str, tokens: Mapping[str, st
 
 
 def make_server(app: Gate) -> uvicorn.Server:
-    """What serves the application until Ctrl-C; nothing of it is logged."""
+    """A server for the application, without a log."""
     config = uvicorn.Config(
         app,
         http="h11",
@@ -163,7 +164,7 @@ def make_server(app: Gate) -> uvicorn.Server:
 
 
 def _file(path: Path) -> Route:
-    """The route of one of the page's files, which is read once: no path of a request is ever looked up on the disk."""
+    """The route of one of the page's files, which is read once: no path of a request reaches the disk."""
     content, media_type = path.read_bytes(), MEDIA_TYPES[path.suffix]
 
     async def send(request: Request) -> Response:
@@ -187,7 +188,7 @@ def _act(name: str, session: Session, body: bytes) -> Response:
 
 
 def read_action(body: bytes) -> tuple[str, dict[str, Any]]:
-    """Who means it, and the arguments of `Session.act`, in a request's body. Raises `BadAnswer` for anything else."""
+    """Whose action a request's body is, and the arguments of `Session.act`. Raises `BadAnswer`."""
     try:
         action = json.loads(body)
     except (ValueError, RecursionError):
@@ -203,10 +204,10 @@ def read_action(body: bytes) -> tuple[str, dict[str, Any]]:
 
 
 def _seen(status: int, name: str, view: View, error: str | None = None) -> Response:
-    """What the annotator sees now, and what was wrong with what they sent."""
+    """The annotator's present view, and what was wrong with their request."""
     return _json(status, {"annotator": name, "error": error, **dataclasses.asdict(view)})
 
 
 def _json(status: int, value: dict[str, Any]) -> Response:
-    # Escaped, since what is wrong with a request may name half a surrogate pair of it, which UTF-8 cannot say.
+    # As ASCII: an error may quote half a surrogate pair of the request, which UTF-8 does not have.
     return Response(json.dumps(value), status, media_type="application/json")

@@ -1,24 +1,24 @@
 // The page of `chatpipe rank`: shows one task, takes a ranking by key or button, and posts every step.
 //
-// What the server says stands. A step is shown at once, but called saved only when the server has answered for it; until
-// then it is sent again and again under the same key, so that it counts once.
+// The server decides. A step is shown at once, but as saved only after the server has confirmed it; until then it is sent
+// again and again with the same key, so that it counts once.
 
 import { ordinal, placed, spoken, tied, unranked, whatIsLeft } from "./ranks.js";
 import { fetchView, insist, newKey, post } from "./server.js";
 import { announce, byId, onClick, showSaved, showState, showStopped, showTask, showTrouble } from "./show.js";
 
-let view = null; // what the server last said: annotator, task, prompt, responses, answer, can_undo, can_redo, done, left, ...
+let view = null; // the server's last view: annotator, task, prompt, responses, answer, can_undo, can_redo, done, left, ...
 let annotator = null; // who ranks on this page
-let answer = null; // the answer as it stands on the page: view.answer and the edits that are under way
+let answer = null; // the answer on the page: view.answer and the edits that are not confirmed yet
 let shownTask; // whose texts are on the page
-let turn = null; // the step under way that may lead to another task: what follows has to wait until that is known
-const waiting = []; // what was asked for meanwhile, the oldest first
-const outbox = []; // steps that the server has not answered for, the oldest first
+let turn = null; // the step that may lead to another task: what follows waits until that is known
+const waiting = []; // actions of the user meanwhile, the oldest first
+const outbox = []; // steps that the server has not confirmed, the oldest first
 let sending = false;
 
 // ------------------------------------------------------------------------------------------------- steps
 
-/** Puts a step into the outbox; `said` tells what it did once it is saved. */
+/** Puts a step into the outbox; `said` is announced once it is saved. */
 function take(action, { reason = null, said = "" } = {}) {
   if (action !== "edit") turn = action;
   const given = isMove(action) ? null : structuredClone(answer);
@@ -39,9 +39,9 @@ async function sendAll() {
     if (status === 200) {
       if (step.action !== "edit") announce(`${said} ${view.done} done, ${view.left} left.`);
     } else {
-      // What comes behind it was meant for another state of affairs.
+      // The later steps were meant for another task.
       outbox.length = waiting.length = 0;
-      announce(status === 409 ? "You went on in another tab or window. This is what comes now." : `Not taken: ${body.error}.`);
+      announce(status === 409 ? "You continued in another tab or window. Here is the present task." : `Not saved: ${body.error}.`);
     }
     if (!outbox.length) adopt();
   }
@@ -49,7 +49,7 @@ async function sendAll() {
   showSaved(!outbox.length);
 }
 
-/** Whether the browser belongs to another annotator by now, since their address was opened in it; then all ends here. */
+/** Whether the browser belongs to another annotator now, since their address was opened in it; then this page ends. */
 function isOthers(body) {
   annotator ??= body.annotator;
   if (body.annotator === annotator) return false;
@@ -70,7 +70,7 @@ function tellTrouble(text) {
 
 const show = () => showState(view, answer, view.can_undo || outbox.length > 0);
 
-/** Takes over what the server said, once no step is under way. */
+/** Shows the server's view, once all steps are confirmed. */
 function adopt() {
   turn = null;
   answer = structuredClone(view.answer);
@@ -99,8 +99,8 @@ async function start() {
 const isMove = (action) => action === "undo" || action === "redo";
 
 /**
- * Does it now, or once the task is there that an undo or redo leads to. What was typed behind a submit or skip, before the
- * next task was to be seen, cannot be meant for that one.
+ * Does it now, or when the task of an undo or redo has arrived. A key after a submit or skip, before the next task was
+ * visible, cannot be meant for that task.
  */
 function attempt(act) {
   if (view === null) return;
@@ -192,7 +192,7 @@ function keepNote() {
 
 const openHelp = () => byId("help-dialog").showModal();
 
-/** A form of a dialog: what is sent stays on this page. */
+/** A form of a dialog: it is not sent anywhere. */
 function onSubmit(name, act) {
   byId(`${name}-form`).addEventListener("submit", (event) => {
     event.preventDefault();
@@ -205,7 +205,7 @@ function onSubmit(name, act) {
 
 const KEYS = { u: undo, backspace: undo, r: redo, b: allBad, s: openSkip, f: flag, n: openNote, "?": openHelp };
 
-/** Which digit key, on the main row or the number pad, whatever stands on it under Shift or in other countries. */
+/** Which digit key, on the main row or the number pad, in any keyboard layout, with or without Shift. */
 function digitOf(event) {
   const named = /^(?:Digit|Numpad)([1-9])$/.exec(event.code);
   if (event.code.startsWith("Numpad") && !/^[1-9]$/.test(event.key)) return null; // without NumLock it moves
@@ -213,7 +213,7 @@ function digitOf(event) {
   return !event.code && /^[1-9]$/.test(event.key) ? Number(event.key) : null; // a keyboard on the screen
 }
 
-/** The key that a letter is on, where the layout writes no Latin ones. */
+/** The Latin letter of a key in a layout without Latin letters. */
 function letterOf(event) {
   const isAscii = /^[\x20-\x7e]$/.test(event.key);
   return (!isAscii && /^Key([A-Z])$/.exec(event.code)?.[1] || event.key).toLowerCase();

@@ -1,4 +1,4 @@
-// The server: what there is to rank, and steps that are sent until they are answered.
+// Requests to the server: what there is to rank, and steps that are sent until they are answered.
 
 const RETRY_SECONDS = [0.5, 1, 2, 5];
 const TIMEOUT_SECONDS = 15;
@@ -16,7 +16,7 @@ export const fetchView = () => call("/api/view");
 export const post = (step) =>
   call("/api/act", { method: "POST", headers: { "Content-Type": "application/json" }, body: JSON.stringify(step) });
 
-/** Calls until the server answers; `tell` hears what is wrong meanwhile, and nothing once it is right. */
+/** Calls until the server answers; `tell` is called with the problem, and with "" when it is solved. */
 export async function insist(request, tell) {
   for (let tries = 0; ; tries++) {
     try {
@@ -31,7 +31,7 @@ export async function insist(request, tell) {
   }
 }
 
-/** A key that no other step has. (`randomUUID` is missing where the page is not local.) */
+/** A key that no other step has. (`randomUUID` is missing if the page is not local.) */
 export function newKey() {
   return Array.from(crypto.getRandomValues(new Uint8Array(16)), (byte) => byte.toString(16).padStart(2, "0")).join("");
 }

@@ -1,4 +1,4 @@
-// What is shown: the texts of a task, and what stands of its ranking. Texts reach the page by textContent alone.
+// Shows the texts of a task and its ranking. Texts reach the page only through textContent.
 
 import { atPlace, ordinal, unranked, worst } from "./ranks.js";
 
@@ -22,7 +22,7 @@ function duration(seconds) {
   return seconds < 5400 ? `${Math.round(seconds / 60)} min` : `${(seconds / 3600).toFixed(1)} h`;
 }
 
-/** Says it in the line that screen readers read out. */
+/** Writes it into the line that screen readers read out. */
 export function announce(text) {
   byId("said").textContent = text;
 }
@@ -33,21 +33,21 @@ export function showTrouble(text) {
   if (trouble() !== text) byId("trouble").textContent = text;
 }
 
-/** Says for good that nothing can be ranked here any more: it replaces all that was on the page. */
+/** Replaces the page by a final message: nothing can be ranked here any more. */
 export function showStopped(text) {
   document.querySelector("dialog[open]")?.close();
   for (const id of ["task", "done", "controls", "progress"]) byId(id).hidden = true;
   showTrouble(text);
 }
 
-/** Tells whether all that was done is saved. */
+/** Shows whether every step is saved. */
 export function showSaved(isSaved) {
   byId("saved").textContent = trouble() ? "Not saved yet" : isSaved ? "All saved" : "Saving …";
 }
 
 /** Puts the texts of the task at hand on the page; `place` and `tie` are what the buttons of an answer do. */
 export function showTask(view, place, tie) {
-  document.querySelector("dialog[open]")?.close(); // it was about the task before
+  document.querySelector("dialog[open]")?.close(); // it belongs to the task before
   byId("task").hidden = view.task === null;
   byId("done").hidden = view.task !== null;
   byId("controls").hidden = false;
@@ -85,7 +85,7 @@ function makeCard(response, i, place, tie) {
   return card;
 }
 
-/** Shows what stands: ranks, flags, progress, and what each button would do; `canUndo` also while a step is under way. */
+/** Shows ranks, flags, progress, and what each button does; `canUndo` also while a step is not confirmed. */
 export function showState(view, answer, canUndo) {
   const ranks = answer.ranks;
   byId("annotator").textContent = `as ${view.annotator}`;
@@ -118,7 +118,7 @@ export function showState(view, answer, canUndo) {
   byId("note-label").textContent = answer.note ? "Edit note" : "Note";
 }
 
-/** The places in order, and the tray of what has none. */
+/** The places in order, and the answers without a place. */
 function showOrder(ranks) {
   const lines = [];
   for (let rank = 1; rank <= worst(ranks); rank++) lines.push(makeLine(ordinal(rank), atPlace(ranks, rank), "chip placed"));
@@ -132,13 +132,13 @@ function makeLine(title, numbers, className) {
   return line;
 }
 
-/** The words on a button, and behind them, for who hears and does not see, what they are about. */
+/** The words on a button, and for screen readers also what they are about. */
 function label(button, words, about) {
   if (button.textContent !== words) button.textContent = words;
   button.setAttribute("aria-label", `${words}: ${about}`);
 }
 
-/** A button that does nothing now stays where it is for the keyboard, and says so. */
+/** A disabled button keeps its place in the tab order. */
 function disable(button, isOff) {
   button.setAttribute("aria-disabled", isOff);
 }
@@ -146,7 +146,7 @@ function disable(button, isOff) {
 export function onClick(button, act) {
   button.addEventListener("click", (event) => {
     if (button.getAttribute("aria-disabled") === "true") return;
-    // After a click with the mouse, Enter is to submit and not to press this button once more.
+    // After a click with the mouse, Enter submits and does not press this button again.
     if (event.detail > 0) button.blur();
     act();
   });
