@@ -295,7 +295,7 @@ def test_another_tab_sees_what_comes_now(serve, open_page):
     wait_done(other, 1)
     page.bring_to_front()
     page.keyboard.press("Digit2")
-    expect(page.locator("#said")).to_contain_text("You went on in another tab")
+    expect(page.locator("#said")).to_contain_text("You continued in another tab")
     expect(page.locator("#count")).to_have_text(re.compile("^1 done"))
     assert page.locator("#prompt").inner_text() == other.locator("#prompt").inner_text()
     expect(page.locator("#order")).to_have_text("Not ranked 12")

@@ -1,10 +1,10 @@
-// Ranks of the answers, in the order in which they are shown: 1 is the best, null has no place. And how they are said.
+// Ranks of the answers in the shown order (1 is the best, null has no place), and their words.
 
 export const worst = (ranks) => Math.max(0, ...ranks.filter((rank) => rank !== null));
 export const unranked = (ranks) => ranks.flatMap((rank, i) => (rank === null ? [i + 1] : []));
 export const atPlace = (ranks, place) => ranks.flatMap((rank, i) => (rank === place ? [i + 1] : []));
 
-/** The ranks after answer `i` (counted from 0) got another one; where a place becomes empty, what is behind it moves up. */
+/** The ranks after answer `i` (counted from 0) got another one; if a place becomes empty, later places move up. */
 export function withRank(ranks, i, rank) {
   const changed = ranks.with(i, rank);
   if (ranks[i] === null || changed.includes(ranks[i])) return changed;
