@@ -53,7 +53,8 @@ def repeated_items(queue: Sequence[str], seed: int, annotator: str, share: float
 
 def new_items(queue: Sequence[str], tasks: Tasks, taken: Mapping[str, int], overlap: int) -> list[str]:
     """The items that an annotator was not shown and that fewer than `overlap` have taken, in the queue's order."""
-    return [item for item in queue if Task(item, False) not in tasks and taken.get(item, 0) < overlap]
+    shown = {task.item for task in tasks}
+    return [item for item in queue if item not in shown and taken.get(item, 0) < overlap]
 
 
 def next_task(tasks: Tasks, new: Sequence[str], taken: Mapping[str, int], repeated: set[str]) -> Task | None:

@@ -36,11 +36,12 @@ SCHEMA = (
     "CREATE TABLE annotators (name TEXT NOT NULL UNIQUE, kind TEXT NOT NULL, settings TEXT NOT NULL,"
     f" CHECK ({CONDITIONS['annotators']})) STRICT",
     # A row for each task that an annotator was shown: the answer so far, or the final one if `answered` is a time.
-    # `shown_order` has the index of the response at each place, `turn` grows each time that a task is worked on.
+    # `shown_order` has the index of the response at each place, `turn` the last number in `history` when it was shown
+    # or worked on: by `turn`, then by rowid, the task that an annotator worked on last is at the end.
     "CREATE TABLE rankings (annotator TEXT NOT NULL REFERENCES annotators (name),"
     " item TEXT NOT NULL REFERENCES items (id), repeat INTEGER NOT NULL,"
     " ranks TEXT, all_bad INTEGER, flag INTEGER, note TEXT, skipped TEXT, answered REAL,"
-    " shown_order TEXT NOT NULL, shown REAL NOT NULL, touched REAL NOT NULL, turn INTEGER NOT NULL UNIQUE,"
+    " shown_order TEXT NOT NULL, shown REAL NOT NULL, touched REAL NOT NULL, turn INTEGER NOT NULL,"
     f" UNIQUE (annotator, item, repeat), CHECK ({CONDITIONS['rankings']})) STRICT",
     # Everything that annotators did, in order. `state` is 'holds', 'undone' or 'replaced' for an edit, submit or skip;
     # NULL for an undo or redo, and for an edit that changed nothing.
@@ -51,9 +52,11 @@ SCHEMA = (
     " state TEXT, UNIQUE (annotator, key),"
     " FOREIGN KEY (annotator, item, repeat) REFERENCES rankings (annotator, item, repeat),"
     f" CHECK ({CONDITIONS['history']})) STRICT",
-    "CREATE INDEX history_states ON history (annotator, state, number)",
-    "CREATE INDEX history_tasks ON history (annotator, item, repeat, state, number)",
-    "CREATE INDEX rankings_taken ON rankings (item, annotator, repeat, answered, skipped, touched)",
+    "CREATE INDEX history_tasks ON history (annotator, item, repeat, number)",
+    "CREATE INDEX history_undone ON history (annotator, number) WHERE state = 'undone'",
+    "CREATE INDEX rankings_open ON rankings (annotator) WHERE answered IS NULL",
+    "CREATE INDEX rankings_ranked ON rankings (item, annotator)"
+    " WHERE repeat = 0 AND answered IS NOT NULL AND skipped IS NULL",
     "CREATE TRIGGER history_stays BEFORE DELETE ON history BEGIN SELECT RAISE(ABORT, 'history is only added to'); END",
     "CREATE TRIGGER history_is_fixed BEFORE UPDATE OF number, time, annotator, key, action, item, repeat, ranks,"
     " all_bad, flag, note, skipped ON history BEGIN SELECT RAISE(ABORT, 'history is only added to'); END",

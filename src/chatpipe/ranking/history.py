@@ -19,6 +19,13 @@ STEPS = ("edit", "submit", "skip")
 MOVES = ("undo", "redo")
 
 
+_TASK = "annotator = ? AND item = ? AND repeat = ?"
+_STEP = "SELECT number, item, repeat, action FROM history"
+_UNDONE = f"{_STEP} WHERE annotator = ? AND state = 'undone' ORDER BY number"
+# The plus keeps SQLite from sorting all steps of the annotator: the last one is found from the end.
+_LAST = f"{_STEP} WHERE +annotator = ? AND state = 'holds' ORDER BY number DESC LIMIT 1"
+
+
 class StoreConflict(Exception):
     """The key of a step was used before, for another step of the same annotator."""
 
@@ -55,17 +62,15 @@ class History:
 
     def current(self) -> Task | None:
         """The task at hand: that of the next step to redo, of a last edit, or the open one; None if there is none."""
-        steps = "SELECT item, repeat, action FROM history WHERE annotator = ? AND state ="
-        undone = self._rows(f"{steps} 'undone' ORDER BY number LIMIT 1")
-        last = self._rows(f"{steps} 'holds' ORDER BY number DESC LIMIT 1")
-        for item, repeat, _ in undone + [step for step in last if step[2] == "edit"]:
-            return Task(item, bool(repeat))
-        return next((task for task, status in self._store.tasks(self.annotator).items() if status == "open"), None)
+        found = self._rows(f"{_UNDONE} LIMIT 1") or [step for step in self._rows(_LAST) if step[3] == "edit"]
+        if not found:
+            query = "SELECT NULL, item, repeat FROM rankings WHERE annotator = ? AND answered IS NULL"
+            found = self._rows(f"{query} ORDER BY turn, rowid LIMIT 1")
+        return next((Task(item, bool(repeat)) for _, item, repeat, *_ in found), None)
 
     def can_move(self) -> tuple[bool, bool]:
         """Whether there is a step to undo, and one to redo."""
-        states = self._rows("SELECT DISTINCT state FROM history WHERE annotator = ? AND state IN ('holds', 'undone')")
-        return ("holds",) in states, ("undone",) in states
+        return bool(self._rows(_LAST)), bool(self._rows(f"{_UNDONE} LIMIT 1"))
 
     def shown_order(self, task: Task) -> list[int]:
         """The index of the response at each place, as it was shown."""
@@ -80,12 +85,8 @@ class History:
 
     def latest_seconds(self, count: int) -> list[float]:
         """From showing to answering, of the tasks that were answered last."""
-        rows = self._rows(
-            "SELECT max(0, answered - shown) FROM history JOIN rankings USING (annotator, item, repeat)"
-            " WHERE annotator = ? AND state = 'holds' AND action <> 'edit' ORDER BY number DESC LIMIT ?",
-            count,
-        )
-        return [seconds for (seconds,) in rows]
+        query = "SELECT max(0, answered - shown) FROM rankings WHERE annotator = ? AND answered IS NOT NULL"
+        return [seconds for (seconds,) in self._rows(f"{query} ORDER BY turn DESC, rowid DESC LIMIT ?", count)]
 
     def show(self, task: Task, order: list[int], now: float | None = None) -> None:
         """Stores that a task is shown in this order; it is open then."""
@@ -93,7 +94,7 @@ class History:
         with self._store.together() as connection:
             connection.execute(
                 "INSERT INTO rankings (annotator, item, repeat, shown_order, shown, touched, turn)"
-                f" VALUES (?, ?, ?, ?, ?, ?, {_NEXT_TURN})",
+                " VALUES (?, ?, ?, ?, ?, ?, (SELECT ifnull(max(number), 0) FROM history))",
                 (self.annotator, *task, json.dumps(order), now, now),
             )
 
@@ -110,18 +111,18 @@ class History:
                 return
             state, changed = self._consequences(step)
             answer = step.answer and (json.dumps(step.answer.ranks), *_flags(step.answer))
-            connection.execute(
+            number = connection.execute(
                 "INSERT INTO history (time, annotator, key, action, item, repeat, ranks, all_bad, flag, note, skipped,"
                 " state) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
                 (now, self.annotator, step.key, step.action, *(step.task or (None, None)))
                 + (*(answer or [None] * 4), step.skipped, state),
-            )
+            ).lastrowid
             for task in changed:
                 update = f"UPDATE rankings SET ({ANSWER}, answered) = ({LAST_STEP}) WHERE {_TASK}"
                 connection.execute(update, (self.annotator, *task))
             for task in changed[-1:]:
-                update = f"UPDATE rankings SET touched = ?, turn = {_NEXT_TURN} WHERE {_TASK}"
-                connection.execute(update, (now, self.annotator, *task))
+                update = f"UPDATE rankings SET touched = ?, turn = ? WHERE {_TASK}"
+                connection.execute(update, (now, number, self.annotator, *task))
 
     def _consequences(self, step: Step) -> tuple[str | None, list[Task]]:
         """Gives earlier steps their new states; returns the state of this one, and the tasks whose answers change.
@@ -130,32 +131,24 @@ class History:
         """
         with self._store.together() as connection:
             if step.action in MOVES:
-                before, after, which = (
-                    ("holds", "undone", "max") if step.action == "undo" else ("undone", "holds", "min")
-                )
-                query = f"SELECT {which}(number), item, repeat FROM history WHERE annotator = ? AND state = ?"
-                for number, item, repeat in self._rows(f"{query} GROUP BY annotator", before):
+                query, after = (_LAST, "undone") if step.action == "undo" else (f"{_UNDONE} LIMIT 1", "holds")
+                for number, item, repeat, _ in self._rows(query):
                     connection.execute("UPDATE history SET state = ? WHERE number = ?", (after, number))
                     return None, [Task(item, bool(repeat))]
                 return None, []
             assert step.task is not None
             if step.action == "edit" and step.answer == self.answer(step.task):
                 return None, []
-            undone = self._rows("SELECT DISTINCT item, repeat FROM history WHERE annotator = ? AND state = 'undone'")
+            undone = {Task(item, bool(repeat)): None for _, item, repeat, _ in self._rows(_UNDONE)}
             connection.execute(
                 "UPDATE history SET state = iif((item, repeat) = (?, ?), 'replaced', 'holds')"
                 " WHERE annotator = ? AND state = 'undone'",
                 (*step.task, self.annotator),
             )
-            others = [Task(item, bool(repeat)) for item, repeat in undone if (item, bool(repeat)) != step.task]
-            return "holds", [*others, step.task]
+            return "holds", [*(task for task in undone if task != step.task), step.task]
 
     def _rows(self, query: str, *values: Any) -> list[tuple[Any, ...]]:
         return self._store.rows(query, self.annotator, *values)
-
-
-_TASK = "annotator = ? AND item = ? AND repeat = ?"
-_NEXT_TURN = "(SELECT ifnull(max(turn), 0) + 1 FROM rankings)"
 
 
 def _answer(ranks: str | None, all_bad: int, flag: int, note: str) -> Answer | None:

@@ -2,7 +2,7 @@
 
 import statistics
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,7 +11,6 @@ from chatpipe.errors import UsageError
 from chatpipe.ranking.answers import BadAnswer, blank, read_answer, read_text
 from chatpipe.ranking.assignment import (
     Task,
-    Tasks,
     new_items,
     next_task,
     repeated_items,
@@ -66,7 +65,7 @@ class Session:
     def view(self) -> View:
         """What the annotator sees now; assigns the next task if none is at hand."""
         with self._store.lock:
-            return self._view(self._current())
+            return self._view()
 
     def act(
         self, key: str, action: str, task: str | None, answer: dict[str, Any] | None, reason: str | None = None
@@ -79,24 +78,13 @@ class Session:
         """
         with self._store.together():
             used = next(iter(self._history.steps(key)), None)
-            at_hand = self._current() if used is None else used.task
+            if used is None and self._history.current() is None:
+                self._view()  # assigns the next task
+            at_hand = self._history.current() if used is None else used.task
             if not self._is_meant(task, at_hand, action):
                 raise StaleTask("this task is not the one at hand")
             self._history.record(self._step(key, action, at_hand, answer, reason, used), self._clock())
-            return self._view(self._current())
-
-    def _current(self) -> Task | None:
-        """The task at hand; if there is none, the next one is assigned and stored as shown."""
-        task = self._history.current()
-        if task is not None:
-            return task
-        now = self._clock()
-        tasks, taken = self._store.tasks(self._annotator), self._store.taken(now)
-        task = next_task(tasks, self._new(tasks, taken), taken, self._repeated)
-        if task is not None:
-            k = len(self._store.item(task.item).responses)
-            self._history.show(task, shown_order(self._store.seed, self._annotator, task, k), now)
-        return task
+            return self._view()
 
     def _is_meant(self, token: str | None, at_hand: Task | None, action: str) -> bool:
         if token is None:
@@ -128,16 +116,25 @@ class Session:
             raise BadAnswer("a skip needs a reason")
         return Step(key, action, task, given, reason)
 
-    def _view(self, task: Task | None) -> View:
-        tasks = self._store.tasks(self._annotator)
-        can_undo, can_redo = self._history.can_move()
-        pace = self._history.latest_seconds(PACE_TASKS)
+    def _view(self) -> View:
+        now, task = self._clock(), self._history.current()
+        tasks, taken = self._store.tasks(self._annotator), self._store.taken(now)
+        new = new_items(self._store.queue, tasks, taken, self._store.overlap)
+        if task is None:
+            task = next_task(tasks, new, taken, self._repeated)
+            if task is not None:
+                k = len(self._store.item(task.item).responses)
+                self._history.show(task, shown_order(self._store.seed, self._annotator, task, k), now)
+                tasks[task] = "open"
+                new = [item for item in new if item != task.item]
         if task is None:
             prompt, responses, answer = [], [], blank(0).shown_in([])
         else:
             item, order = self._store.item(task.item), self._history.shown_order(task)
             prompt, responses = item.prompt, [item.responses[index] for index in order]
             answer = self._history.answer(task).shown_in(order)
+        can_undo, can_redo = self._history.can_move()
+        pace = self._history.latest_seconds(PACE_TASKS)
         return View(
             task=None if task is None else self._token(task),
             prompt=prompt,
@@ -146,12 +143,6 @@ class Session:
             can_undo=can_undo,
             can_redo=can_redo,
             done=sum(status != "open" for status in tasks.values()),
-            left=0 if task is None else self._left(tasks),
+            left=tasks_left(tasks, new, self._repeated),
             seconds_per_task=statistics.median(pace) if pace else None,
         )
-
-    def _left(self, tasks: Tasks) -> int:
-        return tasks_left(tasks, self._new(tasks, self._store.taken(self._clock())), self._repeated)
-
-    def _new(self, tasks: Tasks, taken: Mapping[str, int]) -> list[str]:
-        return new_items(self._store.queue, tasks, taken, self._store.overlap)

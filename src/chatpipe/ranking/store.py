@@ -214,7 +214,7 @@ class Store:
         """The tasks that an annotator was shown; the one that they worked on last is at the end."""
         rows = self.rows(
             "SELECT item, repeat, CASE WHEN answered IS NULL THEN 'open' WHEN skipped IS NULL THEN 'ranked'"
-            " ELSE 'skipped' END FROM rankings WHERE annotator = ? ORDER BY turn",
+            " ELSE 'skipped' END FROM rankings WHERE annotator = ? ORDER BY turn, rowid",
             annotator,
         )
         return {Task(item, bool(repeat)): status for item, repeat, status in rows}
@@ -224,17 +224,15 @@ class Store:
 
         If the clock was set back, an item is held for `HELD_SECONDS` either way.
         """
-        return Counter(
-            dict(
-                self.rows(
-                    "SELECT item, count(*) FROM rankings"
-                    " WHERE annotator IN (SELECT name FROM annotators WHERE kind = 'person') AND repeat = 0 AND"
-                    " CASE WHEN answered IS NULL THEN abs(? - touched) < ? ELSE skipped IS NULL END GROUP BY item",
-                    now,
-                    HELD_SECONDS,
-                )
-            )
+        by_people = (
+            "SELECT item, count(*) FROM rankings WHERE {} AND repeat = 0"
+            " AND annotator IN (SELECT name FROM annotators WHERE kind = 'person') GROUP BY item"
         )
+        taken = Counter(dict(self.rows(by_people.format("answered IS NOT NULL AND skipped IS NULL"))))
+        if now is not None:
+            open_now = by_people.format("answered IS NULL AND abs(? - touched) < ?")
+            taken.update(dict(self.rows(open_now, now, HELD_SECONDS)))
+        return taken
 
     def progress(self, names: Sequence[str]) -> Progress:
         """How far the annotators `names` have come."""
