@@ -76,15 +76,16 @@ class Session:
         order (a skip may leave it out, for the answer so far). The same key with the same content again changes
         nothing, whatever happened in between. Raises `BadAnswer`, `StaleTask`, and as `History.record`.
         """
-        with self._store.together():
-            used = next(iter(self._history.steps(key)), None)
-            if used is None and self._history.current() is None:
-                self._view()  # assigns the next task
-            at_hand = self._history.current() if used is None else used.task
-            if not self._is_meant(task, at_hand, action):
-                raise StaleTask("this task is not the one at hand")
-            self._history.record(self._step(key, action, at_hand, answer, reason, used), self._clock())
-            return self._view()
+        with self._store.lock:
+            if self._history.current() is None:
+                self._view()  # assigns a task
+            with self._store.together():
+                used = next(iter(self._history.steps(key)), None)
+                at_hand = self._history.current() if used is None else used.task
+                if not self._is_meant(task, at_hand, action):
+                    raise StaleTask("this task is not the one at hand")
+                self._history.record(self._step(key, action, at_hand, answer, reason, used), self._clock())
+                return self._view()
 
     def _is_meant(self, token: str | None, at_hand: Task | None, action: str) -> bool:
         if token is None:
