@@ -1,7 +1,7 @@
-"""What shows while PPO runs that it goes wrong: pure functions of the iterations' metrics.
+"""Alarms: signs that a PPO run goes wrong, as pure functions of the iterations' metrics.
 
-Each alarm is a sentence that says what was measured and what to try. Trends are judged by the t statistic of a straight
-line through the last `WINDOW` iterations, so that the noise of single rollouts raises nothing.
+Each alarm is a sentence with what was measured and what to try. A trend counts by the t statistic of a straight line
+through the last `WINDOW` iterations, so that the noise of single rollouts raises no alarm.
 """
 
 from collections.abc import Mapping, Sequence
@@ -14,19 +14,19 @@ History = Sequence[Mapping[str, float]]
 """The metrics of all iterations so far, the newest last."""
 
 NEGATIVE_KL_ERRORS = 3
-"""A KL below zero by so many standard errors is no chance."""
+"""The number of standard errors by which a KL below zero is not chance."""
 KL_ROUNDING = 1e-3
-"""Nats per completion that rounding explains."""
+"""Nats per completion that rounding can cause."""
 WINDOW = 20
-"""Iterations that a trend is drawn from. With 12 a fall of the gold score was found 13 iterations later on the
-pocketworld, and level noise raised an alarm in 12 % of runs of 40 iterations; with 20 in 7 %."""
+"""Iterations of a trend. With 12, a fall of the oracle's score was found 13 iterations later on pocketworld, and noise
+without a trend raised an alarm in 12 % of runs of 40 iterations; with 20 in 7 %."""
 SHORTEST_WINDOW = 8
-"""In a run that has had fewer iterations than WINDOW a trend is drawn from all of them, if there are so many."""
+"""A run with fewer iterations than WINDOW has trends over all of them, from this number on."""
 TREND, SHORT_TREND = 3.0, 4.5
-"""The t statistic above which a trend is taken for real (18 degrees of freedom: 1 in 260 by chance), and the one in a
-run shorter than WINDOW (6 degrees of freedom: 1 in 490)."""
+"""The t statistic from which a trend counts (18 degrees of freedom: 1 in 260 by chance), and that of a run shorter than
+WINDOW (6 degrees of freedom: 1 in 490)."""
 MIN_EOS_FALL = 0.02
-"""The fall of the share of completions with EOS within a window that matters."""
+"""The smallest fall of the share of completions with EOS that raises an alarm."""
 VALUE_MODEL_WARMUP, VALUE_MODEL_WINDOW = 8, 12
 """Iterations after the warm-up in which a value model may be worse than a constant, and iterations over which it must
 then be better on average."""
@@ -106,9 +106,9 @@ def _oracle_falling(history: History) -> str | None:
         return None
     fall, _ = trend(_last(history, "objective/oracle"))
     return (
-        f"Scores rise while the held-out judge's opinion falls (by {-fall:.2f} in {_seen(history)} iterations): the "
-        "reward is being exploited. Try: raise kl_coef, or set kl_budget to the KL at which the judge was happiest; "
-        "and train the reward model on more rankings."
+        f"Scores rise while the oracle's fall (by {-fall:.2f} in {_seen(history)} iterations): the reward is being "
+        "exploited. Try: raise kl_coef, or set kl_budget to the KL at which the oracle's score was highest; and train "
+        "the reward model on more rankings."
     )
 
 

@@ -42,7 +42,7 @@ class PPOGradients(OwnLoop):
         """
         args, model = self.args, self.model_wrapped
         model.train()
-        tokens = self.sum_over_ranks(torch.tensor(minibatch.num_tokens, device=args.device))
+        tokens = self.sum_over_ranks(torch.full((), minibatch.num_tokens, device=args.device))
         readers, lengths = [self.model.policy, self.model.value_model], minibatch.sequences.lengths
         chunks = micro_batch_rows(readers, lengths, args.per_device_train_batch_size)
         mixes_text = self.ptx_dataset is not None and not self.trains_value_model_alone
@@ -87,7 +87,7 @@ class PPOGradients(OwnLoop):
         place = self.state.global_step * args.ptx_batch_size + args.process_index * size
         numbers = row_numbers(len(self.ptx_dataset), place, size, args.seed, PTX)
         rows = [text_row(self.ptx_dataset, number) for number in numbers]
-        tokens = torch.tensor(sum(len(row) - 1 for row in rows), device=args.device)
+        tokens = torch.full((), sum(len(row) - 1 for row in rows), device=args.device)
         all_tokens = self.sum_over_ranks(tokens)
         total = torch.zeros((), device=args.device)
         for start in range(0, size, at_once):
