@@ -12,7 +12,7 @@ from chatpipe.recipe.check_switches import CheckSwitches
 from chatpipe.recipe.loading import load_recipe
 from chatpipe.stages import ppo
 
-NAMES = ["pad_is_eos", "double_bos", "turns_lost", "answers_cut", "held_out_seen"]
+NAMES = ["pad_is_eos", "double_bos", "turns_lost", "answers_cut", "validation_seen"]
 
 
 def failing(count):
@@ -41,10 +41,10 @@ def test_nothing_found_lets_the_stage_begin():
 
 def test_one_failure_is_told_with_its_remedy_and_its_key():
     assert message(1) == [
-        "sft could only fail silently; it is stopped before its first step.",
+        "sft would go wrong without any error, so it stops before its first step.",
         "checks.pad_is_eos: pad_is_eos it is.",
         "  Mend pad_is_eos.",
-        "If it is meant: checks.pad_is_eos=false turns this check off.",
+        "To train anyway, turn this check off: checks.pad_is_eos=false.",
     ]
 
 
@@ -52,12 +52,12 @@ def test_three_are_told_in_full_and_of_five_the_first_two():
     three, five = message(3), message(5)
     assert len(three) == 8
     assert three[5:7] == ["checks.turns_lost: turns_lost it is.", "  Mend turns_lost."]
-    assert three[-1] == "If it is meant: checks.pad_is_eos=false turns this check off, the others likewise."
+    assert three[-1] == "To train anyway, turn this check off: checks.pad_is_eos=false (likewise for the others)."
     assert len(five) == 7
     assert five[3:6] == [
         "checks.double_bos: double_bos it is.",
         "  Mend double_bos.",
-        "... and 3 more: checks.turns_lost, checks.answers_cut, checks.held_out_seen",
+        "... and 3 more: checks.turns_lost, checks.answers_cut, checks.validation_seen",
     ]
 
 

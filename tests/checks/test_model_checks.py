@@ -4,12 +4,12 @@ import numpy as np
 import pytest
 import tiny
 import torch
+from chats import names
 from safetensors.torch import load_file, save_file
 from transformers import BertConfig, BertForSequenceClassification
 
 from chatpipe.checks import model_checks as models
 from chatpipe.checks import reward_checks as rewards
-from chatpipe.checks.gate import Finding
 from chatpipe.errors import UsageError
 from chatpipe.models.manifest import Manifest, write_manifest
 from chatpipe.models.pretrained import load_reward_model
@@ -42,18 +42,17 @@ class Deaf(BertForSequenceClassification):
 def test_embeddings_too_few(tokenizer):
     model = tiny.policy()
     assert models.embeddings_too_few(tiny.tokenizer(), {"ppo.model": model}) is None
-    assert models.embeddings_too_few(tokenizer, {"ppo.model": model}) == Finding(
-        f"ppo.model: the tokenizer has {len(tokenizer)} entries, the model's vocabulary 12.",
-        "Take the model's own tokenizer, or resize its embeddings (chatpipe sft does).",
-    )
+    assert names(models.embeddings_too_few(tokenizer, {"ppo.model": model}), len(tokenizer), "ppo.model", "12")
 
 
 @pytest.mark.parametrize("foreign", [-1, 12])
 def test_token_ids_out_of_range(foreign):
     assert models.token_ids_out_of_range([np.array([0, 11]), [3]], tiny.policy(), "pretrain.data") is None
-    assert models.token_ids_out_of_range([[3], [0, foreign]], tiny.policy(), "pretrain.data") == Finding(
-        f"pretrain.data: token id {foreign} is none of the model's 12.",
-        "Tokenise the data with the model's own tokenizer.",
+    assert names(
+        models.token_ids_out_of_range([[3], [0, foreign]], tiny.policy(), "pretrain.data"),
+        foreign,
+        "pretrain.data",
+        "12",
     )
 
 
@@ -62,10 +61,7 @@ def test_reward_pad_token(saved, pad, told):
     model = load_reward_model(saved)
     assert rewards.reward_pad_token({KEY: model}, tiny.EOS) is None
     model.config.pad_token_id = pad
-    assert rewards.reward_pad_token({KEY: model}, tiny.EOS) == Finding(
-        f"{KEY}: the pad token of {saved} is {told}.",
-        "Set pad_token_id in its config.json to the tokenizer's pad token, another one than EOS.",
-    )
+    assert names(rewards.reward_pad_token({KEY: model}, tiny.EOS), KEY, saved, told, "pad_token_id", "config.json")
 
 
 def test_batch_changes_score():
@@ -86,10 +82,7 @@ def test_dropout_of_a_model_in_training_mode_is_none_of_its_scores():
 def test_score_not_on_eos_where_rows_do_not_end_with_it():
     judges = {KEY: tiny.random_reward_model(), "ppo.reward.1": encoder(BertForSequenceClassification)}
     assert rewards.score_not_on_eos(judges, ROWS, tiny.PAD, tiny.EOS) is None
-    assert rewards.score_not_on_eos(judges, [*ROWS, [3, tiny.EOS, 4]], tiny.PAD, tiny.EOS) == Finding(
-        "answered prompts do not end with the end-of-turn token (id 1), where the score is read.",
-        "Use a chat template that ends answers with eos_token, and writes nothing behind it.",
-    )
+    assert names(rewards.score_not_on_eos(judges, [*ROWS, [3, tiny.EOS, 4]], tiny.PAD, tiny.EOS), "1", "eos_token")
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
@@ -106,8 +99,8 @@ def test_score_not_on_eos_where_transformers_reads_another_position(pad, dtype, 
     model = load_reward_model(saved).to(dtype)
     model.config.pad_token_id = pad
     found = rewards.score_not_on_eos({KEY: model}, ROWS, tiny.PAD, tiny.EOS)
-    assert found.what.startswith(f"{KEY}: transformers reads the score of {saved} elsewhere than at the EOS (off by ")
-    assert found.remedy == "Set pad_token_id in its config.json to 0, the tokenizer's pad token."
+    assert found.what.startswith(f"{KEY}: transformers reads the score of {saved} ")
+    assert "pad_token_id in its config.json to 0" in found.remedy
 
 
 def test_new_score_head(saved):
@@ -115,10 +108,7 @@ def test_new_score_head(saved):
     weights = load_file(saved / "model.safetensors")
     del weights["score.weight"]
     save_file(weights, saved / "model.safetensors", metadata={"format": "pt"})
-    assert rewards.new_score_head({KEY: load_reward_model(saved)}) == Finding(
-        f"{KEY}: {saved} holds no score.weight, so it was drawn at random just now.",
-        "Give what `chatpipe rm` wrote, or another trained reward model.",
-    )
+    assert names(rewards.new_score_head({KEY: load_reward_model(saved)}), KEY, saved, "score.weight", "chatpipe rm")
 
 
 def measured(folder, stage, **metrics):
@@ -130,15 +120,18 @@ def test_reward_at_chance(saved):
     assert rewards.reward_at_chance({KEY: load_reward_model(saved)}) is None  # nothing is known of it
     pairs = {"eval_accuracy": 0.54, "eval_pairs": 40}
     assert rewards.reward_at_chance(measured(saved, "rm", accuracy_low=0.51, **pairs)) is None
-    assert rewards.reward_at_chance(measured(saved, "rm", accuracy_low=0.41, **pairs)) == Finding(
-        f"{KEY}: {saved} is no better than chance: 54% of 40 held-out pairs right (at least 41%).",
-        "Train it on more or better rankings first (rm.data, sample.prompts).",
+    assert names(
+        rewards.reward_at_chance(measured(saved, "rm", accuracy_low=0.41, **pairs)),
+        KEY,
+        saved,
+        "54",
+        "40",
+        "41",
+        "rm.data",
+        "sample.prompts",
     )
     not_finite = {"eval_accuracy": math.nan, "eval_pairs": 40, "accuracy_low": math.nan}  # null in chatpipe.json
-    assert rewards.reward_at_chance(measured(saved, "rm", **not_finite)) == Finding(
-        f"{KEY}: {saved} gave scores that are not finite when it was measured on held-out pairs.",
-        "Its weights are broken: train it anew, with a lower rm.learning_rate.",
-    )
+    assert names(rewards.reward_at_chance(measured(saved, "rm", **not_finite)), KEY, saved, "rm.learning_rate")
 
 
 @pytest.mark.parametrize("offset", [math.nan, None])

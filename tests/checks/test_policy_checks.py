@@ -12,7 +12,7 @@ from chatpipe.ppo.model import disable_dropout
 from chatpipe.stages.ppo import start_checks
 
 PARAMS = SamplingParams(max_new_tokens=6, temperature=1.0)
-DIFFER = r"policy and reference differ by \S+ nats a token before the first step, where KL is 0\."
+DIFFER = r"policy and reference differ by \S+ nats a token .* KL must be 0 there\."
 
 
 def quiet(model):
@@ -29,19 +29,15 @@ def test_the_same_weights_pass_and_others_do_not():
     assert policy_is_not_reference(one, same, tiny.PROMPTS, PARAMS, tiny.EOS) is None
     found = policy_is_not_reference(one, other, tiny.PROMPTS, PARAMS, tiny.EOS)
     assert re.fullmatch(DIFFER, found.what)
-    assert (
-        found.remedy
-        == "Both must be the same model in the same precision; an adapter (ppo.lora) must begin as nothing."
-    )
+    assert "ppo.lora" in found.remedy
     assert not one.training
 
 
 def test_noise_in_training_mode_makes_the_ratio_another():
     noisy = tiny.policy()  # GPT-2's dropout of 0.1
     found = policy_is_not_reference(noisy, noisy, tiny.PROMPTS, PARAMS, tiny.EOS)
-    told = r"the policy reads its own completions twice with \S+ nats a token between; the ratio must be 1\."
-    assert re.fullmatch(told, found.what)
-    assert found.remedy == "Use a model without noise in its forward pass (dropout, router jitter), or ppo.bf16=false."
+    assert re.fullmatch(r"two readings of the policy differ by \S+ nats a token.* ratio must be 1\.", found.what)
+    assert "ppo.bf16=false" in found.remedy
 
 
 def test_nan_is_no_agreement():

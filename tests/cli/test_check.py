@@ -20,7 +20,7 @@ def test_a_recipe_whose_models_are_yet_to_be_made(chatpipe, listing):
     assert {one["status"] for one in said["checks"]} == {"ok", "off", "not yet"}
     for stage in TRAINING_STAGES:
         assert names(said["checks"], stage) == set(checks_of(stage))
-    assert ("pretrain", "checks.held_out_seen") in by_name(said["checks"], "ok")
+    assert ("pretrain", "checks.validation_seen") in by_name(said["checks"], "ok")
     assert set(by_name(said["checks"], "off")) == {(stage, "checks.double_bos") for stage in ("sft", "rm", "ppo")}
     later = by_name(said["checks"], "not yet")
     assert later["sft", "checks.pad_is_eos"]["found"] == "there is no runs/pocket/pretrain yet; pretrain makes it"
@@ -68,10 +68,10 @@ def test_a_check_that_fails_says_what_the_stage_would_say(chatpipe, work, tiny_r
     said = chatpipe("check", tiny_run.recipe, *words, "--json")
     assert said.code == 2
     found = by_name(json.loads(said.out)["checks"], "failed")
-    assert list(found) == [("sft", "checks.held_out_seen")], found
+    assert list(found) == [("sft", "checks.validation_seen")], found
     [failed] = found.values()
     stage = chatpipe("sft", tiny_run.recipe, *words)
-    assert f"checks.held_out_seen: {failed['found']}\n  {failed['remedy']}\n" in stage.err
+    assert f"checks.validation_seen: {failed['found']}\n  {failed['remedy']}\n" in stage.err
 
 
 def test_a_check_needs_a_recipe(refused):

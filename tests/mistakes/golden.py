@@ -84,18 +84,18 @@ GOLDEN = {
         Give what `chatpipe pretrain` or `chatpipe sft` wrote, or any causal language model.
     """,
     "conversations longer than the model reads": """
-        error: sft could only fail silently; it is stopped before its first step.
+        error: sft would go wrong without any error, so it stops before its first step.
         checks.answers_cut: sft.data: 56 of 56 conversations are longer than 64 tokens.
           Raise sft.max_length (as far as the model's n_positions), or use shorter conversations.
         checks.nothing_to_learn: sft.data: no row is left to train on.
           Look at the rows: answers are missing, all the same, all tied, or cut away.
-        If it is meant: checks.answers_cut=false turns this check off, the others likewise.
+        To train anyway, turn this check off: checks.answers_cut=false (likewise for the others).
     """,
     "a reward model at chance": """
-        error: ppo could only fail silently; it is stopped before its first step.
-        checks.reward_at_chance: ppo.reward_model: judge is no better than chance: 50% of 80 held-out pairs right (at least 40%).
+        error: ppo would go wrong without any error, so it stops before its first step.
+        checks.reward_at_chance: ppo.reward_model: judge is no better than chance: 50% of 80 validation pairs right (at least 40%).
           Train it on more or better rankings first (rm.data, sample.prompts).
-        If it is meant: checks.reward_at_chance=false turns this check off.
+        To train anyway, turn this check off: checks.reward_at_chance=false.
     """,
     "a reward function that fails": """
         error: The reward function score returned 1 numbers for 32 completions.

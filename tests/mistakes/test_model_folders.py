@@ -351,7 +351,7 @@ PAIRED = [
     Mistake(
         "the same prompts to train on and to judge by",
         f"{RM} rm.max_length=64",
-        "checks.held_out_seen, rm.data, 12, 16, Question 8? -> checks.held_out_seen=false",
+        "checks.validation_seen, rm.data, 12, 16, Question 8? -> checks.validation_seen=false",
         {"pairs.jsonl": jsonl([*pairs(60), *({**row, "prompt": row["prompt"].upper()} for row in pairs(60))])},
         {"model": "chat"},
         begun=True,
@@ -359,7 +359,7 @@ PAIRED = [
     Mistake(
         "the same questions to train on and to judge by",
         SFT,
-        "checks.held_out_seen, sft.data, 12, 16, Question 8? -> checks.held_out_seen=false",
+        "checks.validation_seen, sft.data, 12, 16, Question 8? -> checks.validation_seen=false",
         {"chats.jsonl": jsonl([*chats(60), *(chat(f"QUESTION {i}?", "Yes.") for i in range(60))])},
         {"model": "chat"},
         begun=True,

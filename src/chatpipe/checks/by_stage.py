@@ -1,6 +1,6 @@
-"""Which checks a stage has, what each looks at, and in which order they run: the cheap ones first.
+"""The checks of each stage, in the order in which they run: the cheap ones first.
 
-All take a sample of `SAMPLE` rows, or count rows that are in memory already, so that together they take seconds.
+They read a sample of `SAMPLE` rows, or count rows that are already in memory, so that together they take seconds.
 """
 
 from collections.abc import Mapping, Sequence
@@ -25,24 +25,24 @@ from chatpipe.models.pretrained import load_tokenizer
 from chatpipe.reward.ranking_batches import TOO_LONG, EncodedRankings
 
 SAMPLE = 256
-"""Rows that are rendered or encoded to look at them."""
+"""How many rows are rendered or encoded for a check."""
 
 SAMPLE_ROWS = 10_000
-"""Rows that are tokenised already."""
+"""How many of the rows that are already tokenised are counted."""
 
 MAX_CUT_OF_CONVERSATIONS = 0.75
-"""More than of others: the verdict of sft warns of what was left out from a tenth on."""
+"""Higher than for rankings: the verdict of sft warns from a tenth on."""
 
 FEW = 4
-"""Rows or prompts that models read."""
+"""How many rows or prompts the models read."""
 
 SAMPLE_TOKENS, SAMPLE_BYTES = 1_000_000, 2_000_000
 
 
 def pretrain_checks(
-    tokenizer: PreTrainedTokenizerBase, model: PreTrainedModel, texts: Sequence[RawText], held_out: Sequence[str]
+    tokenizer: PreTrainedTokenizerBase, model: PreTrainedModel, texts: Sequence[RawText], validation: Sequence[str]
 ) -> Checks:
-    """What shows before the text is tokenised, which may take hours. `held_out`: documents."""
+    """What can be checked before the text is tokenised, which may take hours. `validation`: documents."""
     key = "pretrain.data"
 
     @cache
@@ -52,12 +52,12 @@ def pretrain_checks(
     return {
         "embeddings_too_few": lambda: models.embeddings_too_few(tokenizer, {"pretrain.tokenizer": model}),
         "special_tokens_in_text": lambda: template.special_tokens_in_text([tokenizer.eos_token], documents(), key),
-        "held_out_seen": lambda: data.held_out_seen(documents(), held_out, key),
+        "validation_seen": lambda: data.validation_seen(documents(), validation, key),
     }
 
 
 def token_checks(tokenizer: PreTrainedTokenizerBase, model: PreTrainedModel, train: TrainingText) -> Checks:
-    """What the tokens of pretraining show: the first ones of each source, and the end of the last document."""
+    """What the tokens of pretraining show: the first tokens of each source, and its last one."""
     key = "pretrain.data"
     stores = [_sample_of(store) for store in train.stores]
     return {
@@ -71,28 +71,28 @@ def sft_checks(
     tokenizer: PreTrainedTokenizerBase,
     model: PreTrainedModel,
     train: Rows,
-    held_out: Rows,
+    validation: Rows,
     note: RowsNote,
     max_length: int,
 ) -> Checks:
-    """What the rows show: the first `SAMPLE_ROWS` of those to train on, and how many conversations had to go."""
+    """What the rows show: the first `SAMPLE_ROWS` to train on, and how many conversations were too long."""
     key = "sft.data"
-    conversations, others = train.examples(), held_out.examples()
+    conversations, others = train.examples(), validation.examples()
     rows = train.first(SAMPLE_ROWS)
     ids = [ids for ids, _ in rows]
     empty = sum(not any(mask) for _, mask in rows)
-    cut, cut_held_out = note.too_long["train"], note.too_long["validation"]
+    cut, cut_validation = note.too_long["train"], note.too_long["validation"]
     return {
         "embeddings_too_few": lambda: models.embeddings_too_few(tokenizer, {"sft.model": model}),
         "answers_cut": lambda: (
             _conversations_cut(cut, len(train), max_length, "conversations")
-            or _conversations_cut(cut_held_out, len(held_out), max_length, "held-out conversations")
+            or _conversations_cut(cut_validation, len(validation), max_length, "validation conversations")
         ),
         "nothing_to_learn": lambda: data.nothing_to_learn(empty, len(rows), key),
         "eos_not_learned": lambda: data.eos_not_learned(rows, tokenizer.eos_token_id),
         "token_ids_out_of_range": lambda: models.token_ids_out_of_range(ids, model, key),
         "unknown_tokens": lambda: data.unknown_tokens(ids, tokenizer, key),
-        "held_out_seen": lambda: _prompts_seen(
+        "validation_seen": lambda: _prompts_seen(
             [turns[:-1] for turns in conversations], [turns[:-1] for turns in others], key
         ),
         **_of_template(tokenizer, conversations[:SAMPLE], key),
@@ -110,8 +110,8 @@ def rm_checks(
     train: EncodedRankings,
     max_length: int,
 ) -> Checks:
-    """`train`: what is left of `rankings.train` at `max_length`."""
-    key, judged = "rm.data", {"rm.model": model}
+    """`train`: the rankings of `rankings.train` that fit into `max_length` tokens."""
+    key, scorers = "rm.data", {"rm.model": model}
     sample = [
         [*ranking.prompt, {"role": "assistant", "content": text}]
         for ranking in rankings.train[:SAMPLE]
@@ -119,53 +119,53 @@ def rm_checks(
     ]
     rows = _few_of_each_length([ranking.sequences[0] for ranking in train.rankings[:SAMPLE]])
     return {
-        "embeddings_too_few": lambda: models.embeddings_too_few(tokenizer, judged),
-        "reward_pad_token": lambda: rewards.reward_pad_token(judged, tokenizer.eos_token_id),
+        "embeddings_too_few": lambda: models.embeddings_too_few(tokenizer, scorers),
+        "reward_pad_token": lambda: rewards.reward_pad_token(scorers, tokenizer.eos_token_id),
         "answers_cut": lambda: data.answers_cut(
             train.skipped[TOO_LONG], len(rankings.train), max_length, key, "rankings"
         ),
         "nothing_to_learn": lambda: data.nothing_to_learn(0, len(train.rankings), key, train.skipped),
         "chosen_is_rejected": lambda: data.chosen_is_rejected(tokenizer, rankings.train[:SAMPLE], max_length),
-        "held_out_seen": lambda: _prompts_seen(
+        "validation_seen": lambda: _prompts_seen(
             [ranking.prompt for ranking in rankings.train], [ranking.prompt for ranking in rankings.validation], key
         ),
         **_of_template(tokenizer, sample, key),
-        **_of_scores(judged, rows, tokenizer),
+        **_of_scores(scorers, rows, tokenizer),
     }
 
 
 def ppo_checks(
     tokenizer: PreTrainedTokenizerBase,
     policy: PreTrainedModel,
-    judges: Mapping[str, PreTrainedModel],
+    scorers: Mapping[str, PreTrainedModel],
     prompts: Loaded[Conversation],
     context: int,
     response_length: int,
 ) -> Checks:
-    """`judges`: the reward models by recipe key, also one that is not trained on. `context`: tokens that all read."""
+    """`scorers`: all reward models by recipe key, the oracle included. `context`: tokens that all can read."""
     key, sample = "ppo.data", prompts.train[:SAMPLE]
-    # There are no answers yet; a row for a reward model takes what was asked for one.
+    # There are no answers yet, so the question takes the place of the answer in what reward models read.
     answered = [encode_completion(tokenizer, prompt, prompt[-1]["content"])[0] for prompt in sample]
     rows = _few_of_each_length([ids for ids in answered if len(ids) <= context])
     return {
-        "embeddings_too_few": lambda: models.embeddings_too_few(tokenizer, {"ppo.model": policy, **judges}),
-        "reward_pad_token": lambda: rewards.reward_pad_token(judges, tokenizer.eos_token_id),
-        "reward_at_chance": lambda: rewards.reward_at_chance(judges),
-        "new_score_head": lambda: rewards.new_score_head(judges),
+        "embeddings_too_few": lambda: models.embeddings_too_few(tokenizer, {"ppo.model": policy, **scorers}),
+        "reward_pad_token": lambda: rewards.reward_pad_token(scorers, tokenizer.eos_token_id),
+        "reward_at_chance": lambda: rewards.reward_at_chance(scorers),
+        "new_score_head": lambda: rewards.new_score_head(scorers),
         "prompts_cut": lambda: data.prompts_cut(
             [len(encode_prompt(tokenizer, prompt)) for prompt in sample], context, response_length
         ),
-        "held_out_seen": lambda: _prompts_seen(prompts.train, prompts.validation, key),
+        "validation_seen": lambda: _prompts_seen(prompts.train, prompts.validation, key),
         **_of_template(tokenizer, sample, key),
         "other_template": lambda: template.other_template(
-            tokenizer, {name: load_tokenizer(model.name_or_path) for name, model in judges.items()}, sample
+            tokenizer, {name: load_tokenizer(model.name_or_path) for name, model in scorers.items()}, sample
         ),
-        **_of_scores(judges, rows, tokenizer),
+        **_of_scores(scorers, rows, tokenizer),
     }
 
 
 def _of_template(tokenizer: PreTrainedTokenizerBase, sample: Sequence[Conversation], key: str) -> Checks:
-    """The checks of a chat template, for some conversations or prompts."""
+    """The checks of a chat template on some conversations or prompts."""
     return {
         "pad_is_eos": lambda: template.pad_is_eos(tokenizer),
         "double_bos": lambda: template.double_bos(tokenizer, [template.encode(tokenizer, each)[0] for each in sample]),
@@ -177,34 +177,34 @@ def _of_template(tokenizer: PreTrainedTokenizerBase, sample: Sequence[Conversati
     }
 
 
-def _prompts_seen(train: Sequence[Conversation], held_out: Sequence[Conversation], key: str) -> Finding | None:
-    return data.held_out_seen(map(_text, train), list(map(_text, held_out)), key)
+def _prompts_seen(train: Sequence[Conversation], validation: Sequence[Conversation], key: str) -> Finding | None:
+    return data.validation_seen(map(_text, train), list(map(_text, validation)), key)
 
 
 def _of_scores(
-    judges: Mapping[str, PreTrainedModel], rows: Sequence[Sequence[int]], tokenizer: PreTrainedTokenizerBase
+    scorers: Mapping[str, PreTrainedModel], rows: Sequence[Sequence[int]], tokenizer: PreTrainedTokenizerBase
 ) -> Checks:
-    """The checks that have reward models read some answered prompts."""
+    """The checks for which reward models read some answered prompts."""
     pad, eos = tokenizer.pad_token_id, tokenizer.eos_token_id
-    entries = min((model.get_input_embeddings().num_embeddings for model in judges.values()), default=0)
+    entries = min((model.get_input_embeddings().num_embeddings for model in scorers.values()), default=0)
     rows = [ids for ids in rows if max(ids) < entries]
-    if not rows:  # another check says why, or there are no reward models
+    if not rows:  # another check reports why, or there are no reward models
         return {}
     return {
-        "score_not_on_eos": lambda: rewards.score_not_on_eos(judges, rows, pad, eos),
-        "batch_changes_score": lambda: rewards.batch_changes_score(judges, rows, pad),
+        "score_not_on_eos": lambda: rewards.score_not_on_eos(scorers, rows, pad, eos),
+        "batch_changes_score": lambda: rewards.batch_changes_score(scorers, rows, pad),
     }
 
 
 def _few_of_each_length(rows: Sequence[list[int]]) -> list[list[int]]:
-    """A few rows from the shortest to the longest, so that a batch of them is padded."""
+    """A few rows, from the shortest to the longest, so that a batch of them needs padding."""
     ordered = sorted(rows, key=len)
     places = np.linspace(0, len(ordered) - 1, min(FEW, len(ordered))).astype(int)
     return [ordered[place] for place in places]
 
 
 def _sample_of(store: TokenStore) -> np.ndarray:
-    """The first tokens of a store and its last one, which ends a document."""
+    """The first tokens of a store and its last token, which ends a document."""
     first = store.read(0, min(SAMPLE_TOKENS, len(store)))
     return np.concatenate([first, store.read(len(store) - 1, 1)])
 

@@ -1,4 +1,4 @@
-"""Checks of the rows: is there something to learn in them, and something to judge by?"""
+"""Checks of the rows: can the model learn from them, and is validation data separate from them?"""
 
 import unicodedata
 from collections.abc import Iterable, Mapping, Sequence
@@ -13,7 +13,7 @@ from chatpipe.models.context import leaves_room
 from chatpipe.reward.ranking_batches import encode_answers
 
 MAX_CUT_SHARE = 0.5
-"""What is left out is counted and said; where it is most of the data, something else was meant."""
+"""Rows left out are always reported; if they are most of the data, a setting is wrong."""
 
 MAX_ENDLESS_SHARE = 0.1
 MAX_SEEN_SHARE = 0.01
@@ -22,9 +22,9 @@ MAX_UNKNOWN_SHARE = 0.01
 
 
 def eos_not_learned(rows: Sequence[tuple[Sequence[int], Sequence[int]]], eos_token_id: int) -> Finding | None:
-    """Answers whose end-of-turn token is not trained on: the model never stops (trl #1623, #3091; open-r1 #492).
+    """The end-of-turn token is not trained on, so the model never stops (trl #1623, #3091; open-r1 #492).
 
-    `rows`: token ids and the mask of those that are trained on. More than a tenth of all rows.
+    `rows`: token ids, and the mask of the trained ones. Fails above a tenth of the rows.
     """
     endless = sum(
         not any(learn and token == eos_token_id for token, learn in zip(ids, mask, strict=True)) for ids, mask in rows
@@ -38,9 +38,9 @@ def eos_not_learned(rows: Sequence[tuple[Sequence[int], Sequence[int]]], eos_tok
 
 
 def nothing_to_learn(empty: int, rows: int, key: str, left_out: Mapping[str, int] | None = None) -> Finding | None:
-    """Rows without a single token (rm: pair) to train on, or no rows at all: loss 0.0, no warning (trl #3927, #6025).
+    """Some rows have no token (rm: no pair) to train on, or there are no rows: the loss is 0.0 (trl #3927, #6025).
 
-    All rows are counted. `left_out`: how many were, by reason.
+    All rows are counted. `left_out`: numbers of rows left out, by reason.
     """
     if rows > 0 and empty == 0:
         return None
@@ -55,9 +55,9 @@ def nothing_to_learn(empty: int, rows: int, key: str, left_out: Mapping[str, int
 def answers_cut(
     cut: int, rows: int, max_length: int, key: str, name: str, max_share: float = MAX_CUT_SHARE
 ) -> Finding | None:
-    """Over `max_share` of the rows (`name`: conversations, rankings) under `key` are left out at `max_length`.
+    """More than `max_share` of the rows (`name`: conversations, rankings) under `key` are longer than `max_length`.
 
-    trl #3927, #6668; LLaMA-Factory #3995. All rows are counted.
+    Such rows are left out. trl #3927, #6668; LLaMA-Factory #3995. All rows are counted.
     """
     if cut <= max_share * rows:
         return None
@@ -68,73 +68,72 @@ def answers_cut(
 
 
 def prompts_cut(lengths: Sequence[int], context: int, response_length: int) -> Finding | None:
-    """Most prompts leave no room for an answer in the context: training on the rest is another task than meant.
+    """Most prompts leave no room for an answer in the context, and only the others would be trained on.
 
-    `lengths`: tokens of the prompts looked at.
+    `lengths`: the tokens of each prompt.
     """
     cut = sum(not leaves_room(length, response_length, context) for length in lengths)
     if cut <= MAX_CUT_SHARE * len(lengths):
         return None
     return Finding(
-        f"ppo.data: {cut} of {len(lengths)} prompts looked at leave no room for {response_length} new tokens in "
-        f"{context}.",
+        f"ppo.data: {cut} of {len(lengths)} prompts leave no room for {response_length} new tokens in {context}.",
         "Lower ppo.response_length, or use models with more positions.",
     )
 
 
-def held_out_seen(train: Iterable[str], held_out: Sequence[str], key: str) -> Finding | None:
-    """Texts (prompts, documents) that are held out are trained on too, but for case, white space and Unicode's forms.
+def validation_seen(train: Iterable[str], validation: Sequence[str], key: str) -> Finding | None:
+    """Validation texts (prompts, documents) are in the training data too, up to case, white space and Unicode forms.
 
-    The split is by text, so equal ones cannot be on both sides; near ones can (decontamination as in the GPT-3 paper,
-    arXiv 2005.14165, appendix C, and in Tulu 3, arXiv 2411.15124). More than 1 % of those held out.
+    The split puts equal texts on one side, but not near-equal ones (decontamination as in the GPT-3 paper,
+    arXiv 2005.14165, appendix C, and in Tulu 3, arXiv 2411.15124). Fails above 1 % of the validation texts.
     """
-    judged = [_normal(text) for text in held_out]
-    unseen = set(judged)
+    normal = [_normal(text) for text in validation]
+    unseen = set(normal)
     unseen.difference_update(map(_normal, train))
-    seen = [number for number, text in enumerate(judged) if text not in unseen]
-    if len(seen) <= MAX_SEEN_SHARE * len(judged):
+    seen = [number for number, text in enumerate(normal) if text not in unseen]
+    if len(seen) <= MAX_SEEN_SHARE * len(normal):
         return None
     return Finding(
-        f"{key}: {len(seen)} of {len(judged)} held-out texts are trained on too, but for case and spaces: "
-        f"{' '.join(held_out[seen[0]].split())[:40]!r}.",
-        "Remove such doubles from the data.",
+        f"{key}: {len(seen)} of {len(normal)} validation texts are in the training data too, up to case and spaces: "
+        f"{' '.join(validation[seen[0]].split())[:40]!r}.",
+        "Remove the duplicates from the data.",
     )
 
 
 def chosen_is_rejected(
     tokenizer: PreTrainedTokenizerBase, rankings: Sequence[Ranking], max_length: int
 ) -> Finding | None:
-    """Answers of different rank that are the same tokens to the model, also after truncation: nothing is preferred.
+    """Answers with different ranks have the same tokens, also after truncation, so there is nothing to prefer.
 
-    OpenRLHF #1311. Counts rankings all of whose answers are the same, more than 1 % of those given that have ranks.
+    OpenRLHF #1311. Fails if all answers are the same in more than 1 % of the rankings with different ranks.
     """
     preferring = [ranking for ranking in rankings if len(set(ranking.ranks)) > 1]
     same = sum(_is_one_answer(tokenizer, ranking, max_length) for ranking in preferring)
     if same <= MAX_SAME_SHARE * len(preferring):
         return None
     return Finding(
-        f"rm.data: in {same} of {len(preferring)} rankings looked at, chosen and rejected are the same tokens.",
+        f"rm.data: in {same} of {len(preferring)} rankings, chosen and rejected are the same tokens.",
         "Look at the columns: is one field read as both answers?",
     )
 
 
 def end_of_text_missing(stores: Sequence[np.ndarray], eos_token_id: int) -> Finding | None:
-    """No end-of-text token in what pretraining reads: a model that never learns to stop, as in trl #1623.
+    """Pretraining reads no end-of-text token, so the model never learns to stop (as in trl #1623).
 
     `stores`: token ids of the beginning and the end of each source.
     """
     if any((ids == eos_token_id).any() for ids in stores):
         return None
     return Finding(
-        f"pretrain.data: no end-of-text token (id {eos_token_id}) among {sum(map(len, stores)):,} tokens looked at.",
-        "Delete the stage's tokens folder: it is then tokenised anew, with one behind each document.",
+        f"pretrain.data: no end-of-text token (id {eos_token_id}) among {sum(map(len, stores)):,} tokens read.",
+        "Delete the stage's tokens folder, so that its text is tokenised again with an end-of-text token per document.",
     )
 
 
 def unknown_tokens(
     rows: Iterable[Sequence[int] | np.ndarray], tokenizer: PreTrainedTokenizerBase, key: str
 ) -> Finding | None:
-    """The tokenizer was made for other text: more than 1 % of its tokens are the unknown one, and their text is lost.
+    """More than 1 % of the tokens are the unknown token: the tokenizer was made for other text.
 
     "UNKs Everywhere", arXiv 2012.15562. Counts the rows given.
     """

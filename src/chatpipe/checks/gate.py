@@ -1,4 +1,4 @@
-"""Running the checks of a stage: all of them, so that one error names everything that is wrong."""
+"""Running the checks of a stage: all of them, so that one error names all problems."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -8,24 +8,24 @@ from chatpipe.errors import UsageError
 from chatpipe.recipe.check_switches import CheckSwitches
 
 MOST_IN_FULL = 3
-"""Two lines each; with the first and the last line that makes the eight an error may have."""
+"""Findings shown with their remedy, two lines each. With the first and the last line, an error has eight lines."""
 
 
 @dataclass(frozen=True)
 class Finding:
-    """What a check found: what is wrong and where, and what to do; a line each."""
+    """A problem that a check found: what is wrong and where, and what to do; one line each."""
 
     what: str
     remedy: str
 
 
 Checks = Mapping[str, Callable[[], Finding | None]]
-"""The checks of a stage by name, in the order in which they run; None: nothing was found."""
+"""Checks by name, in the order in which they run; a check returns None where it finds nothing."""
 
 
 @dataclass(frozen=True)
 class CheckResult:
-    """How a check went; `finding` only where it failed."""
+    """The outcome of a check; `finding` is given only if it failed."""
 
     name: str
     stage: str
@@ -34,9 +34,9 @@ class CheckResult:
 
 
 def enforce(stage: str, switches: CheckSwitches, checks: Checks) -> list[CheckResult]:
-    """Runs `checks`, and raises `UsageError` with all that was found.
+    """Runs `checks` and raises `UsageError` with all findings.
 
-    Every rank runs them on the same data and models, so all stop together.
+    Every rank runs them on the same data and models, so that all ranks stop together.
     """
     results = run_checks(stage, switches, checks)
     failed = [result for result in results if result.finding is not None]
@@ -46,7 +46,7 @@ def enforce(stage: str, switches: CheckSwitches, checks: Checks) -> list[CheckRe
 
 
 def refuse(checks: Checks) -> None:
-    """Runs checks that have no switch, and raises `UsageError` with all that was found."""
+    """Runs checks that cannot be turned off, and raises `UsageError` with all findings."""
     found = [finding for check in checks.values() if (finding := check()) is not None]
     if len(found) == 1:
         raise UsageError(found[0].what, found[0].remedy)
@@ -57,7 +57,7 @@ def refuse(checks: Checks) -> None:
 
 
 def run_checks(stage: str, switches: CheckSwitches, checks: Checks) -> list[CheckResult]:
-    """How each of `checks` went, in their order; one that `switches` turn off does not run."""
+    """The outcome of each check, in order; a check that `switches` turn off does not run."""
     return [
         _run(name, stage, check) if getattr(switches, name) else CheckResult(name, stage, "off")
         for name, check in checks.items()
@@ -71,12 +71,12 @@ def _run(name: str, stage: str, check: Callable[[], Finding | None]) -> CheckRes
 
 def _stop(stage: str, failed: Sequence[CheckResult]) -> UsageError:
     shown = failed if len(failed) <= MOST_IN_FULL else failed[: MOST_IN_FULL - 1]
-    lines = [f"{stage} could only fail silently; it is stopped before its first step."]
+    lines = [f"{stage} would go wrong without any error, so it stops before its first step."]
     for result in shown:
         assert result.finding is not None
         lines += [f"checks.{result.name}: {result.finding.what}", f"  {result.finding.remedy}"]
     if len(shown) < len(failed):
         rest = ", ".join(f"checks.{result.name}" for result in failed[len(shown) :])
         lines.append(f"... and {len(failed) - len(shown)} more: {rest}")
-    others = "" if len(failed) == 1 else ", the others likewise"
-    return UsageError("\n".join(lines), f"If it is meant: checks.{failed[0].name}=false turns this check off{others}.")
+    others = "" if len(failed) == 1 else " (likewise for the others)"
+    return UsageError("\n".join(lines), f"To train anyway, turn this check off: checks.{failed[0].name}=false{others}.")

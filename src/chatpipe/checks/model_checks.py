@@ -12,14 +12,14 @@ from chatpipe.models.pretrained import load_tokenizer
 def embeddings_too_few(tokenizer: PreTrainedTokenizerBase, models: Mapping[str, PreTrainedModel]) -> Finding | None:
     """A model, by recipe key, has fewer embeddings than the tokenizer has tokens (trl #1674, #1979).
 
-    On a GPU that ends in an assertion somewhere, or in another model's memory; with token ids that seldom come, late.
+    On a GPU that ends in a device-side assertion, and with rare token ids only late in training.
     """
     for key, model in models.items():
         entries = embedding_count(model)
         if len(tokenizer) > entries:
             return Finding(
                 f"{key}: the tokenizer has {len(tokenizer):,} entries, the model's vocabulary {entries:,}.",
-                "Take the model's own tokenizer, or resize its embeddings (chatpipe sft does).",
+                "Use the model's own tokenizer, or resize its embeddings (chatpipe sft does).",
             )
     return None
 
@@ -43,7 +43,7 @@ def token_ids_out_of_range(
         foreign = [token for token in (int(np.min(ids)), int(np.max(ids))) if not 0 <= token < entries]
         if foreign:
             return Finding(
-                f"{key}: token id {foreign[0]:,} is none of the model's {entries:,}.",
+                f"{key}: token id {foreign[0]:,} is not one of the model's {entries:,}.",
                 "Tokenise the data with the model's own tokenizer.",
             )
     return None

@@ -126,7 +126,7 @@ def _no_stop_token(token: int | None, policy: PreTrainedModel) -> Finding | None
     vocabulary = embedding_count(policy)
     if not 0 <= token < vocabulary:
         return Finding(
-            f"The stop token {token} is none of the policy's {vocabulary} tokens: no completion would end.",
+            f"The stop token {token} is not one of the policy's {vocabulary} tokens, so no completion would end.",
             "Give stop_token_id, or the policy's own tokenizer.",
         )
     return None

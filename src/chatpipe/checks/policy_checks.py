@@ -1,4 +1,4 @@
-"""The check of PPO's start: before the first step the policy is its own reference, and reads as it will be trained."""
+"""The check of PPO's start: before the first step, policy and reference give the same log-probs."""
 
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
@@ -30,7 +30,7 @@ def policy_is_not_reference(
     autocast: Context = nullcontext,
     bf16: bool = False,
 ) -> Finding | None:
-    """The policy's log-probs of its completions are not the reference's (KL is not 0), or not its own when read again.
+    """The policy's log-probs of its completions differ from the reference's, or from its own in a second reading.
 
     trl #1005, #615 (negative KL); the first ratio: "The 37 Implementation Details of PPO". One completion to each of
     the few `prompts` (token ids) is read all together, and again one by one in training mode, as updates read.
@@ -54,13 +54,13 @@ def policy_is_not_reference(
         policy.train(was_training)
     if not kl <= tolerance:
         return Finding(
-            f"policy and reference differ by {kl:.2g} nats a token before the first step, where KL is 0.",
-            "Both must be the same model in the same precision; an adapter (ppo.lora) must begin as nothing.",
+            f"policy and reference differ by {kl:.2g} nats a token before the first step, but KL must be 0 there.",
+            "Both must be the same model in the same precision; an adapter (ppo.lora) must start at zero.",
         )
     ratio = _distance(sampled, again)
     if not ratio <= tolerance:
         return Finding(
-            f"the policy reads its own completions twice with {ratio:.2g} nats a token between; the ratio must be 1.",
+            f"two readings of the policy differ by {ratio:.2g} nats a token, but the first ratio must be 1.",
             "Use a model without noise in its forward pass (dropout, router jitter), or ppo.bf16=false.",
         )
     return None

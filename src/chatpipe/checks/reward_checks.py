@@ -1,4 +1,4 @@
-"""Checks of reward models: is what they say about the answer, and is it worth anything?"""
+"""Checks of reward models: is the score read at the end of the answer, and is it better than chance?"""
 
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -71,7 +71,7 @@ def score_not_on_eos(
         difference = _largest_difference(stock, score_sequences(model, rows, tokens_at_once=1))
         if difference > TOLERANCE[model.dtype]:
             return Finding(
-                f"{key}: transformers reads the score of {_named(model)} elsewhere than at the EOS "
+                f"{key}: transformers reads the score of {_named(model)} at another token than the EOS "
                 f"(off by {difference:.1g}).",
                 f"Set pad_token_id in its config.json to {pad_token_id}, the tokenizer's pad token.",
             )
@@ -79,7 +79,7 @@ def score_not_on_eos(
 
 
 def new_score_head(models: Mapping[str, PreTrainedModel]) -> Finding | None:
-    """A reward model's folder holds no weights for its head, so they were drawn at random: rewards are noise.
+    """A reward model's folder has no weights for its head: they are drawn at random, and rewards are noise.
 
     LLaMA-Factory #4379, #4743 (a value head that only it reads). Looks at names, loads no weights.
     """
@@ -87,17 +87,17 @@ def new_score_head(models: Mapping[str, PreTrainedModel]) -> Finding | None:
         missing = missing_weights(type(model), model.name_or_path)
         if missing:
             return Finding(
-                f"{key}: {_named(model)} holds no {missing[0]}, so it was drawn at random just now.",
+                f"{key}: {_named(model)} has no weights for {missing[0]}, so they were drawn at random.",
                 "Give what `chatpipe rm` wrote, or another trained reward model.",
             )
     return None
 
 
 def reward_at_chance(models: Mapping[str, PreTrainedModel]) -> Finding | None:
-    """A reward model that chatpipe made is no better than chance on held-out pairs, as far as that was measured.
+    """A reward model that chatpipe made is no better than chance on validation pairs, by its own evaluation.
 
     trl #2015: "I now do not know whether my reward model is bad". The lower end of the accuracy's 95 % interval counts;
-    of a model without chatpipe.json nothing is known. What was measured and is not finite stands there as null.
+    a model without chatpipe.json passes. A metric that was not finite is null in chatpipe.json.
     """
     for key, model in models.items():
         manifest = read_manifest(Path(model.name_or_path))
@@ -105,13 +105,13 @@ def reward_at_chance(models: Mapping[str, PreTrainedModel]) -> Finding | None:
         low = measured.get("accuracy_low", 1.0)
         if low is None:
             return Finding(
-                f"{key}: {_named(model)} gave scores that are not finite when it was measured on held-out pairs.",
-                "Its weights are broken: train it anew, with a lower rm.learning_rate.",
+                f"{key}: {_named(model)} gave scores on validation pairs that are not finite.",
+                "Its weights are broken: train it again, with a lower rm.learning_rate.",
             )
         if low <= 0.5:
             return Finding(
                 f"{key}: {_named(model)} is no better than chance: {measured['eval_accuracy']:.0%} of "
-                f"{measured['eval_pairs']} held-out pairs right (at least {low:.0%}).",
+                f"{measured['eval_pairs']} validation pairs right (at least {low:.0%}).",
                 "Train it on more or better rankings first (rm.data, sample.prompts).",
             )
     return None

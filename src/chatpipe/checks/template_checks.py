@@ -1,4 +1,4 @@
-"""Checks of the chat template and its tokens: do rows say to the model what the data says?"""
+"""Checks of the chat template and its tokens: do the rows hold what the data holds?"""
 
 import tempfile
 from collections.abc import Sequence
@@ -11,7 +11,7 @@ from chatpipe.data.datasets import Conversation
 from chatpipe.models.pretrained import load_tokenizer
 
 MAX_SHARE_OF_TEXTS = 0.01
-"""`<s>` may stand in a text that is about it; in more than so many texts it is a mistake."""
+"""A text may be about `<s>`; in a larger share of the texts it is a mistake."""
 
 
 def pad_is_eos(tokenizer: PreTrainedTokenizerBase) -> Finding | None:
@@ -30,7 +30,7 @@ def pad_is_eos(tokenizer: PreTrainedTokenizerBase) -> Finding | None:
 def double_bos(tokenizer: PreTrainedTokenizerBase, rows: Sequence[Sequence[int]]) -> Finding | None:
     """Rows of token ids begin with two beginning-of-text tokens: one of the template, one of the tokenizer or the data.
 
-    open-r1 #462, OpenRLHF #393, alignment-handbook #127. Takes the rows that it is given.
+    open-r1 #462, OpenRLHF #393, alignment-handbook #127.
     """
     bos = tokenizer.bos_token_id
     found = sum(list(ids[:2]) == [bos, bos] for ids in rows)
@@ -43,10 +43,10 @@ def double_bos(tokenizer: PreTrainedTokenizerBase, rows: Sequence[Sequence[int]]
 
 
 def turns_lost(tokenizer: PreTrainedTokenizerBase, conversations: Sequence[Conversation]) -> Finding | None:
-    """What is said does not stand in the rendered conversation, whole and in its order.
+    """The rendered conversation does not hold every turn, whole and in order.
 
-    A template may drop system messages or cut out reasoning. Of the kind of LLaMA-Factory #5145, #8720 (what is trained
-    is not what was meant). White space does not count. Takes the conversations that it is given.
+    A template may drop system messages or cut out reasoning. LLaMA-Factory #5145, #8720. White space is
+    ignored.
     """
     for conversation in conversations:
         rendered = _letters(str(tokenizer.apply_chat_template(list(conversation), tokenize=False)))
@@ -67,22 +67,21 @@ def turns_lost(tokenizer: PreTrainedTokenizerBase, conversations: Sequence[Conve
 def template_not_saved(
     tokenizer: PreTrainedTokenizerBase, served: PreTrainedTokenizerBase, conversations: Sequence[Conversation]
 ) -> Finding | None:
-    """`served`, the tokenizer as it is saved for serving, reads conversations as other tokens than are trained on.
+    """The saved tokenizer (`served`) gives other tokens for a conversation than those trained on.
 
-    LLaMA-Factory #2509 (26 % against 57 % right answers by the template), #6736. Takes the conversations that it is
-    given.
+    LLaMA-Factory #2509 (26 % against 57 % right answers by the template), #6736.
     """
     for conversation in conversations:
         if encode(tokenizer, conversation) != encode(served, conversation):
             return Finding(
-                "the tokenizer as it is saved reads a conversation as other tokens than are trained on.",
-                "Set tokenizer.chat_template to what is trained with; one that is given to a single call is not saved.",
+                "the saved tokenizer gives other tokens for a conversation than those that are trained on.",
+                "Set tokenizer.chat_template to the template of training; one given to a single call is not saved.",
             )
     return None
 
 
 def as_saved(tokenizer: PreTrainedTokenizerBase) -> PreTrainedTokenizerBase:
-    """The tokenizer after it was saved and loaded again."""
+    """The tokenizer after it is saved and loaded again."""
     with tempfile.TemporaryDirectory() as folder:
         tokenizer.save_pretrained(folder)
         return load_tokenizer(folder)
@@ -91,9 +90,9 @@ def as_saved(tokenizer: PreTrainedTokenizerBase) -> PreTrainedTokenizerBase:
 def other_template(
     tokenizer: PreTrainedTokenizerBase, of_rewards: dict[str, PreTrainedTokenizerBase], prompts: Sequence[Conversation]
 ) -> Finding | None:
-    """A reward model, by recipe key, knows another chat template than the policy's: it reads what it never saw.
+    """A reward model (by recipe key) has another chat template than the policy, so it reads unfamiliar text.
 
-    LLaMA-Factory #6736 (a model trained with another family's template). A tokenizer without template is passed over.
+    LLaMA-Factory #6736 (a model trained with another family's template). Tokenizers without a template pass.
     """
     for key, other in of_rewards.items():
         if other.chat_template is not None and any(
@@ -107,29 +106,29 @@ def other_template(
 
 
 def special_tokens_in_text(tokens: Sequence[str], texts: Sequence[str], key: str) -> Finding | None:
-    """Control tokens stand spelt out in the texts under the recipe's `key`.
+    """Control tokens are spelt out in the texts under the recipe's `key`.
 
     In conversations they become control tokens: an answer with `</s>` at its end gets two, as rows got two BOS in
-    open-r1 #462. In raw text they stay letters, and documents that they part run into each other. More than 1 % of the
-    texts given.
+    open-r1 #462. In raw text they stay letters, so that documents are not separated. Fails above 1 % of
+    the texts.
     """
     found = {token: sum(token in text for text in texts) for token in tokens}
     token, count = max(found.items(), key=lambda pair: pair[1], default=("", 0))
     if count <= MAX_SHARE_OF_TEXTS * len(texts):
         return None
     return Finding(
-        f"{key}: {count} of {len(texts)} texts looked at have {token!r} spelt out in them.",
-        "Take it out; documents are parted by standing in a row or a file each.",
+        f"{key}: {count} of {len(texts)} texts have {token!r} spelt out in them.",
+        "Remove it; documents are separated by being a row or a file each.",
     )
 
 
 def control_tokens(tokenizer: PreTrainedTokenizerBase) -> list[str]:
-    """What the tokenizer reads as control tokens wherever it stands in a conversation."""
+    """The texts that the tokenizer reads as control tokens anywhere in a conversation."""
     return [token.content for token in tokenizer.added_tokens_decoder.values() if token.special]
 
 
 def encode(tokenizer: PreTrainedTokenizerBase, conversation: Conversation) -> tuple[list[int], list[int]]:
-    """Token ids and mask; of a conversation that the user ends, ids as a prompt."""
+    """Token ids and mask; a conversation that ends with the user is encoded as a prompt, without a mask."""
     if conversation[-1]["role"] == "assistant":
         return encode_conversation(tokenizer, conversation)
     return encode_prompt(tokenizer, conversation), []
