@@ -100,7 +100,7 @@ def test_evaluations_are_logged_and_the_best_of_them_is_saved(tiny_run, chats, t
     assert metrics["eval_loss"] < metrics["eval_loss_before"]
     for line in evaluations.values():
         assert [sample.split(" -> ")[0] for sample in line["samples"]] == ["What colour is the barn?"]
-    assert f"step {last}: held out: loss" in told.err
+    assert f"step {last}: validation: loss" in told.err
     before = load_file(tiny_run.folder / "pretrain" / "model.safetensors")
     after = load_file(out / "model.safetensors")
     assert after.keys() == before.keys()  # a plain model

@@ -28,12 +28,12 @@ from chatpipe.evaluation.answers import Answers, evaluate_answers
 from chatpipe.evaluation.chat import chat_samples, evaluate_chat
 from chatpipe.evaluation.ranker import evaluate_ranker, is_ordered, rankings_that_fit
 from chatpipe.evaluation.text import MAX_TEXT_BYTES, continuations, evaluate_text, first_words
-from chatpipe.models.chat_model import load_for_chat
 from chatpipe.models.context import longest_sequence
 from chatpipe.models.manifest import read_manifest
 from chatpipe.models.model_folder import Kind, looks_like_path, model_kind
 from chatpipe.models.pretrained import (
     load_causal_model,
+    load_for_chat,
     load_masked_model,
     load_reward_model,
     load_tokenizer,

@@ -1,1 +1,1 @@
-"""Models and tokenizers: loading them, making new ones, and reading what a model folder holds."""
+"""Models and tokenizers: loaded in one way, so that kind, dtype and device are right everywhere, or made new."""

@@ -22,7 +22,7 @@ _KIND_OF_SUFFIX: tuple[tuple[str, Kind], ...] = (
 INDEX = "model.safetensors.index.json"
 _TOKENIZER_FILES = ("tokenizer*", "*.model", "vocab*", "tekken*")
 _LABELS_BY_DEFAULT = 2
-"""What transformers takes a config.json without labels to have."""
+"""The number of labels that transformers assumes for a config.json without labels."""
 
 COUNT_FROM_PADDING = (
     "camembert",
@@ -38,7 +38,7 @@ COUNT_FROM_PADDING = (
     "xlm-roberta-xl",
     "xmod",
 )
-"""Model types of RoBERTa's kind: their first token has the position behind the padding token's id."""
+"""Model types like RoBERTa: their first token has the position after the padding token's id."""
 
 _NAME_OF_KIND = {"causal": "causal language model", "reward": "reward model", "masked": "masked language model"}
 
@@ -46,7 +46,7 @@ _NAME_OF_KIND = {"causal": "causal language model", "reward": "reward model", "m
 def looks_like_path(name: str) -> bool:
     """Whether `name` means a folder rather than a hub id such as `gpt2` or `Qwen/Qwen3-0.6B`.
 
-    Also a folder that is not there, but would stand in one that is.
+    A folder that does not exist counts where its parent exists.
     """
     is_id = name.count("/") <= 1 and not name.startswith((".", "/", "~"))
     return not is_id or Path(name).exists() or ("/" in name and Path(name).parent.is_dir())
@@ -55,8 +55,8 @@ def looks_like_path(name: str) -> bool:
 def check_model(name: str, wanted: Kind, key: str, or_else: Kind | None = None, reads_text: bool = True) -> None:
     """Raises `UsageError` naming `key` unless `name` is a folder with a `wanted` model (or `or_else`), or a hub id.
 
-    It is whole, a reward model gives one number, and where it `reads_text` a tokenizer lies with it. A hub id is taken
-    on trust here; loading it answers for it.
+    Also raises it where weights are missing, where a reward model gives more than one number, and where a model that
+    `reads_text` has no tokenizer. A hub id is not checked here; loading it does that.
     """
     if not looks_like_path(name):
         return
@@ -78,18 +78,18 @@ def check_model(name: str, wanted: Kind, key: str, or_else: Kind | None = None, 
 
 
 def positions_of(folder: Path) -> int | None:
-    """How many tokens the model in `folder` reads at once, as its config.json says; None where that says nothing."""
+    """How many tokens the model in `folder` reads at once by its config.json; None where that sets no limit."""
     return usable_positions(json.loads((folder / "config.json").read_text(encoding="utf-8")))
 
 
 def usable_positions(config: Mapping[str, Any]) -> int | None:
     """How many tokens a model of such a config.json reads at once; None where it has no table of positions."""
-    told = {**config, **(config.get("text_config") or {})}
-    positions = told.get("max_position_embeddings", told.get("n_positions"))
-    if not isinstance(positions, int) or positions <= 0:  # XLNet, which has no table, says -1
+    text = {**config, **(config.get("text_config") or {})}
+    positions = text.get("max_position_embeddings", text.get("n_positions"))
+    if not isinstance(positions, int) or positions <= 0:  # -1 in XLNet, which has no table
         return None
-    before_first = told.get("pad_token_id")
-    unused = (1 if before_first is None else before_first) + 1 if told.get("model_type") in COUNT_FROM_PADDING else 0
+    before_first = text.get("pad_token_id")
+    unused = (1 if before_first is None else before_first) + 1 if text.get("model_type") in COUNT_FROM_PADDING else 0
     return positions - unused
 
 
@@ -150,7 +150,7 @@ def model_kind(folder: str, key: str) -> Kind:
         raise UsageError(f"{key} = {folder}: there is no such folder.", "Give a model folder or a hub id.")
     if (path / "adapter_config.json").is_file() and not (path / "config.json").is_file():
         raise UsageError(
-            f"{key} = {folder} holds an adapter alone, not a whole model.",
+            f"{key} = {folder} holds only an adapter, not a model.",
             "Merge it into its base model (peft's merge_and_unload, then save_pretrained), and give that folder.",
         )
     config_file = path / "config.json"
@@ -162,7 +162,9 @@ def model_kind(folder: str, key: str) -> Kind:
             "Give a folder that save_pretrained or a chatpipe stage wrote.",
         ) from problem
     except ValueError as problem:
-        raise UsageError(f"{config_file} is not JSON ({problem}).", "The folder is damaged; make it anew.") from problem
+        raise UsageError(
+            f"{config_file} is not JSON ({problem}).", "The folder is damaged; make it again."
+        ) from problem
     return kind_of_architectures(config.get("architectures") if isinstance(config, dict) else None, f"{key} = {folder}")
 
 

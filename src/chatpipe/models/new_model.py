@@ -1,4 +1,4 @@
-"""New models of any family and size, always as transformers' own classes, so that their folders open anywhere."""
+"""New models of any family and size, as transformers' own classes, so that their folders open anywhere."""
 
 from typing import Any
 
@@ -41,21 +41,21 @@ def new_model(architecture: Architecture, tokenizer: PreTrainedTokenizerBase) ->
         raise UsageError(
             f"The tokenizer has {len(tokenizer):,} tokens, but pretrain.architecture.vocab_size = "
             f"{architecture.vocab_size:,}: the model could not read the last of them.",
-            "Raise it (a multiple of 64 is quick on GPUs), leave it out, or take a smaller tokenizer.",
+            "Raise it (a multiple of 64 is fast on GPUs), leave it out, or take a smaller tokenizer.",
         )
     config = model_config(architecture, len(tokenizer), tokenizer.eos_token_id, tokenizer.pad_token_id)
     return prepare_model(build_model(architecture.family, config))
 
 
 def build_model(family: Family, config: PretrainedConfig) -> PreTrainedModel:
-    """The model of a configuration that `model_config` made; under `torch.device("meta")` without memory."""
+    """The model of a configuration that `model_config` made; under `torch.device("meta")` it takes no memory."""
     return _CLASSES[family](config)
 
 
 def model_config(
     architecture: Architecture, tokens: int, eos_token_id: int, pad_token_id: int | None
 ) -> PretrainedConfig:
-    """The configuration of a model of this architecture for a tokenizer of so many tokens."""
+    """The configuration of a model of this architecture for a tokenizer with `tokens` tokens."""
     make = {"gpt2": _gpt2, "qwen3": _qwen3, "llama": _llama, "modernbert": _modernbert}[architecture.family]
     return make(
         architecture,

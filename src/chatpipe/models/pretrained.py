@@ -17,9 +17,12 @@ from transformers import (
     PreTrainedConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
+    set_seed,
 )
 from transformers.activations import NewGELUActivation
 
+from chatpipe import console
+from chatpipe.data.chat_template import add_chat_template
 from chatpipe.errors import UsageError
 from chatpipe.models.model_folder import Kind, kind_of_architectures
 
@@ -39,6 +42,21 @@ def load_causal_model(model: str | Path, frozen: bool = False) -> PreTrainedMode
     where there is no such model.
     """
     return prepare_model(_load(AutoModelForCausalLM, model, dtype=_dtype(frozen)), frozen)
+
+
+def load_for_chat(model: str, frozen: bool = False) -> tuple[PreTrainedTokenizerBase, PreTrainedModel]:
+    """A causal model and its tokenizer, with a chat template and embeddings for all of the template's tokens."""
+    tokenizer, loaded = load_tokenizer(model), load_causal_model(model, frozen)
+    add_chat_template(tokenizer)
+    entries = loaded.get_input_embeddings().num_embeddings
+    if len(tokenizer) > entries:
+        console.note(
+            f"the vocabulary grows from {entries:,} to {len(tokenizer):,}: tokens of the chat template, untrained"
+        )
+        set_seed(0)  # the new rows are drawn at random
+        loaded.resize_token_embeddings(len(tokenizer))
+    loaded.config.pad_token_id = tokenizer.pad_token_id
+    return tokenizer, loaded
 
 
 def load_masked_model(model: str | Path, frozen: bool = False) -> PreTrainedModel:

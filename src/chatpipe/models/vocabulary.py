@@ -1,4 +1,4 @@
-"""How large the vocabulary of a new model will be, told before its tokenizer is made or loaded. No torch."""
+"""The vocabulary size of a new model, before its tokenizer is made or loaded. No torch."""
 
 import json
 from pathlib import Path
@@ -10,10 +10,10 @@ from chatpipe.recipe.schema import Pretrain
 
 
 def expected_vocabulary(section: Pretrain) -> int | None:
-    """Rows of a new model's embedding; None where only the hub, which has `tokenizer.pretrained`, could tell.
+    """Rows of a new model's embedding; None where `tokenizer.pretrained` is on the hub.
 
-    Of a tokenizer that is still to be trained, as many as it may have: a bpe of enough text has them. Raises
-    `UsageError` for a damaged one.
+    For a tokenizer that is not trained yet it is the most that it may have: a bpe of enough text reaches it. Raises
+    `UsageError` for a damaged tokenizer.
     """
     if section.architecture.vocab_size is not None:
         return section.architecture.vocab_size
@@ -28,7 +28,7 @@ def expected_vocabulary(section: Pretrain) -> int | None:
         return entries + (is_masked and not _has_mask(file.with_name("tokenizer_config.json")))
     except Exception as problem:  # what `tokenizers` raises is nothing more specific
         raise UsageError(
-            f"{file.parent} holds no tokenizer that can be read ({problem}).", "Give the folder of a whole one."
+            f"{file.parent} holds no tokenizer that can be read ({problem}).", "Give the folder of a complete one."
         ) from problem
 
 

@@ -18,9 +18,8 @@ from chatpipe.evaluation.answers import answer_example
 from chatpipe.evaluation.budget import Stopwatch, chat_prompts, chat_rows
 from chatpipe.evaluation.chat import EncodedConversation, chat_loss, chat_samples, evaluate_chat
 from chatpipe.evaluation.language_verdicts import sft_verdict
-from chatpipe.models.chat_model import load_for_chat
 from chatpipe.models.context import longest_sequence
-from chatpipe.models.pretrained import load_causal_model, load_tokenizer
+from chatpipe.models.pretrained import load_causal_model, load_for_chat, load_tokenizer
 from chatpipe.stages.adapting import stage_adapter
 from chatpipe.stages.arguments import stage_arguments
 from chatpipe.stages.chats import check_enough, rows_of_step, say_left_out

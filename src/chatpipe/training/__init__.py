@@ -1,1 +1,1 @@
-"""What the trainers share: arguments, resume points, skipped steps, metrics; the trainers of pretraining and sft."""
+"""What the trainers share, because each stage resumes, skips and reports in the same way; pretraining's and sft's."""

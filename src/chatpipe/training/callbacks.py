@@ -1,4 +1,4 @@
-"""What one sees of a training run: a line in metrics.jsonl for each logged step, and a progress bar."""
+"""Shows a training run: a line in metrics.jsonl for each logged step, speed, and a progress bar."""
 
 import json
 import time
@@ -24,7 +24,7 @@ from chatpipe.training.progress import METRICS_FILE, evaluation_words, progress_
 
 
 def watch(trainer: Trainer, stage: str, folder: Path, flops_per_token: float, peak: float | None) -> "Watch":
-    """Gives `trainer` our speed, metrics and progress in place of the callbacks that print on their own."""
+    """Adds our speed, metrics and progress to `trainer`, and removes the callbacks that print on their own."""
     trainer.remove_callback(PrinterCallback)
     trainer.remove_callback(ProgressCallback)
     watching = Watch(Speedometer(flops_per_token, peak), Progress(stage))
@@ -67,7 +67,7 @@ class CountsTokens(Trainer):
 
 
 class Speedometer(TrainerCallback):
-    """Adds `tokens_per_second` (over all processes) and `mfu` (share of `peak` FLOP/s a process) to what is logged.
+    """Adds `tokens_per_second` (over all processes) and `mfu` (share of `peak` FLOP/s a process) to the logs.
 
     `mfu` is "unknown" where the device's peak is.
     """
@@ -104,13 +104,13 @@ class Speedometer(TrainerCallback):
     def on_evaluate(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, metrics: dict[str, Any], **_: Any
     ) -> None:
-        """Leaves the time of an evaluation out."""
+        """Leaves out the time of an evaluation."""
         seconds = metrics.get("eval_runtime", 0.0)
         self._since += seconds
         self.evaluation_seconds += seconds
 
     def averages(self, world_size: int) -> dict[str, Any]:
-        """Speed over all that was trained."""
+        """The speed over all training steps of this process."""
         if self.train_seconds == 0:
             return {}
         speed = self.train_tokens / self.train_seconds
@@ -131,7 +131,7 @@ class Watch:
 
 
 class MetricsFile(TrainerCallback):
-    """One JSON object a logged step, flushed as written; a resumed run first drops the lines it will write again."""
+    """One JSON object per logged step, flushed as written; a resumed run deletes the lines it will write again."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -171,7 +171,7 @@ class Progress(TrainerCallback):
     def on_log(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, logs: dict[str, Any], **_: Any
     ) -> None:
-        """Renews the words beside it, and says what an evaluation found."""
+        """Updates the text of the bar, and prints the result of an evaluation."""
         if "eval_loss" in logs:
             for line in evaluation_words(logs):
                 console.note(f"step {state.global_step}: {line}")
@@ -179,5 +179,5 @@ class Progress(TrainerCallback):
         self._words = progress_words(logs) or self._words
 
     def close(self) -> None:
-        """Removes it; also after an error, when Trainer calls no callback any more."""
+        """Removes the bar; also after an error, when Trainer calls no callback any more."""
         self._stack.close()

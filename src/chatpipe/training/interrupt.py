@@ -17,9 +17,9 @@ from chatpipe.training.ranks import STOP_FILE, has_parent
 
 
 class StopOnRequest(TrainerCallback):
-    """Saves and stops at the next step at which the trainer can be resumed, once someone asked for it.
+    """Saves and stops at the next step at which the trainer can be resumed, after a request.
 
-    Asked by SIGINT or SIGTERM to any rank, or by a file that the parent of launched ranks writes: signals sent to the
+    A request is SIGINT or SIGTERM to any rank, or a file that the parent of launched ranks writes: signals sent to the
     launcher would kill the ranks before they can save.
     """
 
@@ -42,7 +42,7 @@ class StopOnRequest(TrainerCallback):
     def on_step_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
     ) -> TrainerControl:
-        """Saves and stops where somebody asked and the trainer can be resumed here; all ranks decide alike."""
+        """Saves and stops after a request, where the trainer can be resumed; all ranks decide the same."""
         if self._resumable(state) and self._agreed(args.device):
             self.requested = True
             control.should_save = True
@@ -50,7 +50,7 @@ class StopOnRequest(TrainerCallback):
         return control
 
     def _agreed(self, device: torch.device) -> bool:
-        # Without a parent, a file that is there was left by one that was killed.
+        # Without a parent, the file is a leftover of a parent that was killed.
         asked = self.requested or (has_parent() and self._file.exists())
         if not distributed.is_initialized():
             return asked

@@ -1,4 +1,4 @@
-"""LoRA: low-rank layers inside a model are trained. For ppo the model without them is the reference.
+"""LoRA: trains low-rank layers inside a model. In ppo the model without them is the reference.
 
 Needs peft (`pip install 'chatpipe[lora]'`).
 """
@@ -19,14 +19,14 @@ from chatpipe.training.resume import ResumePoints
 class Adapter:
     """The adapter that a peft configuration puts into a model, in place.
 
-    `model` is the model itself, whose layers now add what the adapter says; its own weights are frozen, but for those
-    of the `whole` modules. Raises `UsageError` where the configuration does not fit the model.
+    `model` is the model itself, whose layers now add the adapter's output. Its own weights are frozen, except those of
+    the `whole` modules. Raises `UsageError` where the configuration does not fit the model.
     """
 
     def __init__(self, model: PreTrainedModel, peft_config: Any, whole: Iterable[nn.Module] = ()) -> None:
         try:
             self._model = import_peft().get_peft_model(model, peft_config)
-        except ValueError as problem:  # which layers there are only the model tells
+        except ValueError as problem:  # only the model knows its layers
             raise UsageError(
                 f"lora: {problem}",
                 "Set lora.target_modules to the names of linear layers of this model, or to all-linear.",
@@ -36,40 +36,40 @@ class Adapter:
             module.requires_grad_(True)
 
     def off(self) -> AbstractContextManager[object]:
-        """Within this context the model is what it was before training; what is trained whole stays as it is."""
+        """Within this context the model is without its adapter; modules that are trained whole keep their weights."""
         return self._model.disable_adapter()
 
     def merge(self) -> PreTrainedModel:
-        """The model as a plain one, with the adapter in its weights. The adapter is used up."""
+        """The plain model with the adapter added to its weights, in place. The adapter cannot be used afterwards."""
         return self._model.merge_and_unload()
 
     def merged(self) -> PreTrainedModel:
-        """A copy of the model as a plain one, with the adapter in its weights."""
+        """A copy of the model as a plain one, with the adapter added to its weights."""
         return copy.deepcopy(self._model).merge_and_unload()
 
     def weights(self) -> nn.Module:
-        """What is trained, as a module of its own; names have `/` in place of dots."""
+        """The trained weights as a module; their names have `/` in place of dots."""
         trained = {name: weight for name, weight in self.model.named_parameters() if weight.requires_grad}
         return nn.ParameterDict({name.replace(".", "/"): weight for name, weight in trained.items()})
 
 
 class TrainsAdapter(ResumePoints):
-    """Stands first among the bases of a trainer; with `adapter` set, `model` is the adapter's."""
+    """Lets a trainer train and save only an adapter. Comes first among its bases; `model` is then the adapter's."""
 
     model: PreTrainedModel
     adapter: Adapter | None = None
 
     def modules_to_save(self) -> dict[str, nn.Module]:
-        """The model, or of one with an adapter what is trained alone."""
+        """The model, or only the trained weights where it has an adapter."""
         return super().modules_to_save() if self.adapter is None else {"adapter": self.adapter.weights()}
 
     def trained_model(self) -> PreTrainedModel:
-        """The model as a plain one, an adapter in its weights."""
+        """The plain model, with the adapter added to its weights."""
         return self.model if self.adapter is None else self.adapter.merge()
 
 
 def check_no_adapter(policy: nn.Module) -> None:
-    """Raises UsageError for a policy that is wrapped in an adapter already."""
+    """Raises `UsageError` for a policy that already has an adapter."""
     peft = sys.modules.get("peft")  # without it there is no such model
     if peft is not None and isinstance(policy, peft.PeftModel):
         raise UsageError(

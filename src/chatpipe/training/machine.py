@@ -19,7 +19,7 @@ OWN_PEAK = Path("/proc/self/clear_refs")
 
 
 def begin_peak(device: torch.device) -> None:
-    """`peak_memory` counts from here on, where the system can forget the peak before."""
+    """Resets what `peak_memory` returns, where the system can do that."""
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
         return
@@ -28,7 +28,7 @@ def begin_peak(device: torch.device) -> None:
 
 
 def peak_memory(device: torch.device) -> int:
-    """The most bytes that this process held: of main memory, or what torch took of a GPU's."""
+    """The most bytes that this process held: of main memory, or of a GPU's memory as torch reserved it."""
     if device.type == "cuda":
         return torch.cuda.max_memory_reserved(device)
     try:
@@ -41,14 +41,14 @@ def peak_memory(device: torch.device) -> int:
 
 
 def used_memory(device: torch.device) -> int:
-    """Bytes that this process holds: of main memory, or of a GPU's what torch keeps, for tensors or freed by them."""
+    """Bytes that this process holds: of main memory, or of a GPU's memory as torch has reserved it."""
     if device.type == "cuda":
         return torch.cuda.memory_reserved(device)
     return psutil.Process().memory_info().rss
 
 
 def free_memory(device: torch.device) -> int:
-    """Bytes that this process could still take on `device`: of a CPU what the machine and its container leave."""
+    """Bytes that this process can still allocate on `device`, within the limit of its container."""
     if device.type == "cuda":
         return torch.cuda.mem_get_info(device)[0]
     free = psutil.virtual_memory().available
@@ -83,13 +83,13 @@ PEAK_FLOPS = {
     "RTX 4090": Peak(165e12, 82.6e12, 82.6e12),
     "RTX 3090": Peak(71e12, 35.6e12, 35.6e12),
 }
-"""By words of the name that CUDA tells; the first that fits counts."""
+"""By words of the name that CUDA reports; the first that fits counts."""
 VARIANT = r" (NVL|D|Ti|SUPER|Laptop)\b"
-"""What follows these words in the name of another card, slower or faster than the one they name."""
+"""Words that follow in the names of other cards, which are slower or faster."""
 
 
 def peak_flops(dtype: torch.dtype) -> float | None:
-    """Peak FLOP/s of one process's device in products of `dtype`, float32 or bfloat16; None where it is not known.
+    """Peak FLOP/s of one process's device in products of `dtype`, float32 or bfloat16; None where it is unknown.
 
     From the table for a GPU, float32 being TF32 where torch is set to that; measured with a matrix product on a CPU.
     """

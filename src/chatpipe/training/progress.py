@@ -1,4 +1,4 @@
-"""Reading metrics.jsonl, and following a stage that runs in other processes by it."""
+"""Reads metrics.jsonl, and follows a stage that runs in other processes. No torch."""
 
 import json
 from collections.abc import Callable, Iterator
@@ -12,7 +12,7 @@ METRICS_FILE = "metrics.jsonl"
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:
-    """The lines of a metrics.jsonl; a last line that was cut off by a kill is left out."""
+    """The lines of a metrics.jsonl, without a last line that a kill has cut off."""
     if not path.exists():
         return []
     lines = []
@@ -33,7 +33,7 @@ def append_metrics(path: Path, metrics: dict[str, Any]) -> None:
 
 
 def progress_words(logs: dict[str, Any]) -> str:
-    """The few words that stand beside a progress bar."""
+    """The text of a progress bar."""
     words = []
     if "objective/scores" in logs:
         words.append(f"score {logs['objective/scores']:.2f}  kl {logs['objective/kl']:.1f}")
@@ -45,15 +45,15 @@ def progress_words(logs: dict[str, Any]) -> str:
 
 
 def evaluation_words(logs: dict[str, Any]) -> list[str]:
-    """What an evaluation in the middle of training found: its numbers in a line, then a line for each sample."""
+    """The result of an evaluation during training: its numbers in one line, then a line for each sample."""
     numbers = {name: value for name, value in logs.items() if name.startswith("eval_")}
-    told = [f"{name.removeprefix('eval_').replace('_', ' ')} {value:.3f}" for name, value in numbers.items()]
-    return [f"held out: {', '.join(told)}", *(" ".join(sample.split()) for sample in logs.get("samples", []))]
+    parts = [f"{name.removeprefix('eval_').replace('_', ' ')} {value:.3f}" for name, value in numbers.items()]
+    return [f"validation: {', '.join(parts)}", *(" ".join(sample.split()) for sample in logs.get("samples", []))]
 
 
 @contextmanager
 def follow(stage: str, folder: Path) -> Iterator[Callable[[], None]]:
-    """A progress bar over the stage's metrics file; the caller calls what it gets whenever it wants it renewed."""
+    """A progress bar that shows the stage's metrics file; call the yielded function to update it."""
     path = folder / METRICS_FILE
     with console.progress(stage, total=None) as bar:
 

@@ -45,7 +45,7 @@ def is_main() -> bool:
 
 
 def check_world(processes: int | None) -> None:
-    """Raises `UsageError` in a launched process when the world is not the one that was asked for."""
+    """Raises `UsageError` in a launched process where the world has another size than requested."""
     world = int(os.environ.get("WORLD_SIZE", "1"))
     asked = int(os.environ.get(LAUNCHED, processes or world))
     if world != asked:

@@ -18,8 +18,8 @@ and JSON only, and has all that the training loop needs to go on exactly:
     manifest.json           size and SHA-256 of each, written last
 
 Exact means: on a CPU in fp32, with the same number of processes and the same library versions, all losses are equal to
-the bit. It takes that no batch draws from the global generators (a loader reads ahead of the step that is saved) and
-that evaluation and saving are both by steps. With another number of processes the run goes on, but not bit by bit.
+the bit. It requires that no batch draws from the global generators (a loader reads ahead of the step that is saved)
+and that evaluation and saving both go by steps. With another number of processes the run goes on, but not bit by bit.
 All ranks need the same file system.
 """
 
@@ -60,7 +60,7 @@ _log = logging.getLogger(__name__)
 def newest_resume_point(folder: Path, report: Callable[[str], None] = _log.warning) -> Path | None:
     """The complete resume point with the highest step in `folder` (`STAGE/checkpoints`), or None.
 
-    Reads every byte of it. Each newer one that is torn or damaged is skipped, and `report` is told which and why.
+    Reads every byte of it. Each newer one that is torn or damaged is skipped, and `report` gets a sentence about it.
     """
     for point in sorted(_points(folder), key=_step_of, reverse=True):
         fault = fault_of(point)
@@ -78,7 +78,7 @@ def common_resume_point(folder: Path) -> Path | None:
 
 
 class ResumePoints(CountsTokens):
-    """Replaces how a Trainer saves and loads checkpoints. Stands first among the bases of a trainer."""
+    """Replaces how a Trainer saves and loads checkpoints. Comes first among the bases of a trainer."""
 
     resume_points_to_keep: int = 2
     # The sum of losses not logged yet, which Trainer keeps while its own loop runs.
@@ -86,17 +86,17 @@ class ResumePoints(CountsTokens):
     _globalstep_last_logged: int = 0
 
     def modules_to_save(self) -> dict[str, nn.Module]:
-        """Modules by the name of their file; together they hold every parameter of the optimizer."""
+        """The modules to save, by the name of their file; together they hold every parameter of the optimizer."""
         return {"model": self.accelerator.unwrap_model(self.model, keep_torch_compile=False)}
 
     def extra_state(self) -> dict[str, Any]:
-        """What else this process needs to go on, as JSON: the cursor of a loader, a coefficient that adapts."""
+        """What else this process needs to resume, as JSON: the cursor of a loader, a coefficient that adapts."""
         return {}
 
     def load_extra_state(self, extra: dict[str, Any]) -> None:
         """Puts `extra_state()` back. Called when model and loader exist and no batch has been taken.
 
-        Each process gets its own, one more than there were gets that of process 0.
+        Each process gets its own; a process that did not exist then gets that of process 0.
         """
 
     def check_resumable(self) -> None:
@@ -115,7 +115,7 @@ class ResumePoints(CountsTokens):
         if self.state.global_step < self.state.max_steps:
             super()._run_epoch(*args, **kwargs)
         else:
-            # resumed at the last step: Trainer would take another one where that does not end an epoch
+            # resumed at the last step: Trainer would take one more step in the middle of an epoch
             self.control.should_training_stop = True
 
     # ---- saving ----
@@ -178,7 +178,7 @@ class ResumePoints(CountsTokens):
                 state.write_tensors(folder / f"{name}.safetensors", tensors)
 
     def load_weights(self, folder: Path) -> None:
-        """Puts back what `write_weights` wrote."""
+        """Loads what `write_weights` wrote."""
         for name, module in self.modules_to_save().items():
             # mapped, not read: a rank loads only the bytes that it copies
             state.load_weights(module, load_file(folder / f"{name}.safetensors"))
@@ -214,7 +214,7 @@ class ResumePoints(CountsTokens):
         self.delete_unneeded(folder, passed[-self.resume_points_to_keep :])
 
     def delete_unneeded(self, folder: Path, points: list[Path]) -> None:
-        """Deletes what else lies in `folder` and none of the resume `points` that are left needs. On one process."""
+        """Deletes other files in `folder` that none of the remaining resume `points` needs. Runs on one process."""
 
     # ---- loading ----
 

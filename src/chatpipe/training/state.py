@@ -1,6 +1,6 @@
-"""What a training run consists of, as tensors and JSON: weights, optimizer, random number generators. No pickle.
+"""The state of a training run as tensors and JSON: weights, optimizer, random number generators. No pickle.
 
-Under FSDP2 the functions that take part in a gather say so: every rank must call them, in the same order.
+Under FSDP2 some functions gather shards, as their docstrings say: every rank must call them, in the same order.
 """
 
 import random
@@ -47,7 +47,7 @@ def pack(value: Any, tensors: dict[str, Tensor], path: str = "", keep: bool = Tr
 
 
 def unpack(packed: Any, tensors: Mapping[str, Tensor]) -> Any:
-    """The value that `pack` took apart."""
+    """The reverse of `pack`."""
     if not isinstance(packed, dict):
         return packed
     ((kind, content),) = packed.items()
@@ -59,7 +59,7 @@ def unpack(packed: Any, tensors: Mapping[str, Tensor]) -> Any:
 
 
 def weights(module: nn.Module) -> dict[str, Tensor]:
-    """Parameters and persistent buffers by name; what is tied comes once, under its first name."""
+    """Parameters and persistent buffers by name; a tied one once, under its first name."""
     first_names: dict[int, str] = {}
     tensors = module.state_dict(keep_vars=True)
     for name, tensor in tensors.items():
@@ -95,7 +95,7 @@ def parameter_names(modules: Mapping[str, nn.Module]) -> dict[Tensor, str]:
 
 
 def optimizer_state(optimizer: torch.optim.Optimizer, names: Mapping[Tensor, str]) -> dict[str, Any]:
-    """State and groups of an optimizer, its parameters called by name.
+    """State and groups of an optimizer, with the names of parameters in place of numbers.
 
     In place of torch's `get_optimizer_state_dict`, which fills an empty state by a step (AdamW then counts it: saving
     would change the training) and whose counterpart refuses a parameter that has had no gradient yet.
@@ -112,7 +112,7 @@ def optimizer_state(optimizer: torch.optim.Optimizer, names: Mapping[Tensor, str
 def load_optimizer_state(
     optimizer: torch.optim.Optimizer, names: Mapping[Tensor, str], saved: Mapping[str, Any]
 ) -> None:
-    """Puts back what `optimizer_state` returned (whole tensors). Raises `UsageError` when the groups are others."""
+    """Loads what `optimizer_state` returned (whole tensors). Raises `UsageError` where the groups differ."""
     if [_names_of(group["params"], names) for group in optimizer.param_groups] != [
         group["params"] for group in saved["param_groups"]
     ]:
