@@ -56,11 +56,11 @@ def evaluate(
     if looks_like_path(model):
         model_kind(model, "MODEL")  # a wrong folder is answered without torch
 
-    from chatpipe.evaluation.measure_model import measure_model
+    from chatpipe.evaluation.evaluate_model import evaluate_model
     from chatpipe.training.process import prepare_process
 
     prepare_process()
-    measurement = measure_model(model, data, given.overrides, limit)
+    measurement = evaluate_model(model, data, given.overrides, limit)
     show_measurement(measurement)
     if json:
         console.json_object(measurement.to_json())

@@ -13,7 +13,7 @@ from chatpipe.run.plan import plan_stage
 from chatpipe.stages.step import Step
 
 if TYPE_CHECKING:
-    from chatpipe.evaluation.measure_model import Measurement
+    from chatpipe.evaluation.evaluate_model import Measurement
     from chatpipe.run.check_run import Checked
 
 CHECK_STYLES = {"ok": "green", "failed": "red", "off": "yellow", "not yet": "dim"}

@@ -1,9 +1,11 @@
-"""The numbers of a stage's verdict, for any model folder on any data; the kind of both decides which numbers."""
+"""`chatpipe eval`: the numbers of a stage's verdict for any model folder on any data; the kind of both decides which.
 
-from collections.abc import Iterator, Sequence
+The functions for each kind return the number of rows read, and the metrics.
+"""
+
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from itertools import islice
-from pathlib import Path
 from typing import Any
 
 from pydantic import TypeAdapter
@@ -13,23 +15,21 @@ from chatpipe.checks.model_checks import embeddings_too_few
 from chatpipe.checks.room import prompts_with_room
 from chatpipe.data.chat_rows import fit_conversations
 from chatpipe.data.chat_template import add_chat_template
-from chatpipe.data.datasets import Conversation, load_prompts, stream_rows
+from chatpipe.data.datasets import Conversation, load_prompts
 from chatpipe.data.documents import RawText, sample_texts, whole_documents
 from chatpipe.data.encoding import Encoder
-from chatpipe.data.formats import recognise
 from chatpipe.data.masking import Masking
 from chatpipe.data.report import Report, SourceReport
-from chatpipe.data.row_files import Row, kind_of
-from chatpipe.data.sources import check_sources, is_hub, one_file_each, source_rows
+from chatpipe.data.sources import check_sources
 from chatpipe.data.text_blocks import ValidationText
-from chatpipe.data.worlds import WORLDS, is_world, only_world, world_named
+from chatpipe.data.worlds import is_world, only_world, world_named
 from chatpipe.errors import UsageError
 from chatpipe.evaluation.answers import Answers, evaluate_answers
 from chatpipe.evaluation.chat import chat_samples, evaluate_chat
+from chatpipe.evaluation.eval_task import KEY, EvalTask, format_of, remembered_settings, settings_of
 from chatpipe.evaluation.ranker import evaluate_ranker, is_ordered, rankings_that_fit
 from chatpipe.evaluation.text import MAX_TEXT_BYTES, continuations, evaluate_text, first_words
 from chatpipe.models.context import longest_sequence
-from chatpipe.models.manifest import read_manifest
 from chatpipe.models.model_folder import Kind, looks_like_path, model_kind
 from chatpipe.models.pretrained import (
     load_causal_model,
@@ -39,28 +39,15 @@ from chatpipe.models.pretrained import (
     load_tokenizer,
     model_kind_of_hub,
 )
-from chatpipe.recipe.loading import load_recipe
-from chatpipe.recipe.schema import Data, DataBlock, Recipe
+from chatpipe.recipe.schema import Data
 
-KEY = "--data"
 MAX_BLOCK_SIZE = 1024
-"""Tokens read at once of a text, where the model does not say what it was trained on."""
-
-SETTINGS = ("evaluation.", *(f"{name}." for name in WORLDS), "seed")
-"""What may be given on the command line."""
-REMEMBERED = (
-    "pretrain.block_size",
-    "pretrain.documents",
-    "pretrain.mlm_probability",
-    "sft.max_length",
-    "rm.max_length",
-)
-"""What else is taken from how a model of ours was made, besides the settings."""
+"""Tokens of a block of text for a model whose block size is unknown."""
 
 
 @dataclass
 class Measurement:
-    """What was measured of `model` on `data`: `measured` is text, conversations, answers or pairs."""
+    """The metrics of `model` on `data`; `measured` says on what: text, conversations, answers or pairs."""
 
     model: str
     kind: Kind
@@ -76,40 +63,17 @@ class Measurement:
         return asdict(self)
 
 
-@dataclass(frozen=True)
-class _Task:
-    """What is to be measured, and with which settings."""
-
-    model: str
-    blocks: list[DataBlock]
-    recipe: Recipe
-    known: dict[str, Any]
-    limit: int | None
-
-    def max_length(self, key: str, model: PreTrainedModel) -> int:
-        """The rows' length in the stage that made the model, as far as that is known and the model reads it."""
-        return min(self.known.get(key, 2**31), longest_sequence(model, decodes=True))
-
-    def rows(self, what: Any, report: Report) -> list[Any]:
-        """All rows, or the first `limit`."""
-        stream = stream_rows(what, self.blocks, self.recipe.worlds, KEY, report)
-        found = [row for row, _ in islice(stream, self.limit)]
-        if not found:
-            raise UsageError(f"{KEY}: no row can be used.", "Give other data.")
-        return found
-
-
-def measure_model(model: str, data: str, overrides: Sequence[str], limit: int | None) -> Measurement:
-    """Measures `model` on all of `data`, or its first `limit` rows; of a built-in world, on its validation split.
+def evaluate_model(model: str, data: str, overrides: Sequence[str], limit: int | None) -> Measurement:
+    """Evaluates `model` on all of `data`, or its first `limit` rows; of a built-in world, on its validation split.
 
     Raises `UsageError` where the two do not fit together. Nothing is written.
     """
     blocks = TypeAdapter(Data).validate_python(data)
     check_sources(blocks, KEY)
     kind = model_kind(model, "MODEL") if looks_like_path(model) else model_kind_of_hub(model)
-    form = _format(blocks)
-    known = _remembered(model)
-    task = _Task(model, blocks, _settings(overrides, known), known, limit)
+    form = format_of(blocks)
+    known = remembered_settings(model)
+    task = EvalTask(model, blocks, settings_of(overrides, known), known, limit)
     measured = _what(task, kind, form)
     report = Report()
     measure = {
@@ -122,8 +86,8 @@ def measure_model(model: str, data: str, overrides: Sequence[str], limit: int | 
     return Measurement(model, kind, data, form, measured, rows, metrics, report.skipped)
 
 
-def _what(task: _Task, kind: Kind, form: str) -> str:
-    """What is measured of a model of this kind on data of this format."""
+def _what(task: EvalTask, kind: Kind, form: str) -> str:
+    """What a model of this kind is evaluated on with data of this format."""
     if kind == "reward" and form in ("pairs", "rankings"):
         return "pairs"
     if kind == "masked" and (form == "text" or is_world(form)):
@@ -135,64 +99,19 @@ def _what(task: _Task, kind: Kind, form: str) -> str:
     wanted = {"reward": "rankings or pairs", "masked": "text"}[kind]
     raise UsageError(
         f"{task.model} is a {kind} model, and {KEY} {', '.join(block.source for block in task.blocks)} is {form}.",
-        f"It is measured on {wanted}.",
+        f"It is evaluated on {wanted}.",
     )
-
-
-def _format(blocks: Sequence[DataBlock]) -> str:
-    """What the sources are, all of them alike; told by their first rows."""
-    forms = {_format_of_file(part) for block in blocks for part in _parts(block)}
-    if len(forms) > 1:
-        raise UsageError(f"{KEY} holds {' and '.join(sorted(forms))}.", "Give them one by one.")
-    return forms.pop()
-
-
-def _parts(block: DataBlock) -> Iterator[DataBlock]:
-    if is_world(block.source):
-        yield block
-    else:
-        yield from one_file_each(block, KEY)
-
-
-def _format_of_file(part: DataBlock) -> str:
-    if is_world(part.source):
-        return part.source
-    if not is_hub(part) and kind_of(Path(part.source)) == ".txt":
-        return "text"
-    first = next((row for row in source_rows(part, KEY) if isinstance(row, Row)), None)
-    if first is None:
-        raise UsageError(f"{KEY}: {part.source} holds no rows that can be read.", "Give other data.")
-    return recognise(first, KEY)
-
-
-def _remembered(model: str) -> dict[str, Any]:
-    """How a model of ours was made and measured, so that the same is measured here."""
-    manifest = read_manifest(Path(model).expanduser()) if looks_like_path(model) else None
-    if manifest is None:
-        return {}
-    noted = {**manifest.settings, **manifest.evaluation}
-    return {key: value for key, value in noted.items() if key.startswith(SETTINGS) or key in REMEMBERED}
-
-
-def _settings(overrides: Sequence[str], known: dict[str, Any]) -> Recipe:
-    given = {override.partition("=")[0] for override in overrides}
-    foreign = [key for key in given if not key.startswith(SETTINGS)]
-    if foreign:
-        raise UsageError(
-            f"{foreign[0]} says nothing about how a model is measured.", f"These do: {', '.join(SETTINGS)} (KEY=VALUE)."
-        )
-    return load_recipe(None, overrides, {key: value for key, value in known.items() if key not in given}).recipe
 
 
 # ---- text ----
 
 
-def _text(task: _Task, report: Report) -> tuple[int, dict[str, Any]]:
+def _text(task: EvalTask, report: Report) -> tuple[int, dict[str, Any]]:
     tokenizer, model = load_tokenizer(task.model), load_causal_model(task.model, frozen=True)
     return _of_text(task, tokenizer, model, None, report)
 
 
-def _masked_text(task: _Task, report: Report) -> tuple[int, dict[str, Any]]:
+def _masked_text(task: EvalTask, report: Report) -> tuple[int, dict[str, Any]]:
     tokenizer, model = load_tokenizer(task.model), load_masked_model(task.model, frozen=True)
     if tokenizer.mask_token_id is None:
         raise UsageError(
@@ -202,7 +121,7 @@ def _masked_text(task: _Task, report: Report) -> tuple[int, dict[str, Any]]:
 
 
 def _of_text(
-    task: _Task, tokenizer: PreTrainedTokenizerBase, model: PreTrainedModel, masking: Masking | None, report: Report
+    task: EvalTask, tokenizer: PreTrainedTokenizerBase, model: PreTrainedModel, masking: Masking | None, report: Report
 ) -> tuple[int, dict[str, Any]]:
     documents = _documents(task, report)
     size = min(task.known.get("pretrain.block_size", MAX_BLOCK_SIZE), longest_sequence(model, decodes=True))
@@ -214,7 +133,7 @@ def _of_text(
     return len(documents), {**metrics, "tokens": len(text.tokens)}
 
 
-def _documents(task: _Task, report: Report) -> list[str]:
+def _documents(task: EvalTask, report: Report) -> list[str]:
     texts = [RawText(block, task.recipe.worlds, KEY, split=is_world(block.source)) for block in task.blocks]
     if only_world(task.blocks):
         return list(islice(sample_texts(texts, "validation", max_bytes=MAX_TEXT_BYTES), task.limit))
@@ -228,7 +147,7 @@ def _documents(task: _Task, report: Report) -> list[str]:
 # ---- conversations and answers ----
 
 
-def _conversations(task: _Task, report: Report) -> tuple[int, dict[str, Any]]:
+def _conversations(task: EvalTask, report: Report) -> tuple[int, dict[str, Any]]:
     tokenizer, model = load_for_chat(task.model, frozen=True)
     conversations = task.rows("conversations", report)
     max_length = task.max_length("sft.max_length", model)
@@ -250,7 +169,7 @@ def _conversations(task: _Task, report: Report) -> tuple[int, dict[str, Any]]:
     }
 
 
-def _answers(task: _Task, report: Report) -> tuple[int, dict[str, Any]]:
+def _answers(task: EvalTask, report: Report) -> tuple[int, dict[str, Any]]:
     tokenizer, model = load_for_chat(task.model, frozen=True)
     oracle, most = None, None
     world = only_world(task.blocks)
@@ -269,7 +188,7 @@ def _answers(task: _Task, report: Report) -> tuple[int, dict[str, Any]]:
 
 
 def _asked(
-    task: _Task, tokenizer: PreTrainedTokenizerBase, model: PreTrainedModel, prompts: Any, most: int | None
+    task: EvalTask, tokenizer: PreTrainedTokenizerBase, model: PreTrainedModel, prompts: Any, most: int | None
 ) -> list[Conversation]:
     context = longest_sequence(model, decodes=True)
     new_tokens = task.recipe.evaluation.max_new_tokens
@@ -285,7 +204,7 @@ def _examples(prompts: list[Conversation], answers: Answers) -> list[dict[str, s
 # ---- rankings ----
 
 
-def _pairs(task: _Task, report: Report) -> tuple[int, dict[str, Any]]:
+def _pairs(task: EvalTask, report: Report) -> tuple[int, dict[str, Any]]:
     tokenizer, model = load_tokenizer(task.model), load_reward_model(task.model, frozen=True)
     add_chat_template(tokenizer)
     finding = embeddings_too_few(tokenizer, {"MODEL": model})
