@@ -19,8 +19,8 @@ from chatpipe.recipe import load_recipe
 from chatpipe.recipe.schema import DataBlock
 from chatpipe.reward.ranking_batches import encode_answers
 from chatpipe.reward.scoring import score_sequences
+from chatpipe.run.steps import step_of
 from chatpipe.stages.rm import _true_order
-from chatpipe.stages.step import Step
 from chatpipe.stages.validation import rankings_oracle
 
 TINY = ("rm.num_train_epochs=1", "rm.learning_rate=1e-3", "rm.batch_size=16", "rm.max_length=48", "rm.bf16=false")
@@ -132,7 +132,7 @@ def test_the_model_is_saved_before_anything_is_evaluated(body, pairs, work, chat
 def test_rankings_that_the_oracle_ties_are_refused_before_training(tmp_path):
     """The annotators prefer something, but the evaluation goes by the oracle's order."""
     recipe = load_recipe("pocket", [f"out={tmp_path}"]).recipe
-    step = Step.of(recipe, "rm")
+    step = step_of(recipe, "rm")
     oracle = rankings_oracle(step)
     [prompt, *_] = world_named("pocketworld", recipe.worlds).prompts("validation")
     tied = Ranking(prompt, ["Bananas.", "Bananas."], [1, 2])
