@@ -139,12 +139,12 @@ def test_the_best_of_several_scores_higher(sample, work, tiny_run):
     sft, rm = (tiny_run.folder / stage for stage in ("sft", "rm"))
     assert sample(sft, "-k", 1, "-o", "one.jsonl").code == 0
     assert sample(sft, "--best-of", 8, "--reward", rm, "-o", "best.jsonl").code == 0
-    judge = model_scorer(str(rm), "--reward")
+    score = model_scorer(str(rm), "--reward")
     mean = {}
     for name in ("one", "best"):
         rows = rows_of(work / f"{name}.jsonl")
         assert {len(row["responses"]) for row in rows} == {1}
-        scores = judge([(row["prompt"], row["responses"]) for row in rows])
+        scores = score([(row["prompt"], row["responses"]) for row in rows])
         mean[name] = sum(score for [score] in scores) / len(scores)
     assert mean["best"] > mean["one"] + 0.1
 

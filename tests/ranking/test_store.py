@@ -391,6 +391,12 @@ def test_a_folder_is_no_store(tmp_path):
     assert not tmp_path.with_name(tmp_path.name + ".lock").exists()
 
 
+def test_an_old_sqlite_is_refused_and_nothing_made(path, monkeypatch):
+    monkeypatch.setattr(sqlite3, "sqlite_version_info", (3, 26, 0))
+    assert "needs SQLite 3.37" in refusal(path)
+    assert not path.exists()
+
+
 def test_where_no_file_can_be_made_is_said(tmp_path):
     (tmp_path / "file").touch()
     with pytest.raises(StoreError, match="r.db cannot be opened: "):

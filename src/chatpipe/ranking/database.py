@@ -17,6 +17,8 @@ FORMAT = 2
 APPLICATION = int.from_bytes(b"rank", "big")
 """SQLite's `application_id` of a store."""
 SALT_BYTES = 32
+OLDEST_SQLITE = (3, 37)
+"""The first version with STRICT tables."""
 
 CONDITIONS = {
     "settings": f"length(salt) = {SALT_BYTES}",
@@ -92,7 +94,16 @@ class Damaged(Exception):
 
 
 def connect(path: Path, mode: str) -> sqlite3.Connection:
-    """A connection that any thread may use, one at a time; `mode` is SQLite's `ro` or `rwc`."""
+    """A connection that any thread may use, one at a time; `mode` is SQLite's `ro` or `rwc`.
+
+    Raises `UsageError` if this Python's SQLite is too old.
+    """
+    if sqlite3.sqlite_version_info < OLDEST_SQLITE:
+        needed = ".".join(map(str, OLDEST_SQLITE))
+        raise UsageError(
+            f"A store of rankings needs SQLite {needed}; this Python has {sqlite3.sqlite_version}.",
+            "Use another Python, for example one from conda or uv.",
+        )
     connection = sqlite3.connect(
         f"file:{quote(str(path))}?mode={mode}", uri=True, timeout=10, isolation_level=None, check_same_thread=False
     )
