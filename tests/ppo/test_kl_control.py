@@ -135,3 +135,10 @@ def test_episodes_follow_from_epochs_over_the_prompts(tmp_path):
 def test_the_recipe_and_the_config_have_the_same_defaults():
     for name, field in PpoSettings.model_fields.items():
         assert PPOConfig.__dataclass_fields__[name].default == field.default, name
+
+
+@pytest.mark.parametrize("name, remedy", [("stop_token", "stop_token_id"), ("kl_estimator", "from-trl.md")])
+def test_a_setting_of_trl_that_is_gone_is_named(tmp_path, name, remedy):
+    with pytest.raises(UsageError, match=f"no setting {name}") as refused:
+        parts.config(tmp_path, **{name: "eos"})
+    assert remedy in refused.value.hint

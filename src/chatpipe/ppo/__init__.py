@@ -1,1 +1,1 @@
-"""PPO: its configuration, its formulas as pure functions, the rollout, the rewards, and the trainer."""
+"""PPO: one loop of rollouts and updates, its settings, its formulas as pure functions, metrics and alarms."""

@@ -4,8 +4,10 @@ An iteration samples `num_mini_batches * batch_size` completions (a rollout), th
 times, each time in a fresh order and in `num_mini_batches` optimizer steps of `batch_size` completions.
 """
 
+import difflib
 import math
 from dataclasses import dataclass
+from typing import Any
 
 from pydantic import ValidationError
 from transformers import TrainingArguments
@@ -80,6 +82,15 @@ class PPOConfig(TrainingArguments):
     eval_steps: float | None = None
     include_num_input_tokens_seen: str = "all"
     logging_nan_inf_filter: bool = False
+
+    def __new__(cls, *_: Any, **given: Any) -> "PPOConfig":
+        """Raises UsageError for a setting that does not exist, with the nearest one that does."""
+        for name in given:
+            if name not in cls.__dataclass_fields__:
+                near = difflib.get_close_matches(name, cls.__dataclass_fields__, n=1)
+                meant = f"Did you mean {near[0]}?" if near else "docs/from-trl.md lists TRL's settings that are gone."
+                raise UsageError(f"PPOConfig has no setting {name}.", meant)
+        return super().__new__(cls)
 
     def __post_init__(self) -> None:
         super().__post_init__()
