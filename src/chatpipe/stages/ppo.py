@@ -27,11 +27,11 @@ from chatpipe.ppo.config import PPOConfig
 from chatpipe.ppo.trainer import PPOTrainer
 from chatpipe.recipe.ppo_settings import PpoSettings
 from chatpipe.reward.rewards import Rewards
-from chatpipe.stages.arguments import stage_arguments
 from chatpipe.stages.ppo_rewards import answer_rewards, load_rewards
 from chatpipe.stages.raw_text import stage_texts, training_text
 from chatpipe.stages.saving import free_memory, save_checkpoint
 from chatpipe.stages.step import Outcome, Step
+from chatpipe.stages.trainer_setup import stage_arguments
 from chatpipe.stages.validation import example_prompt, oracle_of, validation_prompts
 from chatpipe.training.arguments import use_bf16
 from chatpipe.training.lora import lora_config

@@ -20,7 +20,6 @@ from chatpipe.models.context import longest_sequence
 from chatpipe.models.model_folder import check_block_size
 from chatpipe.models.new_model import new_model
 from chatpipe.models.pretrained import load_causal_model, load_masked_model
-from chatpipe.stages.arguments import stage_arguments
 from chatpipe.stages.raw_text import (
     check_training_side,
     pretraining_tokenizer,
@@ -31,6 +30,7 @@ from chatpipe.stages.raw_text import (
 )
 from chatpipe.stages.saving import free_memory, save_checkpoint
 from chatpipe.stages.step import Outcome, Step
+from chatpipe.stages.trainer_setup import stage_arguments
 from chatpipe.stages.validation import example_prompt
 from chatpipe.training.arguments import pretrain_arguments
 from chatpipe.training.pretrain_trainer import PretrainTrainer

@@ -23,10 +23,9 @@ from chatpipe.reward.ranking_batches import EncodedRankings, encode_rankings
 from chatpipe.reward.reward_model import new_reward_model, outside_body, reward_offset
 from chatpipe.reward.reward_trainer import RewardTrainer
 from chatpipe.reward.scoring import centre_rewards
-from chatpipe.stages.adapting import stage_adapter
-from chatpipe.stages.arguments import stage_arguments
 from chatpipe.stages.saving import free_memory, save_checkpoint
 from chatpipe.stages.step import Outcome, Step
+from chatpipe.stages.trainer_setup import stage_adapter, stage_arguments
 from chatpipe.stages.validation import example_prompt, rankings_oracle
 from chatpipe.training.progress import METRICS_FILE, append_metrics
 from chatpipe.training.ranks import main_process_first

@@ -20,12 +20,11 @@ from chatpipe.evaluation.chat import EncodedConversation, chat_loss, chat_sample
 from chatpipe.evaluation.language_verdicts import sft_verdict
 from chatpipe.models.context import longest_sequence
 from chatpipe.models.pretrained import load_causal_model, load_for_chat, load_tokenizer
-from chatpipe.stages.adapting import stage_adapter
-from chatpipe.stages.arguments import stage_arguments
 from chatpipe.stages.chats import check_enough, rows_of_step, say_left_out
 from chatpipe.stages.raw_text import stage_texts, training_text
 from chatpipe.stages.saving import free_memory, save_checkpoint
 from chatpipe.stages.step import Outcome, Step
+from chatpipe.stages.trainer_setup import stage_adapter, stage_arguments
 from chatpipe.stages.validation import example_prompt, oracle_of, validation_prompts
 from chatpipe.training.ranks import main_process_first
 from chatpipe.training.run_trainer import run_trainer

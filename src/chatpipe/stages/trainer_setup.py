@@ -1,15 +1,27 @@
-"""The adapter that a stage trains in place of all weights, where its section has `lora`."""
+"""What the stages give their trainers: arguments, and an adapter where the section has `lora`."""
 
 from collections.abc import Iterable, Sequence
+from typing import Any, TypeVar
 
 from torch import nn
-from transformers import PreTrainedModel, PreTrainedTokenizerBase, set_seed
+from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainingArguments, set_seed
 
 from chatpipe import console
 from chatpipe.models.pretrained import load_tokenizer
 from chatpipe.recipe.schema import Lora
 from chatpipe.stages.step import Step
+from chatpipe.training.arguments import training_arguments
 from chatpipe.training.lora import Adapter, lora_config
+
+Arguments = TypeVar("Arguments", bound=TrainingArguments)
+
+
+def stage_arguments(step: Step, cls: type[Arguments], **more: Any) -> Arguments:
+    """Arguments of type `cls` for the step's trainer; those in `more` belong to this stage only."""
+    recipe = step.recipe
+    return training_arguments(
+        cls, step.section, step.stage, step.folder, recipe.seed, step.processes, recipe.report_to, **more
+    )
 
 
 def stage_adapter(
@@ -20,7 +32,7 @@ def stage_adapter(
     whole: Iterable[nn.Module] = (),
     without: Sequence[str] = (),
 ) -> Adapter | None:
-    """Puts it into `model`; nothing where `section` is None.
+    """Puts a LoRA adapter into `model`, to be trained in place of its weights; None where `section` is None.
 
     `whole` modules are trained themselves; linear layers named `without` get no adapter.
     """
