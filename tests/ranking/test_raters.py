@@ -271,9 +271,9 @@ def test_what_a_function_must_not_do_is_refused_by_its_name(in_store, function, 
 
 def test_errors_name_the_key_that_named_the_rater(in_store, function):
     name = function("raise ValueError('no')")
-    with pytest.raises(UsageError, match=f"^--rater = {name} broke off"):
+    with pytest.raises(UsageError, match=rf"^\S+\.py:2: --rater = {name} broke off"):
         in_store(items(2), name)
-    with pytest.raises(UsageError, match=f"^rank.rater = {name} broke off"):
+    with pytest.raises(UsageError, match=rf"^\S+\.py:2: rank.rater = {name} broke off"):
         in_store(items(2), name, key="rank.rater")
     with pytest.raises(UsageError, match="^rank.rater = nowhere:f cannot be imported"):
         in_store(items(2), "nowhere:f", key="rank.rater")

@@ -18,7 +18,6 @@ from chatpipe.ranking.store import Store
 STEPS = ("edit", "submit", "skip")
 MOVES = ("undo", "redo")
 
-
 _TASK = "annotator = ? AND item = ? AND repeat = ?"
 _STEP = "SELECT number, item, repeat, action FROM history"
 _UNDONE = f"{_STEP} WHERE annotator = ? AND state = 'undone' ORDER BY number"
@@ -110,19 +109,29 @@ class History:
                     raise StoreConflict(f"the key {step.key} was used for another step")
                 return
             state, changed = self._consequences(step)
-            answer = step.answer and (json.dumps(step.answer.ranks), *_flags(step.answer))
-            number = connection.execute(
-                "INSERT INTO history (time, annotator, key, action, item, repeat, ranks, all_bad, flag, note, skipped,"
-                " state) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
-                (now, self.annotator, step.key, step.action, *(step.task or (None, None)))
-                + (*(answer or [None] * 4), step.skipped, state),
-            ).lastrowid
-            for task in changed:
+            task, answer = step.task, step.answer
+            row = {
+                "time": now,
+                "annotator": self.annotator,
+                "key": step.key,
+                "action": step.action,
+                "item": task and task.item,
+                "repeat": task and task.repeat,
+                "ranks": answer and json.dumps(answer.ranks),
+                "all_bad": answer and answer.all_bad,
+                "flag": answer and answer.flag,
+                "note": answer and answer.note,
+                "skipped": step.skipped,
+                "state": state,
+            }
+            insert = f"INSERT INTO history ({', '.join(row)}) VALUES ({', '.join('?' * len(row))})"
+            number = connection.execute(insert, list(row.values())).lastrowid
+            for other in changed:
                 update = f"UPDATE rankings SET ({ANSWER}, answered) = ({LAST_STEP}) WHERE {_TASK}"
-                connection.execute(update, (self.annotator, *task))
-            for task in changed[-1:]:
+                connection.execute(update, (self.annotator, *other))
+            for last in changed[-1:]:
                 update = f"UPDATE rankings SET touched = ?, turn = ? WHERE {_TASK}"
-                connection.execute(update, (now, number, self.annotator, *task))
+                connection.execute(update, (now, number, self.annotator, *last))
 
     def _consequences(self, step: Step) -> tuple[str | None, list[Task]]:
         """Gives earlier steps their new states; returns the state of this one, and the tasks whose answers change.
@@ -153,7 +162,3 @@ class History:
 
 def _answer(ranks: str | None, all_bad: int, flag: int, note: str) -> Answer | None:
     return None if ranks is None else Answer(json.loads(ranks), bool(all_bad), bool(flag), note)
-
-
-def _flags(answer: Answer) -> tuple[bool, bool, str]:
-    return answer.all_bad, answer.flag, answer.note
