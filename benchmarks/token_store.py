@@ -103,7 +103,7 @@ def measure(who: str, corpus: Path, workers: int) -> None:
     backend = Tokenizer.from_file(str(corpus.parent / "tokenizer" / "tokenizer.json"))
     text = RawText(DataBlock(source=str(corpus)), {}, "corpus")
     if who == OURS:
-        encoder = Encoder(backend.to_str(), backend.token_to_id("<|endoftext|>"), "<u2")
+        encoder = Encoder(backend.to_str(), backend.token_to_id("<|endoftext|>"), "<u2", by_words=True)
         folder = Path(tempfile.mkdtemp(dir=corpus.parent))
         start = time.perf_counter()
         size = build_token_store(folder / "store", text, encoder, workers).num_bytes

@@ -9,6 +9,8 @@ from itertools import islice
 
 import numpy as np
 import pytest
+from tokenizers import Regex, Tokenizer, models, pre_tokenizers, trainers
+from transformers import PreTrainedTokenizerFast
 
 from chatpipe.data import encoding, text_files, token_store
 from chatpipe.data.documents import RawText
@@ -167,7 +169,7 @@ def test_a_build_that_is_killed_goes_on_and_ends_as_one_that_was_not(tmp_path, e
         "token_store.build_token_store(Path(sys.argv[2]), text, encoder, workers=1, shard_tokens=400)\n"
     )
     folder = tmp_path / "store"
-    told = repr((encoder.tokenizer, encoder.eos_token_id, encoder.dtype))
+    told = repr((encoder.tokenizer, encoder.eos_token_id, encoder.dtype, encoder.by_words))
     done = subprocess.run([sys.executable, "-c", script, source, folder], input=told, text=True, check=False)
     assert done.returncode == -9
     store = build_token_store(folder, raw(source), encoder, shard_tokens=400)
@@ -208,6 +210,35 @@ def test_what_changes_no_token_is_no_other_store(encoder, source):
     assert store_fingerprint(one, encoder) != store_fingerprint(two, encoder)
 
 
+def of_whole_names() -> PreTrainedTokenizerFast:
+    """A tokenizer with a space inside one word, `New York`: trying pairs of characters cannot find it."""
+    made = Tokenizer(models.BPE())
+    pattern = pre_tokenizers.Split(Regex(r"New York| ?\w+|\s+(?=\s)|\s+|[^\s\w]+"), "isolated")
+    made.pre_tokenizer = pre_tokenizers.Sequence([pattern, pre_tokenizers.ByteLevel(False, use_regex=False)])
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    trainer = trainers.BpeTrainer(
+        vocab_size=400, special_tokens=["<eos>"], initial_alphabet=alphabet, show_progress=False
+    )
+    made.train_from_iterator(["New York. " * 50], trainer)
+    return PreTrainedTokenizerFast(tokenizer_object=made, eos_token="<eos>")
+
+
+@pytest.mark.parametrize("named", [True, False])
+def test_the_text_itself_shows_whether_looking_up_words_changes_an_id(tmp_path, write, capsys, named):
+    tokenizer = of_whole_names()
+    texts = [f"{'New York' if named else 'York'} is far away. It was day {i}." for i in range(100)]
+    source = write("names.jsonl", [{"text": text} for text in texts])
+    encoder = Encoder.of(tokenizer)
+    assert encoder.by_words
+    store = build_token_store(tmp_path / "store", raw(source), encoder)
+    assert ("needs whole texts" in capsys.readouterr().err) is named
+    expected: list[int] = []
+    for piece in raw(source).pieces():
+        if piece.split == "train":
+            expected += [*tokenizer(piece.text)["input_ids"], tokenizer.eos_token_id]
+    assert tokens_of(store) == expected
+
+
 # ---- damage ----
 
 
@@ -215,7 +246,7 @@ def refusal(folder, source: str, encoder: Encoder) -> str:
     with pytest.raises(UsageError) as caught:
         build_token_store(folder, raw(source), encoder, shard_tokens=400)
     assert caught.value.message.startswith(f"The token store {folder} is not as it was built: ")
-    assert caught.value.hint == f"Delete {folder}: the same command then builds it anew."
+    assert caught.value.hint == f"Delete {folder}: the same command then builds it again."
     return caught.value.message
 
 

@@ -1,6 +1,6 @@
 """Tokenising a stream of text in several processes, in order and in bounded memory.
 
-No torch here: every worker process imports this file.
+This file does not import torch, because every worker process imports it.
 """
 
 import json
@@ -27,19 +27,19 @@ if TYPE_CHECKING:
 
 BATCH_CHARACTERS = 1 << 18
 SMALL_BATCHES = 1 << 8
-"""64 MB: before so much is encoded in one process, others have hardly started."""
+"""64 MB: more processes start only behind so much text, because starting them takes as long as encoding it."""
 
 WORD = re.compile(r"\s*\S+(?:(?!\n\w)[^\S ]\s*\S*)*(?:\n(?=\w))?|\s+")
-"""What a text is cut into: before each space that follows no other white space, and behind a newline before a letter
-or digit where there is no other white space. The cuts of `text_files.CLEAN_CUT` are some of these."""
+"""A word of a text: the text is cut before each space that follows no other white space, and behind a newline before a
+letter or digit without other white space. The cuts of `text_files.CLEAN_CUT` are some of these."""
 WORDS_AT_ONCE = 1000
 MAX_KNOWN_WORDS, MAX_KNOWN_LENGTH = 1 << 19, 32
-"""How many words a process remembers before it forgets all of them, and how long they may be: 100 MB at most."""
+"""The number and the length of the words whose ids a process keeps, at most 100 MB; then it starts over."""
 
 
 @dataclass(frozen=True)
 class Encoded:
-    """Token ids of some pieces one behind the other, with end-of-text where a document ends.
+    """Token ids of some pieces in one array, with end-of-text where a document ends.
 
     `num_bytes` counts the UTF-8 bytes of the text; end-of-text has none.
     """
@@ -52,17 +52,34 @@ class Encoded:
 
 @dataclass(frozen=True)
 class Encoder:
-    """A tokenizer in a form that can be sent to other processes. Special tokens that stand in a text are plain text."""
+    """A tokenizer that can be sent to other processes. Special tokens in a text are encoded as plain text.
+
+    With `by_words`, the ids of words that came before are looked up, which is several times as fast. That is right only
+    for tokenizers whose words end where `WORD` cuts; `of` and `checked_on` decide it.
+    """
 
     tokenizer: str
     eos_token_id: int
     dtype: str
+    by_words: bool
 
     @classmethod
     def of(cls, tokenizer: "PreTrainedTokenizerBase") -> "Encoder":
         """The encoder of a fast tokenizer with an end-of-text token."""
         dtype = "<u2" if len(tokenizer) <= 2**16 else "<u4"
-        return cls(tokenizer.backend_tokenizer.to_str(), tokenizer.eos_token_id, dtype)
+        backend = tokenizer.backend_tokenizer
+        return cls(backend.to_str(), tokenizer.eos_token_id, dtype, cuts_cleanly(backend))
+
+    @property
+    def identity(self) -> tuple[str, int, str]:
+        """The parts that decide the ids; `by_words` only decides how fast they come."""
+        return self.tokenizer, self.eos_token_id, self.dtype
+
+    def checked_on(self, pieces: Sequence[Piece]) -> "Encoder":
+        """This encoder; without `by_words` where cutting changes an id of `pieces`, a sample of the real text."""
+        texts = [piece.text for piece in pieces]
+        same = not self.by_words or self._encode_texts(texts) == self._encode_whole(texts)
+        return self if same else replace(self, by_words=False)
 
     @cached_property
     def _backend(self) -> Tokenizer:
@@ -71,10 +88,6 @@ class Encoder:
         backend.no_truncation()
         backend.no_padding()
         return backend
-
-    @cached_property
-    def _cuts(self) -> bool:
-        return cuts_cleanly(self._backend)
 
     @cached_property
     def _known(self) -> dict[str, bytes]:
@@ -94,9 +107,9 @@ class Encoder:
         )
 
     def _encode_texts(self, texts: Sequence[str]) -> list[bytes]:
-        """The bytes of each text's ids. Words that came before are looked up, which is several times as quick."""
-        if not self._cuts:
-            return self._encode_anew(texts)
+        """The ids of each text, as bytes."""
+        if not self.by_words:
+            return self._encode_whole(texts)
         cut_up = [WORD.findall(text) for text in texts]
         known = self._known
         if len(known) > MAX_KNOWN_WORDS:
@@ -109,12 +122,12 @@ class Encoder:
                 del known[word]
         return encoded
 
-    def _encode_anew(self, texts: Sequence[str]) -> list[bytes]:
+    def _encode_whole(self, texts: Sequence[str]) -> list[bytes]:
         encodings = self._backend.encode_batch_fast(texts, add_special_tokens=False)
         return [np.array(encoding.ids, dtype=self.dtype).tobytes() for encoding in encodings]
 
     def _encode_words(self, words: list[str]) -> Iterator[bytes]:
-        """The bytes of each word's ids; many words make one input, for an input by itself takes longer than a word."""
+        """The ids of each word, as bytes; many words make one input, because an input has an overhead of its own."""
         size = np.dtype(self.dtype).itemsize
         groups = [words[start : start + WORDS_AT_ONCE] for start in range(0, len(words), WORDS_AT_ONCE)]
         encodings = self._backend.encode_batch(groups, is_pretokenized=True, add_special_tokens=False)
@@ -127,11 +140,11 @@ class Encoder:
 def encode_stream(
     encoder: Encoder, pieces: Iterable[Piece], workers: int, before_workers: int = 0
 ) -> Generator[Encoded]:
-    """`pieces` encoded in batches, in their order; what comes out does not depend on `workers`.
+    """`pieces` encoded in batches, in their order; the ids do not depend on `workers`.
 
-    More than one worker are processes, which start once `before_workers` batches are encoded here. At most two batches
-    for each worker are on their way, so that memory does not grow with the text. Close it (`contextlib.closing`) where
-    it may not be read to its end.
+    More than one worker are processes, which start after this process has encoded `before_workers` batches. At most
+    two batches for each worker are in memory at a time. Close the generator (`contextlib.closing`) where it may not be
+    read to its end.
     """
     batches = _batches(pieces)
     yield from map(encoder.encode, islice(batches, before_workers if workers > 1 else None))
@@ -153,9 +166,10 @@ def encode_stream(
 
 
 def cuts_cleanly(tokenizer: Tokenizer) -> bool:
-    """Whether a text cut into `WORD`s has the tokens of the whole: if words, for the tokenizer, end there anyway.
+    """Whether a text cut into `WORD`s has the tokens of the whole text, as far as the tokenizer's parts and about a
+    hundred pairs of characters show: `Encoder.checked_on` then compares real text.
 
-    True of byte-level BPE as GPT-2, Llama 3 and Qwen have it, and of characters; not where a text's first word is
+    True of byte-level BPE as in GPT-2, Llama 3 and Qwen, and of characters; False where the first word of a text is
     marked, as in Llama 2.
     """
     if not isinstance(tokenizer.normalizer, normalizers.NFC | None):
@@ -176,15 +190,15 @@ def cuts_cleanly(tokenizer: Tokenizer) -> bool:
 
 
 def _minds_cuts(token: AddedToken) -> bool:
-    """Whether an added token can lie across an end of a `WORD`, or be found because a text ends there."""
+    """Whether an added token can contain the end of a `WORD`, or be found only because a text ends there."""
     content = token.content
     across = re.search(r"\S\s|\n\w", content) or token.rstrip or (token.lstrip and re.match(r"\w", content))
-    # `single_word` asks what stands beside the token: beside its own white space that may be a letter across the cut
+    # `single_word` looks at the characters around the token: across the cut there may be a letter
     return bool(across or (token.single_word and content != content.strip()))
 
 
 def _batches(pieces: Iterable[Piece]) -> Iterator[list[Piece]]:
-    """Pieces together until they have a quarter of a megabyte of text or more."""
+    """Batches of pieces with a quarter of a megabyte of text or more."""
     batch: list[Piece] = []
     size = 0
     for piece in pieces:

@@ -1,4 +1,8 @@
-"""Masked language modelling: which tokens are hidden, and the loss of guessing them (BERT, arXiv 1810.04805, 3.1)."""
+"""Masked language modelling: hiding tokens, and the loss of predicting them (BERT, arXiv 1810.04805, section 3.1).
+
+transformers' `DataCollatorForLanguageModeling(seed=)` does the same, but it draws from one generator over all batches
+of a process, so a resumed run would hide other tokens, and on the CPU alone. Here each batch has a seed of its own.
+"""
 
 from dataclasses import dataclass
 from typing import Any
@@ -15,7 +19,7 @@ REPLACED_BY_MASK, REPLACED_AT_RANDOM = 0.8, 0.1
 
 @dataclass(frozen=True)
 class Masking:
-    """Hides `probability` of the tokens, never a special one: 80 % behind `mask_id`, 10 % another token, 10 % seen.
+    """Hides `probability` of the tokens, never a special one: 80 % become `mask_id`, 10 % a random token, 10 % stay.
 
     `special_ids` are the ids of special tokens; random tokens are drawn from the first `tokens` ids.
     """
@@ -27,13 +31,13 @@ class Masking:
 
     @classmethod
     def of(cls, tokenizer: PreTrainedTokenizerBase, probability: float) -> "Masking":
-        """For a tokenizer that has a mask token."""
+        """Masking for a tokenizer that has a mask token."""
         return cls(tokenizer.mask_token_id, tuple(sorted(tokenizer.all_special_ids)), len(tokenizer), probability)
 
     def __call__(self, ids: Tensor, seed: int) -> tuple[Tensor, Tensor]:
-        """What the model reads, and the labels: the hidden tokens, -100 elsewhere. All (rows, tokens).
+        """Inputs and labels for `ids`, all [rows, tokens] int64; labels are -100 where no token is hidden.
 
-        Draws from `seed` alone, so that a resumed run hides what the uninterrupted one does.
+        A pure function of `ids` and `seed`, so a resumed run hides the same tokens as one that was not interrupted.
         """
         generator = torch.Generator().manual_seed(seed)
 
@@ -51,7 +55,7 @@ class Masking:
 
 
 def masked_loss(outputs: Any, labels: Tensor, num_items_in_batch: Tensor | int | None = None) -> Tensor:
-    """Mean nats of the tokens that labels name: of this batch's, or its share in a step of `num_items_in_batch`."""
+    """The loss of the labelled tokens in nats: their mean, or their sum over the step's `num_items_in_batch`."""
     losses = F.cross_entropy(outputs.logits.flatten(0, 1).float(), labels.flatten(), reduction="sum")
     counted = (labels != IGNORED).sum() if num_items_in_batch is None else num_items_in_batch
     return losses / torch.as_tensor(counted, device=losses.device).clamp(min=1)

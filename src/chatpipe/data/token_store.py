@@ -4,8 +4,8 @@
       manifest.json       fingerprint, and of each shard: size, SHA-256, tokens, pieces and bytes of text, documents
       shard-00000.bin     token ids, 2 bytes each (4 where the vocabulary has more than 65,536 entries)
 
-Text is tokenised once. A shard counts from the moment the manifest names it, which is after its bytes are on the disk;
-a build that was interrupted reads on behind the last one. The fingerprint says what a store was made from.
+Text is tokenised once. A shard counts as soon as the manifest names it, which is after its bytes are on the disk; an
+interrupted build continues behind the last shard. The fingerprint covers text, settings and tokenizer.
 """
 
 import errno
@@ -16,14 +16,14 @@ from bisect import bisect_right
 from collections.abc import Iterator, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import asdict, dataclass, field
-from itertools import accumulate, islice
+from itertools import accumulate, chain, islice
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from chatpipe import console
-from chatpipe.data.documents import RawText
+from chatpipe.data.documents import Piece, RawText
 from chatpipe.data.durable import MANIFEST, PARTIAL, fault_of, fingerprint, fsync, read_json, replace_text, retire
 from chatpipe.data.encoding import BATCH_CHARACTERS, SMALL_BATCHES, Encoded, Encoder, encode_stream
 from chatpipe.data.sources import block_fingerprint
@@ -33,15 +33,17 @@ from chatpipe.errors import Interrupted, UsageError
 
 SHARD_TOKENS = 1 << 24
 MAX_WORKERS = 32
-"""One process reads the text for all of them; it keeps no more busy."""
+"""One process reads the text for all workers, and cannot keep more busy."""
+CHECKED_CHARACTERS = 1 << 18
+"""Of each store's text so much is also encoded whole, to see that looking up words changes no id."""
 
 FORMAT = 1
-"""Raised when the same text and tokenizer would give another store."""
+"""Increased when the same text and tokenizer would give another store."""
 
 
 @dataclass
 class StoreManifest:
-    """What stands in `manifest.json`; `files` maps a shard's name to what is known of it."""
+    """The content of `manifest.json`; `files` maps a shard's name to its size, SHA-256 and counts."""
 
     fingerprint: str
     dtype: str
@@ -50,14 +52,14 @@ class StoreManifest:
     skipped: dict[str, int] = field(default_factory=dict)
     """Rows of the source that could not be used, by reason."""
     first_skipped: dict[str, str] = field(default_factory=dict)
-    """Where the first of each stands."""
+    """The place of the first row of each reason."""
 
 
 class TokenStore:
     """The token ids of one source, in the order of its text."""
 
     def __init__(self, folder: Path) -> None:
-        """Opens a store that was built; `build_token_store` is what looks for damage."""
+        """Opens a store that was built; only `build_token_store` checks it for damage."""
         manifest = StoreManifest(**read_json(folder / MANIFEST))
         shards = manifest.files.values()
         self.num_bytes: int = sum(shard["bytes"] for shard in shards)
@@ -69,7 +71,7 @@ class TokenStore:
         self._folder = folder
 
     def __reduce__(self) -> tuple[type["TokenStore"], tuple[Path]]:
-        """Opened anew in another process, not copied out of its files."""
+        """Pickled as its folder: another process opens the files itself."""
         return TokenStore, (self._folder,)
 
     def __len__(self) -> int:
@@ -77,7 +79,7 @@ class TokenStore:
         return self._ends[-1] if self._ends else 0
 
     def read(self, start: int, count: int) -> np.ndarray:
-        """`count` token ids from token `start` on, int64; behind the last token comes the first again."""
+        """`count` token ids from token `start`, int64; after the last token the first follows."""
         parts = []
         while count:
             start %= len(self)
@@ -92,10 +94,10 @@ class TokenStore:
 def build_token_store(
     folder: Path, text: RawText, encoder: Encoder, workers: int | None = None, shard_tokens: int = SHARD_TOKENS
 ) -> TokenStore:
-    """The train split of `text` as a store in `folder`: the one that is there, or what of it is missing tokenised.
+    """The train split of `text` as a store in `folder`. A complete store is opened; the rest of another is tokenised.
 
     A store of other text or of another tokenizer is replaced. `workers` processes (default: one for each core) encode
-    a text of more than 64 MB; a shard has `shard_tokens` tokens and a little more. Raises `UsageError` where a finished
+    a text of more than 64 MB; a shard has `shard_tokens` tokens or a few more. Raises `UsageError` where a finished
     shard was changed, the text cannot be used, or the disk is full, and `Interrupted` on Ctrl-C.
     """
     made_from = store_fingerprint(text, encoder)
@@ -107,13 +109,13 @@ def build_token_store(
         except KeyboardInterrupt as problem:
             raise Interrupted(
                 f"Tokenising {text.block.source} was interrupted; {len(manifest.files)} finished shards are kept.",
-                "The same command goes on behind them.",
+                "The same command continues behind them.",
             ) from problem
     return TokenStore(folder)
 
 
 def usable_cores() -> int:
-    """How many cores this process may use; where the system does not tell (macOS), how many there are."""
+    """How many cores this process may use; on macOS, how many there are."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
@@ -132,11 +134,11 @@ def store_fingerprint(text: RawText, encoder: Encoder) -> str:
     world = world_settings([text.block], text.worlds)
     # the weight of a source does not change its tokens
     source = block_fingerprint(text.block.model_copy(update={"weight": 1.0}), text.key)
-    return fingerprint([FORMAT, PIECE_CHARACTERS, source, world, asdict(encoder)])
+    return fingerprint([FORMAT, PIECE_CHARACTERS, source, world, encoder.identity])
 
 
 def _manifest_of(folder: Path, made_from: str) -> StoreManifest | None:
-    """What is there of the store, unless it is another one. Raises `UsageError` where its files were changed."""
+    """The manifest of a store with this fingerprint, or None. Raises `UsageError` where its files were changed."""
     if not (folder / MANIFEST).exists():
         return None
     try:
@@ -147,7 +149,7 @@ def _manifest_of(folder: Path, made_from: str) -> StoreManifest | None:
     if fault is not None:
         raise UsageError(
             f"The token store {folder} is not as it was built: {fault}.",
-            f"Delete {folder}: the same command then builds it anew.",
+            f"Delete {folder}: the same command then builds it again.",
         )
     return manifest if manifest.fingerprint == made_from else None
 
@@ -155,21 +157,25 @@ def _manifest_of(folder: Path, made_from: str) -> StoreManifest | None:
 def _build(
     folder: Path, text: RawText, encoder: Encoder, manifest: StoreManifest, workers: int, shard_tokens: int
 ) -> None:
-    """Tokenises what no finished shard holds, and notes each shard in the manifest as soon as it is on the disk."""
+    """Tokenises the text behind the finished shards, and adds each shard to the manifest once it is on the disk."""
     if not manifest.files and folder.exists():
         retire(folder)
     folder.mkdir(parents=True, exist_ok=True)
     done = sum(shard["pieces"] for shard in manifest.files.values())
     if done:
-        console.note(f"{folder}: going on behind {len(manifest.files)} finished shards")
+        console.note(f"{folder}: continuing behind {len(manifest.files)} finished shards")
     size = text.megabytes()
     small = size is None or size * 10**6 <= SMALL_BATCHES * BATCH_CHARACTERS
     pieces = islice((piece for piece in text.pieces() if piece.split == "train"), done, None)
+    sample = _first_characters(pieces, CHECKED_CHARACTERS)
+    checked = encoder.checked_on(sample)
+    if checked != encoder:
+        console.note(f"{text.block.source}: this tokenizer needs whole texts, so tokenising is slower")
     read = sum(shard["bytes"] for shard in manifest.files.values())
     writer: _ShardWriter | None = None
     with (
         console.progress("tokenising", size) as bar,
-        closing(encode_stream(encoder, pieces, workers, SMALL_BATCHES if small else 0)) as stream,
+        closing(encode_stream(checked, chain(sample, pieces), workers, SMALL_BATCHES if small else 0)) as stream,
     ):
         for encoded in stream:
             writer = writer or _ShardWriter(folder, len(manifest.files))
@@ -186,8 +192,17 @@ def _build(
     _write_manifest(folder, manifest)
 
 
+def _first_characters(pieces: Iterator[Piece], characters: int) -> list[Piece]:
+    """The next pieces, until they have so many characters."""
+    found: list[Piece] = []
+    while characters > 0 and (piece := next(pieces, None)) is not None:
+        found.append(piece)
+        characters -= len(piece.text)
+    return found
+
+
 class _ShardWriter:
-    """One shard as it grows, under a name that is not yet its own."""
+    """One shard while it grows, under a temporary name."""
 
     def __init__(self, folder: Path, number: int) -> None:
         self.folder, self.name = folder, f"shard-{number:05}.bin"
@@ -207,7 +222,7 @@ class _ShardWriter:
         self._bytes += encoded.num_bytes
 
     def finish(self, manifest: StoreManifest) -> None:
-        """Gives the shard its name once its bytes are on the disk, then notes it in the manifest."""
+        """Renames the shard once its bytes are on the disk, then adds it to the manifest."""
         with _room_for(self.folder):
             fsync(self._partial)
             size = self._partial.stat().st_size
@@ -238,5 +253,5 @@ def _room_for(folder: Path) -> Iterator[None]:
             raise
         raise UsageError(
             f"The token store {folder} cannot be written: {problem.strerror}.",
-            "Make room, or choose another disk with out=; finished shards are kept, the same command goes on.",
+            "Make room, or choose another disk with out=; finished shards are kept, the same command continues.",
         ) from problem
