@@ -2,19 +2,19 @@
 
     rows/
       manifest.json         size and SHA-256 of each file, written last
-      rows.json             what the rows were made from, and what was left out
+      rows.json             fingerprint, and what was left out
       train.ids.bin         token ids of all rows one after another, int32
-      train.learned.bin     1 on what the assistant says and on its EOS, uint8
+      train.learned.bin     1 on the tokens of the assistant and on its EOS, uint8
       train.ends.bin        where each row ends, int64
-      train.jsonl           the first conversations as messages, for whatever has to read them
+      train.jsonl           the first conversations as messages, for checks and evaluation
       validation....        the same for the validation split
 
-What stays in memory is the index, eight bytes a conversation.
+Only the index stays in memory, eight bytes a conversation.
 """
 
 import json
 import shutil
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, field
 from itertools import islice
@@ -25,32 +25,45 @@ from transformers import PreTrainedTokenizerBase
 
 from chatpipe import console
 from chatpipe.data.chat_template import encode_conversations
-from chatpipe.data.datasets import Conversation
-from chatpipe.data.durable import PARTIAL, fault_of, fsync, publish, read_json, write_json
+from chatpipe.data.datasets import Conversation, stream_conversations
+from chatpipe.data.durable import PARTIAL, fault_of, fingerprint, fsync, publish, read_json, write_json
 from chatpipe.data.report import Report
+from chatpipe.data.sources import data_fingerprints
 from chatpipe.data.split import Split
+from chatpipe.data.worlds import Worlds, world_settings
+from chatpipe.errors import UsageError
+from chatpipe.recipe.schema import DataBlock
 
 FORMAT = 1
-"""Raised when the same conversations and tokenizer would give other rows."""
+"""Increased when the same conversations and tokenizer would give other rows."""
 
 SPLITS: tuple[Split, ...] = ("train", "validation")
 MAX_EXAMPLES = 10_000
 BATCH = 256
 
 Encoded = tuple[list[int], list[int]]
-"""Token ids of a conversation, and the mask of what the assistant says in it."""
+"""Token ids of a conversation, and a mask that is 1 on the tokens to learn."""
 
 
 @dataclass
 class RowsNote:
-    """What stands in `rows.json`: how many conversations of each split were too long, and which rows could not be used.
+    """The content of `rows.json`: conversations of each split that were too long, and unusable rows by reason.
 
-    `made_from` is a SHA-256 over all that decides what the rows hold.
+    `made_from` is the fingerprint of all that decides the rows.
     """
 
     made_from: str
     too_long: dict[str, int] = field(default_factory=lambda: dict.fromkeys(SPLITS, 0))
     skipped: dict[str, int] = field(default_factory=dict)
+
+    def left_out(self, train: "Rows", validation: "Rows", max_length: int) -> list[str]:
+        """A line for each split of which conversations were left out."""
+        sizes = {"train": len(train), "validation": len(validation)}
+        return [
+            f"sft: {count} of {sizes[split] + count} {split} conversations left out: longer than {max_length} tokens"
+            for split, count in self.too_long.items()
+            if count
+        ]
 
 
 class Rows:
@@ -63,11 +76,11 @@ class Rows:
         self._opened_as = (folder, split)
 
     def __reduce__(self) -> tuple[type["Rows"], tuple[Path, Split]]:
-        """Opened anew in another process, and where a data set takes its fingerprint: not copied out of the files."""
+        """Pickled as its folder: another process opens the files itself."""
         return Rows, self._opened_as
 
     def __len__(self) -> int:
-        """How many rows there are."""
+        """The number of rows."""
         return len(self._ends)
 
     @property
@@ -86,13 +99,48 @@ class Rows:
         return [(ids.tolist(), learned.tolist()) for ids, learned in read]
 
     def examples(self) -> list[Conversation]:
-        """The first conversations, at most `MAX_EXAMPLES`, also those that were too long for a row."""
+        """The first conversations, at most `MAX_EXAMPLES`, including those too long for a row."""
         with self._examples.open(encoding="utf-8") as file:
             return [json.loads(line) for line in file]
 
 
+def rows_of_conversations(
+    folder: Path,
+    blocks: Sequence[DataBlock],
+    worlds: Worlds,
+    tokenizer: PreTrainedTokenizerBase,
+    max_length: int,
+    key: str,
+) -> tuple[Rows, Rows, RowsNote]:
+    """The rows of both splits and their note, from `folder`; they are tokenised first unless they are there already.
+
+    Raises `UsageError` where a source or a conversation cannot be used.
+    """
+    reads = [tokenizer.backend_tokenizer.to_str(), tokenizer.chat_template, tokenizer.special_tokens_map]
+    sources = [data_fingerprints(blocks, key), world_settings(blocks, worlds)]
+    made_from = fingerprint([FORMAT, sources, reads, max_length])
+    found = open_rows(folder, made_from)
+    if found is None:
+        report = Report()
+        stream = stream_conversations(blocks, worlds, key, report)
+        write_rows(folder, stream, report, tokenizer, max_length, made_from)
+        report.say()
+        found = open_rows(folder, made_from)
+    assert found is not None, f"{folder} was just written"
+    return found
+
+
+def check_enough_rows(train: Rows, validation: Rows, key: str) -> None:
+    """Raises `UsageError` where there is nothing to train on, or fewer than two conversations for validation."""
+    if len(train) == 0 or len(validation) < 2:
+        raise UsageError(
+            f"{key} holds too little: {len(train)} conversations for training, {len(validation)} for validation.",
+            "A tenth is for validation, chosen by its text; give at least some dozens of different ones.",
+        )
+
+
 def open_rows(folder: Path, made_from: str) -> tuple[Rows, Rows, RowsNote] | None:
-    """Both splits and the note of what was written there, or None where that is not whole or was made from other."""
+    """Both splits and the note of a folder, or None where it is damaged, missing or made from something else."""
     if fault_of(folder) is not None:
         return None
     note = RowsNote(**read_json(folder / "rows.json"))
@@ -107,10 +155,10 @@ def write_rows(
     max_length: int,
     made_from: str,
 ) -> None:
-    """Tokenises `conversations` into `folder`, which is replaced.
+    """Tokenises `conversations` into `folder`, which is replaced, in memory that does not grow with them.
 
-    `report` is what reading them fills: why rows could not be used is noted. Memory does not grow with them. Raises
-    `UsageError` where the chat template refuses one.
+    Reading `conversations` fills `report`; its counts go into the note. Raises `UsageError` where the chat template
+    refuses a conversation.
     """
     partial = folder.with_name(folder.name + PARTIAL)
     shutil.rmtree(partial, ignore_errors=True)  # of a run that was killed
@@ -136,7 +184,8 @@ def write_rows(
 def fit_conversations(
     tokenizer: PreTrainedTokenizerBase, conversations: Iterable[Conversation], max_length: int
 ) -> Iterator[Encoded | None]:
-    """Ids and mask of each without its oldest exchanges, as many as must go; None if its last one is too long.
+    """Ids and mask of each conversation without as many of its oldest exchanges as do not fit; None if the last alone
+    is too long.
 
     An answer is never cut: it would lose the end-of-turn token, and the model would learn not to stop (trl #3927).
     """

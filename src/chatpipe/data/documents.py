@@ -12,14 +12,12 @@ from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
 
-from chatpipe.data.formats import format_of, readers_of
 from chatpipe.data.report import Skipped
 from chatpipe.data.row_files import BadRow, BrokenRow, Row, kind_of
-from chatpipe.data.sources import check_sources, is_hub, one_file_each, source_files, source_rows
+from chatpipe.data.sources import is_hub, one_file_each, source_files, source_rows
 from chatpipe.data.split import VALIDATION_SHARE, Split, split_of, split_of_digest
 from chatpipe.data.text_files import characters_between, in_pieces, line_start, numbered_lines, survey, text_chunks
 from chatpipe.data.worlds import Worlds, is_world, world_named
-from chatpipe.errors import UsageError
 from chatpipe.recipe.schema import DataBlock
 
 FEW_FILES = 100
@@ -133,89 +131,6 @@ class RawText:
         if self._of_world is None:
             self._of_world = world_named(self.block.source, self.worlds).documents()
         return self._of_world
-
-
-def raw_texts(blocks: Sequence[DataBlock], worlds: Worlds, key: str) -> list[RawText]:
-    """The sources of raw text of a stage, in the order of its blocks."""
-    check_sources(blocks, key)
-    return [RawText(block, worlds, key) for block in blocks]
-
-
-def sample_texts(sources: Sequence[RawText], split: Split, max_bytes: int) -> Iterator[str]:
-    """Texts of one split from the beginning of each source, which has an equal share of `max_bytes` (of UTF-8).
-
-    A share ends with the document that fills it; a document that is longer than a share is cut there.
-    """
-    share = max(max_bytes // len(sources), 1)
-    for source in sources:
-        taken = 0
-        for document in whole_documents((piece for piece in source.pieces() if piece.split == split), share):
-            yield document
-            taken += len(document.encode())
-            if taken >= share:
-                break
-
-
-def whole_documents(pieces: Iterable[Piece], max_characters: int | None = None) -> Iterator[str]:
-    """The documents that `pieces` make up, a longer one in parts of `max_characters`."""
-    document = ""
-    for piece in pieces:
-        document += piece.text
-        while max_characters is not None and len(document) > max_characters:
-            yield document[:max_characters]
-            document = document[max_characters:]
-        if piece.ends and document:
-            yield document
-            document = ""
-
-
-def check_documents(blocks: Sequence[DataBlock] | None, key: str) -> None:
-    """Raises `UsageError` where a source is missing, is not text, or its first row has none; reads no further."""
-    check_sources(blocks, key)
-    for block in blocks or ():
-        _check_settings(block, key)
-        if is_world(block.source) or is_hub(block):
-            continue
-        files = source_files(block.source, key)
-        _check_used(block, {kind_of(path) for path in files}, key)
-        for path in files:
-            if kind_of(path) == ".txt":
-                next(text_chunks(path), None)
-            else:
-                _check_first_row(block.model_copy(update={"source": str(path)}), key)
-
-
-def _check_settings(block: DataBlock, key: str) -> None:
-    if block.format not in ("auto", "text"):
-        raise UsageError(
-            f"{key}: {block.source} is {block.format}, not text.",
-            f"Leave format out, or say text; {readers_of(block.format)} reads {block.format}.",
-        )
-    other = set(block.columns) - {"text"}
-    if other:
-        raise UsageError(f"{key}: raw text has no field {sorted(other)[0]}.", "columns takes text: {text: THEIR NAME}.")
-
-
-def _check_used(block: DataBlock, kinds: set[str], key: str) -> None:
-    """Raises `UsageError` for a setting that no file of the source heeds."""
-    if block.columns and kinds == {".txt"}:
-        raise UsageError(f"{key}: {block.source} is running text, which has no columns.", "Leave columns out.")
-    if block.document != "file" and ".txt" not in kinds:
-        raise UsageError(f"{key}: {block.source} has a document in each row.", "Leave document out.")
-
-
-def _check_first_row(block: DataBlock, key: str) -> None:
-    row = next(iter(source_rows(block, key)), None)
-    if row is None:
-        raise UsageError(f"{key}: {block.source} holds no rows.", "Give a file with at least one row.")
-    hint = "Name the field that holds it: data: [{source: FILE, columns: {text: FIELD}}]."
-    if isinstance(row, BrokenRow) and row.reason.startswith("there is no field"):
-        raise UsageError(f"{row.where}: {row.reason}; {row.detail}.", hint)
-    if isinstance(row, Row) and "text" not in row.values:
-        fields = ", ".join(sorted(row.values)) or "none"
-        form = format_of(row)
-        use = f" As {form} it is for {readers_of(form)}." if form else ""
-        raise UsageError(f"{row.where}: {key} finds no text in it; its fields are {fields}.{use}", hint)
 
 
 def _text_of(item: Row | BrokenRow) -> str:

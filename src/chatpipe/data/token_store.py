@@ -12,6 +12,7 @@ import errno
 import hashlib
 import json
 import os
+import shutil
 from bisect import bisect_right
 from collections.abc import Iterator, Sequence
 from contextlib import closing, contextmanager
@@ -28,6 +29,7 @@ from chatpipe.data.durable import MANIFEST, PARTIAL, fault_of, fingerprint, fsyn
 from chatpipe.data.encoding import BATCH_CHARACTERS, SMALL_BATCHES, Encoded, Encoder, encode_stream
 from chatpipe.data.sources import block_fingerprint
 from chatpipe.data.text_files import PIECE_CHARACTERS
+from chatpipe.data.text_sources import too_little_text
 from chatpipe.data.worlds import world_settings
 from chatpipe.errors import Interrupted, UsageError
 
@@ -112,6 +114,41 @@ def build_token_store(
                 "The same command continues behind them.",
             ) from problem
     return TokenStore(folder)
+
+
+def token_stores(
+    folder: Path, texts: Sequence[RawText], encoder: Encoder, made_before: Path | None, batch_size: int, block_size: int
+) -> list[TokenStore]:
+    """A store for each source: the same one among the stores in `made_before`, else `folder/train.N`, built if needed.
+
+    Raises as `build_token_store` does, and where a source has nothing to train on or all of them hold fewer tokens than
+    `batch_size` blocks, which one batch would then read twice; such stores are deleted.
+    """
+    known = [] if made_before is None else sorted(made_before.glob("train.*"))
+    stores = [
+        find_token_store(known, text, encoder) or build_token_store(folder / f"train.{number}", text, encoder)
+        for number, text in enumerate(texts)
+    ]
+    tokens = sum(map(len, stores))
+    if tokens < batch_size * block_size:
+        shutil.rmtree(folder, ignore_errors=True)
+        raise UsageError(
+            f"{texts[0].key} has {tokens:,} tokens to train on, but one batch reads {batch_size * block_size:,}: "
+            f"{batch_size} sequences of {block_size}.",
+            "Give more text, or lower pretrain.batch_size or pretrain.block_size.",
+        )
+    for text, store in zip(texts, stores, strict=True):
+        if len(store) == 0:
+            raise too_little_text([text])
+    return stores
+
+
+def skipped_in(text: RawText, store: TokenStore) -> str | None:
+    """One line about the rows that the store's text has left out; None where there are none."""
+    if not store.skipped:
+        return None
+    reasons = [f"{count}: {reason}, first at {store.first_skipped[reason]}" for reason, count in store.skipped.items()]
+    return f"{text.key}: {text.block.source}: {sum(store.skipped.values())} left out ({'; '.join(reasons)})"
 
 
 def usable_cores() -> int:

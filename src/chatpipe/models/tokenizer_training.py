@@ -1,14 +1,53 @@
-"""The tokenizer of a new model, byte-level BPE or characters trained on its text; which tokens stand for no text."""
+"""The tokenizer of a new model: byte-level BPE or single characters, trained on the text that the model reads."""
 
-from collections.abc import Iterable
+import shutil
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
 
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
+from chatpipe import console
 from chatpipe.data.chat_template import ROLE_TOKENS
+from chatpipe.data.documents import RawText
+from chatpipe.data.durable import PARTIAL, fault_of, fingerprint, fsync, publish, read_json, write_json
+from chatpipe.data.sources import data_fingerprints
+from chatpipe.data.text_sources import sample_texts
+from chatpipe.data.worlds import world_settings
 from chatpipe.errors import UsageError
+from chatpipe.recipe.schema import Tokenizer as TokenizerSection
 
+MADE_FROM = "made_from.json"
 PAD, EOS, UNKNOWN = "<|pad|>", "<|endoftext|>", "<|unknown|>"
+
+
+def tokenizer_of_text(folder: Path, section: TokenizerSection, texts: Sequence[RawText], model_max_length: int) -> None:
+    """Trains the tokenizer of a new model on `texts` and writes it to `folder`, unless it is there already.
+
+    Raises `UsageError` where the texts cannot be used, or have more characters than `section.vocab_size` entries.
+    """
+    blocks, key = [text.block for text in texts], texts[0].key
+    sources = [data_fingerprints(blocks, key), world_settings(blocks, texts[0].worlds)]
+    made_from = fingerprint([sources, section.model_dump(mode="json"), model_max_length])
+    if fault_of(folder) is None and read_json(folder / MADE_FROM) == made_from:
+        return
+    sizes = [text.megabytes() for text in texts]
+    megabytes = None if None in sizes else sum(size for size in sizes if size is not None)
+    if section.kind == "character":
+        characters = _with_progress((piece.text for text in texts for piece in text.pieces()), megabytes)
+        made = character_tokenizer(characters, section.vocab_size, model_max_length)
+    else:
+        megabytes = None if megabytes is None else min(megabytes, section.train_bytes / 10**6)
+        samples = _with_progress(sample_texts(texts, "train", section.train_bytes), megabytes)
+        made = train_tokenizer(samples, section.vocab_size, model_max_length)
+    partial = folder.with_name(folder.name + PARTIAL)
+    shutil.rmtree(partial, ignore_errors=True)  # of a run that was killed
+    partial.mkdir(parents=True)
+    made.save_pretrained(partial)
+    write_json(partial / MADE_FROM, made_from)
+    for path in partial.iterdir():
+        fsync(path)
+    publish(partial)
 
 
 def train_tokenizer(texts: Iterable[str], vocab_size: int, model_max_length: int) -> PreTrainedTokenizerFast:
@@ -51,6 +90,16 @@ def character_tokenizer(texts: Iterable[str], vocab_size: int, model_max_length:
     single = Tokenizer(models.BPE(vocabulary, [], unk_token=UNKNOWN))
     single.decoder = decoders.Fuse()
     return _with_special_tokens(single, model_max_length, unk_token=UNKNOWN)
+
+
+def _with_progress(texts: Iterable[str], megabytes: float | None) -> Iterator[str]:
+    """`texts` unchanged, with a progress bar while they are read."""
+    with console.progress("tokenizer", None if megabytes is None else round(megabytes)) as bar:
+        read = 0
+        for text in texts:
+            yield text
+            read += len(text)
+            bar.update(read // 10**6, "MB")
 
 
 def _with_special_tokens(backend: Tokenizer, model_max_length: int, **more: str) -> PreTrainedTokenizerFast:

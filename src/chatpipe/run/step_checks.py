@@ -5,8 +5,8 @@ from functools import partial
 from pathlib import Path
 
 from chatpipe.data.datasets import check_rows
-from chatpipe.data.documents import check_documents
 from chatpipe.data.sources import check_sources
+from chatpipe.data.text_sources import check_documents
 from chatpipe.data.worlds import is_world, world_named
 from chatpipe.errors import UsageError
 from chatpipe.models.context import leaves_room

@@ -8,26 +8,21 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainingArgum
 
 from chatpipe.checks.by_stage import pretrain_checks, token_checks
 from chatpipe.checks.gate import Checks, enforce
-from chatpipe.data.documents import RawText, sample_texts
+from chatpipe.data.documents import RawText
+from chatpipe.data.encoding import Encoder
 from chatpipe.data.masking import Masking, add_mask_token
 from chatpipe.data.text_blocks import BlockCollator, TrainingText, ValidationText
+from chatpipe.data.text_sources import check_train_split, sample_texts, validation_documents
 from chatpipe.evaluation.answers import complete_example
 from chatpipe.evaluation.budget import Stopwatch, text_blocks
 from chatpipe.evaluation.language_verdicts import masked_verdict, pretrain_verdict
 from chatpipe.evaluation.ngram import trigram_bits_per_byte, unigram_nats
-from chatpipe.evaluation.text import continuations, evaluate_text, first_words
+from chatpipe.evaluation.text import MAX_TEXT_BYTES, continuations, evaluate_text, first_words
 from chatpipe.models.context import longest_sequence
 from chatpipe.models.model_folder import check_block_size
 from chatpipe.models.new_model import new_model
 from chatpipe.models.pretrained import load_causal_model, load_masked_model
-from chatpipe.stages.raw_text import (
-    check_training_side,
-    pretraining_tokenizer,
-    stage_texts,
-    training_text,
-    validation_documents,
-    validation_text,
-)
+from chatpipe.stages.raw_text import pretraining_tokenizer, stage_texts, training_text
 from chatpipe.stages.saving import free_memory, save_checkpoint
 from chatpipe.stages.step import Outcome, Step
 from chatpipe.stages.trainer_setup import stage_arguments
@@ -56,10 +51,10 @@ class Prepared:
 
 
 def prepare(step: Step) -> Prepared:
-    """Makes or loads tokenizer and model, and reads what is held out; every process has the same."""
+    """Makes or loads tokenizer and model, and reads the validation documents; every process has the same."""
     texts = stage_texts(step, "pretrain.data")
-    check_training_side(texts)  # before a tokenizer is trained and kept
-    validation = validation_documents(texts)
+    check_train_split(texts)  # before a tokenizer is trained and kept
+    validation = validation_documents(texts, MAX_TEXT_BYTES)
     tokenizer = pretraining_tokenizer(step, texts)
     if step.recipe.pretrain.objective == "masked":
         add_mask_token(tokenizer)
@@ -126,8 +121,9 @@ def run(step: Step) -> Outcome | None:
 def _validation(step: Step, prepared: Prepared) -> tuple[list[str], ValidationText]:
     """The validation documents and their tokens, as many as the evaluation may cost (`evaluation.budget`)."""
     section, documents = step.recipe.pretrain, prepared.validation
-    isolate = section.documents == "isolate"
-    text = validation_text(documents, prepared.tokenizer, section.block_size, isolate)
+    encoder = Encoder.of(prepared.tokenizer)
+    isolate_at = prepared.tokenizer.eos_token_id if section.documents == "isolate" else None
+    text = ValidationText.of(documents, encoder, section.block_size, isolate_at)
     trained = section.max_steps * section.batch_size * section.block_size
     evaluations = 2 + (section.max_steps // section.eval_steps if section.eval_steps else 0)
     most = section.block_size * text_blocks(prepared.model.num_parameters(), trained, section.block_size, evaluations)
@@ -140,7 +136,7 @@ def _validation(step: Step, prepared: Prepared) -> tuple[list[str], ValidationTe
         if kept and size > most_bytes:
             break
         kept.append(document)
-    return kept, validation_text(kept, prepared.tokenizer, section.block_size, isolate)
+    return kept, ValidationText.of(kept, encoder, section.block_size, isolate_at)
 
 
 def _train(

@@ -8,9 +8,10 @@ from typing import Any
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from trl import SFTConfig
 
+from chatpipe import console
 from chatpipe.checks.by_stage import sft_checks
 from chatpipe.checks.gate import Checks, enforce
-from chatpipe.data.chat_rows import Rows, RowsNote
+from chatpipe.data.chat_rows import Rows, RowsNote, check_enough_rows, rows_of_conversations
 from chatpipe.data.datasets import Conversation
 from chatpipe.data.packing import training_sequences
 from chatpipe.data.text_blocks import TrainingText
@@ -20,7 +21,6 @@ from chatpipe.evaluation.chat import EncodedConversation, chat_loss, chat_sample
 from chatpipe.evaluation.language_verdicts import sft_verdict
 from chatpipe.models.context import longest_sequence
 from chatpipe.models.pretrained import load_causal_model, load_for_chat, load_tokenizer
-from chatpipe.stages.chats import check_enough, rows_of_step, say_left_out
 from chatpipe.stages.raw_text import stage_texts, training_text
 from chatpipe.stages.saving import free_memory, save_checkpoint
 from chatpipe.stages.step import Outcome, Step
@@ -33,10 +33,13 @@ from chatpipe.training.sft_trainer import SftTrainer
 MAX_CONVERSATIONS = 2000
 """Enough for a precise loss; a tenth of a large file would take longer than training."""
 
+KEY = "sft.data"
+ROWS = "rows"
+
 
 @dataclass(frozen=True)
 class Prepared:
-    """What fine-tuning begins with: the model and the rows of both sides, and what was left out of these."""
+    """The model, the rows of both splits, and the conversations left out of these."""
 
     tokenizer: PreTrainedTokenizerBase
     model: PreTrainedModel
@@ -54,7 +57,10 @@ def prepare(step: Step) -> Prepared:
     """Loads the model and makes the rows; every process has the same."""
     tokenizer, model = load_for_chat(step.models["model"])
     max_length = min(step.recipe.sft.max_length, longest_sequence(model, decodes=True))
-    return Prepared(tokenizer, model, *rows_of_step(step, tokenizer, max_length), max_length)
+    blocks = step.data[KEY]
+    with main_process_first(step.folder):
+        rows = rows_of_conversations(step.folder / ROWS, blocks, step.recipe.worlds, tokenizer, max_length, KEY)
+    return Prepared(tokenizer, model, *rows, max_length)
 
 
 def run(step: Step) -> Outcome | None:
@@ -64,9 +70,9 @@ def run(step: Step) -> Outcome | None:
     enforce(step.stage, recipe.checks, prepared.checks())
     tokenizer, model, max_length = prepared.tokenizer, prepared.model, prepared.max_length
     train, note = prepared.train, prepared.note
-    check_enough(train, prepared.validation)
-    if step.is_main:
-        say_left_out(train, prepared.validation, note, max_length)
+    check_enough_rows(train, prepared.validation, KEY)
+    for line in note.left_out(train, prepared.validation, max_length) if step.is_main else ():
+        console.note(line)
     rows, prompts = _validation(step, prepared)
     with evaluating:
         before = chat_loss(model, rows)
