@@ -84,7 +84,7 @@ def test_other_stages_read_the_same_kinds_of_files(write, tmp_path):
     assert asked == {row["instruction"] for row in rows}
     lines = [DataBlock(source=f"{tmp_path}/*", document="line")]
     told = problem_of(load_conversations, lines, {}, "sft.data")
-    assert "sft.data: document is for raw text, not for conversations." in told
+    assert "sft.data: document is a setting of raw text" in told
 
 
 def test_a_fingerprint_follows_the_files_and_the_settings(folder, write):

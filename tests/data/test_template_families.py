@@ -138,7 +138,7 @@ def test_system_messages_are_read_or_refused(fitted):
         # rewrites what was said before, and nobody knows it
         (
             "{% for m in messages %}{{ loop.index if loop.last else 0 }}{{ m['content'] }}<|im_end|>{% endfor %}",
-            "writes turn 2 differently once it is answered",
+            "renders turn 2 differently once it is answered",
         ),
         # the end belongs to the message behind
         (
@@ -150,7 +150,7 @@ def test_system_messages_are_read_or_refused(fitted):
         (
             "{% for m in messages %}{{ m['role'] }}: {{ m['content'] }}<|im_end|>{% endfor %}"
             "{% if add_generation_prompt %}assistant: {% endif %}",
-            "writes turn 2 differently once it is answered",
+            "renders turn 2 differently once it is answered",
         ),
         ("{% for m in messages %}{{ m['content'] | nothing }}{% endfor %}", "refuses a conversation"),
     ],

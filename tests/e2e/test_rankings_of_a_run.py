@@ -8,7 +8,7 @@ from unittest import mock
 import pytest
 from own_files import asked, write_rows
 
-from chatpipe.data.locking import alone_with
+from chatpipe.data.locking import file_lock
 from chatpipe.ranking.items import Item, item_id, read_items
 from chatpipe.ranking.session import Session
 from chatpipe.ranking.store import Store
@@ -194,7 +194,7 @@ def test_what_people_ranked_is_neither_sampled_anew_nor_ranked_by_a_program_nor_
 
 def test_a_store_in_use_is_not_deleted_nor_any_model(folder, command, chatpipe):
     assert chatpipe(*command).code == 3
-    with alone_with(store_of(folder)):
+    with file_lock(store_of(folder)):
         for refused in (chatpipe(*command, "--fresh"), chatpipe("run", *command[1:], "--fresh")):
             assert refused.code == 2
             assert f"Another chatpipe writes to {store_of(folder)}" in refused.err

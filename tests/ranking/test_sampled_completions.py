@@ -7,7 +7,7 @@ import shutil
 import pytest
 from safetensors.torch import load_file, save_file
 
-from chatpipe.data.locking import alone_with
+from chatpipe.data.locking import file_lock
 from chatpipe.models.pretrained import load_tokenizer
 from chatpipe.ranking.completions import Sampling, join_shares, sample_share
 from chatpipe.ranking.raters import model_scorer
@@ -215,7 +215,7 @@ def test_a_folder_is_no_completions_file(sample, work, tiny_run):
 
 def test_two_at_once_do_not_write_one_file(sample, work, tiny_run):
     command = (tiny_run.folder / "sft", "-k", 2, "-o", "c.jsonl")
-    with alone_with(work / "c.jsonl"):
+    with file_lock(work / "c.jsonl"):
         for flag in ([], ["--fresh"]):
             said = sample(*command, *flag)
             assert said.code == 2

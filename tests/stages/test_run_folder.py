@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from chatpipe.data.locking import alone_in
+from chatpipe.data.locking import folder_lock
 from chatpipe.errors import UsageError
 from chatpipe.models.manifest import MANIFEST
 from chatpipe.recipe import load_recipe
@@ -138,7 +138,7 @@ def test_the_rankings_file_of_a_run_is_not_what_it_can_rank_by(files):
 
 def test_a_run_and_a_stage_are_refused_where_another_is_at_work(files):
     made = step(None, "out=run")
-    with alone_in(Path("run")):
+    with folder_lock(Path("run")):
         with pytest.raises(UsageError, match="Another chatpipe is at work in run"):
             run_stage([made], How(1), None, print)
         with pytest.raises(UsageError, match="Another chatpipe is at work in run"):

@@ -1,1 +1,1 @@
-"""Data: sources become rows, rows become documents, conversations, rankings and prompts, and these become tokens."""
+"""Data: sources are read as documents, conversations, rankings and prompts, and these become tokens and batches."""

@@ -1,11 +1,11 @@
-"""The one function that turns a conversation into token ids, for sft, rm, ppo, sampling and chat alike.
+"""Conversations to token ids, in one way for sft, rm, ppo, sampling and chat.
 
-Training and serving see the same ids because nothing else in chatpipe renders conversations.
+Training and serving read the same ids because nothing else in chatpipe renders conversations.
 
-A tokenizer keeps the template that it comes with, if one can train with it: every prompt has to be the beginning of the
-whole, and every answer has to end with a token of its own. That token is what generation stops at, so it is made the
-tokenizer's EOS, whatever that was before. Qwen3's template, for one, takes the reasoning out of earlier answers;
-for such families trl has a template that does not. A tokenizer without template gets ours.
+A tokenizer keeps its own template if it is fit for training: every prompt is a prefix of the whole conversation, and
+every answer ends with a token of its own. Generation stops at that token, so it becomes the tokenizer's EOS. Some
+templates are unfit, such as Qwen3's, which removes the reasoning from earlier answers; trl has replacements for those.
+A tokenizer without a template gets chatpipe's.
 """
 
 from collections.abc import Sequence
@@ -22,8 +22,8 @@ if TYPE_CHECKING:
 SYSTEM_TOKEN, USER_TOKEN, ASSISTANT_TOKEN = "<|system|>", "<|user|>", "<|assistant|>"
 ROLE_TOKENS = [SYSTEM_TOKEN, USER_TOKEN, ASSISTANT_TOKEN]
 
-# The space before the content makes its first word the same token as inside a sentence: a small model that read
-# about " Mara" would otherwise have to learn anew that an answer beginning with "Mara" is about her.
+# The space before the content makes its first word the same token as inside a sentence: a small model would otherwise
+# have to learn every name twice, as " Mara" and as "Mara".
 CHAT_TEMPLATE = (
     "{% for message in messages %}"
     "{{ '<|' + message['role'] + '|>' }}"
@@ -38,12 +38,12 @@ CHAT_TEMPLATE = (
 Message = dict[str, str]
 """One turn of a conversation: `role` (system, user or assistant) and `content`."""
 
-# What a template is tried out on. A tokenizer may merge what begins an answer with what stands before it.
+# Beginnings of answers to test a template with: a tokenizer may merge them with the characters before them.
 _BEGINNINGS = ("Yes", "42", "- one", "'s", "é", "你好", "<b>", "{")
 
 
 def encode_prompt(tokenizer: "PreTrainedTokenizerBase", messages: Sequence[Message]) -> list[int]:
-    """Token ids of `messages` up to and including the mark that makes the assistant speak next.
+    """Token ids of `messages` with the generation prompt behind them.
 
     Raises `UsageError` where the template refuses them.
     """
@@ -53,10 +53,10 @@ def encode_prompt(tokenizer: "PreTrainedTokenizerBase", messages: Sequence[Messa
 def encode_conversation(
     tokenizer: "PreTrainedTokenizerBase", messages: Sequence[Message]
 ) -> tuple[list[int], list[int]]:
-    """Token ids of a whole conversation, and a mask of the same length that is 1 on what the assistant says.
+    """Token ids of a whole conversation, and a mask of the same length, 1 on the assistant's tokens.
 
-    The mask covers each assistant turn and the EOS behind it, and the ids end there. Raises `UsageError` where the
-    template refuses the conversation, or where the prompt of a turn is not the beginning of the whole.
+    The mask covers each assistant turn with its EOS; the ids end with the last one. Raises `UsageError` where the
+    template refuses the conversation, or the prompt of a turn is not a prefix of the whole.
     """
     return encode_conversations(tokenizer, [messages])[0]
 
@@ -64,9 +64,9 @@ def encode_conversation(
 def encode_conversations(
     tokenizer: "PreTrainedTokenizerBase", conversations: Sequence[Sequence[Message]]
 ) -> list[tuple[list[int], list[int]]]:
-    """As `encode_conversation`, for many at once, which the tokenizer reads in several threads.
+    """As `encode_conversation` for many, which the tokenizer encodes in several threads.
 
-    A conversation is tokenised once; where the assistant speaks is found in its text, which is rendered in no time.
+    A conversation is tokenised once; the assistant's turns are found in its text, because rendering is fast.
     """
     rendered = [_render(tokenizer, messages, add_generation_prompt=False) for messages in conversations]
     encodings = _tokenise(tokenizer, rendered)
@@ -85,16 +85,16 @@ def encode_completion(
 
 
 def decode_answer(tokenizer: "PreTrainedTokenizerBase", ids: Sequence[int]) -> str:
-    """The text of a completion, as it would stand in a conversation: without special tokens and outer white space."""
+    """The text of a completion without special tokens and outer white space."""
     return tokenizer.decode(ids, skip_special_tokens=True).strip()
 
 
 def add_chat_template(tokenizer: "PreTrainedTokenizerBase") -> int:
-    """Makes a tokenizer fit for training on conversations; returns how many tokens were added.
+    """Makes a tokenizer fit for training on conversations; returns the number of tokens added.
 
-    It keeps its template, or gets trl's for its family, or, if it has none, ours with its role tokens. EOS is what ends
-    an answer. A pad token that equals EOS is replaced: EOS would be masked from the loss and never learned (trl #976,
-    transformers #23530). Raises `UsageError` for a template that one cannot train with.
+    It keeps its template, or gets trl's for its family, or, without one, chatpipe's with its role tokens. EOS becomes
+    the token that ends an answer. A pad token that equals EOS is replaced: EOS would be masked from the loss and never
+    learned (trl #976, transformers #23530). Raises `UsageError` for a template that is unfit for training.
     """
     added = 0
     if tokenizer.chat_template is None:
@@ -113,12 +113,12 @@ def add_chat_template(tokenizer: "PreTrainedTokenizerBase") -> int:
 
 
 def stop_at_end_of_turn(tokenizer: "PreTrainedTokenizerBase") -> None:
-    """Makes the token with which the chat template ends an answer the EOS, at which generation stops.
+    """Makes the token with which the chat template ends an answer the EOS, where generation stops.
 
-    Base models of Qwen and Gemma's chat models, among others, have another one there: they would write on behind their
-    answer. Nothing is changed where the template ends answers with no token of its own.
+    Qwen's base models and Gemma's chat models, among others, have another EOS and would continue after their answer.
+    Nothing changes where the template ends answers with no token of its own.
     """
-    answer = "Aardvarks."  # which no template writes itself
+    answer = "Aardvarks."  # a word that no template contains
     messages = [{"role": "user", "content": "Yes?"}, {"role": "assistant", "content": answer}]
     _, found, behind = _render(tokenizer, messages, add_generation_prompt=False).rpartition(answer)
     tokens = _tokenise(tokenizer, [behind.lstrip()])[0].tokens
@@ -127,7 +127,7 @@ def stop_at_end_of_turn(tokenizer: "PreTrainedTokenizerBase") -> None:
 
 
 def _choose_template(tokenizer: "PreTrainedTokenizerBase") -> None:
-    """Leaves a template that can be trained with, or puts trl's in its place."""
+    """Keeps a template that is fit for training, or replaces it by trl's."""
     if isinstance(tokenizer.chat_template, dict):  # variants by name
         tokenizer.chat_template = tokenizer.chat_template.get("default")
     fault = "it has no variant of the name default" if tokenizer.chat_template is None else _fault(tokenizer)
@@ -140,8 +140,8 @@ def _choose_template(tokenizer: "PreTrainedTokenizerBase") -> None:
             return
     raise UsageError(
         f"The chat template of {_place(tokenizer)} cannot be trained with: {fault}.",
-        "Give a template whose prompts are the beginning of the whole and whose answers end with a token of their own; "
-        "or take it out of the model's folder (chat_template), which then gets chatpipe's.",
+        "Give a template whose prompts are a prefix of the whole and whose answers end with a token of their own; "
+        "or remove it from the model's folder (chat_template), which then gets chatpipe's.",
     )
 
 
@@ -151,7 +151,7 @@ def _place(tokenizer: "PreTrainedTokenizerBase") -> str:
 
 
 def _fault(tokenizer: "PreTrainedTokenizerBase") -> str | None:
-    """What makes the template unfit for training, if anything does. Sets the EOS."""
+    """Why the template is unfit for training; None where it is fit. Sets the EOS."""
     try:
         stop_at_end_of_turn(tokenizer)
         for beginning in _BEGINNINGS:
@@ -159,7 +159,7 @@ def _fault(tokenizer: "PreTrainedTokenizerBase") -> str | None:
             ids, mask = encode_conversation(tokenizer, messages)
             once = encode_conversation(tokenizer, messages[:2])[0]
             if ids[: len(once)] != once:
-                return "an answer is written differently once more is said"
+                return "an answer is rendered differently once the conversation continues"
             for turn in (1, 3):
                 prompt = encode_prompt(tokenizer, messages[:turn])
                 if ids[: len(prompt)] != prompt or not mask[len(prompt)] or mask[len(prompt) - 1]:
@@ -170,22 +170,22 @@ def _fault(tokenizer: "PreTrainedTokenizerBase") -> str | None:
 
 
 def _training_template(tokenizer: "PreTrainedTokenizerBase") -> str | None:
-    """What trl has for training in place of the tokenizer's template, if it knows that one."""
+    """trl's training template for the tokenizer's template; None where it has none."""
     from trl.chat_template_utils import get_training_chat_template
 
     try:
         return get_training_chat_template(tokenizer)
-    except (ValueError, TypeError, TemplateError):  # it does not, or the template cannot be tried out
+    except (ValueError, TypeError, TemplateError):  # trl does not know the template, or cannot render it
         return None
 
 
 def _begins_with_bos(tokenizer: "PreTrainedTokenizerBase") -> bool:
-    """Whether the model was trained on texts with BOS before them, as Llama's were."""
+    """Whether the tokenizer puts BOS before a text, as Llama's does."""
     return tokenizer.bos_token_id is not None and tokenizer("a")["input_ids"][0] == tokenizer.bos_token_id
 
 
 def _render(tokenizer: "PreTrainedTokenizerBase", messages: Sequence[Message], add_generation_prompt: bool) -> str:
-    """The text of `messages`. Outer white space is no part of a turn: it would merge with a template's line breaks."""
+    """The text of `messages`. Outer white space is stripped: it would merge with the template's line breaks."""
     stripped = [{"role": message["role"], "content": message["content"].strip()} for message in messages]
     try:
         return str(tokenizer.apply_chat_template(stripped, tokenize=False, add_generation_prompt=add_generation_prompt))
@@ -193,14 +193,14 @@ def _render(tokenizer: "PreTrainedTokenizerBase", messages: Sequence[Message], a
         first = f"{stripped[0]['role']}: {stripped[0]['content'][:40]!r}"
         raise UsageError(
             f"The tokenizer's chat template refuses a conversation ({first}): {problem}.",
-            "Leave system messages out, if that is it, or use a model whose template takes them."
+            "Leave system messages out if it refuses them, or use a model whose template takes them."
             if stripped[0]["role"] == "system"
             else "Give conversations as the template wants them, or another template.",
         ) from problem
 
 
 def _tokenise(tokenizer: "PreTrainedTokenizerBase", rendered: list[str]) -> list["Encoding"]:
-    """The tokens of rendered text, in which BOS and all others stand already."""
+    """The tokens of rendered text, which has BOS and all other special tokens already."""
     backend = tokenizer.backend_tokenizer
     backend.no_truncation()  # a tokenizer.json may have both on
     backend.no_padding()
@@ -210,7 +210,7 @@ def _tokenise(tokenizer: "PreTrainedTokenizerBase", rendered: list[str]) -> list
 def _masked(
     tokenizer: "PreTrainedTokenizerBase", messages: Sequence[Message], text: str, encoding: "Encoding"
 ) -> tuple[list[int], list[int]]:
-    """The ids of a rendered conversation as far as its last EOS, and the mask of what the assistant says in it."""
+    """The ids of a rendered conversation up to its last EOS, and the mask of the assistant's tokens."""
     ids, end = encoding.ids, 0
     mask = [0] * len(ids)
     for turn in [number for number, message in enumerate(messages) if message["role"] == "assistant"]:
@@ -218,7 +218,7 @@ def _masked(
         start = _token_at(encoding, len(prompt)) if text.startswith(prompt) else None
         if start is None:
             raise UsageError(
-                f"The tokenizer's chat template writes turn {turn + 1} differently once it is answered.",
+                f"The tokenizer's chat template renders turn {turn + 1} differently once it is answered.",
                 "Use a chat template whose prompt is the beginning of the whole conversation.",
             )
         try:
@@ -233,8 +233,8 @@ def _masked(
 
 
 def _token_at(encoding: "Encoding", place: int) -> int | None:
-    """The first token of the text from `place` on; None where a token stands across it."""
-    for char in range(place, place + 8):  # some tokenizers count a space before a word to no token
+    """The first token at or after the character `place`; None where a token lies across it."""
+    for char in range(place, place + 8):  # some tokenizers assign the space before a word to no token
         token = encoding.char_to_token(char)
         if token is not None:
             span = encoding.token_to_chars(token)

@@ -36,7 +36,7 @@ Conversation = list[Message]
 
 @dataclass
 class Loaded(Generic[Item]):
-    """What a stage's data came to; `report` says what the sources were taken for and what was left out."""
+    """The items of a stage's data by split; `report` has the formats of the sources and what was left out."""
 
     train: list[Item]
     validation: list[Item]
@@ -44,7 +44,7 @@ class Loaded(Generic[Item]):
 
     @property
     def skipped(self) -> dict[str, int]:
-        """Rows that could not be used, by reason."""
+        """Unusable rows by reason."""
         return self.report.skipped
 
 
@@ -62,9 +62,9 @@ def stream_conversations(
 ) -> Iterator[tuple[Conversation, Split]]:
     """Conversations that end with the assistant, in the order of their sources, each with its split.
 
-    The prompt decides the split. A conversation whose weight says so comes several times in a row, or not at all.
-    `report` is filled while they are read. Raises `UsageError` where a source cannot be read, and at the end of one of
-    which more than `max_skipped` cannot be used.
+    The prompt decides the split. A block's weight makes a train conversation come several times in a row, or not at
+    all. Reading fills `report`. Raises `UsageError` where a source cannot be read, and at the end of a source with more
+    unusable rows than its `max_skipped`.
     """
     yield from stream_rows("conversations", blocks, worlds, key, report)
 
@@ -72,14 +72,14 @@ def stream_conversations(
 def stream_rows(
     what: What, blocks: Sequence[DataBlock], worlds: Worlds, key: str, report: Report
 ) -> Iterator[tuple[Any, Split]]:
-    """Conversations, rankings or different prompts, as `stream_conversations` has them."""
+    """As `stream_conversations`, for conversations, rankings or distinct prompts."""
     for placed in _stream(what, blocks, worlds, key, report):
         for _ in range(placed.times):
             yield placed.item, placed.split
 
 
 def load_conversations(blocks: Sequence[DataBlock], worlds: Worlds, key: str) -> Loaded[Conversation]:
-    """Conversations that end with the assistant, split by what was asked. Raises as the stream, or for too few."""
+    """Conversations that end with the assistant, split by prompt. Raises as the stream, and where a split is empty."""
     return _load("conversations", blocks, worlds, key)
 
 
@@ -105,13 +105,13 @@ _CHOSEN_BY: Mapping[What, Callable[[Any], str]] = {
     "rankings": lambda ranking: json.dumps(ranking.to_row(), ensure_ascii=False),
     "prompts": prompt_key,
 }
-"""The text by which a fractional weight chooses an item: all of it, so that answers to one prompt go separate ways."""
+"""The text by which a fractional weight chooses items: all of it, so two answers to one prompt are independent."""
 
 
 def check_rows(what: What, blocks: Sequence[DataBlock] | None, key: str) -> Report:
-    """As `check_sources`, and also where the rows cannot be read as `what`, or are too few; what was found otherwise.
+    """Reads every row of every file as `what` and keeps none; builds no world and fetches nothing from the hub.
 
-    Reads every row of every file and keeps none; builds no world and fetches nothing from a hub.
+    Returns what was found. Raises as `check_sources`, for rows that cannot be read as `what`, and for an empty split.
     """
     check_sources(blocks, key)
     blocks = blocks or []
@@ -140,7 +140,7 @@ def _load(what: What, blocks: Sequence[DataBlock], worlds: Worlds, key: str) -> 
 def _stream(
     what: What, blocks: Sequence[DataBlock], worlds: Worlds, key: str, report: Report
 ) -> Iterator[_Placed[Any]]:
-    """The items of all blocks in order, of prompts each once."""
+    """The items of all blocks in order; each prompt once."""
     check_sources(blocks, key)
     items = _items_of_blocks(what, blocks, worlds, key, report)
     if what != "prompts":
@@ -168,12 +168,12 @@ def _items_of_blocks(
 
 
 def _read(what: What, block: DataBlock, key: str, source: SourceReport) -> Iterator[_Placed[Any]]:
-    """The usable rows of one source; `source` counts what it has and what is left out.
+    """The usable rows of one source, which `source` counts with the unusable ones.
 
-    Raises `UsageError` where it has none, and at its end, or where `limit` ends it, for too many unusable ones.
+    Raises `UsageError` for a source without rows, and at the end of one with too many unusable rows.
     """
     if block.document != "file":
-        raise UsageError(f"{key}: document is for raw text, not for {what}.", "Leave it out.")
+        raise UsageError(f"{key}: document is a setting of raw text, not of {what}.", "Leave it out.")
     if block.format != "auto":
         check_use(block.format, what, block.source, key)
     items = (item for part in one_file_each(block, key) for item in _items_of_file(what, part, key, source))
@@ -210,7 +210,7 @@ def _items_of_file(what: What, part: DataBlock, key: str, source: SourceReport) 
         except BadRow as problem:
             source.skipped.add(str(problem), row)
             continue
-        source.took_for(form)
+        source.add_format(form)
         source.tools_ignored += has_tools(found)
         yield item
 

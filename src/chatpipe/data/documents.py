@@ -24,7 +24,7 @@ FEW_FILES = 100
 """With fewer text files a hash might choose none for validation (0.9^100 = 0.00003), so each gives its last tenth."""
 
 ROWS_BETWEEN_CHECKS = 10_000
-"""So often a long source is looked at: one of which most rows are bad need not be read to its end."""
+"""A source is checked every so many rows, so one with mostly bad rows is not read to its end."""
 
 
 @dataclass(frozen=True)
@@ -38,17 +38,17 @@ class Piece:
 
 @dataclass(frozen=True)
 class _Document:
-    """A document whose text comes in parts; `parts` can be left alone where it is not needed."""
+    """A document whose text comes in parts; `parts` need not be read."""
 
     split: Split
     parts: Iterable[str]
 
 
 class RawText:
-    """The documents of one block of `data:`, which can be read any number of times and come the same each time.
+    """The documents of one block of `data:`; each reading gives the same ones.
 
-    Without `split` a file or text that would be cut into two sides stays one document. After a whole reading `rows` is
-    how many it met and `skipped` has those that could not be used; more than `max_skipped` raise `UsageError`.
+    Without `split`, a text that would be cut into a train and a validation part stays one document. After a reading,
+    `rows` is the number of rows and `skipped` counts the unusable ones; too many of these raise `UsageError`.
     """
 
     def __init__(self, block: DataBlock, worlds: Worlds, key: str, split: bool = True) -> None:
@@ -72,7 +72,7 @@ class RawText:
             yield from _marked(document)
 
     def megabytes(self) -> float | None:
-        """About how much text there is to train on, where the sizes of files tell."""
+        """About the size of the train split; None where file sizes do not show it."""
         if is_world(self.block.source) or is_hub(self.block) or self.block.limit is not None:
             return None
         files = source_files(self.block.source, self.key)
@@ -95,13 +95,13 @@ class RawText:
             yield _Document(split_of(text), [text])
 
     def _whole_files(self) -> list[Path]:
-        """The text files that are a document each."""
+        """The text files of which each is one document."""
         if is_world(self.block.source) or is_hub(self.block) or self.block.document != "file":
             return []
         return [path for path in source_files(self.block.source, self.key) if kind_of(path) == ".txt"]
 
     def _texts(self) -> Iterator[str]:
-        """All documents but whole files, bad ones left out and counted."""
+        """The usable documents of the source except whole files; unusable ones are counted."""
         for item in self._items():
             self.rows += 1
             try:
@@ -134,7 +134,7 @@ class RawText:
 
 
 def _text_of(item: Row | BrokenRow) -> str:
-    """The text of a row. Raises `BadRow` where it has none that can be used."""
+    """The text of a row. Raises `BadRow` where there is no usable text."""
     if isinstance(item, BrokenRow):
         raise BadRow(item.reason)
     text = item.values.get("text")
@@ -150,7 +150,7 @@ def _text_of(item: Row | BrokenRow) -> str:
 
 
 def _units(path: Path, document: str) -> Iterator[Row]:
-    """The lines of a text file, or what stands between its blank lines, each without its own line end."""
+    """The lines of a text file, or its paragraphs (between blank lines), each without its line end."""
     start, lines = 1, list[str]()
     for number, line in numbered_lines(path):
         if line.strip() and document == "line":

@@ -1,8 +1,7 @@
 """Writing that survives a kill: files that are replaced whole, and folders that are complete or invisible.
 
-A folder grows as `NAME.partial`; `publish` seals it with a manifest (the size and SHA-256 of each file) and renames it
-to `NAME`. Whatever breaks off before the rename leaves nothing under the real name, and `fault_of` finds what a disk or
-a person does to the folder afterwards.
+A folder is written as `NAME.partial`; `publish` adds a manifest (the size and SHA-256 of each file) and renames it to
+`NAME`. A write that is interrupted leaves nothing under that name, and `fault_of` finds later damage.
 """
 
 import hashlib
@@ -61,9 +60,9 @@ def fingerprint(parts: Any) -> str:
 
 
 def publish(partial: Path) -> Path:
-    """Seals `NAME.partial`, whose files are already on the disk, with a manifest and renames it to `NAME`.
+    """Adds a manifest to `NAME.partial`, whose files are already on the disk, and renames it to `NAME`.
 
-    A folder that has the name already is replaced.
+    An existing folder of that name is replaced.
     """
     entries = {
         path.name: {"size": path.stat().st_size, "sha256": sha256_of(path)} for path in sorted(partial.iterdir())
@@ -79,7 +78,7 @@ def publish(partial: Path) -> Path:
 
 
 def retire(folder: Path) -> None:
-    """Makes a folder invisible at once, then deletes it."""
+    """Deletes a folder; an interrupted deletion leaves nothing under its name."""
     retired = folder.with_name(f"{folder.name}.old{PARTIAL}")
     shutil.rmtree(retired, ignore_errors=True)  # of a deletion that was killed
     folder.rename(retired)
@@ -87,7 +86,7 @@ def retire(folder: Path) -> None:
 
 
 def fault_of(folder: Path) -> str | None:
-    """Why a folder is not what was published, or None when each file has the size and SHA-256 of the manifest."""
+    """The first damage of a published folder in words; None when each file has the size and SHA-256 of the manifest."""
     try:
         entries = read_json(folder / MANIFEST)["files"]
         for name, entry in entries.items():

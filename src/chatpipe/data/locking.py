@@ -4,6 +4,7 @@ Not with the library filelock: it locks files only, so that each folder would ge
 that are looked at and refused; and where a file system has no locks, it leaves a lock that outlives a kill.
 """
 
+import fcntl
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -11,18 +12,10 @@ from pathlib import Path
 
 from chatpipe.errors import UsageError
 
-try:
-    import fcntl
-except ImportError:  # Windows: nothing is locked there
-    fcntl = None  # type: ignore[assignment]
-
 
 @contextmanager
-def alone_in(folder: Path) -> Iterator[None]:
-    """Holds `folder` (made where it is missing) until the block ends; raises `UsageError` where another process does.
-
-    What is locked is the folder itself, so no file is left behind, also after a kill.
-    """
+def folder_lock(folder: Path) -> Iterator[None]:
+    """Locks `folder`, which is made if missing, until the block ends. Raises `UsageError` if another process has it."""
     folder.mkdir(parents=True, exist_ok=True)
     refused = UsageError(
         f"Another chatpipe is at work in {folder}.", "Wait until it has ended, or choose another folder with out=."
@@ -32,10 +25,10 @@ def alone_in(folder: Path) -> Iterator[None]:
 
 
 @contextmanager
-def alone_with(path: Path) -> Iterator[None]:
-    """As `alone_in`, for writing to one file, whichever of its names `path` is.
+def file_lock(path: Path) -> Iterator[None]:
+    """Locks one file for writing, as `folder_lock` locks a folder.
 
-    What is locked is an empty file that stays: `PATH.lock`, beside the file that a symbolic link leads to.
+    The lock is an empty file that stays, `PATH.lock`; of a symbolic link, next to the file that it points to.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     refused = UsageError(f"Another chatpipe writes to {path}.", "End that one first, or choose another file.")
@@ -45,9 +38,6 @@ def alone_with(path: Path) -> Iterator[None]:
 
 @contextmanager
 def _locked(path: Path, flags: int, refused: UsageError) -> Iterator[None]:
-    if fcntl is None:
-        yield
-        return
     descriptor = os.open(path, flags, 0o666)
     try:
         _lock(descriptor, refused)

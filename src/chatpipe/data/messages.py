@@ -1,4 +1,4 @@
-"""Conversations as lists of messages, from the two shapes that files have: OpenAI's and sharegpt's."""
+"""Conversations as lists of messages, read from OpenAI's and sharegpt's shapes."""
 
 import json
 from collections.abc import Sequence
@@ -34,14 +34,14 @@ def as_prompt(value: Any) -> list[Message]:
 
 
 def answered(messages: list[Message]) -> list[Message]:
-    """`messages` themselves; raises `BadRow` where the assistant does not have the last word."""
+    """`messages` unchanged. Raises `BadRow` where the last one is not the assistant's."""
     if messages[-1]["role"] != "assistant":
         raise BadRow("the conversation does not end with the assistant")
     return messages
 
 
 def sharegpt_messages(values: dict[str, Any]) -> list[Message]:
-    """The turns in `conversations`, behind the field `system` where it has text."""
+    """The turns in `conversations`, after the field `system` where it has text."""
     turns = values.get("conversations")
     if not isinstance(turns, list):
         raise BadRow("conversations is not a list of {from, value}")
@@ -79,7 +79,7 @@ def is_turn(value: Any) -> bool:
 
 
 def prompt_key(messages: Sequence[Message]) -> str:
-    """The text by which a prompt is told from others."""
+    """The text that identifies a prompt: equal prompts have equal keys."""
     return json.dumps([[message["role"], message["content"]] for message in messages], ensure_ascii=False)
 
 
@@ -98,7 +98,7 @@ def _message(item: Any) -> Message:
 
 
 def _joined(content: Any) -> Any:
-    """OpenAI's list of parts as one text; anything else as it is."""
+    """OpenAI's list of parts joined to one text; any other value unchanged."""
     if not isinstance(content, list):
         return content
     if not all(isinstance(part, dict) and part.get("type") == "text" for part in content):

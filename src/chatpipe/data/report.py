@@ -1,4 +1,4 @@
-"""What reading the sources of a stage came to: what each was taken for, how many rows it has, which were left out."""
+"""The report of reading a stage's sources: their formats, the number of rows, and the rows left out."""
 
 from collections import Counter
 from dataclasses import dataclass, field
@@ -11,12 +11,12 @@ MEND_OR_ALLOW = (
     "Mend the file, say what it holds (data: [{source: FILE, format: ..., columns: ...}]), "
     "or allow more (max_skipped: SHARE)."
 )
-"""What to do where a recipe's data has too many unusable rows."""
+"""The remedy for too many unusable rows."""
 
 
 @dataclass
 class Skipped:
-    """Rows that could not be used: how many for each reason, and where the first of each kind stands."""
+    """Unusable rows: the number for each reason, and the place of the first of each."""
 
     reasons: Counter[str] = field(default_factory=Counter)
     first: dict[str, str] = field(default_factory=dict)
@@ -43,7 +43,7 @@ class Skipped:
 
 @dataclass
 class SourceReport:
-    """Of one source under the recipe key `key`. `formats` are those of its files, in the order they were met."""
+    """The report of one source under the recipe key `key`; `formats` are those of its files, in order."""
 
     key: str
     source: str
@@ -51,15 +51,15 @@ class SourceReport:
     rows: int = 0
     skipped: Skipped = field(default_factory=Skipped)
     tools_ignored: int = 0
-    """Usable rows that offer tools, which the model is not shown."""
+    """Usable rows that offer tools; chatpipe ignores the tools."""
 
-    def took_for(self, form: str) -> None:
-        """Notes the format of one more file."""
+    def add_format(self, form: str) -> None:
+        """Adds the format of one more file."""
         if form not in self.formats:
             self.formats.append(form)
 
     def line(self) -> str:
-        """What was read, in one line for people."""
+        """One line for people."""
         reasons = self.skipped.reasons
         said = [f"{count}: {reason}, first at {self.skipped.first[reason]}" for reason, count in reasons.most_common()]
         left_out = f"{reasons.total()} left out" + (f" ({'; '.join(said)})" if said else "")
@@ -68,17 +68,17 @@ class SourceReport:
 
 @dataclass
 class Report:
-    """Of all sources in the order of their blocks, but for the built-in world, of which there is nothing to say."""
+    """The reports of all sources in the order of their blocks; built-in worlds have none."""
 
     sources: list[SourceReport] = field(default_factory=list)
 
     @property
     def skipped(self) -> dict[str, int]:
-        """Rows that could not be used, by reason, over all sources."""
+        """Unusable rows of all sources by reason."""
         return dict(sum((source.skipped.reasons for source in self.sources), Counter[str]()))
 
     def say(self) -> None:
-        """Tells the person at the terminal, a line for each source."""
+        """Prints a line for each source."""
         for source in self.sources:
             console.note(source.line())
             if source.tools_ignored:

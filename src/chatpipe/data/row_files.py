@@ -1,6 +1,6 @@
-"""Reading data files into rows, each of which knows where it stands: one at a time, whatever the size of the file.
+"""Data files as streams of rows with their places, so memory does not grow with a file.
 
-A `.json` file alone, one list of rows, is read whole.
+Only a `.json` file, one list of rows, is read whole.
 """
 
 import csv
@@ -27,7 +27,7 @@ class Row:
 
 @dataclass(frozen=True)
 class BrokenRow:
-    """What stands where a row should; `reason` is short enough to count by, `detail` belongs to this one."""
+    """A row that cannot be parsed; rows are counted by `reason`, `detail` is about this one."""
 
     reason: str
     detail: str
@@ -35,11 +35,11 @@ class BrokenRow:
 
 
 class BadRow(Exception):
-    """A row that cannot be used; the message is the reason, short enough to count by."""
+    """A row that cannot be used; rows are counted by the message."""
 
 
 def kind_of(path: Path) -> str:
-    """What a file's name says that it is: `.txt`, `.jsonl`, ... (`a.jsonl.gz` too is `.jsonl`)."""
+    """The kind of a file by its name: `.txt`, `.jsonl`, ... (`a.jsonl.gz` is `.jsonl` too)."""
     return Path(path.stem).suffix if path.suffix == ".gz" else path.suffix
 
 
@@ -49,7 +49,7 @@ def file_rows(path: Path) -> Iterator[Row | BrokenRow]:
 
 
 def as_row(values: Any, where: str) -> Row | BrokenRow:
-    """`values` as a row, which is an object."""
+    """`values` as a row; a broken one unless it is an object."""
     if isinstance(values, dict):
         return Row(values, where)
     return BrokenRow(f"a row is an object with named fields, not a {type(values).__name__}", "", where)
@@ -92,7 +92,7 @@ def _json_rows(path: Path) -> Iterator[Row | BrokenRow]:
     if not isinstance(values, list):
         raise UsageError(
             f"{path}: a list of rows is expected, not one {'object' if isinstance(values, dict) else 'value'}.",
-            "Give the list of rows alone, without what stands around it; a single row goes into [ ].",
+            "Give the list of rows alone, without anything around it; a single row goes into [ ].",
         )
     for number, value in enumerate(values, start=1):
         yield as_row(value, f"{path} row {number}")
@@ -126,7 +126,7 @@ def _parquet_rows(path: Path) -> Iterator[Row | BrokenRow]:
                     yield Row(values, f"{path} row {number}")
     except (pyarrow.ArrowException, OSError) as problem:
         reason = str(problem).splitlines()[0]
-        raise UsageError(f"{path} is not a whole parquet file: {reason}", "Fetch it anew.") from problem
+        raise UsageError(f"{path} is not a whole parquet file: {reason}", "Fetch it again.") from problem
 
 
 READERS: dict[str, Callable[[Path], Iterator[Row | BrokenRow]]] = {
@@ -135,4 +135,4 @@ READERS: dict[str, Callable[[Path], Iterator[Row | BrokenRow]]] = {
     ".csv": _csv_rows,
     ".parquet": _parquet_rows,
 }
-"""How the rows of each kind of file are read; txt has none."""
+"""The reader of each kind of file; txt files have no rows."""

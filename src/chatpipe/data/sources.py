@@ -21,7 +21,7 @@ KINDS = (".txt", *sorted(READERS))
 
 
 def check_sources(blocks: Sequence[DataBlock] | None, key: str) -> None:
-    """Raises `UsageError` where a stage's data is not given or a file is missing, empty or of an unknown kind."""
+    """Raises `UsageError` where no data is given, or a file is missing, empty or of an unknown kind."""
     if not blocks:
         raise UsageError(f"{key} is not given.", f"Give a file: {key}=FILE, or in the recipe.")
     for block in blocks:
@@ -76,7 +76,7 @@ def source_rows(block: DataBlock, key: str) -> Iterator[Row | BrokenRow]:
 
 
 def one_file_each(block: DataBlock, key: str) -> Iterator[DataBlock]:
-    """`block` in parts of one file, since each may have another format; a data set of the hub is one part."""
+    """`block` as one block for each file, since files may differ in format; a data set of the hub is one block."""
     if is_hub(block):
         yield block
         return
@@ -122,7 +122,7 @@ def _sha256_of_version(path: Path, size: int, changed: int) -> str:
 
 
 def _data_files(pattern: str) -> list[Path]:
-    """The files of a known kind that match; hidden ones do not. Folders that are links add none a second time."""
+    """The files of a known kind that match, without hidden ones; a file reached through two links counts once."""
     found: dict[Path, Path] = {}
     for path in map(Path, sorted(glob.glob(pattern, recursive=True))):
         if path.is_file() and kind_of(path) in KINDS:
@@ -154,7 +154,7 @@ def _rows_as_they_are(block: DataBlock, key: str) -> Iterator[Row | BrokenRow]:
 
 
 def _with_columns(row: Row, block: DataBlock) -> Row | BrokenRow:
-    """`row` with our names for its fields; several columns become one text, a line each."""
+    """`row` with its fields renamed as `columns` says; several fields become one text, joined with newlines."""
     if not block.columns:
         return row
     renamed: dict[str, Any] = {}

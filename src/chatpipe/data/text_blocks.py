@@ -1,4 +1,4 @@
-"""From token stores to what a trainer reads: blocks of one length, and where a document begins in them."""
+"""Blocks of tokens of one length: the samples of pretraining, their collator, and the text to evaluate on."""
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -15,10 +15,10 @@ from chatpipe.data.token_store import TokenStore
 
 
 class TrainingText(Dataset[dict[str, Tensor]]):
-    """The samples of a training run in the order in which it reads them: item s is sample number s of the run.
+    """The samples of a training run in their order: item s is sample number s of the run.
 
-    A store is cut into blocks of `block_size` tokens; the last one is filled up from the store's beginning, so that
-    every block has the same length and no token is left out. Which block comes when: `order.SampleOrder`.
+    A store is cut into blocks of `block_size` tokens; the last one is filled up from the store's beginning, so every
+    block has the same length and no token is left out. `SampleOrder` decides the order.
     """
 
     def __init__(
@@ -29,17 +29,17 @@ class TrainingText(Dataset[dict[str, Tensor]]):
         seed: int,
         samples: int | None = None,
     ) -> None:
-        """`samples` is how many the run reads, over all processes; by default one epoch. No store may be empty."""
+        """`samples`: the number that the run reads over all processes, by default one epoch. No store may be empty."""
         self.stores, self.block_size = stores, block_size
         self.order = SampleOrder([-(-len(store) // block_size) for store in stores], weights, seed)
         self.samples = self.order.samples_per_epoch if samples is None else samples
 
     def __len__(self) -> int:
-        """How many samples there are."""
+        """The number of samples."""
         return self.samples
 
     def __getitem__(self, sample: int) -> dict[str, Tensor]:
-        """`input_ids` and `labels`, both (block_size,); the model shifts the labels by one itself."""
+        """`input_ids` and `labels`, both (block_size,); the model itself shifts the labels by one."""
         source, block = self.order.at(sample)
         ids = torch.from_numpy(self.stores[source].read(block * self.block_size, self.block_size))
         return {"input_ids": ids, "labels": ids}
@@ -47,32 +47,31 @@ class TrainingText(Dataset[dict[str, Tensor]]):
 
 @dataclass(frozen=True)
 class BlockCollator:
-    """Stacks blocks to a batch; with `isolate_at`, the end-of-text token's id, a document in it sees only itself.
+    """Stacks blocks to a batch; with `isolate_at`, the id of end-of-text, documents do not attend to each other.
 
-    transformers isolates packed documents where position ids start anew, and only without an attention mask and
-    without a cache; otherwise logits are off by 1.0 to 1.5 without a word.
+    transformers isolates packed documents where position ids restart, and only without an attention mask and without a
+    cache; otherwise logits shift by 1.0 to 1.5 with no warning.
     """
 
     isolate_at: int | None = None
 
     def __call__(self, blocks: Sequence[dict[str, Tensor]]) -> dict[str, Tensor | bool]:
-        """`input_ids` and `labels` [blocks, tokens], and what isolates the documents."""
+        """`input_ids` and `labels` [blocks, tokens], and the arguments that isolate documents."""
         ids = torch.stack([block["input_ids"] for block in blocks])
         labels = torch.stack([block["labels"] for block in blocks])
         return {"input_ids": ids, "labels": labels, **isolating(ids, self.isolate_at)}
 
 
 def isolating(ids: Tensor, isolate_at: int | None) -> dict[str, Tensor | bool]:
-    """What a model is told beside `ids` [rows, tokens], so that no document sees another; nothing where it may."""
+    """The model's further arguments for `ids` [rows, tokens] that isolate documents; none without `isolate_at`."""
     return {} if isolate_at is None else {"position_ids": document_positions(ids, isolate_at), "use_cache": False}
 
 
 def document_positions(ids: Tensor, eos_token_id: int) -> Tensor:
-    """The place of each token in its document, from 0 on: [rows, tokens], int64.
+    """The position of each token in its document, from 0: [rows, tokens], int64.
 
-    The end-of-text token before a document is its first token: from it the document's beginning is predicted, and with
-    the document before in view that would be no isolation. So every token but a block's
-    first is predicted, and each from its own document.
+    The end-of-text token before a document counts as its first token, so the document's beginning is predicted from
+    that token alone. Every token but the first of a block is predicted, each from its own document.
     """
     places = torch.arange(ids.shape[1], device=ids.device).expand_as(ids)
     starts = torch.where(ids == eos_token_id, places, 0)

@@ -1,4 +1,4 @@
-"""The text of a file, a chunk or a line at a time: unpacked, decoded, with line ends as `\\n`."""
+"""The text of a file in chunks, lines or pieces: unpacked, decoded, with line ends as `\\n`."""
 
 import codecs
 import gzip
@@ -16,12 +16,12 @@ CHUNK_BYTES = 1 << 20
 PIECE_CHARACTERS = 100_000
 """A longer document comes in pieces of about this size."""
 
-# The places at which a text can be cut in two that tokenise as the whole does: see `encoding.cuts_cleanly`.
+# At these places a text can be cut in two parts whose tokens are those of the whole: see `encoding.cuts_cleanly`.
 CLEAN_CUT = re.compile(r"(?= [A-Za-z])(?<=[A-Za-z])|(?<=\S\n)(?=\w)")
 
 
 def open_bytes(path: Path) -> IO[bytes] | gzip.GzipFile:
-    """The bytes of a file; those inside where it is gzipped."""
+    """The bytes of a file, unpacked where it is gzipped."""
     return gzip.open(path, "rb") if path.suffix == ".gz" else path.open("rb")
 
 
@@ -63,7 +63,7 @@ def _blocks(path: Path) -> Iterator[bytes]:
                 yield block
         yield b""
     except (gzip.BadGzipFile, EOFError, zlib.error) as problem:
-        raise UsageError(f"{path} is not a whole gzip file: {problem}.", "Fetch or pack it anew.") from problem
+        raise UsageError(f"{path} is not a whole gzip file: {problem}.", "Fetch or pack it again.") from problem
 
 
 def _decode(decoder: codecs.IncrementalDecoder, block: bytes, read: int, path: Path) -> str:
@@ -82,7 +82,7 @@ def _decode(decoder: codecs.IncrementalDecoder, block: bytes, read: int, path: P
 
 
 def in_pieces(chunks: Iterable[str]) -> Iterator[str]:
-    """The text of all `chunks`, cut at clean places whatever the chunks are; where there are none, after two pieces."""
+    """The text of all `chunks` in pieces cut at clean places, or after two pieces' length where there is none."""
     rest = ""
     for chunk in chunks:
         *parts, rest = list(cut(rest + chunk, PIECE_CHARACTERS, 2 * PIECE_CHARACTERS)) or [""]
@@ -92,9 +92,9 @@ def in_pieces(chunks: Iterable[str]) -> Iterator[str]:
 
 
 def cut(text: str, size: int, longest: int) -> Iterator[str]:
-    """`text` in parts of `size` characters and a little more, cut only where it tokenises as the whole does.
+    """`text` in parts of `size` characters or a few more, cut only where the tokens stay the same.
 
-    A part that has no such place is cut after `longest` characters.
+    A part without such a place is cut after `longest` characters.
     """
     start = 0
     while len(text) - start > size:
@@ -110,7 +110,7 @@ def cut(text: str, size: int, longest: int) -> Iterator[str]:
 
 
 def survey(path: Path, key: str) -> tuple[int, bytes]:
-    """How many characters the file has, and the SHA-256 of its text. Raises `UsageError` where that is blank."""
+    """The number of characters of a file and the SHA-256 of its text. Raises `UsageError` for a blank file."""
     characters, blank, digest = 0, True, hashlib.sha256()
     for chunk in text_chunks(path):
         characters += len(chunk)
@@ -122,7 +122,7 @@ def survey(path: Path, key: str) -> tuple[int, bytes]:
 
 
 def line_start(chunks: Iterable[str]) -> int:
-    """How far into the text the first line begins that has something behind it; 0 where none does."""
+    """The offset of the first line start with text behind it; 0 where there is none."""
     passed, start = 0, 0
     for chunk in chunks:
         if not start and "\n" in chunk:

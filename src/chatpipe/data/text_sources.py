@@ -24,9 +24,9 @@ def raw_texts(blocks: Sequence[DataBlock], worlds: Worlds, key: str) -> list[Raw
 
 
 def sample_texts(sources: Sequence[RawText], split: Split, max_bytes: int) -> Iterator[str]:
-    """Texts of one split from the beginning of each source, which has an equal share of `max_bytes` (of UTF-8).
+    """The first texts of one split of each source; every source has an equal share of `max_bytes` (of UTF-8).
 
-    A share ends with the document that fills it; a document that is longer than a share is cut there.
+    A share ends with the document that fills it; a document longer than a share is cut.
     """
     share = max(max_bytes // len(sources), 1)
     for source in sources:
@@ -39,7 +39,7 @@ def sample_texts(sources: Sequence[RawText], split: Split, max_bytes: int) -> It
 
 
 def whole_documents(pieces: Iterable[Piece], max_characters: int | None = None) -> Iterator[str]:
-    """The documents that `pieces` make up, a longer one in parts of `max_characters`."""
+    """`pieces` joined to documents; one longer than `max_characters` comes in parts of that length."""
     document = ""
     for piece in pieces:
         document += piece.text
@@ -103,7 +103,7 @@ def _check_settings(block: DataBlock, key: str) -> None:
 
 
 def _check_used(block: DataBlock, kinds: set[str], key: str) -> None:
-    """Raises `UsageError` for a setting that no file of the source heeds."""
+    """Raises `UsageError` for a setting that applies to no file of the source."""
     if block.columns and kinds == {".txt"}:
         raise UsageError(f"{key}: {block.source} is running text, which has no columns.", "Leave columns out.")
     if block.document != "file" and ".txt" not in kinds:

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 from chatpipe import console
 from chatpipe.data.datasets import Conversation
 from chatpipe.data.durable import PARTIAL, fingerprint, fsync, replace_text
-from chatpipe.data.locking import alone_with
+from chatpipe.data.locking import file_lock
 from chatpipe.data.messages import prompt_key
 from chatpipe.errors import UsageError
 from chatpipe.models.manifest import checkpoint_id
@@ -82,7 +82,7 @@ def make_completions(
     be used, or if no prompt has completions to rank.
     """
     made = made_from(models, prompts, sampling, round)
-    with alone_with(path):
+    with file_lock(path):
         if path.exists():
             _check_replaceable(path)
             if not overwrite:

@@ -20,7 +20,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
-from chatpipe.data.locking import alone_with
+from chatpipe.data.locking import file_lock
 from chatpipe.errors import UsageError
 from chatpipe.ranking.assignment import Status, Task, queue_of
 from chatpipe.ranking.database import (
@@ -132,7 +132,7 @@ class Store:
         if path.is_dir():
             raise UsageError(f"The store {path} would be a file, and is a folder.", "Name a file in it: --store STORE.")
         with opening(path) as opened:
-            opened.enter_context(alone_with(path))
+            opened.enter_context(file_lock(path))
             if path.is_file() and path.stat().st_nlink > 1:  # SQLite names the write-ahead log after the file
                 raise UsageError(
                     f"{path} has another name in some folder (a hard link); another chatpipe could write to it there.",

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from chatpipe.data.locking import alone_in
+from chatpipe.data.locking import folder_lock
 from chatpipe.errors import UsageError
 from chatpipe.models.manifest import Manifest, read_manifest, write_manifest
 from chatpipe.recipe.schema import Recipe
@@ -102,7 +102,7 @@ def run_recipe(recipe: Recipe, how: How, on_result: OnResult) -> None:
         )
     steps = steps_of(recipe)
     _check_batches(steps, how)
-    with alone_in(Path(recipe.out)):
+    with folder_lock(Path(recipe.out)):
         if how.fresh:
             clear(steps_in_folder(recipe))
         write_recipe(recipe, Path(recipe.out) / RECIPE_FILE)
@@ -142,13 +142,13 @@ def run_stage(steps: Sequence[Step], how: How, out: str | None, on_result: OnRes
         if ranks.is_rank():
             ranks.join_world(stage.processes)  # all ranks see what is left
         if stage.is_main:
-            with alone_in(Path(out or stage.recipe.out)):  # apart, since the folder that is held may be deleted
+            with folder_lock(Path(out or stage.recipe.out)):  # apart, since the folder that is held may be deleted
                 clear(_cleared(steps, out))
         ranks.wait_for_all()
     with ExitStack() as held:
         if stage.is_main:
             for folder in _folders_to_hold(steps, out):
-                held.enter_context(alone_in(folder))
+                held.enter_context(folder_lock(folder))
             unfinished(steps)  # what people ranked has not been cleared
             if out is None:
                 note_in_run(stage)

@@ -14,7 +14,7 @@ from pathlib import Path
 import yaml
 
 from chatpipe.data.durable import PARTIAL, replace_text, retire
-from chatpipe.data.locking import alone_with
+from chatpipe.data.locking import file_lock
 from chatpipe.data.sources import named_files
 from chatpipe.errors import UsageError
 from chatpipe.models.manifest import MANIFEST
@@ -214,7 +214,7 @@ def clear(steps: Sequence[Step]) -> None:
             store = step.folder / STORE_FILE
             if step.stage != "rank" or not step.folder.exists():
                 continue
-            held.enter_context(alone_with(store))  # whoever ranks holds it
+            held.enter_context(file_lock(store))  # whoever ranks holds it
             people = who_ranked(store)
             if people and not step.asks_people:
                 other = "rm.data" if step.reads_given_rankings else f"rank.rater = {step.recipe.rank.rater}"
