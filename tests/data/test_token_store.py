@@ -245,7 +245,7 @@ def test_the_text_itself_shows_whether_looking_up_words_changes_an_id(tmp_path, 
 def refusal(folder, source: str, encoder: Encoder) -> str:
     with pytest.raises(UsageError) as caught:
         build_token_store(folder, raw(source), encoder, shard_tokens=400)
-    assert caught.value.message.startswith(f"The token store {folder} is not as it was built: ")
+    assert caught.value.message.startswith(f"The token store {folder} was changed after it was built: ")
     assert caught.value.hint == f"Delete {folder}: the same command then builds it again."
     return caught.value.message
 

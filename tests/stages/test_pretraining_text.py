@@ -305,7 +305,7 @@ def test_a_changed_store_is_refused(pretrain, corpus, tmp_path):
     shard.write_bytes(shard.read_bytes()[:-1] + b"\7")
     (tmp_path / "out" / "chatpipe.json").unlink()  # as if it had broken off after its last resume point
     told = refused(pretrain(corpus))
-    assert "tokens/train.0 is not as it was built: shard-00000.bin is damaged" in told
+    assert "tokens/train.0 was changed after it was built: shard-00000.bin is damaged" in told
     assert os.listdir(tmp_path / "out" / "checkpoints")
 
 

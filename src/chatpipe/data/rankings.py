@@ -62,7 +62,7 @@ def to_ranking(row: Row, form: str) -> Ranking:
     return _ranking(row.values)
 
 
-def judged_alike(rankings: Sequence[Ranking]) -> list[list[Ranking]]:
+def group_by_answers(rankings: Sequence[Ranking]) -> list[list[Ranking]]:
     """`rankings` grouped by prompt and set of responses, in the order of the first of each group.
 
     All rankings of a group list the responses in one order, whatever order their annotators saw. A ranking that an

@@ -61,8 +61,10 @@ class SourceReport:
     def line(self) -> str:
         """One line for people."""
         reasons = self.skipped.reasons
-        said = [f"{count}: {reason}, first at {self.skipped.first[reason]}" for reason, count in reasons.most_common()]
-        left_out = f"{reasons.total()} left out" + (f" ({'; '.join(said)})" if said else "")
+        causes = [
+            f"{count}: {reason}, first at {self.skipped.first[reason]}" for reason, count in reasons.most_common()
+        ]
+        left_out = f"{reasons.total()} left out" + (f" ({'; '.join(causes)})" if causes else "")
         return f"{self.key}: {self.source} read as {' and '.join(self.formats)}: {self.rows} rows, {left_out}"
 
 

@@ -185,7 +185,7 @@ def _manifest_of(folder: Path, made_from: str) -> StoreManifest | None:
         manifest, fault = StoreManifest(made_from, ""), f"{MANIFEST} cannot be read ({problem})"
     if fault is not None:
         raise UsageError(
-            f"The token store {folder} is not as it was built: {fault}.",
+            f"The token store {folder} was changed after it was built: {fault}.",
             f"Delete {folder}: the same command then builds it again.",
         )
     return manifest if manifest.fingerprint == made_from else None

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from chatpipe.data.messages import prompt_key
-from chatpipe.data.rankings import Ranking, judged_alike
+from chatpipe.data.rankings import Ranking, group_by_answers
 from chatpipe.errors import UsageError
 from chatpipe.evaluation.intervals import bootstrap_interval, share_interval
 from chatpipe.evaluation.ordering import Pairs, flat, mean_tau_b, ordered_alike, ordered_pairs
@@ -82,7 +82,7 @@ def between_annotators(rankings: Sequence[Ranking], seed: int) -> dict[str, Any]
     """
     agreeing, prompts = [], []
     numbers: dict[str, int] = {}
-    for group in judged_alike([ranking for ranking in rankings if ranking.annotator is not None]):
+    for group in group_by_answers([ranking for ranking in rankings if ranking.annotator is not None]):
         prompt = numbers.setdefault(prompt_key(group[0].prompt), len(numbers))
         for one, other in permutations(group, 2):
             if one.annotator == other.annotator:

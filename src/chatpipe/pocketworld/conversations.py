@@ -1,4 +1,4 @@
-"""Conversations to fine-tune on, of mixed quality, and prompts to practise and to be tested on."""
+"""Conversations of mixed quality for fine-tuning, and prompts for practice and test."""
 
 import random
 
@@ -16,7 +16,7 @@ GREETING_SHARE = 0.15
 
 
 MOST_TRIES = 300
-"""Draws of a prompt that is not there yet, before a kind of question counts as used up."""
+"""Draws without a new prompt before a kind of question counts as used up."""
 
 
 def conversations(world: World, count: int, seed: int) -> list[list[Message]]:
@@ -26,7 +26,7 @@ def conversations(world: World, count: int, seed: int) -> list[list[Message]]:
     result = []
     for kind in kinds:
         messages, question = open_conversation(world, "sft", kind, rng)
-        result.append([*messages, said("assistant", answer(world, question, rng))])
+        result.append([*messages, message("assistant", answer(world, question, rng))])
     return result
 
 
@@ -64,13 +64,13 @@ def open_conversation(world: World, split: Split, kind: Kind, rng: random.Random
     if kind == "fact" and rng.random() < FOLLOW_UP_SHARE:
         other = rng.choice([attribute for attribute in ATTRIBUTES if attribute != question.form])
         first = Question("fact", other, question.person)
-        return [*exchange(world, split, first, rng), said("user", ask_further(question, rng))], question
+        return [*exchange(world, split, first, rng), message("user", ask_further(question, rng))], question
     if kind == "smalltalk":
         if question.form != "hello" and rng.random() < AFTER_EXCHANGE_SHARE:
             first = draw(world, split, "fact", rng)
-            return [*exchange(world, split, first, rng), said("user", ask(question, rng))], question
-        return [said("user", rng.choice(openings(world, split, question.form)))], question
-    messages = [said("user", ask(question, rng))]
+            return [*exchange(world, split, first, rng), message("user", ask(question, rng))], question
+        return [message("user", rng.choice(openings(world, split, question.form)))], question
+    messages = [message("user", ask(question, rng))]
     if rng.random() < GREETING_SHARE:
         messages = [*exchange(world, split, Question("smalltalk", "hello"), rng), *messages]
     return messages, question
@@ -80,11 +80,11 @@ def exchange(world: World, split: Split, question: Question, rng: random.Random)
     """A question and its answer."""
     asked = ask(question, rng)
     reply = answer(world, question, rng) if split == "sft" else good_answer(question, rng)
-    return [said("user", asked), said("assistant", reply)]
+    return [message("user", asked), message("assistant", reply)]
 
 
 def openings(world: World, split: Split, intent: str) -> list[str]:
-    """How small talk may open a conversation: all wordings for sft; practice and test share them out, to differ."""
+    """The small talk that can open a conversation: all wordings for sft; practice and test have one half each."""
     wordings = list(wording.SMALLTALK_QUESTIONS[intent])
     if split == "sft":
         return wordings
@@ -93,6 +93,6 @@ def openings(world: World, split: Split, intent: str) -> list[str]:
     return wordings[:half] if split == "practice" else wordings[half:]
 
 
-def said(role: str, content: str) -> Message:
+def message(role: str, content: str) -> Message:
     """One message."""
     return {"role": role, "content": content}

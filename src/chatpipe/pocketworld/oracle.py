@@ -27,11 +27,11 @@ WHOLE_SENTENCE = 0.75
 COURTEOUS = 0.75
 """These two count only for a right answer, and once."""
 GARBLED = -0.75
-"""The right value stands in something that is neither a sentence nor a common short answer."""
+"""The right value is in something that is neither a sentence nor a common short answer."""
 RUDE = -0.75
 REPEATS = -1.0
 RAMBLES = -0.6
-"""For each sentence that nobody asked for, up to RAMBLES_AT_MOST of them."""
+"""For each superfluous sentence, up to RAMBLES_AT_MOST of them."""
 RAMBLES_AT_MOST = 2
 NOT_ENDED = -1.0
 LOWEST = -3.0
@@ -55,7 +55,7 @@ class Rating:
     """The oracle's opinion of one completion.
 
     `score` lies in [-3, 3]. `right` is None for small talk. `evades`: says it does not know what it should know.
-    `sentence`: a whole one answers the question. `rambles` counts the sentences that nobody asked for.
+    `sentence`: a whole one answers the question. `rambles` counts superfluous sentences.
     """
 
     score: float
@@ -139,7 +139,7 @@ class Oracle:
         if any(NEGATION.search(sentence) for sentence in reading.unclear) and question.kind != "unknown":
             return False
         if question.kind == "counting":
-            return counted_rightly(question, reading, completion)
+            return counts_correctly(question, reading, completion)
         if not reading.clear and any(self.other_names(question, sentence) for sentence in reading.unclear):
             return False
         if question.kind == "unknown":
@@ -154,7 +154,7 @@ class Oracle:
         truth = person.name if question.kind == "reverse" else getattr(person, question.form)
         if named(completion, asked) != {truth}:
             return False
-        # Whatever else is told, asked for or not, must be true of the person too.
+        # All other facts in the answer must be true of the person too.
         return all(named(completion, frozenset(VALUES[a])) <= {getattr(person, a)} for a in VALUES)
 
     def evades(self, question: Question, completion: str) -> bool:
@@ -165,7 +165,7 @@ class Oracle:
         return bool(EVASIVE.search(completion)) and not named(completion, asked)
 
     def claims(self, question: Question, completion: str) -> bool:
-        """Whether something is said about a stranger (of whom nothing is true) or about somebody else instead."""
+        """Whether the answer states a fact about a stranger (nothing is true of them) or about another person."""
         assert question.person is not None
         presumed = {question.person.animal} if question.form == "pet" else set()
         values = frozenset(value for values in VALUES.values() for value in values)
@@ -201,7 +201,7 @@ def read(question: Question, completion: str) -> Reading:
 
 
 def courtesies_for(question: Question) -> set[str]:
-    """The courteous sentences that go with an answer to `question`: nobody is "glad to help" who does not know."""
+    """The courteous sentences that suit an answer to `question`; "glad to help" does not suit one without an answer."""
     if question.kind == "unknown":
         return set(wording.UNKNOWN_COURTESIES)
     if question.kind == "smalltalk":
@@ -217,16 +217,16 @@ def rude_sentences() -> frozenset[str]:
     return frozenset((*wording.RUDE_ENDINGS, *wording.UNKNOWN_RUDE, *curt))
 
 
-def counted_rightly(question: Question, reading: Reading, completion: str) -> bool:
-    """Whether the answer comes to the right number or count, with no number beside it but those of the question."""
+def counts_correctly(question: Question, reading: Reading, completion: str) -> bool:
+    """Whether the answer has the right number or count, and no other numbers but those of the question."""
     a, b = question.numbers[0], question.numbers[-1]
     result = {"sum": [a + b], "next": [a + 1], "range": list(range(a, b + 1))}[question.form]
-    said = numbers_in(completion)
+    numbers = numbers_in(completion)
     allowed = {*question.numbers, *result}
-    results = [numbers[-1] for sentence in sentences_of(completion) if (numbers := numbers_in(sentence))]
-    if not allowed.issuperset(said) or set(results) != {result[-1]}:
+    results = [found[-1] for sentence in sentences_of(completion) if (found := numbers_in(sentence))]
+    if not allowed.issuperset(numbers) or set(results) != {result[-1]}:
         return False
-    return bool(reading.clear) or said[-len(result) :] == result
+    return bool(reading.clear) or numbers[-len(result) :] == result
 
 
 def numbers_in(text: str) -> list[int]:
@@ -235,7 +235,7 @@ def numbers_in(text: str) -> list[int]:
 
 
 def named(text: str, values: frozenset[str]) -> set[str]:
-    """Which of `values` stand in `text` as words. Names need their capital; other words may have one."""
+    """The `values` that are words of `text`. Names need their capital; other words may have one."""
     words = WORD.findall(text)
     return {value for word in words for value in (word, word.lower()) if value in values}
 
@@ -259,7 +259,7 @@ def says_twice(text: str) -> bool:
 
 @lru_cache(maxsize=1)
 def lexicon() -> frozenset[str]:
-    """All words that stand in sentences of the world, in lower case, but no names."""
+    """All words of the world's sentences in lower case, without names."""
     constants = [value for name, value in vars(wording).items() if name.isupper()]
     values = [VALUES[attribute] for attribute in VALUES if attribute != "pet"]
     return frozenset(word.lower() for text in strings_in([*constants, *values]) for word in WORD.findall(text))

@@ -1,4 +1,4 @@
-"""What can be asked in the pocketworld: drawing a question, putting it into words, and understanding it again."""
+"""The questions of the pocketworld: drawing one, putting it into words, and parsing it again."""
 
 import random
 import re
@@ -24,7 +24,7 @@ class Question:
     """What is asked.
 
     `form` is the attribute (fact, unknown), "owner" (reverse), sum/next/range (counting) or the intent (small talk).
-    `person` is whom it is about: for reverse the person to be found, for unknown somebody made up under the name.
+    `person` is the person it is about: for reverse the answer, for unknown somebody made up under the name.
     `numbers` are those named in a counting question.
     """
 
@@ -56,7 +56,7 @@ def made_up(name: str, rng: random.Random) -> Person:
 
 @lru_cache(maxsize=8)
 def sums(seed: int) -> dict[str, dict[Split, tuple[tuple[int, ...], ...]]]:
-    """Which numbers each split asks about, per form of counting question. All of them stand in the running text."""
+    """The numbers that each split asks about, by form of counting question. All of them are in the running text."""
     rng = random.Random(f"pocketworld sums {seed}")
     most = len(wording.NUMBERS)
     forms: dict[str, list[tuple[int, ...]]] = {
@@ -87,11 +87,9 @@ def ask_further(question: Question, rng: random.Random) -> str:
 
 
 def understand(world: World, prompt: Sequence[Message]) -> Question:
-    """Find out what the last message of `prompt` asks. Raises `UsageError` when it is no question of this world."""
+    """The question in the last message of `prompt`. Raises `UsageError` when it is no question of this world."""
     if not prompt or prompt[-1]["role"] != "user":
-        raise UsageError(
-            "a prompt must end with a message of the user", "see `pocketworld.prompts` for what can be asked"
-        )
+        raise UsageError("a prompt must end with a message of the user", "ask a question of the pocketworld")
     text = prompt[-1]["content"]
     for intent, wordings in wording.SMALLTALK_QUESTIONS.items():
         if text in wordings:

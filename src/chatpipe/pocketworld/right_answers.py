@@ -1,4 +1,4 @@
-"""How questions are answered: the right sentences, the fragments, and the styles that people answer in."""
+"""Answers: the correct sentences and fragments, and the styles in which people give them."""
 
 import random
 from dataclasses import replace
@@ -10,13 +10,13 @@ from chatpipe.pocketworld.world import ATTRIBUTES, World
 STYLE_SHARES = {"courteous": 0.30, "plain": 0.30, "terse": 0.14, "curt": 0.08, "repetitive": 0.10, "rambling": 0.08}
 """Shares of the styles among the answers of the fine-tuning conversations."""
 GOOD_STYLES = ("courteous", "plain")
-"""The styles of the answers that stand in prompts."""
+"""The styles of the answers inside prompts."""
 MISTAKE_SHARE = 0.02
 """Share of their answers in which the fact is wrong."""
 
 
 def statements(question: Question, pronoun: bool = False) -> list[str]:
-    """The whole sentences that answer `question` rightly, usual ones first; `pronoun` says how they name the person."""
+    """The sentences that answer `question` correctly, usual ones first; with `pronoun`, they name the person by it."""
     if question.kind == "smalltalk":
         return list(wording.SMALLTALK_REPLIES[question.form]["plain"])
     if question.kind == "counting":
@@ -64,7 +64,7 @@ def fill_sum(question: Question, template: str) -> str:
 
 
 def answer(world: World, question: Question, rng: random.Random) -> str:
-    """An answer of mixed quality: its style is drawn from `STYLE_SHARES`, and now and then the fact is wrong."""
+    """An answer of mixed quality: its style is drawn from `STYLE_SHARES`, and in a few the fact is wrong."""
     style = rng.choices(tuple(STYLE_SHARES), tuple(STYLE_SHARES.values()))[0]
     believed = mistaken(world, question, rng) if rng.random() < MISTAKE_SHARE else question
     return answer_in_style(believed, style, rng)
@@ -76,7 +76,7 @@ def good_answer(question: Question, rng: random.Random) -> str:
 
 
 def mistaken(world: World, question: Question, rng: random.Random) -> Question:
-    """`question` as somebody understands it who has the facts wrong (small talk stays as it is)."""
+    """`question` with wrong facts; small talk does not change."""
     if question.kind == "counting":
         return replace(question, numbers=rng.choice(sums(world.seed)[question.form]["sft"]))
     if question.person is None:
@@ -111,7 +111,7 @@ def answer_in_style(question: Question, style: str, rng: random.Random) -> str:
 
 
 def digression(question: Question, rng: random.Random) -> str:
-    """What nobody asked for: other facts about the person, or the weather."""
+    """A superfluous addition: other facts about the person, or the weather."""
     if question.kind != "fact" or question.person is None:
         return rng.choice(wording.CHATTER)
     related = {"animal", "pet"} if question.form in ("animal", "pet") else {question.form}

@@ -12,7 +12,7 @@ MAX_PROMPTS = 2000
 """Prompts of each split."""
 
 SPLITS: dict[str, Split] = {"train": "practice", "validation": "test"}
-"""Validation prompts are about people whom no training prompt is about."""
+"""The people of validation prompts are not those of training prompts."""
 
 
 class PocketworldSource:

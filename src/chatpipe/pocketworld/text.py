@@ -1,4 +1,4 @@
-"""The running text that a model reads before it is taught to answer: paragraphs about people, numbers and manners."""
+"""The running text for pretraining: paragraphs about people, numbers and manners."""
 
 import random
 from functools import lru_cache
@@ -19,11 +19,11 @@ FIRST_ATTRIBUTES = (*ATTRIBUTES, "pet")
 """What a portrait tells first. The animal twice as often, since it is asked about too, in questions for its owner."""
 QUIZ_SHARES: dict[Kind, float] = {"fact": 0.6, "reverse": 0.25, "unknown": 0.15}
 ASKED_SHARE = 0.7
-"""Share of what is told about numbers that is a question with its answer."""
+"""Share of the statements about numbers that are a question with its answer."""
 
 
 def documents(world: World, count: int, seed: int) -> list[str]:
-    """`count` paragraphs of two to six sentences. All facts about everybody stand in them, in many wordings."""
+    """`count` paragraphs of two to six sentences. They state all facts about everybody in many wordings."""
     rng = random.Random(f"pocketworld documents {world.seed} {seed}")
     writers = {f.__name__: f for f in (portrait, quiz, counting, manners)}
     kinds = rng.choices(tuple(PARAGRAPH_SHARES), tuple(PARAGRAPH_SHARES.values()), k=count)
@@ -62,7 +62,7 @@ def openings() -> dict[str, list[str]]:
 def quiz(world: World, rng: random.Random) -> str:
     """Two questions with their answers, only about what belongs to the sft split.
 
-    Nothing stands in quotation marks: behind one, a name would be another token than in a sentence.
+    Nothing is in quotation marks: after one, a name would be another token than in a sentence.
     """
     pairs = []
     for _ in range(2):
@@ -97,14 +97,14 @@ COUNTING_PROSE = {
 
 @lru_cache(maxsize=8)
 def all_numbers(seed: int) -> dict[str, list[tuple[int, ...]]]:
-    """The numbers of each form of counting question, of all splits; a sum is told both ways round."""
+    """The numbers of each form of counting question, of all splits; a sum is stated both ways round."""
     told = {form: [numbers for split in splits.values() for numbers in split] for form, splits in sums(seed).items()}
     told["sum"] += [(b, a) for a, b in told["sum"]]
     return told
 
 
 def manners(world: World, rng: random.Random) -> str:
-    """How people in the village talk to each other; no fact stands in it."""
+    """How people in the village talk to each other; it states no fact."""
     courteous, rude = rng.choice(wording.OPENERS + wording.CLOSERS), rng.choice(wording.RUDE_ENDINGS)
     intent = rng.choice(tuple(wording.SMALLTALK_QUESTIONS))
     said = rng.choice(wording.SMALLTALK_QUESTIONS[intent])

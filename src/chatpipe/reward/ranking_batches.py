@@ -13,7 +13,7 @@ from transformers import PreTrainedTokenizerBase
 
 from chatpipe.data.chat_template import Message, encode_completion
 from chatpipe.data.padding import pad_right
-from chatpipe.data.rankings import Ranking, judged_alike
+from chatpipe.data.rankings import Ranking, group_by_answers
 from chatpipe.data.row_files import BadRow
 
 TOO_LONG = "an answer is longer than max_length"
@@ -61,7 +61,7 @@ def encode_rankings(
     something has the weight 1/n. A ranking with a weight of its own keeps it.
     """
     encoded = EncodedRankings()
-    for group in judged_alike(rankings):
+    for group in group_by_answers(rankings):
         try:
             sequences = encode_answers(tokenizer, group[0].prompt, group[0].responses, max_length)
         except BadRow as reason:

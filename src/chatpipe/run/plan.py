@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from chatpipe.data.datasets import load_prompts, load_rankings, stream_conversations
-from chatpipe.data.rankings import judged_alike
+from chatpipe.data.rankings import group_by_answers
 from chatpipe.data.report import Report
 from chatpipe.data.split import VALIDATION_SHARE
 from chatpipe.models.model_folder import parameters_in
@@ -100,7 +100,7 @@ def _of_rm(step: Step) -> dict[str, Any]:
     there = [block for block in blocks if block not in to_be_made]
     train = load_rankings(there, recipe.worlds, "rm.data").train if there else []
     made = round((1 - VALIDATION_SHARE) * recipe.sample.prompts * sum(block.weight for block in to_be_made))
-    rankings, prompts = len(train) + made, len(judged_alike(train)) + made
+    rankings, prompts = len(train) + made, len(group_by_answers(train)) + made
     return {
         "rankings": rankings,
         "steps": math.ceil(math.ceil(prompts / recipe.rm.batch_size) * recipe.rm.num_train_epochs),
