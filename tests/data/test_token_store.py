@@ -50,6 +50,7 @@ def shards_of(folder) -> dict[str, bytes]:
 def small_batches(monkeypatch):
     monkeypatch.setattr(encoding, "BATCH_CHARACTERS", 1500)
     monkeypatch.setattr(token_store, "SMALL_BATCHES", 2)
+    monkeypatch.setattr(token_store, "CHECKED_CHARACTERS", 1500)
 
 
 # ---- what stands in it ----
@@ -157,7 +158,7 @@ def test_a_build_that_is_killed_goes_on_and_ends_as_one_that_was_not(tmp_path, e
         "from chatpipe.data import encoding, token_store\n"
         "from chatpipe.data.documents import RawText\n"
         "from chatpipe.recipe.schema import DataBlock\n"
-        "encoding.BATCH_CHARACTERS = 1500\n"
+        "encoding.BATCH_CHARACTERS = token_store.CHECKED_CHARACTERS = 1500\n"
         "finish = token_store._ShardWriter.finish\n"
         "def killed(self, manifest):\n"
         "    if len(manifest.files) == 3: os.kill(os.getpid(), signal.SIGKILL)\n"

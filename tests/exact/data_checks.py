@@ -7,10 +7,11 @@ from itertools import islice
 from pathlib import Path
 
 import numpy as np
+import pytest
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from chatpipe.data import encoding
+from chatpipe.data import encoding, token_store
 from chatpipe.data.chat_rows import open_rows, write_rows
 from chatpipe.data.chat_template import add_chat_template, encode_conversation
 from chatpipe.data.documents import Piece, RawText
@@ -128,12 +129,10 @@ def built(folder: Path, text: RawText | None = None, name: str = "store"):
     source = folder / "a.jsonl"
     source.write_text("".join(json.dumps({"text": text}) + "\n" for text in DOCUMENTS))
     text = text or RawText(DataBlock(source=str(source)), {}, "k")
-    before = encoding.BATCH_CHARACTERS
-    encoding.BATCH_CHARACTERS = 1500
-    try:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(encoding, "BATCH_CHARACTERS", 1500)
+        patch.setattr(token_store, "CHECKED_CHARACTERS", 1500)
         store = build_token_store(folder / name, text, Encoder.of(tokenizer), workers=1, shard_tokens=400)
-    finally:
-        encoding.BATCH_CHARACTERS = before
     expected: list[int] = []
     for document in filter(is_for_training, DOCUMENTS):
         expected += [*tokenizer(document)["input_ids"], tokenizer.eos_token_id]

@@ -36,7 +36,7 @@ from chatpipe.errors import Interrupted, UsageError
 SHARD_TOKENS = 1 << 24
 MAX_WORKERS = 32
 """One process reads the text for all workers, and cannot keep more busy."""
-CHECKED_CHARACTERS = 1 << 18
+CHECKED_CHARACTERS = 1 << 16
 """Of each store's text so much is also encoded whole, to see that looking up words changes no id."""
 
 FORMAT = 1
