@@ -201,8 +201,8 @@ def test_a_wrong_value_is_named_with_its_key_and_what_is_wanted(override, parts)
 @pytest.mark.parametrize(
     ("text", "parts"),
     [
-        ("seed: 0\nppo: {kl_coef: 1}\nseed: 1\n", (":3: seed stands here twice", ":1.")),
-        ("ppo:\n  lam: 1\n  lam: 0.9\n", (":3: ppo.lam stands here twice", ":2.")),
+        ("seed: 0\nppo: {kl_coef: 1}\nseed: 1\n", (":3: seed is given twice", ":1.")),
+        ("ppo:\n  lam: 1\n  lam: 0.9\n", (":3: ppo.lam is given twice", ":2.")),
         ("seed: [0\nppo: }\n", (":2: this is not YAML",)),
         ("seed: 0\nout: !path here\n", (":2: this is not YAML", "!path")),
         ("out: 2026-13-45\n", ("this is not YAML: month must be in 1..12",)),

@@ -124,7 +124,7 @@ def _of_padded_batch(
     pad_token_id: int,
     read: Callable[[PreTrainedModel, Tensor, Tensor], Tensor],
 ) -> Tensor:
-    """What `read` makes of all rows in one batch, padded to the longest, (n,); the model is left as it was."""
+    """The scores that `read` gives for all rows in one batch, padded to the longest, (n,); keeps the model's mode."""
     input_ids, mask = (tensor.to(model.device) for tensor in pad_right(rows, pad_token_id))
     was_training = model.training
     model.eval()

@@ -52,15 +52,15 @@ def turns_lost(tokenizer: PreTrainedTokenizerBase, conversations: Sequence[Conve
         rendered = _letters(str(tokenizer.apply_chat_template(list(conversation), tokenize=False)))
         place = 0
         for number, message in enumerate(conversation, start=1):
-            said = _letters(message["content"])
-            at = rendered.find(said, place)
+            content = _letters(message["content"])
+            at = rendered.find(content, place)
             if at < 0:
                 return Finding(
                     f"the chat template loses or moves turn {number} ({message['role']}: "
                     f"{message['content'].strip()[:40]!r}) of a conversation.",
                     "Use a template that writes every turn in its order, or leave such turns out of the data.",
                 )
-            place = at + len(said)
+            place = at + len(content)
     return None
 
 

@@ -1,4 +1,4 @@
-"""Recipes: one YAML file that says what every stage does. `load_recipe` reads one, `Recipe` is what it holds."""
+"""Recipes: one YAML file with the settings of all stages. `load_recipe` reads one into a checked `Recipe`."""
 
 from chatpipe.recipe.loading import Resolved, find_recipe, load_recipe, packaged_recipes
 from chatpipe.recipe.schema import TRAINING_STAGES, Recipe

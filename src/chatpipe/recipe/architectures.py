@@ -40,7 +40,7 @@ PRESETS: dict[str, dict[str, Any]] = {
 
 
 class Architecture(Section):
-    """A new model's family and sizes. A preset gives all of them; keys beside it win."""
+    """A new model's family and sizes. A preset sets all of them; keys given with it override it."""
 
     preset: str | None = Field(None, description=f"One of {', '.join(PRESETS)}.")
     family: Family = Field(
@@ -114,7 +114,7 @@ class Architecture(Section):
         return 4 * self.n_embd if self.family == "gpt2" else -(-8 * self.n_embd // (3 * 64)) * 64
 
     def parameters(self, tokens: int) -> int:
-        """Parameters in closed form, with a tokenizer of so many tokens where `vocab_size` says nothing."""
+        """The number of parameters, in closed form; `vocab_size` of the section overrides the tokenizer's size."""
         vocabulary = self.vocab_size or tokens
         return {
             "gpt2": self._of_gpt2,

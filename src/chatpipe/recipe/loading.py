@@ -82,7 +82,7 @@ def find_recipe(name: str) -> Path:
 
 
 def packaged_recipes() -> dict[str, Path]:
-    """Name -> file of the recipes that come with chatpipe (beside `src/` in an editable install)."""
+    """Name -> file of the recipes that come with chatpipe (next to `src/` in an editable install)."""
     folder = Path(str(resources.files("chatpipe"))) / "recipes"
     if not folder.is_dir():
         folder = Path(__file__).resolve().parents[3] / "recipes"
@@ -121,12 +121,12 @@ def _read_yaml(path: Path) -> tuple[dict[str, Any], dict[str, str]]:
 
 
 def _check_keys(node: yaml.MappingNode, path: Path, prefix: str, origins: dict[str, str]) -> None:
-    """Notes the line of each key, and refuses a key that stands twice (YAML would silently take the last)."""
+    """Notes the line of each key, and refuses a key given twice (YAML would take the last without a word)."""
     for key_node, value_node in node.value:
         key = f"{prefix}{key_node.value}"
         where = f"{path}:{key_node.start_mark.line + 1}"
         if key in origins:
-            raise UsageError(f"{where}: {key} stands here twice; first at {origins[key]}.", "Remove one of them.")
+            raise UsageError(f"{where}: {key} is given twice; first at {origins[key]}.", "Remove one of them.")
         origins[key] = where
         if isinstance(value_node, yaml.MappingNode):
             _check_keys(value_node, path, f"{key}.", origins)

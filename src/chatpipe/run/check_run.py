@@ -1,18 +1,18 @@
-"""A recipe before it runs: what it says, data, models and checks of all stages, and all that is wrong at once.
+"""`chatpipe check`: the folder, data, models and checks of all stages of a recipe, and all problems at once.
 
-Checks run by the functions of the stages themselves, on the first rows, in a folder that is thrown away.
+The checks are those of the stages, on the first rows of their data, in a temporary folder.
 """
 
 import gc
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
 from chatpipe import console
-from chatpipe.checks.gate import CheckResult, Checks, run_checks
+from chatpipe.checks.gate import CheckResult, run_checks
 from chatpipe.errors import UsageError
 from chatpipe.recipe.check_switches import checks_of
 from chatpipe.recipe.schema import TRAINING_STAGES, DataBlock, Recipe
@@ -26,7 +26,7 @@ from chatpipe.training.batches import micro_batches
 from chatpipe.training.process import prepare_process
 
 ROWS = 1000
-"""Of each source, and as many held out: so many that shares are known to a percent or so, in seconds."""
+"""Rows read of each source for training, and as many for validation: enough to know a share to about 1 %."""
 TOKENIZER_BYTES = 2_000_000
 
 Status = Literal["ok", "failed", "off", "not yet"]
@@ -34,7 +34,7 @@ Status = Literal["ok", "failed", "off", "not yet"]
 
 @dataclass(frozen=True)
 class Checked:
-    """One line of the table: `what` was looked at for a stage, how it went, what was found, and what to do."""
+    """One line of the table: the stage, the recipe key or check (`what`), its outcome, the finding and the remedy."""
 
     stage: str
     what: str
@@ -48,7 +48,7 @@ class Checked:
 
 
 def check_all(recipe: Recipe) -> list[Checked]:
-    """Every check of every stage, in the order of the stages; raises nothing for what a recipe can have wrong."""
+    """The outcome of every check of every stage, in order. Problems are returned, not raised."""
     found: dict[str, list[Checked]] = {stage: [] for stage in ("", *STAGES)}
     found[""].append(_run("", "out", partial(_folder, recipe)))
     for stage, key, check in recipe_checks(recipe):
@@ -86,14 +86,14 @@ def _batches(step: Step) -> str:
 
 
 def _checks(step: Step) -> list[Checked]:
-    """How the stage's checks go on the first rows of its data."""
+    """The outcomes of the stage's checks on the first rows of its data."""
     recipe, stage = step.recipe, step.stage
     results: list[CheckResult] = []
     with tempfile.TemporaryDirectory() as folder, console.silence():
         prepare_process()
         few = replace(step_of(_on_few_rows(recipe), stage, out=Path(folder) / stage), models=step.models)
         try:
-            for checks in _checks_of(few):
+            for checks in stage_module(stage).checks(few):
                 results += run_checks(stage, recipe.checks, checks)
         except UsageError as problem:
             return [*map(_of_result, results), Checked(stage, "start", "failed", problem.message, problem.hint)]
@@ -105,17 +105,8 @@ def _checks(step: Step) -> list[Checked]:
     return done + [_not_run(recipe, stage, name, "shows once the text is tokenised") for name in late]
 
 
-def _checks_of(step: Step) -> Iterator[Checks]:
-    """The checks that the stage itself runs, in its order."""
-    stage = stage_module(step.stage)
-    prepared = stage.prepare(step)
-    yield prepared.checks()
-    if step.stage == "ppo":
-        yield stage.start_checks(stage.new_trainer(step, prepared))
-
-
 def _on_few_rows(recipe: Recipe) -> Recipe:
-    """The recipe with the beginnings of its sources; that few enough of all rows are unusable was looked at before."""
+    """The recipe with the first rows of its sources. The share of unusable rows is checked before, on all rows."""
     sections = {}
     for name in (*TRAINING_STAGES, "sample"):
         section = getattr(recipe, name)
@@ -123,7 +114,7 @@ def _on_few_rows(recipe: Recipe) -> Recipe:
     tokenizer = recipe.pretrain.tokenizer
     few_bytes = tokenizer.model_copy(update={"train_bytes": min(tokenizer.train_bytes, TOKENIZER_BYTES)})
     sections["pretrain"] = sections["pretrain"].model_copy(update={"tokenizer": few_bytes})
-    sections["ppo"] = sections["ppo"].model_copy(update={"ptx_coef": 0.0})  # no check looks at that text
+    sections["ppo"] = sections["ppo"].model_copy(update={"ptx_coef": 0.0})  # no check reads that text
     return recipe.model_copy(update=sections)
 
 
@@ -145,8 +136,8 @@ def _why_not_yet(step: Step, checked: Sequence[Checked]) -> str | None:
 
 def _of_result(result: CheckResult) -> Checked:
     finding = result.finding
-    said = (finding.what, finding.remedy) if finding else ("", "")
-    return Checked(result.stage, f"checks.{result.name}", result.status, *said)
+    text = (finding.what, finding.remedy) if finding else ("", "")
+    return Checked(result.stage, f"checks.{result.name}", result.status, *text)
 
 
 def _not_run(recipe: Recipe, stage: str, name: str, reason: str) -> Checked:

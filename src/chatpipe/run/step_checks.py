@@ -197,7 +197,7 @@ def _new_model(step: Step) -> str:
 
 
 def _check_answers_fit(recipe: Recipe) -> str:
-    """The recipe says how much a new model reads: answers that leave no room for a prompt are known beforehand."""
+    """The recipe sets how many tokens a new model reads, so answers without room for a prompt are found here."""
     if recipe.pretrain.model is not None or recipe.sft.model is not None:
         return "not the run's own model"
     positions = recipe.pretrain.architecture.n_positions

@@ -1,6 +1,6 @@
 """ppo: a better chat model, from prompts and rewards."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import partial
@@ -125,6 +125,13 @@ def start_checks(trainer: PPOTrainer) -> Checks:
             bf16=args.bf16 or args.fp16,
         )
     }
+
+
+def checks(step: Step) -> Iterator[Checks]:
+    """The checks before the first step, for `chatpipe check`: first those that need no trainer."""
+    prepared = prepare(step)
+    yield prepared.checks()
+    yield start_checks(new_trainer(step, prepared))
 
 
 def run(step: Step) -> Outcome | None:

@@ -1,6 +1,6 @@
 """pretrain: a base model from raw text."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -62,6 +62,11 @@ def prepare(step: Step) -> Prepared:
     # Here too: the positions of a model of the hub are not known before it is loaded.
     check_block_size(step.recipe.pretrain.block_size, longest_sequence(model))
     return Prepared(texts, tokenizer, model, validation)
+
+
+def checks(step: Step) -> Iterator[Checks]:
+    """The checks before the first step, for `chatpipe check`."""
+    yield prepare(step).checks()
 
 
 def run(step: Step) -> Outcome | None:

@@ -1,5 +1,6 @@
 """rm: a reward model from rankings."""
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -60,6 +61,11 @@ def prepare(step: Step) -> Prepared:
     max_length = min(recipe.rm.max_length, longest_sequence(model, tokenizer))
     train = encode_rankings(tokenizer, rankings.train, max_length)
     return Prepared(tokenizer, model, rankings, train, max_length)
+
+
+def checks(step: Step) -> Iterator[Checks]:
+    """The checks before the first step, for `chatpipe check`."""
+    yield prepare(step).checks()
 
 
 def run(step: Step) -> Outcome | None:

@@ -1,6 +1,6 @@
 """sft: a chat model from a base model and conversations."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -61,6 +61,11 @@ def prepare(step: Step) -> Prepared:
     with main_process_first(step.folder):
         rows = rows_of_conversations(step.folder / ROWS, blocks, step.recipe.worlds, tokenizer, max_length, KEY)
     return Prepared(tokenizer, model, *rows, max_length)
+
+
+def checks(step: Step) -> Iterator[Checks]:
+    """The checks before the first step, for `chatpipe check`."""
+    yield prepare(step).checks()
 
 
 def run(step: Step) -> Outcome | None:
