@@ -61,8 +61,8 @@ class Prepared:
     @property
     def context(self) -> int:
         """Tokens that all models can read."""
-        judged = (longest_sequence(model, self.tokenizer) for model in self.rewards.all_models)
-        return min([longest_sequence(self.policy, decodes=True), *judged])
+        scorers = (longest_sequence(model, self.tokenizer) for model in self.rewards.all_models)
+        return min([longest_sequence(self.policy, decodes=True), *scorers])
 
     def checks(self) -> Checks:
         """The checks that need no trainer."""

@@ -85,7 +85,8 @@ def run(step: Step) -> Outcome | None:
 
     with evaluating:
         model = load_reward_model(step.folder, frozen=True)
-        words = WordCounts.learn(rankings.train).scores(validation)
+        # Needs no model, so one process is enough: only its metrics count.
+        words = WordCounts.learn(rankings.train).scores(validation) if step.is_main else None
         metrics = {
             **evaluate_ranker(model, tokenizer, validation, max_length, recipe.seed, oracle, words),
             "reward_offset": reward_offset(model),
