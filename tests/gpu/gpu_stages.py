@@ -1,5 +1,6 @@
 """All commands that compute, on the pretended GPU. `test_pretended_gpu.py` runs this file in a process of its own."""
 
+import gc
 import importlib
 import io
 import pkgutil
@@ -9,6 +10,7 @@ from typing import Any
 
 import pytest
 from pretended_gpu.plugin import GPU
+from transformers import Trainer
 
 from chatpipe import stages
 
@@ -54,7 +56,19 @@ def shares() -> dict[str, tuple[float, Any]]:
 
 
 @pytest.fixture(scope="module")
-def run(tmp_path_factory, chatpipe, shares) -> Path:
+def waits() -> dict[str, float]:
+    """How often the CPU waited for the GPU in a micro-batch of a trainer, on average, without resume points."""
+    return {}
+
+
+@pytest.fixture(scope="module")
+def bytes_in_evaluation() -> dict[str, int]:
+    """The bytes on the GPU when the evaluation after a stage's training begins."""
+    return {}
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory, chatpipe, shares, waits, bytes_in_evaluation) -> Path:
     """The folder of a run of all stages, made once."""
     folder = tmp_path_factory.mktemp("gpu") / "run"
     with pytest.MonkeyPatch.context() as patch:
@@ -62,6 +76,10 @@ def run(tmp_path_factory, chatpipe, shares) -> Path:
             module = importlib.import_module(f"chatpipe.stages.{found.name}")
             if hasattr(module, "run"):
                 patch.setattr(module, "run", counted(module.run, found.name, shares))
+        watch_training(patch, waits)
+        for stage, name in (("rm", "evaluate_ranker"), ("ppo", "evaluate_policy")):
+            module = importlib.import_module(f"chatpipe.stages.{stage}")
+            patch.setattr(module, name, memory_noted(getattr(module, name), stage, bytes_in_evaluation))
         done = chatpipe("run", "pocket", f"out={folder}", *SMALL)
     assert done.code == 0, done.err[-2000:]
     return folder
@@ -77,10 +95,56 @@ def counted(function, stage: str, shares: dict[str, tuple[float, Any]]):
     return run
 
 
+def watch_training(patch: pytest.MonkeyPatch, waits: dict[str, float]) -> None:
+    """Fill `waits` for every training that transformers' Trainer loops over."""
+    train, training_step, micro_batches = Trainer.train, Trainer.training_step, []
+
+    def watched(trainer, *args, **kwargs):
+        before, micro_batches[:] = GPU.waits.copy(), []
+        result = train(trainer, *args, **kwargs)
+        counted = {line: count for line, count in (GPU.waits - before).items() if "state.py" not in line}
+        waits[type(trainer).__name__] = sum(counted.values()) / max(len(micro_batches), 1)
+        return result
+
+    def noted(trainer, *args, **kwargs):
+        micro_batches.append(1)
+        return training_step(trainer, *args, **kwargs)
+
+    patch.setattr(Trainer, "train", watched)
+    patch.setattr(Trainer, "training_step", noted)
+
+
+def memory_noted(function, stage: str, found: dict[str, int]):
+    def evaluate(*args, **kwargs):
+        found[stage] = GPU.live_bytes
+        return function(*args, **kwargs)
+
+    return evaluate
+
+
 @pytest.mark.parametrize("stage", ["pretrain", "sft", "sample", "rm", "ppo"])
 def test_a_stage_computes_on_the_gpu(run, shares, stage):
     share, lines = shares[stage]
     assert share < LARGEST_CPU_SHARE, lines
+
+
+def test_a_micro_batch_waits_no_more_often(run, waits):
+    """What remains: uploads, transformers' look at masks, trl's metrics, and the sizes of a batch of rankings."""
+    limits = {"PretrainTrainer": 7, "SftTrainer": 12, "RewardTrainer": 19}
+    assert all(0 < waits[trainer] <= limit for trainer, limit in limits.items()), waits
+
+
+@pytest.mark.parametrize("stage, bytes_per_parameter", [("rm", 2), ("ppo", 6)])
+def test_the_optimizer_is_gone_when_the_evaluation_begins(run, bytes_in_evaluation, stage, bytes_per_parameter):
+    """On the GPU are a model in bfloat16, and for ppo also the reference and the reward model."""
+    parameters = (run / stage / "model.safetensors").stat().st_size / 4
+    assert bytes_in_evaluation[stage] <= 1.1 * bytes_per_parameter * parameters
+
+
+def test_sampling_leaves_no_memory_behind(run):
+    """The process that sampled trains too, or launches those that do."""
+    gc.collect()
+    assert GPU.live_bytes == 0
 
 
 @pytest.mark.parametrize(
