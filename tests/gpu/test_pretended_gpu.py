@@ -22,7 +22,7 @@ pytestmark = pytest.mark.skipif(
 )
 
 
-@pytest.mark.parametrize("file", ["gpu_rules.py", "gpu_engine.py", "gpu_ppo.py", "gpu_stages.py"])
+@pytest.mark.parametrize("file", ["gpu_rules.py", "gpu_models.py", "gpu_engine.py", "gpu_ppo.py", "gpu_stages.py"])
 def test_on_the_pretended_gpu(file):
     paths = [str(HERE), str(HERE.parent / "exact"), os.environ.get("PYTHONPATH", "")]
     options = ["-q", "-p", "no:cacheprovider", "-p", "pretended_gpu.plugin"]
