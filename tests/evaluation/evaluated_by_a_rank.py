@@ -18,8 +18,8 @@ from chatpipe.data.masking import Masking, add_mask_token
 from chatpipe.data.rankings import Ranking
 from chatpipe.data.text_blocks import ValidationText
 from chatpipe.evaluation.chat import evaluate_chat
+from chatpipe.evaluation.pair_accuracy import evaluate_ranker
 from chatpipe.evaluation.policy import PolicyEvaluation, evaluate_policy
-from chatpipe.evaluation.ranker import evaluate_ranker
 from chatpipe.evaluation.text import evaluate_text
 from chatpipe.generation import SamplingParams
 from chatpipe.models.new_model import model_config, new_model

@@ -7,8 +7,7 @@ import pytest
 
 from chatpipe.data.rankings import Ranking
 from chatpipe.evaluation.intervals import share_interval
-from chatpipe.evaluation.ordering import mean_tau_b, tau_b
-from chatpipe.evaluation.pair_accuracy import between_annotators
+from chatpipe.evaluation.pair_accuracy import between_annotators, mean_tau_b, tau_b
 
 
 def ranking(responses: list[str], ranks: list[int], prompt: str = "Who?", **more) -> Ranking:

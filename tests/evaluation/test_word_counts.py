@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from chatpipe.data.rankings import Ranking
-from chatpipe.evaluation.ordering import flat, ordered_alike, ordered_pairs
+from chatpipe.evaluation.pair_accuracy import flat, ordered_alike, ordered_pairs
 from chatpipe.evaluation.word_counts import WordCounts, _features, _fit
 
 FILLER = ["the", "mill", "baker", "Mara", "lives", "near", "a", "river", "and", "keeps", "goats"]

@@ -5,9 +5,8 @@ import pytest
 from ranked import item
 
 from chatpipe.errors import UsageError
-from chatpipe.ranking.answers import BadAnswer
 from chatpipe.ranking.history import History
-from chatpipe.ranking.items import Item, item_id
+from chatpipe.ranking.items import BadAnswer, Item, item_id
 from chatpipe.ranking.session import Session
 from chatpipe.ranking.store import Store
 from chatpipe.ranking.terminal import rank_in_terminal, read_ranks

@@ -9,8 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from ranked import items, open_store
 
-from chatpipe.ranking.answers import BadAnswer
 from chatpipe.ranking.history import History, Step, StoreConflict
+from chatpipe.ranking.items import BadAnswer
 from chatpipe.ranking.session import Session, StaleTask, View
 from chatpipe.ranking.store import Store
 

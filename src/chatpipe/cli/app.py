@@ -13,7 +13,6 @@ from chatpipe import console
 from chatpipe.cli import info_commands, look_commands, model_commands
 from chatpipe.cli import rank_command as rank
 from chatpipe.cli import rankings_command as rankings
-from chatpipe.cli import run_command as run
 from chatpipe.cli import sample_command as sample
 from chatpipe.cli import stage_command as stage
 from chatpipe.errors import ChatpipeError, ExitCode, Interrupted, TrainingError
@@ -29,7 +28,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
-app.command("run", epilog=run.EPILOG)(run.run)
+app.command("run", epilog=stage.RUN_EPILOG)(stage.run)
 for name, command in stage.COMMANDS.items():
     app.command(name, epilog=stage.EPILOGS[name])(command)
 app.command("step", hidden=True)(stage.step)

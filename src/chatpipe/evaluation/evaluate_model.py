@@ -28,7 +28,7 @@ from chatpipe.errors import UsageError
 from chatpipe.evaluation.answers import Answers, evaluate_answers
 from chatpipe.evaluation.chat import chat_samples, evaluate_chat
 from chatpipe.evaluation.eval_task import KEY, EvalTask, format_of, remembered_settings, settings_of
-from chatpipe.evaluation.ranker import evaluate_ranker, is_ordered, rankings_that_fit
+from chatpipe.evaluation.pair_accuracy import evaluate_ranker, is_ordered, rankings_that_fit
 from chatpipe.evaluation.text import MAX_TEXT_BYTES, continuations, evaluate_text, first_words
 from chatpipe.models.context import longest_sequence
 from chatpipe.models.model_folder import Kind, looks_like_path, model_kind

@@ -1,16 +1,85 @@
 """How often a reward model orders two answers to a prompt correctly, and how often simpler rules do."""
 
-from collections.abc import Sequence
-from itertools import permutations
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from itertools import combinations, permutations
 from typing import Any
 
 import numpy as np
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from chatpipe import console
 from chatpipe.data.messages import prompt_key
 from chatpipe.data.rankings import Ranking, group_by_answers
+from chatpipe.data.row_files import BadRow
+from chatpipe.data.worlds import Oracle
 from chatpipe.errors import UsageError
 from chatpipe.evaluation.intervals import bootstrap_interval, share_interval
-from chatpipe.evaluation.ordering import Pairs, flat, mean_tau_b, ordered_alike, ordered_pairs
+from chatpipe.evaluation.sharing import over_ranks
+from chatpipe.reward.ranking_batches import encode_answers
+from chatpipe.reward.scoring import score_sequences
+
+
+@dataclass(frozen=True)
+class Pairs:
+    """Pairs of answers to the same prompt of which one is better: int arrays [pairs].
+
+    `better` and `worse` number the answers of all rankings in a row; `ranking` numbers the rankings, `prompt` the
+    prompts.
+    """
+
+    prompt: np.ndarray
+    ranking: np.ndarray
+    better: np.ndarray
+    worse: np.ndarray
+
+
+def ordered_pairs(truth: Sequence[Sequence[float]], prompts: Sequence[int] | None = None) -> Pairs:
+    """All pairs of answers of one ranking whose true values differ; the higher value is the better one.
+
+    `prompts`: the number of each ranking's prompt; default: each has its own.
+    """
+    found = []
+    first = 0
+    for number, values in enumerate(truth):
+        prompt = number if prompts is None else prompts[number]
+        for i, j in combinations(range(len(values)), 2):
+            if values[i] != values[j]:
+                better, worse = (i, j) if values[i] > values[j] else (j, i)
+                found.append((prompt, number, first + better, first + worse))
+        first += len(values)
+    return Pairs(*np.array(found, dtype=np.int64).reshape(-1, 4).T)
+
+
+def ordered_alike(pairs: Pairs, values: np.ndarray) -> np.ndarray:
+    """For each pair 1 where `values` [answers of all rankings] order it correctly, 0 where not, 0.5 where they tie."""
+    return (np.sign(values[pairs.better] - values[pairs.worse]) + 1) / 2
+
+
+def flat(values: Sequence[Sequence[float]]) -> np.ndarray:
+    """The values of all rankings in a row."""
+    return np.concatenate([np.asarray(some, dtype=np.float64) for some in values])
+
+
+def tau_b(first: Sequence[float] | np.ndarray, second: Sequence[float] | np.ndarray) -> float:
+    """Kendall's tau-b of two rankings [n], or of numbers that order the same n things; NaN is not ranked.
+
+    Between -1 and 1, NaN where one of them ties all (Kendall 1945, "The treatment of ties in ranking problems").
+    """
+    from scipy.stats import kendalltau  # imported here: it takes half a second
+
+    both = np.array([first, second], dtype=np.float64)
+    both = both[:, ~np.isnan(both).any(0)]
+    return float(kendalltau(*both).statistic) if both.shape[1] > 1 else math.nan
+
+
+def mean_tau_b(truth: Sequence[Sequence[float]], scores: Sequence[Sequence[float]]) -> float:
+    """The mean of tau-b over rankings, without those whose answers are all tied in truth or by score; 0 of none."""
+    found = [tau_b(some, others) for some, others in zip(truth, scores, strict=True)]
+    known = [tau for tau in found if not math.isnan(tau)]
+    return float(np.mean(known)) if known else 0.0
+
 
 Scores = Sequence[Sequence[float]]
 """A number for each response of each ranking; the higher one is the better."""
@@ -117,3 +186,62 @@ def _words_baseline(pairs: Pairs, right: np.ndarray, words: Scores, seed: int) -
     by_words = ordered_alike(pairs, flat(words))
     low, high = bootstrap_interval(right - by_words, pairs.prompt, seed)
     return {"words_baseline": float(by_words.mean()), "words_lead_low": low, "words_lead_high": high}
+
+
+def evaluate_ranker(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    rankings: Sequence[Ranking],
+    max_length: int,
+    seed: int,
+    oracle: Scores | None = None,
+    words: Scores | None = None,
+) -> dict[str, Any]:
+    """The metrics of `pair_metrics` for the model's scores of validation `rankings`, all of which must fit.
+
+    `oracle` are the scores that decide the true order, where somebody knows it (`oracle_scores`); `words` are those of
+    a model that counts words.
+    """
+    return pair_metrics(rankings, ranking_scores(model, tokenizer, rankings, max_length), oracle, seed, words)
+
+
+def ranking_scores(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, rankings: Sequence[Ranking], max_length: int
+) -> list[list[float]]:
+    """The score of each answer of each ranking, all of which must fit into `max_length` tokens.
+
+    All processes share the answers and return all scores.
+    """
+
+    def score(sequences: Sequence[list[int]]) -> list[float]:
+        with console.progress("scoring", len(sequences)) as bar:
+            return score_sequences(model, sequences, on_scored=bar.update).tolist()
+
+    encoded = [encode_answers(tokenizer, ranking.prompt, ranking.responses, max_length) for ranking in rankings]
+    scores = iter(over_ranks([ids for sequences in encoded for ids in sequences], score))
+    return [[next(scores) for _ in sequences] for sequences in encoded]
+
+
+def oracle_scores(oracle: Oracle, rankings: Sequence[Ranking]) -> list[list[float]]:
+    """The oracle's score of each answer of each ranking."""
+    return [[oracle.rate(ranking.prompt, text).score for text in ranking.responses] for ranking in rankings]
+
+
+def is_ordered(truth: Scores) -> bool:
+    """Whether some ranking's answers differ in their true values; without that there is nothing to evaluate on."""
+    return any(len(set(values)) > 1 for values in truth)
+
+
+def rankings_that_fit(
+    tokenizer: PreTrainedTokenizerBase, rankings: Iterable[Ranking], max_length: int
+) -> list[Ranking]:
+    """The rankings all answers of which the model can read whole."""
+    return [ranking for ranking in rankings if _fits(tokenizer, ranking, max_length)]
+
+
+def _fits(tokenizer: PreTrainedTokenizerBase, ranking: Ranking, max_length: int) -> bool:
+    try:
+        encode_answers(tokenizer, ranking.prompt, ranking.responses, max_length)
+    except BadRow:
+        return False
+    return True

@@ -19,7 +19,7 @@ from torch import Tensor
 from torch.nn.functional import logsigmoid
 
 from chatpipe.data.rankings import Ranking
-from chatpipe.evaluation.ordering import Pairs, ordered_pairs
+from chatpipe.evaluation.pair_accuracy import Pairs, ordered_pairs
 
 WORD = re.compile(r"\w+|[^\w\s]")
 MIN_ANSWERS = 2

@@ -10,8 +10,7 @@ from urllib.parse import quote
 
 from chatpipe import console
 from chatpipe.errors import ChatpipeError, UsageError
-from chatpipe.ranking.answers import BadAnswer, read_answer
-from chatpipe.ranking.items import Item, item_id
+from chatpipe.ranking.items import BadAnswer, Item, item_id, read_answer
 
 FORMAT = 2
 APPLICATION = int.from_bytes(b"rank", "big")

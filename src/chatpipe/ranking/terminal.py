@@ -11,7 +11,7 @@ import sys
 
 from chatpipe import console
 from chatpipe.errors import UsageError
-from chatpipe.ranking.answers import BadAnswer
+from chatpipe.ranking.items import BadAnswer
 from chatpipe.ranking.session import Session, StaleTask, View
 
 HELP = """\

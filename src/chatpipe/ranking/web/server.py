@@ -35,9 +35,9 @@ from starlette.routing import Route
 
 from chatpipe import console
 from chatpipe.errors import UsageError
-from chatpipe.ranking.answers import BadAnswer
 from chatpipe.ranking.database import StoreError
 from chatpipe.ranking.history import StoreConflict
+from chatpipe.ranking.items import BadAnswer
 from chatpipe.ranking.session import Session, StaleTask, View
 from chatpipe.ranking.store import Store
 from chatpipe.ranking.web.security import Gate, is_every_address, secret_beside, token_for
