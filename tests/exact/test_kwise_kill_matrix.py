@@ -14,8 +14,7 @@ import torch
 from kwise_mutants import MUTANTS
 from transformers import GPT2Config, GPT2ForSequenceClassification, TrainingArguments
 
-from chatpipe.reward import ranking_batches as ranking_loss
-from chatpipe.reward import reward_trainer
+from chatpipe.reward import ranking_loss, reward_trainer
 from chatpipe.reward.ranking_batches import EncodedRanking, Judgement
 from mutation import replaced
 

@@ -9,8 +9,8 @@ from chatpipe.data.chat_template import add_chat_template
 from chatpipe.models.tokenizer_training import train_tokenizer
 from chatpipe.recipe.schema import DataBlock
 from chatpipe.reward import demonstrations as module
+from chatpipe.reward.demonstrations import MAX_DEMONSTRATIONS, conversations_to_draw_from, demonstrations, drawn
 from chatpipe.reward.ranking_batches import EncodedRanking, Judgement, encode_answers
-from chatpipe.reward.reward_model import MAX_DEMONSTRATIONS, conversations_to_draw_from, demonstrations, drawn
 
 RANKINGS = [
     EncodedRanking([[5, 1], [6, 1], [7, 1]], [Judgement([2, 3, 1]), Judgement([1, 2, 2])]),

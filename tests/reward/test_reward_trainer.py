@@ -9,7 +9,8 @@ import torch.multiprocessing
 from transformers import AutoModelForSequenceClassification, TrainingArguments
 
 from chatpipe.models.unpadded import MULTIPLE
-from chatpipe.reward.ranking_batches import EncodedRanking, Judgement, ranking_loss
+from chatpipe.reward.ranking_batches import EncodedRanking, Judgement
+from chatpipe.reward.ranking_loss import ranking_loss
 from chatpipe.reward.reward_model import new_reward_model
 from chatpipe.reward.reward_trainer import RewardTrainer
 from chatpipe.reward.scoring import score_sequences

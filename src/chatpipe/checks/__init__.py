@@ -1,4 +1,1 @@
-"""The gate before the first step of a stage: data, models and settings that would fail late or without a sign.
-
-The stages, `chatpipe check` and PPOTrainer run the same checks, so each question is asked in one place.
-"""
+"""What is refused before the first step of a stage, because it would fail late or go wrong in silence."""

@@ -63,7 +63,6 @@ def show(
 ) -> None:
     """Show the first rows as the model will see them, and what all of them come to."""
     from chatpipe import console
-    from chatpipe.cli.look_commands import show_data
     from chatpipe.errors import UsageError
     from chatpipe.recipe import TRAINING_STAGES, load_recipe
 

@@ -57,18 +57,12 @@ def rank(
     def open_store(items: list[Item]) -> Store:
         return Store.create_or_open(path, items, seed, overlap, repeats)
 
+    _check_options(rater, terminal, annotator, annotators, temperature)
     if rater is not None:
-        if terminal or annotators is not None:
-            raise UsageError("--rater is a program: it excludes --terminal and --annotators.", "Give one of them.")
         if annotator is not None:
             check_name(annotator)
         _rank_by_program(lambda: open_store(read_items(file)), file, rater, seed, temperature, annotator, json)
         return
-    if temperature is not None:
-        raise UsageError("--temperature is the noise of a --rater.", "Leave it out.")
-    if annotators is not None and (annotator is not None or terminal):
-        what = "--terminal is for one person" if terminal else "--annotator is one person"
-        raise UsageError(f"{what}, --annotators are several.", "Give one of them.")
     names = _names(annotator, annotators)
     for name in names:
         check_name(name)
@@ -79,6 +73,19 @@ def rank(
     items = read_items(file)
     front = _in_terminal if terminal else _in_browser(host, port)
     _rank_by_people(lambda: open_store(items), front, names, json)
+
+
+def _check_options(
+    rater: str | None, terminal: bool, annotator: str | None, annotators: str | None, temperature: float | None
+) -> None:
+    """Raises `UsageError` where options exclude each other."""
+    if rater is not None and (terminal or annotators is not None):
+        raise UsageError("--rater is a program: it excludes --terminal and --annotators.", "Give one of them.")
+    if rater is None and temperature is not None:
+        raise UsageError("--temperature is the noise of a --rater.", "Leave it out.")
+    if annotators is not None and (annotator is not None or terminal):
+        what = "--terminal is for one person" if terminal else "--annotator is one person"
+        raise UsageError(f"{what}, --annotators are several.", "Give one of them.")
 
 
 def _names(annotator: str | None, annotators: str | None) -> list[str]:

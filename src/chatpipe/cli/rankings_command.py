@@ -31,7 +31,6 @@ def export(
 ) -> None:
     """Write the rankings to a file that `chatpipe rm` reads, without hidden repeats and skips."""
     from chatpipe import console
-    from chatpipe.cli.rankings_command import show_export
     from chatpipe.ranking.export import export
     from chatpipe.ranking.store import Store
 
@@ -46,7 +45,6 @@ def export(
 def stats(store: StoreFile, json: Json = False) -> None:
     """Show progress, pace, agreement and position effect: of all annotators, and of each."""
     from chatpipe import console
-    from chatpipe.cli.rankings_command import show_stats
     from chatpipe.ranking.stats import store_stats
     from chatpipe.ranking.store import Store
 

@@ -1,11 +1,14 @@
 """`chatpipe sample`: answers for somebody to rank."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from chatpipe.cli.options import Json
+
+if TYPE_CHECKING:
+    from chatpipe.ranking.completions import Written
 
 EPILOG = "Example: chatpipe sample runs/pocket/sft --prompts prompts.jsonl -k 4 -o answers.jsonl"
 
@@ -30,22 +33,11 @@ def sample(
     json: Json = False,
 ) -> None:
     """Answer each prompt K times, differently, for people or a program to rank; or once, the best of N."""
-    from chatpipe import console
     from chatpipe.errors import UsageError
-    from chatpipe.models.model_folder import check_model
     from chatpipe.ranking.completions import Sampling, make_completions
     from chatpipe.ranking.prompts_to_rank import read_prompts
 
-    if (best_of is None) != (reward is None):
-        raise UsageError("--best-of and --reward belong together.", "Give both, or leave both out.")
-    if len(set(models)) < len(models):
-        raise UsageError(
-            f"{max(models, key=models.count)} is given twice.", "Give each model once; -k says how many answers."
-        )
-    for model in models:
-        check_model(model, "causal", "MODEL")
-    if reward is not None:
-        check_model(reward, "reward", "--reward")
+    _check_models(models, best_of, reward)
     sampling = Sampling(
         k=k or (4 if best_of is None else 1),
         seed=seed,
@@ -63,10 +55,33 @@ def sample(
 
     prepare_process()
     written = make_completions(output, models, asked, sampling, overwrite=fresh)
+    _show_result(output, written, sampling.k, json)
+
+
+def _check_models(models: list[str], best_of: int | None, reward: str | None) -> None:
+    """Raises `UsageError` where the models cannot answer, or the reward model cannot choose; without torch."""
+    from chatpipe.errors import UsageError
+    from chatpipe.models.model_folder import check_model
+
+    if (best_of is None) != (reward is None):
+        raise UsageError("--best-of and --reward belong together.", "Give both, or leave both out.")
+    if len(set(models)) < len(models):
+        raise UsageError(
+            f"{max(models, key=models.count)} is given twice.", "Give each model once; -k says how many answers."
+        )
+    for model in models:
+        check_model(model, "causal", "MODEL")
+    if reward is not None:
+        check_model(reward, "reward", "--reward")
+
+
+def _show_result(output: Path, written: "Written | None", k: int, json: bool) -> None:
+    from chatpipe import console
+
     if written is None:
         console.note(f"{output} is complete already.")
     else:
-        console.note(f"{written.prompts} prompts answered, {sampling.k} times each at most, in {output}")
+        console.note(f"{written.prompts} prompts answered, {k} times each at most, in {output}")
         if written.left_out:
             console.note(
                 f"{written.left_out} prompts left out: too few different answers that end, or no room for one."

@@ -10,9 +10,9 @@ import time
 from dataclasses import dataclass
 from typing import Any
 
+from chatpipe.ranking.assignment import Task
 from chatpipe.ranking.database import ANSWER, LAST_STEP
 from chatpipe.ranking.items import Answer, blank
-from chatpipe.ranking.session import Task
 from chatpipe.ranking.store import Store
 
 STEPS = ("edit", "submit", "skip")

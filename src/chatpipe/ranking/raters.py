@@ -23,9 +23,9 @@ from chatpipe.data.worlds import Worlds, is_world, world_named
 from chatpipe.errors import UsageError
 from chatpipe.models.manifest import checkpoint_id, read_manifest
 from chatpipe.models.model_folder import check_model, looks_like_path
+from chatpipe.ranking.assignment import Task
 from chatpipe.ranking.history import History, Step
 from chatpipe.ranking.items import Answer, Item, blank
-from chatpipe.ranking.session import Task
 from chatpipe.ranking.shared_scoring import shared
 from chatpipe.ranking.store import Store
 from chatpipe.recipe import load_recipe

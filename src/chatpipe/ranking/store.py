@@ -22,6 +22,7 @@ from typing import Any, Literal
 
 from chatpipe.data.locking import file_lock
 from chatpipe.errors import UsageError
+from chatpipe.ranking.assignment import Status, Task, queue_of
 from chatpipe.ranking.database import (
     ANSWER,
     StoreError,
@@ -35,7 +36,6 @@ from chatpipe.ranking.database import (
     transaction,
 )
 from chatpipe.ranking.items import Item
-from chatpipe.ranking.session import Status, Task, queue_of
 
 Kind = Literal["person", "program"]
 HELD_SECONDS = 30 * 60

@@ -20,13 +20,8 @@ from transformers import PreTrainedModel, Trainer, TrainingArguments
 
 from chatpipe.models.layers import body_of
 from chatpipe.models.unpadded import reads_unpadded
-from chatpipe.reward.ranking_batches import (
-    EncodedRanking,
-    RankingCollator,
-    comparable_pairs,
-    pair_margins,
-    ranking_loss,
-)
+from chatpipe.reward.ranking_batches import EncodedRanking, RankingCollator
+from chatpipe.reward.ranking_loss import comparable_pairs, pair_margins, ranking_loss
 from chatpipe.reward.scoring import ScoringModel
 from chatpipe.training.lora import Adapter, TrainsAdapter
 from chatpipe.training.nonfinite import SkipNonFinite

@@ -25,14 +25,9 @@ from chatpipe.evaluation.preference_verdicts import rm_verdict
 from chatpipe.evaluation.word_counts import WordCounts
 from chatpipe.models.context import longest_sequence
 from chatpipe.models.pretrained import load_reward_model, load_tokenizer
+from chatpipe.reward.demonstrations import conversations_to_draw_from, demonstrations
 from chatpipe.reward.ranking_batches import EncodedRankings, encode_rankings
-from chatpipe.reward.reward_model import (
-    conversations_to_draw_from,
-    demonstrations,
-    new_reward_model,
-    outside_body,
-    reward_offset,
-)
+from chatpipe.reward.reward_model import new_reward_model, outside_body, reward_offset
 from chatpipe.reward.reward_trainer import RewardTrainer
 from chatpipe.reward.scoring import centre_rewards
 from chatpipe.stages.saving import free_memory, save_checkpoint
