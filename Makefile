@@ -1,4 +1,4 @@
-# Everything runs in .venv, which is made anew when the project's dependencies change.
+# Everything runs in .venv, which is made again when the project's dependencies change.
 PYTHON ?= python3
 BIN := .venv/bin
 RUN := HF_HUB_OFFLINE=1 $(BIN)
