@@ -10,8 +10,8 @@ from chatpipe.errors import UsageError
 from chatpipe.recipe import Recipe, find_recipe, load_recipe, packaged_recipes
 from chatpipe.recipe.loading import flatten
 from chatpipe.recipe.schema import TRAINING_STAGES, DataBlock
-from chatpipe.recipe.trackers import PACKAGES
 from chatpipe.run.chain import write_recipe
+from chatpipe.run.step_checks import PACKAGES
 
 
 @pytest.fixture

@@ -6,7 +6,7 @@ from transformers import GPT2LMHeadModel
 
 from chatpipe.models.new_model import build_model, model_config
 from chatpipe.recipe.architectures import Architecture
-from chatpipe.training.muon import MuonAdamW, hidden_matrices
+from chatpipe.training.pretrain_trainer import MuonAdamW, hidden_matrices
 
 
 def matrix(rows, columns, seed=0):

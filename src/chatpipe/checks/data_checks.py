@@ -7,8 +7,11 @@ import numpy as np
 from transformers import PreTrainedTokenizerBase
 
 from chatpipe.checks.gate import Finding
+from chatpipe.data.chat_template import encode_prompt
+from chatpipe.data.datasets import Conversation
 from chatpipe.data.rankings import Ranking
 from chatpipe.data.row_files import BadRow
+from chatpipe.errors import UsageError
 from chatpipe.models.context import leaves_room
 from chatpipe.reward.ranking_batches import encode_answers
 
@@ -160,3 +163,19 @@ def _is_one_answer(tokenizer: PreTrainedTokenizerBase, ranking: Ranking, max_len
     except BadRow:  # too long: left out, and counted as that
         return False
     return len(set(map(tuple, sequences))) == 1
+
+
+def prompts_with_room(
+    tokenizer: PreTrainedTokenizerBase, prompts: Iterable[Conversation], context: int, key: str, new_tokens: int
+) -> list[Conversation]:
+    """The prompts that leave room in `context` tokens for an answer of `new_tokens`, which the recipe's `key` sets.
+
+    Raises UsageError where no prompt does.
+    """
+    fitting = [prompt for prompt in prompts if leaves_room(len(encode_prompt(tokenizer, prompt)), new_tokens, context)]
+    if not fitting:
+        raise UsageError(
+            f"{key} = {new_tokens}: no prompt leaves room for so many new tokens in a context of {context}.",
+            f"Lower {key}, or use a model with more positions.",
+        )
+    return fitting

@@ -11,8 +11,8 @@ from typing import Any
 from pydantic import TypeAdapter
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from chatpipe.checks.data_checks import prompts_with_room
 from chatpipe.checks.model_checks import embeddings_too_few
-from chatpipe.checks.room import prompts_with_room
 from chatpipe.data.chat_rows import fit_conversations
 from chatpipe.data.chat_template import add_chat_template
 from chatpipe.data.datasets import Conversation, load_prompts

@@ -27,7 +27,7 @@ from chatpipe.recipe.schema import Pretrain
 from chatpipe.training.arguments import use_bf16
 from chatpipe.training.batches import micro_batches
 from chatpipe.training.machine import free_memory, used_memory
-from chatpipe.training.muon import hidden_matrices
+from chatpipe.training.pretrain_trainer import hidden_matrices
 
 GIB = 2**30
 TEXT_BYTES = 64 * 2**20

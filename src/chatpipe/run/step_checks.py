@@ -1,5 +1,7 @@
 """Checks of a step before it starts: folder, data, models and code. No torch: what is wrong is answered at once."""
 
+import difflib
+import importlib.util
 from collections.abc import Callable, Collection, Iterator
 from functools import partial
 from pathlib import Path
@@ -13,7 +15,6 @@ from chatpipe.models.context import leaves_room
 from chatpipe.models.model_folder import Kind, check_block_size, check_model, check_tokenizer, positions_of
 from chatpipe.models.vocabulary import expected_vocabulary
 from chatpipe.recipe.schema import DataBlock, Recipe
-from chatpipe.recipe.trackers import check_trackers
 from chatpipe.reward.functions import check_function
 from chatpipe.run.folder import check_apart, check_rankings_apart
 from chatpipe.run.steps import steps_of
@@ -213,3 +214,42 @@ def _check_answers_fit(recipe: Recipe) -> str:
                 "Lower it, or raise pretrain.architecture.n_positions.",
             )
     return f"room for answers in {positions} tokens"
+
+
+PACKAGES: dict[str, tuple[str, ...]] = {
+    "azure_ml": ("azureml",),
+    "clearml": ("clearml",),
+    "codecarbon": ("codecarbon",),
+    "comet_ml": ("comet_ml",),
+    "dagshub": ("dagshub",),
+    "dvclive": ("dvclive",),
+    "flyte": ("flytekit",),
+    "mlflow": ("mlflow",),
+    "neptune": ("neptune", "neptune_scale"),
+    "swanlab": ("swanlab",),
+    "tensorboard": ("tensorboard", "tensorboardX"),
+    "trackio": ("trackio",),
+    "wandb": ("wandb",),
+}
+"""transformers' names of trackers, each with the packages of which one must be installed."""
+
+
+def check_trackers(report_to: list[str] | str) -> None:
+    """Raises `UsageError` for a tracker that is not known or not installed; Trainer would do so after reading the data.
+
+    `report_to` as in TrainingArguments: names, `none` or `all`.
+    """
+    names = [report_to] if isinstance(report_to, str) else report_to
+    for name in names:
+        if name in ("none", "all"):
+            continue
+        if name not in PACKAGES:
+            near = difflib.get_close_matches(name, PACKAGES, n=1)
+            hint = f"Did you mean {near[0]}?" if near else f"Use one of {', '.join(PACKAGES)}, or none."
+            raise UsageError(f"report_to = {name} is not an experiment tracker.", hint)
+        packages = PACKAGES[name]
+        if not any(importlib.util.find_spec(package) for package in packages):
+            raise UsageError(
+                f"report_to = {name} needs a package that is not installed.",
+                f"Run pip install {packages[0]}, or leave report_to out.",
+            )

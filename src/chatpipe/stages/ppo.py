@@ -10,9 +10,9 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase, set_seed
 
 from chatpipe import console
 from chatpipe.checks.by_stage import FEW, ppo_checks
+from chatpipe.checks.data_checks import prompts_with_room
 from chatpipe.checks.gate import Checks, enforce
 from chatpipe.checks.policy_checks import policy_is_not_reference
-from chatpipe.checks.room import prompts_with_room
 from chatpipe.data.chat_template import add_chat_template, encode_prompt
 from chatpipe.data.datasets import Conversation, Loaded, load_prompts
 from chatpipe.data.text_blocks import TrainingText

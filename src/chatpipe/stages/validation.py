@@ -5,7 +5,7 @@ from itertools import islice
 
 from transformers import PreTrainedTokenizerBase
 
-from chatpipe.checks.room import prompts_with_room
+from chatpipe.checks.data_checks import prompts_with_room
 from chatpipe.data.datasets import Conversation, load_prompts, stream_conversations
 from chatpipe.data.report import Report
 from chatpipe.data.worlds import Oracle, only_world, world_named

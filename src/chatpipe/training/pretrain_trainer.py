@@ -1,7 +1,7 @@
 """The trainer of pretraining: transformers' Trainer over the token store, with Muon, masking and our evaluation."""
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from itertools import islice
 from typing import Any
 
@@ -13,7 +13,6 @@ from transformers import PreTrainedModel, Trainer, TrainingArguments
 from chatpipe.data.masking import IGNORED, Masking, masked_loss
 from chatpipe.errors import UsageError
 from chatpipe.training.evaluations import Measure, Measured
-from chatpipe.training.muon import MuonAdamW, hidden_matrices
 from chatpipe.training.nonfinite import SkipNonFinite
 
 
@@ -96,3 +95,46 @@ class PretrainTrainer(Measured, SkipNonFinite, Trainer):
             loss = logs["loss"]
             logs = {**logs, "perplexity": math.exp(loss) if loss < 700 else math.inf}
         super().log(logs, start_time)
+
+
+class MuonAdamW(torch.optim.Optimizer):
+    """One optimizer over both kinds of parameter groups; those of Muon have `muon: True`.
+
+    Groups and state are ordinary ones: schedules and resume points treat them like any optimizer's.
+    """
+
+    def __init__(
+        self,
+        matrices: Iterable[nn.Parameter],
+        others: Iterable[dict[str, Any]],
+        lr: float,
+        weight_decay: float,
+        **adamw: Any,
+    ) -> None:
+        """`matrices` go to Muon, the groups `others` to AdamW, whose further arguments are `adamw`."""
+        self._muon = torch.optim.Muon(matrices, lr=lr, weight_decay=weight_decay, adjust_lr_fn="match_rms_adamw")
+        self._adamw = torch.optim.AdamW([group for group in others if group["params"]], lr=lr, **adamw)
+        groups = [{**group, "muon": True} for group in self._muon.param_groups]
+        super().__init__([*groups, *({**group, "muon": False} for group in self._adamw.param_groups)], {"lr": lr})
+
+    @torch.no_grad()
+    def step(self, closure: Any = None) -> None:
+        """One step over all parameters that have a gradient."""
+        # State and groups belong to this optimizer: a schedule or a resume point may have replaced them.
+        for optimizer, muon in ((self._muon, True), (self._adamw, False)):
+            optimizer.state = self.state
+            optimizer.param_groups = [group for group in self.param_groups if group["muon"] == muon]
+            optimizer.step()
+
+
+def hidden_matrices(model: PreTrainedModel) -> dict[str, nn.Parameter]:
+    """The parameters that are Muon's: two-dimensional, and in no embedding nor in the output head."""
+    outside = [module for module in model.modules() if isinstance(module, nn.Embedding)]
+    if model.get_output_embeddings() is not None:
+        outside.append(model.get_output_embeddings())
+    left_out = {parameter for module in outside for parameter in module.parameters()}
+    return {
+        name: parameter
+        for name, parameter in model.named_parameters()
+        if parameter.ndim == 2 and parameter.requires_grad and parameter not in left_out
+    }
