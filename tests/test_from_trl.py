@@ -37,7 +37,7 @@ def test_the_scripts_run_and_their_models_open(folder):
     assert len(scripts) == 2
     scope: dict = {}
     for script in scripts:
-        exec(compile(script, str(PAGE), "exec"), scope)  # the second goes on from the first
+        exec(compile(script, str(PAGE), "exec"), scope)  # the second continues the first
     history = scope["trainer"].state.log_history
     assert any("rewards/short" in line for line in history)
     ids = torch.tensor([[3, 4, 5]])

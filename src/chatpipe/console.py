@@ -1,6 +1,6 @@
 """The only place that prints: for people on stderr, data on stdout.
 
-Nothing here decides what is said, only where and how. What people read may quote a model or a file: what could command
+Nothing here decides the content. What people read may quote a model or a file: what could command
 their terminal is left out. Progress bars appear on a terminal alone; in a log file or a CI
 run stderr stays quiet but for notes, warnings and tables.
 """
@@ -56,12 +56,12 @@ def json_object(value: dict[str, Any]) -> None:
 
 
 def note(text: str) -> None:
-    """Says something to the person at the terminal."""
+    """Prints a line for the person at the terminal."""
     stderr_console().print(printable(text), markup=False)
 
 
 def warn(text: str) -> None:
-    """Says something that the person should not overlook."""
+    """Prints a line that the person should not overlook."""
     stderr_console().print(f"warning: {printable(text)}", style="yellow", markup=False)
 
 
@@ -112,7 +112,7 @@ def marked(parts: Sequence[tuple[str, bool]], style: str = "bold green") -> None
 
 @contextmanager
 def silence() -> Iterator[None]:
-    """Within it nothing is said to the person at the terminal."""
+    """Inside this context nothing is printed for the person at the terminal."""
     shown = stderr_console()
     before, shown.quiet = shown.quiet, True
     try:

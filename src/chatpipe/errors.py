@@ -1,6 +1,6 @@
 """What can go wrong for a user, and the exit code each kind of trouble has.
 
-Every error a user can cause is a `ChatpipeError`. Its message says what is wrong, where, and what to do, in at most
+Every error a user can cause is a `ChatpipeError`. Its message names what is wrong, where, and what to do, in at most
 eight lines; `chatpipe.cli` prints it and exits with `exit_code`. Anything else that is raised is a bug of ours.
 """
 
@@ -18,7 +18,7 @@ class ExitCode(IntEnum):
 
 
 class ChatpipeError(Exception):
-    """Base of all errors that are shown to a user: `message` says what is wrong and where, `hint` what to do."""
+    """Base of all errors that are shown to a user: `message` names what is wrong and where, `hint` what to do."""
 
     exit_code = ExitCode.FAILED
 
@@ -35,11 +35,11 @@ class UsageError(ChatpipeError):
 
 
 class TrainingError(ChatpipeError):
-    """A stage could not go on: non-finite losses, no disk space, a failed rank (exit 1)."""
+    """A stage could not continue: non-finite losses, no disk space, a failed rank (exit 1)."""
 
 
 class WaitingForRankings(ChatpipeError):
-    """The run goes on when people have ranked what it sampled (exit 3)."""
+    """The run continues once people have ranked its samples (exit 3)."""
 
     exit_code = ExitCode.WAITING_FOR_RANKINGS
 

@@ -78,7 +78,7 @@ def test_ties_in_the_middle_and_a_digit_once_more_takes_off(serve, open_page):
     keys.press("Digit3")  # off: what is behind moves up
     expect(page.locator("#order")).to_have_text("1st 142nd 2Not ranked 3")
     keys.press("Enter")
-    expect(page.locator("#said")).to_have_text("Rank 3 first. If all answers are bad, say so (B).")
+    expect(page.locator("#said")).to_have_text("Rank 3 first. If all answers are bad, press B.")
     keys.press("Shift+Digit3", "Enter")
     wait_done(page, 1)
     assert shown_ranks(served.rankings()[0]) == [1, 2, 2, 1]
@@ -266,7 +266,7 @@ def test_when_another_annotators_address_is_opened_in_the_browser_the_first_page
     page.keyboard.press(step)
     expect(page.locator("#trouble")).to_have_text(
         "The address of ben was opened in this browser, so it ranks as ben now, not as ann. The last step was not"
-        " saved. Reload this page to go on as ben, or open the address of ann again."
+        " saved. Reload this page to continue as ben, or open the address of ann again."
     )
     expect(page.locator("#task")).to_be_hidden()
     expect(page.locator("#controls")).to_be_hidden()

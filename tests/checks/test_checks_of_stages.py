@@ -1,4 +1,4 @@
-"""Each stage on the command line: a check stops it, and with its key off the same command goes on."""
+"""Each stage on the command line: a check stops it, and with its key off the same command continues."""
 
 import json
 import shutil

@@ -35,7 +35,7 @@ def test_an_interruption_that_nothing_waits_for_says_how_to_go_on(chatpipe, monk
     monkeypatch.setattr("chatpipe.recipe.packaged_recipes", stopped)
     result = chatpipe("recipes", "ls")
     assert (result.code, result.out) == (130, "")
-    assert result.err == "error: Stopped.\nThe same command goes on with what is complete.\n"
+    assert result.err == "error: Stopped.\nThe same command keeps what is complete and continues.\n"
 
 
 def test_a_folder_that_cannot_be_written_to(chatpipe):

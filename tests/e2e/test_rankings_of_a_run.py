@@ -181,7 +181,7 @@ def test_what_people_ranked_is_neither_sampled_anew_nor_ranked_by_a_program_nor_
     assert completions.read_bytes() == before
     everything = chatpipe("run", *command[1:], "sample.prompts=30", "--fresh")
     assert everything.code == 2
-    assert "--fresh makes all models anew, but ann ranked answers of these" in everything.err
+    assert "--fresh trains all models again, but ann ranked answers of these" in everything.err
     assert (folder / "sft" / "chatpipe.json").exists()
     assert completions.read_bytes() == before
 

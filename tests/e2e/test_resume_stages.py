@@ -64,7 +64,7 @@ def test_an_interrupted_stage_saves_first(tiny_run, tmp_path, chatpipe):
     assert len(told) == 2, errors
     step = int(told[0].split("at step ")[1].split()[0])
     assert told[0].startswith(f"error: {stage} was interrupted at step {step} of ")
-    assert "the same command goes on" in told[1]
+    assert "the same command continues" in told[1]
     assert (out / "checkpoints" / f"step-{step}" / "manifest.json").exists()
     assert not (out / "stop-requested").exists()
 

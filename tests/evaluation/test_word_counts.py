@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from chatpipe.data.rankings import Ranking
-from chatpipe.evaluation.pair_accuracy import flat, ordered_alike, ordered_pairs
+from chatpipe.evaluation.pair_accuracy import flat, ordered_correctly, ordered_pairs
 from chatpipe.evaluation.word_counts import WordCounts, _features, _fit
 
 FILLER = ["the", "mill", "baker", "Mara", "lives", "near", "a", "river", "and", "keeps", "goats"]
@@ -24,7 +24,7 @@ def rankings(count: int, seed: int, liked: str) -> list[Ranking]:
 
 def accuracy(model: WordCounts, judged: list[Ranking]) -> float:
     pairs = ordered_pairs([[-rank for rank in ranking.ranks] for ranking in judged])
-    return float(ordered_alike(pairs, flat(model.scores(judged))).mean())
+    return float(ordered_correctly(pairs, flat(model.scores(judged))).mean())
 
 
 def test_it_finds_the_word_that_pleases():

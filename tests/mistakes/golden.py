@@ -104,7 +104,7 @@ GOLDEN = {
     "lines that are not JSON": """
         error: sft.data: a.jsonl: 1 of 61 rows cannot be used.
         1 row: this line is not JSON (first at a.jsonl:61, Expecting value at column 15)
-        Mend the file, say what it holds (data: [{source: FILE, format: ..., columns: ...}]), or allow more (max_skipped: SHARE).
+        Mend the file, name its format and columns (data: [{source: FILE, format: ..., columns: ...}]), or allow more (max_skipped: SHARE).
     """,
     "a file that there is not": """
         error: sft.data: there is no file no.jsonl.

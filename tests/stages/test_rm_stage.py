@@ -115,7 +115,7 @@ def test_word_counts_are_learned_from_what_is_trained_on_alone(chatpipe, work, b
 
 
 def test_the_model_is_saved_before_anything_is_evaluated(body, pairs, work, chatpipe, monkeypatch):
-    """Whatever fails then costs no training: the same command goes on from the last resume point."""
+    """A later failure costs no training: the same command continues from the last resume point."""
 
     def fail(*_, **__):
         raise TrainingError("out of memory")

@@ -102,7 +102,7 @@ def test_a_stop_that_was_asked_for_in_an_earlier_run_is_forgotten(tmp_path):
     stop = tmp_path / ranks.STOP_FILE
     stop.touch()
     run(f"import os; assert not os.path.exists({str(stop)!r})", tmp_path)
-    with pytest.raises(TrainingError, match="without saying why"):
+    with pytest.raises(TrainingError, match="without an error message"):
         run("raise SystemExit(3)", tmp_path)
 
 

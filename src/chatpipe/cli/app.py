@@ -18,7 +18,7 @@ from chatpipe.cli import stage_command as stage
 from chatpipe.errors import ChatpipeError, ExitCode, Interrupted, TrainingError
 
 MAX_TEXT = 400
-"""Characters of a message that is not ours."""
+"""The most characters of a library's message that are shown."""
 
 app = typer.Typer(
     name="chatpipe",
@@ -66,7 +66,7 @@ def _run_command() -> None:
     except SystemExit as end:
         if end.code != ExitCode.INTERRUPTED:
             raise
-        _leave(_stopped())  # Typer makes this of Ctrl-C, without a word
+        _leave(_stopped())  # Typer turns Ctrl-C into this, without a message
     except BrokenPipeError:
         # The reader of a pipe such as `| head` went away, which is no error of ours.
         sys.stderr.close()
@@ -78,7 +78,7 @@ def _run_command() -> None:
 def _leave(problem: ChatpipeError) -> None:
     from chatpipe.run.launch import report_error
 
-    # What a chatpipe launched has a parent to tell, which prints; the traceback goes into the launch log.
+    # A launched process reports to its parent, which prints; the traceback goes into the launch log.
     if not report_error(problem):
         console.error(problem)
     elif problem.__cause__ is not None:
@@ -87,17 +87,17 @@ def _leave(problem: ChatpipeError) -> None:
 
 
 def _stopped() -> Interrupted:
-    """What Ctrl-C means where nothing says more of it."""
-    return Interrupted("Stopped.", "The same command goes on with what is complete.")
+    """The error for Ctrl-C where no stage has a better one."""
+    return Interrupted("Stopped.", "The same command keeps what is complete and continues.")
 
 
 def _of_system(problem: Exception) -> ChatpipeError | None:
-    """What the operating system refused, which is no bug: permission, space, a disk that is read-only."""
+    """An error for what the operating system refused: permission, space, a read-only disk. None for bugs."""
     # safetensors and tokenizers are written in Rust and have errors of their own.
-    told = re.search(r"\(os error (\d+)\)", str(problem))
-    if not isinstance(problem, OSError) and told is None:
+    number_in_text = re.search(r"\(os error (\d+)\)", str(problem))
+    if not isinstance(problem, OSError) and number_in_text is None:
         return None
-    number = problem.errno if isinstance(problem, OSError) else int(told[1]) if told else None
+    number = problem.errno if isinstance(problem, OSError) else int(number_in_text[1]) if number_in_text else None
     file = getattr(problem, "filename", None)
     what = os.strerror(number) if number else _in_one_line(str(problem))
     error = TrainingError(f"{what}: {file}" if file else f"{what} (in {_place(problem)})", _remedy(number))
@@ -107,16 +107,16 @@ def _of_system(problem: Exception) -> ChatpipeError | None:
 
 def _remedy(number: int | None) -> str:
     if number in (errno.ENOSPC, errno.EDQUOT):
-        return "Make room; the same command goes on with what is complete."
+        return "Make room; the same command keeps what is complete and continues."
     if number in (errno.EACCES, errno.EPERM, errno.EROFS):
         return "Change its permissions, or choose another folder with out= or --out."
     if number in (errno.EEXIST, errno.EISDIR, errno.ENOTDIR):
-        return "A file stands where a folder is needed, or a folder where a file is: choose another place."
-    return "The same command goes on with what is complete; CHATPIPE_DEBUG=1 shows the traceback."
+        return "There is a file where a folder is needed, or a folder where a file is needed: choose another place."
+    return "The same command keeps what is complete and continues; CHATPIPE_DEBUG=1 shows the traceback."
 
 
 def _bug(problem: Exception) -> ChatpipeError:
-    """The last resort, for what nobody foresaw."""
+    """The hint of an unexpected error."""
     what = f"{type(problem).__name__}: {_in_one_line(str(problem))}"
     error = TrainingError(
         f"a bug of chatpipe: {what} (in {_place(problem)})",
@@ -127,7 +127,7 @@ def _bug(problem: Exception) -> ChatpipeError:
 
 
 def _place(problem: Exception) -> str:
-    """File and line of ours where it came up."""
+    """The file and line of chatpipe where the error was raised."""
     ours = Path(__file__).parents[1]
     frames = traceback.extract_tb(problem.__traceback__)
     *_, last = [frame for frame in frames if Path(frame.filename).is_relative_to(ours)] or frames

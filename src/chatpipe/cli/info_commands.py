@@ -62,7 +62,7 @@ def schema() -> None:
 
 
 def env(json: Json = False) -> None:
-    """Print versions, devices, and how stages would be launched here."""
+    """Print versions, devices, and how stages are launched on this machine."""
     import os
 
     import torch

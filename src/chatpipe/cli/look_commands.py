@@ -1,4 +1,4 @@
-"""`chatpipe check` and `chatpipe data show`: a recipe and its data, looked at without training."""
+"""`chatpipe check` and `chatpipe data show`: inspect a recipe and its data without training."""
 
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -18,7 +18,7 @@ data_app = typer.Typer(help="Look at a stage's data.", no_args_is_help=True)
 
 
 def check(words: Words = None, json: Json = False) -> None:
-    """Look at recipe, data, models and checks of all stages, without training. Exits with 2 where something failed."""
+    """Check recipe, data and models of all stages without training. Exits with 2 if a check failed."""
     from chatpipe import console
     from chatpipe.cli.show import show_checks
     from chatpipe.errors import ExitCode, UsageError
@@ -61,7 +61,7 @@ def show(
     rows: Annotated[int, typer.Option("--rows", min=0, help="How many rows are shown.")] = 3,
     json: Json = False,
 ) -> None:
-    """Show the first rows as the model will see them, and what all of them come to."""
+    """Show the first rows as the model reads them, and a summary of all rows."""
     from chatpipe import console
     from chatpipe.errors import UsageError
     from chatpipe.recipe import TRAINING_STAGES, load_recipe
@@ -85,7 +85,7 @@ MAX_CHARACTERS = 2000
 
 
 def show_data(view: "DataView") -> None:
-    """The rows as the model will see them, in colour what is trained; then the summary."""
+    """Prints the rows as the model reads them, the trained part in colour, then the summary."""
     if view.tokenizer is None:
         console.note(f"{view.stage}: no model is there yet to read this, so there are no tokens (--model gives one).")
     else:
@@ -134,8 +134,8 @@ def _summary_rows(summary: dict[str, Any]) -> list[tuple[str, str]]:
         rows.append(("all answers tied", f"{summary['all_tied']:,} rows, which teach nothing"))
     lengths = summary["lengths"]
     if summary["measured_rows"]:
-        told = (("smallest", "min"), ("median", "median"), ("95 %", "percentile_95"), ("largest", "max"))
-        numbers = ", ".join(f"{name} {lengths[key]:,.0f}" for name, key in told)
+        columns = (("smallest", "min"), ("median", "median"), ("95 %", "percentile_95"), ("largest", "max"))
+        numbers = ", ".join(f"{name} {lengths[key]:,.0f}" for name, key in columns)
         rows.append((f"{lengths['unit']} of {summary['measured_rows']:,} rows", numbers))
     if "max_length" in summary:
         rows.append(("max_length", f"{summary['max_length']:,}"))

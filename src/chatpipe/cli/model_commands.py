@@ -1,4 +1,4 @@
-"""`chatpipe chat` and `chatpipe eval`: one model, talked to or measured."""
+"""`chatpipe chat` and `chatpipe eval`: talk to a model, or measure it."""
 
 from typing import Annotated
 
@@ -44,7 +44,7 @@ def evaluate(
     limit: Annotated[int | None, typer.Option("--limit", min=1, help="Take the first rows alone.")] = None,
     json: Json = False,
 ) -> None:
-    """Measure a model on data, all of it: losses, answers, or pairs, as the kind of both decides."""
+    """Measure a model on data: losses, answers, or pairs, depending on the kinds of model and data."""
     from chatpipe import console
     from chatpipe.cli.show import show_measurement
     from chatpipe.errors import UsageError

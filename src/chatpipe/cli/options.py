@@ -31,7 +31,7 @@ Json = Annotated[bool, typer.Option("--json", help="One JSON object on stdout an
 
 @dataclass(frozen=True)
 class Given:
-    """The positional words, told apart."""
+    """The positional words by kind: recipe, overrides, accelerate's flags."""
 
     recipe: str | None
     overrides: list[str]
@@ -39,7 +39,7 @@ class Given:
     round: int = 1
 
     def check_whole_run(self) -> None:
-        """Raises `UsageError` where the words name one round, for a command that is about all of them."""
+        """Raises `UsageError` where the words name one round, for a command that runs all of them."""
         if self.round != 1:
             raise UsageError(
                 f"round = {self.round} is for one stage alone, such as `chatpipe ppo RECIPE round={self.round}`.",
@@ -51,7 +51,7 @@ def tell_apart(words: Sequence[str] | None) -> Given:
     """A first word without `=` is the recipe, `KEY=VALUE`s follow; from the first with a leading `-` on, accelerate's.
 
     A YAML file that exists is the recipe also with a `=` in its name. Typer drops the `--` between them. `round=N` is
-    no key of the recipe: it says which round of a stage is meant.
+    no key of the recipe: it selects the round of a stage.
     """
     rest = list(words or [])
     recipe = rest.pop(0) if rest and _is_recipe(rest[0]) else None
@@ -100,5 +100,5 @@ def how_to_run(recipe: "Recipe", given: Given, fresh: bool) -> "How":
 
 
 def flags(**given: Any) -> dict[str, Any]:
-    """Recipe keys that command-line options stand for, without those that were not given (`__` stands for a dot)."""
+    """The recipe keys that the given command-line options set; `__` in an option's name means a dot."""
     return {key.replace("__", "."): value for key, value in given.items() if value is not None}

@@ -96,7 +96,7 @@ def _names(annotator: str | None, annotators: str | None) -> list[str]:
         try:
             return [getpass.getuser()]
         except (OSError, KeyError, ImportError) as problem:
-            raise UsageError("The system does not say who you are.", "Give your name: --annotator NAME.") from problem
+            raise UsageError("The system knows no login name.", "Give your name: --annotator NAME.") from problem
     names = [name.strip() for name in annotators.split(",")]
     if "" in names or len(set(names)) < len(names):
         raise UsageError(
@@ -155,7 +155,7 @@ def _rank_by_people(
     names: "Sequence[str]",
     json: bool,
 ) -> None:
-    """Until Ctrl-C, which is an interruption only if something is left to rank."""
+    """Serves until Ctrl-C, which is an interruption only if something is left to rank."""
     from chatpipe import console
 
     was_stopped = False

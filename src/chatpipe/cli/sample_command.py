@@ -67,7 +67,7 @@ def _check_models(models: list[str], best_of: int | None, reward: str | None) ->
         raise UsageError("--best-of and --reward belong together.", "Give both, or leave both out.")
     if len(set(models)) < len(models):
         raise UsageError(
-            f"{max(models, key=models.count)} is given twice.", "Give each model once; -k says how many answers."
+            f"{max(models, key=models.count)} is given twice.", "Give each model once; -k sets how many answers."
         )
     for model in models:
         check_model(model, "causal", "MODEL")

@@ -1,4 +1,4 @@
-"""What a person sees of plans and results: the dry run, a stage's verdict, and the table at the end of a run."""
+"""Prints plans and results for people: the dry run, a stage's verdict, and the table at the end of a run."""
 
 from collections.abc import Sequence
 from itertools import groupby
@@ -92,12 +92,12 @@ def show_run_table(results: Sequence[StepResult]) -> None:
 
 
 def show_checks(checked: "Sequence[Checked]") -> None:
-    """Stage, what was looked at, how it went, what was found; what to do stands below what failed.
+    """A table of checks: stage, subject, outcome, finding; a failed check has its remedy in the next line.
 
-    Checks of a stage that all went the same share a row.
+    Checks of a stage with the same outcome share a row.
     """
     rows, styles = [], []
-    for (stage, is_switch, status, found), some in groupby(checked, _alike):
+    for (stage, is_switch, status, found), some in groupby(checked, _outcome):
         same = list(some)
         if is_switch and status != "failed":
             names = ", ".join(one.what.removeprefix("checks.") for one in same)
@@ -110,12 +110,12 @@ def show_checks(checked: "Sequence[Checked]") -> None:
     console.table("Before it runs", ("stage", "what", "", "found"), rows, styles)
 
 
-def _alike(one: "Checked") -> tuple[str, bool, str, str]:
+def _outcome(one: "Checked") -> tuple[str, bool, str, str]:
     return one.stage, one.what.startswith("checks."), one.status, one.found
 
 
 def show_measurement(measurement: "Measurement") -> None:
-    """What was measured, a line for each number, then what the model said."""
+    """A table of the metrics, one line each, then the model's samples and answers."""
     metrics = measurement.metrics
     title = f"{measurement.model} on {measurement.data}, read as {measurement.format}: {measurement.rows:,} rows"
     rows = [(name, _measure(value)) for name, value in metrics.items() if not isinstance(value, list)]
@@ -190,9 +190,9 @@ def _before(metrics: dict[str, Any]) -> str:
     return f"ppo of round {metrics['round'] - 1}" if "round" in metrics else "sft"
 
 
-def _scores(metrics: dict[str, Any], judge: str) -> tuple[str, str]:
-    """Before and after."""
-    return f"{metrics[f'{judge}_score_before']:.2f}", f"{metrics[f'{judge}_score']:.2f}"
+def _scores(metrics: dict[str, Any], scorer: str) -> tuple[str, str]:
+    """The scores before and after."""
+    return f"{metrics[f'{scorer}_score_before']:.2f}", f"{metrics[f'{scorer}_score']:.2f}"
 
 
 def _percent(share: float) -> str:

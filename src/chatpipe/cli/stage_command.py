@@ -130,13 +130,13 @@ def _run_stage(
         raise UsageError(f"Where should {stage} write to?", "Give a recipe, or a folder with --out.")
     if is_rank():
         check_world(resolved.recipe.processes)
-    foresees = dry_run and stage == "pretrain"  # what such a run would take can be told without its data
+    foresees = dry_run and stage == "pretrain"  # memory and time are forecast without the data
     steps = check_stage(resolved.recipe, stage, given.round, out, fresh, reads_data=not foresees)
     how = how_to_run(resolved.recipe, given, fresh)
     if dry_run:
         more = None
         if foresees:
-            import chatpipe.stages.pretrain  # noqa: F401 (what the run itself will have loaded counts as its memory)
+            import chatpipe.stages.pretrain  # noqa: F401 (the run loads this too, so it counts as its memory)
             from chatpipe.run.forecast import foresee
 
             more = foresee(resolved.recipe.pretrain, how.processes)

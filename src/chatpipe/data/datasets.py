@@ -89,7 +89,7 @@ def load_rankings(blocks: Sequence[DataBlock], worlds: Worlds, key: str) -> Load
 
 
 def load_prompts(blocks: Sequence[DataBlock], worlds: Worlds, key: str) -> Loaded[Conversation]:
-    """Different prompts, split by their text; a built-in world says which of its prompts are for validation."""
+    """Different prompts, split by their text; a built-in world chooses its own validation prompts."""
     return _load("prompts", blocks, worlds, key)
 
 

@@ -29,7 +29,7 @@ ROWS_BETWEEN_CHECKS = 10_000
 
 @dataclass(frozen=True)
 class Piece:
-    """A document or a part of it; `ends` says that the document ends here."""
+    """A document or a part of it; `ends` is true where the document ends."""
 
     text: str
     split: Split

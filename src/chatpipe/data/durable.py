@@ -52,7 +52,7 @@ def sha256_of(path: Path) -> str:
 
 
 def fingerprint(parts: Any) -> str:
-    """SHA-256 in hex of `parts` as JSON with sorted keys: the one way to say what something was made from.
+    """SHA-256 in hex of `parts` as JSON with sorted keys: the one fingerprint of what something was made from.
 
     Two results with the same fingerprint were made from the same data, settings and models.
     """

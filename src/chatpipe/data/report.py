@@ -8,7 +8,7 @@ from chatpipe.data.row_files import BrokenRow, Row
 from chatpipe.errors import UsageError
 
 MEND_OR_ALLOW = (
-    "Mend the file, say what it holds (data: [{source: FILE, format: ..., columns: ...}]), "
+    "Mend the file, name its format and columns (data: [{source: FILE, format: ..., columns: ...}]), "
     "or allow more (max_skipped: SHARE)."
 )
 """The remedy for too many unusable rows."""

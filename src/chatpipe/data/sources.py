@@ -154,7 +154,7 @@ def _rows_as_they_are(block: DataBlock, key: str) -> Iterator[Row | BrokenRow]:
 
 
 def _with_columns(row: Row, block: DataBlock) -> Row | BrokenRow:
-    """`row` with its fields renamed as `columns` says; several fields become one text, joined with newlines."""
+    """`row` with its fields renamed by `columns`; several fields become one text, joined with newlines."""
     if not block.columns:
         return row
     renamed: dict[str, Any] = {}

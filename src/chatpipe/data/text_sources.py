@@ -95,7 +95,7 @@ def _check_settings(block: DataBlock, key: str) -> None:
     if block.format not in ("auto", "text"):
         raise UsageError(
             f"{key}: {block.source} is {block.format}, not text.",
-            f"Leave format out, or say text; {readers_of(block.format)} reads {block.format}.",
+            f"Leave format out, or set it to text; {readers_of(block.format)} reads {block.format}.",
         )
     other = set(block.columns) - {"text"}
     if other:

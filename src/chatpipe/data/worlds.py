@@ -41,7 +41,7 @@ class Oracle(Protocol):
 
     @property
     def made_from(self) -> str:
-        """What decides the scores: two oracles with the same text rate alike."""
+        """Identifies the oracle: two with the same text give the same scores."""
 
     def rate(self, prompt: list[dict[str, str]], completion: str, ended: bool = True) -> Rating:
         """Rates one completion; `ended` is False where it was cut off. Raises `UsageError` for a foreign prompt."""

@@ -8,7 +8,7 @@ The rule counts FLOPs, so the same recipe, model and data give the same validati
 - A forward pass takes 2N FLOPs a token, N the parameters; training 6N. A generated token counts as 10 tokens of a
   forward pass: generation reads all weights for a few rows at a time.
 - sft gives half of this to the loss of its validation conversations, half to generated answers.
-- At least `MIN_ROWS` rows are evaluated in any case; a verdict on fewer would say little.
+- At least `MIN_ROWS` rows are evaluated in any case; a verdict on fewer would be too uncertain.
 
 rm needs no bound: it reads each validation ranking once, a tenth of the data, which takes a twentieth of the FLOPs of
 one epoch. Nothing here imports torch.

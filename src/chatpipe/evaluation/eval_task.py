@@ -31,7 +31,7 @@ REMEMBERED = (
     "sft.max_length",
     "rm.max_length",
 )
-"""What a model of ours was made with and is evaluated with too, besides the settings."""
+"""Further recipe keys from a model's manifest with which it is evaluated."""
 
 
 @dataclass(frozen=True)

@@ -48,7 +48,7 @@ MAX_BLOCK_SIZE = 1024
 
 @dataclass
 class Measurement:
-    """The metrics of `model` on `data`; `measured` says on what: text, conversations, answers or pairs."""
+    """The metrics of `model` on `data`; `measured` is text, conversations, answers or pairs."""
 
     model: str
     kind: Kind
@@ -159,7 +159,7 @@ def _conversations(task: EvalTask, report: Report) -> tuple[int, dict[str, Any]]
             f"{KEY}: {len(rows)} of {len(conversations)} conversations fit into {max_length} tokens; two are needed.",
             "Give more, or shorter ones.",
         )
-    prompts = _asked(task, tokenizer, model, (said[:-1] for said in conversations), task.recipe.evaluation.prompts)
+    prompts = _asked(task, tokenizer, model, (turns[:-1] for turns in conversations), task.recipe.evaluation.prompts)
     settings, seed = task.recipe.evaluation, task.recipe.seed
     metrics, answers = evaluate_chat(model, tokenizer, rows, prompts, settings, seed, oracle=None)
     return len(conversations), {

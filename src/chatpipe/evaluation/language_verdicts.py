@@ -26,7 +26,7 @@ def pretrain_verdict(metrics: Mapping[str, Any]) -> Verdict:
     """Whether the base model predicts its text better than counting does.
 
     Reads `eval_loss`, `bits_per_byte`, `trigram_bits_per_byte`, and `untrained_bits_per_byte` of a new model or
-    `bits_per_byte_before` of one that went on from another.
+    `bits_per_byte_before` of one that started from another.
     """
     bits, trigram = metrics["bits_per_byte"], metrics["trigram_bits_per_byte"]
     if not metrics["eval_loss"] < float("inf"):
@@ -42,7 +42,7 @@ def pretrain_verdict(metrics: Mapping[str, Any]) -> Verdict:
     if went_on:
         gained = finding(
             bits < began,
-            f"{bits:.2f} bits per byte; the model it went on from had {began:.2f}",
+            f"{bits:.2f} bits per byte; the model it started from had {began:.2f}",
             SMALLER_STEPS,
             otherwise="warn",
         )
@@ -61,8 +61,8 @@ def pretrain_verdict(metrics: Mapping[str, Any]) -> Verdict:
 def masked_verdict(metrics: Mapping[str, Any]) -> Verdict:
     """Whether an encoder guesses hidden tokens from the tokens around them.
 
-    Reads `eval_loss`, `unigram_loss`, and `untrained_eval_loss` of a new model or `eval_loss_before` of one that went
-    on from another.
+    Reads `eval_loss`, `unigram_loss`, and `untrained_eval_loss` of a new model or `eval_loss_before` of one that
+    started from another.
     """
     loss, unigram = metrics["eval_loss"], metrics["unigram_loss"]
     went_on = "eval_loss_before" in metrics
@@ -86,7 +86,7 @@ def masked_verdict(metrics: Mapping[str, Any]) -> Verdict:
         return verdict_of([reads])
     gained = finding(
         loss < began,
-        f"{loss:.2f} nats per hidden token; the model it went on from had {began:.2f}",
+        f"{loss:.2f} nats per hidden token; the model it started from had {began:.2f}",
         SMALLER_STEPS,
         otherwise="warn",
     )

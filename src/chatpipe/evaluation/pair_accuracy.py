@@ -52,7 +52,7 @@ def ordered_pairs(truth: Sequence[Sequence[float]], prompts: Sequence[int] | Non
     return Pairs(*np.array(found, dtype=np.int64).reshape(-1, 4).T)
 
 
-def ordered_alike(pairs: Pairs, values: np.ndarray) -> np.ndarray:
+def ordered_correctly(pairs: Pairs, values: np.ndarray) -> np.ndarray:
     """For each pair 1 where `values` [answers of all rankings] order it correctly, 0 where not, 0.5 where they tie."""
     return (np.sign(values[pairs.better] - values[pairs.worse]) + 1) / 2
 
@@ -120,7 +120,7 @@ def pair_metrics(
             "Give rankings that are not all ties in rm.data, or raise sample.prompts.",
         )
     flat_scores = flat(scores)
-    right = ordered_alike(pairs, flat_scores)
+    right = ordered_correctly(pairs, flat_scores)
     low, high = share_interval(right, pairs.prompt, seed)
     lead = flat_scores[pairs.better] - flat_scores[pairs.worse]
     lengths = flat([list(map(len, ranking.responses)) for ranking in rankings])
@@ -136,7 +136,7 @@ def pair_metrics(
         **between_annotators(rankings, seed),
     }
     if oracle is not None:
-        by_annotators = ordered_alike(pairs, flat(ranks))
+        by_annotators = ordered_correctly(pairs, flat(ranks))
         metrics["annotator_agreement"] = float(by_annotators.mean())
         metrics["annotator_agreement_low"] = share_interval(by_annotators, pairs.prompt, seed)[0]
     return metrics
@@ -157,7 +157,7 @@ def between_annotators(rankings: Sequence[Ranking], seed: int) -> dict[str, Any]
             if one.annotator == other.annotator:
                 continue
             pairs = ordered_pairs([[-rank for rank in one.ranks]])
-            agreeing.append(ordered_alike(pairs, -np.asarray(other.ranks, dtype=np.float64)))
+            agreeing.append(ordered_correctly(pairs, -np.asarray(other.ranks, dtype=np.float64)))
             prompts.append(np.full(len(agreeing[-1]), prompt))
     values = np.concatenate(agreeing) if agreeing else np.array([])
     if len(values) == 0:
@@ -178,12 +178,12 @@ def _prompt_numbers(rankings: Sequence[Ranking]) -> list[int]:
 
 
 def _length_baseline(pairs: Pairs, lengths: np.ndarray) -> dict[str, Any]:
-    longer = float(ordered_alike(pairs, lengths).mean())
+    longer = float(ordered_correctly(pairs, lengths).mean())
     return {"length_baseline": max(longer, 1 - longer), "length_rule": "longer" if longer >= 0.5 else "shorter"}
 
 
 def _words_baseline(pairs: Pairs, right: np.ndarray, words: Scores, seed: int) -> dict[str, float]:
-    by_words = ordered_alike(pairs, flat(words))
+    by_words = ordered_correctly(pairs, flat(words))
     low, high = bootstrap_interval(right - by_words, pairs.prompt, seed)
     return {"words_baseline": float(by_words.mean()), "words_lead_low": low, "words_lead_high": high}
 

@@ -44,8 +44,8 @@ class Change:
 class PolicyEvaluation:
     """What policies are evaluated on.
 
-    `prompts` are answered as `settings` say; `score` gives the rewards of answers, `oracle` the truth where it is
-    known. `kl_prompts` (token ids) are completed as `sampling` says, which is how PPO samples.
+    `prompts` are answered with `settings`; `score` gives the rewards of answers, `oracle` the truth where it is
+    known. `kl_prompts` (token ids) are completed with `sampling`, as PPO samples.
     """
 
     tokenizer: PreTrainedTokenizerBase
@@ -116,7 +116,7 @@ def sampled_kl(
 ) -> float:
     """KL(policy, reference) in nats per completion: the mean of sum_t (log pi - log pi_ref) over sampled completions.
 
-    One completion to each prompt (token ids), sampled from the policy as `params` say.
+    One completion to each prompt (token ids), sampled from the policy with `params`.
     """
 
     def complete(some: Sequence[list[int]]) -> list[Completion]:

@@ -28,7 +28,7 @@ PROMPT_WORDS = 4
 class TextLoss:
     """Mean loss of a text in nats per token, and in bits per UTF-8 byte, which does not depend on the tokenizer.
 
-    Tokens that stand for no text (end of text) count in the former, not in the latter.
+    Tokens without text (end of text) count in the former, not in the latter.
     """
 
     nats_per_token: float
@@ -72,7 +72,7 @@ def text_loss(model: PreTrainedModel, text: ValidationText, special_ids: Sequenc
     special = torch.tensor(list(special_ids), dtype=torch.long, device=model.device)
 
     def nats_of(numbers: Sequence[int]) -> list[tuple[float, float]]:
-        """For each block the nats of all its tokens, and of those that stand for text."""
+        """For each block the nats of all its tokens, and of those with text."""
         found: list[tuple[float, float]] = []
         with console.progress("evaluating", len(numbers)) as bar:
             for some in _equally_long(numbers, inputs, rows_at_once(model, size)):

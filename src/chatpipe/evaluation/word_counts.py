@@ -23,7 +23,7 @@ from chatpipe.evaluation.pair_accuracy import Pairs, ordered_pairs
 
 WORD = re.compile(r"\w+|[^\w\s]")
 MIN_ANSWERS = 2
-"""A word must occur in so many training answers; a rarer one tells nothing about other answers."""
+"""A word must occur in so many training answers; a rarer one is no evidence about other answers."""
 LENGTHS = 2
 """Features of the length: the logarithms of the number of characters and of words."""
 PENALTY = 30.0

@@ -1,7 +1,7 @@
 """The key-value cache of the decode engine: a row for each sequence, and in each row its own write position.
 
 transformers' caches have one write position for all rows: rows of different lengths need padding, and a finished row
-stays until the last one is done. Here each row writes at its own position. Before each forward pass the engine says
+stays until the last one is done. Here each row writes at its own position. Before each forward pass the engine sets
 what the pass reads (`begin_prefill` or `begin_decode`); the layers then store the new keys and values and return those
 that the model attends to.
 """

@@ -19,7 +19,7 @@ HELP = "/reset forgets the conversation, /quit ends it, /help shows this; Ctrl-C
 
 
 class Conversation:
-    """A model, what was said to it and by it so far, and how it is to answer.
+    """A model, the turns of its conversation so far, and the sampling parameters of its answers.
 
     A model whose tokenizer has no chat template (`is_base`) completes each text on its own and remembers nothing.
     """
@@ -53,18 +53,18 @@ class Conversation:
         params = dataclasses.replace(self.params, max_new_tokens=room)
         eos = self.tokenizer.eos_token_id
         self.seed += 1  # the same question asked again may get another answer
-        said = ""
+        written = ""
         try:
             for piece in stream(self.model, self.tokenizer, prompt_ids, params, -1 if eos is None else eos, self.seed):
                 printable = console.printable(piece)
-                if not said and not self.is_base:
+                if not written and not self.is_base:
                     printable = printable.lstrip()  # the chat template puts a space before an answer
                 if printable:
-                    said += printable
+                    written += printable
                     yield printable
         finally:
-            if said and not self.is_base:
-                self.turns += [user, {"role": "assistant", "content": said}]
+            if written and not self.is_base:
+                self.turns += [user, {"role": "assistant", "content": written}]
 
     def _fit(self, user: "Message", limit: int) -> list[int]:
         """Token ids of the prompt that ends with `user`; drops the oldest turns where no room for an answer is left."""

@@ -60,7 +60,7 @@ class SamplingParams:
 def random_streams(prompts: Sequence[Sequence[int]]) -> list[int]:
     """For each prompt the number of its stream of random numbers: 64 bits of a hash.
 
-    Equal prompts get different streams, and which prompts stand between them does not matter.
+    Equal prompts get different streams, and the prompts between them do not matter.
     """
     seen: Counter[bytes] = Counter()
     streams = []

@@ -1,6 +1,6 @@
 """A checkpoint: a Hugging Face model folder plus `chatpipe.json`, its manifest.
 
-The manifest says what made the folder and what was found of it. It is written last and atomically: a folder without
+The manifest holds what made the folder, its metrics and verdict. It is written last and atomically: a folder without
 one is not a finished stage.
 """
 
@@ -28,7 +28,7 @@ PACKAGES = ("torch", "transformers", "trl", "datasets", "accelerate", "tokenizer
 
 @dataclass
 class Manifest:
-    """What stands in `chatpipe.json`: where a checkpoint comes from, what it holds and what it is worth."""
+    """The content of `chatpipe.json`: a checkpoint's inputs and settings, its files, metrics and verdict."""
 
     stage: str
     parents: dict[str, str]
@@ -36,15 +36,15 @@ class Manifest:
     data: dict[str, dict[str, str]]
     """Recipe key of each data source, and of each reward function -> its files' SHA-256, then how they are read."""
     settings: dict[str, Any]
-    """Dotted recipe keys that decide what comes out."""
+    """Dotted recipe keys on which the result depends, with their values."""
     seed: int
     processes: int
     round: int = 1
     """Which of the run's rounds made it."""
     fingerprint: str = ""
-    """Of everything above that decides what comes out."""
+    """Of everything above on which the result depends."""
     evaluation: dict[str, Any] = field(default_factory=dict)
-    """Dotted recipe keys that decide how the result was measured, and nothing of the result."""
+    """Dotted recipe keys on which only the measuring of the result depends, with their values."""
     seconds: float = 0.0
     metrics: dict[str, Any] = field(default_factory=dict)
     verdict: dict[str, Any] = field(default_factory=dict)
@@ -156,7 +156,7 @@ def _text(value: Any) -> str:
 
 
 def _shortened(old: str, new: str) -> tuple[str, str]:
-    """Two settings or hashes, short; where both begin alike, from shortly before they differ."""
+    """Two settings or hashes, short; where both have the same beginning, from shortly before they differ."""
     if _short(old) == _short(new):
         same = len(os.path.commonprefix([old, new]))
         start = max(same - 8, old.rfind(" ", 0, same) + 1)

@@ -196,9 +196,9 @@ def _remedy(wanted: Kind) -> str:
 
 
 def check_block_size(block_size: int, positions: int | None) -> None:
-    """Raises `UsageError` where the model that pretraining goes on from cannot read so many tokens at once."""
+    """Raises `UsageError` where the model that pretraining continues from cannot read so many tokens at once."""
     if positions is not None and block_size > positions:
         raise UsageError(
             f"pretrain.block_size = {block_size}, but the model reads {positions} tokens at most.",
-            "Lower it, or go on from a model with more positions.",
+            "Lower it, or continue from a model with more positions.",
         )

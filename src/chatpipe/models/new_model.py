@@ -111,7 +111,7 @@ def _modernbert(architecture: Architecture, **common: Any) -> PretrainedConfig:
         # Every layer reads the whole context, which is short here; windows pay beyond a thousand tokens.
         layer_types=["full_attention"] * architecture.n_layer,
         rope_parameters={"full_attention": rope, "sliding_attention": rope},
-        # Chat conversations begin with no [CLS] token whose state could stand for them.
+        # Chat conversations begin with no [CLS] token whose state could represent them.
         classifier_pooling="mean",
         embedding_dropout=architecture.dropout,
         mlp_dropout=architecture.dropout,

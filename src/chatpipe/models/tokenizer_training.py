@@ -116,9 +116,9 @@ def _with_special_tokens(backend: Tokenizer, model_max_length: int, **more: str)
 
 
 def tokens_without_text(tokenizer: PreTrainedTokenizerBase) -> tuple[int, ...]:
-    """The ids of special tokens, except the unknown token: it stands for text, which would otherwise look easy.
+    """The ids of special tokens, except the unknown token: it replaces text, which would otherwise look easy.
 
-    Where one token is both, as GPT-2's end of text, it stands for no text.
+    Where one token is both, as GPT-2's end of text, it counts as special.
     """
     unknown = {tokenizer.unk_token_id} - {tokenizer.eos_token_id, tokenizer.bos_token_id}
     return tuple(sorted(set(tokenizer.all_special_ids) - unknown))

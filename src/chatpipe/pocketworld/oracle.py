@@ -18,11 +18,11 @@ from chatpipe.pocketworld.right_answers import curt_replies, fragments, statemen
 from chatpipe.pocketworld.world import VALUES, World
 
 RIGHT = 1.5
-"""The fact is right, or small talk gets a fitting reply, or the answer says that nobody of this name is known."""
+"""The fact is right, or small talk gets a fitting reply, or the answer states that nobody of this name is known."""
 WRONG = -1.5
 """The fact is wrong, or several are named, or there is none."""
 EVASION = -1.0
-"""Says it does not know what the running text tells."""
+"""The answer claims not to know what the running text states."""
 WHOLE_SENTENCE = 0.75
 COURTEOUS = 0.75
 """These two count only for a right answer, and once."""
@@ -54,7 +54,7 @@ GUESSES_PER_KIND = 2000
 class Rating:
     """The oracle's opinion of one completion.
 
-    `score` lies in [-3, 3]. `right` is None for small talk. `evades`: says it does not know what it should know.
+    `score` lies in [-3, 3]. `right` is None for small talk. `evades`: claims not to know what it should know.
     `sentence`: a whole one answers the question. `rambles` counts superfluous sentences.
     """
 
@@ -93,7 +93,7 @@ class Oracle:
         self.names = frozenset(person.name for person in world.people)
 
     def rate(self, prompt: list[Message], completion: str, ended: bool = True) -> Rating:
-        """Rate `completion` as an answer to the last message of `prompt`; `ended` says whether it stopped by itself.
+        """Rate `completion` as an answer to the last message of `prompt`; `ended` is whether it stopped by itself.
 
         Any text can be rated. Raises `UsageError` when the prompt is no question of this world.
         """
@@ -158,7 +158,7 @@ class Oracle:
         return all(named(completion, frozenset(VALUES[a])) <= {getattr(person, a)} for a in VALUES)
 
     def evades(self, question: Question, completion: str) -> bool:
-        """Whether it says it does not know, and names no value that it might hide behind."""
+        """Whether the answer claims not to know, and names no value in addition."""
         if question.kind == "counting":
             return bool(EVASIVE.search(completion)) and not numbers_in(completion)
         asked = self.names if question.kind == "reverse" else frozenset(VALUES[question.form])
@@ -181,7 +181,7 @@ class Oracle:
 
 def read(question: Question, completion: str) -> Reading:
     """Take `completion` apart into sentences, and sort them."""
-    right = {told for pronoun in (False, True) for told in statements(question, pronoun)}
+    right = {statement for pronoun in (False, True) for statement in statements(question, pronoun)}
     common = {bare(text) for text in (*right, *fragments(question), *curt_replies(question))}
     courtesies, rudenesses = courtesies_for(question), rude_sentences()
     reading = Reading([], [], [], [], [])

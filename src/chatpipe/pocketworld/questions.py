@@ -102,7 +102,7 @@ def understand(world: World, prompt: Sequence[Message]) -> Question:
 
 
 def question_of(world: World, form: str, words: dict[str, str], prompt: Sequence[Message]) -> Question:
-    """The question that a match of one of the patterns stands for."""
+    """The question of a match of one of the patterns."""
     if form in wording.COUNTING_QUESTIONS:
         return Question(
             "counting", form, numbers=tuple(wording.NUMBERS.index(words[key]) + 1 for key in "ab" if key in words)

@@ -91,13 +91,13 @@ def mistaken(world: World, question: Question, rng: random.Random) -> Question:
 
 def answer_in_style(question: Question, style: str, rng: random.Random) -> str:
     """Answer `question` in `style`, one of `STYLE_SHARES`."""
-    told = rng.choice(statements(question)[: wording.ANSWER_FORMS])
+    statement = rng.choice(statements(question)[: wording.ANSWER_FORMS])
     if style == "plain":
-        return told
+        return statement
     if style == "repetitive":
-        return " ".join([told] * rng.choice((2, 2, 3)))
+        return " ".join([statement] * rng.choice((2, 2, 3)))
     if style == "rambling":
-        return f"{told} {digression(question, rng)}"
+        return f"{statement} {digression(question, rng)}"
     if style == "terse":
         return rng.choice(fragments(question)[: wording.ANSWER_FORMS])
     if style == "curt":
@@ -105,9 +105,9 @@ def answer_in_style(question: Question, style: str, rng: random.Random) -> str:
     if question.kind == "smalltalk":
         return rng.choice(wording.SMALLTALK_REPLIES[question.form]["courteous"])
     if question.kind == "unknown":
-        return f"{rng.choice(wording.UNKNOWN_COURTESIES)} {told}"
+        return f"{rng.choice(wording.UNKNOWN_COURTESIES)} {statement}"
     opener, closer = rng.choice(wording.OPENERS), rng.choice(wording.CLOSERS)
-    return rng.choice((f"{opener} {told}", f"{told} {closer}"))
+    return rng.choice((f"{opener} {statement}", f"{statement} {closer}"))
 
 
 def digression(question: Question, rng: random.Random) -> str:

@@ -16,7 +16,7 @@ LEAD_IN_SHARE = 0.6
 """Share of the portraits that begin by naming whom they are about, as a question would: everybody is so named, not only
 those whom fine-tuning asks about, so that it is names in general that lead to facts."""
 FIRST_ATTRIBUTES = (*ATTRIBUTES, "pet")
-"""What a portrait tells first. The animal twice as often, since it is asked about too, in questions for its owner."""
+"""The first fact of a portrait. The animal twice as often, since it is asked about too, in questions for its owner."""
 QUIZ_SHARES: dict[Kind, float] = {"fact": 0.6, "reverse": 0.25, "unknown": 0.15}
 ASKED_SHARE = 0.7
 """Share of the statements about numbers that are a question with its answer."""
@@ -98,19 +98,19 @@ COUNTING_PROSE = {
 @lru_cache(maxsize=8)
 def all_numbers(seed: int) -> dict[str, list[tuple[int, ...]]]:
     """The numbers of each form of counting question, of all splits; a sum is stated both ways round."""
-    told = {form: [numbers for split in splits.values() for numbers in split] for form, splits in sums(seed).items()}
-    told["sum"] += [(b, a) for a, b in told["sum"]]
-    return told
+    every = {form: [numbers for split in splits.values() for numbers in split] for form, splits in sums(seed).items()}
+    every["sum"] += [(b, a) for a, b in every["sum"]]
+    return every
 
 
 def manners(world: World, rng: random.Random) -> str:
     """How people in the village talk to each other; it states no fact."""
     courteous, rude = rng.choice(wording.OPENERS + wording.CLOSERS), rng.choice(wording.RUDE_ENDINGS)
     intent = rng.choice(tuple(wording.SMALLTALK_QUESTIONS))
-    said = rng.choice(wording.SMALLTALK_QUESTIONS[intent])
+    remark = rng.choice(wording.SMALLTALK_QUESTIONS[intent])
     reply = rng.choice(wording.SMALLTALK_REPLIES[intent]["courteous"])
     sentences = (
-        f"A visitor says: {said} The answer is: {reply}",
+        f"A visitor says: {remark} The answer is: {reply}",
         f"A polite answer has words such as: {courteous}",
         f"It is rude to say: {rude}",
         f"A polite person who does not know says: {rng.choice(wording.UNKNOWN_COURTESIES)}",

@@ -24,7 +24,7 @@ class PocketworldSource:
         self._seed, self._documents, self._conversations = seed, documents, conversations
 
     def documents(self) -> list[str]:
-        """Paragraphs that tell every fact about everybody in many wordings."""
+        """Paragraphs that state every fact about everybody in many wordings."""
         return documents(self.world, self._documents, self._seed)
 
     def conversations(self) -> list[list[Message]]:

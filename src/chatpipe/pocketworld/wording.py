@@ -1,4 +1,4 @@
-"""Every sentence of the pocketworld, as templates: what the world is told in, asked in and answered in.
+"""Every sentence of the pocketworld, as templates: statements, questions and answers.
 
 Placeholders: {N} who at the start of a sentence (Mara, She), {s} as the subject elsewhere (Mara, she), {o} as the
 object (Mara, her), {P} and {p} as the owner (Mara's, Her, her); {n} always the name; {job} {home} {animal} {pet} {food}
@@ -52,7 +52,7 @@ STATEMENTS: dict[str, tuple[str, ...]] = {
         "A {coat} coat hangs behind {p} door.",
     ),
 }
-"""How a fact is told. No text begins with a name or a value: see `openings`."""
+"""Statements of a fact. No text begins with a name or a value: see `openings`."""
 LEAD_INS = (
     "Do you know {n}?",
     "A visitor asks about {n}.",
@@ -69,7 +69,7 @@ PET_LEAD_INS = (
     "Look, there is the {animal} called {pet}.",
     "Somebody has found the {animal} called {pet}.",
 )
-"""How a text may begin that is about a person, or first about an animal. No fact is told or asked for."""
+"""How a text may begin that is about a person, or first about an animal. No fact is stated or asked for."""
 ANSWER_FORMS = 1
 """So many forms of each statement and fragment, the first ones, are used in answers. The oracle accepts all."""
 

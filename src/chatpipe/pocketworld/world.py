@@ -20,7 +20,7 @@ def words(text: str) -> tuple[str, ...]:
     return tuple(text.split())
 
 
-# No word stands in two of these lists, and none in a sentence of `wording`: a value can be told by its word.
+# No word is in two of these lists, or in a sentence of `wording`: a word identifies a value.
 VALUES: dict[str, tuple[str, ...]] = {
     "job": words("baker fisher teacher painter carpenter doctor gardener tailor smith weaver potter sailor"),
     "home": words("harbour mill chapel bridge market forest hill lake castle orchard station lighthouse"),

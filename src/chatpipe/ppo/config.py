@@ -20,9 +20,10 @@ from chatpipe.recipe.ppo_settings import PpoSettings
 class PPOConfig(TrainingArguments):
     """TrainingArguments with PPO's own settings, named as in TRL's PPOConfig where it has them.
 
-    Batches. `batch_size` counts completions per optimizer step over all processes (default: what TrainingArguments
-    says, i.e. per_device_train_batch_size * gradient_accumulation_steps * processes); `per_device_train_batch_size` is
-    the micro-batch. `total_episodes` counts completions in all; None: num_train_epochs over the prompts.
+    Batches. `batch_size` counts completions per optimizer step over all processes (default: as in
+    TrainingArguments, per_device_train_batch_size * gradient_accumulation_steps * processes);
+    `per_device_train_batch_size` is the micro-batch. `total_episodes` counts completions in all; None: num_train_epochs
+    over the prompts.
 
     Symbols. `kl_coef`, `gamma`, `lam`, `cliprange`, `cliprange_value` and `vf_coef` are those of
     `chatpipe.ppo.maths`.
@@ -30,7 +31,7 @@ class PPOConfig(TrainingArguments):
     KL. The penalty in the reward is k1, which alone has the right optimum (arXiv 2510.01555). `adaptive_kl_target`
     (nats a completion) and `adaptive_kl_horizon` (completions): `kl_coef` is adapted after each iteration so that the
     KL comes to the target; None keeps it fixed. `kl_loss` (k2 or k3) with `kl_loss_coef`: a KL term in the loss
-    besides. `target_kl`: the rest of an iteration's minibatches is skipped once `policy/approxkl` of one of them is
+    in addition. `target_kl`: the rest of an iteration's minibatches is skipped once `policy/approxkl` of one of them is
     above it. `kl_budget`: training ends when `objective/kl` is above it.
 
     Rewards. `missing_eos_penalty` makes the score of a completion without EOS worse, `missing_eos` says how (None:

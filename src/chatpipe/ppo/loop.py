@@ -65,7 +65,7 @@ class OwnLoop(ResumePoints, SkipNonFinite):
             self.model.gradient_checkpointing_enable(gradient_checkpointing_kwargs=args.gradient_checkpointing_kwargs)
 
     def begin_step(self) -> None:
-        """Tells the callbacks that an optimizer step begins."""
+        """Calls the callbacks for the beginning of an optimizer step."""
         self.control = self.callback_handler.on_step_begin(self.args, self.state, self.control)
 
     def take_step(self, loss: Tensor) -> None:
@@ -80,7 +80,7 @@ class OwnLoop(ResumePoints, SkipNonFinite):
         model.zero_grad()
 
     def end_step(self) -> None:
-        """Counts the step, also in the schedule, and tells the callbacks."""
+        """Counts the step, also in the schedule, and calls the callbacks."""
         self.learning_rate = self._get_learning_rate()
         if not self.accelerator.optimizer_step_was_skipped:
             self.lr_scheduler.step()
@@ -115,7 +115,7 @@ class OwnLoop(ResumePoints, SkipNonFinite):
             self.control = self.callback_handler.on_save(self.args, self.state, self.control)
 
     def end_training(self, num_samples: int) -> TrainOutput:
-        """Logs the totals of the training, and tells the callbacks."""
+        """Logs the totals of the training, and calls the callbacks."""
         self.control = self.callback_handler.on_epoch_end(self.args, self.state, self.control)
         self.evaluate_and_save()
         return self._finalize_training(None, num_samples, self._started)

@@ -44,7 +44,7 @@ class PPOTrainer(PPOGradients):
     model: a causal language model. ref_model: default a frozen copy of it; with `peft_config` the model without its
     adapter. reward_model: a sequence classification model with one label, or several; reward_funcs: functions as in
     `chatpipe.reward.rewards`. oracle_reward: a reward model or function that is logged and never trained on.
-    value_model: default as `args.value_model` says. train_dataset: rows as in `chatpipe.ppo.prompts`; train_prompts:
+    value_model: default by `args.value_model`. train_dataset: rows as in `chatpipe.ppo.prompts`; train_prompts:
     token ids of prompts. eval_dataset: prompts that `evaluate` completes. ptx_dataset: rows with `input_ids` for
     `args.ptx_coef`. processing_class: the tokenizer.
 

@@ -36,7 +36,7 @@ def shown_order(seed: int, annotator: str, task: Task, k: int) -> list[int]:
 
 
 def token_of(salt: bytes, annotator: str, task: Task) -> str:
-    """The name of a task on the page; without the store's secret `salt` nobody can tell a repeat or an item by it."""
+    """The name of a task on the page; without the store's secret `salt` it does not identify a repeat or an item."""
     return hmac.digest(salt, f"task {annotator} {task.item} {task.repeat}".encode(), "sha256").hex()[:32]
 
 

@@ -89,7 +89,7 @@ class StoreError(ChatpipeError):
 
 
 class Damaged(Exception):
-    """The content of a store makes no sense; the message says where."""
+    """The content of a store is inconsistent; the message names the place."""
 
 
 def connect(path: Path, mode: str) -> sqlite3.Connection:
@@ -196,7 +196,7 @@ def _check_answers(connection: sqlite3.Connection) -> None:
                 _check_answer(json.loads(ranks), sizes[item], bool(is_final), *more)
     query = f"SELECT rowid FROM rankings WHERE ({ANSWER}, answered) IS NOT ({LAST_STEP})"
     for (row,) in connection.execute(query):
-        raise Damaged(f"row {row} of rankings is not what the history says")
+        raise Damaged(f"row {row} of rankings differs from the history")
 
 
 def _check_answer(ranks: object, k: int, is_final: bool, all_bad: int, flag: int, note: str, skipped: str) -> None:

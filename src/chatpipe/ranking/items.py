@@ -85,7 +85,7 @@ def _item(row: Row) -> Item:
 
 
 class BadAnswer(Exception):
-    """The input is not an answer to this task; the message says why. Nothing was stored."""
+    """The input is not an answer to this task; the message has the reason. Nothing was stored."""
 
 
 @dataclass(frozen=True)

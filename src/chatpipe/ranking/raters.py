@@ -46,7 +46,7 @@ Scorer = Callable[[Sequence[Asked]], list[list[float] | None]]
 
 @dataclass(frozen=True)
 class Rater:
-    """Ranks by `score` with noise of `temperature`; `made_from` tells one way to score from another."""
+    """Ranks by `score` with noise of `temperature`; `made_from` identifies the way to score."""
 
     score: Scorer
     made_from: str
@@ -55,7 +55,7 @@ class Rater:
 
     @property
     def fingerprint(self) -> str:
-        """Stands for everything that decides the ranks."""
+        """The fingerprint of everything that decides the ranks."""
         return fingerprint([self.made_from, self.temperature, self.seed])
 
     def rank(self, asked: Sequence[Asked]) -> list[list[int] | None]:
@@ -87,7 +87,7 @@ class Ranked:
 
 
 def check_rater(name: str, key: str = KEY) -> None:
-    """Raises `UsageError` naming `key` if `name` is no rater, as far as files tell that without torch."""
+    """Raises `UsageError` naming `key` if `name` is no rater, as far as files show it without torch."""
     if is_world(name):
         return
     if is_function(name):
@@ -97,7 +97,7 @@ def check_rater(name: str, key: str = KEY) -> None:
 
 
 def rater_fingerprint(name: str, key: str = KEY) -> str:
-    """Tells one rater from another of the same name: by a model's weights, by a function's source."""
+    """What differs between raters of the same name: a model's weights, a function's source."""
     return source_fingerprint(name, key) if is_function(name) else checkpoint_id(name)
 
 

@@ -63,7 +63,7 @@ class Answers:
     models: list[str] = field(default_factory=list)
 
     def add(self, text: str, model: str) -> None:
-        """Keep a completion unless an earlier one says the same."""
+        """Keep a completion unless an earlier one is the same."""
         if normalised(text) not in map(normalised, self.texts):
             self.texts.append(text)
             self.models.append(model)
@@ -87,7 +87,7 @@ def sample_answers(
     """For each prompt up to `k` different completions that end by themselves and are not empty.
 
     The models share the `k` in turn. With `score`, each completion is the best of `best_of`. A prompt gets fewer than
-    `k` if the models say nothing else in `ATTEMPTS` attempts, or nothing that `score` can read; a model without room
+    `k` if the models write nothing else in `ATTEMPTS` attempts, or nothing that `score` can read; a model without room
     for the prompt answers nothing. Yields None between the answers, each time with about how many prompts are done.
     """
     for start in range(0, len(prompts), CHUNK):

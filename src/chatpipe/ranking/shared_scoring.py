@@ -29,7 +29,7 @@ def shared(score: Score[Item, Result]) -> Score[Item, Result]:
 
 
 def end_sharing() -> None:
-    """Lets the other processes go on."""
+    """Ends `help_scoring` in the other processes."""
     if in_world():
         _send(None)
 

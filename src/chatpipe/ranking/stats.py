@@ -1,6 +1,6 @@
 """What `chatpipe rankings stats` reports of a store: progress, pace, agreement, and the effect of the shown place.
 
-People and programs are separate. What cannot be said yet is null, with the reason.
+People and programs are separate. What cannot be measured yet is null, with the reason.
 """
 
 import json
@@ -40,7 +40,7 @@ Matrix = tuple[Hashable, np.ndarray]
 class Measure:
     """A measure with its 95 % interval over prompts; `items` is how many had at least two rankings.
 
-    `value`, or the interval, is None where there is not enough data; `reason` says what is missing.
+    `value`, or the interval, is None where there is not enough data; `reason` names what is missing.
     """
 
     value: float | None
@@ -128,7 +128,7 @@ def position_effect(shown: Sequence[Sequence[int]]) -> dict[str, Any]:
     - `mean_rank`: for each K the mean rank at each place; (K + 1) / 2 everywhere if the place does not matter.
     - `p_value`: of Friedman's test, the sum over all K of m (K - 1) W for m rankings, which is chi-squared with as many
       degrees of freedom as the sum of K - 1 (Siegel and Castellan 1988, section 7.2). W is Kendall's, of the places.
-    - `rankings`: how many order something; only these can tell. `reason`: why there is no test.
+    - `rankings`: how many order something; only these count. `reason`: why there is no test.
     """
     ordered = [ranks for ranks in shown if len(set(ranks)) > 1]
     of_size = {k: np.array([ranks for ranks in ordered if len(ranks) == k]) for k in sorted(set(map(len, ordered)))}

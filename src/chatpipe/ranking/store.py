@@ -288,7 +288,9 @@ class Store:
             if self._connection.in_transaction:
                 yield self._connection
                 return
-            if _identity(self.path) != self._file:  # SQLite would go on writing to a file that nobody can open again
+            if (
+                _identity(self.path) != self._file
+            ):  # SQLite would continue to write to a file that nobody can open again
                 raise StoreError(
                     f"Nothing was stored: {self.path} was deleted or replaced while it was in use.",
                     "Start this command again; what was ranked before is in the file that was there.",
@@ -320,7 +322,7 @@ def _check_same(path: Path, connection: sqlite3.Connection, items: Sequence[Item
 
 
 def _identity(path: Path) -> tuple[int, int] | None:
-    """Tells a file from another of the same name; None if there is no file."""
+    """Identifies a file, also after another took its name; None if there is no file."""
     try:
         found = path.stat()
     except FileNotFoundError:

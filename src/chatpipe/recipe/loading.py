@@ -27,7 +27,7 @@ SECTIONS = {
 
 @dataclass(frozen=True)
 class Resolved:
-    """A checked recipe; `origins` says for each dotted key whether it is a default, a recipe's line or an override."""
+    """A checked recipe; `origins` maps each dotted key to a default, a recipe's line or an override."""
 
     recipe: Recipe
     origins: dict[str, str]
@@ -44,7 +44,7 @@ class Resolved:
 def load_recipe(name: str | None, overrides: Sequence[str] = (), flags: Mapping[str, Any] | None = None) -> Resolved:
     """Reads the recipe `name` (a path or a packaged name; None = all defaults), then `KEY=VALUE`s, then `flags`.
 
-    `flags` maps dotted keys to values that command-line options such as `--model` stand for.
+    `flags` maps dotted keys to values of command-line options such as `--model`.
     Raises `UsageError` that names every wrong key with its line and the nearest right one.
     """
     path = find_recipe(name) if name is not None else None
@@ -121,7 +121,7 @@ def _read_yaml(path: Path) -> tuple[dict[str, Any], dict[str, str]]:
 
 
 def _check_keys(node: yaml.MappingNode, path: Path, prefix: str, origins: dict[str, str]) -> None:
-    """Notes the line of each key, and refuses a key given twice (YAML would take the last without a word)."""
+    """Notes the line of each key, and refuses a key given twice (YAML would silently take the last)."""
     for key_node, value_node in node.value:
         key = f"{prefix}{key_node.value}"
         where = f"{path}:{key_node.start_mark.line + 1}"

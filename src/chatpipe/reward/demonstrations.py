@@ -35,9 +35,9 @@ def demonstrations(
     longer than `max_length` is left out. Where none is left, the best answers of `rankings` take their place.
     """
     found = []
-    for said in drawn(conversations, MAX_DEMONSTRATIONS, seed):
+    for turns in drawn(conversations, MAX_DEMONSTRATIONS, seed):
         try:
-            found += encode_answers(tokenizer, said[:-1], [said[-1]["content"]], max_length)
+            found += encode_answers(tokenizer, turns[:-1], [turns[-1]["content"]], max_length)
         except BadRow:
             continue
     return found or [_best_answer(ranking) for ranking in drawn(rankings, MAX_DEMONSTRATIONS, seed)]
@@ -49,8 +49,8 @@ def conversations_to_draw_from(blocks: Sequence[DataBlock], worlds: Worlds) -> I
     Raises `UsageError` where a source cannot be read.
     """
     for block in blocks:
-        said = stream_conversations([block], worlds, "sft.data", Report())
-        for conversation, split in islice(said, MAX_HUB_CONVERSATIONS if is_hub(block) else None):
+        turns = stream_conversations([block], worlds, "sft.data", Report())
+        for conversation, split in islice(turns, MAX_HUB_CONVERSATIONS if is_hub(block) else None):
             if split == "train":
                 yield conversation
 

@@ -59,7 +59,7 @@ def score_head(model: PreTrainedModel) -> nn.Linear:
 
 
 def outside_body(model: PreTrainedModel) -> dict[str, nn.Module]:
-    """The modules that a reward model has besides its body, by name: its head, and what an encoder puts before it."""
+    """The modules of a reward model outside its body, by name: its head, and what an encoder puts before it."""
     body = model.base_model_prefix
     return {name: module for name, module in model.named_modules() if name and name.split(".")[0] != body}
 

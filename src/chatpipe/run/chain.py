@@ -1,4 +1,4 @@
-"""Runs steps one after the other: what is done is skipped, what was interrupted goes on, the rest runs.
+"""Runs steps one after the other: done steps are skipped, interrupted ones resumed.
 
 A step runs in this process, or in several that accelerate's launcher starts with `chatpipe step`.
 """
@@ -113,7 +113,7 @@ def run_recipe(recipe: Recipe, how: How, on_result: OnResult) -> None:
 def check_stage(
     recipe: Recipe, stage: str, number: int = 1, out: str | None = None, fresh: bool = False, reads_data: bool = True
 ) -> list[Step]:
-    """The steps that one stage stands for, itself the last; raises `UsageError` where they cannot be run.
+    """The steps of one stage, itself the last; raises `UsageError` where they cannot be run.
 
     Without `reads_data` the data may be missing.
     """
@@ -198,7 +198,7 @@ def _run_step(step: Step, how: How, found: Status) -> StepResult:
             stage_module("rank").note_newer_rankings(step)
         return StepResult(step, manifest, True, manifest.measured_otherwise(evaluation_of(step)))
     if is_launched(step, how):
-        begin(step)  # from now on the folder is known as ours, also if no rank lives to say so
+        begin(step)  # marks the folder as ours, even if all ranks are killed before they write
         write_recipe(step.recipe, step.folder / RECIPE_FILE)
         launch.launch(launch_command(step, how), how.processes, step.name, step.folder)
     else:

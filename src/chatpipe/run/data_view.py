@@ -56,7 +56,7 @@ class DataView:
 class _Row:
     """One row as a model reads it: what is shown, and what is counted.
 
-    `length` is in tokens, or in characters without a tokenizer. `stops` says whether an end-of-turn token is trained.
+    `length` is in tokens, or in characters without a tokenizer. `stops`: whether an end-of-turn token is trained.
     """
 
     shown: dict[str, Any]

@@ -1,4 +1,4 @@
-"""The folders of a run: whose they are, the recipe in them, and what --fresh deletes.
+"""The folders of a run: who made them, the recipe in them, and what --fresh deletes.
 
     runs/X/recipe.yaml      every value of the run
     runs/X/STEP/            chatpipe.json when the step is done; before that checkpoints/stage.json
@@ -195,7 +195,7 @@ def check_run_can_be_deleted(recipe: Recipe) -> None:
         people = who_ranked(store) if step.stage == "rank" else []
         if people:
             raise UsageError(
-                f"--fresh makes all models anew, but {_named(people)} ranked answers of these in {store}.",
+                f"--fresh trains all models again, but {_named(people)} ranked answers of these in {store}.",
                 f"{_KEEP.format(store=store)} Or choose another folder with out=.",
             )
 

@@ -173,7 +173,7 @@ class _Clock(TrainerCallback):
         self._passes.append(self._lap(args.device))
 
     def on_step_end(self, args: Any, state: TrainerState, control: TrainerControl, **_: Any) -> None:
-        """Records the optimizer, and decides whether to go on."""
+        """Records the optimizer, and decides whether to stop."""
         self._updates.append(self._lap(args.device))
         control.should_evaluate = len(self._updates) == 1  # an evaluation's memory belongs to the peak
         seconds = self._last_lap - self._began

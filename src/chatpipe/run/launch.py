@@ -92,7 +92,7 @@ def launch(command: Sequence[str], processes: int, stage: str, folder: Path) -> 
     if child.returncode != 0:
         raise _error_of_rank(error_file, folder, interrupted)
     if interrupted:
-        raise Interrupted(f"{stage} is done; stopped before the next stage.", "The same command goes on from there.")
+        raise Interrupted(f"{stage} is done; stopped before the next stage.", "The same command continues there.")
 
 
 def report_error(problem: ChatpipeError) -> bool:
@@ -138,14 +138,14 @@ def _wait(child: "subprocess.Popen[bytes]", stop_file: Path, show: Any) -> bool:
 
 def _error_of_rank(error_file: Path, folder: Path, interrupted: bool) -> ChatpipeError:
     if error_file.exists():
-        told = json.loads(error_file.read_text(encoding="utf-8"))
+        report = json.loads(error_file.read_text(encoding="utf-8"))
         error_file.unlink()
-        problem = ChatpipeError(told["message"], told["hint"])
-        problem.exit_code = ExitCode(told["exit_code"])
+        problem = ChatpipeError(report["message"], report["hint"])
+        problem.exit_code = ExitCode(report["exit_code"])
         return problem
     if interrupted:
-        return Interrupted("Stopped before a resume point could be saved.", "The same command goes on.")
-    return TrainingError("A process ended without saying why.", f"Its output is in {folder / LOG_FILE}.")
+        return Interrupted("Stopped before a resume point could be saved.", "The same command continues.")
+    return TrainingError("A process ended without an error message.", f"Its output is in {folder / LOG_FILE}.")
 
 
 def _names(flags: Sequence[str]) -> set[str]:
@@ -154,7 +154,7 @@ def _names(flags: Sequence[str]) -> set[str]:
 
 
 def _read_profile(profile: str | None) -> dict[str, Any]:
-    """What stands in an accelerate config file (YAML, or JSON, which is YAML)."""
+    """The content of an accelerate config file (YAML, or JSON, which is YAML)."""
     if profile is None:
         return {}
     try:
@@ -173,7 +173,7 @@ def _read_profile(profile: str | None) -> dict[str, Any]:
 
 
 def _decided_by(profile: dict[str, Any]) -> set[str]:
-    """The flags that a profile stands for."""
+    """The accelerate flags of a profile."""
     old_names = {"fp16": "mixed_precision", "dynamo_config": "dynamo_backend"}
     return {f"--{old_names.get(key, key)}" for key, value in profile.items() if value is not None}
 
@@ -211,7 +211,7 @@ def use_allowed_threads() -> None:
 
 
 def processes_of(recipe: Recipe) -> int:
-    """How many processes a recipe runs in: what it says, else as many as visible GPUs, one on a CPU."""
+    """How many processes a recipe runs in: its `processes`, else as many as visible GPUs, one on a CPU."""
     if is_rank():
         return int(os.environ["WORLD_SIZE"])
     return recipe.processes or default_processes()

@@ -1,4 +1,4 @@
-"""What a stage would do: parameters, optimizer steps, tokens and the command, known without running it."""
+"""The plan of a stage, without running it: parameters, optimizer steps, tokens and the command."""
 
 import math
 import shlex
@@ -22,7 +22,7 @@ CHINCHILLA_TOKENS = 20
 
 
 def plan_stage(step: Step, how: How) -> dict[str, Any]:
-    """The plan of one stage; `unknown` stands where only a hub could tell.
+    """The plan of one stage; what only the hub knows is `unknown`.
 
     Raises `UsageError` where the processes cannot share the batches.
     """

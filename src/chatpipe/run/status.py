@@ -28,20 +28,20 @@ MAX_CHANGES = 4
 
 # Where and how a stage runs, not what comes out of it; models and data are compared by content. The recipe's `checks`
 # belong to no stage and are not compared either: one decides whether training begins, and changes nothing in it. So a
-# stage that a check stopped goes on with that one turned off, and a finished one stays finished.
+# stage that a check stopped continues with that one turned off, and a finished one stays finished.
 _NOT_COMPARED: dict[str, Any] = {
     **dict.fromkeys(("logging_steps", "save_steps", "eval_steps", "sample_prompts"), True),
     **dict.fromkeys(("model", "reward_model", "oracle_reward_model", "data", "ptx_data"), True),
     "reward": {"__all__": {"model"}},
 }
-# What an unfinished step of a stage goes on from; those that train have checkpoints.
+# What an unfinished step of a stage resumes from; those that train have checkpoints.
 _RESUME_POINTS = {"sample": f"{COMPLETIONS_FILE}*", "rank": STORE_FILE}
 _CHECKPOINTS = "checkpoints/step-*[0-9]"
 _RESULT = {"sample": COMPLETIONS_FILE, "rank": RANKINGS_FILE}
 
 
 def status(step: Step, to_be_made: Collection[str] = ()) -> Status:
-    """Whether the step is done, has resume points to go on from, or is new.
+    """Whether the step is done, resumable, or new.
 
     Raises `UsageError` where the folder holds something else; the message names what changed. What the steps
     `to_be_made` will make is not compared.
@@ -55,7 +55,7 @@ def status(step: Step, to_be_made: Collection[str] = ()) -> Status:
     finished = read_manifest(step.folder)
     before = finished or read_manifest(step.folder, STARTED)
     if before is None or (finished is None and not _can_be_resumed(step)):
-        return "new"  # it stopped, perhaps because of its data, before there was anything to go on from
+        return "new"  # it stopped, perhaps because of its data, before there was anything to resume
     unknown = [key for key, makers in step.makers.items() if not set(makers).isdisjoint(to_be_made)]
     now = manifest_of(step, unknown)
     if not unknown and before.fingerprint == now.fingerprint:
@@ -128,7 +128,7 @@ def manifest_of(step: Step, without: Collection[str] = ()) -> Manifest:
 
 
 def evaluation_of(step: Step) -> dict[str, Any]:
-    """Dotted recipe keys that decide how the result is measured, and nothing of the result."""
+    """Dotted recipe keys on which only the measuring of the result depends, with their values."""
     if step.stage not in ("sft", "ppo"):
         return {}
     return flatten({"evaluation": step.recipe.evaluation.model_dump(mode="json")})
@@ -148,7 +148,7 @@ def again(step: Step) -> str:
 
 
 def _settings(step: Step) -> dict[str, Any]:
-    """Dotted recipe keys that decide what comes out."""
+    """Dotted recipe keys on which the step's result depends, with their values."""
     exclude = dict(_NOT_COMPARED)
     if step.stage == "rm" and step.round == 1:
         exclude["age_weight"] = True  # no rankings are older
@@ -170,7 +170,7 @@ def _can_be_resumed(step: Step) -> bool:
 
 
 def _in_run(step: Step, fingerprints: Mapping[str, str]) -> dict[str, str]:
-    """What the run itself made is named by its place in the run, which may be moved."""
+    """A model or file that the run made is named relative to the run's folder, because a run may be moved."""
     run = Path(step.recipe.out)
     return {
         str(Path(source).relative_to(run)) if Path(source).is_relative_to(run) else source: content

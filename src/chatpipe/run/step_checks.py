@@ -1,4 +1,4 @@
-"""Checks of a step before it starts: folder, data, models and code. No torch: what is wrong is answered at once."""
+"""Checks of a step before it starts: folder, data, models and code. No torch: it reports problems within a second."""
 
 import difflib
 import importlib.util
@@ -21,7 +21,7 @@ from chatpipe.run.steps import steps_of
 from chatpipe.stages.step import COMPLETIONS, WHAT_OF_KEY, Step
 
 Check = Callable[[], str]
-"""Says in a few words what was found; raises `UsageError` where that cannot be used."""
+"""Returns a few words on what was found; raises `UsageError` where that cannot be used."""
 
 
 def check_recipe(recipe: Recipe) -> None:

@@ -60,7 +60,7 @@ def step_of(recipe: Recipe, stage: str, number: int = 1, out: str | Path | None 
 
 
 def steps_for(recipe: Recipe, stage: str, number: int = 1, out: str | Path | None = None) -> list[Step]:
-    """The steps that `chatpipe STAGE` stands for: rm comes with the rankings of its round, the others alone.
+    """The steps of `chatpipe STAGE`: rm comes with the rankings of its round, the others alone.
 
     Outside of a run (`out`) rm reads the rankings that `rm.data` names, and the run's own where it names none.
     """
@@ -113,7 +113,7 @@ def _models(recipe: Recipe, stage: str, number: int) -> tuple[dict[str, str], di
     for key, stage_before in _MAKERS.get(stage, {}).items():
         if key in given or (key == "reward_model" and recipe.ppo.reward is not None):
             continue
-        # In later rounds the newest policy answers, and goes on learning.
+        # In later rounds the newest policy answers and is trained further.
         goes_on = number > 1 and key == "model" and stage in ("sample", "ppo")
         maker = ("ppo", number - 1) if goes_on else (stage_before, number)
         models[key] = str(folder_of(recipe, *maker))

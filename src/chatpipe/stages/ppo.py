@@ -54,7 +54,7 @@ class Prepared:
     policy: PreTrainedModel
     reference: PreTrainedModel | None
     rewards: Rewards
-    judges: Mapping[str, PreTrainedModel]
+    scorers: Mapping[str, PreTrainedModel]
     """The reward models by recipe key."""
     response_length: int
 
@@ -66,7 +66,7 @@ class Prepared:
 
     def checks(self) -> Checks:
         """The checks that need no trainer."""
-        return ppo_checks(self.tokenizer, self.policy, self.judges, self.prompts, self.context, self.response_length)
+        return ppo_checks(self.tokenizer, self.policy, self.scorers, self.prompts, self.context, self.response_length)
 
 
 def prepare(step: Step) -> Prepared:
@@ -81,8 +81,8 @@ def prepare(step: Step) -> Prepared:
     in_bf16 = use_bf16(recipe.ppo.bf16, policy.device)
     reference = None if recipe.ppo.lora else load_causal_model(step.models["model"], frozen=in_bf16)
     rewards = load_rewards(step, tokenizer)
-    judges = dict(zip([f"ppo.{key}" for key in step.models if key != "model"], rewards.all_models, strict=True))
-    return Prepared(tokenizer, prompts, policy, reference, rewards, judges, recipe.ppo.response_length)
+    scorers = dict(zip([f"ppo.{key}" for key in step.models if key != "model"], rewards.all_models, strict=True))
+    return Prepared(tokenizer, prompts, policy, reference, rewards, scorers, recipe.ppo.response_length)
 
 
 def new_trainer(step: Step, prepared: Prepared) -> PPOTrainer:
@@ -212,7 +212,7 @@ def _train(step: Step, prepared: Prepared) -> dict[str, Any]:
 def _fitting(
     step: Step, tokenizer: PreTrainedTokenizerBase, prompts: list[Conversation], context: int
 ) -> list[Conversation]:
-    """The prompts that leave room for a completion in `context` tokens; how many do not is said."""
+    """The prompts that leave room for a completion in `context` tokens; the number of others is printed."""
     new_tokens = step.recipe.ppo.response_length
     fitting = prompts_with_room(tokenizer, prompts, context, "ppo.response_length", new_tokens)
     if len(fitting) < len(prompts) and step.is_main:

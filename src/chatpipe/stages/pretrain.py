@@ -172,7 +172,7 @@ def _train(
 
 
 def _start(step: Step, tokenizer: PreTrainedTokenizerBase) -> PreTrainedModel:
-    """A new model, or the one to go on from."""
+    """A new model, or the one to continue from."""
     set_seed(step.recipe.seed)
     if "model" in step.models:
         model = _load(step, step.models["model"])

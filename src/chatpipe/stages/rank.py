@@ -1,7 +1,7 @@
 """rank: what people or a program prefer among the answers of a round, as `rankings.jsonl`.
 
-Where `rm.data` names rankings, they are written down there as they were read. The store `rankings.db` keeps what each
-annotator said; people go on ranking in it while the run waits, and afterwards.
+Where `rm.data` names rankings, the file holds these as they were read. The store `rankings.db` keeps every annotator's
+rankings; people rank in it while the run waits, and may rank more afterwards.
 """
 
 import json
@@ -48,13 +48,13 @@ def run(step: Step) -> Outcome | None:
 
 
 def note_newer_rankings(step: Step) -> None:
-    """Tells that people have ranked on since the step was done, if they have."""
+    """Prints a note if people have ranked more since the step was done."""
     store, path = step.folder / STORE_FILE, step.folder / RANKINGS_FILE
     if not has_begun(store):
         return
     try:
         with Store.read(store) as opened:
-            now = _lines(map(ranking_row, _not_skipped(_said_by_people(opened))))
+            now = _lines(map(ranking_row, _not_skipped(_first_answers_of_people(opened))))
     except ChatpipeError as problem:  # rm itself does not need the store any more
         console.note(f"rank: {problem.message}")
         return
@@ -81,7 +81,7 @@ def _ranked_rows(step: Step) -> list[dict[str, Any]]:
 
 
 def _ranked_by_program(step: Step, items: Sequence[Item]) -> list[StoredRanking]:
-    """The rankings of the program that is the rater, going on where it was killed."""
+    """The rankings of the program that is the rater; a killed one continues."""
     rank, path = step.recipe.rank, step.folder / STORE_FILE
     with (
         Store.create_or_open(path, items, seed=step.recipe.seed, overlap=1, repeats=0) as store,
@@ -98,18 +98,18 @@ def _ranked_by_program(step: Step, items: Sequence[Item]) -> list[StoredRanking]
         )
         if "rater" in step.models:
             end_sharing()
-        return _not_skipped(said for said in store.rankings() if said.annotator == rank.rater)
+        return _not_skipped(answered for answered in store.rankings() if answered.annotator == rank.rater)
 
 
 def _ranked_by_people(step: Step, items: Sequence[Item]) -> list[StoredRanking]:
     """The rankings of people; raises `WaitingForRankings` while some items have too few."""
     path, overlap = step.folder / STORE_FILE, step.recipe.rank.overlap
-    said: list[StoredRanking] = []
+    answered: list[StoredRanking] = []
     if has_begun(path):
         with Store.read(path) as store:
             _check_ranks_these(store, items, _completions(step))
-            said = _said_by_people(store)
-    answers = Counter(one.item.id for one in said)
+            answered = _first_answers_of_people(store)
+    answers = Counter(one.item.id for one in answered)
     settled = sum(count >= overlap for count in answers.values())
     if settled < len(items):
         by = f" by {overlap} people" if overlap > 1 else ""
@@ -117,7 +117,7 @@ def _ranked_by_people(step: Step, items: Sequence[Item]) -> list[StoredRanking]:
             f"Round {step.round} waits for people: {settled} of {len(items)} prompts are ranked{by}.",
             f"Rank them with `{_rank_command(step)}`, then give this command again.",
         )
-    return _not_skipped(said)
+    return _not_skipped(answered)
 
 
 def _check_ranks_these(store: Store, items: Sequence[Item], completions: Path) -> None:
@@ -139,13 +139,13 @@ def _completions(step: Step) -> Path:
     return Path(step.data[COMPLETIONS][0].source)
 
 
-def _said_by_people(store: Store) -> list[StoredRanking]:
-    """What people said of each item the first time that they saw it, skips with it."""
-    return [said for said in store.rankings() if said.kind == "person" and not said.repeat]
+def _first_answers_of_people(store: Store) -> list[StoredRanking]:
+    """What each person answered on first seeing an item, skips included."""
+    return [answered for answered in store.rankings() if answered.kind == "person" and not answered.repeat]
 
 
-def _not_skipped(said: Iterable[StoredRanking]) -> list[StoredRanking]:
-    return [one for one in said if one.skipped is None]
+def _not_skipped(answered: Iterable[StoredRanking]) -> list[StoredRanking]:
+    return [one for one in answered if one.skipped is None]
 
 
 def _lines(rows: Iterable[dict[str, Any]]) -> str:

@@ -15,7 +15,7 @@ tags: [chatpipe, {stage}]
 
 # {title}
 
-Made by `chatpipe {stage}`. `chatpipe.json` says from what, on which data, with which settings, and what was measured.
+Made by `chatpipe {stage}`. `chatpipe.json` has the models, the data and the settings it was made from, and its metrics.
 
 ```python
 from transformers import {auto}, AutoTokenizer

@@ -15,7 +15,7 @@ from chatpipe.errors import TrainingError
 class SkipNonFinite(Trainer):
     """Leaves weights and optimizer unchanged in a step that is not finite. Comes before the Trainer among the bases.
 
-    Such a step counts: data and learning rate go on. It is logged as `nonfinite_in_a_row`; the mean `loss` that is
+    Such a step counts: data and learning rate advance. It is logged as `nonfinite_in_a_row`; the mean `loss` that is
     logged next covers the steps after it. Raises `TrainingError` after `max_nonfinite_steps` in a row.
 
     A trainer with a loop of its own calls `skip_if_nonfinite` before `optimizer.step()` and `report_skipped_step` at

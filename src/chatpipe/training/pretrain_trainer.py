@@ -40,7 +40,7 @@ class PretrainTrainer(Measured, SkipNonFinite, Trainer):
         self.muon, self.masking, self.measure = muon, masking, measure
 
     def _get_train_sampler(self, *_: Any, **__: Any) -> Sampler[int]:
-        # item s of the data set is sample s of the run: processes and resumes only say who takes which, and from where
+        # Item s of the data set is sample s of the run. Processes only share them; a resumed run starts at a later s.
         return SequentialSampler(self.train_dataset)
 
     def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:

@@ -1,4 +1,4 @@
-"""Resume points: folders `checkpoints/step-N` from which a training run goes on as if it had never stopped.
+"""Resume points: folders `checkpoints/step-N` from which a training run continues as if it had never stopped.
 
     class PretrainTrainer(ResumePoints, Trainer): ...
     point = newest_resume_point(stage / RESUME_POINTS)
@@ -8,7 +8,7 @@ A trainer with a loop of its own calls `save_resume_point()` and `load_resume_po
 
 Trainer writes straight into `checkpoint-N`, takes the highest number unchecked, resumes silently with a fresh optimizer
 when that file is gone, and stores pickles. A resume point is complete or invisible (`data.durable`), holds safetensors
-and JSON only, and has all that the training loop needs to go on exactly:
+and JSON only, and has all that the training loop needs to continue exactly:
 
     trainer_state.json      Trainer's own state with its log history, under the name that Trainer reads
     model.safetensors       one file for each of `modules_to_save()`
@@ -19,7 +19,7 @@ and JSON only, and has all that the training loop needs to go on exactly:
 
 Exact means: on a CPU in fp32, with the same number of processes and the same library versions, all losses are equal to
 the bit. It requires that no batch draws from the global generators (a loader reads ahead of the step that is saved)
-and that evaluation and saving both go by steps. With another number of processes the run goes on, but not bit by bit.
+and that evaluation and saving both go by steps. With another number of processes the run continues, but not bit by bit.
 All ranks need the same file system.
 """
 
@@ -145,7 +145,7 @@ class ResumePoints(CountsTokens):
             shutil.rmtree(partial, ignore_errors=True)
             raise TrainingError(
                 f"Resume point {partial.with_suffix('')} could not be written: {error}",
-                "Make room or give out= another disk; the same command goes on from the resume point before it.",
+                "Make room or give out= another disk; the same command continues from the resume point before it.",
             ) from error
         self.accelerator.wait_for_everyone()
 
@@ -254,7 +254,7 @@ class ResumePoints(CountsTokens):
             state.set_rng_state(saved["rng"])
         else:
             _log.warning(
-                "%s is of %s processes, this run has %s: it goes on, but not bit by bit.",
+                "%s is of %s processes, this run has %s: it continues, but not bit by bit.",
                 checkpoint,
                 saved["world_size"],
                 self.args.world_size,

@@ -81,7 +81,7 @@ def run_trainer(
 ) -> dict[str, Any]:
     """Trains to the end and returns the average speed, `train_seconds` and the `evaluation_seconds` within it.
 
-    FLOPs are counted from `model` and `context` (tokens). `resumable` tells at which steps a resume point may lie; an
+    FLOPs are counted from `model` and `context` (tokens). `resumable` decides at which steps a resume point may lie; an
     interruption waits for the next one. Raises `Interrupted` when asked to stop before the end, and `TrainingError`
     after `max_nonfinite_steps` in a row with a loss or gradient that is not finite.
     """
@@ -101,7 +101,7 @@ def run_trainer(
         trainer.train(resume_from_checkpoint=str(point) if point else None)
     except KeyboardInterrupt as problem:
         raise Interrupted(
-            f"{stage} was stopped at once.", "The same command goes on from the last resume point."
+            f"{stage} was stopped at once.", "The same command continues from the last resume point."
         ) from problem
     finally:
         stop.restore()
@@ -110,7 +110,7 @@ def run_trainer(
     if stop.requested:
         raise Interrupted(
             f"{stage} was interrupted at step {trainer.state.global_step} of {trainer.state.max_steps}.",
-            "A resume point is saved; the same command goes on from there.",
+            "A resume point is saved; the same command continues from there.",
         )
     evaluating = watching.speed.evaluation_seconds
     return {

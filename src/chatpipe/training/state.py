@@ -1,6 +1,6 @@
 """The state of a training run as tensors and JSON: weights, optimizer, random number generators. No pickle.
 
-Under FSDP2 some functions gather shards, as their docstrings say: every rank must call them, in the same order.
+Under FSDP2 the functions whose docstrings mention it gather shards: every rank must call them, in the same order.
 """
 
 import random

@@ -4,7 +4,7 @@ A port on 127.0.0.1 is no defence. Any page that is open in the same browser can
 its owner points to 127.0.0.1 (DNS rebinding) makes them same-origin. So a request must pass these checks:
 
 1. `Host` is a name of this server (starlette's TrustedHostMiddleware).
-2. `Origin` and `Sec-Fetch-Site`, which a page cannot forge, say that the request comes from our page.
+2. `Origin` and `Sec-Fetch-Site`, which a page cannot forge, name our page as the origin.
 3. A request that changes something is a POST with JSON, which no form of another page can send; there are no CORS
    headers.
 4. The token of the printed address comes once, in `GET /?token=...`, and becomes a cookie that scripts cannot read
@@ -12,7 +12,7 @@ its owner points to 127.0.0.1 (DNS rebinding) makes them same-origin. So a reque
 
 Every response has a content security policy under which only this server's own files run.
 
-An annotator's token is derived from their name and a secret beside the store, so it is the same at every start. The
+An annotator's token is derived from their name and a secret next to the store, so it is the same at every start. The
 store itself does not contain it and can be handed on. Deleting the secret makes all addresses invalid.
 """
 
@@ -80,7 +80,7 @@ class Gate:
         app: Answers the accepted requests.
         host: The address that the server is bound to.
         tokens: Annotator to token.
-        cookie: The cookie's name. Cookies do not tell ports apart, so each server needs a name of its own.
+        cookie: The cookie's name. Cookies are shared by all ports, so each server needs a name of its own.
     """
 
     def __init__(self, app: ASGIApp, host: str, tokens: Mapping[str, str], cookie: str) -> None:

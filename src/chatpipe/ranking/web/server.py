@@ -1,6 +1,6 @@
 """The ranking server: the page's files, what an annotator sees, and what they do.
 
-    GET  /                       the page (rank.css, rank.js and icon.svg beside it)
+    GET  /                       the page (with rank.css, rank.js and icon.svg)
     GET  /api/view               what there is to rank now
     POST /api/act                one action; answered when it is on the disk
 
@@ -101,7 +101,7 @@ def open_socket(host: str, port: int) -> socket.socket:
     Raises `UsageError` if the port is taken or the address is not this machine's.
     """
     try:
-        # asyncio has small answers sent at once (TCP_NODELAY) only where the socket says that its protocol is TCP.
+        # asyncio has small answers sent at once (TCP_NODELAY) only where the socket's protocol is given as TCP.
         found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, proto=socket.IPPROTO_TCP)
         family, kind, protocol, _, address = found[0]
         opened = socket.socket(family, kind, protocol)

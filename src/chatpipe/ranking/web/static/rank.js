@@ -58,7 +58,7 @@ function isOthers(body) {
   outbox.length = waiting.length = 0;
   showStopped(
     `The address of ${body.annotator} was opened in this browser, so it ranks as ${body.annotator} now, not as ${annotator}.${lost}` +
-      ` Reload this page to go on as ${body.annotator}, or open the address of ${annotator} again.`,
+      ` Reload this page to continue as ${body.annotator}, or open the address of ${annotator} again.`,
   );
   return true;
 }
@@ -135,7 +135,7 @@ function submit() {
   if (!isTask()) return;
   const missing = unranked(answer.ranks);
   if (missing.length && !answer.all_bad) {
-    announce(`Rank ${spoken(missing)} first. If all answers are bad, say so (B).`);
+    announce(`Rank ${spoken(missing)} first. If all answers are bad, press B.`);
     return;
   }
   take("submit", { said: "Submitted and saved." });
