@@ -3,6 +3,7 @@
 Writes what each function returned to FOLDER/RANK.json.
 """
 
+import copy
 import json
 import os
 import sys
@@ -10,6 +11,8 @@ from pathlib import Path
 
 import torch
 from torch import distributed
+from torch.distributed import init_device_mesh
+from torch.distributed.fsdp import fully_shard
 from transformers import GPT2ForSequenceClassification
 
 from chatpipe.data.chat_template import add_chat_template, encode_completion
@@ -17,7 +20,7 @@ from chatpipe.data.encoding import Encoder
 from chatpipe.data.masking import Masking, add_mask_token
 from chatpipe.data.rankings import Ranking
 from chatpipe.data.text_blocks import ValidationText
-from chatpipe.evaluation.chat import evaluate_chat
+from chatpipe.evaluation.chat import chat_loss, evaluate_chat
 from chatpipe.evaluation.pair_accuracy import evaluate_ranker
 from chatpipe.evaluation.policy import PolicyEvaluation, evaluate_policy
 from chatpipe.evaluation.text import evaluate_text
@@ -65,6 +68,9 @@ def evaluate() -> dict[str, dict]:
         kl_prompts=[[5, 6, 7], [8, 9], [5, 6, 7]],
         sampling=SamplingParams(max_new_tokens=5, temperature=0.8),
     )
+    sharded = copy.deepcopy(policy)
+    if distributed.is_initialized():
+        fully_shard(sharded, mesh=init_device_mesh("cpu", (distributed.get_world_size(),)))
     chat, answers = evaluate_chat(policy, tokenizer, rows, prompts, settings, seed=0, oracle=None)
     return {
         "text": evaluate_text(policy, tokenizer, text),
@@ -72,6 +78,8 @@ def evaluate() -> dict[str, dict]:
         "chat": {**chat, "ids": [answer.ids for answer in answers.answers]},
         "ranker": evaluate_ranker(reward_model, tokenizer, rankings, max_length=64, seed=0),
         "policy": evaluate_policy(data, policy, reference),
+        # One row: a process without rows would make no pass, and the other one would wait for it.
+        "sharded": {"eval_loss": chat_loss(sharded, rows[:1])},
     }
 
 

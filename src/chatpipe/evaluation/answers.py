@@ -12,10 +12,10 @@ from chatpipe.data.chat_template import decode_answer, encode_prompt
 from chatpipe.data.datasets import Conversation
 from chatpipe.data.worlds import Oracle, Rating
 from chatpipe.evaluation.intervals import wilson_interval
-from chatpipe.evaluation.sharing import over_ranks
 from chatpipe.generation import Completion, SamplingParams, generate
 from chatpipe.models.context import longest_sequence
 from chatpipe.recipe.schema import Evaluation
+from chatpipe.training.ranks import over_ranks
 
 EXAMPLE_TOKENS = 40
 
@@ -82,7 +82,7 @@ def answer_prompts(
 
     ids = [encode_prompt(tokenizer, prompt) for prompt in prompts]
     # Equal prompts have random numbers of their own, in the order in which one process meets them.
-    completions = over_ranks(ids, complete, same_rank=tuple)
+    completions = over_ranks(ids, complete, same_rank=tuple, model=model)
     return [Answer(decode_answer(tokenizer, done.ids), done.ids, done.ended) for done in completions]
 
 

@@ -16,11 +16,12 @@ from chatpipe.data.worlds import Oracle
 from chatpipe.errors import UsageError
 from chatpipe.evaluation.answers import Answers, answer_prompts, evaluate_answers
 from chatpipe.evaluation.intervals import bootstrap_interval
-from chatpipe.evaluation.sharing import over_ranks, rows_at_once
+from chatpipe.evaluation.text import rows_at_once
 from chatpipe.generation import SamplingParams
 from chatpipe.models.context import longest_sequence
 from chatpipe.models.layers import evaluation_mode
 from chatpipe.recipe.schema import Evaluation
+from chatpipe.training.ranks import over_ranks
 
 EncodedConversation = tuple[list[int], list[int]]
 """Token ids of a conversation, and a mask of the same length: 1 on the assistant's tokens."""
@@ -131,7 +132,7 @@ def answer_nats(
         return found
 
     with evaluation_mode(model), torch.no_grad():
-        results = over_ranks(rows, nats_of)
+        results = over_ranks(rows, nats_of, model=model)
     nats, counts = np.array(results, dtype=np.float64).reshape(-1, 2).T
     return nats, counts
 

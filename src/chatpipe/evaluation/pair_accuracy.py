@@ -16,9 +16,9 @@ from chatpipe.data.row_files import BadRow
 from chatpipe.data.worlds import Oracle
 from chatpipe.errors import UsageError
 from chatpipe.evaluation.intervals import bootstrap_interval, share_interval
-from chatpipe.evaluation.sharing import over_ranks
 from chatpipe.reward.ranking_batches import encode_answers
 from chatpipe.reward.scoring import score_sequences
+from chatpipe.training.ranks import over_ranks
 
 
 @dataclass(frozen=True)
@@ -218,7 +218,7 @@ def ranking_scores(
             return score_sequences(model, sequences, on_scored=bar.update).tolist()
 
     encoded = [encode_answers(tokenizer, ranking.prompt, ranking.responses, max_length) for ranking in rankings]
-    scores = iter(over_ranks([ids for sequences in encoded for ids in sequences], score))
+    scores = iter(over_ranks([ids for sequences in encoded for ids in sequences], score, model=model))
     return [[next(scores) for _ in sequences] for sequences in encoded]
 
 

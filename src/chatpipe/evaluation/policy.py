@@ -13,9 +13,9 @@ from chatpipe.data.worlds import Oracle, Rating
 from chatpipe.evaluation.answers import Answer, Answers, answer_metrics, evaluate_answers
 from chatpipe.evaluation.chat import answer_nats
 from chatpipe.evaluation.intervals import bootstrap_interval, share_interval
-from chatpipe.evaluation.sharing import over_ranks
 from chatpipe.generation import Completion, SamplingParams, generate
 from chatpipe.recipe.schema import Evaluation
+from chatpipe.training.ranks import over_ranks
 
 Scores = Mapping[str, list[float]]
 """By the name of a scorer, its score of each answer."""
@@ -123,7 +123,7 @@ def sampled_kl(
         with console.progress("sampling", len(some)) as bar:
             return generate(policy, some, params, eos_token_id, seed, on_finished=bar.update)
 
-    completions = over_ranks(prompts, complete, same_rank=tuple)
+    completions = over_ranks(prompts, complete, same_rank=tuple, model=policy)
     rows = [
         ([*prompt, *done.ids], [0] * len(prompt) + [1] * len(done.ids))
         for prompt, done in zip(prompts, completions, strict=True)

@@ -12,16 +12,19 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from chatpipe import console
 from chatpipe.data.masking import IGNORED, Masking
 from chatpipe.data.text_blocks import ValidationText, isolating
-from chatpipe.evaluation.sharing import over_ranks, rows_at_once
 from chatpipe.generation import SamplingParams, generate
 from chatpipe.models.context import longest_sequence
 from chatpipe.models.layers import evaluation_mode
 from chatpipe.models.tokenizer_training import tokens_without_text
+from chatpipe.training.ranks import over_ranks
 
 MAX_TEXT_BYTES = 500_000
 """Enough validation text for a precise loss; a tenth of a large corpus would take longer than training."""
 SAMPLE_TOKENS, SAMPLE_TEMPERATURE = 32, 0.8
 PROMPT_WORDS = 4
+MAX_ROWS = {"cpu": 32, "cuda": 512}
+MAX_LOGITS = {"cpu": 2**22, "cuda": 2**28}
+"""Numbers in the logits of one forward pass: 16 MB in float32 on a CPU, 1 GB on a GPU. Training takes more."""
 
 
 @dataclass(frozen=True)
@@ -88,7 +91,7 @@ def text_loss(model: PreTrainedModel, text: ValidationText, special_ids: Sequenc
         return found
 
     with evaluation_mode(model), torch.no_grad():
-        nats, nats_of_text = np.array(over_ranks(range(len(inputs)), nats_of)).sum(0).tolist()
+        nats, nats_of_text = np.array(over_ranks(range(len(inputs)), nats_of, model=model)).sum(0).tolist()
     return TextLoss(nats / len(tokens), nats_of_text / math.log(2) / text.num_bytes)
 
 
@@ -112,8 +115,15 @@ def masked_loss(model: PreTrainedModel, text: ValidationText, masking: Masking) 
         return found
 
     with evaluation_mode(model), torch.no_grad():
-        nats, right, hidden = np.array(over_ranks(range(len(blocks)), guessed)).sum(0).tolist()
+        nats, right, hidden = np.array(over_ranks(range(len(blocks)), guessed, model=model)).sum(0).tolist()
     return MaskedLoss(nats / hidden, right / hidden) if hidden else MaskedLoss(math.nan, math.nan)
+
+
+def rows_at_once(model: PreTrainedModel, length: int) -> int:
+    """The number of rows of `length` tokens whose logits `model` computes in one forward pass."""
+    kind = "cuda" if model.device.type == "cuda" else "cpu"
+    logits = length * model.config.get_text_config().vocab_size
+    return max(1, min(MAX_ROWS[kind], MAX_LOGITS[kind] // logits))
 
 
 def first_words(documents: Sequence[str]) -> list[str]:

@@ -9,7 +9,7 @@
 from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
-from chatpipe.training.ranks import in_world
+from chatpipe.training.ranks import in_world, over_ranks
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -23,7 +23,7 @@ def shared(score: Score[Item, Result]) -> Score[Item, Result]:
 
     def score_together(items: Sequence[Item]) -> list[Result]:
         _send(list(items))
-        return _share(score, items)
+        return over_ranks(items, score)
 
     return score_together
 
@@ -37,7 +37,7 @@ def end_sharing() -> None:
 def help_scoring(score: Score[Any, Any]) -> None:
     """Scores this process's share of what the main process asks, until that calls `end_sharing`."""
     while (items := _send(None)) is not None:
-        _share(score, items)
+        over_ranks(items, score)
 
 
 def _send(items: list[Any] | None) -> list[Any] | None:
@@ -47,13 +47,3 @@ def _send(items: list[Any] | None) -> list[Any] | None:
     sent = [items]
     distributed.broadcast_object_list(sent)
     return sent[0]
-
-
-def _share(score: Score[Item, Result], items: Sequence[Item]) -> list[Result]:
-    """The results of all items, in order, on every process."""
-    from torch import distributed
-
-    rank, world = distributed.get_rank(), distributed.get_world_size()
-    shares: list[list[Result]] = [[] for _ in range(world)]
-    distributed.all_gather_object(shares, score(items[rank::world]))
-    return [shares[i % world][i // world] for i in range(len(items))]

@@ -25,7 +25,7 @@ from transformers import (
 
 from chatpipe import console
 from chatpipe.data.masking import Masking
-from chatpipe.evaluation.sharing import rows_at_once
+from chatpipe.evaluation.text import rows_at_once
 from chatpipe.generation import SamplingParams, generate
 from chatpipe.models.layers import evaluation_mode
 from chatpipe.models.model_folder import looks_like_path

@@ -1,4 +1,4 @@
-"""The processes that run a stage together: which of them this one is, and how it joins, waits for and leaves the rest.
+"""The processes that run a stage together: which of them this one is, how it joins the rest, and what they share.
 
 `run.launch` starts them; torchrun or SLURM may, too. Importing this loads no torch.
 """
@@ -9,13 +9,19 @@ import os
 import signal
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Hashable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from datetime import timedelta
 from pathlib import Path
-from typing import NoReturn
+from typing import TYPE_CHECKING, NoReturn, TypeVar
 
 from chatpipe.errors import TrainingError, UsageError
+
+if TYPE_CHECKING:
+    from torch import nn
+
+Row = TypeVar("Row")
+Result = TypeVar("Result")
 
 LAUNCHED = "CHATPIPE_LAUNCHED"
 STOP_FILE = "stop-requested"
@@ -83,6 +89,41 @@ def wait_for_all() -> None:
         from torch import distributed
 
         distributed.barrier()
+
+
+def over_ranks(
+    rows: Sequence[Row],
+    evaluate: Callable[[Sequence[Row]], Sequence[Result]],
+    *,
+    same_rank: Callable[[Row], Hashable] | None = None,
+    model: "nn.Module | None" = None,
+) -> list[Result]:
+    """The results of `evaluate` for all rows, in their order, on every process; each process evaluates a share.
+
+    Every process calls it with the same rows. Process r evaluates rows r, r + world, ...; rows for which `same_rank`
+    gives the same value are evaluated by one process, in their order. `evaluate` returns one result for each row it is
+    given, possibly none, and may not use collectives. The passes of a sharded `model` (FSDP) are collectives: then
+    every process evaluates all rows.
+    """
+    if not in_world() or (model is not None and _is_sharded(model)):
+        return list(evaluate(rows))
+    from torch import distributed
+
+    rank, world = distributed.get_rank(), distributed.get_world_size()
+    groups: dict[Hashable, int] = {}
+    keys = [number if same_rank is None else same_rank(row) for number, row in enumerate(rows)]
+    owners = [groups.setdefault(key, len(groups)) % world for key in keys]
+    own = evaluate([row for row, owner in zip(rows, owners, strict=True) if owner == rank])
+    shares: list[Sequence[Result]] = [[] for _ in range(world)]
+    distributed.all_gather_object(shares, list(own))
+    results = [iter(share) for share in shares]
+    return [next(results[owner]) for owner in owners]
+
+
+def _is_sharded(model: "nn.Module") -> bool:
+    from torch.distributed.tensor import DTensor
+
+    return any(isinstance(parameter, DTensor) for parameter in model.parameters())
 
 
 @contextmanager

@@ -4,7 +4,7 @@ import pytest
 import torch
 from transformers import GPT2Config, GPT2LMHeadModel
 
-from chatpipe.evaluation.sharing import rows_at_once
+from chatpipe.evaluation.text import rows_at_once
 
 
 @pytest.mark.parametrize(
