@@ -31,7 +31,7 @@ from pathlib import Path
 from typing import Any
 
 LAYERS, HEADS, WIDTH, CONTEXT, VOCABULARY = 4, 4, 192, 128, 600
-PROMPTS_A_STEP, WARM_UP, HELD_OUT = 8, 3, 400
+PROMPTS_A_STEP, WARM_UP, FOR_VALIDATION = 8, 3, 400
 LEARNING_RATE = 1e-3
 WORDS = [first + second for first in ("ba", "ke", "li", "mo", "nu", "ra") for second in ("ran", "lek", "mis", "dov")]
 NOISE = 0.1
@@ -120,7 +120,7 @@ def answer(draw: random.Random, values: dict[str, float]) -> list[str]:
 
 
 def train(peer: str, k: int, steps: int, seed: int, plain: bool) -> Result:
-    """Prompts per second after the first steps, and the accuracy on held-out prompts after the last."""
+    """Prompts per second after the first steps, and the accuracy on validation prompts after the last."""
     from chatpipe.evaluation.ranker import ranking_scores
     from transformers import PrinterCallback, TrainerCallback, set_seed
 
@@ -144,8 +144,8 @@ def train(peer: str, k: int, steps: int, seed: int, plain: bool) -> Result:
             self.ends.append(time.perf_counter())
 
     quiet_libraries()
-    both = rankings(PROMPTS_A_STEP * steps + HELD_OUT, k, seed)
-    learned, held_out = both[HELD_OUT:], both[:HELD_OUT]
+    both = rankings(PROMPTS_A_STEP * steps + FOR_VALIDATION, k, seed)
+    learned, validation = both[FOR_VALIDATION:], both[:FOR_VALIDATION]
     tokenizer = train_tokenizer((text for ranking in learned for text in ranking.responses), VOCABULARY, CONTEXT)
     add_chat_template(tokenizer)
     encoded = encode_rankings(tokenizer, learned, CONTEXT).rankings
@@ -165,10 +165,10 @@ def train(peer: str, k: int, steps: int, seed: int, plain: bool) -> Result:
         trainer.add_callback(clock)
         trainer.train()
     assert len(clock.ends) == steps
-    scores = ranking_scores(model, tokenizer, held_out, CONTEXT)
+    scores = ranking_scores(model, tokenizer, validation, CONTEXT)
     return {
         "prompts_per_second": PROMPTS_A_STEP * (steps - WARM_UP) / (clock.ends[-1] - clock.ends[WARM_UP - 1]),
-        "accuracy": pair_metrics(held_out, scores)["eval_accuracy"],
+        "accuracy": pair_metrics(validation, scores)["eval_accuracy"],
     }
 
 

@@ -28,7 +28,7 @@ torch.set_num_threads(1)
 # A shell without job control has what it starts in the background ignore Ctrl-C, and so would all that the tests start.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
-# A world and models as small as they can be and still learn something. All that the tests rely on stands here, so that
+# A world and models as small as they can be and still learn something. All that the tests rely on is here, so that
 # other numbers in the packaged recipe change nothing.
 SMALL = (
     "seed=0",
@@ -69,7 +69,7 @@ SMALL = (
     "ppo.response_length=24",
     "evaluation.prompts=40",
     "evaluation.max_new_tokens=24",
-    "checks.reward_at_chance=false",  # on so few held-out pairs the interval reaches chance now and then
+    "checks.reward_at_chance=false",  # on so few validation pairs the interval reaches chance now and then
     *(f"{stage}.bf16=false" for stage in ("pretrain", "sft", "rm", "ppo")),
 )
 
@@ -84,7 +84,7 @@ class Said:
 
     @property
     def object(self) -> Any:
-        """The one JSON object that `--json` leaves on stdout; fails if anything else stands there."""
+        """The one JSON object that `--json` leaves on stdout; fails if there is anything else."""
         assert self.code == 0, self.err
         return json.loads(self.out)
 
@@ -112,7 +112,7 @@ def work(tmp_path, monkeypatch) -> Path:
 
 @pytest.fixture
 def listing(work) -> Callable[[], dict[str, str]]:
-    """Tells every file and folder in the folder that commands run in, the files with a hash of what they hold."""
+    """Lists every file and folder in the working folder, the files with a hash of their content."""
 
     def listing() -> dict[str, str]:
         return {

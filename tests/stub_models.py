@@ -1,4 +1,4 @@
-"""Folders that look like models, as far as one can tell without torch."""
+"""Folders that look like models, as far as it shows without torch."""
 
 import json
 import struct

@@ -98,7 +98,7 @@ def test_reset_forgets(monkeypatch, capsys, folder):
     assert "forgotten" in err
 
 
-def test_a_base_model_completes_text_and_says_so_once(monkeypatch, capsys, tmp_path):
+def test_a_base_model_completes_text_and_reports_it_once(monkeypatch, capsys, tmp_path):
     base = save_model(tmp_path, " Tuesday", has_template=False)
     pipe(monkeypatch, "Which day?\nAnd now?\n")
     chat(base, GREEDY, seed=0)

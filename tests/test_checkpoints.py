@@ -90,7 +90,7 @@ def test_the_fingerprint_is_that_of_what_decides_what_comes_out():
     assert len({manifest().fingerprint, *(other.fingerprint for other in others)}) == 4
 
 
-def test_models_of_the_hub_whose_names_begin_alike_are_told_apart():
+def test_models_of_the_hub_whose_names_have_the_same_beginning_are_distinguished():
     before, now = (manifest(parents={"sft.model": f"Qwen/Qwen3-0.6B{end}"}) for end in ("", "-Base"))
     assert before.differences(now) == ["the model given as sft.model was Qwen/Qwen3-0.6B, is Qwen/Qwen3-0.6B-Base now"]
 
@@ -104,12 +104,12 @@ def test_models_of_the_hub_whose_names_begin_alike_are_told_apart():
         ("auto None columns={'text': ['a', 'b']}", "was not set, is columns={'text': ['a', 'b']} now"),
     ],
 )
-def test_files_that_are_read_otherwise_are_told_by_what_differs(how, told):
+def test_files_that_are_read_otherwise_are_named_with_what_differs(how, told):
     data = {"sft.data": {"chats.jsonl": "b" * 64 + f" {how}"}}
     assert manifest().differences(manifest(data=data)) == [f"sft.data (chats.jsonl) {told}"]
 
 
-def test_settings_that_begin_alike_are_told_from_where_they_differ():
+def test_settings_with_the_same_beginning_are_shown_from_where_they_differ():
     before, now = manifest(settings={"x": "y" * 40}), manifest(settings={"x": "y" * 41})
     assert before.differences(now) == ["x was ... yyyyyyyy, is ... yyyyyyyyy now"]
 
@@ -123,7 +123,7 @@ def test_differences_survive_being_written_down(folder):
     assert again.differences(mine) == []
 
 
-def test_the_id_of_a_checkpoint_is_its_content_wherever_it_stands(folder, tmp_path_factory):
+def test_the_id_of_a_checkpoint_is_its_content_in_any_place(folder, tmp_path_factory):
     write_manifest(folder, manifest())
     before = checkpoint_id(str(folder))
     copy = tmp_path_factory.mktemp("copy")
@@ -148,7 +148,7 @@ def test_a_folder_that_chatpipe_did_not_make_has_an_id_too(folder):
     assert checkpoint_id(str(folder)) != before
 
 
-def test_a_hub_id_stands_for_itself():
+def test_a_hub_id_is_its_own_id():
     assert checkpoint_id("Qwen/Qwen3-0.6B") == "Qwen/Qwen3-0.6B"
 
 

@@ -57,7 +57,7 @@ def test_text_in_brackets_is_no_markup(capsys):
         assert text in err
 
 
-def test_what_a_model_or_a_file_says_commands_no_terminal(capsys):
+def test_text_of_a_model_or_a_file_commands_no_terminal(capsys):
     spoilt = "a\x1b[31mb\x1b]0;title\x07c\x9bd\x0ee\u202ef\rg"
     console.note(spoilt)
     console.warn(spoilt)

@@ -1,4 +1,4 @@
-"""docs/from-trl.md: its code runs as it stands, on tiny models of the names it uses."""
+"""docs/from-trl.md: its code runs unchanged, on tiny models of the names it uses."""
 
 import json
 import re
@@ -48,7 +48,7 @@ def test_the_scripts_run_and_their_models_open(folder):
         assert (folder / "ppo" / name / "tokenizer.json").exists()
 
 
-def test_the_table_of_defaults_says_what_they_are():
+def test_the_table_of_defaults_is_right():
     from chatpipe import PPOConfig
 
     rows = dict(re.findall(r"^\| `(\w+)` \| [^|]* \| `?([\w.]+)`? \|", PAGE.read_text(encoding="utf-8"), re.MULTILINE))

@@ -62,7 +62,7 @@ def test_the_rooms_are_those_of_the_design() -> None:
 
 
 @pytest.mark.parametrize("room", sorted(ROOMS))
-def test_a_room_says_in_one_line_why_it_exists(room: str) -> None:
+def test_a_room_gives_the_reason_for_it_in_one_line(room: str) -> None:
     text = ast.get_docstring(MODULES[Path("chatpipe", room, "__init__.py")])
     assert text is not None
     assert len(text.splitlines()) == 1

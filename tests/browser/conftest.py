@@ -48,12 +48,12 @@ class Served:
         assert addresses == self.addresses
 
     def stop(self) -> str:
-        """Ctrl-C; what it said then."""
+        """Sends Ctrl-C; returns what the server printed then."""
         self.process.send_signal(signal.SIGINT)
         return self.process.communicate(timeout=20)[1]
 
     def rankings(self) -> list[Any]:
-        """What stands in the store, in the order in which it was said."""
+        """The rankings in the store, in the order in which they were made."""
         from chatpipe.ranking.store import Store
 
         with Store.read(self.store) as store:

@@ -4,6 +4,6 @@ from typing import Any
 
 
 def row(k: int, number: int = 0) -> dict[str, Any]:
-    """Something to rank with `k` answers, each of which says which one it is."""
+    """Something to rank with `k` answers, each of which names its own number."""
     prompt = [{"role": "user", "content": f"Question {number}?"}]
     return {"prompt": prompt, "responses": [f"Answer {i} to {number}." for i in range(k)]}

@@ -98,7 +98,7 @@ def test_every_text_is_shown_whole_and_nothing_scrolls_sideways(serve, open_page
 
 
 @pytest.mark.parametrize("k", range(2, 10))
-def test_answers_stand_side_by_side_on_a_desktop_and_below_each_other_on_a_phone(serve, open_page, k):
+def test_answers_are_side_by_side_on_a_desktop_and_below_each_other_on_a_phone(serve, open_page, k):
     served = serve([row(k)])
     page = open_page(served.address)
     columns = (
@@ -171,7 +171,7 @@ def test_no_payload_runs_in_any_field(serve, open_page):
     assert [ranking.note for ranking in served.rankings()] == [payload.strip() for payload in PAYLOADS]
 
 
-def test_a_payload_in_a_role_or_in_what_the_server_says_does_not_run(serve, open_page):
+def test_a_payload_in_a_role_or_in_an_answer_of_the_server_does_not_run(serve, open_page):
     """The server takes four roles alone; the page relies on nothing."""
     served = serve([row(2)])
     page = open_page(served.address)

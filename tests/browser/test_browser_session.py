@@ -230,7 +230,7 @@ def test_while_the_server_is_away_nothing_is_called_saved_and_then_all_of_it_is(
     assert [shown_ranks(ranking) for ranking in served.rankings()] == [[2, 3, 1]]
 
 
-def test_while_nothing_can_be_stored_the_page_says_so_without_naming_the_file(serve, open_page):
+def test_while_nothing_can_be_stored_the_page_shows_it_without_naming_the_file(serve, open_page):
     served = serve([row(2)])
     page = open_page(served.address)
     moved = served.store.rename(served.store.with_name("moved"))

@@ -43,7 +43,7 @@ def rm(tmp_path, run):
 
 
 def ppo(tmp_path, run):
-    """A reward model that says of itself that it has learned nothing."""
+    """A reward model whose own metrics show that it has learned nothing."""
     shutil.copytree(run.folder / "rm", tmp_path / "weak")
     manifest = json.loads((tmp_path / "weak" / "chatpipe.json").read_text())
     manifest["metrics"].update(eval_accuracy=0.5, accuracy_low=0.4, eval_pairs=80)
@@ -57,13 +57,13 @@ def ppo(tmp_path, run):
 
 
 @pytest.mark.parametrize("stage", [pretrain, sft, rm, ppo], ids=lambda stage: stage.__name__)
-def test_a_check_stops_a_stage_and_its_key_lets_it_go_on(stage, tmp_path, tiny_run, chatpipe):
+def test_a_check_stops_a_stage_and_its_key_lets_it_continue(stage, tmp_path, tiny_run, chatpipe):
     name = stage.__name__
     options, check, told = stage(tmp_path, tiny_run)
     command = (name, "--out", tmp_path / name, *options)
     said = chatpipe(*command)
     read, _, error = said.err.rpartition("error: ")
-    assert read.count("\n") <= 1, "before the error stands what the data was read as, and no more"
+    assert read.count("\n") <= 1, "one line before the error: what the data was read as"
     lines = f"error: {error}".splitlines()
     assert said.code == 2
     assert len(lines) == 4

@@ -45,16 +45,16 @@ def test_answers_cut():
 
 def test_validation_seen():
     train = [f"Question {number}?" for number in range(200)]
-    held_out = [f"Other question {number}?" for number in range(99)]
-    assert data.validation_seen(train, [*held_out, "question  7?"], "rm.data") is None  # 1 %
+    validation = [f"Other question {number}?" for number in range(99)]
+    assert data.validation_seen(train, [*validation, "question  7?"], "rm.data") is None  # 1 %
     assert names(
-        data.validation_seen(train, [*held_out[:-1], "QUESTION\n7?"], "rm.data"), "rm.data", "1", "99", "QUESTION 7?"
+        data.validation_seen(train, [*validation[:-1], "QUESTION\n7?"], "rm.data"), "rm.data", "1", "99", "QUESTION 7?"
     )
 
 
-@pytest.mark.parametrize("held_out", ["Stra\u00dfe", "STRASSE", "\uff33trasse"])
-def test_validation_seen_in_another_form_of_unicode(held_out):
-    assert data.validation_seen(["strasse"], [held_out], "rm.data") is not None
+@pytest.mark.parametrize("validation", ["Stra\u00dfe", "STRASSE", "\uff33trasse"])
+def test_validation_seen_in_another_form_of_unicode(validation):
+    assert data.validation_seen(["strasse"], [validation], "rm.data") is not None
 
 
 def test_chosen_is_rejected(tokenizer):

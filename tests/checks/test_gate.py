@@ -39,7 +39,7 @@ def test_nothing_found_lets_the_stage_begin():
     assert enforce("ppo", CheckSwitches(pad_is_eos=False), failing(1)) == [CheckResult("pad_is_eos", "ppo", "off")]
 
 
-def test_one_failure_is_told_with_its_remedy_and_its_key():
+def test_one_failure_is_reported_with_its_remedy_and_its_key():
     assert message(1) == [
         "sft would go wrong without any error, so it stops before its first step.",
         "checks.pad_is_eos: pad_is_eos it is.",
@@ -48,7 +48,7 @@ def test_one_failure_is_told_with_its_remedy_and_its_key():
     ]
 
 
-def test_three_are_told_in_full_and_of_five_the_first_two():
+def test_three_are_shown_in_full_and_of_five_the_first_two():
     three, five = message(3), message(5)
     assert len(three) == 8
     assert three[5:7] == ["checks.turns_lost: turns_lost it is.", "  Mend turns_lost."]

@@ -80,9 +80,9 @@ def test_dropout_of_a_model_in_training_mode_is_none_of_its_scores():
 
 
 def test_score_not_on_eos_where_rows_do_not_end_with_it():
-    judges = {KEY: tiny.random_reward_model(), "ppo.reward.1": encoder(BertForSequenceClassification)}
-    assert rewards.score_not_on_eos(judges, ROWS, tiny.PAD, tiny.EOS) is None
-    assert names(rewards.score_not_on_eos(judges, [*ROWS, [3, tiny.EOS, 4]], tiny.PAD, tiny.EOS), "1", "eos_token")
+    scorers = {KEY: tiny.random_reward_model(), "ppo.reward.1": encoder(BertForSequenceClassification)}
+    assert rewards.score_not_on_eos(scorers, ROWS, tiny.PAD, tiny.EOS) is None
+    assert names(rewards.score_not_on_eos(scorers, [*ROWS, [3, tiny.EOS, 4]], tiny.PAD, tiny.EOS), "1", "eos_token")
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])

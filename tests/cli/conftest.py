@@ -15,7 +15,7 @@ def chatpipe(work, chatpipe) -> Callable[..., Any]:
 
 @pytest.fixture
 def refused(chatpipe, listing) -> Callable[..., str]:
-    """Runs a command that must be refused, and returns what it says: short, with nothing written."""
+    """Runs a command that must be refused, and returns its message: short, with nothing written."""
 
     def refused(*words: str) -> str:
         before = listing()
@@ -42,7 +42,7 @@ def chats(work) -> str:
 
 @pytest.fixture
 def make_model(work) -> Callable[..., str]:
-    """Makes a folder that looks like a model of an architecture, as far as one can tell without torch."""
+    """Makes a folder that looks like a model of an architecture, as far as it shows without torch."""
 
     def make_model(name: str, architecture: str) -> str:
         write_stub_model(work / name, architecture)

@@ -50,7 +50,7 @@ def test_a_dry_run_promises_no_batch_that_the_run_refuses(refused):
 
 
 def in_a_process_of_its_own(*words: str) -> subprocess.CompletedProcess[str]:
-    """Runs the command line, and prints the heavy packages that it loaded behind what it says."""
+    """Runs the command line, and prints the heavy packages that it loaded after its output."""
     code = (
         "import sys, chatpipe.cli.app as app\n"
         "try:\n    app.main()\n"

@@ -38,7 +38,7 @@ def test_the_checks_of_a_run_whose_models_are_there_are_those_of_its_stages(chat
     assert by_name(said["checks"], "ok")["rm", "rm.model"]["found"].startswith(f"{tiny_run.folder}/sft")
 
 
-def test_all_problems_are_told_and_the_command_exits_with_2(chatpipe, chats, make_model):
+def test_all_problems_are_reported_and_the_command_exits_with_2(chatpipe, chats, make_model):
     wrong = make_model("reward", "GPT2LMHeadModel")
     said = chatpipe(
         *("check", "pocket", f"ppo.reward_model={wrong}", "sft.data=none.jsonl", "pretrain.block_size=256"),
@@ -60,7 +60,7 @@ def test_all_problems_are_told_and_the_command_exits_with_2(chatpipe, chats, mak
     assert "there is no file none.jsonl." in said.err
 
 
-def test_a_check_that_fails_says_what_the_stage_would_say(chatpipe, work, tiny_run):
+def test_a_check_that_fails_has_the_message_of_the_stage(chatpipe, work, tiny_run):
     questions = [text for i in range(60) for text in (f"Who is number {i}?", f"WHO IS NUMBER {i}?")]
     rows = [[{"role": "user", "content": text}, {"role": "assistant", "content": "Me."}] for text in questions]
     (work / "doubles.jsonl").write_text("".join(json.dumps({"messages": row}) + "\n" for row in rows))

@@ -47,7 +47,7 @@ def test_a_conversation_is_shown_as_tokens_of_which_the_answers_and_their_ends_a
     assert summary["lengths"]["min"] <= seen["rows"][0]["tokens"] <= summary["lengths"]["max"]
 
 
-def test_without_colour_what_is_trained_stands_between_marks_and_nothing_is_lost(chatpipe, work, tiny_run):
+def test_without_colour_what_is_trained_is_between_marks_and_nothing_is_lost(chatpipe, work, tiny_run):
     data = write(work, [chat("Who?", "A cook.")] * 3)
     said = chatpipe("data", "show", tiny_run.recipe, "sft", "--model", tiny_run.folder / "sft", "--data", data)
     assert (said.code, said.out) == (0, "")
@@ -69,7 +69,7 @@ def test_what_is_cut_and_what_is_left_out_is_shown_as_such(chatpipe, work, tiny_
     assert shares == {"truncated_share": 0.5, "left_out_share": 0.25, "eos_trained_share": 1.0}
 
 
-def test_rows_that_cannot_be_used_are_told_with_their_places_also_where_they_would_stop_the_stage(
+def test_rows_that_cannot_be_used_are_reported_with_their_places_also_where_they_would_stop_the_stage(
     chatpipe, work, tiny_run
 ):
     data = write(work, [chat("Who?", "A cook."), "{no json", chat("Why?", " "), chat("So?", "Yes."), chat("", "Yes.")])
@@ -88,7 +88,7 @@ def test_no_weights_are_read(chatpipe, work, tiny_run):
     assert trained(seen["rows"][0]) == [" A cook.<|endoftext|>"]
 
 
-def test_before_there_is_a_model_rows_are_messages_and_that_is_said(chatpipe, work, listing):
+def test_before_there_is_a_model_rows_are_messages_and_a_note_is_printed(chatpipe, work, listing):
     data = write(work, [chat("Who?", "A cook.")] * 3)
     before = listing()
     said = chatpipe("data", "show", "pocket", "sft", "--data", data, "--json")

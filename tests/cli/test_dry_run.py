@@ -56,7 +56,7 @@ def test_a_dry_run_shows_every_value_with_its_origin_and_writes_nothing(chatpipe
         assert row in rows
 
 
-def test_the_plan_says_parameters_steps_and_tokens_of_each_stage(chatpipe, recipe):
+def test_the_plan_has_parameters_steps_and_tokens_of_each_stage(chatpipe, recipe):
     result = chatpipe("run", recipe, "--processes", "1", "--dry-run", "--json")
     plans = {plan["stage"]: plan for plan in json.loads(result.out)["stages"]}
     assert tuple(plans) == ("pretrain", "sft", "sample", "rank", "rm", "ppo")
@@ -108,7 +108,7 @@ def test_a_damaged_tokenizer_is_refused_before_anything_is_foreseen(chatpipe, re
 
     refused()
     train_tokenizer(["A line of text."], 280, 64).save_pretrained(work / "own")
-    (work / "own" / "tokenizer_config.json").write_text("{")  # which says whether it has a token for what is hidden
+    (work / "own" / "tokenizer_config.json").write_text("{")  # which would name a mask token
     refused("pretrain.objective=masked", "pretrain.architecture={family: modernbert}")
 
 
@@ -120,7 +120,7 @@ def test_values_are_json_values(chatpipe, recipe):
     assert values["sft.data"]["value"] == [DataBlock(source="pocketworld").model_dump()]
 
 
-def test_parameters_that_stand_in_no_safetensors_file_are_unknown(chatpipe, chats, make_model, work):
+def test_parameters_that_are_in_no_safetensors_file_are_unknown(chatpipe, chats, make_model, work):
     model = make_model("base", "GPT2LMHeadModel")
     (work / "base" / "model.safetensors").rename(work / "base" / "pytorch_model.bin")
     words = ("--model", model, "--data", chats, "--out", "tuned", "--processes", "1", "--dry-run", "--json")
@@ -136,7 +136,7 @@ def test_the_plan_of_a_stage_with_a_folder_of_its_own_names_that_folder(chatpipe
     assert plan["command"].endswith("chatpipe step sft tuned/recipe.yaml --out tuned")
 
 
-def test_the_plan_of_pretrain_tells_memory_and_time_without_its_data(chatpipe, recipe, listing):
+def test_the_plan_of_pretrain_predicts_memory_and_time_without_its_data(chatpipe, recipe, listing):
     before = listing()
     words = ("pretrain.data=not-there.txt", "pretrain.max_steps=100", "--processes", "1", "--dry-run", "--json")
     [plan] = json.loads(chatpipe("pretrain", recipe, *words).out)["stages"]
@@ -147,6 +147,6 @@ def test_the_plan_of_pretrain_tells_memory_and_time_without_its_data(chatpipe, r
     assert memory["weights"] == pytest.approx(4 * plan["parameters"] / 2**30, abs=1e-3)
     assert memory["optimizer"] == pytest.approx(8 * plan["parameters"] / 2**30, abs=1e-3)
     assert memory["total"] == pytest.approx(sum(memory.values()) - memory["total"], abs=5e-3)
-    # seconds are told to a tenth
+    # seconds are rounded to a tenth
     assert plan["train_seconds"] == pytest.approx(100 * 8 * 64 / plan["tokens_per_second"], rel=0.02, abs=0.06)
     assert "whole micro-batches" in plan["probed_with"]

@@ -23,7 +23,7 @@ def test_a_base_model_on_its_world_gets_the_numbers_of_its_verdict(chatpipe, tin
         assert said["metrics"][name] == pytest.approx(before[name], rel=1e-5)
 
 
-def test_a_chat_model_on_its_world_is_judged_by_the_gold_rater_as_in_its_stage(chatpipe, tiny_run):
+def test_a_chat_model_on_its_world_is_scored_by_the_oracle_as_in_its_stage(chatpipe, tiny_run):
     said = chatpipe("eval", tiny_run.folder / "sft", "--data", "pocketworld", "--json").object
     assert said["measured"] == "answers"
     before = tiny_run.stage("sft")["metrics"]

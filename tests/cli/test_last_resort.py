@@ -28,7 +28,7 @@ def test_what_nobody_foresaw_is_short_and_fails(chatpipe, monkeypatch, problem, 
     assert f"{type(problem).__name__}: " in chatpipe("recipes", "ls").err.split("Traceback", 1)[1]
 
 
-def test_an_interruption_that_nothing_waits_for_says_how_to_go_on(chatpipe, monkeypatch):
+def test_an_interruption_outside_of_training_names_how_to_continue(chatpipe, monkeypatch):
     def stopped() -> None:
         raise KeyboardInterrupt
 

@@ -18,7 +18,7 @@ def test_show_prints_the_file_as_it_is(chatpipe):
     assert result.out.rstrip() == packaged_recipes()["pocket"].read_text(encoding="utf-8").rstrip()
 
 
-def test_copy_gives_a_file_that_runs_as_it_says(chatpipe, work):
+def test_copy_gives_a_file_that_runs_as_documented(chatpipe, work):
     result = chatpipe("recipes", "copy", "pocket")
     assert (result.code, result.out) == (0, "")
     copied = work / "pocket.yaml"

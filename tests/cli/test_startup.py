@@ -60,7 +60,7 @@ def test_every_command_is_listed_with_its_help(chatpipe):
 
 
 @pytest.mark.parametrize("words", SUBCOMMANDS, ids=" ".join)
-def test_the_help_of_each_command_fits_a_screen_and_says_what_each_option_does(chatpipe, words):
+def test_the_help_of_each_command_fits_a_screen_and_explains_each_option(chatpipe, words):
     result = chatpipe(*words, "--help")
     assert result.code == 0
     lines = result.out.splitlines()

@@ -28,7 +28,7 @@ from chatpipe.errors import UsageError
         (["lr=3.yaml", "seed=1"], None, ["lr=3.yaml", "seed=1"], []),
     ],
 )
-def test_recipe_overrides_and_accelerate_flags_are_told_apart(words, recipe, overrides, accelerate):
+def test_recipe_overrides_and_accelerate_flags_are_distinguished(words, recipe, overrides, accelerate):
     assert tell_apart(words) == Given(recipe, overrides, accelerate)
 
 
@@ -52,7 +52,7 @@ def test_options_that_were_not_given_set_nothing():
     assert flags(seed=0) == {"seed": 0}
 
 
-def test_what_stands_behind_two_dashes_goes_to_accelerate(chatpipe):
+def test_words_behind_two_dashes_go_to_accelerate(chatpipe):
     words = (
         "pocket",
         "seed=4",

@@ -31,17 +31,17 @@ def written(tmp_path_factory, tokenizer):
 
 
 def test_rows_are_what_was_encoded(written, tokenizer):
-    train, held_out, note = written
+    train, validation, note = written
     sides = [[], []]
     for each, split in conversations(60):
         sides[split == "validation"].append(encode_conversation(tokenizer, each))
     assert train.first(100) == sides[0]
-    assert held_out.first(100) == sides[1]
-    assert held_out.first(2) == sides[1][:2]
+    assert validation.first(100) == sides[1]
+    assert validation.first(2) == sides[1][:2]
     assert train.lengths.tolist() == [len(ids) for ids, _ in sides[0]]
     ids, learned = train.read(7)
     assert (ids.dtype, learned.dtype) == (np.int64, np.int64)
-    assert held_out.examples() == [each for each, split in conversations(60) if split == "validation"]
+    assert validation.examples() == [each for each, split in conversations(60) if split == "validation"]
     assert (note.made_from, note.too_long) == ("here", {"train": 0, "validation": 0})
 
 
@@ -54,13 +54,13 @@ def test_what_never_fits_is_counted_and_the_rest_is_kept(tmp_path, tokenizer):
         skipped.add("a reason", Row({}, f"file:{line}"))
     report = Report([SourceReport("sft.data", "file", skipped=skipped)])
     write_rows(tmp_path / "rows", rows, report, tokenizer, CONTEXT, "here")
-    train, held_out, read = open_rows(tmp_path / "rows", "here")
-    assert (len(train), len(held_out)) == (2, 1)
+    train, validation, read = open_rows(tmp_path / "rows", "here")
+    assert (len(train), len(validation)) == (2, 1)
     assert read == RowsNote("here", {"train": 1, "validation": 1}, {"a reason": 3})
     ids, learned = train.first(2)[1]
     assert len(ids) <= CONTEXT
     assert (ids, learned) == encode_conversation(tokenizer, several[-2 * tokenizer.decode(ids).count("Who") :])
-    assert held_out.examples() == [long, short]
+    assert validation.examples() == [long, short]
 
 
 def test_rows_of_something_else_or_damaged_ones_are_not_opened(tmp_path, tokenizer):
@@ -76,8 +76,8 @@ def test_rows_of_something_else_or_damaged_ones_are_not_opened(tmp_path, tokeniz
 
 def test_a_side_without_rows_opens(tmp_path, tokenizer):
     write_rows(tmp_path / "rows", [(conversation(0), "validation")], Report(), tokenizer, CONTEXT, "here")
-    train, held_out, _ = open_rows(tmp_path / "rows", "here")
-    assert (len(train), len(held_out)) == (0, 1)
+    train, validation, _ = open_rows(tmp_path / "rows", "here")
+    assert (len(train), len(validation)) == (0, 1)
 
 
 def test_memory_does_not_grow_with_the_conversations(tmp_path, tokenizer):

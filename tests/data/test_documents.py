@@ -22,7 +22,7 @@ def raw(source: str, **more: object) -> RawText:
 
 
 def sides(text: RawText) -> tuple[list[str], list[str]]:
-    """The documents to train on, and those held out, put together again from their pieces."""
+    """The documents of the train and the validation split, joined from their pieces."""
     found: tuple[list[str], list[str]] = ([], [])
     parts: list[str] = []
     for piece in text.pieces():
@@ -49,24 +49,24 @@ def check(source: str, **more: object) -> None:
 
 def test_documents_are_split_by_content_and_none_is_lost(write):
     texts = [f"Document {i}." for i in range(200)]
-    train, held_out = sides(raw(write("a.jsonl", [{"text": text} for text in texts])))
-    assert sorted(train + held_out) == sorted(texts)
-    assert held_out == [text for text in texts if split_of(text) == "validation"]
+    train, validation = sides(raw(write("a.jsonl", [{"text": text} for text in texts])))
+    assert sorted(train + validation) == sorted(texts)
+    assert validation == [text for text in texts if split_of(text) == "validation"]
 
 
-def test_the_last_tenth_of_one_text_is_held_out_from_a_line_on(write):
+def test_the_last_tenth_of_one_text_is_for_validation_from_a_line_start_on(write):
     text = "".join(f"Line {i:03}.\n" for i in range(100))
-    [train], [held_out] = sides(raw(write("a.txt", text)))
-    assert train + held_out == text
-    assert held_out.startswith("Line 09")
+    [train], [validation] = sides(raw(write("a.txt", text)))
+    assert train + validation == text
+    assert validation.startswith("Line 09")
     assert train.endswith("\n")
-    assert sides(raw(write("a.jsonl", [{"text": text}]))) == ([train], [held_out])
+    assert sides(raw(write("a.jsonl", [{"text": text}]))) == ([train], [validation])
 
 
 @pytest.mark.parametrize("text", ["word " * 200, "word " * 200 + "\n", "first\n" + "word " * 200 + "\n\n"])
 def test_a_text_of_one_long_line_has_two_sides_too(write, text):
-    [train], [held_out] = sides(raw(write("a.txt", text)))
-    assert train + held_out == text
+    [train], [validation] = sides(raw(write("a.txt", text)))
+    assert train + validation == text
     assert len(train) == pytest.approx(0.9 * len(text), abs=10)
 
 
@@ -74,38 +74,38 @@ def test_of_a_few_files_each_gives_its_last_tenth_and_many_are_split_whole(tmp_p
     texts = [f"{i} " + "words and more words\n" * 20 for i in range(120)]
     for i, text in enumerate(texts):
         (tmp_path / f"{i:03}.txt").write_text(text)
-    train, held_out = sides(raw(f"{tmp_path}/00*.txt"))
-    assert [a + b for a, b in zip(train, held_out, strict=True)] == texts[:10]
-    train, held_out = sides(raw(str(tmp_path)))
-    assert held_out == [text for text in texts if split_of(text) == "validation"]
+    train, validation = sides(raw(f"{tmp_path}/00*.txt"))
+    assert [a + b for a, b in zip(train, validation, strict=True)] == texts[:10]
+    train, validation = sides(raw(str(tmp_path)))
+    assert validation == [text for text in texts if split_of(text) == "validation"]
     assert train == [text for text in texts if split_of(text) == "train"]
 
 
-def test_a_document_of_a_text_file_may_be_a_line_or_what_stands_between_blank_lines(write):
+def test_a_document_of_a_text_file_may_be_a_line_or_the_text_between_blank_lines(write):
     paragraphs = [f"Line one of {i}.\nLine two of {i}." for i in range(50)]
     source = write("a.txt", "\n" + "\n \n\n".join(paragraphs) + "\n")
-    train, held_out = sides(raw(source, document="blank_line"))
-    assert sorted(train + held_out) == sorted(paragraphs)
-    train, held_out = sides(raw(source, document="line"))
-    assert sorted(train + held_out) == sorted(line for text in paragraphs for line in text.split("\n"))
-    assert held_out == [line for text in paragraphs for line in text.split("\n") if split_of(line) == "validation"]
+    train, validation = sides(raw(source, document="blank_line"))
+    assert sorted(train + validation) == sorted(paragraphs)
+    train, validation = sides(raw(source, document="line"))
+    assert sorted(train + validation) == sorted(line for text in paragraphs for line in text.split("\n"))
+    assert validation == [line for text in paragraphs for line in text.split("\n") if split_of(line) == "validation"]
 
 
 def test_a_limit_holds_for_both_sides_and_ends_the_reading(write):
     texts = [f"Document {i}." for i in range(2000)]
     source = write("a.jsonl", "".join(json.dumps({"text": text}) + "\n" for text in texts) + "{oops\n" * 999)
-    train, held_out = sides(raw(source, limit=100))
+    train, validation = sides(raw(source, limit=100))
     assert train == [text for text in texts if split_of(text) == "train"][:100]
-    assert 10 <= len(held_out) <= 100
+    assert 10 <= len(validation) <= 100
     bad = write("b.jsonl", "{oops\n" * 9 + "".join(json.dumps({"text": text}) + "\n" for text in texts))
     assert "9 of 12" in problem_of(sides, raw(bad, limit=100))
 
 
 def test_the_built_in_world_comes_the_same_each_time():
     text = raw("pocketworld")
-    train, held_out = sides(text)
-    assert len(train) + len(held_out) == 200
-    assert sides(raw("pocketworld")) == sides(text) == (train, held_out)
+    train, validation = sides(text)
+    assert len(train) + len(validation) == 200
+    assert sides(raw("pocketworld")) == sides(text) == (train, validation)
 
 
 # ---- long documents ----
@@ -134,9 +134,9 @@ def test_a_long_file_comes_in_pieces_and_is_whole(tmp_path, monkeypatch, packed)
     pieces = list(raw(str(path)).pieces())
     assert all(len(piece.text) <= 2000 for piece in pieces)
     assert sum(piece.ends for piece in pieces) == 2
-    [train], [held_out] = sides(raw(str(path)))
-    assert train + held_out == text.replace("\r\n", "\n")
-    assert 0 <= len(train) - 0.9 * len(train + held_out) < 40
+    [train], [validation] = sides(raw(str(path)))
+    assert train + validation == text.replace("\r\n", "\n")
+    assert 0 <= len(train) - 0.9 * len(train + validation) < 40
 
 
 def test_where_a_file_is_cut_does_not_depend_on_how_it_is_read(tmp_path, monkeypatch):
@@ -158,8 +158,8 @@ def test_a_sample_takes_the_beginning_of_every_source(write):
     short = write("b.jsonl", [{"text": f"{i} " + "y" * 98} for i in range(60)])
     texts = list(sample_texts([raw(long), raw(short)], "train", max_bytes=4000))
     assert [text.count("x") > 0 for text in texts] == [True] * 20 + [False] * 20
-    held_out = list(sample_texts([raw(long), raw(short)], "validation", max_bytes=10**6))
-    assert held_out == sides(raw(long))[1] + sides(raw(short))[1]
+    validation = list(sample_texts([raw(long), raw(short)], "validation", max_bytes=10**6))
+    assert validation == sides(raw(long))[1] + sides(raw(short))[1]
 
 
 # ---- what cannot be used ----
@@ -169,8 +169,8 @@ def test_rows_without_text_are_counted_and_more_than_one_percent_are_refused(wri
     good = [json.dumps({"text": f"Document {i}."}) for i in range(500)]
     bad = ["{oops", '{"text": 3}', '{"text": " "}', '{"other": "x"}', '{"text": "\\ud800"}']
     text = raw(write("a.jsonl", "\n".join([*good, *bad])))
-    train, held_out = sides(text)
-    assert len(train) + len(held_out) == 500
+    train, validation = sides(text)
+    assert len(train) + len(validation) == 500
     assert text.skipped.reasons == {
         "this line is not JSON": 1,
         "text is not text": 1,
@@ -188,8 +188,8 @@ def test_rows_without_text_are_counted_and_more_than_one_percent_are_refused(wri
 def test_a_source_of_text_may_allow_more_unusable_rows(write):
     source = write("a.jsonl", [*({"text": f"Document {i}."} for i in range(80)), *({"text": ""} for _ in range(20))])
     assert "20 of 100 rows" in problem_of(sides, raw(source, max_skipped=0.19))
-    train, held_out = sides(raw(source, max_skipped=0.2))
-    assert len(train) + len(held_out) == 80
+    train, validation = sides(raw(source, max_skipped=0.2))
+    assert len(train) + len(validation) == 80
 
 
 def test_a_few_bad_rows_at_the_beginning_are_a_few(write):
@@ -204,9 +204,9 @@ def test_a_sample_has_whole_documents(write, monkeypatch):
     monkeypatch.setattr(text_files, "PIECE_CHARACTERS", 50)
     long = "word " * 60
     text = raw(write("a.jsonl", "".join(json.dumps({"text": f"{i} {long}"}) + "\n" for i in range(40))))
-    held_out = list(sample_texts([text], "validation", max_bytes=10**6))
-    assert held_out == sides(text)[1]
-    assert len(held_out) > 1
+    validation = list(sample_texts([text], "validation", max_bytes=10**6))
+    assert validation == sides(text)[1]
+    assert len(validation) > 1
 
 
 def test_a_carriage_return_at_the_end_of_a_file_ends_its_last_line(write):

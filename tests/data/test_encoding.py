@@ -47,7 +47,7 @@ def test_a_document_ends_with_end_of_text_and_a_piece_of_one_does_not(bpe):
     assert (encoded.pieces, encoded.documents, encoded.num_bytes) == (3, 2, len("Mara is a bäker.x".encode()))
 
 
-def test_a_special_token_that_stands_in_a_text_is_plain_text(bpe):
+def test_a_special_token_in_a_text_is_plain_text(bpe):
     ids = ids_of(Encoder.of(bpe), document("a<|endoftext|>b<|assistant|>"))
     assert ids.count(bpe.eos_token_id) == 1
     assert not set(ids[:-1]) & set(bpe.all_special_ids)

@@ -30,7 +30,7 @@ def count(loaded: Loaded) -> int:
 
 
 def documents(name: str, **more: object) -> tuple[list[str], list[str]]:
-    """The documents of a file to train on, and those held out."""
+    """The documents of a file: the train and the validation split."""
     sides: tuple[list[str], list[str]] = ([], [])
     block = DataBlock(source=str(FIXTURES / name), **more)
     text = ""
@@ -43,31 +43,31 @@ def documents(name: str, **more: object) -> tuple[list[str], list[str]]:
 
 
 @pytest.mark.parametrize("name", ["play.txt", "wiki.txt"])
-def test_running_text_is_whole_with_its_last_tenth_held_out(name):
-    [train], [held_out] = documents(name)
+def test_running_text_is_whole_with_its_last_tenth_for_validation(name):
+    [train], [validation] = documents(name)
     text = (FIXTURES / name).read_text(encoding="utf-8")
-    assert train + held_out == text
+    assert train + validation == text
     assert train.endswith("\n")
-    assert len(text) / 25 < len(held_out) <= len(text) / 10  # an article a line in one of them
+    assert len(text) / 25 < len(validation) <= len(text) / 10  # an article a line in one of them
 
 
 def test_articles_a_line_each():
-    train, held_out = documents("wiki.txt", document="line")
+    train, validation = documents("wiki.txt", document="line")
     lines = [line for line in (FIXTURES / "wiki.txt").read_text(encoding="utf-8").split("\n") if line.strip()]
-    assert sorted(train + held_out) == sorted(lines)
-    assert held_out == [line for line in lines if split_of(line) == "validation"]
+    assert sorted(train + validation) == sorted(lines)
+    assert validation == [line for line in lines if split_of(line) == "validation"]
 
 
 def test_web_text():
-    train, held_out = documents("c4.jsonl")
-    assert sorted(train + held_out) == sorted(row["text"] for row in rows_of("c4.jsonl"))
-    assert len(train + held_out) == 12
+    train, validation = documents("c4.jsonl")
+    assert sorted(train + validation) == sorted(row["text"] for row in rows_of("c4.jsonl"))
+    assert len(train + validation) == 12
 
 
 def test_questions_and_answers_as_text():
-    train, held_out = documents("gsm8k.jsonl", columns={"text": ["question", "answer"]})
+    train, validation = documents("gsm8k.jsonl", columns={"text": ["question", "answer"]})
     rows = rows_of("gsm8k.jsonl")
-    assert sorted(train + held_out) == sorted(f"{row['question']}\n{row['answer']}" for row in rows)
+    assert sorted(train + validation) == sorted(f"{row['question']}\n{row['answer']}" for row in rows)
 
 
 @pytest.mark.parametrize(

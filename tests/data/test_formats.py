@@ -56,7 +56,7 @@ def test_unknown_fields_are_refused_with_their_names_and_the_known_ones():
     assert "instruction, output" in caught.value.hint
 
 
-def test_conversations_are_read_as_they_stand():
+def test_conversations_are_read_unchanged():
     messages = [SYSTEM, USER, ASSISTANT, USER, ASSISTANT]
     assert to_conversation(row(messages=messages), "messages") == messages
     assert to_prompt(row(messages=messages), "messages") == messages[:-1]
@@ -132,7 +132,7 @@ def test_parts_of_text_are_joined_and_other_parts_cannot_be_used():
         check_messages([{"role": "user", "content": [{"type": "text", "text": None}]}, ASSISTANT])
 
 
-def test_tools_are_seen_and_what_they_say_cannot_be_used():
+def test_tools_are_seen_and_their_messages_cannot_be_used():
     assert [has_tools(row(tools=tools)) for tools in (None, "", "[]", [], [{"name": "f"}], '[{"name": "f"}]')] == [
         *[False] * 4,
         True,
@@ -280,7 +280,7 @@ def test_any_dialogue_comes_apart_into_its_turns(turns):
         ([USER], "the conversation does not end with the assistant"),
     ],
 )
-def test_a_conversation_that_cannot_be_used_says_why(messages, reason):
+def test_a_conversation_that_cannot_be_used_has_a_reason(messages, reason):
     with pytest.raises(BadRow, match=reason):
         to_conversation(row(messages=messages), "messages")
 
@@ -312,7 +312,7 @@ def test_a_conversation_that_cannot_be_used_says_why(messages, reason):
         ({"responses": ["a", "b"], "ranks": [1, 2], "prompt": ""}, "a message is empty"),
     ],
 )
-def test_a_ranking_that_cannot_be_used_says_why(values, reason):
+def test_a_ranking_that_cannot_be_used_has_a_reason(values, reason):
     with pytest.raises(BadRow, match=reason):
         to_ranking(Row({"prompt": "Who?", **values}, "x"), "rankings")
 
@@ -328,7 +328,7 @@ def test_a_ranking_that_cannot_be_used_says_why(values, reason):
         ("\n\nHuman: \n\nAssistant: x", "\n\nHuman: \n\nAssistant: y", "a message is empty"),
     ],
 )
-def test_a_pair_that_cannot_be_used_says_why(chosen, rejected, reason):
+def test_a_pair_that_cannot_be_used_has_a_reason(chosen, rejected, reason):
     with pytest.raises(BadRow, match=reason):
         to_ranking(row(chosen=chosen, rejected=rejected), "pairs")
 
@@ -364,7 +364,7 @@ JSON = st.recursive(
 
 
 @given(st.dictionaries(st.sampled_from(FIELDS_OF_ROWS), JSON, min_size=1), st.sampled_from(FORMS))
-def test_whatever_stands_in_a_row_it_is_read_or_left_out(values, form):
+def test_any_row_is_read_or_left_out(values, form):
     """A row that ends the program would take all others with it."""
     row = Row(values, "x")
     with contextlib.suppress(BadRow):

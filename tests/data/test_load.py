@@ -34,7 +34,7 @@ def problem_of(load, *arguments: object) -> str:
     return f"{caught.value.message}\n{caught.value.hint}"
 
 
-def test_a_tenth_of_all_texts_is_held_out():
+def test_a_tenth_of_all_texts_is_for_validation():
     assert 0.09 < sum(split_of(f"text {i}") == "validation" for i in range(20_000)) / 20_000 < 0.11
 
 
@@ -43,7 +43,7 @@ def test_the_same_text_is_always_on_the_same_side(text):
     assert split_of(text) == split_of(text)
 
 
-def test_no_prompt_is_on_both_sides_and_all_stages_split_alike(write):
+def test_no_prompt_is_on_both_sides_and_all_stages_have_the_same_split(write):
     questions = [f"Question {i % 100}?" for i in range(300)]
     chats = write("chats.jsonl", [chat(question, f"Answer {i}.") for i, question in enumerate(questions)])
     pairs = write("pairs.jsonl", [{"prompt": question, "chosen": "a", "rejected": "b"} for question in questions])
@@ -132,7 +132,7 @@ def test_tools_are_ignored_with_a_warning_that_counts_them(write, capsys):
 # ---- how often a row is read ----
 
 
-def test_a_weight_says_how_often_training_rows_are_read_and_the_order_of_rows_does_not_matter(write):
+def test_a_weight_sets_how_often_training_rows_are_read_and_the_order_of_rows_does_not_matter(write):
     rows = [chat(f"Q{i}?", f"A{i}.") for i in range(2000)]
     for weight in (0.3, 1.0, 2.25):
         loaded = load_conversations(blocks(write("a.jsonl", rows), weight=weight), WORLD, "k")
@@ -253,7 +253,7 @@ def test_a_check_reads_every_row_of_every_file_before_anything_starts(write):
     assert f"rm.data: {good} is messages, which cannot be read as rankings." in told
 
 
-def test_data_with_the_built_in_world_in_it_is_told_from_other_data():
+def test_data_with_the_built_in_world_in_it_is_distinguished_from_other_data():
     assert worlds_read(blocks("a.txt", "pocketworld", "pocketworld")) == ["pocketworld"]
     assert worlds_read(blocks("pocketworld.txt")) == []
     assert worlds_read(None) == []

@@ -54,7 +54,7 @@ def test_a_block_is_its_own_label_since_the_model_shifts(stores):
     assert batch["input_ids"].shape == (2, 16)
 
 
-def test_a_run_goes_on_into_the_next_epochs(stores):
+def test_a_run_continues_into_the_next_epochs(stores):
     text = TrainingText(stores, [1.0, 0.5], 32, seed=0, samples=500)
     assert len(text) == 500
     epoch = text.order.samples_per_epoch
@@ -105,7 +105,7 @@ def tiny(name: str, attention: str):
 MODELS = [(name, attention) for name in ("gpt2", "llama", "qwen3") for attention in ("eager", "sdpa")]
 PACKED = [
     [5, 6, 7, EOS, 8, 9, EOS, 10, 11, 12, 13, EOS],
-    [EOS, EOS, 20, 21, 22, 23, 24, 25, 26, 27, 28, 29],  # an empty document, and one that goes on in another block
+    [EOS, EOS, 20, 21, 22, 23, 24, 25, 26, 27, 28, 29],  # an empty document, and one that continues in another block
 ]
 # A document begins with the end-of-text token before it.
 SEPARATE = [[[5, 6, 7], [EOS, 8, 9], [EOS, 10, 11, 12, 13], [EOS]], [[EOS], [EOS, *range(20, 30)]]]
@@ -142,7 +142,7 @@ def test_the_loss_of_isolated_documents_has_every_token_each_from_its_own_docume
 
 
 @torch.no_grad()
-def test_held_out_text_is_judged_as_training_reads_it():
+def test_validation_text_is_evaluated_as_training_reads_it():
     model = tiny("gpt2", "eager")
     tokens = torch.tensor(PACKED[0])
     isolated = ValidationText(tokens.numpy(), num_bytes=20, block_size=12, isolate_at=EOS)

@@ -113,7 +113,7 @@ def read(load, source: str, form: str = "auto") -> list:
 
 @pytest.mark.parametrize("place", PLACES)
 @pytest.mark.parametrize("form", FORMATS)
-def test_rows_are_read_to_the_same_items_wherever_they_stand(form, place, tmp_path):
+def test_rows_are_read_to_the_same_items_from_any_place(form, place, tmp_path):
     rows = [FORMATS[form](q, a, f"{a} Oder?") for q, a in zip(QUESTIONS, ANSWERS, strict=True)]
     source = put(rows, place, tmp_path)
     asked = [[user(q)] for q in QUESTIONS]
@@ -127,7 +127,7 @@ def test_rows_are_read_to_the_same_items_wherever_they_stand(form, place, tmp_pa
 
 
 @pytest.mark.parametrize("place", [*PLACES, "txt", "txt.gz"])
-def test_text_is_read_to_the_same_documents_wherever_it_stands(place, tmp_path):
+def test_text_is_read_to_the_same_documents_from_any_place(place, tmp_path):
     if place.startswith("txt"):
         data = "".join(f"{answer}\n" for answer in ANSWERS).encode()
         path = tmp_path / f"a.{place}"

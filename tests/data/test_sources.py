@@ -23,7 +23,7 @@ def texts_of(block: DataBlock) -> list[str]:
 
 @pytest.fixture
 def folder(tmp_path, write):
-    """A folder as one gets it from somewhere: data in several kinds and levels, and other things beside them."""
+    """A folder with data of several kinds on several levels, and with other files."""
     (tmp_path / "all" / "deep").mkdir(parents=True)
     (tmp_path / "all" / ".cache").mkdir()
     write("all/b.jsonl", [{"text": "b"}])
@@ -34,11 +34,11 @@ def folder(tmp_path, write):
     return tmp_path / "all"
 
 
-def test_a_folder_stands_for_the_data_in_it_in_the_order_of_names(folder):
+def test_a_folder_means_the_data_in_it_in_the_order_of_names(folder):
     assert texts_of(DataBlock(source=str(folder))) == ["a", "b", "c"]
 
 
-def test_a_pattern_stands_for_the_files_that_match(folder):
+def test_a_pattern_means_the_files_that_match(folder):
     assert texts_of(DataBlock(source=f"{folder}/*.jsonl")) == ["b"]
     assert texts_of(DataBlock(source=f"{folder}/**/*.json*")) == ["b", "c"]
     assert texts_of(DataBlock(source=f"{folder}/*")) == ["a", "b"]
@@ -101,7 +101,7 @@ def test_a_fingerprint_follows_the_files_and_the_settings(folder, write):
     assert block_fingerprint(block, "k") not in (before, after)
 
 
-def test_a_source_that_stands_twice_is_known_with_both(folder):
+def test_a_source_that_is_named_twice_is_known_with_both(folder):
     one, other = DataBlock(source="hub:a/b", name="x"), DataBlock(source="hub:a/b", name="y")
     assert data_fingerprints([one, other], "k") != data_fingerprints([one, one], "k") != data_fingerprints([one], "k")
 
@@ -129,7 +129,7 @@ def test_a_data_set_of_the_hub_is_streamed_split_by_split(hub_folder):
     ]
 
 
-def test_a_data_set_that_cannot_be_had_says_which_and_why(hub_folder):
+def test_a_data_set_that_cannot_be_read_is_named_with_the_reason(hub_folder):
     told = problem_of(texts_of, DataBlock(source=f"hub:{hub_folder}", split="dev"))
     assert f"k: hub:{hub_folder} (split dev) cannot be read at row 1: " in told
     told = problem_of(texts_of, DataBlock(source="hub:nobody/nothing-here"))

@@ -48,7 +48,7 @@ def test_a_prompt_ends_where_the_assistant_speaks(tokenizer):
     assert whole[: len(ids)] == ids
 
 
-def test_the_loss_is_on_what_the_assistant_says_and_on_its_end(tokenizer):
+def test_the_loss_is_on_the_text_of_the_assistant_and_on_its_end(tokenizer):
     ids, mask = encode_conversation(tokenizer, [SYSTEM, *TURNS])
     assert learned(tokenizer, ids, mask) == f" Mara is a baker.{EOS} He has a dog.{EOS}"
 

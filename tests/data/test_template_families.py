@@ -85,7 +85,7 @@ dialogues = st.lists(contents.filter(str.strip), min_size=2, max_size=6).map(
 
 @pytest.mark.parametrize("name", FAMILIES)
 @given(dialogue=dialogues)
-def test_prompts_are_prefixes_whatever_is_said(fitted, name, dialogue):
+def test_prompts_are_prefixes_for_any_messages(fitted, name, dialogue):
     tokenizer = fitted[name]
     ids, mask = encode_conversation(tokenizer, dialogue)
     for turn, message in enumerate(dialogue):
@@ -135,7 +135,7 @@ def test_system_messages_are_read_or_refused(fitted):
 @pytest.mark.parametrize(
     "template, fault",
     [
-        # rewrites what was said before, and nobody knows it
+        # rewrites earlier messages; trl has no replacement for it
         (
             "{% for m in messages %}{{ loop.index if loop.last else 0 }}{{ m['content'] }}<|im_end|>{% endfor %}",
             "renders turn 2 differently once it is answered",

@@ -53,7 +53,7 @@ def small_batches(monkeypatch):
     monkeypatch.setattr(token_store, "CHECKED_CHARACTERS", 1500)
 
 
-# ---- what stands in it ----
+# ---- its content ----
 
 
 def test_every_document_is_there_with_an_end_behind_it(tmp_path, encoder, source, base_tokenizer):
@@ -94,7 +94,7 @@ def test_a_long_document_is_whole_with_one_end(tmp_path, encoder, write, monkeyp
     assert tokens_of(store) == base_tokenizer(decoded)["input_ids"]
 
 
-def test_what_was_left_out_stands_in_the_store(tmp_path, encoder, write):
+def test_what_was_left_out_is_in_the_store(tmp_path, encoder, write):
     rows = [json.dumps({"text": text}) for text in DOCUMENTS]
     store = build_token_store(tmp_path / "store", raw(write("b.jsonl", "\n".join([*rows, "oops"]))), encoder)
     assert store.skipped == {"this line is not JSON": 1}
@@ -127,7 +127,7 @@ def test_a_store_is_built_once(tmp_path, encoder, source):
 
 
 @pytest.mark.parametrize("workers", [1, 2])
-def test_an_interrupted_build_goes_on_behind_its_last_shard(tmp_path, encoder, source, workers):
+def test_an_interrupted_build_continues_behind_its_last_shard(tmp_path, encoder, source, workers):
     whole, broken = tmp_path / "whole", tmp_path / "broken"
     build_token_store(whole, raw(source), encoder, workers, shard_tokens=400)
     text = BreaksOff(DataBlock(source=source), {}, "pretrain.data")
@@ -144,7 +144,7 @@ def test_an_interrupted_build_goes_on_behind_its_last_shard(tmp_path, encoder, s
         assert (broken / name).read_bytes() == data
 
 
-def test_ctrl_c_says_what_is_kept(tmp_path, encoder, source):
+def test_ctrl_c_names_what_is_kept(tmp_path, encoder, source):
     text = BreaksOff(DataBlock(source=source), {}, "pretrain.data", KeyboardInterrupt)
     with pytest.raises(Interrupted, match="finished shards are kept") as caught:
         build_token_store(tmp_path / "store", text, encoder, shard_tokens=400)
@@ -152,7 +152,7 @@ def test_ctrl_c_says_what_is_kept(tmp_path, encoder, source):
     assert f"{len(kept)} finished shards" in caught.value.message
 
 
-def test_a_build_that_is_killed_goes_on_and_ends_as_one_that_was_not(tmp_path, encoder, source):
+def test_a_build_that_is_killed_continues_and_ends_as_one_that_was_not(tmp_path, encoder, source):
     script = (
         "import sys, os, signal\n"
         "from chatpipe.data import encoding, token_store\n"
@@ -177,7 +177,7 @@ def test_a_build_that_is_killed_goes_on_and_ends_as_one_that_was_not(tmp_path, e
     assert tokens_of(store) == tokens_of(build_token_store(tmp_path / "whole", raw(source), encoder))
 
 
-def test_other_text_settings_or_tokenizers_are_tokenised_anew(tmp_path, encoder, source, write):
+def test_other_text_settings_or_tokenizers_are_tokenised_again(tmp_path, encoder, source, write):
     folder = tmp_path / "store"
     first = tokens_of(build_token_store(folder, raw(source), encoder))
     assert len(build_token_store(folder, raw(source, limit=20), encoder)) < len(first) / 4
@@ -268,7 +268,7 @@ def test_a_store_whose_files_were_changed_is_refused(tmp_path, encoder, source, 
     assert "manifest.json cannot be read" in refusal(folder, source, encoder)
 
 
-def test_a_full_disk_is_told_and_finished_shards_are_kept(tmp_path, encoder, source):
+def test_a_full_disk_is_reported_and_finished_shards_are_kept(tmp_path, encoder, source):
     folder, whole = tmp_path / "store", tmp_path / "whole"
     build_token_store(whole, raw(source), encoder, shard_tokens=400)
     size = max(map(len, shards_of(whole).values()))

@@ -42,7 +42,7 @@ def own(tmp_path_factory, tiny_run, chatpipe) -> Own:
 
 @pytest.fixture
 def listing() -> Callable[[Path], dict[str, tuple[int, int]]]:
-    """Tells each file below a folder with its size and the time of its last change."""
+    """Lists each file below a folder with its size and the time of its last change."""
 
     def listing(folder: Path) -> dict[str, tuple[int, int]]:
         found = [path for path in sorted(folder.rglob("*")) if path.is_file()]

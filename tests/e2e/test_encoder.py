@@ -1,4 +1,4 @@
-"""An encoder learns masked language modelling, becomes the body of a reward model, and judges in ppo."""
+"""An encoder learns masked language modelling, becomes the body of a reward model, and scores in ppo."""
 
 import json
 
@@ -31,7 +31,7 @@ def folder(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def encoder(folder, chatpipe):
-    """What `chatpipe pretrain` says of an encoder that read the answers of the questions."""
+    """The result of `chatpipe pretrain` for an encoder that read the answers of the questions."""
     text = write_rows(folder / "text.jsonl", [{"text": f"{one.question} {one.right}"} for one in asked()] * 3)
     return chatpipe("pretrain", "--data", text, "--out", folder / "encoder", *ENCODER, "--json").object
 
@@ -75,7 +75,7 @@ def test_it_becomes_the_body_of_a_reward_model(folder, reward):
     assert sum(ordered) >= 40
 
 
-def test_data_show_tells_the_length_that_training_reads(folder, encoder, chatpipe):
+def test_data_show_prints_the_length_that_training_reads(folder, encoder, chatpipe):
     """A ModernBERT attends to 64 tokens around each in most of its layers, and reads as many as it has positions."""
     pairs = [{"prompt": one.question, "chosen": one.right, "rejected": one.wrong} for one in asked()]
     data = write_rows(folder / "pairs.jsonl", pairs)

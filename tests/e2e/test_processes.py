@@ -106,7 +106,7 @@ def test_the_error_of_a_rank_is_the_parent_s(tiny_run, tmp_path, chatpipe):
 
 
 def test_ranks_save_and_end_when_their_parent_is_killed(tiny_run, tmp_path):
-    """Else they would go on and write into the folder in which the next command resumes."""
+    """Otherwise they would continue and write into the folder in which the next command resumes."""
     out = tmp_path / "base"
     command = ("pretrain", tiny_run.recipe, "pretrain.max_steps=5000", "--out", out, "--processes", 2)
     parent = subprocess.Popen([sys.executable, "-m", "chatpipe", *map(str, command)], stderr=subprocess.DEVNULL)

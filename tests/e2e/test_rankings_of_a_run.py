@@ -83,7 +83,7 @@ def rank(folder, annotator="ann", tasks=None, skipped=()):
     return items
 
 
-def test_a_run_waits_for_people_and_goes_on_when_they_have_ranked(folder, chatpipe):
+def test_a_run_waits_for_people_and_continues_when_they_have_ranked(folder, chatpipe):
     command = ("run", folder / "recipe.yaml", f"out={folder}", "rank.rater=people", "sample.prompts=40", "--json")
     waiting = chatpipe(*command)
     assert waiting.code == 3
@@ -107,7 +107,7 @@ def test_a_run_waits_for_people_and_goes_on_when_they_have_ranked(folder, chatpi
         lengths = [len(text) for text in row["responses"]]
         assert [lengths[i] for i in sorted(range(len(lengths)), key=row["ranks"].__getitem__)] == sorted(lengths)
 
-    # What people rank later is told, and taken in when asked for; nothing else changes by itself.
+    # Later rankings are reported, and read when asked for; nothing else changes.
     rank(folder, "ben")
     outside = ("rm", folder / "recipe.yaml", f"out={folder}", "--out", folder / "another", "rm.num_train_epochs=1")
     assert chatpipe(*outside).code == 0
@@ -126,7 +126,7 @@ def test_a_run_waits_for_people_and_goes_on_when_they_have_ranked(folder, chatpi
     assert {row["annotator"] for row in rows_of(rankings_of(folder))} == {"ann", "ben"}
 
 
-def test_one_stage_that_waits_says_so_in_its_json(folder, command, chatpipe):
+def test_one_stage_that_waits_has_it_in_its_json(folder, command, chatpipe):
     said = chatpipe(*command, "--json")
     assert said.code == 3
     told = json.loads(said.out)
@@ -134,7 +134,7 @@ def test_one_stage_that_waits_says_so_in_its_json(folder, command, chatpipe):
     assert told["waiting"].startswith("Round 1 waits for people: 0 of")
 
 
-def test_people_who_skipped_all_are_told_how_to_go_on(folder, command, chatpipe):
+def test_people_who_skipped_all_read_how_to_continue(folder, command, chatpipe):
     assert chatpipe(*command).code == 3
     rank(folder, skipped=range(100))
     said = chatpipe(*command, "--json")
@@ -155,7 +155,7 @@ def test_programs_do_not_count_as_people(folder, command, chatpipe):
     assert {row["annotator"] for row in rows_of(rankings_of(folder))} == {"ann"}
 
 
-def test_what_people_ranked_is_neither_sampled_anew_nor_ranked_by_a_program_nor_deleted(folder, command, chatpipe):
+def test_what_people_ranked_is_neither_sampled_again_nor_ranked_by_a_program_nor_deleted(folder, command, chatpipe):
     assert chatpipe(*command).code == 3
     other = chatpipe(*command, "sample.prompts=30")
     assert other.code == 2
@@ -212,7 +212,7 @@ def test_a_store_of_other_answers_is_refused(folder, command, chatpipe):
 
 
 def test_prompts_of_a_file_are_ranked_by_the_user_s_own_function(folder, work, rater, chatpipe):
-    """Some prompts are held out of training, and what decided the rankings is noted and compared."""
+    """Some prompts are for validation, and what decided the rankings is noted and compared."""
     write_rows(work / "prompts.jsonl", [{"prompt": one.question} for one in asked()[:120]])
     command = ["rm", folder / "recipe.yaml", f"out={folder}", "rank.rater=liking_short:score", "--json"]
     command += ["sample.data=prompts.jsonl", "sample.prompts=120", "rm.num_train_epochs=1"]
@@ -273,7 +273,7 @@ def test_two_raters_are_never_mixed(folder, rater, chatpipe, monkeypatch, module
 @pytest.mark.parametrize(
     "module, function", [(sample_stage, "join_shares"), (rank_stage, "rank_with_program"), (rank_stage, "replace_text")]
 )
-def test_rankings_that_broke_off_go_on_to_the_same(folder, tiny_run, chatpipe, monkeypatch, module, function):
+def test_rankings_that_were_interrupted_end_the_same(folder, tiny_run, chatpipe, monkeypatch, module, function):
     command = ("rm", folder / "recipe.yaml", f"out={folder}", "rm.num_train_epochs=1")
     with monkeypatch.context() as patch:
         killed_at(patch, module, function)
@@ -284,7 +284,7 @@ def test_rankings_that_broke_off_go_on_to_the_same(folder, tiny_run, chatpipe, m
     assert [(row["prompt"], row["responses"]) for row in ours] == [(row["prompt"], row["responses"]) for row in theirs]
 
 
-def test_a_killed_rater_goes_on_where_it_was(folder, rater, chatpipe):
+def test_a_killed_rater_continues_where_it_was(folder, rater, chatpipe):
     command = ("rm", folder / "recipe.yaml", f"out={folder}", "rank.rater=liking_short:score", "sample.prompts=100")
     calls = rater.with_name("calls.txt")
     counted = f"    open({str(calls)!r}, 'a').write('x' * len(prompts))\n    return"

@@ -38,7 +38,7 @@ def assert_same_result(folder, other):
 
 
 @pytest.mark.parametrize("stage", SAVE_EVERY)
-def test_a_killed_stage_goes_on_exactly(tiny_run, tmp_path, chatpipe, stage):
+def test_a_killed_stage_continues_exactly(tiny_run, tmp_path, chatpipe, stage):
     out = tmp_path / stage
     command = (stage, tiny_run.recipe, f"{stage}.save_steps={SAVE_EVERY[stage]}", "--out", out, "--json")
     code, said, _ = stop_after_first_resume_point(command, out, signal.SIGKILL)

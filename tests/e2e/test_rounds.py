@@ -1,4 +1,4 @@
-"""Rounds: each samples from the newest policy, ranks, trains the reward model on all rankings so far, and goes on."""
+"""Rounds: each samples from the newest policy, ranks, trains a reward model on all rankings so far, then the policy."""
 
 import json
 import shutil
@@ -31,12 +31,12 @@ def manifest(folder):
 
 
 def win_rate_over_sft(folder):
-    """How often the gold rater prefers the answers of the second round's policy to those of sft."""
+    """How often the oracle prefers the answers of the second round's policy to those of sft."""
     step = step_of(load_recipe(str(folder / "recipe.yaml"), [f"out={folder}", "rounds=2"]).recipe, "ppo", 2)
     tokenizer = load_tokenizer(folder / "sft")
-    held_out = load_prompts(step.data["ppo.data"], step.recipe.worlds, "ppo.data").validation
+    validation = load_prompts(step.data["ppo.data"], step.recipe.worlds, "ppo.data").validation
     models = [load_causal_model(folder / stage) for stage in ("ppo.2", "sft")]
-    prompts = validation_prompts(step, tokenizer, held_out, models[0].config.max_position_embeddings)
+    prompts = validation_prompts(step, tokenizer, validation, models[0].config.max_position_embeddings)
     settings, seed = step.recipe.evaluation, step.recipe.seed
     new, old = (
         evaluate_answers(model, tokenizer, prompts, settings, seed, oracle_of(step)).ratings for model in models
@@ -44,7 +44,7 @@ def win_rate_over_sft(folder):
     return oracle_comparison(new, old, step.recipe.seed)
 
 
-def test_a_second_round_goes_on_from_the_first_and_from_wherever_it_broke_off(folder, chatpipe):
+def test_a_second_round_continues_the_first_and_resumes_wherever_it_was_interrupted(folder, chatpipe):
     command = ("run", folder / "recipe.yaml", f"out={folder}", "rounds=2", "--json")
     stages = chatpipe(*command).object["stages"]
     assert [(stage["stage"], stage.get("round", 1), stage["skipped"]) for stage in stages] == [
@@ -67,7 +67,7 @@ def test_a_second_round_goes_on_from_the_first_and_from_wherever_it_broke_off(fo
         assert measured[f"win_rate_over_first{end}"] == over_sft[f"win_rate{end}"]
     first, second = (rows_of(folder / name / "rankings.jsonl") for name in ("rank", "rank.2"))
     assert {row["round"] for row in second} == {2}
-    assert rm["metrics"]["train_rankings"] > len(first)  # of both rounds, without those held out
+    assert rm["metrics"]["train_rankings"] > len(first)  # of both rounds, without the validation split
 
     again = chatpipe(*command)
     assert all(stage["skipped"] for stage in again.object["stages"])

@@ -51,7 +51,7 @@ def test_json_is_the_object_of_the_contract_and_nothing_else(tiny_run):
         assert set(keys) <= set(tiny_run.stage(name)["metrics"])
 
 
-def test_people_are_told_on_stderr(tiny_run):
+def test_text_for_people_is_on_stderr(tiny_run):
     assert "What each stage gained" in tiny_run.said.err
     question = tiny_run.stage("ppo")["metrics"]["example"]["question"]
     assert f"Asked: {question}" in tiny_run.said.err
@@ -97,7 +97,7 @@ def test_transformers_opens_the_model(tiny_run, stage):
 
 
 @pytest.mark.parametrize("stage", STAGES)
-def test_the_manifest_tells_what_the_folder_holds_and_is_worth(tiny_run, stage):
+def test_the_manifest_has_the_content_and_the_verdict_of_the_folder(tiny_run, stage):
     folder = tiny_run.folder / stage
     told = manifest(folder)
     others = {"chatpipe.json", "metrics.jsonl", "rankings.db", "rankings.db.lock"}
@@ -152,7 +152,7 @@ def test_metrics_has_a_line_for_each_logged_step(tiny_run, stage):
         assert line["mfu"] == "unknown" or line["mfu"] > 0
 
 
-def test_rankings_are_as_the_contract_says(tiny_run):
+def test_rankings_are_as_in_the_contract(tiny_run):
     rankings = lines(tiny_run.folder / "rank" / "rankings.jsonl")
     recipe = load_recipe(str(tiny_run.recipe)).recipe
     assert 0.5 * recipe.sample.prompts < len(rankings) <= recipe.sample.prompts
@@ -169,7 +169,7 @@ def test_rankings_are_as_the_contract_says(tiny_run):
 
 
 def test_rewards_of_demonstrations_average_zero(tiny_run):
-    """Measured with the stock class and the offset that stands in its config.json."""
+    """Measured with the stock class and the offset in its config.json."""
     folder = tiny_run.folder / "rm"
     model = AutoModelForSequenceClassification.from_pretrained(folder).eval()
     tokenizer = AutoTokenizer.from_pretrained(folder)
@@ -193,7 +193,7 @@ def test_a_second_call_skips_all_stages(tiny_run, chatpipe, listing):
         assert now == {**first, "skipped": True}
 
 
-def test_a_changed_evaluation_costs_no_training_and_what_was_measured_otherwise_is_said(tiny_run, chatpipe):
+def test_a_changed_evaluation_costs_no_training_and_the_changes_are_printed(tiny_run, chatpipe):
     result = tiny_run.stage("sft")
     command = ("sft", tiny_run.recipe, "--out", tiny_run.folder / "sft", "--json")
     again = chatpipe(*command, "evaluation.prompts=50", "evaluation.max_new_tokens=20")
@@ -248,7 +248,7 @@ def pairs(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def brief_run(tmp_path_factory, small, pairs, chatpipe):
-    """Its folder, and what `--strict --json` said of a run that is too short to learn anything."""
+    """Its folder, and the output of `--strict --json` for a run that is too short to learn anything."""
     folder = tmp_path_factory.mktemp("brief") / "run"
     command = ("run", "pocket", f"out={folder}", f"rm.data={pairs}", *small, *BRIEF)
     return folder, chatpipe(*command, "--strict", "--json")

@@ -67,36 +67,36 @@ def test_the_rankings_are_the_file_s_as_read(real_run):
         assert all(json.dumps(answer, ensure_ascii=False)[1:-1] in text for answer in row["responses"])
 
 
-def test_rm_is_judged_on_pairs_of_the_file_that_it_did_not_see(real_run):
+def test_rm_is_evaluated_on_pairs_of_the_file_that_it_did_not_see(real_run):
     folder, stages, recipe = real_run
     metrics = stages["rm"]["metrics"]
     loaded = load_rankings(recipe.rm.data, recipe.worlds, "rm.data")
     assert metrics["train_rankings"] + sum(metrics["left_out_rankings"].values()) == len(loaded.train)
     assert 0.5 * len(loaded.validation) < metrics["eval_pairs"] <= len(loaded.validation)
     assert "annotator_agreement" not in metrics
-    # at this size it is no better than a rule of thumb, and says so
+    # at this size it is no better than a rule of thumb, and the verdict names it
     assert stages["rm"]["verdict"]["status"] in ("warn", "fail")
     assert any("always choosing the" in reason for reason in stages["rm"]["verdict"]["reasons"])
 
 
-def test_ppo_trains_on_no_prompt_that_it_is_judged_by(real_run):
+def test_ppo_trains_on_no_validation_prompt(real_run):
     _, stages, recipe = real_run
     prompts = load_prompts(recipe.rm.data, recipe.worlds, "ppo.data")
     ranked = load_rankings(recipe.rm.data, recipe.worlds, "rm.data")
-    train, held_out = ({prompt_key(prompt) for prompt in side} for side in (prompts.train, prompts.validation))
-    assert not train & held_out
-    assert held_out == {prompt_key(ranking.prompt) for ranking in ranked.validation}
-    assert 0 < stages["ppo"]["metrics"]["eval_prompts"] <= min(20, len(held_out))
+    train, validation = ({prompt_key(prompt) for prompt in side} for side in (prompts.train, prompts.validation))
+    assert not train & validation
+    assert validation == {prompt_key(ranking.prompt) for ranking in ranked.validation}
+    assert 0 < stages["ppo"]["metrics"]["eval_prompts"] <= min(20, len(validation))
 
 
-def test_ppo_s_verdict_says_that_only_the_reward_model_judged(real_run):
+def test_ppo_s_verdict_names_the_reward_model_as_the_only_scorer(real_run):
     _, stages, _ = real_run
     reasons = stages["ppo"]["verdict"]["reasons"]
     assert any(reason.startswith("Only the reward model scored this: its score on validation") for reason in reasons)
     assert "win_rate" not in stages["ppo"]["metrics"]
 
 
-def test_sft_without_a_gold_rater_is_judged_by_whether_it_heeds_the_question(real_run):
+def test_sft_without_an_oracle_is_evaluated_by_whether_it_heeds_the_question(real_run):
     _, stages, _ = real_run
     assert {"question_gain", "question_gain_low"} <= set(stages["sft"]["metrics"])
     assert any("likelier under their own question" in reason for reason in stages["sft"]["verdict"]["reasons"])

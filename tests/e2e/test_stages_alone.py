@@ -30,7 +30,7 @@ TINY = (
 # ---- sft, rm and ppo on jsonl files ----
 
 
-def test_each_stage_says_what_it_made(own):
+def test_each_stage_reports_what_it_made(own):
     for stage, told in own.results.items():
         assert told["stage"] == stage
         assert told["out"] == str(own.file(stage))
@@ -67,7 +67,7 @@ def test_rm_scores_the_chosen_answers_higher(own):
     assert own.results["rm"]["metrics"]["eval_accuracy"] >= 0.8
 
 
-def test_ppo_without_a_gold_rater_says_who_judged(own):
+def test_ppo_without_an_oracle_names_the_scorer(own):
     reasons = own.results["ppo"]["verdict"]["reasons"]
     assert any(reason.startswith("Only the reward model scored this:") for reason in reasons)
     assert "oracle_score" not in own.results["ppo"]["metrics"]
@@ -96,7 +96,7 @@ def test_pretrain_on_a_text_file(base):
     assert told["metrics"]["bits_per_byte"] < 0.8 * told["metrics"]["untrained_bits_per_byte"]
 
 
-def test_pretraining_goes_on_from_a_model(base, tmp_path, chatpipe):
+def test_pretraining_continues_from_a_model(base, tmp_path, chatpipe):
     folder, _, told = base
     more = ("pretrain", "--model", folder / "base", "--data", folder / "a.txt", "--out", tmp_path / "more")
     further = chatpipe(*more, *TINY, "--json").object["metrics"]
@@ -141,7 +141,7 @@ def test_a_changed_parent_is_refused(base, own, tiny_run, chatpipe):
     assert "the model given as sft.model was " in said.err
 
 
-def test_fresh_makes_a_stage_anew_with_other_values(base, chatpipe, tmp_path):
+def test_fresh_makes_a_stage_again_with_other_values(base, chatpipe, tmp_path):
     folder, _, _ = base
     command = ("pretrain", "--data", folder / "a.txt", "--out", tmp_path / "b", *TINY, "pretrain.max_steps=2")
     assert chatpipe(*command).code == 0
@@ -209,7 +209,7 @@ def test_pretrain_mix_keeps_raw_text_from_being_forgotten(base, tmp_path, chatpi
 # ---- the dry run ----
 
 
-def test_dry_run_tells_what_the_run_then_did(tiny_run, chatpipe, listing):
+def test_dry_run_predicts_what_the_run_then_did(tiny_run, chatpipe, listing):
     before = listing(tiny_run.folder)
     told = chatpipe("run", tiny_run.recipe, "seed=0", "--dry-run", "--json").object
     assert listing(tiny_run.folder) == before

@@ -1,6 +1,6 @@
-"""A verdict that cannot fail says nothing: each stage is spoilt in one way, and its verdict says which.
+"""A verdict that cannot fail is worthless: each stage is spoilt in one way, which its verdict names.
 
-Five steps of pretraining fail in test_run.py. Beside each spoilt stage stands the same one unspoilt, where it passes.
+Five steps of pretraining fail in test_run.py. Each spoilt stage also runs unspoilt, and passes.
 """
 
 import json
@@ -46,7 +46,7 @@ def test_sft_on_shuffled_answers_fails(own, tiny_run, tmp_path, chatpipe):
 
 @pytest.fixture(scope="module")
 def ranked(own, tmp_path_factory, chatpipe):
-    """What rm says of rankings of K = 4 answers: of the right order, and of a random one."""
+    """The results of rm on rankings of K = 4 answers: of the right order, and of a random one."""
     folder = tmp_path_factory.mktemp("ranked")
     rng = random.Random(0)
     told = {}
@@ -69,8 +69,10 @@ def test_rm_on_random_ranks_fails(ranked):
     assert random_ones["verdict"]["status"] == "fail"
     metrics = random_ones["metrics"]
     assert metrics["accuracy_low"] <= 0.5
-    held_out = sum(split_of(prompt_key([{"role": "user", "content": one.question}])) == "validation" for one in asked())
-    assert metrics["eval_pairs"] == 4 * held_out
+    validation = sum(
+        split_of(prompt_key([{"role": "user", "content": one.question}])) == "validation" for one in asked()
+    )
+    assert metrics["eval_pairs"] == 4 * validation
     told = reason(random_ones, f"{metrics['eval_accuracy']:.1%} of validation pairs ordered correctly")
     assert "the interval must lie above chance, 50 %. Try: " in told
 
@@ -84,7 +86,7 @@ def test_rm_on_the_right_order_passes(ranked):
 
 
 def test_ppo_without_kl_against_a_bad_reward_model_fails(tiny_run, tmp_path, chatpipe):
-    """The reward model has learned that saying more is better; the gold rater is not fooled."""
+    """The reward model has learned that longer is better; the oracle is not fooled."""
     rows = []
     for line in (tiny_run.folder / "rank" / "rankings.jsonl").read_text().splitlines():
         said = json.loads(line)["responses"] * 2

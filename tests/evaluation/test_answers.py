@@ -23,7 +23,7 @@ PROMPTS = [
 
 
 def _says_only(model, token_id: int) -> None:
-    """Makes the model say one token for ever: its embedding is what the final norm puts out everywhere."""
+    """Makes the model write one token for ever: its embedding is what the final norm puts out everywhere."""
     with torch.no_grad():
         model.transformer.wte.weight.zero_()
         model.transformer.wte.weight[token_id] = 1.0

@@ -19,7 +19,7 @@ def test_wilson_is_symmetric():
 
 
 @pytest.mark.parametrize("groups, size", [(12, 1), (40, 4)])
-def test_bootstrap_covers_the_truth_as_often_as_it_says(groups, size):
+def test_bootstrap_covers_the_truth_at_its_level(groups, size):
     rng = np.random.default_rng(5)
     index = np.repeat(np.arange(groups), size)
     covered = 0
@@ -30,7 +30,7 @@ def test_bootstrap_covers_the_truth_as_often_as_it_says(groups, size):
     assert 0.94 <= covered / 2000 <= 0.96
 
 
-def test_interval_of_a_win_rate_covers_the_truth_as_often_as_it_says():
+def test_interval_of_a_win_rate_covers_the_truth_at_its_level():
     rng = np.random.default_rng(2)
     covered = 0
     for trial in range(2000):

@@ -30,7 +30,7 @@ def test_uniform_model_needs_log_vocabulary_nats_for_every_token(store, texts, m
     assert score.bits_per_byte == pytest.approx(len(store.tokens) * math.log2(len(tokenizer)) / text_bytes)
 
 
-def test_tokens_that_stand_for_no_text_cost_no_bits(store, texts, model, tokenizer):
+def test_tokens_without_text_cost_no_bits(store, texts, model, tokenizer):
     for parameter in model.parameters():
         torch.nn.init.zeros_(parameter)
     score = text_loss(model, store, special_ids=tokenizer.all_special_ids)
@@ -78,7 +78,7 @@ def test_chat_loss_is_the_mean_over_assistant_tokens_whatever_the_batch(model, m
         assert chat_loss(model, ROWS) == pytest.approx(expected, abs=1e-5)
 
 
-def test_chat_loss_needs_something_the_assistant_says(model):
+def test_chat_loss_needs_text_of_the_assistant(model):
     with pytest.raises(ValueError, match="assistant"):
         chat_loss(model, [([5, 6], [0, 0])])
 
@@ -89,7 +89,7 @@ def test_swap_answers_keeps_answers_and_exchanges_what_they_answer():
     assert swap_answers([ROWS[1], ROWS[2]])[0] == ([5, 9, EOS, 6, 7, 9, EOS], [0, 1, 1, 0, 0, 1, 1])
 
 
-def test_question_gain_tells_answers_that_heed_the_question_from_shuffled_ones():
+def test_question_gain_distinguishes_answers_that_heed_the_question_from_shuffled_ones():
     heeding, shuffled = _trained(heeds=True), _trained(heeds=False)
     rows = [_conversation(word, word) for word in range(4, 16)]
     gain = question_gain(heeding, rows)
@@ -112,7 +112,7 @@ def _conversation(word: int, answer: int) -> tuple[list[int], list[int]]:
 
 
 def _trained(heeds: bool) -> GPT2LMHeadModel:
-    """A tiny model that was taught to repeat the user's word, or to say any word."""
+    """A tiny model that was taught to repeat the user's word, or to write any word."""
     torch.manual_seed(0)
     model = GPT2LMHeadModel(GPT2Config(vocab_size=16, n_positions=8, n_embd=32, n_layer=2, n_head=2))
     optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3)

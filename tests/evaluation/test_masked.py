@@ -24,23 +24,23 @@ def masking(tokenizer):
 
 
 @pytest.fixture
-def held_out(texts, tokenizer):
+def validation(texts, tokenizer):
     return ValidationText.of(texts, Encoder.of(tokenizer), block_size=8)
 
 
-def test_a_uniform_encoder_needs_log_vocabulary_nats_whatever_the_batch(held_out, tokenizer, masking, monkeypatch):
+def test_a_uniform_encoder_needs_log_vocabulary_nats_whatever_the_batch(validation, tokenizer, masking, monkeypatch):
     model = new_model(Architecture(family="modernbert", n_layer=1, n_head=2, n_embd=16), tokenizer)
     for parameter in model.parameters():
         torch.nn.init.zeros_(parameter)
     for rows in (1, 4):
         monkeypatch.setattr("chatpipe.evaluation.text.rows_at_once", lambda *_, rows=rows: rows)
-        loss = masked_loss(model, held_out, masking)
+        loss = masked_loss(model, validation, masking)
         assert loss.nats_per_token == pytest.approx(math.log(len(tokenizer)), rel=1e-5)
-        assert loss == masked_loss(model, held_out, masking)
+        assert loss == masked_loss(model, validation, masking)
 
 
 def test_guessing_by_frequency_takes_the_cross_entropy_of_the_frequencies(
-    tmp_path, monkeypatch, texts, held_out, masking, tokenizer
+    tmp_path, monkeypatch, texts, validation, masking, tokenizer
 ):
     monkeypatch.setattr(ngram, "COUNTED_AT_ONCE", 50)
     source = tmp_path / "text.jsonl"
@@ -51,6 +51,6 @@ def test_guessing_by_frequency_takes_the_cross_entropy_of_the_frequencies(
     tokens = store.read(0, len(store)).tolist()
     counts = {token: 1 + tokens.count(token) for token in range(len(tokenizer)) if token not in masking.special_ids}
     total = sum(counts.values())
-    asked = [token for token in held_out.tokens.tolist() if token not in masking.special_ids]
+    asked = [token for token in validation.tokens.tolist() if token not in masking.special_ids]
     expected = -sum(math.log(counts[token] / total) for token in asked) / len(asked)
-    assert unigram_nats([store], held_out, masking.special_ids, len(tokenizer)) == pytest.approx(expected)
+    assert unigram_nats([store], validation, masking.special_ids, len(tokenizer)) == pytest.approx(expected)

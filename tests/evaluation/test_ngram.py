@@ -61,6 +61,6 @@ def test_counting_in_chunks_changes_nothing(monkeypatch):
     assert trigram_bits_per_byte(documents, documents) == pytest.approx(whole, abs=1e-12)
 
 
-def test_no_held_out_text_is_refused():
+def test_no_validation_text_is_refused():
     with pytest.raises(ValueError, match="no held-out text"):
         trigram_bits_per_byte([b"abc"], [b""])

@@ -48,10 +48,10 @@ def test_the_oracle_s_order_decides_and_annotators_are_measured_on_the_same_pair
 
 def test_without_ties_accuracy_and_kendalls_tau_agree():
     rng = np.random.default_rng(0)
-    gold, scores = rng.normal(size=(2, 6))
-    ranks = [int(rank) + 1 for rank in np.argsort(np.argsort(-gold))]
+    truth, scores = rng.normal(size=(2, 6))
+    ranks = [int(rank) + 1 for rank in np.argsort(np.argsort(-truth))]
     metrics = pair_metrics([_ranking(list("abcdef"), ranks)], [scores.tolist()])
-    signs = np.sign(np.subtract.outer(gold, gold) * np.subtract.outer(scores, scores))
+    signs = np.sign(np.subtract.outer(truth, truth) * np.subtract.outer(scores, scores))
     assert 2 * metrics["eval_accuracy"] - 1 == pytest.approx(signs.sum() / 30)
 
 
@@ -113,13 +113,13 @@ def test_the_interval_of_the_lead_over_words_is_clustered_by_prompt():
     assert once["words_lead_low"] < 0.2 < once["words_lead_high"]
 
 
-def test_words_stand_beside_it_with_the_interval_of_the_lead():
+def test_words_are_shown_with_the_interval_of_the_lead():
     rankings = [_ranking(["a", "b"], [1, 2]) for _ in range(100)]
     scores = [[1.0, 0.0] if i % 10 else [0.0, 1.0] for i in range(100)]
     words = [[1.0, 0.0] if i % 2 else [0.0, 1.0] for i in range(100)]
     metrics = pair_metrics(rankings, scores, words=words)
     assert metrics["words_baseline"] == 0.5
     assert 0.2 < metrics["words_lead_low"] < 0.4 < metrics["words_lead_high"] < 0.6
-    alike = pair_metrics(rankings, scores, words=scores)
-    assert (alike["words_lead_low"], alike["words_lead_high"]) == (0.0, 0.0)
+    same = pair_metrics(rankings, scores, words=scores)
+    assert (same["words_lead_low"], same["words_lead_high"]) == (0.0, 0.0)
     assert "words_baseline" not in pair_metrics(rankings, scores)

@@ -47,7 +47,7 @@ def test_mean_tau_b_leaves_out_what_has_none():
 # ---- annotators ----
 
 
-def test_annotators_are_judged_by_each_other_on_the_same_answers():
+def test_annotators_are_compared_with_each_other_on_the_same_answers():
     rankings = [
         ranking(["a", "b", "c"], [1, 2, 3], annotator="ann"),
         ranking(["c", "a", "b"], [2, 1, 2], annotator="bob"),  # a first; b and c tied
@@ -55,7 +55,7 @@ def test_annotators_are_judged_by_each_other_on_the_same_answers():
         ranking(["a", "b", "c"], [1, 2, 3], "Why?", annotator="ann"),
     ]
     found = between_annotators(rankings, seed=0)
-    # Of ann's three pairs bob orders two alike and ties one; of bob's two ann orders both alike.
+    # Of ann's three pairs bob orders two as she does and ties one; of bob's two ann orders both as he does.
     assert found["between_annotators_pairs"] == 5
     assert found["between_annotators"] == pytest.approx(4.5 / 5)
     assert found["between_annotators_low"] <= 0.9 <= found["between_annotators_high"]
@@ -63,7 +63,7 @@ def test_annotators_are_judged_by_each_other_on_the_same_answers():
 
 def test_the_interval_of_what_annotators_agree_on_is_clustered_by_prompt():
     def of(k: int) -> dict:
-        """Bob disagrees with ann on every third prompt; of k - 1 pairs each, all alike."""
+        """Bob disagrees with ann on every third prompt; of k - 1 pairs each, always the same."""
         liked, others = [1] + [2] * (k - 1), [2] + [1] * (k - 1)
         return between_annotators(
             [

@@ -39,7 +39,7 @@ PPO = {
     "length_before": 10.0,
     "length_after": 12.0,
 }
-PPO_GOLD = {
+PPO_ORACLE = {
     **PPO,
     "win_rate": 0.75,
     "win_rate_low": 0.7,
@@ -59,13 +59,13 @@ PPO_REAL = {
     "reward_change_high": 1.2,
     "reward_sources": ["model"],
 }
-JUDGE = {
+ORACLE_MODEL = {
     "oracle_reward_score": 1.5,
     "oracle_reward_score_before": 1.0,
     "oracle_reward_change_low": 0.3,
     "oracle_reward_change_high": 0.7,
 }
-PPO_JUDGED = {**PPO_REAL, **JUDGE}
+PPO_WITH_MODEL = {**PPO_REAL, **ORACLE_MODEL}
 RANDOM_RM = {"eval_accuracy": 0.51, "accuracy_low": 0.47, "accuracy_high": 0.55}
 
 # verdict, good metrics, what is changed in them, the status that must follow
@@ -119,61 +119,61 @@ CASES = [
     (rm_verdict, RM_SEVERAL, {"between_annotators": 0.55, "between_annotators_low": 0.5}, "warn"),
     (rm_verdict, RM_SEVERAL, {"between_annotators_low": math.nan, "between_annotators_high": math.nan}, "warn"),
     (rm_verdict, RM_SEVERAL, {"between_annotators_low": 0.3, "between_annotators_high": 0.49}, "fail"),
-    (ppo_verdict, PPO_GOLD, {}, "pass"),
-    (ppo_verdict, PPO_GOLD, {"win_rate": 0.54, "win_rate_low": 0.5}, "warn"),
-    (ppo_verdict, PPO_GOLD, {"win_rate": 0.5, "win_rate_low": 0.45}, "fail"),
-    (ppo_verdict, PPO_GOLD, {"oracle_score": 1.1, "oracle_change_high": 0.1}, "warn"),
-    (ppo_verdict, PPO_GOLD, {"oracle_score": 0.9, "oracle_change_high": -0.1}, "fail"),
-    (ppo_verdict, PPO_GOLD, {"right": 0.92, "right_change_high": 0.0}, "pass"),
-    (ppo_verdict, PPO_GOLD, {"right": 0.90, "right_change_high": -0.001}, "fail"),
-    (ppo_verdict, PPO_GOLD, {"objective/kl": 15.0}, "pass"),
-    (ppo_verdict, PPO_GOLD, {"objective/kl": 15.1}, "warn"),
-    (ppo_verdict, PPO_GOLD, {"objective/kl": 45.0}, "warn"),
+    (ppo_verdict, PPO_ORACLE, {}, "pass"),
+    (ppo_verdict, PPO_ORACLE, {"win_rate": 0.54, "win_rate_low": 0.5}, "warn"),
+    (ppo_verdict, PPO_ORACLE, {"win_rate": 0.5, "win_rate_low": 0.45}, "fail"),
+    (ppo_verdict, PPO_ORACLE, {"oracle_score": 1.1, "oracle_change_high": 0.1}, "warn"),
+    (ppo_verdict, PPO_ORACLE, {"oracle_score": 0.9, "oracle_change_high": -0.1}, "fail"),
+    (ppo_verdict, PPO_ORACLE, {"right": 0.92, "right_change_high": 0.0}, "pass"),
+    (ppo_verdict, PPO_ORACLE, {"right": 0.90, "right_change_high": -0.001}, "fail"),
+    (ppo_verdict, PPO_ORACLE, {"objective/kl": 15.0}, "pass"),
+    (ppo_verdict, PPO_ORACLE, {"objective/kl": 15.1}, "warn"),
+    (ppo_verdict, PPO_ORACLE, {"objective/kl": 45.0}, "warn"),
     (ppo_verdict, PPO_REAL, {"objective/kl": 45.1}, "fail"),
     (ppo_verdict, PPO_REAL, {"objective/kl": math.nan}, "fail"),
-    (ppo_verdict, PPO_GOLD, {"eos_share": 0.951}, "pass"),
-    (ppo_verdict, PPO_GOLD, {"eos_share": 0.949}, "warn"),
-    (ppo_verdict, PPO_GOLD, {"length_after": 20.0}, "pass"),
-    (ppo_verdict, PPO_GOLD, {"length_after": 20.1}, "warn"),
-    (ppo_verdict, PPO_GOLD, {"length_after": 4.9}, "warn"),
+    (ppo_verdict, PPO_ORACLE, {"eos_share": 0.951}, "pass"),
+    (ppo_verdict, PPO_ORACLE, {"eos_share": 0.949}, "warn"),
+    (ppo_verdict, PPO_ORACLE, {"length_after": 20.0}, "pass"),
+    (ppo_verdict, PPO_ORACLE, {"length_after": 20.1}, "warn"),
+    (ppo_verdict, PPO_ORACLE, {"length_after": 4.9}, "warn"),
     (ppo_verdict, PPO_REAL, {}, "pass"),
     (ppo_verdict, PPO_REAL, {"reward_score": 0.1, "reward_change_low": 0.0}, "warn"),
     (ppo_verdict, PPO_REAL, {"reward_score": 0.0, "reward_change_low": -0.2}, "fail"),
-    (ppo_verdict, PPO_JUDGED, {}, "pass"),
-    (ppo_verdict, PPO_JUDGED, {"reward_score": -1.0, "reward_change_low": -2.0}, "pass"),
-    (ppo_verdict, PPO_JUDGED, {"oracle_reward_change_low": 0.0}, "warn"),
+    (ppo_verdict, PPO_WITH_MODEL, {}, "pass"),
+    (ppo_verdict, PPO_WITH_MODEL, {"reward_score": -1.0, "reward_change_low": -2.0}, "pass"),
+    (ppo_verdict, PPO_WITH_MODEL, {"oracle_reward_change_low": 0.0}, "warn"),
     (
         ppo_verdict,
-        PPO_JUDGED,
+        PPO_WITH_MODEL,
         {"oracle_reward_score": 0.9, "oracle_reward_change_low": -0.3, "oracle_reward_change_high": 0.0},
         "warn",
     ),
     (
         ppo_verdict,
-        PPO_JUDGED,
+        PPO_WITH_MODEL,
         {"oracle_reward_score": 0.9, "oracle_reward_change_low": -0.3, "oracle_reward_change_high": -0.01},
         "fail",
     ),
-    (ppo_verdict, {**PPO_GOLD, **JUDGE}, {}, "pass"),
+    (ppo_verdict, {**PPO_ORACLE, **ORACLE_MODEL}, {}, "pass"),
     (
         ppo_verdict,
-        {**PPO_GOLD, **JUDGE},
+        {**PPO_ORACLE, **ORACLE_MODEL},
         {"oracle_reward_change_low": -0.3, "oracle_reward_change_high": -0.01},
         "fail",
     ),
-    (ppo_verdict, {**PPO_GOLD, **JUDGE}, {"oracle_score": 0.9, "oracle_change_high": -0.1}, "fail"),
+    (ppo_verdict, {**PPO_ORACLE, **ORACLE_MODEL}, {"oracle_score": 0.9, "oracle_change_high": -0.1}, "fail"),
 ]
 
 
-@pytest.mark.parametrize("judge, good, change, status", CASES)
-def test_status_at_and_around_each_threshold(judge, good, change, status):
-    verdict = judge({**good, **change})
+@pytest.mark.parametrize("verdict_of, good, change, status", CASES)
+def test_status_at_and_around_each_threshold(verdict_of, good, change, status):
+    verdict = verdict_of({**good, **change})
     assert verdict.status == status, verdict.reasons
 
 
-@pytest.mark.parametrize("judge, good, change, status", CASES)
-def test_trouble_stands_first_and_says_what_to_try(judge, good, change, status):
-    reasons = judge({**good, **change}).reasons
+@pytest.mark.parametrize("verdict_of, good, change, status", CASES)
+def test_trouble_comes_first_and_names_what_to_try(verdict_of, good, change, status):
+    reasons = verdict_of({**good, **change}).reasons
     assert reasons
     assert all(reason.endswith(".") and re.search(r"\d|nan|inf", reason) for reason in reasons)
     assert ("Try: " in reasons[0]) is (status != "pass")
@@ -182,7 +182,7 @@ def test_trouble_stands_first_and_says_what_to_try(judge, good, change, status):
 
 
 def test_what_to_try_names_keys_that_a_recipe_has():
-    sentences = [reason for judge, good, change, _ in CASES for reason in judge({**good, **change}).reasons]
+    sentences = [reason for verdict_of, good, change, _ in CASES for reason in verdict_of({**good, **change}).reasons]
     keys = set(itertools.chain(*(re.findall(r"\b[a-z]+\.[a-z_]+\b", sentence) for sentence in sentences)))
     assert len(keys) > 15
     for key in keys:
@@ -202,26 +202,26 @@ LOST = [
 ]
 
 
-@pytest.mark.parametrize("judge, good, change", LOST)
-def test_a_model_that_lost_what_it_began_with_is_not_told_to_take_larger_steps(judge, good, change):
-    verdict = judge({**good, **change})
+@pytest.mark.parametrize("verdict_of, good, change", LOST)
+def test_a_model_that_lost_what_it_began_with_is_not_advised_to_take_larger_steps(verdict_of, good, change):
+    verdict = verdict_of({**good, **change})
     assert verdict.status == "fail"
     assert all("Try: lower pretrain.learning_rate." in reason for reason in verdict.reasons)
 
 
-def test_held_out_text_of_which_nothing_was_hidden_is_told():
+def test_validation_text_of_which_nothing_was_hidden_is_reported():
     verdict = masked_verdict({**MASKED, "eval_loss": math.nan, "untrained_eval_loss": math.nan})
     assert verdict.status == "fail"
     assert "none of the validation tokens was hidden. Try: raise pretrain.mlm_probability" in verdict.reasons[0]
 
 
-def test_how_far_above_the_untrained_model_is_told():
+def test_how_far_above_the_untrained_model_is_reported():
     told = "100% above the untrained model's 4.00 bits per byte; 40% below it are expected."
     assert any(told in reason for reason in pretrain_verdict({**PRETRAIN, "bits_per_byte": 8.0}).reasons)
 
 
 def test_the_gravest_finding_decides():
-    both = {**PPO_GOLD, "objective/kl": 20.0, "right_change_high": -0.1}
+    both = {**PPO_ORACLE, "objective/kl": 20.0, "right_change_high": -0.1}
     verdict = ppo_verdict(both)
     assert verdict.status == "fail"
     assert "correctly" in verdict.reasons[0]
@@ -229,23 +229,23 @@ def test_the_gravest_finding_decides():
 
 
 @pytest.mark.parametrize("rule", ["longer", "shorter"])
-def test_reward_model_at_its_baseline_is_told_exactly_that(rule):
+def test_reward_model_at_its_baseline_is_reported_as_exactly_that(rule):
     verdict = rm_verdict({**RM, "length_baseline": 0.81, "length_rule": rule})
     assert any(f"no better than always choosing the {rule} answer" in reason for reason in verdict.reasons)
     assert not any("no better than" in reason for reason in rm_verdict(RM).reasons)
 
 
-def test_annotators_agreement_stands_beside_the_accuracy_where_it_is_known():
+def test_annotators_agreement_is_shown_with_the_accuracy_where_it_is_known():
     assert any("85.0%" in reason for reason in rm_verdict(RM_GOLD).reasons)
     assert not any("annotators" in reason for reason in rm_verdict(RM).reasons)
 
 
-def test_what_annotators_agree_on_stands_beside_the_accuracy():
+def test_what_annotators_agree_on_is_shown_with_the_accuracy():
     told = "Annotators agree with each other on 72.6% of pairs (95 % interval 70.0% to 75.0%), to lie above chance"
     assert f"{told}, 50 %." in rm_verdict(RM_SEVERAL).reasons
 
 
-def test_the_lead_over_counting_words_is_told_with_its_interval():
+def test_the_lead_over_counting_words_is_reported_with_its_interval():
     lead = {"words_baseline": 0.81, "words_lead_low": -0.04, "words_lead_high": -0.001}
     reasons = rm_verdict({**RM, **lead}).reasons
     told = "is no better than counting words and length (81.0%); 95 % interval of the lead -4.0 to -0.1 points."
@@ -269,22 +269,22 @@ def test_random_rankings_fail_even_where_the_reward_model_is_right_by_accident()
         ),
     ],
 )
-def test_where_only_the_rewards_judged_the_verdict_says_which(change, sources, who):
+def test_where_only_the_rewards_scored_the_verdict_names_them(change, sources, who):
     reasons = ppo_verdict({**PPO_REAL, **change, "reward_sources": sources}).reasons
     assert any(reason.startswith(who) for reason in reasons)
 
 
-@pytest.mark.parametrize("judged", [PPO_GOLD, PPO_JUDGED, {**PPO_GOLD, **JUDGE}])
-def test_where_somebody_else_judged_the_verdict_says_so(judged):
-    reasons = ppo_verdict(judged).reasons
+@pytest.mark.parametrize("metrics", [PPO_ORACLE, PPO_WITH_MODEL, {**PPO_ORACLE, **ORACLE_MODEL}])
+def test_where_an_oracle_reward_model_scored_the_verdict_names_it(metrics):
+    reasons = ppo_verdict(metrics).reasons
     assert not any(reason.startswith("Only") for reason in reasons)
-    assert any("The oracle prefers" in reason for reason in reasons) is ("oracle_score" in judged)
-    held_out = "The score of ppo.oracle_reward_model on validation prompts is 1.50, "
-    assert any(reason.startswith(held_out) for reason in reasons) is ("oracle_reward_score" in judged)
+    assert any("The oracle prefers" in reason for reason in reasons) is ("oracle_score" in metrics)
+    by_model = "The score of ppo.oracle_reward_model on validation prompts is 1.50, "
+    assert any(reason.startswith(by_model) for reason in reasons) is ("oracle_reward_score" in metrics)
 
 
-@pytest.mark.parametrize("good, who", [(PPO_GOLD, "sft"), ({**PPO_GOLD, "round": 3}, "ppo of round 2")])
-def test_the_kl_and_the_preference_are_told_as_from_what_the_round_started_from(good, who):
+@pytest.mark.parametrize("good, who", [(PPO_ORACLE, "sft"), ({**PPO_ORACLE, "round": 3}, "ppo of round 2")])
+def test_the_kl_and_the_preference_are_reported_against_what_the_round_started_from(good, who):
     reasons = ppo_verdict(good).reasons
     assert f"8.0 nats of KL from {who}; at most 15 are expected." in reasons
     assert any(reason.startswith(f"The oracle prefers it to {who} on 75.0%") for reason in reasons)

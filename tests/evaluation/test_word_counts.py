@@ -1,4 +1,4 @@
-"""The baseline that counts words: it finds the words that please, and nothing that only the prompt tells."""
+"""The baseline that counts words: it finds the words that please, and nothing that depends on the prompt."""
 
 import random
 
@@ -22,9 +22,9 @@ def rankings(count: int, seed: int, liked: str) -> list[Ranking]:
     return made
 
 
-def accuracy(model: WordCounts, judged: list[Ranking]) -> float:
-    pairs = ordered_pairs([[-rank for rank in ranking.ranks] for ranking in judged])
-    return float(ordered_correctly(pairs, flat(model.scores(judged))).mean())
+def accuracy(model: WordCounts, validation: list[Ranking]) -> float:
+    pairs = ordered_pairs([[-rank for rank in ranking.ranks] for ranking in validation])
+    return float(ordered_correctly(pairs, flat(model.scores(validation))).mean())
 
 
 def test_it_finds_the_word_that_pleases():
@@ -45,7 +45,7 @@ def test_it_finds_that_the_longer_answer_pleases():
     assert accuracy(WordCounts.learn(made(60)), made(40)) == 1.0
 
 
-def test_what_the_prompt_alone_tells_is_chance_to_it():
+def test_what_only_the_prompt_decides_is_chance_to_it():
     rng = random.Random(0)
     made = []
     for number in range(400):
@@ -56,7 +56,7 @@ def test_what_the_prompt_alone_tells_is_chance_to_it():
     assert 0.4 < accuracy(WordCounts.learn(made[:200]), made[200:]) < 0.6
 
 
-def test_words_it_has_not_seen_and_ties_alone_say_nothing():
+def test_words_it_has_not_seen_and_ties_alone_count_nothing():
     model = WordCounts.learn(rankings(20, 0, "please"))
     unknown = Ranking([], ["xylo", "zulu"], [1, 2])
     assert model.scores([unknown])[0][0] == model.scores([unknown])[0][1]
@@ -66,11 +66,11 @@ def test_words_it_has_not_seen_and_ties_alone_say_nothing():
 
 @pytest.mark.parametrize("penalty", [0.1, 10.0])
 def test_the_weights_are_where_the_gradient_of_the_loss_is_nought(penalty):
-    judged = rankings(30, 2, "please")
-    texts = [text for ranking in judged for text in ranking.responses]
+    validation = rankings(30, 2, "please")
+    texts = [text for ranking in validation for text in ranking.responses]
     vocabulary = {word: number for number, word in enumerate(sorted({*FILLER, "please", "hm"}))}
     features = _features(texts, {word.lower(): number for word, number in vocabulary.items()})
-    pairs = ordered_pairs([[-rank for rank in ranking.ranks] for ranking in judged])
+    pairs = ordered_pairs([[-rank for rank in ranking.ranks] for ranking in validation])
     weights = _fit(features, pairs, penalty)
     dense = features.to_dense().numpy()
     differences = dense[pairs.better] - dense[pairs.worse]

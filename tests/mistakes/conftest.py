@@ -28,7 +28,7 @@ REMEDY = re.compile(
     r"mend|merge|must|name|other names|pip install|put|raise|reads|remove|run|save|see|set|start|take|train|try|use|write)\b",
     re.IGNORECASE,
 )
-"""What the lines behind the first tell the user to do."""
+"""A remedy in the lines after the first."""
 
 KEYS = set(flatten(Recipe().model_dump()))
 
@@ -78,7 +78,7 @@ def check(work, lay_out, listing, chatpipe) -> Callable[[Mistake], None]:
             assert not any(name.endswith("chatpipe.json") for name in after.keys() - before.keys())
         else:
             assert after == before
-        # Before it may stand what was read.
+        # Before it there may be lines about the data.
         check_error(mistake, said.err[max(0, said.err.find("error: ")) :])
 
     return check
@@ -94,12 +94,12 @@ def check_error(mistake: Mistake, error: str) -> None:
     assert mistake.missing_facts(error) == [], error
     given = {part for word in mistake.words for part in (word, *re.split("[=.,]", word)) if len(part) > 1}
     assert any(place in error for place in {*KEYS, *mistake.files, *mistake.models, *given}), "it names no place"
-    assert REMEDY.search("\n".join(lines[1:])), "it says no remedy"
+    assert REMEDY.search("\n".join(lines[1:])), "it names no remedy"
 
 
 @pytest.fixture(scope="session")
 def model_folders(tmp_path_factory) -> Path:
-    """Folders of small models with nothing wrong but what their name says."""
+    """Folders of small models with nothing wrong but what they are named after."""
     folders = tmp_path_factory.mktemp("models")
     set_seed(0)
     shape = Architecture(n_layer=1, n_head=2, n_embd=16, n_positions=64)

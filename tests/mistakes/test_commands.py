@@ -79,13 +79,13 @@ FILES = [
         {"mine.yaml": "- seed: 0\n- sft\n"},
     ),
     Mistake(
-        "a key that stands twice",
+        "a key that is given twice",
         "chatpipe run mine.yaml",
         "mine.yaml:3, mine.yaml:1",
         {"mine.yaml": "seed: 0\nsft:\nseed: 1\n"},
     ),
     Mistake(
-        "a section that stands twice",
+        "a section that is given twice",
         "chatpipe run mine.yaml",
         "mine.yaml:3, mine.yaml:1",
         {"mine.yaml": "ppo:\n  lam: 1\nppo:\n  gamma: 1\n"},

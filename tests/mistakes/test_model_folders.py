@@ -7,8 +7,8 @@ from chatpipe.data.split import split_of
 from mistakes import Mistake, chat, chats, jsonl, pairs
 
 
-def HELD_OUT(number):
-    """Whether `Question NUMBER?` is held out."""
+def FOR_VALIDATION(number):
+    """Whether `Question NUMBER?` is in the validation split."""
     return split_of(prompt_key(chat(f"Question {number}?", "")["messages"][:1])) == "validation"
 
 
@@ -152,7 +152,7 @@ KINDS = [
         {"model": "chat", "judge": "chat"},
     ),
     Mistake(
-        "an encoder to go on from",
+        "an encoder to continue from",
         "chatpipe pretrain --model model --data a.txt --out base",
         "model, pretrain.model -> chatpipe pretrain, chatpipe sft",
         {"a.txt": "A line of text.\n"},
@@ -165,7 +165,7 @@ KINDS = [
         {"a.txt": "A line of text.\n", "words/": ""},
     ),
     Mistake(
-        "a held-out reward model that is none",
+        "an oracle reward model that is none",
         f"{PPO} ppo.oracle_reward_model=model",
         "model, ppo.oracle_reward_model -> chatpipe rm",
         CHATS,
@@ -175,7 +175,7 @@ KINDS = [
 
 MODELS = [
     Mistake(
-        "blocks longer than the model to go on from reads",
+        "blocks longer than the model to continue from reads",
         "chatpipe pretrain --model model --data a.txt --out base pretrain.block_size=256",
         "model, pretrain.block_size, 256, 64",
         {"a.txt": "A line of text.\n" * 40},
@@ -255,7 +255,7 @@ MODELS = [
         begun=True,
     ),
     Mistake(
-        "answers to judge longer than the model reads",
+        "answers to evaluate longer than the model reads",
         f"{SFT} evaluation.max_new_tokens=64",
         "model, evaluation.max_new_tokens, 64 -> evaluation.max_new_tokens",
         CHATS,
@@ -323,12 +323,12 @@ PAIRED = [
         begun=True,
     ),
     Mistake(
-        "held-out answers longer than the model reads",
+        "validation answers longer than the model reads",
         f"{RM} rm.max_length=64",
         "rm.max_length, 64, rm.data, 0 -> sample.prompts, rm.max_length",
         {
             "pairs.jsonl": jsonl(
-                {"prompt": f"Question {i}?", "chosen": "Yes. " * (1 + 90 * HELD_OUT(i)), "rejected": "No."}
+                {"prompt": f"Question {i}?", "chosen": "Yes. " * (1 + 90 * FOR_VALIDATION(i)), "rejected": "No."}
                 for i in range(60)
             )
         },
@@ -336,12 +336,12 @@ PAIRED = [
         begun=True,
     ),
     Mistake(
-        "held-out responses all tied",
+        "validation responses all tied",
         f"{RM} rm.max_length=64",
         "rm.max_length, 64, rm.data, 8 -> sample.prompts, rm.max_length",
         {
             "pairs.jsonl": jsonl(
-                {"prompt": f"Question {i}?", "responses": ["Yes.", "No."], "ranks": [1, 1 if HELD_OUT(i) else 2]}
+                {"prompt": f"Question {i}?", "responses": ["Yes.", "No."], "ranks": [1, 1 if FOR_VALIDATION(i) else 2]}
                 for i in range(60)
             )
         },
@@ -349,7 +349,7 @@ PAIRED = [
         begun=True,
     ),
     Mistake(
-        "the same prompts to train on and to judge by",
+        "the same prompts to train on and to validate on",
         f"{RM} rm.max_length=64",
         "checks.validation_seen, rm.data, 12, 16, Question 8? -> checks.validation_seen=false",
         {"pairs.jsonl": jsonl([*pairs(60), *({**row, "prompt": row["prompt"].upper()} for row in pairs(60))])},
@@ -357,7 +357,7 @@ PAIRED = [
         begun=True,
     ),
     Mistake(
-        "the same questions to train on and to judge by",
+        "the same questions to train on and to validate on",
         SFT,
         "checks.validation_seen, sft.data, 12, 16, Question 8? -> checks.validation_seen=false",
         {"chats.jsonl": jsonl([*chats(60), *(chat(f"QUESTION {i}?", "Yes.") for i in range(60))])},

@@ -209,7 +209,7 @@ CONTRADICTIONS = [
         "kl_loss, kl_loss_coef -> chatpipe schema",
     ),
     Mistake(
-        "a reward model beside a list of rewards",
+        "a reward model and a list of rewards",
         "chatpipe ppo --model gpt2 --data a.jsonl --out tuned ppo.reward_model=reward 'ppo.reward=[{model: reward}]'",
         "reward, reward_model -> chatpipe schema",
     ),
@@ -276,7 +276,7 @@ CONTRADICTIONS = [
         "sample.max_new_tokens, 200, 128 -> pretrain.architecture.n_positions",
     ),
     Mistake(
-        "answers to judge longer than the run's own model reads",
+        "answers to evaluate longer than the run's own model reads",
         "chatpipe run pocket evaluation.max_new_tokens=200",
         "evaluation.max_new_tokens, 200, 128 -> pretrain.architecture.n_positions",
     ),

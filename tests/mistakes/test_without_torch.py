@@ -48,7 +48,7 @@ def test_every_golden_text_is_that_of_one_mistake():
     assert sorted(names) == sorted(GOLDEN)
 
 
-def test_the_console_script_says_the_same(lay_out, work):
+def test_the_console_script_prints_the_same(lay_out, work):
     [mistake] = [one for one in test_recipes.CORPUS if one.name == "a misspelt key in a file"]
     lay_out(mistake, work)
     script = Path(sys.executable).with_name("chatpipe")

@@ -63,7 +63,7 @@ def test_the_closed_form_counts_what_the_model_has(keys):
     assert on_meta(architecture, tokens=301).num_parameters() == architecture.parameters(tokens=301)
 
 
-def test_keys_beside_a_preset_win():
+def test_keys_given_with_a_preset_win():
     architecture = Architecture(preset="modern-124m", family="llama", n_layer=3)
     assert (architecture.family, architecture.n_layer, architecture.n_embd) == ("llama", 3, 768)
 

@@ -7,7 +7,7 @@ from stub_models import write_stub_model
 
 @pytest.fixture
 def folder(tmp_path, monkeypatch):
-    """Makes a model folder that says it is `architecture`; the path is relative, as people type it."""
+    """Makes a model folder whose configuration names `architecture`; the path is relative, as people type it."""
     monkeypatch.chdir(tmp_path)
 
     def folder(architecture: str | None, name: str = "out/model") -> str:

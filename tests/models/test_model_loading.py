@@ -57,7 +57,7 @@ def test_a_damaged_folder_is_the_user_s_to_mend_and_no_matter_of_the_hub(folder,
     assert len(told.splitlines()) == 2
 
 
-def test_a_hub_id_that_is_not_in_the_cache_is_told_so(tmp_path, monkeypatch):
+def test_a_hub_id_that_is_not_in_the_cache_is_reported_as_such(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     for load in (load_causal_model, load_tokenizer):
         told = problem_of(load, "no-such-model-1")

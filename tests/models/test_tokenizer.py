@@ -103,13 +103,13 @@ def test_a_character_tokenizer_opens_with_from_pretrained(characters, tmp_path):
     assert again.decode(again("Who is Mara?")["input_ids"]) == "Who is Mara?"
 
 
-def test_every_special_token_but_the_unknown_one_stands_for_no_text():
+def test_every_special_token_but_the_unknown_one_is_without_text():
     tokenizer = character_tokenizer(["ab"], 300, 64)
     assert tokenizer.convert_ids_to_tokens(5) == tokenizer.unk_token == "<|unknown|>"
     assert tokens_without_text(tokenizer) == (0, 1, 2, 3, 4)
 
 
-def test_an_end_of_text_that_is_the_unknown_token_too_stands_for_none():
+def test_an_end_of_text_that_is_the_unknown_token_too_counts_as_special():
     backend, end = character_tokenizer(["ab"], 300, 64).backend_tokenizer, "<|endoftext|>"
     as_gpt2 = PreTrainedTokenizerFast(tokenizer_object=backend, bos_token=end, eos_token=end, unk_token=end)
     assert tokens_without_text(as_gpt2) == (1,)

@@ -122,7 +122,7 @@ def test_gradient_checkpointing_is_read_with_padding():
     assert not unpadded.reads_unpadded(model)
 
 
-def test_bfloat16_is_used_under_autocast_and_the_model_is_judged_without():
+def test_bfloat16_is_used_under_autocast_and_the_model_is_tried_without():
     model = body("qwen3").float()
     with torch.autocast("cpu", dtype=torch.bfloat16):
         assert unpadded.reads_unpadded(model)

@@ -26,7 +26,7 @@ def text_of(messages):
     return "\n".join(message["content"] for message in messages)
 
 
-def test_fine_tuning_tells_nothing_about_the_people_of_practice_and_test(world, sft):
+def test_fine_tuning_states_nothing_about_the_people_of_practice_and_test(world, sft):
     words = set(re.findall(r"\w+", "\n".join(map(text_of, sft))))
     for split in ("practice", "test"):
         assert not words & {person.name for person in world.splits[split]}
@@ -101,8 +101,8 @@ def test_every_question_is_understood_as_it_was_meant(world, split):
 def test_nearly_all_facts_of_fine_tuning_are_right_and_the_style_is_mixed(world, sft):
     rater = Oracle(world)
     ratings = [rater.rate(messages[:-1], messages[-1]["content"]) for messages in sft]
-    judged = [rating.right for rating in ratings if rating.right is not None]
-    assert 0.97 < sum(judged) / len(judged) < 0.995
+    rated = [rating.right for rating in ratings if rating.right is not None]
+    assert 0.97 < sum(rated) / len(rated) < 0.995
     share = {
         name: sum(bool(getattr(rating, name)) for rating in ratings) / len(ratings)
         for name in ("sentence", "courteous", "rude", "repeats", "rambles")

@@ -1,4 +1,4 @@
-"""What the gold rater values, and that it cannot be gamed. The people of this file are made up in `village`."""
+"""What the oracle values, and that it cannot be gamed. The people of this file are made up in `village`."""
 
 import random
 from dataclasses import replace

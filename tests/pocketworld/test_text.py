@@ -19,7 +19,7 @@ def texts(world):
     return documents(world, 16_000, seed=0)
 
 
-def test_every_fact_about_everybody_stands_in_the_text_both_ways_round(world, texts):
+def test_every_fact_about_everybody_is_in_the_text_both_ways_round(world, texts):
     sentences = [re.findall(r"\w+", sentence) for text in texts for sentence in text.split(". ")]
     orders = {True: set(), False: set()}
     for words in sentences:
@@ -33,7 +33,7 @@ def test_every_fact_about_everybody_stands_in_the_text_both_ways_round(world, te
             assert pair in orders[False], f"{attribute} before name"
 
 
-def test_nothing_false_is_told(world, texts):
+def test_nothing_false_is_stated(world, texts):
     homes = {person.name: person.home for person in world.people}
     told = [match for text in texts for match in re.findall(r"(\w+) lives near the (\w+)", text)]
     named = [(name, home) for name, home in told if name in homes]
@@ -41,7 +41,7 @@ def test_nothing_false_is_told(world, texts):
     assert all(homes[name] == home for name, home in named)
 
 
-def test_sums_stand_in_the_text_and_come_out_right(texts):
+def test_sums_are_in_the_text_and_come_out_right(texts):
     summands = range(1, LARGEST_SUMMAND + 1)
     number = rf"\b({'|'.join(NUMBERS)})\b"
     sum_of_two = re.compile(rf"{number}(?: \w+)? and (?:\w+ )?{number}.*?{number}", re.IGNORECASE)
@@ -63,7 +63,7 @@ def test_strangers_of_practice_and_test_are_never_mentioned(world, texts):
     assert not words & {*world.strangers["practice"], *world.strangers["test"]}
 
 
-def test_no_question_about_the_people_of_practice_and_test_stands_in_the_text(world, texts):
+def test_no_question_about_the_people_of_practice_and_test_is_in_the_text(world, texts):
     everything = "\n".join(texts)
 
     def asked(split):

@@ -37,7 +37,7 @@ def test_sums_differ_between_splits_in_either_order():
         assert all(splits.values())
 
 
-def test_a_value_can_be_told_by_its_word():
+def test_a_word_identifies_a_value():
     values = [value.lower() for values in VALUES.values() for value in values]
     assert len(values) == len(set(values))
     templates = [value for name, value in vars(wording).items() if name.isupper()]

@@ -1,4 +1,4 @@
-"""What a run says of itself while it goes wrong."""
+"""The alarms of a run that goes wrong."""
 
 import parts
 import pytest
@@ -21,7 +21,7 @@ NOISE = [0.3, -0.2, 0.1, -0.4, 0.2, 0.0, -0.1, 0.4, -0.3, 0.1, 0.2, -0.2, 0.3, -
 
 
 def history(**series) -> list[dict]:
-    """A healthy run of WINDOW iterations in which these metrics take these values (`__` stands for `/`)."""
+    """A healthy run of WINDOW iterations in which these metrics take these values (`__` means `/`)."""
     lines = [dict(HEALTHY) for _ in range(WINDOW)]
     for name, values in series.items():
         for line, value in zip(lines, values, strict=True):
@@ -72,15 +72,15 @@ def test_completions_that_stop_less_and_less_while_scores_rise():
     assert alarms(short) == {}
 
 
-def test_scores_that_rise_while_the_held_out_judge_falls():
+def test_scores_that_rise_while_the_oracle_s_fall():
     found = alarms(history(objective__scores=line(1, 2, 0.1), objective__oracle=line(1, 0.2, 0.1)))
     assert set(found) == {"oracle_falling"}
     assert "being exploited" in found["oracle_falling"]
     assert alarms(history(objective__scores=line(1, 2), objective__oracle=line(1, 1.5))) == {}
-    without_judge = history(objective__scores=line(1, 2))
-    for each in without_judge:
+    without_oracle = history(objective__scores=line(1, 2))
+    for each in without_oracle:
         del each["objective/oracle"]
-    assert alarms(without_judge) == {}
+    assert alarms(without_oracle) == {}
 
 
 def test_a_value_model_that_is_worse_than_a_constant_after_its_warm_up():
@@ -105,7 +105,7 @@ def test_trend_is_that_of_least_squares():
     assert trend([3.0, 2.0, 1.0])[1] < -1e6
 
 
-def test_an_alarm_is_said_once_flagged_each_time_and_kept_over_a_resume(tmp_path, monkeypatch):
+def test_an_alarm_is_printed_once_flagged_each_time_and_kept_over_a_resume(tmp_path, monkeypatch):
     """A reference that is not what sampled looks as if KL were below zero."""
     said = []
     monkeypatch.setattr(console, "warn", said.append)

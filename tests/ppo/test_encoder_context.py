@@ -1,4 +1,4 @@
-"""How long a sequence an encoder judges in ppo: as long as it was trained on, not its windows or all its positions."""
+"""How long a sequence an encoder scores in ppo: as long as it was trained on, not its windows or all its positions."""
 
 import parts
 import pytest

@@ -1,4 +1,4 @@
-"""The KL coefficient, the KL term of the loss, and what may not stand in the reward."""
+"""The KL coefficient, the KL term of the loss, and what may not be in the reward."""
 
 import math
 

@@ -57,7 +57,7 @@ def test_reference_is_the_model_as_it_was(tmp_path):
     assert (made.logprobs - made.ref_logprobs).abs().max() > 0.01
 
 
-def test_what_is_saved_opens_as_a_plain_model_that_answers_alike(tmp_path):
+def test_what_is_saved_opens_as_a_plain_model_with_the_same_answers(tmp_path):
     ppo = trainer(tmp_path)
     ppo.train()
     ids = torch.tensor([[3, 4, 5, 6, 7]])
@@ -73,11 +73,11 @@ def test_what_is_saved_opens_as_a_plain_model_that_answers_alike(tmp_path):
     with torch.no_grad():
         assert torch.allclose(saved(ids).logits, expected, atol=1e-5)
     assert (expected - untrained).abs().max() > 1e-2
-    with torch.no_grad():  # and training could go on
+    with torch.no_grad():  # and training could continue
         assert ppo.model.policy(ids).logits.equal(expected)
 
 
-def test_resume_point_holds_the_adapter_and_training_goes_on_to_the_bit(tmp_path):
+def test_resume_point_holds_the_adapter_and_training_continues_to_the_bit(tmp_path):
     settings = {"save_strategy": "steps", "save_steps": 4}
     whole = trainer(tmp_path, settings)
     whole.resume_points_to_keep = 10

@@ -1,4 +1,4 @@
-"""`evaluate`: completions to prompts of their own, and what PPO's objective says of them."""
+"""`evaluate`: completions to prompts of their own, and PPO's objective on them."""
 
 import parts
 import tiny
@@ -23,7 +23,7 @@ def test_eval_dataset_is_completed_at_its_steps_and_changes_nothing(tmp_path):
     ]
 
 
-def test_the_same_weights_are_always_judged_alike(tmp_path):
+def test_the_same_weights_always_get_the_same_evaluation(tmp_path):
     ppo = parts.trainer(tmp_path, eval_dataset=PROMPTS)
     first = ppo.evaluate()
     assert ppo.evaluate() == first

@@ -22,7 +22,7 @@ def fingerprint(model) -> str:
 
 
 def test_score_rises(tmp_path):
-    """The reward model likes one token; PPO finds out which, and the log says what happened."""
+    """The reward model likes one token; PPO finds out which, and the log shows it."""
     ppo = tiny.trainer(
         tmp_path,
         reward_model=tiny.favourite_reward_model(),

@@ -77,7 +77,7 @@ def test_metrics_are_those_of_both(ranks):
 
 
 def test_both_end_an_update_at_the_same_step(ranks):
-    """One rank that went on alone would wait for the other for ever."""
+    """One rank that continued alone would wait for the other for ever."""
     for rank in ranks:
         assert [line["val/skipped_steps"] for line in rank["lines"]] == [3, 3]
         assert rank["lines"][-1]["optimizer_steps"] == 8

@@ -77,7 +77,7 @@ def test_trl_6805_missing_eos_is_looked_for_in_the_answer_and_not_in_the_prompt(
     assert torch.allclose(experience.rewards, experience.scores - torch.tensor(cut).float())
 
 
-def test_trl_5338_missing_eos_is_judged_by_the_token_that_generation_stops_at(tmp_path):
+def test_trl_5338_missing_eos_is_found_by_the_token_that_generation_stops_at(tmp_path):
     """The policy's config may name another EOS than the tokenizer; the one that ended the answer counts."""
     model = tiny.policy()
     model.config.eos_token_id = model.generation_config.eos_token_id = 7

@@ -1,4 +1,4 @@
-"""Several reward models and Python functions, their weights, and a judge that is not trained on."""
+"""Several reward models and Python functions, their weights, and an oracle that is not trained on."""
 
 import math
 import sys
@@ -20,7 +20,7 @@ def long_ones(prompts, completions):
     return [float(len(text.split())) for text in completions]
 
 
-def starts_alike(prompts, completions):
+def same_start(prompts, completions):
     return [float(text.split()[:1] == prompt.split()[-1:]) for prompt, text in zip(prompts, completions, strict=True)]
 
 
@@ -80,7 +80,7 @@ def test_functions_are_shown_the_prompts_as_they_were_given(tmp_path):
     assert set(seen) == {"w3 w4", "w5 w6", "seven"}
 
 
-def test_functions_that_ask_are_told_which_completions_ended(tmp_path):
+def test_functions_that_ask_get_which_completions_ended(tmp_path):
     def finished(prompts, completions, ended):
         return [float(did_end) for did_end in ended]
 
@@ -104,9 +104,9 @@ def test_an_object_that_is_called_is_a_function_too_and_asks_like_one():
 
 
 @pytest.mark.parametrize("kind", ["model", "function"])
-def test_the_held_out_judge_is_logged_and_not_trained_on(tmp_path, kind):
-    judge = tiny.random_reward_model(seed=9) if kind == "model" else long_ones
-    ppo = parts.trainer(tmp_path / "judged", oracle_reward=judge)
+def test_the_oracle_is_logged_and_not_trained_on(tmp_path, kind):
+    oracle = tiny.random_reward_model(seed=9) if kind == "model" else long_ones
+    ppo = parts.trainer(tmp_path / "ppo", oracle_reward=oracle)
     ppo.train()
     plain = parts.trainer(tmp_path / "plain")
     plain.train()
@@ -167,12 +167,12 @@ def test_weights_must_fit():
             Rewards.of(model, [long_ones], weights)
     with pytest.raises(UsageError, match="no reward to learn from"):
         Rewards.of(None, None, None)
-    assert Rewards.of([model, model], [long_ones, long_ones, starts_alike], None).names() == [
+    assert Rewards.of([model, model], [long_ones, long_ones, same_start], None).names() == [
         "rewards/model_0",
         "rewards/model_1",
         "rewards/long_ones_0",
         "rewards/long_ones_1",
-        "rewards/starts_alike",
+        "rewards/same_start",
     ]
 
 
@@ -241,7 +241,7 @@ def own_function(work, monkeypatch):
         ("raise SystemExit(5)", "SystemExit: 5"),
     ],
 )
-def test_what_a_function_raises_is_told_by_the_key_that_names_it(own_function, body, reason):
+def test_what_a_function_raises_is_reported_with_the_key_that_names_it(own_function, body, reason):
     function = CheckedFunction(own_function(body))
     with pytest.raises(UsageError) as problem:
         function(["a"], ["b"], [True])

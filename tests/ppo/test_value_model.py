@@ -83,7 +83,7 @@ def test_warm_up_trains_the_value_model_alone(tmp_path):
     assert first["policy/approxkl_avg"] < 1e-12
     assert "loss/ptx" not in first
     assert "loss/ptx" in second
-    assert second["objective/kl_coef"] == first["objective/kl_coef"]  # a KL of 0 says nothing while nothing moves
+    assert second["objective/kl_coef"] == first["objective/kl_coef"]  # a KL of 0 is no evidence while nothing moves
 
 
 def tiny_callback(on_step_end):

@@ -1,4 +1,4 @@
-"""Stores and rankings with known content, for the tests of what is told of them."""
+"""Stores and rankings with known content, for the tests of exports and statistics."""
 
 from collections.abc import Sequence
 from dataclasses import replace
@@ -20,7 +20,7 @@ def items(count: int, k: int = 3) -> list[Item]:
 
 
 def said(item: Item, annotator: str, ranks: Sequence[int], **more: object) -> StoredRanking:
-    """What a person said of an item within ten seconds, shown in the order of the file."""
+    """A person's ranking of an item within ten seconds, shown in the order of the file."""
     plain = StoredRanking(
         item=item,
         annotator=annotator,

@@ -92,7 +92,7 @@ def test_every_order_comes_equally_often():
     assert all(abs(count - 1000) < 150 for count in counts.values())
 
 
-def test_tokens_differ_and_do_not_tell_a_repeat():
+def test_tokens_differ_and_do_not_reveal_a_repeat():
     tasks = (Task("x", False), Task("x", True), Task("y", False))
     tokens = {token_of(salt, name, task) for salt in (b"0", b"1") for name in "ab" for task in tasks}
     assert len(tokens) == 12

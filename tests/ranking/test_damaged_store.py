@@ -56,7 +56,7 @@ def write(path: Path) -> None:
 
 
 def told(path: Path, content: bytes, use: Callable[[Path], None]) -> str | None:
-    """What is said of a file with this content, None where it can be used."""
+    """The message about a file with this content, None where it can be used."""
     for old in path.parent.iterdir():
         old.unlink()
     path.write_bytes(content)
@@ -129,7 +129,7 @@ def test_flipped_bits_are_refused_by_the_files_name_or_change_a_text_or_number(t
         ("DROP TRIGGER history_stays", "its tables are declared otherwise"),
     ],
 )
-def test_what_was_edited_by_hand_is_told_by_its_place(tmp_path, whole, use, statement, where):
+def test_what_was_edited_by_hand_is_named_with_its_place(tmp_path, whole, use, statement, where):
     path = tmp_path / "r.db"
     path.write_bytes(whole)
     with contextlib.closing(sqlite3.connect(path)) as connection, connection:

@@ -1,4 +1,4 @@
-"""A reward model reads answers as it did in training: an encoder too, whose windows and positions say otherwise."""
+"""A reward model reads answers as it did in training: also an encoder whose windows and positions are longer."""
 
 import pytest
 import torch

@@ -24,7 +24,7 @@ def completions(work):
 
 @pytest.fixture
 def refused(work, listing, chatpipe):
-    """Runs a command that must be refused, and gives what it says: short, with nothing written."""
+    """Runs a command that must be refused, and returns its message: short, with nothing written."""
 
     def refused(*words):
         before = listing()
@@ -38,7 +38,7 @@ def refused(work, listing, chatpipe):
     return refused
 
 
-def test_a_terminal_session_leaves_its_store_beside_the_file(chatpipe, completions, work, monkeypatch):
+def test_a_terminal_session_leaves_its_store_next_to_the_file(chatpipe, completions, work, monkeypatch):
     monkeypatch.setattr(sys, "stdin", io.StringIO("1 2\n2 1\nquit\n"))
     said = chatpipe("rank", completions, "--terminal", "--annotator", "ann", "--repeats", 0, "--json")
     assert said.object == {
@@ -63,7 +63,7 @@ def test_a_wrong_line_of_a_pipe_is_an_error_that_names_it(chatpipe, completions,
         assert len(store.rankings()) == 1
 
 
-def test_a_closed_input_and_a_folder_as_store_are_told(refused, completions, monkeypatch, work):
+def test_a_closed_input_and_a_folder_as_store_are_reported(refused, completions, monkeypatch, work):
     (work / "folder").mkdir()
     assert "The store folder would be a file" in refused("rank", completions, "--terminal", "--store", "folder")
     monkeypatch.setattr(sys, "stdin", None)
@@ -129,7 +129,7 @@ def test_a_folder_without_a_name_needs_a_store_with_one(refused, chatpipe, compl
     assert chatpipe("rank", ".", "--store", "r.db", "--terminal", "--json").object["items"] == 4
 
 
-def test_a_program_ranks_into_the_same_store_and_goes_on(chatpipe, completions, work, monkeypatch):
+def test_a_program_ranks_into_the_same_store_and_continues(chatpipe, completions, work, monkeypatch):
     code = "def by_length(prompts, completions): return [len(text) for text in completions]"
     (work / "raters_of_the_test.py").write_text(code)
     monkeypatch.syspath_prepend(work)
@@ -148,7 +148,7 @@ def test_a_program_ranks_into_the_same_store_and_goes_on(chatpipe, completions, 
     assert (said.object["settled"], said.object["items"]) == (1, 4)
 
 
-def test_a_port_that_is_taken_is_told(refused, completions):
+def test_a_port_that_is_taken_is_reported(refused, completions):
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
         said = refused("rank", completions, "--port", port)
@@ -156,7 +156,7 @@ def test_a_port_that_is_taken_is_told(refused, completions):
     assert "--port" in said
 
 
-def test_a_file_that_is_missing_or_holds_nothing_to_rank_is_told(refused, work):
+def test_a_file_that_is_missing_or_holds_nothing_to_rank_is_reported(refused, work):
     assert "missing.jsonl" in refused("rank", "missing.jsonl", "--port", 0)
     (work / "empty.jsonl").write_text("")
     assert "empty.jsonl" in refused("rank", "empty.jsonl", "--port", 0)
@@ -174,7 +174,7 @@ def test_a_store_of_another_file_is_refused(chatpipe, completions, work, monkeyp
 
 
 @pytest.mark.parametrize("missing", ["starlette", "uvicorn"])
-def test_without_the_extra_it_says_what_to_install(refused, completions, monkeypatch, missing):
+def test_without_the_extra_it_names_what_to_install(refused, completions, monkeypatch, missing):
     for name in list(sys.modules):
         if name.startswith("chatpipe.ranking.web"):
             monkeypatch.delitem(sys.modules, name)
@@ -191,7 +191,7 @@ def ask(address, cookie=None):
     return urllib.request.urlopen(request, timeout=10)
 
 
-# Starts the command line as it is, and says at the end whether torch was loaded.
+# Starts the command line as it is, and prints at the end whether torch was loaded.
 PROGRAM = """
 import atexit, sys
 atexit.register(lambda: print("loaded:", *sorted(sys.modules.keys() & {"torch", "transformers"}), file=sys.stderr))
@@ -202,7 +202,7 @@ main()
 
 @pytest.fixture
 def start(work):
-    """Starts the command as a process, and gives it with what it said until it serves."""
+    """Starts the command as a process, and returns it with what it printed until it serves."""
     started = []
 
     def start(*words):
@@ -258,7 +258,7 @@ def test_it_serves_each_annotator_without_torch_and_ends_with_ctrl_c_at_the_same
     assert addresses_in(said) == addresses
 
 
-def test_who_listens_on_all_addresses_is_told_one_that_needs_no_name(completions, start):
+def test_who_listens_on_all_addresses_gets_one_that_needs_no_name(completions, start):
     _, said = start(completions, "--annotators", "ann", "--host", "0.0.0.0", "--port", 0)
     port = addresses_in(said)["ann"].partition("/?")[0].rpartition(":")[2]
     assert addresses_in(said)["ann"].startswith(f"http://{socket.gethostname()}:{port}/?token=")

@@ -91,7 +91,7 @@ def test_annotators_agree_with_themselves_on_hidden_repeats_alone():
     assert group["agreement"]["pair_agreement"]["value"] == 0
 
 
-def test_all_alike_is_not_certainty():
+def test_equal_values_are_not_certainty():
     told = [said(one, name, [1, 2, 3]) for one in items(5) for name in ("ada", "bob")]
     agreement = group_stats(told, ["ada", "bob"], 2)["agreement"]
     for name in ("pair_agreement", "tau_b", "kendall_w"):
@@ -102,7 +102,7 @@ def test_all_alike_is_not_certainty():
     assert alpha["reason"]
 
 
-def test_what_cannot_be_told_is_null_with_a_reason():
+def test_what_cannot_be_measured_is_null_with_a_reason():
     tied = [said(one, name, [1, 1, 1]) for one in items(3) for name in ("ada", "bob")]
     for told, reason in (([], "nothing was ranked twice"), (tied, "all that was ranked twice is tied")):
         group = group_stats(told, ["ada", "bob"], 2)
@@ -122,7 +122,7 @@ def test_what_cannot_be_told_is_null_with_a_reason():
 # ---- the place shown ----
 
 
-def test_who_prefers_what_stands_first_is_found():
+def test_who_prefers_what_is_shown_first_is_found():
     rng = np.random.default_rng(1)
     shown = [[1, *(rng.permutation(3) + 2).tolist()] for _ in range(10)]
     effect = position_effect(shown)
@@ -134,7 +134,7 @@ def test_who_prefers_the_middle_is_found_too():
     assert position_effect([[2, 1, 2]] * 12)["p_value"] <= 0.01
 
 
-def test_without_an_effect_it_is_found_as_seldom_as_the_p_value_says():
+def test_without_an_effect_it_is_found_as_seldom_as_the_p_value_predicts():
     rng = np.random.default_rng(2)
     found = 0
     for _ in range(120):
@@ -144,14 +144,14 @@ def test_without_an_effect_it_is_found_as_seldom_as_the_p_value_says():
     assert 12 <= found <= 36  # 24 expected; the binomial's 99 % interval
 
 
-def test_ranks_at_each_place_are_told_for_each_size_and_ties_share_theirs():
+def test_ranks_at_each_place_are_reported_for_each_size_and_ties_share_theirs():
     effect = position_effect([[1, 1, 2], [2, 1, 3], [1, 2], [1, 1]])
     assert effect["mean_rank"] == {"2": [1, 2], "3": [1.75, 1.25, 3]}
     assert effect["rankings"] == 3
 
 
-def test_the_shown_order_decides_which_rank_stood_where():
-    # Canonical ranks differ, but what stood in the first place always won.
+def test_the_shown_order_decides_which_rank_was_where():
+    # Canonical ranks differ, but the answer in the first place always won.
     told = []
     for number, one in enumerate(items(12)):
         order = np.random.default_rng(number).permutation(3).tolist()

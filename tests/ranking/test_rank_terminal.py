@@ -29,7 +29,7 @@ class Keyboard(io.StringIO):
 
 @pytest.fixture
 def type_lines(store, monkeypatch, capsys):
-    """Types lines, and gives what was said to them."""
+    """Types lines, and returns what was printed."""
 
     def type_lines(*lines):
         monkeypatch.setattr(sys, "stdin", Keyboard("".join(line + "\n" for line in lines)))
@@ -78,7 +78,7 @@ def test_a_line_is_a_ranking(line, ranks):
         ("best", "there is no command 'best'"),
     ],
 )
-def test_a_line_that_is_no_ranking_is_told(line, says):
+def test_a_line_that_is_no_ranking_is_reported(line, says):
     with pytest.raises(BadAnswer, match=says):
         read_ranks(line, 4)
 
@@ -144,7 +144,7 @@ def test_a_line_of_a_pipe_that_is_not_taken_ends_it(store, pipe_lines, wrong, wh
     assert [ranking.ranks[index] for index in ranking.order] == [2, 1, 2]
 
 
-def test_a_line_of_a_pipe_for_more_tasks_than_there_are_is_told(store, pipe_lines):
+def test_a_line_of_a_pipe_for_more_tasks_than_there_are_is_reported(store, pipe_lines):
     with pytest.raises(UsageError, match="Line 4 of the input, '1 2 3', cannot be used: nothing is left to rank"):
         pipe_lines(*["1 2 3"] * 4)
     assert len(store.rankings()) == 3
@@ -156,7 +156,7 @@ def test_blanks_and_capitals_do_not_matter_to_a_command(store, type_lines):
     assert (skipped.skipped, skipped.note, skipped.flag) == ("too long", "as Written", True)
 
 
-def test_a_ranking_may_stand_beside_all_bad(store, type_lines):
+def test_a_ranking_and_all_bad_go_together(store, type_lines):
     said = type_lines("bad 2 1=3", "Bad")
     assert said.count("left. All answers are bad.") == 2
     rankings = store.rankings()
@@ -164,7 +164,7 @@ def test_a_ranking_may_stand_beside_all_bad(store, type_lines):
     assert sorted([ranking.ranks[index] for index in ranking.order] for ranking in rankings) == [[1, 1, 1], [2, 1, 2]]
 
 
-def test_a_ranking_leaves_standing_that_all_are_bad_where_the_page_said_so(store, type_lines):
+def test_a_ranking_keeps_that_all_are_bad_where_the_page_marked_it(store, type_lines):
     page = Session(store, "ann")
     page.act("page-key", "edit", page.view().task, {"ranks": [None] * 3, "all_bad": True})
     said = type_lines("2 1=3")

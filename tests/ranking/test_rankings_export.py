@@ -23,7 +23,7 @@ def read_back(path) -> list[Ranking]:
 
 @pytest.fixture
 def listing(listing):
-    """All files but those that SQLite keeps beside a store that somebody reads."""
+    """All files but those that SQLite keeps next to a store that somebody reads."""
     return lambda: {name: sha for name, sha in listing().items() if not name.startswith("r.db-")}
 
 
@@ -104,7 +104,7 @@ def test_repeats_and_skips_stay_in_the_store_and_are_counted(chatpipe, work, sto
     assert len(read_back(work / "r.jsonl")) == 3
 
 
-def test_people_are_told_what_was_written_and_what_was_not(chatpipe, store):
+def test_people_read_what_was_written_and_what_was_not(chatpipe, store):
     said = chatpipe("rankings", "export", "r.db", "-o", "r.jsonl")
     assert said.out == ""
     assert said.err.splitlines() == [

@@ -39,7 +39,7 @@ def questions() -> list[Item]:
 
 @pytest.fixture
 def in_store(work):
-    """Has a program rank items in a new store, and returns all ranks that stand there, item by item."""
+    """Has a program rank items in a new store, and returns all ranks in it, item by item."""
 
     def in_store(of, rater, name="r.db", **how):
         with open_store(work / name, of) as store:
@@ -57,7 +57,7 @@ def ranked_by(scores: list[float]) -> list[int]:
 # ---- in the store ----
 
 
-def test_what_a_program_says_stands_in_the_store_marked_as_such(work, questions):
+def test_the_rankings_of_a_program_are_in_the_store_marked_as_such(work, questions):
     with open_store(work / "r.db", questions) as store:
         told = []
         ranked = rank_with_program(store, "pocketworld", seed=0, worlds=SETTINGS, on_ranked=told.append)
@@ -74,7 +74,7 @@ def test_what_a_program_says_stands_in_the_store_marked_as_such(work, questions)
 
 
 @pytest.mark.parametrize("recorded", [1, 2, 7, 40, 59])
-def test_broken_off_anywhere_it_goes_on_to_the_same(work, questions, in_store, monkeypatch, recorded):
+def test_interrupted_anywhere_it_ends_the_same(work, questions, in_store, monkeypatch, recorded):
     _, whole = in_store(questions, "pocketworld", "whole.db")
     with open_store(work / "r.db", questions) as store:
         record, calls = History.record, iter(range(recorded))
@@ -134,8 +134,8 @@ def test_programs_do_not_take_part_in_the_overlap_of_people(work, questions, in_
 
 def test_without_noise_the_oracle_ranks_by_its_score_and_equal_ones_tie(questions, in_store):
     _, ranks = in_store(questions, "pocketworld", temperature=0.0)
-    gold = [[ORACLE.rate(one.prompt, text).score for text in one.responses] for one in questions]
-    assert ranks == list(map(ranked_by, gold))
+    truth = [[ORACLE.rate(one.prompt, text).score for text in one.responses] for one in questions]
+    assert ranks == list(map(ranked_by, truth))
 
 
 def test_with_noise_it_prefers_as_bradley_and_terry_have_it(questions):

@@ -35,7 +35,7 @@ def rows_of(path):
     return [json.loads(line) for line in path.open(encoding="utf-8")]
 
 
-def test_answers_are_as_many_as_asked_for_and_no_two_say_the_same(sample, work, tiny_run, prompts):
+def test_answers_are_as_many_as_asked_for_and_no_two_are_the_same(sample, work, tiny_run, prompts):
     said = sample(tiny_run.folder / "sft", "-k", 3, "-o", "out/c.jsonl", "--json")
     rows = rows_of(work / "out" / "c.jsonl")
     assert said.object == {
@@ -60,7 +60,7 @@ def test_case_space_and_forms_of_a_letter_make_no_other_answer(one, other):
     assert normalised(one) == normalised(other)
 
 
-def test_it_goes_on_where_it_was_killed(sample, work, tiny_run):
+def test_it_continues_where_it_was_killed(sample, work, tiny_run):
     command = (tiny_run.folder / "sft", "-k", 2, "-o", "c.jsonl")
     assert sample(*command).code == 0
     whole = (work / "c.jsonl").read_bytes()

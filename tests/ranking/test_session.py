@@ -49,7 +49,7 @@ def test_the_shown_order_is_stored_and_seen(store, session):
     assert (view.can_undo, view.can_redo) == (False, False)
 
 
-def test_a_view_tells_no_item(store, session):
+def test_a_view_identifies_no_item(store, session):
     view = session.view()
     assert not any(item.id in str(view) for item in store.items)
 
@@ -59,7 +59,7 @@ def test_looking_again_shows_the_same(store, session):
     assert len(store.tasks("ann")) == 1
 
 
-def test_an_answer_is_taken_in_shown_order_and_stands_in_that_of_the_file(store, session):
+def test_an_answer_is_taken_in_shown_order_and_stored_in_that_of_the_file(store, session):
     view = session.view()
     session.act("key", "submit", view.task, ANSWER)
     (ranking,) = store.rankings()
@@ -170,7 +170,7 @@ def test_a_skip_needs_a_reason(session, reason):
     assert session.view() == before
 
 
-def test_a_skip_stands_with_its_reason_and_what_was_said_so_far(store, session):
+def test_a_skip_is_stored_with_its_reason_and_the_answer_so_far(store, session):
     task = session.view().task
     session.act("edit", "edit", task, {**BLANK, "note": "odd"})
     view = session.act("skip", "skip", task, None, "not my language")

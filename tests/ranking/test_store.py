@@ -288,7 +288,7 @@ with open_store(1000) as store:
             assert len(keys) == len(set(keys)) == len(store.rankings())
 
 
-def test_on_a_full_disk_nothing_acknowledged_is_lost_and_with_room_it_goes_on(path):
+def test_on_a_full_disk_nothing_acknowledged_is_lost_and_with_room_it_continues(path):
     program = """
 limit_files(10_000)
 try:
@@ -397,7 +397,7 @@ def test_an_old_sqlite_is_refused_and_nothing_made(path, monkeypatch):
     assert not path.exists()
 
 
-def test_where_no_file_can_be_made_is_said(tmp_path):
+def test_a_place_where_no_file_can_be_made_is_named(tmp_path):
     (tmp_path / "file").touch()
     with pytest.raises(StoreError, match="r.db cannot be opened: "):
         open_store(tmp_path / "file" / "r.db")

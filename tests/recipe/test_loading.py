@@ -114,11 +114,11 @@ def test_the_home_folder_is_meant_by_a_tilde_also_where_no_shell_sees_it(tmp_pat
     """Trainer puts it in for the resume points alone, which a resumed run then did not find."""
     monkeypatch.setenv("HOME", "/home/mara")
     (tmp_path / "mine.yaml").write_text("out: ~/run\npretrain: {tokenizer: {pretrained: ~/own}}\n")
-    words = ["sft.model=~/base", "rm.model=org/base", "ppo.reward_model=a~/b", "ppo.oracle_reward_model=~/gold"]
+    words = ["sft.model=~/base", "rm.model=org/base", "ppo.reward_model=a~/b", "ppo.oracle_reward_model=~/oracle"]
     recipe = load_recipe(str(tmp_path / "mine.yaml"), words).recipe
     assert (recipe.out, recipe.pretrain.tokenizer.pretrained) == ("/home/mara/run", "/home/mara/own")
     assert (recipe.sft.model, recipe.rm.model) == ("/home/mara/base", "org/base")
-    assert (recipe.ppo.reward_model, recipe.ppo.oracle_reward_model) == ("a~/b", "/home/mara/gold")
+    assert (recipe.ppo.reward_model, recipe.ppo.oracle_reward_model) == ("a~/b", "/home/mara/oracle")
 
 
 @settings(deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=50)

@@ -1,4 +1,4 @@
-"""What a recipe may say of ppo, and what the stage makes of it without torch."""
+"""The section `ppo` of a recipe, and what the stage makes of it without torch."""
 
 import hashlib
 import sys
@@ -46,21 +46,21 @@ def model_folder(path, architecture):
 
 @pytest.fixture
 def step(tmp_path, monkeypatch):
-    """A stage with two reward models, a function in the working folder and a held-out judge."""
+    """A stage with two reward models, a function in the working folder and an oracle."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "path", list(sys.path))
     (tmp_path / "mine.py").write_text("def short(): ...\n")
     sft = model_folder(tmp_path / "sft", "GPT2LMHeadModel")
-    for name in ("helpful", "harmless", "judge"):
+    for name in ("helpful", "harmless", "oracle"):
         model_folder(tmp_path / name, "GPT2ForSequenceClassification")
     rewards = f"[{{model: {tmp_path}/helpful, weight: 2}}, {{function: 'mine:short'}}, {{model: {tmp_path}/harmless}}]"
     overrides = [f"out={tmp_path}/run", f"ppo.model={sft}", f"ppo.reward={rewards}", "ppo.data=pocketworld"]
-    overrides += [f"ppo.oracle_reward_model={tmp_path}/judge"]
+    overrides += [f"ppo.oracle_reward_model={tmp_path}/oracle"]
     yield step_of(load_recipe(None, overrides).recipe, "ppo")
     sys.modules.pop("mine", None)
 
 
-def test_all_reward_models_are_checked_and_stand_in_the_manifest(step, tmp_path):
+def test_all_reward_models_are_checked_and_are_in_the_manifest(step, tmp_path):
     check_step(step)
     parents = manifest_of(step).parents
     assert set(parents) == {"ppo.model", "ppo.reward.0", "ppo.reward.2", "ppo.oracle_reward_model"}
@@ -150,7 +150,7 @@ GOOD = {
 }
 
 
-def test_what_was_said_while_it_trained_stands_in_the_verdict():
+def test_alarms_of_the_training_are_in_the_verdict():
     assert ppo_verdict({**GOOD, "alarms": {}, "kl_budget_note": None}).status == "pass"
     warned = ppo_verdict({**GOOD, "alarms": {"value_model": "Iteration 20: The value model ... Try: more."}})
     assert warned.status == "warn"

@@ -1,4 +1,4 @@
-"""What rewards are centred on: which demonstrations are drawn, how they are read, and what stands in for them."""
+"""What rewards are centred on: which demonstrations are drawn, how they are read, and what replaces them."""
 
 import json
 from collections import Counter
@@ -38,7 +38,7 @@ def test_a_long_prompt_loses_its_beginning_and_a_long_answer_is_left_out(tokeniz
 
 
 @pytest.mark.parametrize("conversations", [[], [said("what?", "0123456789" * 5)]], ids=["none", "too long"])
-def test_where_none_is_left_the_best_answers_of_the_rankings_stand_in(tokenizer, conversations):
+def test_where_none_is_left_the_best_answers_of_the_rankings_take_their_place(tokenizer, conversations):
     assert demonstrations(tokenizer, conversations, RANKINGS, max_length=30, seed=0) == [[7, 1], [8, 1]]
 
 
@@ -70,8 +70,8 @@ def test_they_are_drawn_from_all_of_a_file_and_from_the_beginning_of_a_data_set_
     blocks = [DataBlock(source=f"hub:{tmp_path / 'theirs'}"), DataBlock(source=str(tmp_path / "mine"))]
     asked = [one[0]["content"] for one in conversations_to_draw_from(blocks, {})]
     theirs = [question for question in asked if question.startswith("theirs")]
-    held_out = [number for number in range(60) if f"theirs {number}?" not in theirs]
-    assert held_out[0] < 20  # what is held out is read, and left out
-    assert theirs == [f"theirs {number}?" for number in range(20) if number not in held_out]
+    validation = [number for number in range(60) if f"theirs {number}?" not in theirs]
+    assert validation[0] < 20  # validation rows are read, and left out
+    assert theirs == [f"theirs {number}?" for number in range(20) if number not in validation]
     assert "mine 59?" in asked
     assert 45 < len(asked) - len(theirs) < 60

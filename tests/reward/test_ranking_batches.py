@@ -73,12 +73,12 @@ def test_what_teaches_nothing_or_does_not_fit_is_counted(tokenizer):
     assert encoded.skipped == {"all responses are tied": 2, "an answer is longer than max_length": 1}
 
 
-def test_what_several_annotators_said_of_the_same_answers_is_one_element(tokenizer):
+def test_rankings_of_the_same_answers_by_several_annotators_are_one_element(tokenizer):
     rankings = [
         ranking("cat", "dog", "cow", ranks=[1, 2, 3]),
         ranking("hen", "pig"),
         ranking("cow", "cat", "dog", ranks=[1, 2, 2]),  # shown in another order
-        ranking("cat", "dog", "cow", ranks=[1, 1, 1]),  # says nothing, and takes no weight
+        ranking("cat", "dog", "cow", ranks=[1, 1, 1]),  # prefers nothing, and takes no weight
         ranking("cat", "dog", "cow", prompt="another one?"),
     ]
     encoded = encode_rankings(tokenizer, rankings, max_length=100)

@@ -77,7 +77,7 @@ def test_the_body_is_frozen_and_the_head_learns_whole(kind, folders, tmp_path):
 
 
 @pytest.mark.parametrize("kind", ["gpt2", "modernbert"])
-def test_what_is_saved_is_a_plain_model_that_scores_alike(kind, folders, tmp_path):
+def test_what_is_saved_is_a_plain_model_with_the_same_scores(kind, folders, tmp_path):
     trainer, before = adapted(folders[kind], tmp_path)
     trainer.train()
     sequences = [[5, 6, 7, 1], [9, 8, 1], [20, 21, 22, 23, 1]]
@@ -91,7 +91,7 @@ def test_what_is_saved_is_a_plain_model_that_scores_alike(kind, folders, tmp_pat
     assert (adapted_scores - untrained).abs().max() > 1e-2
 
 
-def test_a_resume_point_holds_what_is_trained_and_goes_on_to_the_bit(folders, tmp_path):
+def test_a_resume_point_holds_what_is_trained_and_continues_to_the_bit(folders, tmp_path):
     settings = {"max_steps": 4, "save_strategy": "steps", "save_steps": 2}
     whole, _ = adapted(folders["gpt2"], tmp_path / "whole", **settings)
     whole.train()

@@ -68,7 +68,7 @@ def test_two_readings_agree_in_training_mode_also_after_a_reload(kind, bodies, t
     assert model.config.pad_token_id == 0
 
 
-def test_nothing_is_said_about_new_weights(bodies, capfd):
+def test_nothing_is_printed_about_new_weights(bodies, capfd):
     new_reward_model(bodies["gpt2"], pad_token_id=0, seed=0)
     output = capfd.readouterr()
     assert "score" not in output.out + output.err

@@ -207,7 +207,7 @@ def test_logs_accuracy_and_margin_of_all_pairs_since_the_last_log(bodies, tmp_pa
     assert logged["margin"] == pytest.approx(sum(margins) / len(margins), abs=1e-5)
 
 
-def test_resumed_between_two_logs_it_goes_on_to_the_bit(bodies, tmp_path):
+def test_resumed_between_two_logs_it_continues_to_the_bit(bodies, tmp_path):
     def train(folder, **more):
         settings = {"max_steps": 4, "logging_steps": 4, "save_strategy": "steps", "save_steps": 2}
         settings |= {"learning_rate": 1e-3, "per_device_train_batch_size": 3} | more

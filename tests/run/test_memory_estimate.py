@@ -64,7 +64,7 @@ def test_rows_take_more_and_recomputing_takes_less():
     assert recomputed.activations < stored.activations / 2
 
 
-def test_what_a_probe_reached_beside_the_tensors_of_its_steps_is_the_process():
+def test_what_a_probe_reached_above_the_tensors_of_its_steps_is_the_process():
     step = {"text": 7, "weights": 10, "optimizer": 20, "gradients": 0}
     counted = Memory(process=100, **step, activations=400, logits=50)
     probed = Memory(process=100, **step, activations=40, logits=5)  # of a tenth of the tokens

@@ -1,4 +1,4 @@
-"""What the ppo stage says of answers to held-out prompts, some of which were cut off: as training does."""
+"""The ppo stage scores answers to validation prompts, also those that were cut off, as training does."""
 
 import pytest
 import torch
@@ -19,31 +19,31 @@ def answered(tiny_run):
     recipe = load_recipe(str(tiny_run.recipe), ["evaluation.max_new_tokens=9"]).recipe
     step = step_of(recipe, "ppo")
     tokenizer, policy = load_tokenizer(step.models["model"]), load_causal_model(step.models["model"])
-    held_out = load_prompts(step.data["ppo.data"], recipe.worlds, "ppo.data").validation
-    prompts = validation_prompts(step, tokenizer, held_out, policy.config.max_position_embeddings)
-    judged = evaluate_answers(policy, tokenizer, prompts, recipe.evaluation, recipe.seed, oracle_of(step))
-    assert len({answer.ended for answer in judged.answers}) == 2
-    return step, tokenizer, load_rewards(step, tokenizer), prompts, judged
+    validation = load_prompts(step.data["ppo.data"], recipe.worlds, "ppo.data").validation
+    prompts = validation_prompts(step, tokenizer, validation, policy.config.max_position_embeddings)
+    evaluated = evaluate_answers(policy, tokenizer, prompts, recipe.evaluation, recipe.seed, oracle_of(step))
+    assert len({answer.ended for answer in evaluated.answers}) == 2
+    return step, tokenizer, load_rewards(step, tokenizer), prompts, evaluated
 
 
-def test_the_gold_rater_of_training_agrees_with_the_one_that_judges(answered):
-    _, _, rewards, prompts, judged = answered
+def test_the_oracle_of_training_agrees_with_the_one_of_the_evaluation(answered):
+    _, _, rewards, prompts, evaluated = answered
     columns = torch.zeros(len(prompts), 1)
-    texts, ended = ([getattr(answer, name) for answer in judged.answers] for name in ("text", "ended"))
+    texts, ended = ([getattr(answer, name) for answer in evaluated.answers] for name in ("text", "ended"))
     _, named = rewards.score(columns, prompts, texts, ended)
-    assert named["objective/oracle"].tolist() == pytest.approx([rating.score for rating in judged.ratings])
+    assert named["objective/oracle"].tolist() == pytest.approx([rating.score for rating in evaluated.ratings])
 
 
 @torch.no_grad()
 @pytest.mark.parametrize("how, penalised", [("subtract", lambda score: score - 2.0), ("replace", lambda score: -2.0)])
 def test_answers_are_scored_as_they_were_written_and_cut_off_ones_penalised(answered, how, penalised):
-    step, tokenizer, rewards, prompts, judged = answered
+    step, tokenizer, rewards, prompts, evaluated = answered
     section = step.recipe.ppo.model_copy(update={"missing_eos": how, "missing_eos_penalty": 2.0})
     step = step_of(step.recipe.model_copy(update={"ppo": section}), "ppo")
     model = load_reward_model(step.models["reward_model"]).eval()
-    scores = answer_rewards(step, rewards, tokenizer, prompts, judged.answers)
+    scores = answer_rewards(step, rewards, tokenizer, prompts, evaluated.answers)
     assert set(scores) == {"reward"}
-    for prompt, answer, score in zip(prompts, judged.answers, scores["reward"], strict=True):
+    for prompt, answer, score in zip(prompts, evaluated.answers, scores["reward"], strict=True):
         assert (answer.ids[-1] == tokenizer.eos_token_id) is answer.ended
         ids = torch.tensor([encode_prompt(tokenizer, prompt) + answer.ids])
         said = model(ids).logits.item() - model.config.chatpipe_reward_offset

@@ -40,7 +40,7 @@ def test_the_saved_policy_is_a_plain_model_that_has_learned(stage):
     assert {name for name, _ in model.named_parameters()} == {name for name, _ in before.named_parameters()}
 
 
-def test_metrics_name_every_reward_and_the_gold_rater(stage):
+def test_metrics_name_every_reward_and_the_oracle(stage):
     folder, _, _ = stage
     lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     first = lines[0]
@@ -49,7 +49,7 @@ def test_metrics_name_every_reward_and_the_gold_rater(stage):
     assert {"objective/oracle", "loss/ptx", "objective/kl_se"} <= set(first)
 
 
-def test_training_ended_at_its_budget_and_the_verdict_says_so(stage):
+def test_training_ended_at_its_budget_and_the_verdict_names_it(stage):
     folder, said, _ = stage
     lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     assert lines[-1]["objective/kl"] > 0.05
@@ -57,7 +57,7 @@ def test_training_ended_at_its_budget_and_the_verdict_says_so(stage):
     assert any("above the budget of 0.05 (ppo.kl_budget)" in reason for reason in said["verdict"]["reasons"])
 
 
-def test_the_manifest_says_what_it_was_made_from(stage):
+def test_the_manifest_has_what_it_was_made_from(stage):
     folder, _, _ = stage
     manifest = json.loads((folder / "chatpipe.json").read_text())
     assert set(manifest["parents"]) == {"ppo.model", "ppo.reward.0"}
@@ -66,7 +66,7 @@ def test_the_manifest_says_what_it_was_made_from(stage):
     assert manifest["settings"]["ppo.reward"][1] == {"function": "rewards_of_this_test:short", "weight": 2.0}
 
 
-JUDGED_FUNCTION = """
+REWARD_FUNCTION = """
 from pathlib import Path
 
 def finished(prompts, completions, ended):
@@ -76,15 +76,15 @@ def finished(prompts, completions, ended):
 
 
 @pytest.fixture(scope="module")
-def judged(tiny_run, chatpipe, small, tmp_path_factory):
-    """On prompts that no gold rater knows, with one function as the reward and a held-out reward model."""
-    folder = tmp_path_factory.mktemp("judged")
-    (folder / "judged_rewards.py").write_text(JUDGED_FUNCTION)
+def evaluated(tiny_run, chatpipe, small, tmp_path_factory):
+    """On prompts that no oracle knows, with one function as the reward and a reward model as the oracle."""
+    folder = tmp_path_factory.mktemp("evaluated")
+    (folder / "own_rewards.py").write_text(REWARD_FUNCTION)
     rows = [{"prompt": f"What is {number} and {number}?"} for number in range(200)]
     (folder / "prompts.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     command = (
         *("ppo", "pocket", f"out={folder}/run", "--model", tiny_run.folder / "sft", *small),
-        *("ppo.reward=[{function: 'judged_rewards:finished'}]", f"ppo.oracle_reward_model={tiny_run.folder}/rm"),
+        *("ppo.reward=[{function: 'own_rewards:finished'}]", f"ppo.oracle_reward_model={tiny_run.folder}/rm"),
         *("--data", folder / "prompts.jsonl", "ppo.total_episodes=32", "evaluation.prompts=10", "--json"),
     )
     with pytest.MonkeyPatch.context() as patch:
@@ -92,8 +92,8 @@ def judged(tiny_run, chatpipe, small, tmp_path_factory):
         yield folder, command, chatpipe(*command)
 
 
-def test_a_held_out_reward_model_decides_the_verdict(judged):
-    folder, _, said = judged
+def test_an_oracle_reward_model_decides_the_verdict(evaluated):
+    folder, _, said = evaluated
     metrics, reasons = said.object["metrics"], said.object["verdict"]["reasons"]
     assert metrics["oracle_reward_change_low"] <= metrics["oracle_reward_score"] - metrics["oracle_reward_score_before"]
     assert (
@@ -107,11 +107,11 @@ def test_a_held_out_reward_model_decides_the_verdict(judged):
     assert first["objective/scores_raw"] == pytest.approx(first["response/eos_frac"], abs=1e-6)
 
 
-def test_a_reward_function_that_changed_while_it_trained_or_later_makes_another_stage(judged, chatpipe):
-    folder, command, _ = judged
+def test_a_reward_function_that_changed_while_it_trained_or_later_makes_another_stage(evaluated, chatpipe):
+    folder, command, _ = evaluated
     said = chatpipe(*command)
     assert said.code == 2
-    assert "holds another ppo:\nppo.reward.0.function (judged_rewards:finished) was " in said.err
+    assert "holds another ppo:\nppo.reward.0.function (own_rewards:finished) was " in said.err
     assert "--fresh" in said.err
-    (folder / "judged_rewards.py").write_text(JUDGED_FUNCTION)
+    (folder / "own_rewards.py").write_text(REWARD_FUNCTION)
     assert chatpipe(*command).object["skipped"]

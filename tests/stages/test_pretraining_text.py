@@ -86,7 +86,7 @@ def test_evaluations_in_bfloat16_write_samples_and_measure_what_float32_does(pre
 
 
 def test_a_limit_on_what_the_tokenizer_is_trained_on(pretrain, tmp_path):
-    """A word that stands only behind the limit is no token."""
+    """A word that comes only after the limit is no token."""
     path = tmp_path / "a.jsonl"
     texts = [f"{i} common" for i in range(500)] + [f"{i} rarity" for i in range(500)]
     path.write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
@@ -144,7 +144,7 @@ def test_a_tokenizer_larger_than_the_vocabulary_is_refused(pretrain, corpus, tmp
     assert "the tokenizer has 400 entries, the model's vocabulary 300." in told
 
 
-def test_going_on_with_another_tokenizer_a_text_ends_at_that_one_s_token(pretrain, corpus, tmp_path):
+def test_continuing_with_another_tokenizer_a_text_ends_at_that_one_s_token(pretrain, corpus, tmp_path):
     """What ended a text before is an ordinary token now. A model's own further ends stay."""
     own = train_tokenizer(TEXTS, 300, 64)
     config = GPT2Config(
@@ -172,7 +172,7 @@ def test_a_stage_s_own_folder_may_lie_in_the_home_folder(chatpipe, corpus, tmp_p
     assert not (tmp_path / "~").exists()
 
 
-def test_an_encoder_goes_on_with_another_tokenizer(pretrain, corpus, tmp_path):
+def test_an_encoder_continues_with_another_tokenizer(pretrain, corpus, tmp_path):
     encoder = ("pretrain.architecture={family: modernbert, n_layer: 1, n_head: 2, n_embd: 16, n_positions: 64}",)
     masked = "pretrain.objective=masked"
     assert pretrain(corpus, *encoder, masked).code == 0
@@ -211,7 +211,7 @@ def test_sources_of_all_kinds_are_mixed_by_weight(chatpipe, corpus, tmp_path):
     assert "pretrain.documents was isolate, is concatenate now" in told
 
 
-def test_rows_that_are_left_out_are_said(pretrain, corpus):
+def test_rows_that_are_left_out_are_reported(pretrain, corpus):
     with corpus.open("a") as file:
         file.write("oops\n{}\n")
     said = pretrain(corpus)
@@ -283,7 +283,7 @@ def test_a_finished_run_outlives_one_that_is_refused(pretrain, corpus, tmp_path)
         assert contents(tmp_path / "out") == before
 
 
-def test_a_full_disk_is_told_and_the_command_goes_on_when_there_is_room(pretrain, corpus, tmp_path):
+def test_a_full_disk_is_reported_and_the_command_continues_when_there_is_room(pretrain, corpus, tmp_path):
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     assert pretrain(corpus).code == 0
     size = (tmp_path / "out" / "tokens" / "train.0" / "shard-00000.bin").stat().st_size

@@ -51,7 +51,7 @@ def body(work):
 
 @pytest.fixture
 def pairs(work):
-    """Pairs without a rule: what is learned from some says nothing of others."""
+    """Pairs without a rule: what is learned from some is no help with others."""
     rng = torch.Generator().manual_seed(0)
     rows = []
     for number in range(240):
@@ -77,7 +77,7 @@ def offset_on(folder, demonstrations):
     return score_sequences(model, demonstrations).mean().item()
 
 
-def test_it_is_centred_on_what_is_fine_tuned_on_without_what_is_held_out(chatpipe, work, body, pairs, chats):
+def test_it_is_centred_on_the_fine_tuning_data_without_its_validation_split(chatpipe, work, body, pairs, chats):
     said = chatpipe("rm", "--model", body, "--data", pairs, "--out", "rm", f"sft.data={chats}", *TINY, "--json").object
     loaded = load_conversations(*rows_of(chats), "sft.data")
     tokenizer = load_tokenizer(work / "rm")
@@ -86,8 +86,8 @@ def test_it_is_centred_on_what_is_fine_tuned_on_without_what_is_held_out(chatpip
         return [encode_answers(tokenizer, one[:-1], [one[-1]["content"]], 48)[0] for one in conversations]
 
     assert said["metrics"]["reward_offset"] == pytest.approx(offset_on(work / "rm", encoded(loaded.train)), abs=1e-5)
-    with_held_out = offset_on(work / "rm", encoded(loaded.train + loaded.validation))
-    assert abs(said["metrics"]["reward_offset"] - with_held_out) > 1e-4
+    with_validation = offset_on(work / "rm", encoded(loaded.train + loaded.validation))
+    assert abs(said["metrics"]["reward_offset"] - with_validation) > 1e-4
 
 
 def test_where_no_conversation_fits_it_is_centred_on_the_best_answers(chatpipe, work, body, pairs):

@@ -115,7 +115,7 @@ def test_what_a_step_reads():
         assert sources(step_of(with_pairs, stage))[key] == ["pairs.jsonl"]
 
 
-def test_later_rounds_go_on_from_the_newest_policy_and_keep_what_was_ranked():
+def test_later_rounds_start_from_the_newest_policy_and_keep_what_was_ranked():
     given = Recipe(out="run", rounds=3, sample={"data": "pocketworld"}, ppo={"model": "mine"}, rm={"age_weight": 0.5})
     steps = {step.name: step for step in steps_of(given)}
     assert list(steps) == [
@@ -338,7 +338,7 @@ def test_the_built_in_world_decides_what_comes_out_where_it_is_read_or_ranks():
 
 def test_a_rank_step_depends_on_who_ranks_and_on_what(recipe):
     Path("liking.py").write_text("def score(prompts, completions):\n    return [0.0] * len(prompts)\n")
-    write_stub_model("judge", "GPT2ForSequenceClassification")
+    write_stub_model("ranker", "GPT2ForSequenceClassification")
     answered("{}\n")
     ranks = changed(recipe, "rm", data=None)
 
@@ -349,7 +349,7 @@ def test_a_rank_step_depends_on_who_ranks_and_on_what(recipe):
     assert depends_on("people") == ({"rank.rater", "rank.overlap"}, set(), {"completions"})
     function = ({"rank.rater", "rank.temperature"}, set(), {"completions", "rank.rater"})
     assert depends_on("liking:score") == function
-    assert depends_on("judge") == ({"rank.temperature"}, {"rank.rater"}, {"completions"})
+    assert depends_on("ranker") == ({"rank.temperature"}, {"rank.rater"}, {"completions"})
     given = manifest_of(step_of(recipe, "rank"))
     assert (set(given.settings), set(given.data)) == ({"seed"}, {"rm.data"})
 

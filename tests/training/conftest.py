@@ -29,7 +29,7 @@ def tokenizer() -> PreTrainedTokenizerFast:
 
 @pytest.fixture(scope="session")
 def written(tmp_path_factory, tokenizer) -> tuple[Rows, Rows, RowsNote]:
-    """Sixty conversations of different length, a tenth held out."""
+    """Sixty conversations of different length, a tenth for validation."""
     folder = tmp_path_factory.mktemp("written") / "rows"
     write_rows(folder, conversations(60), Report(), tokenizer, CONTEXT, "here")
     found = open_rows(folder, "here")

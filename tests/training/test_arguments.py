@@ -45,7 +45,7 @@ def test_nothing_is_hidden_reported_or_deleted_behind_the_user_s_back(tmp_path):
 
 
 @pytest.mark.parametrize("asked", [False, True])
-def test_gradient_checkpointing_is_as_the_recipe_says_in_trl_s_arguments_too(tmp_path, asked, recwarn):
+def test_gradient_checkpointing_is_that_of_the_recipe_in_trl_s_arguments_too(tmp_path, asked, recwarn):
     for cls, section in ((TrainingArguments, Pretrain), (SFTConfig, Sft)):
         args = training_arguments(cls, section(gradient_checkpointing=asked), "sft", tmp_path, 0, 1)
         assert args.gradient_checkpointing is asked

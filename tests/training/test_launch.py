@@ -1,4 +1,4 @@
-"""What the launcher's parent does with flags, profiles and signals; `python -c` stands for the ranks."""
+"""What the launcher's parent does with flags, profiles and signals; `python -c` takes the place of the ranks."""
 
 import os
 import signal
@@ -114,7 +114,7 @@ def number(request):
     signal.signal(request.param, before)
 
 
-def test_a_stage_that_ends_all_the_same_after_a_signal_is_said_to_be_done(tmp_path, number):
+def test_a_stage_that_still_finishes_after_a_signal_is_reported_as_done(tmp_path, number):
     stop, ready = tmp_path / ranks.STOP_FILE, tmp_path / "ready"
     unheard = signal.getsignal(number)
 

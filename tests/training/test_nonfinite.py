@@ -64,7 +64,7 @@ class RememberWeights(TrainerCallback):
 
 
 class Quiet(SkipNonFinite, Trainer):
-    """As our own trainers stand: the mixin before a trainer."""
+    """In the order of our own trainers: the mixin before a trainer."""
 
 
 def trainer_on(folder, rows, micro_batch=1, **changes):
@@ -93,7 +93,7 @@ def trainer_on(folder, rows, micro_batch=1, **changes):
 
 @pytest.mark.parametrize("max_grad_norm", [1.0, 0.0], ids=["clipped", "not clipped"])
 @pytest.mark.parametrize("bad", [{"bad_inputs": [3]}, {"bad_losses": [3]}], ids=["nan in the data", "infinite loss"])
-def test_a_bad_step_changes_nothing_and_the_run_goes_on(tmp_path, bad, max_grad_norm):
+def test_a_bad_step_changes_nothing_and_the_run_continues(tmp_path, bad, max_grad_norm):
     trainer, weights = trainer_on(tmp_path, Rows(6, **bad), max_grad_norm=max_grad_norm)
     trainer.train()
     assert torch.equal(weights[3], weights[2])

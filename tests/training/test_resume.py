@@ -261,7 +261,7 @@ class OnStream(ResumePoints):
         self.stream.position = extra["position"]
 
 
-def test_a_loader_without_a_dataset_goes_on_from_its_own_cursor(tmp_path):
+def test_a_loader_without_a_dataset_continues_from_its_own_cursor(tmp_path):
     how = {"cls": OnStream, "ignore_data_skip": True, "gradient_accumulation_steps": 1, "max_steps": 9}
     whole = tiny_trainer(tmp_path / "whole", **how)
     whole.train()
@@ -297,7 +297,7 @@ def flip_a_byte(path):
         (truncate, "manifest.json", "cannot be read"),
     ],
 )
-def test_a_damaged_newest_point_is_skipped_and_the_reason_told(tmp_path, uninterrupted, damage, file, reason):
+def test_a_damaged_newest_point_is_skipped_with_a_reason(tmp_path, uninterrupted, damage, file, reason):
     shutil.copytree(Path(uninterrupted.args.output_dir) / RESUME_POINTS, tmp_path / RESUME_POINTS)
     assert newest_resume_point(tmp_path / RESUME_POINTS).name == "step-15"
     damage(tmp_path / RESUME_POINTS / "step-15" / file)
@@ -404,7 +404,7 @@ def train_in_child(folder, steps_done=None, crash_at=None, **how):
 
 
 def as_rank(rank, port, target, arguments, how):
-    """What torchrun tells a process of two, on CPUs."""
+    """The environment that torchrun gives a process of two, on CPUs."""
     os.environ |= {
         "RANK": str(rank),
         "LOCAL_RANK": str(rank),
@@ -437,7 +437,7 @@ def run_alone(target, *arguments, **how):
 
 
 def steps_of(path):
-    """Rows by (step, kind); a row that was written twice must say the same. A last line cut off by a kill is no row."""
+    """Rows by (step, kind); a row that was written twice must be the same. A last line cut off by a kill is no row."""
     rows = {}
     for line in path.read_text().splitlines(keepends=True):
         if line.endswith("\n"):
@@ -470,7 +470,7 @@ def test_killed_at_random_moments_it_ends_with_the_same_trace(tmp_path):
     assert (killed / "final-0.safetensors").read_bytes() == (whole / "final-0.safetensors").read_bytes()
 
 
-def test_two_processes_resume_exactly_and_one_goes_on_from_their_point(tmp_path):
+def test_two_processes_resume_exactly_and_one_continues_from_their_point(tmp_path):
     whole, cut, alone = tmp_path / "whole", tmp_path / "cut", tmp_path / "alone"
     run_two_ranks(train_in_child, whole, max_steps=8)
     run_two_ranks(train_in_child, cut, max_steps=8, crash_at=5)
@@ -537,7 +537,7 @@ class OwnLoop(ResumePoints):
                 self.save_resume_point()
 
 
-def test_a_loop_of_its_own_goes_on_as_if_it_had_never_stopped(tmp_path):
+def test_a_loop_of_its_own_continues_as_if_it_had_never_stopped(tmp_path):
     whole = tiny_trainer(tmp_path / "whole", OwnLoop)
     whole.run(7)
     cut = tiny_trainer(tmp_path / "cut", OwnLoop)

@@ -24,7 +24,7 @@ class CrashAt(TrainerCallback):
 
 
 class Told:
-    """A measure that says what it was told to, one loss after the other, and remembers the weights it saw."""
+    """A measure that returns given losses, one after the other, and remembers the weights it saw."""
 
     def __init__(self, losses):
         self.losses, self.seen = list(losses), []

@@ -1,7 +1,7 @@
 """Tensors on the pretended GPU, and the two modes through which torch reaches them.
 
 A `GpuTensor` keeps its numbers in a CPU tensor, `held`. To torch's C++ it is on the device `pretend` (PrivateUse1); to
-Python it says that it is on cuda:0. `CudaToPretend` turns `cuda` into `pretend` in every call, and `EveryOperation`
+Python it claims to be on cuda:0. `CudaToPretend` turns `cuda` into `pretend` in every call, and `EveryOperation`
 sees what is made on the GPU or moved there, and counts what runs on the CPU.
 """
 
@@ -19,7 +19,7 @@ PRETEND = "pretend:0"
 
 
 class GpuTensor(torch.Tensor):
-    """A tensor that says it is on cuda:0; its numbers are in the CPU tensor `held`."""
+    """A tensor that claims to be on cuda:0; its numbers are in the CPU tensor `held`."""
 
     held: torch.Tensor
 
@@ -67,14 +67,14 @@ ANSWERS = {
     torch.Tensor.is_cpu.__get__: False,
     torch.Tensor.get_device: 0,
 }
-"""What a `GpuTensor` says about itself to Python."""
+"""The attributes that a `GpuTensor` shows to Python."""
 
 
 class CudaToPretend(TorchFunctionMode):
-    """Where Python says `cuda` to a function of torch, the function gets `pretend`."""
+    """Where Python passes `cuda` to a function of torch, the function gets `pretend`."""
 
     def __torch_function__(self, func, types, args=(), kwargs=None):
-        if func is torch.device:  # a device that Python holds goes on saying cuda
+        if func is torch.device:  # a device that Python holds still shows cuda
             return func(*args, **(kwargs or {}))
         if func is torch.Tensor.cuda:
             func, args = torch.Tensor.to, (args[0], CUDA)

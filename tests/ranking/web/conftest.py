@@ -20,7 +20,7 @@ from chatpipe.ranking.web.server import make_app, make_server, open_socket
 TOKENS = {"ann": "token-of-ann-0123456789", "ben": "token-of-ben-0123456789"}
 COOKIE = "chatpipe-rank-test"
 SECRETS = ("gpt-oss-secret", "ppo.3-secret", "0.98765", "54321")
-"""What the completions file says of models, stages, scores and rounds."""
+"""Models, stages, scores and rounds in the completions file."""
 
 
 @dataclass
@@ -103,7 +103,7 @@ class Server:
 
 @pytest.fixture
 def completions(tmp_path) -> Path:
-    """Thirty prompts with three answers each, and beside them what no annotator may know."""
+    """Thirty prompts with three answers each, and with them what no annotator may know."""
     model, stage, score, made_in = SECRETS
     rows = (
         {

@@ -13,7 +13,7 @@ def answer(*ranks, **more):
     return {"ranks": list(ranks), **more}
 
 
-def test_a_ranking_is_made_step_by_step_and_stands(server):
+def test_a_ranking_is_made_step_by_step_and_stored(server):
     view = server.view()
     assert (view["annotator"], view["done"], view["answer"]["ranks"]) == ("ann", 0, [None] * 3)
     assert server.act(action="edit", answer=answer(None, 1, None)).status == 200
@@ -37,7 +37,7 @@ def test_the_same_key_counts_once_and_another_step_may_not_have_it(server):
     assert server.steps() == [("ann", "submit")]
 
 
-def test_another_tab_that_went_on_is_told_with_the_task_of_now(server):
+def test_another_tab_that_continued_gets_the_present_task(server):
     old = server.view()["task"]
     server.act(answer=answer(1, 2, 3))
     reply = server.act(task=old, answer=answer(3, 2, 1))
@@ -123,7 +123,7 @@ def test_a_body_that_is_no_step_is_refused_and_stores_nothing(server, body):
     assert server.steps() == []
 
 
-def test_no_byte_that_is_sent_tells_model_stage_score_round_item_or_store(server):
+def test_no_byte_that_is_sent_reveals_model_stage_score_round_item_or_store(server):
     for name in ("ann", "ben"):
         for _ in range(5):
             server.act(name, answer=answer(1, 2, 2))
@@ -142,7 +142,7 @@ def test_no_byte_that_is_sent_tells_model_stage_score_round_item_or_store(server
         assert [text for text in server.hidden() if text.encode() in sent] == []
 
 
-def test_the_answers_stand_in_another_order_for_each_annotator(server):
+def test_the_answers_have_another_order_for_each_annotator(server):
     seen = {name: {} for name in ("ann", "ben")}
     for name, responses in seen.items():
         while (view := server.view(name))["task"]:
