@@ -1,11 +1,11 @@
-"""What `chatpipe pretrain --dry-run` tells of memory and time, against the run itself.
+"""The memory and time that `chatpipe pretrain --dry-run` predicts, against the run itself.
 
     python benchmarks/dry_run.py FILE [FILE ...] [--shapes small 20m ...] [--rounds 1] [--processor-time]
 
-Of each shape: the dry run, then the run on the files, each a process of its own. Memory is the run's highest resident
-set (VmHWM) of its whole life, tokenising, evaluations and 3-grams included; time is that of its training steps, without
-evaluations and resume points, which is what is told. Goals: within 10 % and 15 %. On a machine that others use,
---processor-time has both count the process's own seconds in place of the clock's (on one thread the same otherwise).
+For each shape the dry run, then the run on the files, each in a process of its own. Memory is the largest resident set
+(VmHWM) of the whole run, with tokenising, evaluations and 3-grams; time is that of its training steps, without
+evaluations and resume points. Goals: within 10 % and 15 %. On a machine with other work, use --processor-time: both
+sides then count the seconds of the process in place of the clock's. On one idle thread the two are equal.
 """
 
 import argparse
@@ -50,9 +50,9 @@ import atexit, os, re, sys, time
 if "PROCESSOR_TIME" in os.environ:
     time.perf_counter = time.process_time
 from chatpipe.cli.app import main
-def tell():
+def print_peak():
     print(re.search(r"VmHWM:\\s+(\\d+) kB", open("/proc/self/status").read())[1], file=sys.stderr)
-atexit.register(tell)
+atexit.register(print_peak)
 main()
 """
 
@@ -66,7 +66,7 @@ def main() -> None:
     given = parser.parse_args()
     if given.processor_time:
         os.environ["PROCESSOR_TIME"] = "1"
-    print("| shape | GiB told | reached | told / reached | s told | taken | told / taken | dry run, s |")
+    print("| shape | GiB predicted | reached | ratio | s predicted | taken | ratio | dry run, s |")
     print("|---|---|---|---|---|---|---|---|")
     for shape in given.shapes:
         for _ in range(given.rounds):
@@ -82,15 +82,22 @@ def row(shape: str, files: list[str]) -> str:
         dry_seconds = time.perf_counter() - start
         run, reached = chatpipe(words, f"{folder}/run")
     [plan] = dry["stages"]
-    told, reached_gib = plan["memory_gib"]["total"], reached / 2**30
+    predicted, reached_gib = plan["memory_gib"]["total"], reached / 2**30
     seconds = run["metrics"]["train_tokens"] / run["metrics"]["tokens_per_second"]
-    cells = [told, reached_gib, told / reached_gib, plan["train_seconds"], seconds, plan["train_seconds"] / seconds]
+    cells = [
+        predicted,
+        reached_gib,
+        predicted / reached_gib,
+        plan["train_seconds"],
+        seconds,
+        plan["train_seconds"] / seconds,
+    ]
     return f"| {shape} | {' | '.join(f'{cell:.2f}' for cell in cells)} | {dry_seconds:.0f} |"
 
 
-def chatpipe(words: list[str], said: str) -> tuple[Any, int]:
+def chatpipe(words: list[str], log: str) -> tuple[Any, int]:
     """The JSON object that the command prints, and its peak in bytes."""
-    with open(said, "w+", encoding="utf-8") as errors:
+    with open(log, "w+", encoding="utf-8") as errors:
         done = subprocess.run(
             [sys.executable, "-c", PEAK_OF_THE_PROCESS, *words], stdout=subprocess.PIPE, stderr=errors, text=True
         )

@@ -7,7 +7,7 @@ that its runs alone have in front of their path (build/trl-1.12; it is installed
 checkpoints and prompts and do the same number of episodes, epochs, optimizer steps and rows per micro-batch, without
 gradient checkpointing, in bfloat16 (autocast; TRL's default) where the machine has it. --compile gives both
 torch_compile (TRL 1.12 runs no faster with it). Completions have natural lengths: the policy is made so that it ends
-them after a third of the limit on average. glibc is told to keep freed memory in both.
+them after a third of the limit on average. glibc keeps freed memory in both.
 
 Seconds are those between the ends of iterations, so neither start nor the first iteration count. Memory is the largest
 resident size of the process, on a GPU the largest amount of memory that tensors had. The last line is the ratio.
@@ -88,7 +88,7 @@ def main() -> None:
     parser.add_argument("--folder", type=Path, default=Path("build/ppo_vs_trl"), help="where the models are put")
     parser.add_argument("--float32", action="store_true", help="in place of bfloat16")
     parser.add_argument("--compile", action="store_true", help="with torch_compile")
-    parser.add_argument("--side", choices=RUN_SIDE, help=argparse.SUPPRESS)  # what a run's own process is told
+    parser.add_argument("--side", choices=RUN_SIDE, help=argparse.SUPPRESS)  # the argument of a run's own process
     asked = parser.parse_args()
     if asked.side:
         settings = {"bf16": not asked.float32, "torch_compile": asked.compile}
@@ -214,7 +214,7 @@ def run_chatpipe(size: Size, folder: Path, arguments: dict[str, Any], watch: Ite
 def run_trl(size: Size, folder: Path, arguments: dict[str, Any], watch: Iterations) -> tuple[list[float], None]:
     """Trains with TRL's; returns the same but for the padding, which it does not tell.
 
-    Its optimizer steps once in `gradient_accumulation_steps` micro-batches whatever `num_mini_batches` says, so a
+    Its optimizer steps once in `gradient_accumulation_steps` micro-batches for any `num_mini_batches`, so a
     whole rollout is given as one batch: then each minibatch is one step and one micro-batch, as on the other side.
     """
     from datasets import Dataset
@@ -250,7 +250,7 @@ RUN_SIDE = {"chatpipe": run_chatpipe, "trl": run_trl}
 
 
 def common_arguments(size: Size, folder: Path) -> dict[str, Any]:
-    """What both are told in the same words. The learning rate leaves the lengths as they are."""
+    """The arguments that both sides have in common. The learning rate is too small to change the lengths."""
     return {
         "output_dir": str(folder / "out"),
         "num_mini_batches": size.minibatches,

@@ -219,8 +219,8 @@ def show(name: str, found: dict[str, list[dict[str, Any]]]) -> None:
         ratio = statistics.median(one["seconds"] for one in ours) / seconds
         processor = statistics.median(one["processor"] for one in rounds)
         of_ours = statistics.median(one["processor"] for one in ours) / processor
-        told = f"{speed:,.0f} | {ratio:.2f} | {batch * context / processor:,.0f} | {of_ours:.2f}"
-        print(f"| {peer} | {told} | {share} | {waiting} |")
+        cells = f"{speed:,.0f} | {ratio:.2f} | {batch * context / processor:,.0f} | {of_ours:.2f}"
+        print(f"| {peer} | {cells} | {share} | {waiting} |")
 
 
 if __name__ == "__main__":

@@ -6,9 +6,9 @@ The real `chatpipe rank` runs as a process of its own. Each annotator posts rank
 again under the same key until there is an answer. Meanwhile the server is killed at random moments and started again by
 the same command, so at the same addresses. At the end the store is compared with what was acknowledged.
 
-Ends with an error where a ranking was lost, changed or doubled, or not all were acknowledged, as when an annotator's
-thread broke off or got no answer for a minute. The time is printed beside its goal, and decides nothing here: it
-depends on what else the machine does.
+Exits with an error if a ranking was lost, changed or doubled, or if not all were acknowledged, for example because an
+annotator's thread failed or got no answer for a minute. The time is printed with its goal, and decides nothing here: it
+depends on the other work on the machine.
 """
 
 import argparse
@@ -92,8 +92,8 @@ class Server:
         assert self.process.stderr is not None
         tokens = {}
         for line in self.process.stderr:
-            if told := re.fullmatch(r"(\S+) ranks at http://127\.0\.0\.1:(\d+)/\?token=(\S+)\n", line):
-                tokens[told[1]], self.port = told[3], int(told[2])
+            if line_parts := re.fullmatch(r"(\S+) ranks at http://127\.0\.0\.1:(\d+)/\?token=(\S+)\n", line):
+                tokens[line_parts[1]], self.port = line_parts[3], int(line_parts[2])
             if line.startswith("Ctrl-C ends"):
                 break
         assert not self.tokens or tokens == self.tokens, "a start gave other addresses"
@@ -245,7 +245,7 @@ def report(people: list[Person], kills: int, store: Store, server: Server, secon
         ("times the server was killed", kills),
         ("requests that got no answer and were sent again", sum(person.retried for person in people)),
         ("acknowledged rankings lost", lost),
-        ("acknowledged rankings that stand with other ranks", other),
+        ("acknowledged rankings that have other ranks", other),
         ("rankings doubled", doubled),
         ("submissions sent while it was away, which waited for it", len(tries) - len(times)),
         ("another submission, median (ms)", f"{1000 * statistics.median(times):.1f}"),

@@ -3,13 +3,13 @@
     python benchmarks/rm_hh.py [--data ../shared/data] [--splits 5] [--steps 600] [--threads 2] [--workdir FOLDER]
 
 `chatpipe pretrain small-real` makes the body, from texts that are not of hh-rlhf. Then, split by split, a fifth of
-the prompts is put aside by the seed, `chatpipe rm small-real` learns from the others (and holds out a tenth of these
-for its own verdict), and `chatpipe eval` judges the pairs that were put aside. Beside it stand, on the same pairs, what
-needs no reward model: always choosing the longer answer, and a logistic regression on word counts and length, learned
-from all pairs that were not put aside.
+the prompts is put aside by the seed, `chatpipe rm small-real` learns from the others (a tenth of which is its own
+validation split), and `chatpipe eval` measures the model on those put aside. Two rules are measured on
+the same pairs: always choosing the longer answer, and a logistic regression on word counts and length, learned from all
+other pairs.
 
 Shown are each split and the mean over splits with its 95 % interval (Student's t; splits share most of their pairs, so
-it is too narrow). With --workdir the body is kept, and taken again.
+it is too narrow). With --workdir the body is kept and used again.
 """
 
 import argparse
@@ -46,7 +46,7 @@ def main() -> None:
         folder = (given.workdir or Path(temporary)).resolve()
         folder.mkdir(parents=True, exist_ok=True)
         body = pretrain(folder / "body", given.data.resolve(), given.steps)
-        print(f"| split | pairs learned, judged | {' | '.join(COLUMNS)} |\n|---|---|---|---|---|", flush=True)
+        print(f"| split | pairs to learn from, to test on | {' | '.join(COLUMNS)} |\n|---|---|---|---|---|", flush=True)
         found = [split(seed, body, given.data / PAIRS, folder / f"split-{seed}") for seed in range(given.splits)]
     means = [with_interval([one[column] for one in found]) for column in range(len(COLUMNS))]
     print(f"| mean | | {' | '.join(means)} |")
@@ -54,11 +54,13 @@ def main() -> None:
 
 
 def pretrain(out: Path, data: Path, steps: int) -> Path:
-    """A model folder; one that is there already and made alike is kept."""
+    """A model folder; an existing one that was made in the same way is kept."""
     sources = TEXTS % (data, data, data)
-    said = chatpipe("pretrain", "small-real", f"pretrain.data=[{sources}]", f"pretrain.max_steps={steps}", out=out)
-    measured = said["metrics"]
-    print(f"body: {steps} steps, {measured['bits_per_byte']:.2f} bits per byte, {said['seconds']:.0f} s\n", flush=True)
+    result = chatpipe("pretrain", "small-real", f"pretrain.data=[{sources}]", f"pretrain.max_steps={steps}", out=out)
+    measured = result["metrics"]
+    print(
+        f"body: {steps} steps, {measured['bits_per_byte']:.2f} bits per byte, {result['seconds']:.0f} s\n", flush=True
+    )
     return out
 
 
@@ -67,24 +69,24 @@ def split(seed: int, body: Path, pairs: Path, folder: Path) -> tuple[float, floa
     from chatpipe.evaluation.pair_accuracy import pair_metrics
     from chatpipe.evaluation.word_counts import WordCounts
 
-    learned, judged = parted(pairs, seed)
+    learned, tested = parted(pairs, seed)
     folder.mkdir(exist_ok=True)
-    for name, rankings in (("learned", learned), ("judged", judged)):
+    for name, rankings in (("learned", learned), ("tested", tested)):
         lines = (json.dumps(ranking.to_row()) + "\n" for ranking in rankings)
         (folder / f"{name}.jsonl").write_text("".join(lines), encoding="utf-8")
     words = [f"seed={seed}", "rm.max_length=384", "--model", str(body), "--data", str(folder / "learned.jsonl")]
     chatpipe("rm", "small-real", *words, out=folder / "rm")
-    model = chatpipe("eval", str(folder / "rm"), "--data", str(folder / "judged.jsonl"))["metrics"]
-    others = pair_metrics(judged, WordCounts.learn(learned).scores(judged))
+    model = chatpipe("eval", str(folder / "rm"), "--data", str(folder / "tested.jsonl"))["metrics"]
+    others = pair_metrics(tested, WordCounts.learn(learned).scores(tested))
     length = others["length_baseline"]
     longer = length if others["length_rule"] == "longer" else 1 - length
     found = (model["eval_accuracy"], longer, others["eval_accuracy"])
-    print(f"| {seed} | {len(learned)}, {len(judged)} | {' | '.join(f'{share:.1%}' for share in found)} |", flush=True)
+    print(f"| {seed} | {len(learned)}, {len(tested)} | {' | '.join(f'{share:.1%}' for share in found)} |", flush=True)
     return found
 
 
 def parted(pairs: Path, seed: int) -> tuple[list[Any], list[Any]]:
-    """The usable pairs to learn from and to judge by, no prompt among both."""
+    """The usable pairs to learn from and to test on, without a common prompt."""
     from chatpipe.data.datasets import load_rankings
     from chatpipe.data.messages import prompt_key
     from chatpipe.recipe.schema import DataBlock
@@ -101,7 +103,7 @@ def parted(pairs: Path, seed: int) -> tuple[list[Any], list[Any]]:
 
 
 def chatpipe(*words: str, out: Path | None = None) -> dict[str, Any]:
-    """What a command says as JSON."""
+    """The JSON that a command prints."""
     command = [sys.executable, "-m", "chatpipe", *words, *([] if out is None else ["--out", str(out)]), "--json"]
     done = subprocess.run(command, capture_output=True, text=True)
     if done.returncode:

@@ -6,7 +6,7 @@ A ranking of K answers is C(K,2) pairs to trl, which reads both answers of each:
 reads K. Both peers get the same model of 2.1 M parameters with the same score head, the same token ids, the same
 arguments, and optimizer steps over the pairs of 8 prompts, in micro-batches of as many rows (for trl several a
 step, since one of all its rows would be slower). Both learn for one epoch, float32, without gradient checkpointing,
-glibc told to keep freed memory. trl's model is as transformers makes it, chatpipe's as its stage loads it (attention
+with freed memory kept by glibc. trl's model is as transformers makes it, chatpipe's as its stage loads it (attention
 that is quicker here); with --plain both are as transformers makes it. Each run is a process of its own, in turns; each
 round has other rankings.
 
@@ -47,7 +47,7 @@ def main() -> None:
     parser.add_argument("--answers", type=int, default=2560, help="to learn from, in all")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--plain", action="store_true", help="chatpipe's trainer on the model that trl gets")
-    parser.add_argument("--one", choices=PEERS, help=argparse.SUPPRESS)  # what a run's own process is told
+    parser.add_argument("--one", choices=PEERS, help=argparse.SUPPRESS)  # the argument of a run's own process
     parser.add_argument("--seed", type=int, default=0, help=argparse.SUPPRESS)
     given = parser.parse_args()
     if given.one:
@@ -103,9 +103,9 @@ def rankings(count: int, k: int, seed: int) -> list[Any]:
     for number in range(count):
         prompt = f"{number} {' '.join(draw.choices(WORDS, k=draw.randint(4, 12)))}"
         answers = [answer(draw, values) for _ in range(k)]
-        judged = [statistics.mean(values[word] for word in words) + draw.gauss(0, NOISE) for words in answers]
-        order = sorted(judged, reverse=True)
-        ranks = [order.index(value) + 1 for value in judged]
+        worth = [statistics.mean(values[word] for word in words) + draw.gauss(0, NOISE) for words in answers]
+        order = sorted(worth, reverse=True)
+        ranks = [order.index(value) + 1 for value in worth]
         found.append(Ranking([{"role": "user", "content": prompt}], [" ".join(words) for words in answers], ranks))
     return found
 

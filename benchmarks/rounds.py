@@ -1,9 +1,9 @@
 """Rounds of `chatpipe run pocket`: what each one gains, and whether a run that is killed again and again ends the same.
 
     python benchmarks/rounds.py --out DIR [--rounds 3] [--seed 0]
-    python benchmarks/rounds.py --out DIR --kills 20      a small run, killed (-9) so often, beside one that never was
+    python benchmarks/rounds.py --out DIR --kills 20      a small run, killed (-9) so often, against one that is not
 
-The first prints a row for each round: the reward model's accuracy, and how often the gold rater prefers the policy to
+The first prints a row for each round: the reward model's accuracy, and how often the oracle prefers the policy to
 that of the round before and to the fine-tuned model. The second compares the SHA-256 of every file that the stages of
 the two runs made, and their rankings.
 """
@@ -66,7 +66,9 @@ def run(words: list[str]) -> dict[str, Any]:
 
 
 def show_rounds(result: dict[str, Any]) -> None:
-    print("| round | rm: pairs (interval) | over the policy before | over sft | gold score | right | KL | minutes |")
+    print(
+        "| round | rm: pairs (interval) | over the policy before | over sft | oracle's score | right | KL | minutes |"
+    )
     print("|---|---|---|---|---|---|---|---|")
     made = [stage for stage in result["stages"] if stage["stage"] in ("rm", "ppo")]
     for rm, ppo in zip(made[::2], made[1::2], strict=True):

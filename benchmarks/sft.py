@@ -64,24 +64,24 @@ def compare(given: argparse.Namespace) -> None:
             statistics.median(one[name] for one in rounds) for name in ("wall", "processor", "loss")
         )
         print(f"| {peer} | {wall:,.0f} | {processor:,.0f} | {loss:.4f} |")
-    for name, told in (("wall", "by the clock"), ("processor", "by processor time")):
+    for name, unit in (("wall", "by the clock"), ("processor", "by processor time")):
         ratios = [ours[name] / theirs[name] for ours, theirs in zip(found["chatpipe"], found["trl"], strict=True)]
-        print(f"chatpipe / trl {told}: {statistics.median(ratios):.3f} ({min(ratios):.3f} to {max(ratios):.3f})")
+        print(f"chatpipe / trl {unit}: {statistics.median(ratios):.3f} ({min(ratios):.3f} to {max(ratios):.3f})")
 
 
 def conversations(count: int, seed: int = 0) -> Iterator[list[dict[str, str]]]:
     """Exchanges of 5 to 60 words."""
     draw = random.Random(seed)
     for number in range(count):
-        said = [" ".join(draw.choices(WORDS, k=draw.randrange(5, 60))) for _ in range(2)]
-        yield [{"role": "user", "content": f"{number} {said[0]}"}, {"role": "assistant", "content": said[1]}]
+        texts = [" ".join(draw.choices(WORDS, k=draw.randrange(5, 60))) for _ in range(2)]
+        yield [{"role": "user", "content": f"{number} {texts[0]}"}, {"role": "assistant", "content": texts[1]}]
 
 
 def tokenizer() -> Any:
     from chatpipe.data.chat_template import add_chat_template
     from chatpipe.models.tokenizer_training import train_tokenizer
 
-    made = train_tokenizer((text["content"] for said in conversations(500) for text in said), VOCABULARY, CONTEXT)
+    made = train_tokenizer((text["content"] for texts in conversations(500) for text in texts), VOCABULARY, CONTEXT)
     add_chat_template(made)
     return made
 
@@ -132,7 +132,7 @@ def train(peer: str, steps: int, packing: bool, plain: bool) -> dict[str, float]
     section = Sft(learning_rate=1e-3, max_steps=steps, batch_size=BATCH, max_length=CONTEXT, packing=packing)
     with tempfile.TemporaryDirectory() as folder:
         rows_folder = Path(folder) / "rows"
-        write_rows(rows_folder, ((said, "train") for said in conversations(ROWS)), Report(), reader, CONTEXT, "")
+        write_rows(rows_folder, ((texts, "train") for texts in conversations(ROWS)), Report(), reader, CONTEXT, "")
         opened = open_rows(rows_folder, "")
         assert opened is not None
         rows = opened[0]
@@ -182,7 +182,7 @@ def tokenise(count: int, workdir: Path | None) -> None:
     with tempfile.TemporaryDirectory(dir=workdir) as folder:
         file = Path(folder) / "chats.jsonl"
         with file.open("w", encoding="utf-8") as lines:
-            lines.writelines(json.dumps({"messages": said}) + "\n" for said in conversations(count))
+            lines.writelines(json.dumps({"messages": texts}) + "\n" for texts in conversations(count))
         start, peak = time.perf_counter(), peak_megabytes()
         print("| conversations | seconds | peak memory MB |\n|---|---|---|")
 

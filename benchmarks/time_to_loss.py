@@ -3,8 +3,9 @@
     python benchmarks/time_to_loss.py --data tinyshakespeare.txt --nanogpt CHECKOUT [--rounds 1]
 
 chatpipe trains the recipe `shakespeare-quick`, nanoGPT (a checkout of https://github.com/karpathy/nanoGPT) the CPU
-setting of its README; both on the first nine tenths of the text, judged on the last. Counted are the steps up to the
-first evaluation at or below 1.88, without evaluations and without the start, in turns.
+setting of its README; both train on the first nine tenths of the text and are evaluated on the
+last. The time is that of the steps up to the first evaluation at or below 1.88, without evaluations and without the
+start, in turns.
 """
 
 import argparse
@@ -43,7 +44,7 @@ def main() -> None:
 
 
 def first_below(name: str, evaluations: list[tuple[int, float]]) -> tuple[int, float]:
-    """The first (step, loss) at the target; where nanoGPT has none, its last, so that its time is told too short.
+    """The first (step, loss) at the target; where nanoGPT has none, its last: its time is then underestimated.
 
     Ends the program where chatpipe never gets there.
     """

@@ -87,8 +87,8 @@ def compare(corpus: Path, workers: int, rounds: int) -> None:
                 "RAYON_NUM_THREADS": str(workers),
                 "TOKENIZERS_PARALLELISM": str(workers > 1).lower(),
             }
-            said = subprocess.run(command, env=environment, capture_output=True, text=True, check=True).stdout
-            speeds[who].append(float(said))
+            printed = subprocess.run(command, env=environment, capture_output=True, text=True, check=True).stdout
+            speeds[who].append(float(printed))
     ours = statistics.median(speeds[OURS])
     print(f"{workers:>9} {ours:>6.2f} MB/s", end="")
     for peer in PEERS:
