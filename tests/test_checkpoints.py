@@ -132,6 +132,7 @@ def test_the_id_of_a_checkpoint_is_its_content_in_any_place(folder, tmp_path_fac
             (copy / path.name).write_bytes(path.read_bytes())
     assert checkpoint_id(str(copy)) == before
 
+    (folder / "recipe.yaml").write_text("out: elsewhere")  # which the processes of the step read
     (folder / "README.md").write_text("a better card")
     write_manifest(folder, manifest(seconds=9.0))
     assert checkpoint_id(str(folder)) == before

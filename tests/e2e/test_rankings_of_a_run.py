@@ -280,8 +280,7 @@ def test_rankings_that_were_interrupted_end_the_same(folder, tiny_run, chatpipe,
         assert chatpipe(*command).code == 130
     assert chatpipe(*command).code == 0
     assert rankings_of(folder).read_bytes() == rankings_of(tiny_run.folder).read_bytes()
-    ours, theirs = (rows_of(completions_of(run)) for run in (folder, tiny_run.folder))
-    assert [(row["prompt"], row["responses"]) for row in ours] == [(row["prompt"], row["responses"]) for row in theirs]
+    assert completions_of(folder).read_bytes() == completions_of(tiny_run.folder).read_bytes()
 
 
 def test_a_killed_rater_continues_where_it_was(folder, rater, chatpipe):

@@ -10,6 +10,7 @@ from chatpipe.evaluation.answers import evaluate_answers
 from chatpipe.evaluation.policy import oracle_comparison
 from chatpipe.models.manifest import checkpoint_id
 from chatpipe.models.pretrained import load_causal_model, load_tokenizer
+from chatpipe.ranking.prompts_to_rank import worlds_of_answers
 from chatpipe.recipe import load_recipe
 from chatpipe.recipe.schema import TRAINING_STAGES
 from chatpipe.run.steps import step_of
@@ -102,6 +103,14 @@ def test_a_stage_that_was_deleted_or_broke_off_is_made_again_and_what_follows_it
     (folder / "rm" / "chatpipe.json").unlink()  # as of a kill behind the last step
     assert skipped() == [True, True, True, True, False, True]
     assert checkpoint_id(str(folder / "rm")) == before
+
+    # Also where the run has been moved: this one was made in the folder of another test.
+    completions = (folder / "sample" / "completions.jsonl").read_bytes()
+    shutil.rmtree(folder / "sample")
+    assert skipped() == [True, True, False, True, True, True]
+    assert (folder / "sample" / "completions.jsonl").read_bytes() == completions
+    worlds = worlds_of_answers(folder / "sample" / "completions.jsonl")  # by the model that the file names
+    assert worlds == load_recipe(str(folder / "recipe.yaml")).recipe.worlds
 
 
 def test_weights_that_nothing_reads_any_more_may_be_deleted(folder, chatpipe):

@@ -21,8 +21,10 @@ from chatpipe.errors import UsageError
 from chatpipe.models.model_folder import looks_like_path
 
 MANIFEST = "chatpipe.json"
-NOT_RESULTS = {".log", ".lock", ".db", ".db-wal", ".db-shm", ".key", ".partial"}
-"""Endings of what lies in a step's folder and grows on after it is done."""
+NOT_RESULTS = {MANIFEST, "metrics.jsonl", "recipe.yaml"}
+"""Files in a step's folder that are no result: how it was made, not what came out."""
+GROWING = {".log", ".lock", ".db", ".db-wal", ".db-shm", ".key", ".partial"}
+"""Endings of files in a step's folder that grow on after it is done."""
 PACKAGES = ("torch", "transformers", "trl", "datasets", "accelerate", "tokenizers")
 
 
@@ -77,7 +79,7 @@ def write_manifest(folder: Path, manifest: Manifest) -> None:
     manifest.files = {
         path.name: sha256_of(path)
         for path in sorted(folder.iterdir())
-        if path.is_file() and path.name not in {MANIFEST, "metrics.jsonl"} and path.suffix not in NOT_RESULTS
+        if path.is_file() and path.name not in NOT_RESULTS and path.suffix not in GROWING
     }
     manifest.versions = versions()
     replace_text(folder / MANIFEST, json.dumps(nan_to_none(asdict(manifest)), indent=2, ensure_ascii=False))

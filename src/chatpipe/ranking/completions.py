@@ -100,10 +100,12 @@ def sample_share(
     round: int | None = None,
     share: int = 0,
     shares: int = 1,
+    names: Sequence[str] | None = None,
 ) -> None:
     """Sample completions for every prompt i with i % shares == share; continue a share that was interrupted.
 
-    The completions of a prompt do not depend on the number of shares. Raises `UsageError` if a model cannot be used.
+    The completions of a prompt do not depend on the number of shares. `names` of the models stand in the rows; by
+    default their folders or hub ids. Raises `UsageError` if a model cannot be used.
     """
     made = made_from(models, prompts, sampling, round)
     partial = _partial(path, share, shares)
@@ -112,7 +114,7 @@ def sample_share(
     mine = prompts[share::shares]
     if done == len(mine):
         return
-    rows = _sampled_rows(models, prompts, mine[done:], sampling)
+    rows = _sampled_rows(models, names or models, prompts, mine[done:], sampling)
     with partial.open("a", encoding="utf-8") as file, console.progress("sample", len(mine)) as bar:
         for row, answered in rows:
             bar.update(done + answered)
@@ -154,14 +156,18 @@ def _partial(path: Path, share: int, shares: int) -> Path:
 
 
 def _sampled_rows(
-    models: Sequence[str], prompts: Sequence[Conversation], asked: Sequence[Conversation], sampling: Sampling
+    models: Sequence[str],
+    names: Sequence[str],
+    prompts: Sequence[Conversation],
+    asked: Sequence[Conversation],
+    sampling: Sampling,
 ) -> Iterator[tuple[dict[str, Any] | None, float]]:
     """A row for each prompt of `asked`, and between the rows None; each with the number of prompts answered so far."""
     from chatpipe.generation import SamplingParams
     from chatpipe.ranking.raters import model_scorer
     from chatpipe.ranking.sample_answers import ChatModel, sample_answers
 
-    loaded = [ChatModel.load(model) for model in models]
+    loaded = [ChatModel.load(model, name) for model, name in zip(models, names, strict=True)]
     score = model_scorer(sampling.reward, "--reward") if sampling.reward else None
     # At most half of the context, so that prompts have the other half.
     longest = sampling.max_new_tokens or min([DEFAULT_MAX_NEW_TOKENS, *(model.context // 2 for model in loaded)])

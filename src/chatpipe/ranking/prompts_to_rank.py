@@ -47,11 +47,13 @@ def prompts_to_rank(blocks: Sequence[DataBlock], worlds: Worlds, key: str) -> li
 def worlds_of_answers(completions: Path) -> Worlds | None:
     """The settings of the built-in worlds that the first model of a completions file was made for.
 
-    None where that is unknown.
+    In a run the file names that model by its place relative to the file. None where the worlds are unknown.
     """
     rows = source_rows(DataBlock(source=str(completions)), "rank")
     models = next((row.values.get("models") for row in rows if isinstance(row, Row)), None)
-    return _noted_worlds(models[0]) if isinstance(models, list) and models and isinstance(models[0], str) else None
+    if not (isinstance(models, list) and models and isinstance(models[0], str)):
+        return None
+    return _noted_worlds(str(completions.parent / models[0])) or _noted_worlds(models[0])
 
 
 def worlds_of(model: str) -> Worlds:

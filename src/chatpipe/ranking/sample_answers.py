@@ -33,16 +33,16 @@ class ChatModel:
     tokenizer: PreTrainedTokenizerBase
 
     @classmethod
-    def load(cls, name: str) -> "ChatModel":
+    def load(cls, model: str, name: str) -> "ChatModel":
         """From a folder or a hub id. Raises `UsageError` if there is no model, or if it has no chat template."""
-        tokenizer = load_tokenizer(name)
+        tokenizer = load_tokenizer(model)
         if tokenizer.chat_template is None:
             raise UsageError(
-                f"{name} is a base model: it completes text and answers nobody.",
-                f"Fine-tune it first: chatpipe sft --model {name} --data chats.jsonl --out chat",
+                f"{model} is a base model: it completes text and answers nobody.",
+                f"Fine-tune it first: chatpipe sft --model {model} --data chats.jsonl --out chat",
             )
         stop_at_end_of_turn(tokenizer)
-        return cls(name, load_causal_model(name, frozen=True), tokenizer)
+        return cls(name, load_causal_model(model, frozen=True), tokenizer)
 
     @property
     def context(self) -> int:

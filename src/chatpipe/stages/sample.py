@@ -1,6 +1,7 @@
 """sample: the answers of a model to the prompts of a round, for rank. All processes share the prompts."""
 
 import gc
+import os
 
 from chatpipe import console
 from chatpipe.data.datasets import Conversation
@@ -16,8 +17,11 @@ def run(step: Step) -> Outcome | None:
     settings, path = step.recipe.sample, step.folder / COMPLETIONS_FILE
     prompts = _prompts(step)
     sampling = Sampling(settings.k, step.recipe.seed, settings.max_new_tokens, settings.temperature)
+    model = step.models["model"]
+    # A model of the run is named by its place relative to the file, which stays the same where the run is moved.
+    name = os.path.relpath(model, step.folder) if "model" in step.makers else model
     with heeding_parent(step.folder):
-        sample_share(path, [step.models["model"]], prompts, sampling, step.round, step.rank, step.processes)
+        sample_share(path, [model], prompts, sampling, step.round, step.rank, step.processes, [name])
         gc.collect()  # the model
         wait_for_all()
     if not step.is_main:
