@@ -126,6 +126,14 @@ def test_settings_that_cannot_be(tmp_path, settings, message):
     assert refused.value.hint
 
 
+def test_all_settings_that_are_out_of_bounds_are_named(tmp_path):
+    with pytest.raises(UsageError) as refused:
+        parts.config(tmp_path, kl_coef=-1.0, gamma=2.0, num_ppo_epochs=0)
+    lines = refused.value.message.splitlines()
+    assert sorted(line.split(" = ")[0] for line in lines) == ["gamma", "kl_coef", "num_ppo_epochs"]
+    assert all(name in refused.value.hint for name in ("gamma", "kl_coef", "num_ppo_epochs"))
+
+
 def test_episodes_follow_from_epochs_over_the_prompts(tmp_path):
     ppo = parts.trainer(tmp_path, {"total_episodes": None, "num_train_epochs": 8})
     assert ppo.args.total_episodes == 8 * len(tiny.PROMPTS)

@@ -15,6 +15,9 @@ from transformers import TrainingArguments
 from chatpipe.errors import UsageError
 from chatpipe.recipe.ppo_settings import PpoSettings
 
+MOST_SHOWN = 6
+"""Wrong settings that an error gives in full; its last line names all."""
+
 
 @dataclass
 class PPOConfig(TrainingArguments):
@@ -151,13 +154,12 @@ class PPOConfig(TrainingArguments):
             )
 
     def _settings(self) -> PpoSettings:
-        """PPO's own settings, in bounds. Raises UsageError for the first that is not."""
+        """PPO's own settings, in bounds. Raises UsageError with all that are not."""
         given = {name: getattr(self, name) for name in PpoSettings.model_fields}
         try:
             return PpoSettings.model_validate({name: value for name, value in given.items() if value is not None})
         except ValidationError as problem:
-            wrong = problem.errors()[0]
-            raise UsageError(
-                f"{wrong['loc'][0]} = {wrong['input']}: {wrong['msg'][0].lower()}{wrong['msg'][1:]}.",
-                f"Leave {wrong['loc'][0]} out for the default.",
-            ) from problem
+            wrong = problem.errors()
+            lines = [f"{e['loc'][0]} = {e['input']}: {e['msg'][0].lower()}{e['msg'][1:]}." for e in wrong]
+            names = ", ".join(str(e["loc"][0]) for e in wrong)
+            raise UsageError("\n".join(lines[:MOST_SHOWN]), f"Leave {names} out for the default.") from problem

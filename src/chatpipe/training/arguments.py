@@ -55,6 +55,7 @@ def training_arguments(
             "include_num_input_tokens_seen": "all",  # counted by ResumePoints
             "remove_unused_columns": False,
             "dataloader_pin_memory": torch.cuda.is_available(),
+            "accelerator_config": {"non_blocking": torch.cuda.is_available()},  # batches are uploaded meanwhile
             "use_cpu": not torch.cuda.is_available(),
             "ddp_find_unused_parameters": False,
             **_schedule(section),
