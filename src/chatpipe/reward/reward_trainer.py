@@ -60,7 +60,7 @@ class RewardTrainer(TrainsAdapter, SkipNonFinite, Trainer):
         weight = torch.zeros((), device=device)
         for batch in batches:
             has_pair = comparable_pairs(batch["ranks"], batch["sizes"]).any((1, 2))
-            weight += batch["weights"][has_pair].sum().to(device)
+            weight += (batch["weights"] * has_pair).sum().to(device)
         return batches, self.accelerator.reduce(weight, reduction="sum")
 
     def compute_loss(
@@ -109,8 +109,10 @@ class RewardTrainer(TrainsAdapter, SkipNonFinite, Trainer):
         self._seen = torch.tensor(extra["seen"], device=self.args.device)
 
     def _note_pairs(self, scores: Tensor, ranks: Tensor, sizes: Tensor) -> None:
-        margins = pair_margins(scores, sizes)[comparable_pairs(ranks, sizes)]
-        self._seen += torch.stack([torch.ones_like(margins), margins > 0, margins]).sum(1).float()
+        # Masked, not selected: the size of a selection has to be read back from a GPU.
+        pairs = comparable_pairs(ranks, sizes)
+        margins = torch.where(pairs, pair_margins(scores, sizes), 0.0)
+        self._seen += torch.stack([pairs.sum(), (margins > 0).sum(), margins.sum()]).float()
 
     def _forget_pairs(self) -> None:
         # pairs, pairs ordered correctly, sum of margins
