@@ -1,16 +1,27 @@
+import gc
 import io
 import json
 import math
+import weakref
 
 import pytest
 import torch
 from rich.console import Console
-from transformers import GPT2Config, GPT2LMHeadModel, Trainer, TrainerControl, TrainerState, TrainingArguments
+from transformers import (
+    GPT2Config,
+    GPT2LMHeadModel,
+    Trainer,
+    TrainerCallback,
+    TrainerControl,
+    TrainerState,
+    TrainingArguments,
+)
+from transformers.integrations import integration_utils
 
 from chatpipe import console
 from chatpipe.recipe.architectures import flops_per_token
 from chatpipe.training import callbacks
-from chatpipe.training.callbacks import MetricsFile, Speedometer, watch
+from chatpipe.training.callbacks import MetricsFile, Speedometer, closing_log, watch
 from chatpipe.training.progress import follow, progress_words, read_metrics
 
 
@@ -136,14 +147,14 @@ def test_following_a_stage_that_has_written_nothing_yet_is_no_error(tmp_path, ca
     assert capsys.readouterr() == ("", "")
 
 
-def test_a_trainer_writes_metrics_and_prints_nothing(tmp_path, capsys):
+def tiny_trainer(tmp_path, report_to="none"):
     torch.manual_seed(0)
     model = GPT2LMHeadModel(GPT2Config(vocab_size=16, n_positions=8, n_embd=8, n_layer=1, n_head=1))
     ids = torch.randint(0, 16, (8, 8))
     args = TrainingArguments(
         output_dir=str(tmp_path),
         use_cpu=True,
-        report_to="none",
+        report_to=report_to,
         max_steps=4,
         per_device_train_batch_size=2,
         logging_steps=1,
@@ -151,8 +162,33 @@ def test_a_trainer_writes_metrics_and_prints_nothing(tmp_path, capsys):
         disable_tqdm=True,
         include_num_input_tokens_seen="all",
     )
-    trainer = Trainer(model=model, args=args, train_dataset=[{"input_ids": row, "labels": row} for row in ids])
-    watching = watch(trainer, "pretrain", tmp_path, flops_per_token(model.num_parameters(), 1, 8, 8), 1e12)
+    return Trainer(model=model, args=args, train_dataset=[{"input_ids": row, "labels": row} for row in ids])
+
+
+def test_metrics_of_the_trained_model_reach_file_and_trackers_without_the_trainer(tmp_path, monkeypatch):
+    tracked = []
+
+    class Tracker(TrainerCallback):
+        def on_log(self, args, state, control, logs, **_):
+            tracked.append((state.global_step, logs))
+
+    monkeypatch.setitem(integration_utils.INTEGRATION_TO_CALLBACK, "own", Tracker)
+    trainer = tiny_trainer(tmp_path, report_to="own")
+    watch(trainer, "rm", tmp_path, 1.0, 1e12).progress.close()
+    trainer.train()
+    log, model = closing_log(trainer), weakref.ref(trainer.model)
+    del trainer
+    gc.collect()
+    assert model() is None
+    log({"eval_accuracy": 0.75})
+    assert tracked[-1] == (4, {"eval_accuracy": 0.75})
+    assert read_metrics(tmp_path / "metrics.jsonl")[-1] == {"step": 4, "max_steps": 4, "eval_accuracy": 0.75}
+
+
+def test_a_trainer_writes_metrics_and_prints_nothing(tmp_path, capsys):
+    trainer = tiny_trainer(tmp_path)
+    parameters = trainer.model.num_parameters()
+    watching = watch(trainer, "pretrain", tmp_path, flops_per_token(parameters, 1, 8, 8), 1e12)
     trainer.train()
     watching.progress.close()
     lines = read_metrics(tmp_path / "metrics.jsonl")

@@ -1,6 +1,6 @@
 """rm: a reward model from rankings."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -34,7 +34,7 @@ from chatpipe.stages.saving import free_memory, save_checkpoint
 from chatpipe.stages.step import Outcome, Step
 from chatpipe.stages.trainer_setup import stage_adapter, stage_arguments
 from chatpipe.stages.validation import example_prompt, rankings_oracle
-from chatpipe.training.progress import METRICS_FILE, append_metrics
+from chatpipe.training.callbacks import closing_log
 from chatpipe.training.ranks import main_process_first
 from chatpipe.training.run_trainer import run_trainer
 
@@ -85,7 +85,7 @@ def run(step: Step) -> Outcome | None:
     enforce(step.stage, recipe.checks, prepared.checks())
     validation = rankings_that_fit(tokenizer, rankings.validation, max_length)
     oracle = _true_order(step, validation, max_length)
-    trained = _train(step, prepared)
+    trained, log = _train(step, prepared)
     del prepared
     free_memory()
 
@@ -106,9 +106,7 @@ def run(step: Step) -> Outcome | None:
     metrics["evaluation_seconds"] += evaluating.seconds
     if not step.is_main:
         return None
-    append_metrics(
-        step.folder / METRICS_FILE, {name: value for name, value in metrics.items() if isinstance(value, float)}
-    )
+    log({name: value for name, value in metrics.items() if isinstance(value, float)})
     return Outcome(metrics, rm_verdict(metrics).to_dict())
 
 
@@ -129,8 +127,11 @@ def _true_order(step: Step, validation: list[Ranking], max_length: int) -> Score
     return scores
 
 
-def _train(step: Step, prepared: Prepared) -> dict[str, Any]:
-    """Trains the model, centres its scores, saves it into the stage's folder and returns the speed."""
+def _train(step: Step, prepared: Prepared) -> tuple[dict[str, Any], Callable[[dict[str, Any]], None]]:
+    """Trains the model, centres its scores and saves it into the stage's folder.
+
+    Returns the speed, and the function that logs the metrics of the trained model.
+    """
     recipe, section, tokenizer, model = step.recipe, step.recipe.rm, prepared.tokenizer, prepared.model
     rankings, max_length = prepared.train.rankings, prepared.max_length
     centre: list[list[int]] = []
@@ -147,7 +148,7 @@ def _train(step: Step, prepared: Prepared) -> dict[str, Any]:
             model = trainer.trained_model()
             centre_rewards(model, centre)
             save_checkpoint(step, model, tokenizer)
-    return speed
+    return speed, closing_log(trainer)
 
 
 def _example(

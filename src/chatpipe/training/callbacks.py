@@ -2,6 +2,7 @@
 
 import json
 import time
+from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +18,7 @@ from transformers import (
     TrainerState,
     TrainingArguments,
 )
+from transformers.integrations import get_reporting_integration_callbacks
 
 from chatpipe import console
 from chatpipe.data.durable import replace_text
@@ -34,6 +36,22 @@ def watch(trainer: Trainer, stage: str, folder: Path, flops_per_token: float, pe
         trainer.add_callback(MetricsFile(folder / METRICS_FILE))
         trainer.add_callback(watching.progress)
     return watching
+
+
+def closing_log(trainer: Trainer) -> Callable[[dict[str, Any]], None]:
+    """Logs metrics of the trained model to metrics.jsonl and the trackers; keeps neither the trainer nor its model.
+
+    Trainer's own `log` would keep the optimizer in memory while the model is evaluated.
+    """
+    args, state, control = trainer.args, trainer.state, trainer.control
+    kinds = (MetricsFile, *get_reporting_integration_callbacks(args.report_to))
+    kept = [callback for callback in trainer.callback_handler.callbacks if isinstance(callback, kinds)]
+
+    def log(metrics: dict[str, Any]) -> None:
+        for callback in kept:
+            callback.on_log(args, state, control, logs=dict(metrics))
+
+    return log
 
 
 class CountsTokens(Trainer):

@@ -24,14 +24,6 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
     return lines
 
 
-def append_metrics(path: Path, metrics: dict[str, Any]) -> None:
-    """Adds a line with `metrics` of the trained model, at the step of the last line of a metrics.jsonl."""
-    last = read_metrics(path)[-1:]
-    at = {name: line[name] for line in last for name in ("step", "max_steps")}
-    with path.open("a", encoding="utf-8") as file:
-        file.write(json.dumps(console.nan_to_none({**at, **metrics})) + "\n")
-
-
 def progress_words(logs: dict[str, Any]) -> str:
     """The text of a progress bar."""
     words = []
