@@ -11,6 +11,7 @@ from safetensors.torch import load_file
 
 SAVE_EVERY = {"pretrain": 30, "sft": 10, "rm": 2, "ppo": 4}
 DEPENDS_ON_THE_CLOCK = ("tokens_per_second", "mfu", "eps", "time/rollout", "time/score", "time/update")
+DEPENDS_ON_THE_CLOCK += ("train_seconds", "evaluation_seconds")
 
 
 def stop_after_first_resume_point(command, out, how):

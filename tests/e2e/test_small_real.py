@@ -48,11 +48,11 @@ def real_run(tmp_path_factory, chatpipe):
 
 def test_all_stages_run(real_run):
     folder, stages, _ = real_run
-    assert list(stages) == ["pretrain", "sft", "rm", "ppo"]
+    assert list(stages) == ["pretrain", "sft", "rank", "rm", "ppo"]
     for stage in stages.values():
         assert stage["verdict"]["reasons"]
         assert (folder / stage["stage"] / "chatpipe.json").exists()
-    assert not any("gold" in key for stage in stages.values() for key in stage["metrics"])
+    assert not any("oracle" in key for stage in stages.values() for key in stage["metrics"])
 
 
 def test_the_rankings_are_the_file_s_as_read(real_run):

@@ -233,8 +233,9 @@ def test_dry_run_of_a_run_that_is_not_there(tmp_path, small, chatpipe):
     told = said.object
     assert not out.exists()
     assert said.err == ""
-    rank = told["stages"].pop(3)  # in one process, by the oracle
-    assert (rank["stage"], rank["processes"], rank["command"]) == ("rank", 1, "in this process")
+    assert [stage["stage"] for stage in told["stages"]] == ["pretrain", "sft", "sample", "rank", "rm", "ppo"]
+    rank = told["stages"].pop(3)  # an oracle ranks
+    assert (rank["processes"], rank["command"], "parameters" in rank) == (1, "in this process", False)
     for stage in told["stages"]:
         assert stage["parameters"] > 100_000
         assert stage["processes"] == 2

@@ -62,5 +62,5 @@ def test_counting_in_chunks_changes_nothing(monkeypatch):
 
 
 def test_no_validation_text_is_refused():
-    with pytest.raises(ValueError, match="no held-out text"):
+    with pytest.raises(ValueError, match="no validation text"):
         trigram_bits_per_byte([b"abc"], [b""])

@@ -16,6 +16,7 @@ from chatpipe.data.padding import pad_right
 from chatpipe.errors import TrainingError
 from chatpipe.models.context import longest_sequence
 from chatpipe.models.model_folder import COUNT_FROM_PADDING, positions_of
+from chatpipe.models.pretrained import prepare_model
 from chatpipe.models.tokenizer_training import train_tokenizer
 from chatpipe.reward.reward_model import new_reward_model
 from chatpipe.reward.scoring import batch_scores, centre_rewards, score_sequences
@@ -43,7 +44,7 @@ def gpt2(bodies):
 @pytest.mark.parametrize("kind", KINDS)
 def test_body_keeps_its_weights(kind, bodies, model):
     input_ids = torch.tensor(some_sequences(1))
-    causal = AutoModelForCausalLM.from_pretrained(bodies[kind]).eval().base_model
+    causal = prepare_model(AutoModelForCausalLM.from_pretrained(bodies[kind])).eval().base_model
     reward = new_reward_model(bodies[kind], pad_token_id=0, seed=0).eval().base_model
     assert torch.equal(reward(input_ids).last_hidden_state, causal(input_ids).last_hidden_state)
 

@@ -59,6 +59,7 @@ def arguments(folder, **more):
 def trained_weights(body, folder, rankings, **more):
     """Two steps of plain gradient descent in double precision: as exact a picture of the gradients as there is."""
     model = new_reward_model(body, pad_token_id=0, seed=0).double()
+    model.set_attn_implementation("sdpa")  # eager attention takes its softmax in float32
     model.accepts_loss_kwargs = (
         False  # as with models whose forward takes no **kwargs: Trainer scales their loss itself
     )
