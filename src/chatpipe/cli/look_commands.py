@@ -56,9 +56,9 @@ def show(
     ] = None,
     data: Data = None,
     model: Annotated[
-        str | None, typer.Option("--model", help="Whose tokenizer reads it: a folder or a hub id.")
+        str | None, typer.Option("--model", help="The model whose tokenizer reads the data: a folder or a hub id.")
     ] = None,
-    rows: Annotated[int, typer.Option("--rows", min=0, help="How many rows are shown.")] = 3,
+    rows: Annotated[int, typer.Option("--rows", min=0, help="How many rows to show.")] = 3,
     json: Json = False,
 ) -> None:
     """Show the first rows as the model reads them, and a summary of all rows."""

@@ -11,16 +11,22 @@ EVAL_EPILOG = "Example: chatpipe eval runs/pocket/sft --data chats.jsonl evaluat
 
 def chat(
     model: Annotated[str, typer.Argument(help="A model folder or a hub id.")],
-    temperature: Annotated[float, typer.Option(min=0.0, help="0 always takes the likeliest token.")] = 0.7,
-    top_k: Annotated[int, typer.Option(min=0, help="Choose among the k likeliest tokens; 0: all.")] = 0,
-    top_p: Annotated[float, typer.Option(min=0.0, max=1.0, help="Choose among the likeliest p of the mass.")] = 1.0,
+    temperature: Annotated[
+        float, typer.Option(min=0.0, help="Sampling temperature; 0 always takes the likeliest token.")
+    ] = 0.7,
+    top_k: Annotated[int, typer.Option(min=0, help="Sample from the k likeliest tokens; 0 means all.")] = 0,
+    top_p: Annotated[
+        float, typer.Option(min=0.0, max=1.0, help="Sample from the likeliest tokens whose probabilities add up to p.")
+    ] = 1.0,
     min_p: Annotated[
-        float, typer.Option(min=0.0, max=1.0, help="Leave out tokens less than p times as likely as the likeliest.")
+        float,
+        typer.Option(min=0.0, max=1.0, help="Leave out tokens that are less than p times as likely as the likeliest."),
     ] = 0.0,
     stop: Annotated[
-        list[str] | None, typer.Option(metavar="TEXT", help="End an answer before this text; may be given repeatedly.")
+        list[str] | None,
+        typer.Option(metavar="TEXT", help="End an answer before this text. Can be given several times."),
     ] = None,
-    max_new_tokens: Annotated[int, typer.Option(min=1, help="The longest answer.")] = 256,
+    max_new_tokens: Annotated[int, typer.Option(min=1, help="The longest answer, in tokens.")] = 256,
     system: Annotated[str | None, typer.Option(help="A system message.")] = None,
     seed: Annotated[int, typer.Option(help="The same seed gives the same answers.")] = 0,
 ) -> None:
@@ -36,12 +42,14 @@ def chat(
 
 def evaluate(
     model: Annotated[str, typer.Argument(help="A model folder or a hub id.")],
-    data: Annotated[str, typer.Option("--data", help="File, several with commas between, or pocketworld.")],
+    data: Annotated[str, typer.Option("--data", help="Files, separated by commas, or pocketworld.")],
     values: Annotated[
         list[str] | None,
-        typer.Argument(metavar="[KEY=VALUE ...]", help="How it is measured: evaluation.*, pocketworld.*, seed."),
+        typer.Argument(
+            metavar="[KEY=VALUE ...]", help="Settings of the evaluation: evaluation.*, pocketworld.*, seed."
+        ),
     ] = None,
-    limit: Annotated[int | None, typer.Option("--limit", min=1, help="Take the first rows alone.")] = None,
+    limit: Annotated[int | None, typer.Option("--limit", min=1, help="Read only the first rows.")] = None,
     json: Json = False,
 ) -> None:
     """Measure a model on data: losses, answers, or pairs, depending on the kinds of model and data."""

@@ -21,12 +21,12 @@ Words = Annotated[
         show_default=False,
     ),
 ]
-Fresh = Annotated[bool, typer.Option("--fresh", help="Start over; what an earlier run left is deleted.")]
+Fresh = Annotated[bool, typer.Option("--fresh", help="Delete what an earlier run left, and start over.")]
 Strict = Annotated[bool, typer.Option("--strict", help="Exit with 1 when a verdict is fail.")]
 Processes = Annotated[int | None, typer.Option("--processes", min=1, help="Processes; default: one per visible GPU.")]
 Launch = Annotated[str | None, typer.Option("--launch", metavar="PROFILE", help="An accelerate config file.")]
-DryRun = Annotated[bool, typer.Option("--dry-run", help="Show what would be done, with each value's origin.")]
-Json = Annotated[bool, typer.Option("--json", help="One JSON object on stdout and nothing else.")]
+DryRun = Annotated[bool, typer.Option("--dry-run", help="Show all values, their origins and the plan.")]
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout and nothing else.")]
 
 
 @dataclass(frozen=True)

@@ -20,34 +20,37 @@ EPILOG = "Example: chatpipe rank completions.jsonl"
 def rank(
     file: Annotated[Path, typer.Argument(help="A completions file, as chatpipe sample writes it.")],
     store: Annotated[
-        Path | None, typer.Option("--store", help="Where rankings are kept; default: FILE with .rankings.db.")
+        Path | None,
+        typer.Option("--store", help="The database of the rankings; default: FILE with the ending .rankings.db."),
     ] = None,
     terminal: Annotated[bool, typer.Option("--terminal", help="Rank in the terminal, not in the browser.")] = False,
     rater: Annotated[
         str | None,
-        typer.Option(metavar="NAME", help="A program ranks: pocketworld, a reward model, or module:function."),
+        typer.Option(metavar="NAME", help="Let a program rank: pocketworld, a reward model, or module:function."),
     ] = None,
     annotator: Annotated[
         str | None, typer.Option(help="Your name; default: the login name, or the rater's.", show_default=False)
     ] = None,
     annotators: Annotated[
-        str | None, typer.Option(metavar="A,B,...", help="Several people at once, each at an address of their own.")
+        str | None, typer.Option(metavar="A,B,...", help="Names of several people; each gets their own address.")
     ] = None,
     overlap: Annotated[int, typer.Option(min=1, help="How many people rank each item.")] = 1,
     repeats: Annotated[
-        float, typer.Option(min=0.0, max=1.0, help="The share of items that come a second time, hidden among others.")
+        float, typer.Option(min=0.0, max=1.0, help="The share of items that are shown twice, to measure consistency.")
     ] = 0.05,
-    seed: Annotated[int, typer.Option(help="The order of items and answers; a store keeps its own.")] = 0,
+    seed: Annotated[
+        int, typer.Option(help="Seed of the order of items and answers; an existing store keeps its own.")
+    ] = 0,
     host: Annotated[
-        str, typer.Option(help="The address that others reach this machine at; needs --annotators.")
+        str, typer.Option(help="The address to serve the page on; any other than localhost needs --annotators.")
     ] = "127.0.0.1",
     port: Annotated[int, typer.Option(min=0, max=65535, help="The port of the page; 0 takes a free one.")] = 8642,
     temperature: Annotated[
-        float | None, typer.Option(min=0.0, help="A rater's noise; default: 0.3 for pocketworld, 0 for others.")
+        float | None, typer.Option(min=0.0, help="Noise of the --rater; default: 0.3 for pocketworld, 0 for others.")
     ] = None,
     json: Json = False,
 ) -> None:
-    """Rank completions in the browser (or --terminal): whole answers side by side, blinded, every step saved."""
+    """Rank completions in the browser or the terminal. Annotators see no model names; every step is saved."""
     from chatpipe.ranking.items import Item, read_items
     from chatpipe.ranking.store import Store, check_name
     from chatpipe.ranking.terminal import check_input

@@ -14,25 +14,36 @@ EPILOG = "Example: chatpipe sample runs/pocket/sft --prompts prompts.jsonl -k 4 
 
 
 def sample(
-    models: Annotated[list[str], typer.Argument(metavar="MODEL ...", help="Chat models that answer in turn.")],
-    prompts: Annotated[str, typer.Option("--prompts", metavar="FILE", help="Prompts, or pocketworld.")],
-    output: Annotated[Path, typer.Option("--output", "-o", metavar="FILE", help="The completions file.")],
+    models: Annotated[
+        list[str], typer.Argument(metavar="MODEL ...", help="Chat models; they share the answers of each prompt.")
+    ],
+    prompts: Annotated[str, typer.Option("--prompts", metavar="FILE", help="A file of prompts, or pocketworld.")],
+    output: Annotated[Path, typer.Option("--output", "-o", metavar="FILE", help="The completions file to write.")],
     k: Annotated[
-        int | None, typer.Option("-k", min=1, max=9, help="Answers a prompt; default 4, with --best-of 1.")
+        int | None, typer.Option("-k", min=1, max=9, help="Answers per prompt; default: 4, with --best-of 1.")
     ] = None,
-    best_of: Annotated[int | None, typer.Option(min=2, help="Each answer is the best of N by --reward.")] = None,
-    reward: Annotated[str | None, typer.Option(metavar="MODEL", help="The reward model of --best-of.")] = None,
-    temperature: Annotated[float, typer.Option(min=0.01, help="Higher: more different answers.")] = 1.0,
-    top_p: Annotated[float, typer.Option(min=0.01, max=1.0, help="Choose among the likeliest p of the mass.")] = 1.0,
+    best_of: Annotated[
+        int | None, typer.Option(min=2, help="Sample N answers and keep the one that --reward scores highest.")
+    ] = None,
+    reward: Annotated[str | None, typer.Option(metavar="MODEL", help="The reward model for --best-of.")] = None,
+    temperature: Annotated[
+        float, typer.Option(min=0.01, help="Sampling temperature; higher values give more different answers.")
+    ] = 1.0,
+    top_p: Annotated[
+        float, typer.Option(min=0.01, max=1.0, help="Sample from the likeliest tokens whose probabilities add up to p.")
+    ] = 1.0,
     max_new_tokens: Annotated[
-        int | None, typer.Option(min=1, help="The longest answer; default 256, or half of what the model reads.")
+        int | None,
+        typer.Option(
+            min=1, help="The longest answer, in tokens; default: 256, or half of the model's context if that is less."
+        ),
     ] = None,
-    limit: Annotated[int | None, typer.Option(min=1, help="Answer the first prompts alone.")] = None,
+    limit: Annotated[int | None, typer.Option(min=1, help="Answer only the first prompts.")] = None,
     seed: Annotated[int, typer.Option(min=0, help="The same seed gives the same answers.")] = 0,
-    fresh: Annotated[bool, typer.Option("--fresh", help="Replace a completions file that is there.")] = False,
+    fresh: Annotated[bool, typer.Option("--fresh", help="Replace an existing completions file.")] = False,
     json: Json = False,
 ) -> None:
-    """Answer each prompt K times, differently, for people or a program to rank; or once, the best of N."""
+    """Sample K different answers to each prompt, to be ranked; with --best-of, the best answer of N."""
     from chatpipe.errors import UsageError
     from chatpipe.ranking.completions import Sampling, make_completions
     from chatpipe.ranking.prompts_to_rank import read_prompts

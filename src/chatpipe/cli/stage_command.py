@@ -10,8 +10,10 @@ import typer
 from chatpipe.cli.options import DryRun, Fresh, Json, Launch, Processes, Strict, Words, flags, how_to_run, tell_apart
 
 Model = Annotated[str | None, typer.Option("--model", help="The model to start from: a folder or a hub id.")]
-Data = Annotated[str | None, typer.Option("--data", help="File, several with commas between, or pocketworld.")]
-Out = Annotated[str | None, typer.Option("--out", metavar="DIR", help="The stage's folder; default: in the run's.")]
+Data = Annotated[str | None, typer.Option("--data", help="Files, separated by commas, or pocketworld.")]
+Out = Annotated[
+    str | None, typer.Option("--out", metavar="DIR", help="Output folder; default: inside the run's folder.")
+]
 Reward = Annotated[str | None, typer.Option("--reward", metavar="MODEL", help="The reward model.")]
 
 EPILOGS = {
