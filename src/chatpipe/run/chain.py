@@ -3,7 +3,6 @@
 A step runs in this process, or in several that accelerate's launcher starts with `chatpipe step`.
 """
 
-import gc
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -240,7 +239,6 @@ def _free_memory() -> None:
     """Frees what the step kept, also on a GPU, for the next step in this process or for one that is launched."""
     if "torch" not in sys.modules:
         return
-    from chatpipe.training.process import give_back_freed_memory
+    from chatpipe.training.process import release_memory
 
-    gc.collect()  # trainer and callbacks hold each other
-    give_back_freed_memory()
+    release_memory()

@@ -29,12 +29,13 @@ from chatpipe.recipe.ppo_settings import PpoSettings
 from chatpipe.reward.rewards import Rewards
 from chatpipe.stages.ppo_rewards import answer_rewards, load_rewards
 from chatpipe.stages.raw_text import stage_texts, training_text
-from chatpipe.stages.saving import free_memory, save_checkpoint
+from chatpipe.stages.saving import save_checkpoint
 from chatpipe.stages.step import Outcome, Step
 from chatpipe.stages.trainer_setup import stage_arguments
 from chatpipe.stages.validation import example_prompt, oracle_of, validation_prompts
 from chatpipe.training.arguments import use_bf16
 from chatpipe.training.lora import lora_config
+from chatpipe.training.process import release_memory
 from chatpipe.training.ranks import main_process_first
 from chatpipe.training.run_trainer import run_trainer
 
@@ -145,7 +146,7 @@ def run(step: Step) -> Outcome | None:
     data = _validation(step, prepared)
     trained = _train(step, prepared)
     del prepared
-    free_memory()
+    release_memory()
 
     with evaluating:
         policy, reference = (load_causal_model(model, frozen=True) for model in (step.folder, step.models["model"]))

@@ -23,12 +23,13 @@ from chatpipe.models.model_folder import check_block_size
 from chatpipe.models.new_model import new_model
 from chatpipe.models.pretrained import load_causal_model, load_masked_model
 from chatpipe.stages.raw_text import pretraining_tokenizer, stage_texts, training_text
-from chatpipe.stages.saving import free_memory, save_checkpoint
+from chatpipe.stages.saving import save_checkpoint
 from chatpipe.stages.step import Outcome, Step
 from chatpipe.stages.trainer_setup import stage_arguments
 from chatpipe.stages.validation import example_prompt
 from chatpipe.training.arguments import pretrain_arguments
 from chatpipe.training.pretrain_trainer import PretrainTrainer
+from chatpipe.training.process import release_memory
 from chatpipe.training.ranks import main_process_first
 from chatpipe.training.run_trainer import run_trainer
 
@@ -94,7 +95,7 @@ def run(step: Step) -> Outcome | None:
 
     trained = _train(step, prepared, train, masking, measure)
     del prepared, model
-    free_memory()
+    release_memory()
 
     with evaluating:
         # In float32, as before training: the forward pass of the trained model may still compute in bf16.

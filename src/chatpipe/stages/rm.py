@@ -30,11 +30,12 @@ from chatpipe.reward.ranking_batches import EncodedRankings, encode_rankings
 from chatpipe.reward.reward_model import new_reward_model, outside_body, reward_offset
 from chatpipe.reward.reward_trainer import RewardTrainer
 from chatpipe.reward.scoring import centre_rewards
-from chatpipe.stages.saving import free_memory, save_checkpoint
+from chatpipe.stages.saving import save_checkpoint
 from chatpipe.stages.step import Outcome, Step
 from chatpipe.stages.trainer_setup import stage_adapter, stage_arguments
 from chatpipe.stages.validation import example_prompt, rankings_oracle
 from chatpipe.training.callbacks import closing_log
+from chatpipe.training.process import release_memory
 from chatpipe.training.ranks import main_process_first
 from chatpipe.training.run_trainer import run_trainer
 
@@ -87,7 +88,7 @@ def run(step: Step) -> Outcome | None:
     oracle = _true_order(step, validation, max_length)
     trained, log = _train(step, prepared)
     del prepared
-    free_memory()
+    release_memory()
 
     with evaluating:
         model = load_reward_model(step.folder, frozen=True)

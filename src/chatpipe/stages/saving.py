@@ -1,12 +1,8 @@
 """What the stages share in saving: the model folder and its card."""
 
-import gc
-
-import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from chatpipe.stages.step import Step
-from chatpipe.training.process import give_back_freed_memory
 
 CARD = """---
 library_name: transformers
@@ -30,14 +26,6 @@ TITLES = {
     "rm": "A reward model",
     "ppo": "A chat model, tuned with PPO",
 }
-
-
-def free_memory() -> None:
-    """Frees what a trainer that is gone has held: the optimizer's state, gradients and caches, also on a GPU."""
-    gc.collect()  # trainer and callbacks hold each other
-    if torch.cuda.is_available():
-        torch.cuda.empty_cache()
-    give_back_freed_memory()
 
 
 def save_checkpoint(step: Step, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:

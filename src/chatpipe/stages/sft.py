@@ -22,10 +22,11 @@ from chatpipe.evaluation.language_verdicts import sft_verdict
 from chatpipe.models.context import longest_sequence
 from chatpipe.models.pretrained import load_causal_model, load_for_chat, load_tokenizer
 from chatpipe.stages.raw_text import stage_texts, training_text
-from chatpipe.stages.saving import free_memory, save_checkpoint
+from chatpipe.stages.saving import save_checkpoint
 from chatpipe.stages.step import Outcome, Step
 from chatpipe.stages.trainer_setup import stage_adapter, stage_arguments
 from chatpipe.stages.validation import example_prompt, oracle_of, validation_prompts
+from chatpipe.training.process import release_memory
 from chatpipe.training.ranks import main_process_first
 from chatpipe.training.run_trainer import run_trainer
 from chatpipe.training.sft_trainer import SftTrainer
@@ -83,7 +84,7 @@ def run(step: Step) -> Outcome | None:
         before = chat_loss(model, rows)
     trained = _train(step, prepared, rows, prompts)
     del prepared, model
-    free_memory()
+    release_memory()
 
     with evaluating:
         # In float32, as before training: the forward pass of the trained model may still compute in bf16.

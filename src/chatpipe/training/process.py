@@ -1,6 +1,7 @@
 """Sets up a process that trains or samples: quiet libraries, memory that is kept, TF32."""
 
 import ctypes
+import gc
 import os
 import sys
 
@@ -45,6 +46,12 @@ def keep_freed_memory() -> None:
     if mallopt is not None:
         mallopt(M_MMAP_THRESHOLD, LARGEST_MMAP_THRESHOLD)
         mallopt(M_TRIM_THRESHOLD, KEPT_AT_THE_TOP)
+
+
+def release_memory() -> None:
+    """Frees what a trainer that is gone has held: the optimizer's state, gradients and caches, also on a GPU."""
+    gc.collect()  # trainer and callbacks hold each other
+    give_back_freed_memory()
 
 
 def give_back_freed_memory() -> None:
