@@ -66,7 +66,7 @@ def test_the_manifest_has_what_it_was_made_from(stage):
     assert manifest["settings"]["ppo.reward"][1] == {"function": "rewards_of_this_test:short", "weight": 2.0}
 
 
-REWARD_FUNCTION = """
+SELF_EDITING_FUNCTION = """
 from pathlib import Path
 
 def finished(prompts, completions, ended):
@@ -79,7 +79,7 @@ def finished(prompts, completions, ended):
 def evaluated(tiny_run, chatpipe, small, tmp_path_factory):
     """On prompts that no oracle knows, with one function as the reward and a reward model as the oracle."""
     folder = tmp_path_factory.mktemp("evaluated")
-    (folder / "own_rewards.py").write_text(REWARD_FUNCTION)
+    (folder / "own_rewards.py").write_text(SELF_EDITING_FUNCTION)
     rows = [{"prompt": f"What is {number} and {number}?"} for number in range(200)]
     (folder / "prompts.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     command = (
@@ -113,5 +113,5 @@ def test_a_reward_function_that_changed_while_it_trained_or_later_makes_another_
     assert said.code == 2
     assert "holds another ppo:\nppo.reward.0.function (own_rewards:finished) was " in said.err
     assert "--fresh" in said.err
-    (folder / "own_rewards.py").write_text(REWARD_FUNCTION)
+    (folder / "own_rewards.py").write_text(SELF_EDITING_FUNCTION)
     assert chatpipe(*command).object["skipped"]
