@@ -48,7 +48,7 @@ def win_rate_over_sft(folder):
 def test_a_second_round_continues_the_first_and_resumes_wherever_it_was_interrupted(folder, chatpipe):
     command = ("run", folder / "recipe.yaml", f"out={folder}", "rounds=2", "--json")
     stages = chatpipe(*command).object["stages"]
-    assert [(stage["stage"], stage.get("round", 1), stage["skipped"]) for stage in stages] == [
+    assert [(stage["stage"], stage["round"], stage["skipped"]) for stage in stages] == [
         *((stage, 1, True) for stage in ("pretrain", "sft", "sample", "rank", "rm", "ppo")),
         *((stage, 2, False) for stage in ("sample", "rank", "rm", "ppo")),
     ]

@@ -34,7 +34,7 @@ def test_json_is_the_object_of_the_contract_and_nothing_else(tiny_run):
     assert told["run"] == str(tiny_run.folder)
     assert [stage["stage"] for stage in told["stages"]] == list(STAGES)
     for stage in told["stages"]:
-        assert set(stage) == {"stage", "out", "seconds", "processes", "skipped", "metrics", "verdict"}
+        assert set(stage) == {"stage", "round", "out", "seconds", "processes", "skipped", "metrics", "verdict"}
         assert stage["out"] == str(tiny_run.folder / stage["stage"])
         assert stage["processes"] == 1
         assert stage["skipped"] is False

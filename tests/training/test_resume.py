@@ -515,35 +515,3 @@ def test_tokens_seen_are_counted_exactly_also_over_a_break(tmp_path):
     assert resumed.state.num_input_tokens_seen == 15 * 2 * 2 * CONTEXT
     logged = {row["step"]: row["num_input_tokens_seen"] for row in resumed.state.log_history if "loss" in row}
     assert logged == {step: step * 2 * 2 * CONTEXT for step in logged}
-
-
-class OwnLoop(ResumePoints):
-    """A trainer with a loop of its own: a step, and a resume point after each third one."""
-
-    def run(self, steps: int, point: Path | None = None) -> None:
-        if self.optimizer is None:
-            self.create_optimizer_and_scheduler(self.args.max_steps)
-        if point is not None:
-            self.load_resume_point(point)
-        while self.state.global_step < steps:
-            row = Tokens()[self.state.global_step]
-            self.model.train()
-            self.model(**{name: torch.as_tensor(cells)[None] for name, cells in row.items()}).loss.backward()
-            self.optimizer.step()
-            self.lr_scheduler.step()
-            self.optimizer.zero_grad()
-            self.state.global_step += 1
-            if self.state.global_step % 3 == 0:
-                self.save_resume_point()
-
-
-def test_a_loop_of_its_own_continues_as_if_it_had_never_stopped(tmp_path):
-    whole = tiny_trainer(tmp_path / "whole", OwnLoop)
-    whole.run(7)
-    cut = tiny_trainer(tmp_path / "cut", OwnLoop)
-    cut.run(4)
-    torch.manual_seed(123)
-    resumed = tiny_trainer(tmp_path / "cut", OwnLoop)
-    resumed.run(7, newest_resume_point(tmp_path / "cut" / RESUME_POINTS))
-    assert resumed.state.global_step == 7
-    assert_same_weights(resumed.model, whole.model)

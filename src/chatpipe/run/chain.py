@@ -58,10 +58,10 @@ class StepResult:
     measured_otherwise: list[str] = field(default_factory=list)
 
     def to_json(self) -> dict[str, Any]:
-        """The object of the contract; in later rounds with the round's number."""
+        """The object of `--json`."""
         return {
             "stage": self.step.stage,
-            **({"round": self.step.round} if self.step.round > 1 else {}),
+            "round": self.step.round,
             "out": str(self.step.folder),
             "seconds": round(self.manifest.seconds, 1),
             "processes": self.manifest.processes,

@@ -4,8 +4,6 @@
     point = newest_resume_point(stage / RESUME_POINTS)
     trainer.train(resume_from_checkpoint=str(point) if point else None)
 
-A trainer with a loop of its own calls `save_resume_point()` and `load_resume_point(point)` itself.
-
 Trainer writes straight into `checkpoint-N`, takes the highest number unchecked, resumes silently with a fresh optimizer
 when that file is gone, and stores pickles. A resume point is complete or invisible (`data.durable`), holds safetensors
 and JSON only, and has all that the training loop needs to continue exactly:
@@ -217,15 +215,6 @@ class ResumePoints(CountsTokens):
         """Deletes other files in `folder` that none of the remaining resume `points` needs. Runs on one process."""
 
     # ---- loading ----
-
-    def load_resume_point(self, folder: Path) -> None:
-        """Puts back a resume point: Trainer's state, weights, optimizer, schedule, generators and `extra_state()`.
-
-        Model, optimizer and schedule must exist. Trainer's own loop does this in three steps instead.
-        """
-        self.state = TrainerState.load_from_json(str(folder / TRAINER_STATE_NAME))
-        self._load_from_checkpoint(str(folder))
-        self._load_optimizer_and_scheduler(str(folder))
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
         folder = Path(resume_from_checkpoint)
