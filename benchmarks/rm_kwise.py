@@ -121,11 +121,10 @@ def answer(draw: random.Random, values: dict[str, float]) -> list[str]:
 
 def train(peer: str, k: int, steps: int, seed: int, plain: bool) -> Result:
     """Prompts per second after the first steps, and the accuracy on validation prompts after the last."""
-    from chatpipe.evaluation.ranker import ranking_scores
     from transformers import PrinterCallback, TrainerCallback, set_seed
 
     from chatpipe.data.chat_template import add_chat_template
-    from chatpipe.evaluation.pair_accuracy import pair_metrics
+    from chatpipe.evaluation.pair_accuracy import pair_metrics, ranking_scores
     from chatpipe.models.new_model import build_model, model_config
     from chatpipe.models.pretrained import pick_kernels
     from chatpipe.models.tokenizer_training import train_tokenizer
