@@ -24,55 +24,26 @@ EPILOGS = {
 }
 
 
-def pretrain(
-    words: Words = None,
-    model: Model = None,
-    data: Data = None,
-    out: Out = None,
-    fresh: Fresh = False,
-    strict: Strict = False,
-    processes: Processes = None,
-    launch: Launch = None,
-    dry_run: DryRun = False,
-    json: Json = False,
-) -> None:
-    """Train a base model, and its tokenizer, from raw text."""
-    given = flags(pretrain__model=model, pretrain__data=data, processes=processes, launch=launch)
-    _run_stage("pretrain", words, given, out, fresh, strict, dry_run, json)
+def _command(stage: str, summary: str) -> Callable[..., None]:
+    """The command of a stage that reads one model and data; `summary` is the first line of its help."""
 
+    def command(
+        words: Words = None,
+        model: Model = None,
+        data: Data = None,
+        out: Out = None,
+        fresh: Fresh = False,
+        strict: Strict = False,
+        processes: Processes = None,
+        launch: Launch = None,
+        dry_run: DryRun = False,
+        json: Json = False,
+    ) -> None:
+        given = flags(**{f"{stage}__model": model, f"{stage}__data": data}, processes=processes, launch=launch)
+        _run_stage(stage, words, given, out, fresh, strict, dry_run, json)
 
-def sft(
-    words: Words = None,
-    model: Model = None,
-    data: Data = None,
-    out: Out = None,
-    fresh: Fresh = False,
-    strict: Strict = False,
-    processes: Processes = None,
-    launch: Launch = None,
-    dry_run: DryRun = False,
-    json: Json = False,
-) -> None:
-    """Fine-tune a causal model on conversations."""
-    given = flags(sft__model=model, sft__data=data, processes=processes, launch=launch)
-    _run_stage("sft", words, given, out, fresh, strict, dry_run, json)
-
-
-def rm(
-    words: Words = None,
-    model: Model = None,
-    data: Data = None,
-    out: Out = None,
-    fresh: Fresh = False,
-    strict: Strict = False,
-    processes: Processes = None,
-    launch: Launch = None,
-    dry_run: DryRun = False,
-    json: Json = False,
-) -> None:
-    """Train a reward model on rankings or pairs."""
-    given = flags(rm__model=model, rm__data=data, processes=processes, launch=launch)
-    _run_stage("rm", words, given, out, fresh, strict, dry_run, json)
+    command.__doc__ = summary
+    return command
 
 
 def ppo(
@@ -93,7 +64,12 @@ def ppo(
     _run_stage("ppo", words, given, out, fresh, strict, dry_run, json)
 
 
-COMMANDS: dict[str, Callable[..., None]] = {"pretrain": pretrain, "sft": sft, "rm": rm, "ppo": ppo}
+COMMANDS: dict[str, Callable[..., None]] = {
+    "pretrain": _command("pretrain", "Train a base model, and its tokenizer, from raw text."),
+    "sft": _command("sft", "Fine-tune a causal model on conversations."),
+    "rm": _command("rm", "Train a reward model on rankings or pairs."),
+    "ppo": ppo,
+}
 
 
 def step(name: str, recipe: str, out: Annotated[str, typer.Option("--out")]) -> None:
