@@ -158,4 +158,4 @@ def test_a_stage_that_comes_once_has_no_later_round(folder, chatpipe):
     said = chatpipe("sft", folder / "recipe.yaml", f"out={folder}", "round=2")
     assert said.code == 2
     assert "round = 2: sft comes once, in the first round." in said.err
-    assert "rounds have rm and ppo" in said.err
+    assert "rounds have sample, rank, rm, ppo" in said.err

@@ -8,8 +8,9 @@ from transformers import GPT2Config, GPT2LMHeadModel
 from chatpipe.data.encoding import Encoder
 from chatpipe.data.text_blocks import ValidationText
 from chatpipe.errors import UsageError
-from chatpipe.evaluation.chat import chat_loss, question_gain, swap_answers
+from chatpipe.evaluation.chat import chat_loss, evaluate_chat, question_gain, swap_answers
 from chatpipe.evaluation.text import evaluate_text, text_loss
+from chatpipe.recipe.schema import Evaluation
 
 EOS = 1
 
@@ -105,6 +106,15 @@ def test_question_gain_leaves_out_what_is_too_long_and_needs_two(model):
     short_question = ([5, 6, 7, 8, EOS], [0, 1, 1, 1, 1])
     with pytest.raises(UsageError, match="exchange"):
         question_gain(model, [long_question, short_question])
+
+
+@pytest.mark.parametrize(("rank", "warnings"), [("0", 1), ("1", 0)])
+def test_one_process_warns_that_there_is_no_question_gain(model, tokenizer, monkeypatch, capsys, rank, warnings):
+    monkeypatch.setenv("RANK", rank)
+    prompts = [[{"role": "user", "content": "Who keeps a goat?"}]]
+    metrics, _ = evaluate_chat(model, tokenizer, ROWS[:1], prompts, Evaluation(max_new_tokens=4), 0, None)
+    assert "question_gain" not in metrics
+    assert capsys.readouterr().err.count("no question_gain") == warnings
 
 
 def _conversation(word: int, answer: int) -> tuple[list[int], list[int]]:

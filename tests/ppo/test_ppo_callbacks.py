@@ -55,17 +55,26 @@ class Ask(TrainerCallback):
 
 
 def test_a_callback_can_stop_within_an_iteration(tmp_path):
-    """The iteration is logged; there is no resume point, which would lack its experience."""
+    """The iteration is logged, but not counted; there is no resume point, which would lack its experience."""
     settings = {"save_strategy": "steps", "save_steps": 4, "total_episodes": 64}
     ppo = parts.trainer(tmp_path, settings, callbacks=[Ask("should_training_stop", 6)])
     ppo.train()
     assert ppo.state.global_step == 6
-    assert [line["step"] for line in tiny.logged_iterations(ppo)] == [4, 6]
+    assert [(line["step"], line["episode"]) for line in tiny.logged_iterations(ppo)] == [(4, 16), (6, 24)]
+    assert ppo.iteration == 1
     assert [point.name for point in (tmp_path / "checkpoints").iterdir()] == ["step-4"]
 
 
 def test_a_callback_can_ask_for_a_resume_point_and_an_evaluation(tmp_path):
     asked = [Ask("should_save", 4), Ask("should_evaluate", 8)]
+    ppo = parts.trainer(tmp_path, {"total_episodes": 48}, eval_dataset=[{"input_ids": [3]}], callbacks=asked)
+    ppo.train()
+    assert [point.name for point in (tmp_path / "checkpoints").iterdir()] == ["step-4"]
+    assert [line["step"] for line in ppo.state.log_history if "eval_objective/kl" in line] == [8]
+
+
+def test_what_a_callback_asks_for_within_an_iteration_is_done_at_its_end(tmp_path):
+    asked = [Ask("should_save", 2), Ask("should_evaluate", 5)]
     ppo = parts.trainer(tmp_path, {"total_episodes": 48}, eval_dataset=[{"input_ids": [3]}], callbacks=asked)
     ppo.train()
     assert [point.name for point in (tmp_path / "checkpoints").iterdir()] == ["step-4"]

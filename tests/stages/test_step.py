@@ -400,8 +400,8 @@ def test_a_link_and_the_working_folder_are_not_deleted(recipe, tmp_path, monkeyp
 
 def test_ranks_of_a_launcher_know_their_number(recipe, monkeypatch):
     step = step_of(recipe, "pretrain")
-    assert (step.rank, step.processes, step.is_main) == (0, 1, True)
+    assert (step.process_index, step.processes, step.is_main) == (0, 1, True)
     monkeypatch.setenv("RANK", "1")
     monkeypatch.setenv("WORLD_SIZE", "4")
-    assert (step.rank, step.processes, step.is_main) == (1, 4, False)
+    assert (step.process_index, step.processes, step.is_main) == (1, 4, False)
     assert manifest_of(step).processes == 4

@@ -21,7 +21,7 @@ from chatpipe.generation import SamplingParams
 from chatpipe.models.context import longest_sequence
 from chatpipe.models.layers import evaluation_mode
 from chatpipe.recipe.schema import Evaluation
-from chatpipe.training.ranks import over_ranks
+from chatpipe.training.ranks import is_main, over_ranks
 
 EncodedConversation = tuple[list[int], list[int]]
 """Token ids of a conversation, and a mask of the same length: 1 on the assistant's tokens."""
@@ -59,7 +59,8 @@ def evaluate_chat(
         gain = question_gain(model, rows)
         metrics |= {"question_gain": gain.gain, "question_gain_low": gain.low}
     except UsageError as problem:
-        console.warn(f"no question_gain: {problem.message}")
+        if is_main():
+            console.warn(f"no question_gain: {problem.message}")
     answers = evaluate_answers(model, tokenizer, prompts, settings, seed, oracle)
     return {**metrics, **answers.metrics()}, answers
 

@@ -65,8 +65,14 @@ class OwnLoop(ResumePoints, SkipNonFinite):
             self.model.gradient_checkpointing_enable(gradient_checkpointing_kwargs=args.gradient_checkpointing_kwargs)
 
     def begin_step(self) -> None:
-        """Calls the callbacks for the beginning of an optimizer step."""
+        """Calls the callbacks for the beginning of an optimizer step.
+
+        Trainer forgets here what callbacks have asked for. It is kept, for it is done at the end of an iteration.
+        """
+        saves, evaluates = self.control.should_save, self.control.should_evaluate
         self.control = self.callback_handler.on_step_begin(self.args, self.state, self.control)
+        self.control.should_save |= saves
+        self.control.should_evaluate |= evaluates
 
     def take_step(self, loss: Tensor) -> None:
         """Clips the gradients and steps, unless loss or gradient is not finite; `loss` is logged."""

@@ -7,6 +7,7 @@ trainer.save_model("out")
 """
 
 import logging
+import math
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import nullcontext
@@ -238,12 +239,15 @@ class PPOTrainer(PPOGradients):
     # ---- the end of an iteration ----
 
     def end_iteration(self) -> None:
-        """Adapts the KL coefficient, logs, raises alarms, and evaluates and saves where that is due."""
+        """Adapts the KL coefficient, logs, raises alarms, and evaluates and saves where that is due.
+
+        An iteration that a callback stopped half-way is logged, but not counted.
+        """
         args = self.args
         if args.adaptive_kl_target is not None and not self.trains_value_model_alone:
             kl, target, horizon = self.metrics["objective/kl"], args.adaptive_kl_target, args.adaptive_kl_horizon
             self.kl_coef = adapted_coefficient(self.kl_coef, kl, target, args.rollout_size, horizon)
-        self.iteration += 1
+        self.iteration += self.is_between_iterations(self.state)
         metrics = self._iteration_metrics()
         self.log({**metrics, **self._raise_alarms(metrics)}, self._started)
         self.evaluate_and_save()
@@ -260,7 +264,7 @@ class PPOTrainer(PPOGradients):
             **({} if args.target_kl is None else {"val/skipped_steps": self.update.skipped_steps}),
             **self.update.metrics(self.sum_over_ranks, self.max_over_ranks),
             "lr": losses["learning_rate"],
-            "episode": self.iteration * args.rollout_size,
+            "episode": self.state.global_step * args.rollout_size // args.steps_per_iteration,
             "eps": args.rollout_size / seconds,
             "optimizer_steps": self.state.global_step,
             "time/update": update_seconds,
@@ -271,9 +275,10 @@ class PPOTrainer(PPOGradients):
         """A metric for each alarm that holds; an alarm that was never raised before is printed."""
         history = [line for line in self.state.log_history if "val/ratio_first" in line] + [now]
         found = alarms(history, self.args.value_model_warmup_iterations, self.args.bf16 or self.args.fp16)
+        iteration = math.ceil(self.state.global_step / self.args.steps_per_iteration)
         for name, sentence in found.items():
             if name not in self.alarms:
-                self.alarms[name] = f"Iteration {self.iteration}: {sentence}"
+                self.alarms[name] = f"Iteration {iteration}: {sentence}"
                 if self.is_world_process_zero():
                     console.warn(self.alarms[name])
         return {f"alarm/{name}": 1.0 for name in found}

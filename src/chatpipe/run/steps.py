@@ -15,7 +15,6 @@ from chatpipe.stages.step import COMPLETIONS, COMPLETIONS_FILE, PEOPLE, RANKINGS
 
 STAGES_OF_ROUNDS = ("sample", "rank", "rm", "ppo")
 """What every round has again; the others come once."""
-TRAINED_IN_ROUNDS = ("rm", "ppo")
 
 # Which step of the same run makes the model that a stage starts from, where the recipe names no other.
 _MAKERS: dict[str, dict[str, str]] = {
@@ -43,7 +42,7 @@ def step_of(recipe: Recipe, stage: str, number: int = 1, out: str | Path | None 
     if number > 1 and stage not in STAGES_OF_ROUNDS:
         raise UsageError(
             f"round = {number}: {stage} comes once, in the first round.",
-            f"Leave it out; rounds have {' and '.join(TRAINED_IN_ROUNDS)}.",
+            f"Leave it out; rounds have {', '.join(STAGES_OF_ROUNDS)}.",
         )
     models, makers = _models(recipe, stage, number)
     data, makers_of_data = _data(recipe, stage, number)

@@ -21,7 +21,7 @@ def run(step: Step) -> Outcome | None:
     # A model of the run is named by its place relative to the file, which stays the same where the run is moved.
     name = os.path.relpath(model, step.folder) if "model" in step.makers else model
     with heeding_parent(step.folder):
-        sample_share(path, [model], prompts, sampling, step.round, step.rank, step.processes, [name])
+        sample_share(path, [model], prompts, sampling, step.round, step.process_index, step.processes, [name])
         gc.collect()  # the model
         wait_for_all()
     if not step.is_main:

@@ -67,7 +67,7 @@ class Step:
         return self.stage in TRAINING_STAGES
 
     @property
-    def rank(self) -> int:
+    def process_index(self) -> int:
         """This process's number among those that were launched together."""
         return int(os.environ.get("RANK", "0"))
 
@@ -79,7 +79,7 @@ class Step:
     @property
     def is_main(self) -> bool:
         """Whether this process evaluates, saves and writes to the terminal."""
-        return self.rank == 0
+        return self.process_index == 0
 
     @property
     def reads_given_rankings(self) -> bool:
