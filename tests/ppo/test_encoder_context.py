@@ -12,7 +12,7 @@ from transformers import (
 )
 
 from chatpipe.errors import UsageError
-from chatpipe.models.context import longest_sequence
+from chatpipe.models.properties import longest_sequence
 from chatpipe.reward.rewards import Rewards
 from chatpipe.reward.scoring import score_sequences
 from chatpipe.stages.ppo import Prepared

@@ -14,9 +14,9 @@ from transformers import (
 
 from chatpipe.data.padding import pad_right
 from chatpipe.errors import TrainingError
-from chatpipe.models.context import longest_sequence
 from chatpipe.models.model_folder import COUNT_FROM_PADDING, positions_of
 from chatpipe.models.pretrained import prepare_model
+from chatpipe.models.properties import longest_sequence
 from chatpipe.models.tokenizer_training import train_tokenizer
 from chatpipe.reward.reward_model import new_reward_model
 from chatpipe.reward.scoring import batch_scores, centre_rewards, score_sequences

@@ -9,7 +9,7 @@ from tiny_tokens import CONTEXT, Tokens
 from tiny_trainer import Crash, CrashAt
 
 from chatpipe.data.masking import IGNORED, Masking
-from chatpipe.models.layers import evaluation_mode
+from chatpipe.models.properties import evaluation_mode
 from chatpipe.training.resume import RESUME_POINTS, newest_resume_point
 
 MASKING = Masking(mask_id=2, special_ids=(0, 1, 2, 3), tokens=64, probability=0.3)

@@ -12,7 +12,7 @@ from chatpipe.data.datasets import Conversation
 from chatpipe.data.rankings import Ranking
 from chatpipe.data.row_files import BadRow
 from chatpipe.errors import UsageError
-from chatpipe.models.context import leaves_room
+from chatpipe.models.properties import leaves_room
 from chatpipe.reward.ranking_batches import encode_answers
 
 MAX_CUT_SHARE = 0.5

@@ -14,7 +14,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from chatpipe.checks.gate import Checks, Finding
 from chatpipe.checks.model_checks import embedding_count, other_vocabulary, token_ids_out_of_range
-from chatpipe.models.context import leaves_room, longest_sequence
+from chatpipe.models.properties import leaves_room, longest_sequence
 from chatpipe.reward.reward_model import reads_left_to_right
 
 Models = Mapping[str, PreTrainedModel]

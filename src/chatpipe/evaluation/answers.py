@@ -13,7 +13,7 @@ from chatpipe.data.datasets import Conversation
 from chatpipe.data.worlds import Oracle, Rating
 from chatpipe.evaluation.intervals import wilson_interval
 from chatpipe.generation import Completion, SamplingParams, generate
-from chatpipe.models.context import longest_sequence
+from chatpipe.models.properties import longest_sequence
 from chatpipe.recipe.schema import Evaluation
 from chatpipe.training.ranks import over_ranks
 

@@ -18,8 +18,7 @@ from chatpipe.evaluation.answers import Answers, answer_prompts, evaluate_answer
 from chatpipe.evaluation.intervals import bootstrap_interval
 from chatpipe.evaluation.text import rows_at_once
 from chatpipe.generation import SamplingParams
-from chatpipe.models.context import longest_sequence
-from chatpipe.models.layers import evaluation_mode
+from chatpipe.models.properties import evaluation_mode, longest_sequence
 from chatpipe.recipe.schema import Evaluation
 from chatpipe.training.ranks import is_main, over_ranks
 

@@ -15,9 +15,9 @@ from chatpipe.data.row_files import Row, kind_of
 from chatpipe.data.sources import is_hub, one_file_each, source_rows
 from chatpipe.data.worlds import WORLDS, is_world
 from chatpipe.errors import UsageError
-from chatpipe.models.context import longest_sequence
 from chatpipe.models.manifest import read_manifest
 from chatpipe.models.model_folder import looks_like_path
+from chatpipe.models.properties import longest_sequence
 from chatpipe.recipe.loading import load_recipe
 from chatpipe.recipe.schema import DataBlock, Recipe
 

@@ -30,7 +30,6 @@ from chatpipe.evaluation.chat import chat_samples, evaluate_chat
 from chatpipe.evaluation.eval_task import KEY, EvalTask, format_of, remembered_settings, settings_of
 from chatpipe.evaluation.pair_accuracy import evaluate_ranker, is_ordered, rankings_that_fit
 from chatpipe.evaluation.text import MAX_TEXT_BYTES, continuations, evaluate_text, first_words
-from chatpipe.models.context import longest_sequence
 from chatpipe.models.model_folder import Kind, looks_like_path, model_kind
 from chatpipe.models.pretrained import (
     load_causal_model,
@@ -40,6 +39,7 @@ from chatpipe.models.pretrained import (
     load_tokenizer,
     model_kind_of_hub,
 )
+from chatpipe.models.properties import longest_sequence
 from chatpipe.recipe.schema import Data
 
 MAX_BLOCK_SIZE = 1024

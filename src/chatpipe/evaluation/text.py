@@ -13,8 +13,7 @@ from chatpipe import console
 from chatpipe.data.masking import IGNORED, Masking
 from chatpipe.data.text_blocks import ValidationText, isolating
 from chatpipe.generation import SamplingParams, generate
-from chatpipe.models.context import longest_sequence
-from chatpipe.models.layers import evaluation_mode
+from chatpipe.models.properties import evaluation_mode, longest_sequence
 from chatpipe.models.tokenizer_training import tokens_without_text
 from chatpipe.training.ranks import over_ranks
 

@@ -44,7 +44,7 @@ class Conversation:
         `text` alone does not fit in the model's context.
         """
         from chatpipe.generation import stream
-        from chatpipe.models.context import longest_sequence
+        from chatpipe.models.properties import longest_sequence
 
         user: Message = {"role": "user", "content": text}
         limit = longest_sequence(self.model, decodes=True)

@@ -13,8 +13,7 @@ from chatpipe.generation.decode_rows import Completion, DecodeRows, Prompt
 from chatpipe.generation.sampling import SamplingParams, random_streams
 from chatpipe.generation.slots import affordable_positions, plan_groups, usual_slots
 from chatpipe.generation.stops import StopFinder
-from chatpipe.models.context import layer_types, leaves_room, longest_sequence
-from chatpipe.models.layers import evaluation_mode
+from chatpipe.models.properties import evaluation_mode, layer_types, leaves_room, longest_sequence
 
 
 def generate(

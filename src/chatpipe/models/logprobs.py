@@ -8,7 +8,7 @@ from transformers import PreTrainedModel
 
 from chatpipe.data.sequences import MicroBatch
 from chatpipe.errors import UsageError
-from chatpipe.models.layers import body_of
+from chatpipe.models.properties import body_of
 from chatpipe.models.unpadded import MULTIPLE, Rows, hidden_states_at
 
 MAX_LOGITS = {"cpu": 2**25, "cuda": 2**28}

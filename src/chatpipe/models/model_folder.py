@@ -1,4 +1,4 @@
-"""What a model folder holds, read from config.json and the headers of its weights; torch is not needed."""
+"""What the folder of a model or a tokenizer holds, read from its json files and the headers of weights. No torch."""
 
 import json
 import math
@@ -7,8 +7,10 @@ from pathlib import Path
 from typing import Any, Literal
 
 from safetensors import SafetensorError, safe_open
+from tokenizers import Tokenizer
 
 from chatpipe.errors import UsageError
+from chatpipe.recipe.schema import Pretrain
 
 Kind = Literal["causal", "reward", "masked"]
 
@@ -93,6 +95,15 @@ def usable_positions(config: Mapping[str, Any]) -> int | None:
     return positions - unused
 
 
+def check_block_size(block_size: int, positions: int | None) -> None:
+    """Raises `UsageError` where the model that pretraining continues from cannot read so many tokens at once."""
+    if positions is not None and block_size > positions:
+        raise UsageError(
+            f"pretrain.block_size = {block_size}, but the model reads {positions} tokens at most.",
+            "Lower it, or continue from a model with more positions.",
+        )
+
+
 def check_weights(folder: Path, name: str) -> None:
     """Raises `UsageError` where the weights in `folder`, called `name`, are missing or incomplete.
 
@@ -131,15 +142,6 @@ def _check_index(folder: Path, name: str) -> None:
         raise UsageError(
             f"{name} is not a complete model folder: {missing[0]}, one of {len(files)} files of weights, is missing.",
             "Fetch or make the folder again.",
-        )
-
-
-def check_tokenizer(name: str, key: str) -> None:
-    """Raises `UsageError` naming `key` unless `name` is a folder with a fast tokenizer, or a hub id."""
-    if looks_like_path(name) and not (Path(name).expanduser() / "tokenizer.json").is_file():
-        raise UsageError(
-            f"{key} = {name} is not the folder of a tokenizer: it has no tokenizer.json.",
-            "Give a folder that save_pretrained or a chatpipe stage wrote, or a hub id such as gpt2.",
         )
 
 
@@ -195,10 +197,37 @@ def _remedy(wanted: Kind) -> str:
     return "Give what `chatpipe pretrain` or `chatpipe sft` wrote, or any causal language model."
 
 
-def check_block_size(block_size: int, positions: int | None) -> None:
-    """Raises `UsageError` where the model that pretraining continues from cannot read so many tokens at once."""
-    if positions is not None and block_size > positions:
+def check_tokenizer(name: str, key: str) -> None:
+    """Raises `UsageError` naming `key` unless `name` is a folder with a fast tokenizer, or a hub id."""
+    if looks_like_path(name) and not (Path(name).expanduser() / "tokenizer.json").is_file():
         raise UsageError(
-            f"pretrain.block_size = {block_size}, but the model reads {positions} tokens at most.",
-            "Lower it, or continue from a model with more positions.",
+            f"{key} = {name} is not the folder of a tokenizer: it has no tokenizer.json.",
+            "Give a folder that save_pretrained or a chatpipe stage wrote, or a hub id such as gpt2.",
         )
+
+
+def expected_vocabulary(section: Pretrain) -> int | None:
+    """Rows of a new model's embedding; None where `tokenizer.pretrained` is on the hub.
+
+    For a tokenizer that is not trained yet it is the most that it may have: a bpe of enough text reaches it. Raises
+    `UsageError` for a damaged tokenizer.
+    """
+    if section.architecture.vocab_size is not None:
+        return section.architecture.vocab_size
+    is_masked = section.objective == "masked"
+    if section.tokenizer.pretrained is None:
+        return section.tokenizer.vocab_size + is_masked
+    file = Path(section.tokenizer.pretrained).expanduser() / "tokenizer.json"
+    if not file.is_file():
+        return None
+    try:
+        entries: int = Tokenizer.from_file(str(file)).get_vocab_size()
+        return entries + (is_masked and not _has_mask(file.with_name("tokenizer_config.json")))
+    except Exception as problem:  # what `tokenizers` raises is nothing more specific
+        raise UsageError(
+            f"{file.parent} holds no tokenizer that can be read ({problem}).", "Give the folder of a complete one."
+        ) from problem
+
+
+def _has_mask(config: Path) -> bool:
+    return config.is_file() and json.loads(config.read_text(encoding="utf-8")).get("mask_token") is not None

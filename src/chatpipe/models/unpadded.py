@@ -24,7 +24,7 @@ from torch.nn.functional import pad, scaled_dot_product_attention
 from transformers import AttentionInterface, PreTrainedConfig
 
 from chatpipe.data.padding import pad_right, similar_runs
-from chatpipe.models.context import layer_types
+from chatpipe.models.properties import layer_types
 
 IMPLEMENTATION = "chatpipe_unpadded"
 MULTIPLE = 32

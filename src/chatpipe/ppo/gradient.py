@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from chatpipe.data.sequences import pad
-from chatpipe.models.layers import body_of
+from chatpipe.models.properties import body_of
 from chatpipe.models.unpadded import positions_read
 from chatpipe.ppo.config import PPOConfig
 from chatpipe.ppo.experience import Experience

@@ -11,9 +11,9 @@ from transformers import AutoModelForSequenceClassification, PreTrainedModel
 from chatpipe.data.padding import equal_tokens, length_sorted
 from chatpipe.data.sequences import MicroBatch, Sequences, pad
 from chatpipe.errors import UsageError
-from chatpipe.models.layers import body_of
 from chatpipe.models.logprobs import check_output_head, completion_logprobs, completion_states, logprobs_and_entropy
 from chatpipe.models.pretrained import fuse_gelu
+from chatpipe.models.properties import body_of
 from chatpipe.models.unpadded import reads_unpadded
 from chatpipe.ppo.config import PPOConfig
 from chatpipe.reward.reward_model import head_scores, reads_left_to_right, reward_offset

@@ -196,8 +196,8 @@ def model_scorer(name: str, key: str) -> Scorer:
     from chatpipe.checks.model_checks import embeddings_too_few
     from chatpipe.data.chat_template import add_chat_template
     from chatpipe.data.row_files import BadRow
-    from chatpipe.models.context import longest_sequence
     from chatpipe.models.pretrained import load_reward_model, load_tokenizer
+    from chatpipe.models.properties import longest_sequence
     from chatpipe.reward.ranking_batches import encode_answers
     from chatpipe.reward.scoring import score_sequences
 

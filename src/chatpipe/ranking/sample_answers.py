@@ -14,8 +14,8 @@ from chatpipe.data.chat_template import decode_answer, encode_prompt, stop_at_en
 from chatpipe.data.datasets import Conversation
 from chatpipe.errors import UsageError
 from chatpipe.generation import SamplingParams, generate
-from chatpipe.models.context import leaves_room, longest_sequence
 from chatpipe.models.pretrained import load_causal_model, load_tokenizer
+from chatpipe.models.properties import leaves_room, longest_sequence
 from chatpipe.ranking.raters import Scorer
 
 ATTEMPTS = 4

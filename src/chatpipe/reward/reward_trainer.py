@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel, Trainer, TrainingArguments
 
-from chatpipe.models.layers import body_of
+from chatpipe.models.properties import body_of
 from chatpipe.models.unpadded import reads_unpadded
 from chatpipe.reward.ranking_batches import EncodedRanking, RankingCollator
 from chatpipe.reward.ranking_loss import comparable_pairs, pair_margins, ranking_loss

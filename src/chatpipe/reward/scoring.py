@@ -18,7 +18,7 @@ from transformers import PreTrainedModel
 
 from chatpipe.data.padding import equal_tokens, length_sorted, pad_right
 from chatpipe.errors import TrainingError
-from chatpipe.models.layers import body_of, evaluation_mode
+from chatpipe.models.properties import body_of, evaluation_mode
 from chatpipe.models.unpadded import Rows, hidden_states_at, reads_unpadded
 from chatpipe.reward.reward_model import head_scores, reads_left_to_right, reward_offset, score_head
 

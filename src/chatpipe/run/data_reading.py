@@ -6,9 +6,9 @@ from pathlib import Path
 from transformers import PreTrainedTokenizerBase
 
 from chatpipe.data.chat_template import add_chat_template
-from chatpipe.models.context import longest_sequence
 from chatpipe.models.model_folder import check_tokenizer, looks_like_path
 from chatpipe.models.pretrained import load_config, load_tokenizer
+from chatpipe.models.properties import longest_sequence
 from chatpipe.run.steps import maker_of
 from chatpipe.stages.step import Step
 

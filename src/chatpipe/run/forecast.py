@@ -27,10 +27,9 @@ from chatpipe import console
 from chatpipe.data.masking import Masking
 from chatpipe.evaluation.text import rows_at_once
 from chatpipe.generation import SamplingParams, generate
-from chatpipe.models.layers import evaluation_mode
-from chatpipe.models.model_folder import looks_like_path
+from chatpipe.models.model_folder import expected_vocabulary, looks_like_path
 from chatpipe.models.pretrained import training_device
-from chatpipe.models.vocabulary import expected_vocabulary
+from chatpipe.models.properties import evaluation_mode
 from chatpipe.recipe.architectures import flops_per_token
 from chatpipe.recipe.schema import Pretrain
 from chatpipe.run.memory_estimate import blank_model, check_memory, estimate_memory

@@ -9,8 +9,7 @@ from chatpipe.data.datasets import load_prompts, load_rankings, stream_conversat
 from chatpipe.data.rankings import group_by_answers
 from chatpipe.data.report import Report
 from chatpipe.data.split import VALIDATION_SHARE
-from chatpipe.models.model_folder import parameters_in
-from chatpipe.models.vocabulary import expected_vocabulary
+from chatpipe.models.model_folder import expected_vocabulary, parameters_in
 from chatpipe.recipe.architectures import flops_per_token
 from chatpipe.run.chain import How, is_launched, launch_command
 from chatpipe.run.steps import maker_of

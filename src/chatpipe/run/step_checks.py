@@ -11,9 +11,15 @@ from chatpipe.data.sources import check_sources
 from chatpipe.data.text_sources import check_documents
 from chatpipe.data.worlds import is_world, world_named
 from chatpipe.errors import UsageError
-from chatpipe.models.context import leaves_room
-from chatpipe.models.model_folder import Kind, check_block_size, check_model, check_tokenizer, positions_of
-from chatpipe.models.vocabulary import expected_vocabulary
+from chatpipe.models.model_folder import (
+    Kind,
+    check_block_size,
+    check_model,
+    check_tokenizer,
+    expected_vocabulary,
+    positions_of,
+)
+from chatpipe.models.properties import leaves_room
 from chatpipe.recipe.schema import DataBlock, Recipe
 from chatpipe.reward.functions import check_function
 from chatpipe.run.folder import check_apart, check_rankings_apart

@@ -21,8 +21,8 @@ from chatpipe.evaluation.budget import Stopwatch, policy_prompts
 from chatpipe.evaluation.policy import PolicyEvaluation, evaluate_policy
 from chatpipe.evaluation.preference_verdicts import ppo_verdict
 from chatpipe.generation import SamplingParams
-from chatpipe.models.context import longest_sequence
 from chatpipe.models.pretrained import load_causal_model, load_tokenizer
+from chatpipe.models.properties import longest_sequence
 from chatpipe.ppo.config import PPOConfig
 from chatpipe.ppo.trainer import PPOTrainer
 from chatpipe.recipe.ppo_settings import PpoSettings

@@ -11,8 +11,8 @@ from chatpipe.data.chat_template import encode_prompt
 from chatpipe.data.datasets import Conversation
 from chatpipe.data.worlds import only_world, world_named
 from chatpipe.evaluation.answers import Answer
-from chatpipe.models.context import longest_sequence
 from chatpipe.models.pretrained import load_reward_model
+from chatpipe.models.properties import longest_sequence
 from chatpipe.reward.functions import load_function
 from chatpipe.reward.rewards import RewardFunction, Rewards, penalise_missing_eos
 from chatpipe.reward.scoring import score_sequences

@@ -18,10 +18,10 @@ from chatpipe.evaluation.budget import Stopwatch, text_blocks
 from chatpipe.evaluation.language_verdicts import masked_verdict, pretrain_verdict
 from chatpipe.evaluation.ngram import trigram_bits_per_byte, unigram_nats
 from chatpipe.evaluation.text import MAX_TEXT_BYTES, continuations, evaluate_text, first_words
-from chatpipe.models.context import longest_sequence
 from chatpipe.models.model_folder import check_block_size
 from chatpipe.models.new_model import new_model
 from chatpipe.models.pretrained import load_causal_model, load_masked_model
+from chatpipe.models.properties import longest_sequence
 from chatpipe.stages.raw_text import pretraining_tokenizer, stage_texts, training_text
 from chatpipe.stages.saving import save_checkpoint
 from chatpipe.stages.step import Outcome, Step

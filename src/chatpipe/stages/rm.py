@@ -23,8 +23,8 @@ from chatpipe.evaluation.pair_accuracy import (
 )
 from chatpipe.evaluation.preference_verdicts import rm_verdict
 from chatpipe.evaluation.word_counts import WordCounts
-from chatpipe.models.context import longest_sequence
 from chatpipe.models.pretrained import load_reward_model, load_tokenizer
+from chatpipe.models.properties import longest_sequence
 from chatpipe.reward.demonstrations import conversations_to_draw_from, demonstrations
 from chatpipe.reward.ranking_batches import EncodedRankings, encode_rankings
 from chatpipe.reward.reward_model import new_reward_model, outside_body, reward_offset

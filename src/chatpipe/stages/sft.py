@@ -19,8 +19,8 @@ from chatpipe.evaluation.answers import answer_example
 from chatpipe.evaluation.budget import Stopwatch, chat_prompts, chat_rows
 from chatpipe.evaluation.chat import EncodedConversation, chat_loss, chat_samples, evaluate_chat
 from chatpipe.evaluation.language_verdicts import sft_verdict
-from chatpipe.models.context import longest_sequence
 from chatpipe.models.pretrained import load_causal_model, load_for_chat, load_tokenizer
+from chatpipe.models.properties import longest_sequence
 from chatpipe.stages.raw_text import stage_texts, training_text
 from chatpipe.stages.saving import save_checkpoint
 from chatpipe.stages.step import Outcome, Step

@@ -1,10 +1,13 @@
-"""How many tokens a model reads at once, and whether a prompt leaves room for an answer. No torch."""
+"""Properties of any model in memory: its body, its kinds of layers, how many tokens it reads at once. No torch."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 from chatpipe.models.model_folder import usable_positions
 
 if TYPE_CHECKING:
+    from torch import nn
     from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 UNLIMITED = 2**31
@@ -40,3 +43,21 @@ def layer_types(config: "PreTrainedConfig") -> set[str]:
     """The kinds of a model's layers, as transformers names them: `full_attention`, `sliding_attention` and others."""
     sliding = getattr(config, "sliding_window", None)
     return set(getattr(config, "layer_types", None) or ["sliding_attention" if sliding else "full_attention"])
+
+
+def body_of(model: "PreTrainedModel") -> "nn.Module":
+    """The transformer below a model's head."""
+    body: nn.Module = getattr(model, model.base_model_prefix)
+    return body
+
+
+@contextmanager
+def evaluation_mode(model: "nn.Module") -> Iterator[None]:
+    """Puts the modules of `model` into evaluation mode (no dropout), and afterwards each back into its own mode."""
+    in_training = [module for module in model.modules() if module.training]
+    model.eval()
+    try:
+        yield
+    finally:
+        for module in in_training:
+            module.training = True
