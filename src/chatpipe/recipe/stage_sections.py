@@ -7,6 +7,7 @@ from typing import Literal
 
 from pydantic import Field, model_validator
 
+from chatpipe.errors import UsageError
 from chatpipe.recipe.architectures import Architecture
 from chatpipe.recipe.data_section import POCKETWORLD, Data, Place
 from chatpipe.recipe.ppo_settings import PpoSettings
@@ -55,6 +56,25 @@ class TrainingSection(Section):
         if self.min_lr_ratio > 0 and kind not in ("cosine", "warmup_stable_decay"):
             raise ValueError(f"lr_scheduler_type: {kind} has no min_lr_ratio; cosine and warmup_stable_decay have")
         return self
+
+    def micro_batches(self, processes: int, stage: str) -> dict[str, int]:
+        """`per_device_train_batch_size` and `gradient_accumulation_steps` for `batch_size` sequences a step in all.
+
+        Raises `UsageError` naming the stage's key where the numbers do not divide each other.
+        """
+        share, rest = divmod(self.batch_size, processes)
+        if rest:
+            raise UsageError(
+                f"{stage}.batch_size = {self.batch_size} cannot be shared by {processes} processes.",
+                f"Make it a multiple of {processes}.",
+            )
+        micro = min(self.per_device_train_batch_size or share, share)
+        if share % micro:
+            raise UsageError(
+                f"{stage}.per_device_train_batch_size = {micro} does not divide the {share} sequences of each process.",
+                "Choose one that does, or leave it out.",
+            )
+        return {"per_device_train_batch_size": micro, "gradient_accumulation_steps": share // micro}
 
 
 class Tokenizer(Section):

@@ -32,7 +32,6 @@ from chatpipe.run.step_checks import check_recipe, check_step
 from chatpipe.run.steps import stage_module, steps_for, steps_of
 from chatpipe.stages.step import Outcome, Step
 from chatpipe.training import ranks
-from chatpipe.training.batches import micro_batches
 
 
 @dataclass(frozen=True)
@@ -224,7 +223,7 @@ def _folders_to_hold(steps: Sequence[Step], out: str | None) -> list[Path]:
 def _check_batches(steps: Sequence[Step], how: How) -> None:
     for step in steps:
         if step.trains:
-            micro_batches(step.section, how.processes, step.stage)
+            step.section.micro_batches(how.processes, step.stage)
 
 
 def _prepare_process() -> None:

@@ -22,7 +22,6 @@ from chatpipe.run.status import check_statuses
 from chatpipe.run.step_checks import Check, recipe_checks
 from chatpipe.run.steps import stage_module, step_of, steps_of
 from chatpipe.stages.step import STAGES, Step
-from chatpipe.training.batches import micro_batches
 from chatpipe.training.process import prepare_process
 
 ROWS = 1000
@@ -78,7 +77,7 @@ def _folder(recipe: Recipe) -> str:
 
 
 def _batches(step: Step) -> str:
-    parts = micro_batches(step.section, processes_of(step.recipe), step.stage)
+    parts = step.section.micro_batches(processes_of(step.recipe), step.stage)
     return f"{step.section.batch_size}, in micro-batches of {parts['per_device_train_batch_size']}"
 
 

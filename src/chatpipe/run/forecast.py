@@ -34,7 +34,6 @@ from chatpipe.recipe.architectures import flops_per_token
 from chatpipe.recipe.schema import Pretrain
 from chatpipe.run.memory_estimate import blank_model, check_memory, estimate_memory
 from chatpipe.training.arguments import pretrain_arguments, training_arguments, use_bf16
-from chatpipe.training.batches import micro_batches
 from chatpipe.training.machine import begin_peak, peak_flops, peak_memory
 from chatpipe.training.pretrain_trainer import PretrainTrainer
 from chatpipe.training.process import prepare_process
@@ -115,7 +114,7 @@ def _probed_with(timing: Timing) -> str:
 
 def probe(section: Pretrain, tokens: int, processes: int) -> Timing:
     """Times a few training steps on random tokens, as large as a minute allows, and scales them to the run's step."""
-    spread = micro_batches(section, processes, "pretrain")
+    spread = section.micro_batches(processes, "pretrain")
     model = blank_model(section, tokens)
     rows, length = _probe_size(section, model, spread["per_device_train_batch_size"])
     clock = _Clock()

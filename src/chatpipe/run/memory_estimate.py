@@ -25,7 +25,6 @@ from chatpipe.models.new_model import model_config
 from chatpipe.models.pretrained import pick_kernels, training_device
 from chatpipe.recipe.schema import Pretrain
 from chatpipe.training.arguments import use_bf16
-from chatpipe.training.batches import micro_batches
 from chatpipe.training.machine import free_memory, used_memory
 from chatpipe.training.pretrain_trainer import hidden_matrices
 
@@ -71,7 +70,7 @@ class Memory:
 
 def estimate_memory(section: Pretrain, tokens: int, processes: int) -> Memory:
     """The memory of each process, for a vocabulary of `tokens`."""
-    device, spread = training_device(), micro_batches(section, processes, "pretrain")
+    device, spread = training_device(), section.micro_batches(processes, "pretrain")
     rows, accumulates = spread["per_device_train_batch_size"], spread["gradient_accumulation_steps"] > 1
     with torch.device("meta"):
         model = blank_model(section, tokens)
@@ -107,7 +106,7 @@ def check_memory(memory: Memory, section: Pretrain, processes: int) -> None:
     if needed <= free:
         return
     parts = ", ".join(f"{name} {size:.1f}" for name, size in memory.in_gib().items() if name != "total")
-    rows = micro_batches(section, processes, "pretrain")["per_device_train_batch_size"]
+    rows = section.micro_batches(processes, "pretrain")["per_device_train_batch_size"]
     per_row = (memory.activations + memory.logits) / rows
     room = free / (processes if device.type == "cpu" else 1) - (memory.total - per_row * rows)
     fitting = int(room / per_row) if per_row else 0

@@ -14,7 +14,6 @@ from chatpipe.recipe.architectures import flops_per_token
 from chatpipe.run.chain import How, is_launched, launch_command
 from chatpipe.run.steps import maker_of
 from chatpipe.stages.step import Step
-from chatpipe.training.batches import micro_batches
 
 CHINCHILLA_TOKENS = 20
 """For each parameter, where compute is spent best (arXiv 2203.15556, table 3)."""
@@ -26,7 +25,7 @@ def plan_stage(step: Step, how: How) -> dict[str, Any]:
     Raises `UsageError` where the processes cannot share the batches.
     """
     if step.trains:
-        micro_batches(step.section, how.processes, step.stage)
+        step.section.micro_batches(how.processes, step.stage)
     processes = 1 if step.runs_in_place else how.processes
     plan: dict[str, Any] = {"stage": step.stage, "out": str(step.folder), "processes": processes}
     if "model" in step.models or step.trains:

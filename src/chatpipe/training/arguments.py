@@ -7,7 +7,6 @@ import torch
 from transformers import TrainingArguments
 
 from chatpipe.recipe.schema import Pretrain, TrainingSection
-from chatpipe.training.batches import micro_batches
 
 Arguments = TypeVar("Arguments", bound=TrainingArguments)
 
@@ -59,7 +58,7 @@ def training_arguments(
             "use_cpu": not torch.cuda.is_available(),
             "ddp_find_unused_parameters": False,
             **_schedule(section),
-            **micro_batches(section, processes, stage),
+            **section.micro_batches(processes, stage),
             **more,
         }
     )
