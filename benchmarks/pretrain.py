@@ -66,9 +66,8 @@ def trainer_steps(peer: str, shape: tuple[int, ...], steps: int) -> dict[str, An
     from chatpipe.recipe.architectures import Architecture, flops_per_token
     from chatpipe.recipe.schema import Pretrain
     from chatpipe.training.arguments import multiplies_bf16, pretrain_arguments, training_arguments
-    from chatpipe.training.machine import peak_flops
+    from chatpipe.training.machine import keep_freed_memory, peak_flops, quiet_libraries
     from chatpipe.training.pretrain_trainer import PretrainTrainer
-    from chatpipe.training.process import keep_freed_memory, quiet_libraries
 
     layers, heads, width, context, vocabulary, batch = shape
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")

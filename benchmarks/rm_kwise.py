@@ -131,7 +131,7 @@ def train(peer: str, k: int, steps: int, seed: int, plain: bool) -> Result:
     from chatpipe.recipe.architectures import Architecture
     from chatpipe.reward.ranking_batches import encode_rankings
     from chatpipe.reward.reward_model import new_reward_model
-    from chatpipe.training.process import quiet_libraries
+    from chatpipe.training.machine import quiet_libraries
 
     class Clock(TrainerCallback):
         """When each step ended."""

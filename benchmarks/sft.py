@@ -102,7 +102,7 @@ def train(peer: str, steps: int, packing: bool, plain: bool) -> dict[str, float]
     from chatpipe.recipe.architectures import Architecture
     from chatpipe.recipe.schema import Sft
     from chatpipe.training.arguments import training_arguments
-    from chatpipe.training.process import keep_freed_memory, quiet_libraries
+    from chatpipe.training.machine import keep_freed_memory, quiet_libraries
     from chatpipe.training.sft_trainer import SftTrainer
 
     class Clock(TrainerCallback):

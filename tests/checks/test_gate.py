@@ -8,8 +8,8 @@ import pytest
 from chatpipe.checks import by_stage
 from chatpipe.checks.gate import CheckResult, Finding, enforce, run_checks
 from chatpipe.errors import UsageError
-from chatpipe.recipe.check_switches import CheckSwitches
 from chatpipe.recipe.loading import load_recipe
+from chatpipe.recipe.schema import CheckSwitches
 from chatpipe.stages import ppo
 
 NAMES = ["pad_is_eos", "double_bos", "turns_lost", "answers_cut", "validation_seen"]

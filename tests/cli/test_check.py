@@ -2,8 +2,7 @@
 
 import json
 
-from chatpipe.recipe.check_switches import checks_of
-from chatpipe.recipe.schema import TRAINING_STAGES
+from chatpipe.recipe.schema import TRAINING_STAGES, checks_of
 
 
 def by_name(checks, status):

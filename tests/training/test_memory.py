@@ -4,8 +4,7 @@ import sys
 import pytest
 import torch
 
-from chatpipe.training.machine import begin_peak, peak_memory, used_memory
-from chatpipe.training.process import give_back_freed_memory
+from chatpipe.training.machine import begin_peak, give_back_freed_memory, peak_memory, used_memory
 
 MB = 2**20
 CPU = torch.device("cpu")
@@ -29,7 +28,7 @@ def test_freed_memory_is_kept_until_it_is_given_back():
     script = """
 import torch
 from chatpipe.training.machine import used_memory
-from chatpipe.training.process import give_back_freed_memory, keep_freed_memory
+from chatpipe.training.machine import give_back_freed_memory, keep_freed_memory
 keep_freed_memory()
 tensors = [torch.ones(2**21) for _ in range(25)]
 cpu = torch.device("cpu")

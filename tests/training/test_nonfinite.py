@@ -12,7 +12,7 @@ from torch.utils.data import IterableDataset
 from transformers import Trainer, TrainerCallback, TrainingArguments, set_seed
 
 from chatpipe.errors import TrainingError
-from chatpipe.training.nonfinite import SkipNonFinite
+from chatpipe.training.run_trainer import SkipNonFinite
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -143,7 +143,7 @@ def test_two_in_a_row_do_not(tmp_path):
 # ---- two processes ----
 
 processes = multiprocessing.get_context("forkserver")
-processes.set_forkserver_preload(["pytest", "chatpipe.training.nonfinite"])
+processes.set_forkserver_preload(["pytest", "chatpipe.training.run_trainer"])
 
 
 def train_one_of_two(rank, port, folder):

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from chatpipe.errors import UsageError
-from chatpipe.recipe.check_switches import CheckSwitches
+from chatpipe.recipe.schema import CheckSwitches
 
 MOST_IN_FULL = 3
 """Findings shown with their remedy, two lines each. With the first and the last line, an error has eight lines."""

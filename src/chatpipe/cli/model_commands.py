@@ -65,7 +65,7 @@ def evaluate(
         model_kind(model, "MODEL")  # a wrong folder is answered without torch
 
     from chatpipe.evaluation.evaluate_model import evaluate_model
-    from chatpipe.training.process import prepare_process
+    from chatpipe.training.machine import prepare_process
 
     prepare_process()
     measurement = evaluate_model(model, data, given.overrides, limit)

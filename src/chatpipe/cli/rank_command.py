@@ -131,7 +131,7 @@ def _rank_by_program(
 
     check_rater(rater)
     if not is_world(rater) and not is_function(rater):
-        from chatpipe.training.process import prepare_process
+        from chatpipe.training.machine import prepare_process
 
         prepare_process()
     with open_store() as store:

@@ -62,7 +62,7 @@ def sample(
         raise UsageError(f"{len(models)} models for {sampling.k} answers a prompt.", f"Raise -k to {len(models)}.")
     asked = read_prompts(prompts, models[0])[:limit]
 
-    from chatpipe.training.process import prepare_process
+    from chatpipe.training.machine import prepare_process
 
     prepare_process()
     written = make_completions(output, models, asked, sampling, overwrite=fresh)

@@ -12,8 +12,8 @@ from torch import Tensor
 from transformers import TrainerControl
 from transformers.trainer_utils import SaveStrategy, TrainOutput
 
-from chatpipe.training.nonfinite import SkipNonFinite
 from chatpipe.training.resume import ResumePoints
+from chatpipe.training.run_trainer import SkipNonFinite
 
 
 class OwnLoop(ResumePoints, SkipNonFinite):

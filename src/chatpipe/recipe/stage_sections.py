@@ -9,9 +9,8 @@ from pydantic import Field, model_validator
 
 from chatpipe.errors import UsageError
 from chatpipe.recipe.architectures import Architecture
-from chatpipe.recipe.data_section import POCKETWORLD, Data, Place
 from chatpipe.recipe.ppo_settings import PpoSettings
-from chatpipe.recipe.section import Section
+from chatpipe.recipe.section import POCKETWORLD, Data, Place, Section
 
 
 class TrainingSection(Section):

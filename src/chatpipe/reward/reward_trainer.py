@@ -24,7 +24,7 @@ from chatpipe.reward.ranking_batches import EncodedRanking, RankingCollator
 from chatpipe.reward.ranking_loss import comparable_pairs, pair_margins, ranking_loss
 from chatpipe.reward.scoring import ScoringModel
 from chatpipe.training.lora import Adapter, TrainsAdapter
-from chatpipe.training.nonfinite import SkipNonFinite
+from chatpipe.training.run_trainer import SkipNonFinite
 
 
 class RewardTrainer(TrainsAdapter, SkipNonFinite, Trainer):

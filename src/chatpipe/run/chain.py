@@ -228,7 +228,7 @@ def _check_batches(steps: Sequence[Step], how: How) -> None:
 
 def _prepare_process() -> None:
     """Prepares this process once before it computes; imported late, for it brings torch along."""
-    from chatpipe.training.process import prepare_process
+    from chatpipe.training.machine import prepare_process
 
     prepare_process()
     launch.use_allowed_threads()
@@ -238,6 +238,6 @@ def _free_memory() -> None:
     """Frees what the step kept, also on a GPU, for the next step in this process or for one that is launched."""
     if "torch" not in sys.modules:
         return
-    from chatpipe.training.process import release_memory
+    from chatpipe.training.machine import release_memory
 
     release_memory()

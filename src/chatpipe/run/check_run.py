@@ -14,15 +14,14 @@ from typing import Any, Literal
 from chatpipe import console
 from chatpipe.checks.gate import CheckResult, run_checks
 from chatpipe.errors import UsageError
-from chatpipe.recipe.check_switches import checks_of
-from chatpipe.recipe.schema import TRAINING_STAGES, DataBlock, Recipe
+from chatpipe.recipe.schema import TRAINING_STAGES, DataBlock, Recipe, checks_of
 from chatpipe.run.folder import check_run_folder
 from chatpipe.run.launch import processes_of
 from chatpipe.run.status import check_statuses
 from chatpipe.run.step_checks import Check, recipe_checks
 from chatpipe.run.steps import stage_module, step_of, steps_of
 from chatpipe.stages.step import STAGES, Step
-from chatpipe.training.process import prepare_process
+from chatpipe.training.machine import prepare_process
 
 ROWS = 1000
 """Rows read of each source for training, and as many for validation: enough to know a share to about 1 %."""

@@ -34,9 +34,8 @@ from chatpipe.recipe.architectures import flops_per_token
 from chatpipe.recipe.schema import Pretrain
 from chatpipe.run.memory_estimate import blank_model, check_memory, estimate_memory
 from chatpipe.training.arguments import pretrain_arguments, training_arguments, use_bf16
-from chatpipe.training.machine import begin_peak, peak_flops, peak_memory
+from chatpipe.training.machine import begin_peak, peak_flops, peak_memory, prepare_process
 from chatpipe.training.pretrain_trainer import PretrainTrainer
-from chatpipe.training.process import prepare_process
 
 MAX_SECONDS, ENOUGH_SECONDS, ENOUGH_STEPS = 30.0, 12.0, 5
 """The probe starts no step after `MAX_SECONDS`, so that a dry run takes less than a minute. It ends as soon as it has

@@ -35,7 +35,7 @@ from chatpipe.stages.trainer_setup import stage_arguments
 from chatpipe.stages.validation import example_prompt, oracle_of, validation_prompts
 from chatpipe.training.arguments import use_bf16
 from chatpipe.training.lora import lora_config
-from chatpipe.training.process import release_memory
+from chatpipe.training.machine import release_memory
 from chatpipe.training.ranks import main_process_first
 from chatpipe.training.run_trainer import run_trainer
 

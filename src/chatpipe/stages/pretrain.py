@@ -28,8 +28,8 @@ from chatpipe.stages.step import Outcome, Step
 from chatpipe.stages.trainer_setup import stage_arguments
 from chatpipe.stages.validation import example_prompt
 from chatpipe.training.arguments import pretrain_arguments
+from chatpipe.training.machine import release_memory
 from chatpipe.training.pretrain_trainer import PretrainTrainer
-from chatpipe.training.process import release_memory
 from chatpipe.training.ranks import main_process_first
 from chatpipe.training.run_trainer import run_trainer
 

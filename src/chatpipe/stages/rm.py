@@ -35,7 +35,7 @@ from chatpipe.stages.step import Outcome, Step
 from chatpipe.stages.trainer_setup import stage_adapter, stage_arguments
 from chatpipe.stages.validation import example_prompt, rankings_oracle
 from chatpipe.training.callbacks import closing_log
-from chatpipe.training.process import release_memory
+from chatpipe.training.machine import release_memory
 from chatpipe.training.ranks import main_process_first
 from chatpipe.training.run_trainer import run_trainer
 

@@ -26,7 +26,7 @@ from chatpipe.stages.saving import save_checkpoint
 from chatpipe.stages.step import Outcome, Step
 from chatpipe.stages.trainer_setup import stage_adapter, stage_arguments
 from chatpipe.stages.validation import example_prompt, oracle_of, validation_prompts
-from chatpipe.training.process import release_memory
+from chatpipe.training.machine import release_memory
 from chatpipe.training.ranks import main_process_first
 from chatpipe.training.run_trainer import run_trainer
 from chatpipe.training.sft_trainer import SftTrainer

@@ -1,21 +1,85 @@
-"""The device of this process: how much memory it has, and its peak in FLOP/s, by which MFU is measured."""
+"""The machine under this process: the set-up of its libraries, its memory, and its peak in FLOP/s."""
 
 import contextlib
+import ctypes
+import gc
+import os
 import re
 import resource
 import sys
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
 import psutil
 import torch
+from transformers.utils import logging
 
+M_TRIM_THRESHOLD = -1
+M_MMAP_THRESHOLD = -3
+LARGEST_MMAP_THRESHOLD = 32 * 2**20
+"""glibc refuses more (`mallopt(3)`, M_MMAP_THRESHOLD)."""
+KEPT_AT_THE_TOP = 2**30
 CONTAINER_LIMIT = Path("/sys/fs/cgroup/memory.max")
 CONTAINER_USE = Path("/sys/fs/cgroup/memory.current")
 OWN_STATUS = Path("/proc/self/status")
 OWN_PEAK = Path("/proc/self/clear_refs")
+
+
+def prepare_process() -> None:
+    """Sets up this process once, before it loads a model or data."""
+    quiet_libraries()
+    keep_freed_memory()
+    # Products of float32 matrices in TF32, where the GPU has it: 7 times faster on an H200. CPUs stay exact.
+    if torch.cuda.is_available():
+        torch.set_float32_matmul_precision("high")
+
+
+def quiet_libraries() -> None:
+    """Turns off the progress bars of transformers and datasets, and messages below the level of an error."""
+    logging.disable_progress_bar()
+    logging.set_verbosity_error()
+    os.environ["HF_DATASETS_DISABLE_PROGRESS_BARS"] = "1"  # read when `datasets` is imported
+    if sys.modules.get("datasets"):
+        sys.modules["datasets"].disable_progress_bars()
+
+
+def keep_freed_memory() -> None:
+    """Makes glibc keep the memory of freed tensors for the next ones instead of returning it to the kernel.
+
+    A training step allocates and frees the same sizes again and again. By default a large block is mapped and unmapped
+    each time, and the kernel clears its pages each time: a third of the processor time of a 0.9 M parameter model.
+    Does nothing where there is no glibc.
+    """
+    mallopt = _of_glibc("mallopt")
+    if mallopt is not None:
+        mallopt(M_MMAP_THRESHOLD, LARGEST_MMAP_THRESHOLD)
+        mallopt(M_TRIM_THRESHOLD, KEPT_AT_THE_TOP)
+
+
+def release_memory() -> None:
+    """Frees what a trainer that is gone has held: the optimizer's state, gradients and caches, also on a GPU."""
+    gc.collect()  # trainer and callbacks hold each other
+    give_back_freed_memory()
+
+
+def give_back_freed_memory() -> None:
+    """Returns the free part of the kept memory: glibc's to the kernel, torch's to the GPU."""
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+    trim = _of_glibc("malloc_trim")
+    if trim is not None:
+        trim(0)
+
+
+def _of_glibc(name: str) -> Callable[..., int] | None:
+    """A function of glibc; None where there is no glibc."""
+    return getattr(ctypes.CDLL(None), name, None) if sys.platform.startswith("linux") else None
+
+
+# ---- memory ----
 
 
 def begin_peak(device: torch.device) -> None:
@@ -57,6 +121,9 @@ def free_memory(device: torch.device) -> int:
     except (OSError, ValueError):  # no container, or one without a limit ("max")
         return free
     return min(free, limit)
+
+
+# ---- speed ----
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,7 @@ from transformers import PreTrainedModel, Trainer, TrainingArguments
 from chatpipe.data.masking import IGNORED, Masking, masked_loss
 from chatpipe.errors import UsageError
 from chatpipe.training.evaluations import Measure, Measured
-from chatpipe.training.nonfinite import SkipNonFinite
+from chatpipe.training.run_trainer import SkipNonFinite
 
 
 class PretrainTrainer(Measured, SkipNonFinite, Trainer):

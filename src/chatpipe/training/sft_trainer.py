@@ -11,7 +11,7 @@ from chatpipe.data.packing import PackCollator
 from chatpipe.errors import UsageError
 from chatpipe.training.evaluations import EvaluateLast, KeepsBest, Measure
 from chatpipe.training.lora import Adapter, TrainsAdapter
-from chatpipe.training.nonfinite import SkipNonFinite
+from chatpipe.training.run_trainer import SkipNonFinite
 
 TRIED_LENGTHS = (7, 5)
 
