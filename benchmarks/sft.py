@@ -94,9 +94,9 @@ def train(peer: str, steps: int, packing: bool, plain: bool) -> dict[str, float]
     from trl import SFTConfig, SFTTrainer
 
     from chatpipe.data.chat_rows import open_rows, write_rows
-    from chatpipe.data.masking import IGNORED
     from chatpipe.data.packing import training_sequences
-    from chatpipe.data.report import Report
+    from chatpipe.data.sources import Report
+    from chatpipe.data.text_blocks import IGNORED
     from chatpipe.models.new_model import build_model, model_config
     from chatpipe.models.pretrained import pick_kernels
     from chatpipe.recipe.architectures import Architecture
@@ -175,7 +175,7 @@ def tokenise(count: int, workdir: Path | None) -> None:
     from chatpipe.data.chat_rows import open_rows, write_rows
     from chatpipe.data.datasets import stream_conversations
     from chatpipe.data.packing import training_sequences
-    from chatpipe.data.report import Report
+    from chatpipe.data.sources import Report
     from chatpipe.recipe.schema import DataBlock
 
     reader = tokenizer()

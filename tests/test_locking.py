@@ -5,7 +5,7 @@ import sys
 
 import pytest
 
-from chatpipe.data.locking import file_lock, folder_lock
+from chatpipe.data.durable import file_lock, folder_lock
 from chatpipe.errors import UsageError
 
 
@@ -24,7 +24,7 @@ def test_a_folder_is_held_until_the_block_ends_and_nothing_is_left_in_it(tmp_pat
 def test_a_folder_whose_holder_was_killed_is_free(tmp_path):
     program = f"""
 import os, pathlib, signal
-from chatpipe.data.locking import folder_lock, file_lock
+from chatpipe.data.durable import folder_lock, file_lock
 with folder_lock(pathlib.Path({str(tmp_path)!r})):
     print("held", flush=True)
     signal.pause()

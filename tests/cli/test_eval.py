@@ -5,7 +5,7 @@ import json
 import pytest
 from transformers import AutoTokenizer
 
-from chatpipe.data.masking import add_mask_token
+from chatpipe.data.text_blocks import add_mask_token
 from chatpipe.models.new_model import new_model
 from chatpipe.recipe.architectures import Architecture
 

@@ -9,8 +9,8 @@ import pytest
 from chatpipe.data.chat_rows import RowsNote, open_rows, write_rows
 from chatpipe.data.chat_template import add_chat_template, encode_conversation
 from chatpipe.data.packing import training_sequences
-from chatpipe.data.report import Report, Skipped, SourceReport
 from chatpipe.data.row_files import Row
+from chatpipe.data.sources import Report, Skipped, SourceReport
 from chatpipe.models.tokenizer_training import train_tokenizer
 from tiny_chats import CONTEXT, conversation, conversations
 

@@ -8,7 +8,7 @@ from pydantic import ValidationError
 
 from chatpipe.data import text_files
 from chatpipe.data.documents import RawText
-from chatpipe.data.split import split_of
+from chatpipe.data.row_files import split_of
 from chatpipe.data.text_files import cut
 from chatpipe.data.text_sources import check_documents, sample_texts
 from chatpipe.errors import UsageError

@@ -7,7 +7,7 @@ import pytest
 
 from chatpipe.data.datasets import Loaded, load_conversations, load_prompts, load_rankings
 from chatpipe.data.documents import RawText
-from chatpipe.data.split import split_of
+from chatpipe.data.row_files import split_of
 from chatpipe.errors import UsageError
 from chatpipe.recipe.schema import DataBlock
 

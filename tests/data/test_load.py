@@ -9,9 +9,8 @@ from hypothesis import strategies as st
 
 from chatpipe.data.datasets import check_rows, load_conversations, load_prompts, load_rankings, stream_conversations
 from chatpipe.data.messages import prompt_key
-from chatpipe.data.report import Report
-from chatpipe.data.sources import check_sources, data_fingerprints
-from chatpipe.data.split import split_of
+from chatpipe.data.row_files import split_of
+from chatpipe.data.sources import Report, check_sources, data_fingerprints
 from chatpipe.data.worlds import only_world, worlds_read
 from chatpipe.errors import UsageError
 from chatpipe.recipe.schema import DataBlock, Pocketworld, Recipe

@@ -4,7 +4,7 @@ import pytest
 import torch
 from transformers import BertConfig, BertForMaskedLM
 
-from chatpipe.data.masking import IGNORED, Masking, add_mask_token, masked_loss
+from chatpipe.data.text_blocks import IGNORED, Masking, add_mask_token, masked_loss
 from chatpipe.models.tokenizer_training import train_tokenizer
 
 MASK, TOKENS = 2, 1000

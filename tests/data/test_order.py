@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from chatpipe.data.sample_order import SampleOrder
+from chatpipe.data.text_blocks import SampleOrder
 
 
 def test_the_order_looks_random():

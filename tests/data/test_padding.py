@@ -2,7 +2,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from chatpipe.data.padding import equal_tokens, length_sorted, pad_right, similar_runs
+from chatpipe.data.sequences import equal_tokens, length_sorted, pad_right, similar_runs
 
 
 def padded_tokens(lengths, chunk):

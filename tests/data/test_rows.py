@@ -5,8 +5,8 @@ import pyarrow
 import pytest
 from pyarrow import parquet
 
-from chatpipe.data.report import Skipped
 from chatpipe.data.row_files import BrokenRow, Row, file_rows
+from chatpipe.data.sources import Skipped
 from chatpipe.errors import UsageError
 
 

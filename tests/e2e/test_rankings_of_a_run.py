@@ -8,7 +8,7 @@ from unittest import mock
 import pytest
 from own_files import asked, write_rows
 
-from chatpipe.data.locking import file_lock
+from chatpipe.data.durable import file_lock
 from chatpipe.ranking.items import Item, item_id, read_items
 from chatpipe.ranking.session import Session
 from chatpipe.ranking.store import Store

@@ -10,7 +10,7 @@ import pytest
 from own_files import FEW_PROMPTS, LEARN, as_messages, asked, write_rows
 
 from chatpipe.data.messages import prompt_key
-from chatpipe.data.split import split_of
+from chatpipe.data.row_files import split_of
 
 
 def reason(told, beginning):

@@ -17,9 +17,8 @@ from transformers import GPT2ForSequenceClassification
 
 from chatpipe.data.chat_template import add_chat_template, encode_completion
 from chatpipe.data.encoding import Encoder
-from chatpipe.data.masking import Masking, add_mask_token
 from chatpipe.data.rankings import Ranking
-from chatpipe.data.text_blocks import ValidationText
+from chatpipe.data.text_blocks import Masking, ValidationText, add_mask_token
 from chatpipe.evaluation.chat import chat_loss, evaluate_chat
 from chatpipe.evaluation.pair_accuracy import evaluate_ranker
 from chatpipe.evaluation.policy import PolicyEvaluation, evaluate_policy

@@ -6,8 +6,7 @@ import torch
 
 from chatpipe.data.documents import RawText
 from chatpipe.data.encoding import Encoder
-from chatpipe.data.masking import Masking, add_mask_token
-from chatpipe.data.text_blocks import ValidationText
+from chatpipe.data.text_blocks import Masking, ValidationText, add_mask_token
 from chatpipe.data.token_store import build_token_store
 from chatpipe.evaluation import ngram
 from chatpipe.evaluation.ngram import unigram_nats

@@ -17,7 +17,7 @@ from chatpipe.data.chat_template import add_chat_template, encode_conversation
 from chatpipe.data.documents import Piece, RawText
 from chatpipe.data.encoding import Encoder
 from chatpipe.data.packing import PackCollator, training_sequences
-from chatpipe.data.report import Report
+from chatpipe.data.sources import Report
 from chatpipe.data.text_blocks import BlockCollator, TrainingText
 from chatpipe.data.token_store import TokenStore, build_token_store
 from chatpipe.models.tokenizer_training import character_tokenizer, train_tokenizer

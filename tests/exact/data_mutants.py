@@ -7,12 +7,11 @@ from typing import Any
 import numpy as np
 import torch
 
-from chatpipe.data import packing, sample_order, text_blocks
+from chatpipe.data import packing, text_blocks
 from chatpipe.data.documents import RawText
 from chatpipe.data.encoding import Encoder
 from chatpipe.data.packing import PackCollator
-from chatpipe.data.sample_order import SampleOrder
-from chatpipe.data.text_blocks import TrainingText
+from chatpipe.data.text_blocks import SampleOrder, TrainingText
 from chatpipe.data.token_store import TokenStore, _ShardWriter
 
 Function = Callable[..., Any]
@@ -169,7 +168,7 @@ def blocks_more(extra: int):
     def make(true):
         def mutant(self, stores, weights, block_size, seed, samples=None):
             true(self, stores, weights, block_size, seed, samples)
-            self.order = sample_order.SampleOrder([count + extra for count in self.order.blocks], weights, seed)
+            self.order = text_blocks.SampleOrder([count + extra for count in self.order.blocks], weights, seed)
 
         return mutant
 

@@ -17,8 +17,7 @@ from tiny import tokenizer
 from torch import nn
 from transformers import GPT2Config, GPT2ForSequenceClassification, GPT2LMHeadModel
 
-from chatpipe.data.padding import length_sorted
-from chatpipe.data.sequences import flat_index
+from chatpipe.data.sequences import flat_index, length_sorted
 from chatpipe.generation import Completion, generate
 from chatpipe.ppo.config import PPOConfig
 from chatpipe.ppo.maths import ppo_loss

@@ -12,7 +12,7 @@ import torch
 from torch.utils.data import Dataset
 from transformers import PrinterCallback, TrainingArguments, set_seed
 
-from chatpipe.data.masking import Masking
+from chatpipe.data.text_blocks import Masking
 from chatpipe.models.new_model import build_model, model_config
 from chatpipe.models.pretrained import pick_kernels
 from chatpipe.recipe.architectures import Architecture

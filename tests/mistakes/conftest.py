@@ -12,7 +12,7 @@ from safetensors.torch import load_file, save_file
 from transformers import GPT2Config, GPT2ForSequenceClassification, PreTrainedModel, PreTrainedTokenizerBase, set_seed
 
 from chatpipe.data.chat_template import add_chat_template
-from chatpipe.data.masking import add_mask_token
+from chatpipe.data.text_blocks import add_mask_token
 from chatpipe.models.manifest import Manifest, write_manifest
 from chatpipe.models.new_model import new_model
 from chatpipe.models.tokenizer_training import train_tokenizer

@@ -3,7 +3,7 @@
 import pytest
 
 from chatpipe.data.messages import prompt_key
-from chatpipe.data.split import split_of
+from chatpipe.data.row_files import split_of
 from mistakes import Mistake, chat, chats, jsonl, pairs
 
 

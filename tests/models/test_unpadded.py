@@ -6,7 +6,7 @@ import pytest
 import torch
 from transformers import AutoConfig, AutoModel
 
-from chatpipe.data.padding import pad_right
+from chatpipe.data.sequences import pad_right
 from chatpipe.models import unpadded
 
 LENGTHS = (7, 1, 12, 4, 12)

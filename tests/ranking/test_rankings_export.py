@@ -8,7 +8,7 @@ from ranked import item, items, open_store, said, skip, submit
 
 from chatpipe.data.datasets import stream_rows
 from chatpipe.data.rankings import Ranking
-from chatpipe.data.report import Report
+from chatpipe.data.sources import Report
 from chatpipe.ranking.export import pair_rows
 from chatpipe.recipe.schema import DataBlock
 

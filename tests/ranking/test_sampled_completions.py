@@ -7,7 +7,7 @@ import shutil
 import pytest
 from safetensors.torch import load_file, save_file
 
-from chatpipe.data.locking import file_lock
+from chatpipe.data.durable import file_lock
 from chatpipe.models.pretrained import load_tokenizer
 from chatpipe.ranking.completions import Sampling, join_shares, sample_share
 from chatpipe.ranking.raters import model_scorer

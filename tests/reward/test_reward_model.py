@@ -12,7 +12,7 @@ from transformers import (
     XLNetConfig,
 )
 
-from chatpipe.data.padding import pad_right
+from chatpipe.data.sequences import pad_right
 from chatpipe.errors import TrainingError
 from chatpipe.models.model_folder import COUNT_FROM_PADDING, positions_of
 from chatpipe.models.pretrained import prepare_model

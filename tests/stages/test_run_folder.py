@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from chatpipe.data.locking import folder_lock
+from chatpipe.data.durable import folder_lock
 from chatpipe.errors import UsageError
 from chatpipe.models.manifest import MANIFEST
 from chatpipe.recipe import load_recipe

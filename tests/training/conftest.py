@@ -10,7 +10,7 @@ from trl import SFTConfig
 from chatpipe.data.chat_rows import Rows, RowsNote, open_rows, write_rows
 from chatpipe.data.chat_template import add_chat_template
 from chatpipe.data.packing import training_sequences
-from chatpipe.data.report import Report
+from chatpipe.data.sources import Report
 from chatpipe.models.new_model import build_model, model_config
 from chatpipe.models.tokenizer_training import train_tokenizer
 from chatpipe.recipe.architectures import Architecture

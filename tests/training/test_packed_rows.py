@@ -8,8 +8,8 @@ from hypothesis import strategies as st
 from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from chatpipe.data.masking import IGNORED
 from chatpipe.data.packing import PackCollator, best_fit_decreasing, training_sequences
+from chatpipe.data.text_blocks import IGNORED
 from chatpipe.training.sft_trainer import isolates_packed_rows
 from tiny_chats import CONTEXT
 

@@ -8,7 +8,7 @@ from safetensors import safe_open
 from tiny_tokens import CONTEXT, Tokens
 from tiny_trainer import Crash, CrashAt
 
-from chatpipe.data.masking import IGNORED, Masking
+from chatpipe.data.text_blocks import IGNORED, Masking
 from chatpipe.models.properties import evaluation_mode
 from chatpipe.training.resume import RESUME_POINTS, newest_resume_point
 

@@ -8,7 +8,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from chatpipe.checks.gate import Finding
-from chatpipe.data.padding import pad_right
+from chatpipe.data.sequences import pad_right
 from chatpipe.models.manifest import read_manifest
 from chatpipe.models.pretrained import missing_weights
 from chatpipe.reward.reward_model import reads_left_to_right, reward_offset

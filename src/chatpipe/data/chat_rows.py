@@ -27,9 +27,8 @@ from chatpipe import console
 from chatpipe.data.chat_template import encode_conversations
 from chatpipe.data.datasets import Conversation, stream_conversations
 from chatpipe.data.durable import PARTIAL, fault_of, fingerprint, fsync, publish, read_json, write_json
-from chatpipe.data.report import Report
-from chatpipe.data.sources import data_fingerprints
-from chatpipe.data.split import Split
+from chatpipe.data.row_files import Split
+from chatpipe.data.sources import Report, data_fingerprints
 from chatpipe.data.worlds import Worlds, world_settings
 from chatpipe.errors import UsageError
 from chatpipe.recipe.schema import DataBlock

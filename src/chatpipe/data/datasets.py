@@ -17,15 +17,15 @@ from chatpipe.data.chat_template import Message
 from chatpipe.data.formats import CONVERTERS, What, check_use, has_tools, recognise, usable
 from chatpipe.data.messages import prompt_key
 from chatpipe.data.rankings import Ranking
-from chatpipe.data.report import Report, SourceReport
-from chatpipe.data.row_files import BadRow, Row
+from chatpipe.data.row_files import BadRow, Row, Split, split_of, times_read
 from chatpipe.data.sources import (
+    Report,
+    SourceReport,
     check_sources,
     is_hub,
     one_file_each,
     source_rows,
 )
-from chatpipe.data.split import Split, split_of, times_read
 from chatpipe.data.worlds import Worlds, is_world, world_named, worlds_read
 from chatpipe.errors import UsageError
 from chatpipe.recipe.schema import DataBlock

@@ -12,10 +12,8 @@ from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
 
-from chatpipe.data.report import Skipped
-from chatpipe.data.row_files import BadRow, BrokenRow, Row, kind_of
-from chatpipe.data.sources import is_hub, one_file_each, source_files, source_rows
-from chatpipe.data.split import VALIDATION_SHARE, Split, split_of, split_of_digest
+from chatpipe.data.row_files import VALIDATION_SHARE, BadRow, BrokenRow, Row, Split, kind_of, split_of, split_of_digest
+from chatpipe.data.sources import Skipped, is_hub, one_file_each, source_files, source_rows
 from chatpipe.data.text_files import characters_between, in_pieces, line_start, numbered_lines, survey, text_chunks
 from chatpipe.data.worlds import Worlds, is_world, world_named
 from chatpipe.recipe.schema import DataBlock

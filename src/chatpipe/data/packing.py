@@ -16,9 +16,8 @@ from datasets import Dataset
 from torch import Tensor
 
 from chatpipe.data.chat_rows import Rows
-from chatpipe.data.masking import IGNORED
-from chatpipe.data.padding import pad_right
-from chatpipe.data.text_blocks import TrainingText
+from chatpipe.data.sequences import pad_right
+from chatpipe.data.text_blocks import IGNORED, TrainingText
 
 
 def best_fit_decreasing(lengths: np.ndarray, max_length: int) -> list[list[int]]:

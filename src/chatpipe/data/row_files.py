@@ -1,14 +1,15 @@
-"""Data files as streams of rows with their places, so memory does not grow with a file.
+"""The rows of data files as streams with their places, and what the text of a row decides: its split.
 
-Only a `.json` file, one list of rows, is read whole.
+Memory does not grow with a file: only a `.json` file, one list of rows, is read whole.
 """
 
 import csv
+import hashlib
 import json
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from chatpipe.data.text_files import numbered_lines, open_bytes, text_chunks
 from chatpipe.errors import UsageError
@@ -136,3 +137,33 @@ READERS: dict[str, Callable[[Path], Iterator[Row | BrokenRow]]] = {
     ".parquet": _parquet_rows,
 }
 """The reader of each kind of file; txt files have no rows."""
+
+
+# ---- what the text of a row decides ----
+
+Split = Literal["train", "validation"]
+
+VALIDATION_SHARE = 0.1
+"""The SHA-256 of a text decides whether it is for validation, so a text is in the same split in every stage, on every
+machine, and after rows are added."""
+
+
+def split_of(text: str) -> Split:
+    """The split of the item with this text."""
+    return split_of_digest(hashlib.sha256(text.encode()).digest())
+
+
+def split_of_digest(sha256: bytes) -> Split:
+    """The split of a text whose SHA-256 is known."""
+    return "validation" if int.from_bytes(sha256[:4], "big") < VALIDATION_SHARE * 2**32 else "train"
+
+
+def times_read(text: str, weight: float) -> int:
+    """How often an epoch reads the item with this text: `weight` times on average over all texts.
+
+    The choice depends on the text and not on the order of the rows. It uses other bits of the hash than `split_of`,
+    because the bits that choose the split are not random among the texts of one split.
+    """
+    whole = int(weight)
+    chance = int.from_bytes(hashlib.sha256(text.encode()).digest()[4:8], "big") / 2**32
+    return whole + (chance < weight - whole)

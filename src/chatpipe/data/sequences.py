@@ -1,4 +1,4 @@
-"""Prompts and their completions as ragged rows, and the padded micro-batches that a model reads.
+"""Prompts and their completions as ragged rows, and the padded micro-batches of rows that a model reads.
 
 Rows are ragged: the tokens of all sequences lie in one flat array, one sequence after another. Padding exists in a
 `MicroBatch` alone, so no pad id can be mistaken for EOS, there is no left or right, and no padded cell enters a sum.
@@ -7,14 +7,17 @@ Below, n is the number of sequences and N the number of completion tokens of all
 policy wrote, its EOS included where it wrote one.
 """
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 
-from chatpipe.data.padding import pad_right
+MAX_PADDING = 0.05
+"""The most padding in a micro-batch. With a tenth, a small model on a CPU would be 6 % faster."""
 
 PADDING_ID = 0
 """Fills padded cells. No result depends on it."""
@@ -85,6 +88,9 @@ def last_index(lengths: Tensor) -> Tensor:
     return lengths.cumsum(0) - 1
 
 
+# ---- micro-batches ----
+
+
 class MicroBatch(NamedTuple):
     """The inputs of one forward pass: b sequences, padded on the right to t tokens, with N completion tokens.
 
@@ -120,3 +126,58 @@ def upload(tensors: Sequence[Tensor], device: torch.device) -> list[Tensor]:
     flat = torch.cat([tensor.flatten() for tensor in tensors]).pin_memory().to(device, non_blocking=True)
     parts = flat.split([tensor.numel() for tensor in tensors])
     return [part.view(tensor.shape) for part, tensor in zip(parts, tensors, strict=True)]
+
+
+# ---- which rows go together, and padding them ----
+
+
+def length_sorted(lengths: Tensor, size: int) -> tuple[Tensor, ...]:
+    """Split rows of `lengths` [n] into micro-batches of rows of similar length: tuple of row numbers, int64.
+
+    A micro-batch is padded to its longest row. It has at most as many tokens, padding included, as `size` of the
+    longest rows, and at most `MAX_PADDING` of them is padding. The longest rows come first, so running
+    out of memory happens at once.
+    """
+    order = lengths.argsort(descending=True, stable=True)
+    descending = lengths[order].tolist()
+    return order.split(similar_runs(descending, MAX_PADDING, size * max(descending, default=0)))
+
+
+def similar_runs(lengths: Sequence[int], max_padding: float, max_tokens: float = math.inf) -> list[int]:
+    """Sizes of runs of neighbouring rows of `lengths` that go together; they sum to the number of rows.
+
+    A run padded to its longest row has at most the share `max_padding` of padding, and at most `max_tokens` tokens with
+    padding (or one row).
+    """
+    sizes: list[int] = []
+    longest = rows = tokens = 0
+    for length in lengths:
+        padded = max(longest, length) * (rows + 1)
+        if rows and (padded > max_tokens or padded - tokens - length > max_padding * padded):
+            sizes.append(rows)
+            longest = rows = tokens = 0
+        longest = max(longest, length)
+        rows, tokens = rows + 1, tokens + length
+    return [*sizes, rows] if rows else []
+
+
+def equal_tokens(lengths: Tensor, max_tokens: int) -> tuple[Tensor, ...]:
+    """Split rows of `lengths` [n] into micro-batches of similar length and equally many tokens: row numbers, int64.
+
+    For models that read rows without padding. A batch has about `max_tokens` tokens, at most one row more; batches
+    differ little in their tokens. The longest rows come first.
+    """
+    order = lengths.argsort(descending=True, stable=True)
+    descending = lengths[order]
+    total = int(descending.sum())
+    parts = -(-total // max_tokens)
+    middles = descending.cumsum(0) - descending / 2
+    sizes = (middles * parts / total).long().bincount(minlength=parts)
+    return order.split(sizes[sizes > 0].tolist())
+
+
+def pad_right(rows: Sequence[Sequence[int] | Tensor], fill: int) -> tuple[Tensor, Tensor]:
+    """`rows` as one tensor [n, longest] padded on the right with `fill`, and its mask, 1 on tokens: both int64."""
+    padded = pad_sequence([torch.as_tensor(row) for row in rows], batch_first=True, padding_value=fill)
+    lengths = torch.tensor([len(row) for row in rows])
+    return padded, (torch.arange(padded.shape[1]) < lengths[:, None]).long()

@@ -11,7 +11,7 @@ registry and knows no world by its name.
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, Protocol
 
-from chatpipe.data.split import Split
+from chatpipe.data.row_files import Split
 from chatpipe.pocketworld import PocketworldSource
 from chatpipe.recipe.schema import POCKETWORLD, DataBlock
 from chatpipe.recipe.section import Section

@@ -11,7 +11,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from chatpipe import console
 from chatpipe.data.datasets import Conversation
-from chatpipe.data.padding import length_sorted, pad_right
+from chatpipe.data.sequences import PADDING_ID, length_sorted, pad_right
 from chatpipe.data.worlds import Oracle
 from chatpipe.errors import UsageError
 from chatpipe.evaluation.answers import Answers, answer_prompts, evaluate_answers
@@ -26,8 +26,6 @@ EncodedConversation = tuple[list[int], list[int]]
 """Token ids of a conversation, and a mask of the same length: 1 on the assistant's tokens."""
 
 SAMPLE_TOKENS, SAMPLE_TEMPERATURE = 32, 0.8
-PADDING_ID = 0
-"""Any token would do: the attention mask hides it."""
 
 
 @dataclass(frozen=True)

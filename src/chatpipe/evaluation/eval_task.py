@@ -10,9 +10,8 @@ from transformers import PreTrainedModel
 
 from chatpipe.data.datasets import stream_rows
 from chatpipe.data.formats import recognise
-from chatpipe.data.report import Report
 from chatpipe.data.row_files import Row, kind_of
-from chatpipe.data.sources import is_hub, one_file_each, source_rows
+from chatpipe.data.sources import Report, is_hub, one_file_each, source_rows
 from chatpipe.data.worlds import WORLDS, is_world
 from chatpipe.errors import UsageError
 from chatpipe.models.manifest import read_manifest

@@ -18,10 +18,8 @@ from chatpipe.data.chat_template import add_chat_template
 from chatpipe.data.datasets import Conversation, load_prompts
 from chatpipe.data.documents import RawText
 from chatpipe.data.encoding import Encoder
-from chatpipe.data.masking import Masking
-from chatpipe.data.report import Report, SourceReport
-from chatpipe.data.sources import check_sources
-from chatpipe.data.text_blocks import ValidationText
+from chatpipe.data.sources import Report, SourceReport, check_sources
+from chatpipe.data.text_blocks import Masking, ValidationText
 from chatpipe.data.text_sources import sample_texts, whole_documents
 from chatpipe.data.worlds import is_world, only_world, world_named
 from chatpipe.errors import UsageError

@@ -10,8 +10,7 @@ import torch.nn.functional as F
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from chatpipe import console
-from chatpipe.data.masking import IGNORED, Masking
-from chatpipe.data.text_blocks import ValidationText, isolating
+from chatpipe.data.text_blocks import IGNORED, Masking, ValidationText, isolating
 from chatpipe.generation import SamplingParams, generate
 from chatpipe.models.properties import evaluation_mode, longest_sequence
 from chatpipe.models.tokenizer_training import tokens_without_text

@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from torch.nn.functional import pad, scaled_dot_product_attention
 from transformers import AttentionInterface, PreTrainedConfig
 
-from chatpipe.data.padding import pad_right, similar_runs
+from chatpipe.data.sequences import pad_right, similar_runs
 from chatpipe.models.properties import layer_types
 
 IMPLEMENTATION = "chatpipe_unpadded"

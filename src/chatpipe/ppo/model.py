@@ -8,8 +8,7 @@ import torch
 from torch import Tensor, nn
 from transformers import AutoModelForSequenceClassification, PreTrainedModel
 
-from chatpipe.data.padding import equal_tokens, length_sorted
-from chatpipe.data.sequences import MicroBatch, Sequences, pad
+from chatpipe.data.sequences import MicroBatch, Sequences, equal_tokens, length_sorted, pad
 from chatpipe.errors import UsageError
 from chatpipe.models.logprobs import check_output_head, completion_logprobs, completion_states, logprobs_and_entropy
 from chatpipe.models.pretrained import fuse_gelu

@@ -17,8 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from chatpipe import console
 from chatpipe.data.datasets import Conversation
-from chatpipe.data.durable import PARTIAL, fingerprint, fsync, replace_text
-from chatpipe.data.locking import file_lock
+from chatpipe.data.durable import PARTIAL, file_lock, fingerprint, fsync, replace_text
 from chatpipe.data.messages import prompt_key
 from chatpipe.errors import UsageError
 from chatpipe.models.manifest import checkpoint_id

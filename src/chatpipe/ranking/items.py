@@ -14,9 +14,8 @@ from chatpipe.data.chat_template import Message
 from chatpipe.data.formats import usable
 from chatpipe.data.messages import as_prompt
 from chatpipe.data.rankings import responses_of, round_of
-from chatpipe.data.report import Report, SourceReport
 from chatpipe.data.row_files import BadRow, Row
-from chatpipe.data.sources import source_rows
+from chatpipe.data.sources import Report, SourceReport, source_rows
 from chatpipe.errors import UsageError
 from chatpipe.recipe.schema import DataBlock
 

@@ -7,9 +7,8 @@ from pydantic import TypeAdapter
 
 from chatpipe.data.datasets import Conversation, stream_rows
 from chatpipe.data.messages import prompt_key
-from chatpipe.data.report import Report
 from chatpipe.data.row_files import Row
-from chatpipe.data.sources import source_rows
+from chatpipe.data.sources import Report, source_rows
 from chatpipe.data.worlds import WORLDS, Worlds, is_world
 from chatpipe.errors import UsageError
 from chatpipe.models.manifest import read_manifest

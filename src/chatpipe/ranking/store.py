@@ -20,7 +20,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
-from chatpipe.data.locking import file_lock
+from chatpipe.data.durable import file_lock
 from chatpipe.errors import UsageError
 from chatpipe.ranking.assignment import Status, Task, queue_of
 from chatpipe.ranking.database import (

@@ -8,9 +8,8 @@ from typing import TypeVar
 from transformers import PreTrainedTokenizerBase
 
 from chatpipe.data.datasets import Conversation, stream_conversations
-from chatpipe.data.report import Report
 from chatpipe.data.row_files import BadRow
-from chatpipe.data.sources import is_hub
+from chatpipe.data.sources import Report, is_hub
 from chatpipe.data.worlds import Worlds
 from chatpipe.recipe.schema import DataBlock
 from chatpipe.reward.ranking_batches import EncodedRanking, encode_answers

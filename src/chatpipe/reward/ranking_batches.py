@@ -12,9 +12,9 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from chatpipe.data.chat_template import Message, encode_completion
-from chatpipe.data.padding import pad_right
 from chatpipe.data.rankings import Ranking, group_by_answers
 from chatpipe.data.row_files import BadRow
+from chatpipe.data.sequences import pad_right
 
 TOO_LONG = "an answer is longer than max_length"
 ALL_TIED = "all responses are tied"

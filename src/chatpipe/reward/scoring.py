@@ -16,14 +16,11 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from chatpipe.data.padding import equal_tokens, length_sorted, pad_right
+from chatpipe.data.sequences import PADDING_ID, equal_tokens, length_sorted, pad_right
 from chatpipe.errors import TrainingError
 from chatpipe.models.properties import body_of, evaluation_mode
 from chatpipe.models.unpadded import Rows, hidden_states_at, reads_unpadded
 from chatpipe.reward.reward_model import head_scores, reads_left_to_right, reward_offset, score_head
-
-PADDING_ID = 0
-"""Any token would do: the attention mask hides it."""
 
 TOKENS_AT_ONCE = {"cpu": 2**12, "cuda": 2**16}
 """Tokens in one forward pass without gradients. On a CPU more take more memory and hardly less time."""

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from chatpipe.data.locking import folder_lock
+from chatpipe.data.durable import folder_lock
 from chatpipe.errors import UsageError
 from chatpipe.models.manifest import Manifest, read_manifest, write_manifest
 from chatpipe.recipe.schema import Recipe

@@ -18,10 +18,8 @@ from chatpipe.data.datasets import Conversation, stream_rows
 from chatpipe.data.documents import Piece, RawText
 from chatpipe.data.encoding import Encoder
 from chatpipe.data.rankings import Ranking
-from chatpipe.data.report import Report, SourceReport
-from chatpipe.data.row_files import BadRow
-from chatpipe.data.sources import check_sources
-from chatpipe.data.split import Split
+from chatpipe.data.row_files import BadRow, Split
+from chatpipe.data.sources import Report, SourceReport, check_sources
 from chatpipe.data.worlds import is_world, worlds_read
 from chatpipe.errors import UsageError
 from chatpipe.recipe.schema import DataBlock

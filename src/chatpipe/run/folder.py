@@ -13,8 +13,7 @@ from pathlib import Path
 
 import yaml
 
-from chatpipe.data.durable import PARTIAL, replace_text, retire
-from chatpipe.data.locking import file_lock
+from chatpipe.data.durable import PARTIAL, file_lock, replace_text, retire
 from chatpipe.data.sources import named_files
 from chatpipe.errors import UsageError
 from chatpipe.models.manifest import MANIFEST

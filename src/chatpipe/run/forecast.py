@@ -24,7 +24,7 @@ from transformers import (
 )
 
 from chatpipe import console
-from chatpipe.data.masking import Masking
+from chatpipe.data.text_blocks import Masking
 from chatpipe.evaluation.text import rows_at_once
 from chatpipe.generation import SamplingParams, generate
 from chatpipe.models.model_folder import expected_vocabulary, looks_like_path

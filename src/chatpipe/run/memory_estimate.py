@@ -19,7 +19,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_iter
 from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForMaskedLM, PretrainedConfig, PreTrainedModel
 
-from chatpipe.data.masking import masked_loss
+from chatpipe.data.text_blocks import masked_loss
 from chatpipe.errors import UsageError
 from chatpipe.models.new_model import model_config
 from chatpipe.models.pretrained import pick_kernels, training_device

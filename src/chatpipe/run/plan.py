@@ -7,8 +7,8 @@ from typing import Any
 
 from chatpipe.data.datasets import load_prompts, load_rankings, stream_conversations
 from chatpipe.data.rankings import group_by_answers
-from chatpipe.data.report import Report
-from chatpipe.data.split import VALIDATION_SHARE
+from chatpipe.data.row_files import VALIDATION_SHARE
+from chatpipe.data.sources import Report
 from chatpipe.models.model_folder import expected_vocabulary, parameters_in
 from chatpipe.recipe.architectures import flops_per_token
 from chatpipe.run.chain import How, is_launched, launch_command

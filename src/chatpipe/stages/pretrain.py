@@ -10,8 +10,7 @@ from chatpipe.checks.by_stage import pretrain_checks, token_checks
 from chatpipe.checks.gate import Checks, enforce
 from chatpipe.data.documents import RawText
 from chatpipe.data.encoding import Encoder
-from chatpipe.data.masking import Masking, add_mask_token
-from chatpipe.data.text_blocks import BlockCollator, TrainingText, ValidationText
+from chatpipe.data.text_blocks import BlockCollator, Masking, TrainingText, ValidationText, add_mask_token
 from chatpipe.data.text_sources import check_train_split, sample_texts, validation_documents
 from chatpipe.evaluation.answers import complete_example
 from chatpipe.evaluation.budget import Stopwatch, text_blocks

@@ -7,7 +7,7 @@ from transformers import PreTrainedTokenizerBase
 
 from chatpipe.checks.data_checks import prompts_with_room
 from chatpipe.data.datasets import Conversation, load_prompts, stream_conversations
-from chatpipe.data.report import Report
+from chatpipe.data.sources import Report
 from chatpipe.data.worlds import Oracle, only_world, world_named
 from chatpipe.errors import UsageError
 from chatpipe.recipe.schema import DataBlock

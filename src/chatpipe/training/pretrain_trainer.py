@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.utils.data import Sampler, SequentialSampler
 from transformers import PreTrainedModel, Trainer, TrainingArguments
 
-from chatpipe.data.masking import IGNORED, Masking, masked_loss
+from chatpipe.data.text_blocks import IGNORED, Masking, masked_loss
 from chatpipe.errors import UsageError
 from chatpipe.training.evaluations import Measure, Measured
 from chatpipe.training.run_trainer import SkipNonFinite
