@@ -6,10 +6,9 @@ import torch
 from chatpipe.evaluation.answers import Answer, answer_metrics, answer_prompts, oracle_metrics, rate_answers
 from chatpipe.evaluation.intervals import wilson_interval
 from chatpipe.generation import SamplingParams
-from chatpipe.pocketworld.conversations import prompts as draw_prompts
 from chatpipe.pocketworld.oracle import Oracle
-from chatpipe.pocketworld.questions import understand
-from chatpipe.pocketworld.right_answers import good_answer
+from chatpipe.pocketworld.questions import good_answer, understand
+from chatpipe.pocketworld.texts import prompts as draw_prompts
 from chatpipe.pocketworld.world import World
 
 PROMPTS = [

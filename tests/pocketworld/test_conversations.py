@@ -4,10 +4,9 @@ from collections import Counter
 
 import pytest
 
-from chatpipe.pocketworld.conversations import conversations, kinds_of, open_conversation, prompts
 from chatpipe.pocketworld.oracle import Oracle, chance_of_guessing
-from chatpipe.pocketworld.questions import KIND_SHARES, understand
-from chatpipe.pocketworld.right_answers import STYLE_SHARES, answer, answer_in_style, fragments
+from chatpipe.pocketworld.questions import KIND_SHARES, STYLE_SHARES, answer, answer_in_style, fragments, understand
+from chatpipe.pocketworld.texts import conversations, kinds_of, open_conversation, prompts
 from chatpipe.pocketworld.wording import NUMBERS
 from chatpipe.pocketworld.world import VALUES, World
 
@@ -157,7 +156,7 @@ def test_chance_is_what_the_best_guesser_gets(world):
 
 
 def test_the_same_seed_makes_the_same_conversations_whatever_the_hash_seed(run_with_hash_seed):
-    program = "from chatpipe.pocketworld.conversations import *; w = World.build(0, 20); "
+    program = "from chatpipe.pocketworld.texts import *; w = World.build(0, 20); "
     program += "print(conversations(w, 50, 1), prompts(w, 'test', 30, 1))"
     assert run_with_hash_seed(program, 1) == run_with_hash_seed(program, 2)
 

@@ -4,7 +4,7 @@ import pytest
 
 from chatpipe.pocketworld import wording
 from chatpipe.pocketworld.questions import LARGEST_SUMMAND
-from chatpipe.pocketworld.running_text import documents
+from chatpipe.pocketworld.texts import documents
 from chatpipe.pocketworld.wording import NUMBERS
 from chatpipe.pocketworld.world import ATTRIBUTES, World
 
@@ -87,6 +87,6 @@ def test_everybody_and_every_animal_is_named_where_a_question_would_name_them(wo
 
 
 def test_the_same_seed_writes_the_same_text_whatever_the_hash_seed(world, run_with_hash_seed):
-    program = "from chatpipe.pocketworld.running_text import *; print(documents(World.build(0, 20), 50, 1))"
+    program = "from chatpipe.pocketworld.texts import *; print(documents(World.build(0, 20), 50, 1))"
     assert run_with_hash_seed(program, 1) == run_with_hash_seed(program, 2)
     assert documents(world, 50, seed=1) != documents(world, 50, seed=2)

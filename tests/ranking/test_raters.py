@@ -11,8 +11,7 @@ from chatpipe.data.chat_template import add_chat_template
 from chatpipe.data.worlds import world_named
 from chatpipe.errors import UsageError
 from chatpipe.models.tokenizer_training import train_tokenizer
-from chatpipe.pocketworld.questions import understand
-from chatpipe.pocketworld.right_answers import statements
+from chatpipe.pocketworld.questions import statements, understand
 from chatpipe.ranking.history import History
 from chatpipe.ranking.items import Item, item_id
 from chatpipe.ranking.raters import TOO_LONG, check_rater, load_rater, rank_with_program

@@ -12,9 +12,17 @@ from dataclasses import dataclass
 from functools import lru_cache
 
 from chatpipe.pocketworld import wording
-from chatpipe.pocketworld.conversations import open_conversation
-from chatpipe.pocketworld.questions import KIND_SHARES, Kind, Message, Question, understand
-from chatpipe.pocketworld.right_answers import curt_replies, fragments, statements
+from chatpipe.pocketworld.questions import (
+    KIND_SHARES,
+    Kind,
+    Message,
+    Question,
+    curt_replies,
+    fragments,
+    statements,
+    understand,
+)
+from chatpipe.pocketworld.texts import open_conversation
 from chatpipe.pocketworld.world import VALUES, World
 
 RIGHT = 1.5

@@ -2,10 +2,9 @@
 
 from typing import Literal
 
-from chatpipe.pocketworld.conversations import conversations, prompts
 from chatpipe.pocketworld.oracle import Oracle
 from chatpipe.pocketworld.questions import Message
-from chatpipe.pocketworld.running_text import documents
+from chatpipe.pocketworld.texts import conversations, documents, prompts
 from chatpipe.pocketworld.world import Split, World
 
 MAX_PROMPTS = 2000

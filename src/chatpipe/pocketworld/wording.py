@@ -52,7 +52,7 @@ STATEMENTS: dict[str, tuple[str, ...]] = {
         "A {coat} coat hangs behind {p} door.",
     ),
 }
-"""Statements of a fact. No text begins with a name or a value: see `openings`."""
+"""Statements of a fact. No text begins with a name or a value: see `first_statements`."""
 LEAD_INS = (
     "Do you know {n}?",
     "A visitor asks about {n}.",
