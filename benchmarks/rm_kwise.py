@@ -129,8 +129,8 @@ def train(peer: str, k: int, steps: int, seed: int, plain: bool) -> Result:
     from chatpipe.models.pretrained import pick_kernels
     from chatpipe.models.tokenizer_training import train_tokenizer
     from chatpipe.recipe.architectures import Architecture
-    from chatpipe.reward.ranking_batches import encode_rankings
     from chatpipe.reward.reward_model import new_reward_model
+    from chatpipe.reward.training_data import encode_rankings
     from chatpipe.training.machine import quiet_libraries
 
     class Clock(TrainerCallback):

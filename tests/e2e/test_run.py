@@ -13,7 +13,7 @@ from chatpipe.data.chat_template import encode_conversation
 from chatpipe.data.datasets import load_conversations
 from chatpipe.models.manifest import checkpoint_id
 from chatpipe.recipe import load_recipe
-from chatpipe.reward.demonstrations import drawn
+from chatpipe.reward.training_data import drawn
 
 STAGES = ("pretrain", "sft", "sample", "rank", "rm", "ppo")
 TRAINED = ("pretrain", "sft", "rm", "ppo")

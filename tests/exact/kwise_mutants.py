@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch.nn.functional import logsigmoid
 
-from chatpipe.reward import ranking_batches, ranking_loss, reward_trainer, scoring
+from chatpipe.reward import reward_model, reward_trainer, training_data
 
 
 @dataclass(frozen=True)
@@ -70,7 +70,7 @@ def filling_is_compared(_):
     """Where a prompt has fewer answers than another, its filling counts as answers."""
 
     def mutant(ranks, sizes):
-        index, _ = ranking_loss._grid(sizes)
+        index, _ = reward_trainer._grid(sizes)
         rank = ranks[index]
         return rank[:, :, None] < rank[:, None, :]
 
@@ -85,8 +85,8 @@ def loss_with(pair_loss=lambda ahead: -logsigmoid(ahead), count=lambda pairs: pa
 
     def make(_):
         def mutant(scores, ranks, sizes, margins=None):
-            pairs = ranking_loss.comparable_pairs(ranks, sizes)
-            ahead = ranking_loss.pair_margins(scores, sizes)
+            pairs = reward_trainer.comparable_pairs(ranks, sizes)
+            ahead = reward_trainer.pair_margins(scores, sizes)
             if margins is not None:
                 ahead = ahead + margin_sign * margins[:, None, None]
             return torch.where(pairs, pair_loss(ahead), 0.0).sum((1, 2)) / count(pairs).clamp(min=1)
@@ -124,7 +124,7 @@ def first_annotator_alone(true):
 
     class Mutant(true):
         def __call__(self, rankings):
-            return super().__call__([ranking_batches.EncodedRanking(r.sequences, r.judgements[:1]) for r in rankings])
+            return super().__call__([training_data.EncodedRanking(r.sequences, r.judgements[:1]) for r in rankings])
 
     return Mutant
 
@@ -171,7 +171,7 @@ def mean_of_means(true):
 
     class Mutant(true):
         def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
-            has_pair = ranking_loss.comparable_pairs(inputs["ranks"], inputs["sizes"]).any((1, 2))
+            has_pair = reward_trainer.comparable_pairs(inputs["ranks"], inputs["sizes"]).any((1, 2))
             own = inputs["weights"][has_pair].sum() * self.args.gradient_accumulation_steps
             return super().compute_loss(model, inputs, return_outputs, own)
 
@@ -179,25 +179,25 @@ def mean_of_means(true):
 
 
 MUTANTS = [
-    Mutant("sign flipped", ranking_loss.pair_margins, sign_flipped, "loss"),
-    Mutant("ties are wins", ranking_loss.comparable_pairs, ties_are_wins, "loss"),
-    Mutant("ranks reversed", ranking_loss.comparable_pairs, ranks_reversed, "loss"),
-    Mutant("neighbours alone", ranking_loss.comparable_pairs, neighbours_alone, "loss"),
-    Mutant("the best against the rest", ranking_loss.comparable_pairs, best_against_the_rest, "loss"),
-    Mutant("filling is compared", ranking_loss.comparable_pairs, filling_is_compared, "loss"),
-    Mutant("sum over pairs", ranking_loss.ranking_loss, loss_with(count=lambda p: p.any((1, 2)).long()), "loss"),
-    Mutant("mean over the batch's pairs", ranking_loss.ranking_loss, loss_with(count=mean_over_the_batch), "loss"),
-    Mutant("mean over answers", ranking_loss.ranking_loss, loss_with(count=per_answer), "loss"),
-    Mutant("sigmoid for its logarithm", ranking_loss.ranking_loss, loss_with(lambda a: -a.sigmoid()), "loss"),
-    Mutant("hinge", ranking_loss.ranking_loss, loss_with(lambda a: (1 - a).clamp(min=0)), "loss"),
-    Mutant("margin dropped", ranking_loss.ranking_loss, loss_with(margin_sign=0), "margins"),
-    Mutant("margin added", ranking_loss.ranking_loss, loss_with(margin_sign=1), "margins"),
-    Mutant("weights ignored", ranking_batches.RankingCollator, weights_ignored, "step"),
-    Mutant("first annotator alone", ranking_batches.RankingCollator, first_annotator_alone, "step"),
-    Mutant("padding scored", scoring.batch_scores, padding_scored, "step"),
-    Mutant("score of the token before the last", scoring.batch_scores, token_before_the_last, "step"),
-    Mutant("scores in the order of reading", scoring.batch_scores, left_longest_first, "step"),
-    Mutant("head in bfloat16", scoring.head_scores, head_in_bfloat16, "step"),
+    Mutant("sign flipped", reward_trainer.pair_margins, sign_flipped, "loss"),
+    Mutant("ties are wins", reward_trainer.comparable_pairs, ties_are_wins, "loss"),
+    Mutant("ranks reversed", reward_trainer.comparable_pairs, ranks_reversed, "loss"),
+    Mutant("neighbours alone", reward_trainer.comparable_pairs, neighbours_alone, "loss"),
+    Mutant("the best against the rest", reward_trainer.comparable_pairs, best_against_the_rest, "loss"),
+    Mutant("filling is compared", reward_trainer.comparable_pairs, filling_is_compared, "loss"),
+    Mutant("sum over pairs", reward_trainer.ranking_loss, loss_with(count=lambda p: p.any((1, 2)).long()), "loss"),
+    Mutant("mean over the batch's pairs", reward_trainer.ranking_loss, loss_with(count=mean_over_the_batch), "loss"),
+    Mutant("mean over answers", reward_trainer.ranking_loss, loss_with(count=per_answer), "loss"),
+    Mutant("sigmoid for its logarithm", reward_trainer.ranking_loss, loss_with(lambda a: -a.sigmoid()), "loss"),
+    Mutant("hinge", reward_trainer.ranking_loss, loss_with(lambda a: (1 - a).clamp(min=0)), "loss"),
+    Mutant("margin dropped", reward_trainer.ranking_loss, loss_with(margin_sign=0), "margins"),
+    Mutant("margin added", reward_trainer.ranking_loss, loss_with(margin_sign=1), "margins"),
+    Mutant("weights ignored", training_data.RankingCollator, weights_ignored, "step"),
+    Mutant("first annotator alone", training_data.RankingCollator, first_annotator_alone, "step"),
+    Mutant("padding scored", reward_model.batch_scores, padding_scored, "step"),
+    Mutant("score of the token before the last", reward_model.batch_scores, token_before_the_last, "step"),
+    Mutant("scores in the order of reading", reward_model.batch_scores, left_longest_first, "step"),
+    Mutant("head in bfloat16", reward_model.head_scores, head_in_bfloat16, "step"),
     Mutant("rankings that are all ties count", reward_trainer.RewardTrainer, all_tied_count, "step"),
     Mutant("mean of the micro-batches' means", reward_trainer.RewardTrainer, mean_of_means, "step"),
 ]

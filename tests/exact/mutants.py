@@ -12,7 +12,7 @@ import torch
 from chatpipe.data import sequences
 from chatpipe.models import logprobs, unpadded
 from chatpipe.ppo import maths, model, rollout
-from chatpipe.reward import rewards, scoring
+from chatpipe.reward import reward_model, rewards
 
 Function = Callable[..., Any]
 
@@ -271,7 +271,7 @@ MUTANTS = [
     Mutant("value clipped around the return", maths.value_loss, value_clip_around_the_return, "T4 clip tables"),
     Mutant("value off by one", model.completion_values, one_column_further, "T1 trainer"),
     Mutant("sampled at .7, scored at 1", logprobs.token_logprobs, temperature_1, "T7 sampler"),
-    Mutant("score of the token before the last", scoring.batch_scores, one_token_before_the_last, "T1 trainer"),
+    Mutant("score of the token before the last", reward_model.batch_scores, one_token_before_the_last, "T1 trainer"),
     Mutant("padding multiplied by 0", unpadded.hidden_states_at, multiplied_by_the_mask, "T5 poison"),
     Mutant("results in the order of reading", rollout.put_back, left_in_reading_order, "T1 trainer"),
     Mutant("left padding without position ids", sequences.pad, padding_attended, "T6 loop"),

@@ -14,8 +14,8 @@ import torch
 from kwise_mutants import MUTANTS
 from transformers import GPT2Config, GPT2ForSequenceClassification, TrainingArguments
 
-from chatpipe.reward import ranking_loss, reward_trainer
-from chatpipe.reward.ranking_batches import EncodedRanking, Judgement
+from chatpipe.reward import reward_trainer
+from chatpipe.reward.training_data import EncodedRanking, Judgement
 from mutation import replaced
 
 RATE = 0.5
@@ -44,7 +44,7 @@ def check_loss(folder, margins=None):
     """All pairs of prompts with different K, ties, and one that is all ties."""
     scores = 2 * torch.randn(sum(SIZES), dtype=torch.float64, generator=torch.Generator().manual_seed(0))
     given = None if margins is None else torch.tensor(margins, dtype=torch.float64)
-    found = ranking_loss.ranking_loss(scores, torch.tensor(RANKS), torch.tensor(SIZES), given)
+    found = reward_trainer.ranking_loss(scores, torch.tensor(RANKS), torch.tensor(SIZES), given)
     expected = losses_by_definition(scores.tolist(), margins or [0.0] * len(SIZES))
     assert torch.allclose(found, torch.tensor(expected, dtype=torch.float64), rtol=0, atol=1e-12)
 

@@ -13,8 +13,8 @@ from transformers import (
 
 from chatpipe.errors import UsageError
 from chatpipe.models.properties import longest_sequence
+from chatpipe.reward.reward_model import score_sequences
 from chatpipe.reward.rewards import Rewards
-from chatpipe.reward.scoring import score_sequences
 from chatpipe.stages.ppo import Prepared
 
 LONGEST = 16

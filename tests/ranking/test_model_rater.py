@@ -7,9 +7,8 @@ from transformers import ModernBertConfig, ModernBertForMaskedLM, RobertaConfig,
 from chatpipe.data.chat_template import add_chat_template
 from chatpipe.models.tokenizer_training import train_tokenizer
 from chatpipe.ranking.raters import model_scorer
-from chatpipe.reward.ranking_batches import encode_answers
-from chatpipe.reward.reward_model import new_reward_model
-from chatpipe.reward.scoring import score_sequences
+from chatpipe.reward.reward_model import new_reward_model, score_sequences
+from chatpipe.reward.training_data import encode_answers
 
 LONGEST = 32
 SIZES = {"vocab_size": 280, "hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 2, "pad_token_id": 0}

@@ -165,7 +165,7 @@ def test_pairs_are_read_by_our_own_reader_and_by_datasets(chatpipe, work, store)
 def test_pairs_of_a_prompt_weigh_as_much_in_training_whoever_ranked_it(chatpipe, work):
     from chatpipe.data.chat_template import add_chat_template
     from chatpipe.models.tokenizer_training import train_tokenizer
-    from chatpipe.reward.ranking_batches import encode_rankings
+    from chatpipe.reward.training_data import encode_rankings
 
     agreed, contested, alone = of = items(3, k=3)
     with open_store(work / "r.db", of) as store:

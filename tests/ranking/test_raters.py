@@ -16,8 +16,8 @@ from chatpipe.ranking.history import History
 from chatpipe.ranking.items import Item, item_id
 from chatpipe.ranking.raters import TOO_LONG, check_rater, load_rater, rank_with_program
 from chatpipe.recipe.schema import Pocketworld, Recipe
-from chatpipe.reward.ranking_batches import encode_answers
-from chatpipe.reward.scoring import score_sequences
+from chatpipe.reward.reward_model import score_sequences
+from chatpipe.reward.training_data import encode_answers
 
 SETTINGS = Recipe(pocketworld=Pocketworld(seed=0, people=16)).worlds
 SOURCE = world_named("pocketworld", SETTINGS)

@@ -12,7 +12,7 @@ from chatpipe.models.pretrained import load_tokenizer
 from chatpipe.ranking.completions import Sampling, join_shares, sample_share
 from chatpipe.ranking.raters import model_scorer
 from chatpipe.ranking.sample_answers import normalised
-from chatpipe.reward.ranking_batches import encode_answers
+from chatpipe.reward.training_data import encode_answers
 
 
 @pytest.fixture

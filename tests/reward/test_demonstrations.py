@@ -8,9 +8,16 @@ import pytest
 from chatpipe.data.chat_template import add_chat_template
 from chatpipe.models.tokenizer_training import train_tokenizer
 from chatpipe.recipe.schema import DataBlock
-from chatpipe.reward import demonstrations as module
-from chatpipe.reward.demonstrations import MAX_DEMONSTRATIONS, conversations_to_draw_from, demonstrations, drawn
-from chatpipe.reward.ranking_batches import EncodedRanking, Judgement, encode_answers
+from chatpipe.reward import training_data as module
+from chatpipe.reward.training_data import (
+    MAX_DEMONSTRATIONS,
+    EncodedRanking,
+    Judgement,
+    conversations_to_draw_from,
+    demonstrations,
+    drawn,
+    encode_answers,
+)
 
 RANKINGS = [
     EncodedRanking([[5, 1], [6, 1], [7, 1]], [Judgement([2, 3, 1]), Judgement([1, 2, 2])]),

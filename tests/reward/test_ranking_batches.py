@@ -7,7 +7,7 @@ import pytest
 from chatpipe.data.chat_template import add_chat_template, encode_prompt
 from chatpipe.data.rankings import Ranking
 from chatpipe.models.tokenizer_training import train_tokenizer
-from chatpipe.reward.ranking_batches import EncodedRanking, Judgement, RankingCollator, encode_rankings
+from chatpipe.reward.training_data import EncodedRanking, Judgement, RankingCollator, encode_rankings
 
 
 @pytest.fixture(scope="module")

@@ -7,7 +7,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from chatpipe.reward.ranking_loss import ranking_loss
+from chatpipe.reward.reward_trainer import ranking_loss
 
 
 def by_definition(scores, ranks, sizes):

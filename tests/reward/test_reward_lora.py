@@ -13,9 +13,8 @@ from transformers import (
     RobertaForMaskedLM,
 )
 
-from chatpipe.reward.reward_model import new_reward_model, outside_body
+from chatpipe.reward.reward_model import new_reward_model, outside_body, score_sequences
 from chatpipe.reward.reward_trainer import RewardTrainer
-from chatpipe.reward.scoring import score_sequences
 from chatpipe.training.lora import Adapter, lora_config
 from chatpipe.training.resume import newest_resume_point
 

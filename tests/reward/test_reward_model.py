@@ -18,8 +18,7 @@ from chatpipe.models.model_folder import COUNT_FROM_PADDING, positions_of
 from chatpipe.models.pretrained import prepare_model
 from chatpipe.models.properties import longest_sequence
 from chatpipe.models.tokenizer_training import train_tokenizer
-from chatpipe.reward.reward_model import new_reward_model
-from chatpipe.reward.scoring import batch_scores, centre_rewards, score_sequences
+from chatpipe.reward.reward_model import batch_scores, centre_rewards, new_reward_model, score_sequences
 
 KINDS = ("gpt2", "llama", "qwen3")
 SPECIAL = {"bos_token_id": 1, "eos_token_id": 1, "pad_token_id": 0}
@@ -88,7 +87,7 @@ def test_agrees_with_the_stock_forward(model):
 
 @pytest.mark.parametrize("unpadded", [True, False])
 def test_neighbours_and_padding_do_not_change_a_score(model, unpadded, monkeypatch):
-    monkeypatch.setattr("chatpipe.reward.scoring.reads_unpadded", lambda body: unpadded)
+    monkeypatch.setattr("chatpipe.reward.reward_model.reads_unpadded", lambda body: unpadded)
     monkeypatch.setattr("chatpipe.models.unpadded.reads_unpadded", lambda body: unpadded)
     sequences = some_sequences()
     alone = torch.cat([score_sequences(model, [sequence]) for sequence in sequences])

@@ -9,11 +9,9 @@ import torch.multiprocessing
 from transformers import AutoModelForSequenceClassification, TrainingArguments
 
 from chatpipe.models.unpadded import MULTIPLE
-from chatpipe.reward.ranking_batches import EncodedRanking, Judgement
-from chatpipe.reward.ranking_loss import ranking_loss
-from chatpipe.reward.reward_model import new_reward_model
-from chatpipe.reward.reward_trainer import RewardTrainer
-from chatpipe.reward.scoring import score_sequences
+from chatpipe.reward.reward_model import new_reward_model, score_sequences
+from chatpipe.reward.reward_trainer import RewardTrainer, ranking_loss
+from chatpipe.reward.training_data import EncodedRanking, Judgement
 from chatpipe.training.resume import newest_resume_point
 
 LIKED = 7

@@ -17,8 +17,8 @@ from chatpipe.models.pretrained import load_reward_model, load_tokenizer
 from chatpipe.models.tokenizer_training import train_tokenizer
 from chatpipe.recipe import load_recipe
 from chatpipe.recipe.schema import DataBlock
-from chatpipe.reward.ranking_batches import encode_answers
-from chatpipe.reward.scoring import score_sequences
+from chatpipe.reward.reward_model import score_sequences
+from chatpipe.reward.training_data import encode_answers
 from chatpipe.run.steps import step_of
 from chatpipe.stages.rm import _true_order
 from chatpipe.stages.validation import rankings_oracle

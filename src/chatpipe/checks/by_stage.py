@@ -23,7 +23,7 @@ from chatpipe.data.text_blocks import TrainingText
 from chatpipe.data.text_sources import sample_texts
 from chatpipe.data.token_store import TokenStore
 from chatpipe.models.pretrained import load_tokenizer
-from chatpipe.reward.ranking_batches import TOO_LONG, EncodedRankings
+from chatpipe.reward.training_data import TOO_LONG, EncodedRankings
 
 SAMPLE = 256
 """How many rows are rendered or encoded for a check."""

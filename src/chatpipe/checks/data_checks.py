@@ -13,7 +13,7 @@ from chatpipe.data.rankings import Ranking
 from chatpipe.data.row_files import BadRow
 from chatpipe.errors import UsageError
 from chatpipe.models.properties import leaves_room
-from chatpipe.reward.ranking_batches import encode_answers
+from chatpipe.reward.training_data import encode_answers
 
 MAX_CUT_SHARE = 0.5
 """Rows left out are always reported; if they are most of the data, a setting is wrong."""

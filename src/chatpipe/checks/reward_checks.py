@@ -11,8 +11,7 @@ from chatpipe.checks.gate import Finding
 from chatpipe.data.sequences import pad_right
 from chatpipe.models.manifest import read_manifest
 from chatpipe.models.pretrained import missing_weights
-from chatpipe.reward.reward_model import reads_left_to_right, reward_offset
-from chatpipe.reward.scoring import batch_scores, score_sequences
+from chatpipe.reward.reward_model import batch_scores, reads_left_to_right, reward_offset, score_sequences
 
 TOLERANCE = {torch.float32: 1e-4, torch.bfloat16: 0.06, torch.float16: 0.01}
 """How far scores of size 1 may differ by rounding, by the dtype of the model; larger ones in proportion."""

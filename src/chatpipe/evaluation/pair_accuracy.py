@@ -16,8 +16,8 @@ from chatpipe.data.row_files import BadRow
 from chatpipe.data.worlds import Oracle
 from chatpipe.errors import UsageError
 from chatpipe.evaluation.intervals import bootstrap_interval, share_interval
-from chatpipe.reward.ranking_batches import encode_answers
-from chatpipe.reward.scoring import score_sequences
+from chatpipe.reward.reward_model import score_sequences
+from chatpipe.reward.training_data import encode_answers
 from chatpipe.training.ranks import over_ranks
 
 

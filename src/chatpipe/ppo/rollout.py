@@ -16,7 +16,7 @@ from chatpipe.ppo.experience import Experience, Rollout
 from chatpipe.ppo.maths import SumOverRanks, gae, k1, shape_rewards, whiten
 from chatpipe.ppo.model import PolicyAndValueModel, completion_values, micro_batch_rows
 from chatpipe.ppo.prompts import MINIBATCHES, permutation
-from chatpipe.reward.scoring import batch_scores
+from chatpipe.reward.reward_model import batch_scores
 
 
 def complete(

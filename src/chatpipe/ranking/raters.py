@@ -198,8 +198,8 @@ def model_scorer(name: str, key: str) -> Scorer:
     from chatpipe.data.row_files import BadRow
     from chatpipe.models.pretrained import load_reward_model, load_tokenizer
     from chatpipe.models.properties import longest_sequence
-    from chatpipe.reward.ranking_batches import encode_answers
-    from chatpipe.reward.scoring import score_sequences
+    from chatpipe.reward.reward_model import score_sequences
+    from chatpipe.reward.training_data import encode_answers
 
     tokenizer, model = load_tokenizer(name), load_reward_model(name, frozen=True)
     add_chat_template(tokenizer)

@@ -1,12 +1,20 @@
-"""The reward model: any `AutoModelForSequenceClassification` with one label. Its parts, and how a new one is made.
+"""The reward model, any `AutoModelForSequenceClassification` with one label: a new one, its parts, and its scores.
+
+    scores = score_sequences(model, [[5, 6, 1], [5, 7, 8, 1]])     # [2] on the CPU
 
 A causal body has a head called `score`, which gives a number at each token; an encoder reads both ways and gives the
 whole sequence one score. `config.chatpipe_reward_offset` is subtracted from scores to centre them, since `score` has no
-bias; stock software ignores it and sees the same order. `reward.scoring` computes scores.
+bias; stock software ignores it and sees the same order.
+
+`batch_scores` is the forward pass, which training differentiates; whatever only reads scores calls `score_sequences`.
+A decoder's score is read at the last token, found by the length of the sequence: transformers looks for the pad token
+instead, and reads another position where the pad token also ends a turn (transformers #35352).
 """
 
-from collections.abc import Iterator
+import math
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -19,7 +27,11 @@ from transformers import (
 )
 from transformers.utils import logging
 
+from chatpipe.data.sequences import PADDING_ID, equal_tokens, length_sorted, pad_right
+from chatpipe.errors import TrainingError
 from chatpipe.models.pretrained import prepare_model
+from chatpipe.models.properties import body_of, evaluation_mode
+from chatpipe.models.unpadded import Rows, hidden_states_at, reads_unpadded
 
 
 def new_reward_model(body_folder: str, pad_token_id: int, seed: int) -> PreTrainedModel:
@@ -95,3 +107,111 @@ def _without_load_report() -> Iterator[None]:
         yield
     finally:
         logging.set_verbosity(level)
+
+
+# ---- scores ----
+
+TOKENS_AT_ONCE = {"cpu": 2**12, "cuda": 2**16}
+"""Tokens in one forward pass without gradients. On a CPU more take more memory and hardly less time."""
+
+
+def batch_scores(model: PreTrainedModel, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
+    """The centred score of each sequence, (b,), float32 or wider, also under autocast. Differentiable.
+
+    `input_ids` and `attention_mask` (1 on tokens) are (b, t), padded on the right. Where the model can be read without
+    padding (`models.unpadded`), it is.
+    """
+    if not reads_left_to_right(model):
+        return head_scores(score_head(model), _read_by_head(model, input_ids, attention_mask)) - reward_offset(model)
+    lengths = attention_mask.sum(1)
+    # Rows of similar length attend together: the longest first.
+    order = lengths.argsort(descending=True, stable=True)
+    positions = torch.arange(input_ids.shape[1], device=input_ids.device).expand_as(input_ids)
+    rows = Rows(input_ids[order], attention_mask[order], positions)
+    hidden = hidden_states_at(body_of(model), rows, order.argsort(), lengths - 1)
+    return head_scores(model.score, hidden) - reward_offset(model)
+
+
+@torch.no_grad()
+def score_sequences(
+    model: PreTrainedModel,
+    sequences: Sequence[Sequence[int]],
+    *,
+    tokens_at_once: int | None = None,
+    on_scored: Callable[[int], None] | None = None,
+) -> Tensor:
+    """The centred score of each sequence of token ids, [n] float32 on the CPU, in the order of `sequences`.
+
+    The model computes in evaluation mode and keeps its mode afterwards. `tokens_at_once` bounds a forward pass;
+    default: `TOKENS_AT_ONCE` of the model's device. `on_scored` receives the number of sequences scored so far.
+    """
+    scores = torch.empty(len(sequences))
+    if not sequences:
+        return scores
+    device, done = model.device, 0
+    most = tokens_at_once or TOKENS_AT_ONCE.get(device.type, TOKENS_AT_ONCE["cpu"])
+    with evaluation_mode(model):
+        # The longest first: where memory does not suffice, it shows at once.
+        for rows in _batches(model, torch.tensor([len(ids) for ids in sequences]), most):
+            input_ids, mask = pad_right([sequences[i] for i in rows.tolist()], PADDING_ID)
+            scores[rows] = batch_scores(model, input_ids.to(device), mask.to(device)).float().cpu()
+            done += len(rows)
+            if on_scored is not None:
+                on_scored(done)
+    return scores
+
+
+class ScoringModel(nn.Module):
+    """A reward model whose forward pass gives the scores of a batch: what DDP and FSDP wrap in training.
+
+    They synchronise the gradients of what runs inside `forward`, and of nothing else.
+    """
+
+    def __init__(self, model: PreTrainedModel) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
+        """`batch_scores` of the model, (b,)."""
+        return batch_scores(self.model, input_ids, attention_mask)
+
+    def activation_checkpointing_enable(self, **kwargs: Any) -> None:
+        """What Trainer calls for `gradient_checkpointing`."""
+        self.model.activation_checkpointing_enable(**kwargs)
+
+    def gradient_checkpointing_enable(self, **kwargs: Any) -> None:
+        """The same under its name before transformers 5.2x."""
+        self.model.gradient_checkpointing_enable(**kwargs)
+
+
+def centre_rewards(model: PreTrainedModel, demonstrations: Sequence[Sequence[int]]) -> float:
+    """Sets the offset so that `demonstrations` score 0 on average (InstructGPT, appendix C.2); returns it.
+
+    `save_pretrained` keeps it, in the configuration. Raises `TrainingError` where it would not be finite.
+    """
+    offset = reward_offset(model) + score_sequences(model, demonstrations).double().mean().item()
+    if not math.isfinite(offset):
+        raise TrainingError(
+            f"The reward model cannot be centred: {len(demonstrations)} demonstrations score {offset} on average.",
+            "Its weights are broken: lower rm.learning_rate, or give another rm.model, and train it with --fresh.",
+        )
+    model.config.chatpipe_reward_offset = offset
+    return offset
+
+
+def _batches(model: PreTrainedModel, lengths: Tensor, tokens_at_once: int) -> tuple[Tensor, ...]:
+    """The row numbers of each forward pass; where the model needs padding, rows of similar length go together."""
+    if reads_left_to_right(model) and reads_unpadded(body_of(model)):
+        return equal_tokens(lengths, tokens_at_once)
+    return length_sorted(lengths, max(1, tokens_at_once // int(lengths.max())))
+
+
+def _read_by_head(model: PreTrainedModel, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
+    """What the score head of an encoder reads, (b, d), in the model's own forward pass.
+
+    Taken before the head: under autocast its result has the three digits of bfloat16.
+    """
+    read: list[Tensor] = []
+    with score_head(model).register_forward_pre_hook(lambda _, inputs: read.append(inputs[0])):
+        model(input_ids=input_ids, attention_mask=attention_mask)
+    return read[0]

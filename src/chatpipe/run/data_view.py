@@ -23,7 +23,7 @@ from chatpipe.data.sources import Report, SourceReport, check_sources
 from chatpipe.data.worlds import is_world, worlds_read
 from chatpipe.errors import UsageError
 from chatpipe.recipe.schema import DataBlock
-from chatpipe.reward.ranking_batches import encode_answers
+from chatpipe.reward.training_data import encode_answers
 from chatpipe.run.data_reading import Reader, find_reader
 from chatpipe.stages.step import WHAT_OF_KEY, Step
 

@@ -14,8 +14,8 @@ from chatpipe.evaluation.answers import Answer
 from chatpipe.models.pretrained import load_reward_model
 from chatpipe.models.properties import longest_sequence
 from chatpipe.reward.functions import load_function
+from chatpipe.reward.reward_model import score_sequences
 from chatpipe.reward.rewards import RewardFunction, Rewards, penalise_missing_eos
-from chatpipe.reward.scoring import score_sequences
 from chatpipe.stages.step import Step
 from chatpipe.training.ranks import over_ranks
 

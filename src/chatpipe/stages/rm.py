@@ -25,11 +25,9 @@ from chatpipe.evaluation.preference_verdicts import rm_verdict
 from chatpipe.evaluation.word_counts import WordCounts
 from chatpipe.models.pretrained import load_reward_model, load_tokenizer
 from chatpipe.models.properties import longest_sequence
-from chatpipe.reward.demonstrations import conversations_to_draw_from, demonstrations
-from chatpipe.reward.ranking_batches import EncodedRankings, encode_rankings
-from chatpipe.reward.reward_model import new_reward_model, outside_body, reward_offset
+from chatpipe.reward.reward_model import centre_rewards, new_reward_model, outside_body, reward_offset
 from chatpipe.reward.reward_trainer import RewardTrainer
-from chatpipe.reward.scoring import centre_rewards
+from chatpipe.reward.training_data import EncodedRankings, conversations_to_draw_from, demonstrations, encode_rankings
 from chatpipe.stages.saving import save_checkpoint
 from chatpipe.stages.step import Outcome, Step
 from chatpipe.stages.trainer_setup import stage_adapter, stage_arguments
