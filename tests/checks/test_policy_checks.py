@@ -6,7 +6,7 @@ import parts
 import pytest
 import tiny
 
-from chatpipe.checks.policy_checks import policy_is_not_reference
+from chatpipe.checks.model_checks import policy_is_not_reference
 from chatpipe.generation import SamplingParams
 from chatpipe.ppo.model import disable_dropout
 from chatpipe.stages.ppo import start_checks

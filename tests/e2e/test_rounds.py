@@ -14,7 +14,7 @@ from chatpipe.ranking.prompts_to_rank import worlds_of_answers
 from chatpipe.recipe import load_recipe
 from chatpipe.recipe.schema import TRAINING_STAGES
 from chatpipe.run.steps import step_of
-from chatpipe.stages.validation import oracle_of, validation_prompts
+from chatpipe.stages.shared import oracle_of, validation_prompts
 
 
 @pytest.fixture

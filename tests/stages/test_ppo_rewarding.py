@@ -10,7 +10,7 @@ from chatpipe.models.pretrained import load_causal_model, load_reward_model, loa
 from chatpipe.recipe import load_recipe
 from chatpipe.run.steps import step_of
 from chatpipe.stages.ppo_rewards import answer_rewards, load_rewards
-from chatpipe.stages.validation import oracle_of, validation_prompts
+from chatpipe.stages.shared import oracle_of, validation_prompts
 
 
 @pytest.fixture(scope="module")

@@ -20,8 +20,7 @@ from chatpipe.recipe.schema import DataBlock
 from chatpipe.reward.reward_model import score_sequences
 from chatpipe.reward.training_data import encode_answers
 from chatpipe.run.steps import step_of
-from chatpipe.stages.rm import _true_order
-from chatpipe.stages.validation import rankings_oracle
+from chatpipe.stages.rm import _true_order, rankings_oracle
 
 TINY = ("rm.num_train_epochs=1", "rm.learning_rate=1e-3", "rm.batch_size=16", "rm.max_length=48", "rm.bf16=false")
 THINGS = ("cat", "dog", "cow", "hen", "pig", "owl")

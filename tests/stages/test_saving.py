@@ -1,6 +1,6 @@
 import pytest
 
-from chatpipe.stages.saving import _ends
+from chatpipe.stages.shared import _ends
 
 
 @pytest.mark.parametrize(

@@ -14,6 +14,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from chatpipe.checks.gate import Checks, Finding
 from chatpipe.checks.model_checks import embedding_count, other_vocabulary, token_ids_out_of_range
+from chatpipe.checks.reward_checks import reward_pad_token
 from chatpipe.models.properties import leaves_room, longest_sequence
 from chatpipe.reward.reward_model import reads_left_to_right
 
@@ -23,11 +24,12 @@ Models = Mapping[str, PreTrainedModel]
 def model_checks(models: Models, tokenizer: PreTrainedTokenizerBase, stop_token_id: int | None) -> Checks:
     """Whether the models can work together. `stop_token_id`: the token that ends completions."""
     policy = next(iter(models.values()))
+    scorers = {name: model for name, model in models.items() if name.startswith("reward_model")}
     return {
         "same_model_twice": lambda: _same_model_twice(models),
         "vocabulary_too_small": lambda: _vocabulary_too_small(models),
         "not_one_score": lambda: _not_one_score(models),
-        "no_pad_token": lambda: _no_pad_token(models),
+        "reward_pad_token": lambda: reward_pad_token(scorers, None),
         "value_model_reads_ahead": lambda: _value_model_reads_ahead(models.get("value_model")),
         "other_vocabulary": lambda: _other_vocabulary(models, tokenizer),
         "no_stop_token": lambda: _no_stop_token(stop_token_id, policy),
@@ -86,16 +88,6 @@ def _not_one_score(models: Models) -> Finding | None:
             return Finding(
                 f"{name} gives {model.config.num_labels} numbers for a text, where a reward is one.",
                 "Use a model with num_labels=1, or wrap it into a function for reward_funcs.",
-            )
-    return None
-
-
-def _no_pad_token(models: Models) -> Finding | None:
-    for name, model in models.items():
-        if name.startswith("reward_model") and model.config.get_text_config().pad_token_id is None:
-            return Finding(
-                f"{name} has no pad token: other software that reads it scores the wrong position (or refuses).",
-                f"Set {name}.config.pad_token_id = tokenizer.pad_token_id, as chatpipe rm does.",
             )
     return None
 

@@ -11,20 +11,20 @@ from chatpipe.checks.gate import Finding
 from chatpipe.data.sequences import pad_right
 from chatpipe.models.manifest import read_manifest
 from chatpipe.models.pretrained import missing_weights
-from chatpipe.reward.reward_model import batch_scores, reads_left_to_right, reward_offset, score_sequences
+from chatpipe.reward.reward_model import batch_scores, pad_token_id, reads_left_to_right, reward_offset, score_sequences
 
 TOLERANCE = {torch.float32: 1e-4, torch.bfloat16: 0.06, torch.float16: 0.01}
 """How far scores of size 1 may differ by rounding, by the dtype of the model; larger ones in proportion."""
 
 
-def reward_pad_token(models: Mapping[str, PreTrainedModel], eos_token_id: int) -> Finding | None:
+def reward_pad_token(models: Mapping[str, PreTrainedModel], eos_token_id: int | None) -> Finding | None:
     """A reward model's config has no pad token, or EOS: other software reads the score elsewhere than at the end.
 
-    trl #937, #7318; transformers #35352. `models`: by recipe key.
+    trl #937, #7318; transformers #35352. `models`: by recipe key. With `eos_token_id` None the pad token may be EOS.
     """
     for key, model in models.items():
-        pad = model.config.get_text_config().pad_token_id
-        if pad is None or pad == eos_token_id:
+        pad = pad_token_id(model)
+        if pad in (None, eos_token_id):
             return Finding(
                 f"{key}: the pad token of {_named(model)} is {'not set' if pad is None else f'its EOS (id {pad})'}.",
                 "Set pad_token_id in its config.json to the tokenizer's pad token, another one than EOS.",
@@ -33,14 +33,14 @@ def reward_pad_token(models: Mapping[str, PreTrainedModel], eos_token_id: int) -
 
 
 def batch_changes_score(
-    models: Mapping[str, PreTrainedModel], rows: Sequence[Sequence[int]], pad_token_id: int
+    models: Mapping[str, PreTrainedModel], rows: Sequence[Sequence[int]], pad: int
 ) -> Finding | None:
     """A padded batch gets other scores than its rows one by one: padding is read (trl #937; transformers #35352).
 
     `rows`: token ids of a few answered prompts of different lengths.
     """
     for key, model in models.items():
-        together = _of_padded_batch(model, rows, pad_token_id, batch_scores)
+        together = _of_padded_batch(model, rows, pad, batch_scores)
         difference = _largest_difference(together, score_sequences(model, rows, tokens_at_once=1))
         if difference > TOLERANCE[model.dtype]:
             return Finding(
@@ -51,7 +51,7 @@ def batch_changes_score(
 
 
 def score_not_on_eos(
-    models: Mapping[str, PreTrainedModel], rows: Sequence[Sequence[int]], pad_token_id: int, eos_token_id: int
+    models: Mapping[str, PreTrainedModel], rows: Sequence[Sequence[int]], pad: int, eos_token_id: int
 ) -> Finding | None:
     """The score is read at another token than the EOS that ends the answer: at a pad, or before (trl #3750, #937).
 
@@ -64,15 +64,15 @@ def score_not_on_eos(
             "Use a chat template that ends answers with eos_token, and writes nothing behind it.",
         )
     for key, model in models.items():
-        if not reads_left_to_right(model) or model.config.get_text_config().pad_token_id is None:
+        if not reads_left_to_right(model) or pad_token_id(model) is None:
             continue
-        stock = _of_padded_batch(model, rows, pad_token_id, _stock_scores)
+        stock = _of_padded_batch(model, rows, pad, _stock_scores)
         difference = _largest_difference(stock, score_sequences(model, rows, tokens_at_once=1))
         if difference > TOLERANCE[model.dtype]:
             return Finding(
                 f"{key}: transformers reads the score of {_named(model)} at another token than the EOS "
                 f"(off by {difference:.1g}).",
-                f"Set pad_token_id in its config.json to {pad_token_id}, the tokenizer's pad token.",
+                f"Set pad_token_id in its config.json to {pad}, the tokenizer's pad token.",
             )
     return None
 
@@ -120,11 +120,11 @@ def reward_at_chance(models: Mapping[str, PreTrainedModel]) -> Finding | None:
 def _of_padded_batch(
     model: PreTrainedModel,
     rows: Sequence[Sequence[int]],
-    pad_token_id: int,
+    pad: int,
     read: Callable[[PreTrainedModel, Tensor, Tensor], Tensor],
 ) -> Tensor:
     """The scores that `read` gives for all rows in one batch, padded to the longest, (n,); keeps the model's mode."""
-    input_ids, mask = (tensor.to(model.device) for tensor in pad_right(rows, pad_token_id))
+    input_ids, mask = (tensor.to(model.device) for tensor in pad_right(rows, pad))
     was_training = model.training
     model.eval()
     try:

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from chatpipe.checks.policy_checks import RATIO_TOLERANCE, RATIO_TOLERANCE_BF16
+from chatpipe.checks.model_checks import RATIO_TOLERANCE, RATIO_TOLERANCE_BF16
 
 History = Sequence[Mapping[str, float]]
 """The metrics of all iterations so far, the newest last."""

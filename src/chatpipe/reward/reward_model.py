@@ -63,6 +63,12 @@ def reads_left_to_right(model: PreTrainedModel) -> bool:
     return hasattr(model, "score")
 
 
+def pad_token_id(model: PreTrainedModel) -> int | None:
+    """The token by which stock software finds the end of a padded text, where it reads the score; None if not set."""
+    token: int | None = model.config.get_text_config().pad_token_id
+    return token
+
+
 def score_head(model: PreTrainedModel) -> nn.Linear:
     """The layer that gives the score: `score` of a decoder, the last linear layer behind the body of an encoder."""
     if reads_left_to_right(model):

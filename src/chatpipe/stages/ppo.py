@@ -12,7 +12,7 @@ from chatpipe import console
 from chatpipe.checks.by_stage import FEW, ppo_checks
 from chatpipe.checks.data_checks import prompts_with_room
 from chatpipe.checks.gate import Checks, enforce
-from chatpipe.checks.policy_checks import policy_is_not_reference
+from chatpipe.checks.model_checks import policy_is_not_reference
 from chatpipe.data.chat_template import add_chat_template, encode_prompt
 from chatpipe.data.datasets import Conversation, Loaded, load_prompts
 from chatpipe.data.text_blocks import TrainingText
@@ -28,11 +28,16 @@ from chatpipe.ppo.trainer import PPOTrainer
 from chatpipe.recipe.ppo_settings import PpoSettings
 from chatpipe.reward.rewards import Rewards
 from chatpipe.stages.ppo_rewards import answer_rewards, load_rewards
-from chatpipe.stages.raw_text import stage_texts, training_text
-from chatpipe.stages.saving import save_checkpoint
+from chatpipe.stages.shared import (
+    example_prompt,
+    oracle_of,
+    save_checkpoint,
+    stage_arguments,
+    stage_texts,
+    training_text,
+    validation_prompts,
+)
 from chatpipe.stages.step import Outcome, Step
-from chatpipe.stages.trainer_setup import stage_arguments
-from chatpipe.stages.validation import example_prompt, oracle_of, validation_prompts
 from chatpipe.training.arguments import use_bf16
 from chatpipe.training.lora import lora_config
 from chatpipe.training.machine import release_memory

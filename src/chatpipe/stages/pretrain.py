@@ -1,6 +1,6 @@
 """pretrain: a base model from raw text."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,6 +12,7 @@ from chatpipe.data.documents import RawText
 from chatpipe.data.encoding import Encoder
 from chatpipe.data.text_blocks import BlockCollator, Masking, TrainingText, ValidationText, add_mask_token
 from chatpipe.data.text_sources import check_train_split, sample_texts, validation_documents
+from chatpipe.errors import UsageError
 from chatpipe.evaluation.answers import complete_example
 from chatpipe.evaluation.budget import Stopwatch, text_blocks
 from chatpipe.evaluation.language_verdicts import masked_verdict, pretrain_verdict
@@ -19,13 +20,18 @@ from chatpipe.evaluation.ngram import trigram_bits_per_byte, unigram_nats
 from chatpipe.evaluation.text import MAX_TEXT_BYTES, continuations, evaluate_text, first_words
 from chatpipe.models.model_folder import check_block_size
 from chatpipe.models.new_model import new_model
-from chatpipe.models.pretrained import load_causal_model, load_masked_model
+from chatpipe.models.pretrained import load_causal_model, load_masked_model, load_tokenizer
 from chatpipe.models.properties import longest_sequence
-from chatpipe.stages.raw_text import pretraining_tokenizer, stage_texts, training_text
-from chatpipe.stages.saving import save_checkpoint
+from chatpipe.models.tokenizer_training import tokenizer_of_text
+from chatpipe.stages.shared import (
+    TOKENS,
+    example_prompt,
+    save_checkpoint,
+    stage_arguments,
+    stage_texts,
+    training_text,
+)
 from chatpipe.stages.step import Outcome, Step
-from chatpipe.stages.trainer_setup import stage_arguments
-from chatpipe.stages.validation import example_prompt
 from chatpipe.training.arguments import pretrain_arguments
 from chatpipe.training.machine import release_memory
 from chatpipe.training.pretrain_trainer import PretrainTrainer
@@ -55,7 +61,7 @@ def prepare(step: Step) -> Prepared:
     texts = stage_texts(step, "pretrain.data")
     check_train_split(texts)  # before a tokenizer is trained and kept
     validation = validation_documents(texts, MAX_TEXT_BYTES)
-    tokenizer = pretraining_tokenizer(step, texts)
+    tokenizer = _tokenizer(step, texts)
     if step.recipe.pretrain.objective == "masked":
         add_mask_token(tokenizer)
     model = _start(step, tokenizer)
@@ -169,6 +175,30 @@ def _train(
         if step.is_main:
             save_checkpoint(step, model, tokenizer)
     return speed
+
+
+def _tokenizer(step: Step, texts: Sequence[RawText]) -> PreTrainedTokenizerBase:
+    """The tokenizer that the recipe names, that of the model to start from, or a new one, trained once for all ranks.
+
+    Raises `UsageError` for one that cannot be used.
+    """
+    section = step.recipe.pretrain.tokenizer
+    if section.pretrained is not None:
+        return _usable(load_tokenizer(section.pretrained), f"pretrain.tokenizer.pretrained = {section.pretrained}")
+    if "model" in step.models:
+        return _usable(load_tokenizer(step.models["model"]), f"The tokenizer of {step.models['model']}")
+    folder = step.folder / TOKENS / "tokenizer"
+    with main_process_first(step.folder):
+        tokenizer_of_text(folder, section, texts, step.recipe.pretrain.architecture.n_positions)
+    return load_tokenizer(folder)
+
+
+def _usable(tokenizer: PreTrainedTokenizerBase, name: str) -> PreTrainedTokenizerBase:
+    if not tokenizer.is_fast:
+        raise UsageError(f"{name} has no tokenizer.json.", "Convert it to a fast tokenizer, or take another.")
+    if tokenizer.eos_token_id is None:
+        raise UsageError(f"{name} has no end-of-text token.", "Set eos_token in its tokenizer_config.json.")
+    return tokenizer
 
 
 def _start(step: Step, tokenizer: PreTrainedTokenizerBase) -> PreTrainedModel:

@@ -11,6 +11,7 @@ from chatpipe.checks.gate import Checks, enforce
 from chatpipe.data.chat_template import add_chat_template
 from chatpipe.data.datasets import Loaded, load_rankings
 from chatpipe.data.rankings import Ranking
+from chatpipe.data.worlds import Oracle, only_world, world_named
 from chatpipe.errors import UsageError
 from chatpipe.evaluation.budget import Stopwatch
 from chatpipe.evaluation.pair_accuracy import (
@@ -28,10 +29,8 @@ from chatpipe.models.properties import longest_sequence
 from chatpipe.reward.reward_model import centre_rewards, new_reward_model, outside_body, reward_offset
 from chatpipe.reward.reward_trainer import RewardTrainer
 from chatpipe.reward.training_data import EncodedRankings, conversations_to_draw_from, demonstrations, encode_rankings
-from chatpipe.stages.saving import save_checkpoint
+from chatpipe.stages.shared import example_prompt, save_checkpoint, stage_adapter, stage_arguments
 from chatpipe.stages.step import Outcome, Step
-from chatpipe.stages.trainer_setup import stage_adapter, stage_arguments
-from chatpipe.stages.validation import example_prompt, rankings_oracle
 from chatpipe.training.callbacks import closing_log
 from chatpipe.training.machine import release_memory
 from chatpipe.training.ranks import main_process_first
@@ -107,6 +106,12 @@ def run(step: Step) -> Outcome | None:
         return None
     log({name: value for name, value in metrics.items() if isinstance(value, float)})
     return Outcome(metrics, rm_verdict(metrics).to_dict())
+
+
+def rankings_oracle(step: Step) -> Oracle | None:
+    """The oracle of the built-in world whose prompts alone the run itself ranks; None where there is none."""
+    world = only_world(step.recipe.sample.data)
+    return None if step.recipe.rm.data is not None or world is None else world_named(world, step.recipe.worlds).oracle()
 
 
 def _true_order(step: Step, validation: list[Ranking], max_length: int) -> Scores | None:

@@ -21,11 +21,17 @@ from chatpipe.evaluation.chat import EncodedConversation, chat_loss, chat_sample
 from chatpipe.evaluation.language_verdicts import sft_verdict
 from chatpipe.models.pretrained import load_causal_model, load_for_chat, load_tokenizer
 from chatpipe.models.properties import longest_sequence
-from chatpipe.stages.raw_text import stage_texts, training_text
-from chatpipe.stages.saving import save_checkpoint
+from chatpipe.stages.shared import (
+    example_prompt,
+    oracle_of,
+    save_checkpoint,
+    stage_adapter,
+    stage_arguments,
+    stage_texts,
+    training_text,
+    validation_prompts,
+)
 from chatpipe.stages.step import Outcome, Step
-from chatpipe.stages.trainer_setup import stage_adapter, stage_arguments
-from chatpipe.stages.validation import example_prompt, oracle_of, validation_prompts
 from chatpipe.training.machine import release_memory
 from chatpipe.training.ranks import main_process_first
 from chatpipe.training.run_trainer import run_trainer

@@ -1,0 +1,198 @@
+"""What the stages that train share: raw text, validation prompts, a trainer's arguments, and the saved folder."""
+
+from collections.abc import Iterable, Sequence
+from itertools import islice
+from pathlib import Path
+from typing import Any, TypeVar
+
+from torch import nn
+from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainingArguments, set_seed
+
+from chatpipe import console
+from chatpipe.checks.data_checks import prompts_with_room
+from chatpipe.data.datasets import Conversation, load_prompts, stream_conversations
+from chatpipe.data.documents import RawText
+from chatpipe.data.encoding import Encoder
+from chatpipe.data.sources import Report
+from chatpipe.data.text_blocks import TrainingText
+from chatpipe.data.text_sources import raw_texts
+from chatpipe.data.token_store import skipped_in, token_stores
+from chatpipe.data.worlds import Oracle, world_named
+from chatpipe.errors import UsageError
+from chatpipe.models.pretrained import load_tokenizer
+from chatpipe.recipe.schema import DataBlock, Lora
+from chatpipe.stages.step import Step
+from chatpipe.training.arguments import training_arguments
+from chatpipe.training.lora import Adapter, lora_config
+from chatpipe.training.ranks import main_process_first
+
+EXAMPLE_CANDIDATES = 11
+TOKENS = "tokens"
+"""The folder of a stage that holds its text as token ids."""
+CARD = """---
+library_name: transformers
+tags: [chatpipe, {stage}]
+---
+
+# {title}
+
+Made by `chatpipe {stage}`. `chatpipe.json` has the models, the data and the settings it was made from, and its metrics.
+
+```python
+from transformers import {auto}, AutoTokenizer
+
+model = {auto}.from_pretrained("{folder}")
+tokenizer = AutoTokenizer.from_pretrained("{folder}")
+```
+"""
+TITLES = {
+    "pretrain": "A base model",
+    "sft": "A chat model, fine-tuned on conversations",
+    "rm": "A reward model",
+    "ppo": "A chat model, tuned with PPO",
+}
+
+Arguments = TypeVar("Arguments", bound=TrainingArguments)
+
+
+# ---- raw text ----
+
+
+def stage_texts(step: Step, key: str) -> list[RawText]:
+    """The sources of raw text that the stage reads under a recipe key."""
+    return raw_texts(step.data[key], step.recipe.worlds, key)
+
+
+def training_text(
+    step: Step,
+    texts: Sequence[RawText],
+    tokenizer: PreTrainedTokenizerBase,
+    block_size: int,
+    samples: int | None = None,
+    batch_size: int = 0,
+) -> TrainingText:
+    """The train split of `texts`, tokenised once into the stage's folder, in the order of the recipe's seed.
+
+    Later stages read the stores of pretrain where they hold the same. `samples` is the number of blocks that the stage
+    reads in all; by default one epoch. Raises `UsageError` as `token_stores` does.
+    """
+    made_before = None if step.stage == "pretrain" else Path(step.recipe.out, "pretrain", TOKENS)
+    with main_process_first(step.folder):
+        folder = step.folder / TOKENS
+        stores = token_stores(folder, texts, Encoder.of(tokenizer), made_before, batch_size, block_size)
+    for text, store in zip(texts, stores, strict=True):
+        line = skipped_in(text, store)
+        if line is not None and step.is_main:
+            console.note(line)
+    return TrainingText(stores, [text.block.weight for text in texts], block_size, step.recipe.seed, samples)
+
+
+# ---- validation ----
+
+
+def validation_prompts(
+    step: Step, tokenizer: PreTrainedTokenizerBase, prompts: list[Conversation], context: int
+) -> list[Conversation]:
+    """The prompts to evaluate on: those of the built-in world that the stage reads, else the validation `prompts`.
+
+    At most `evaluation.prompts`. Prompts that leave no room for an answer in a `context` of so many tokens are left
+    out.
+    """
+    settings = step.recipe.evaluation
+    world = step.world()
+    if world is not None:
+        prompts = load_prompts([DataBlock(source=world)], step.recipe.worlds, f"{step.stage}.data").validation
+    new_tokens = settings.max_new_tokens
+    fitting = prompts_with_room(tokenizer, prompts, context, "evaluation.max_new_tokens", new_tokens)
+    return fitting[: settings.prompts]
+
+
+def oracle_of(step: Step) -> Oracle | None:
+    """The oracle of the built-in world that the stage reads; None where it reads none."""
+    world = step.world()
+    return None if world is None else world_named(world, step.recipe.worlds).oracle()
+
+
+def example_prompt(step: Step) -> Conversation:
+    """A validation question of the recipe, of medium length, the same in all stages: a person sees what each changed.
+
+    Other stages' data may be missing when a stage runs alone; the question is then a general one.
+    """
+    try:
+        single = list(islice((prompt for prompt in _prompts(step) if len(prompt) == 1), EXAMPLE_CANDIDATES))
+    except UsageError:
+        single = []
+    if not single:
+        return [{"role": "user", "content": "Who are you?"}]
+    return sorted(single, key=lambda prompt: len(prompt[-1]["content"]))[len(single) // 2]
+
+
+def _prompts(step: Step) -> Iterable[Conversation]:
+    recipe = step.recipe
+    blocks = recipe.ppo.data or recipe.rm.data or recipe.sample.data
+    if blocks:
+        return load_prompts(blocks, recipe.worlds, "ppo.data").validation
+    stream = stream_conversations(recipe.sft.data or [], recipe.worlds, "sft.data", Report())
+    return (conversation[:-1] for conversation, split in stream if split == "validation")
+
+
+# ---- the trainer ----
+
+
+def stage_arguments(step: Step, cls: type[Arguments], **more: Any) -> Arguments:
+    """Arguments of type `cls` for the step's trainer; those in `more` belong to this stage only."""
+    recipe = step.recipe
+    return training_arguments(
+        cls, step.section, step.stage, step.folder, recipe.seed, step.processes, recipe.report_to, **more
+    )
+
+
+def stage_adapter(
+    step: Step,
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    section: Lora | None,
+    whole: Iterable[nn.Module] = (),
+    without: Sequence[str] = (),
+) -> Adapter | None:
+    """Puts a LoRA adapter into `model`, to be trained in place of its weights; None where `section` is None.
+
+    `whole` modules are trained themselves; linear layers named `without` get no adapter.
+    """
+    if section is None:
+        return None
+    if step.is_main and len(tokenizer) > len(load_tokenizer(step.models["model"])):
+        console.warn(
+            f"{step.stage}.lora leaves the embeddings of the chat template's new tokens at random; "
+            "train the model whole."
+        )
+    set_seed(step.recipe.seed)  # its first weights are drawn at random
+    return Adapter(model, lora_config(**section.model_dump(), without=without), whole)
+
+
+# ---- the saved folder ----
+
+
+def save_checkpoint(step: Step, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
+    """Writes model, tokenizer and card into the stage's folder; the manifest comes later and last."""
+    generation = getattr(model, "generation_config", None)
+    if generation is not None:
+        generation.eos_token_id = _ends(generation.eos_token_id, tokenizer.eos_token_id)
+        generation.pad_token_id = tokenizer.pad_token_id
+    model.config.pad_token_id = tokenizer.pad_token_id
+    model.save_pretrained(step.folder)
+    tokenizer.save_pretrained(step.folder)
+    card = CARD.format(stage=step.stage, title=TITLES[step.stage], auto=_auto_class(model), folder=step.folder.name)
+    (step.folder / "README.md").write_text(card, encoding="utf-8")
+
+
+def _ends(before: int | list[int] | None, eos_token_id: int) -> int | list[int]:
+    """What generation stops at: the end of a turn, and what else it stopped at before, such as the end of a text."""
+    others = [token for token in ([before] if isinstance(before, int) else before or []) if token != eos_token_id]
+    return [eos_token_id, *others] if others else eos_token_id
+
+
+def _auto_class(model: PreTrainedModel) -> str:
+    """The class of transformers that opens the folder again."""
+    kinds = ("ForSequenceClassification", "ForMaskedLM")
+    return f"AutoModel{next((kind for kind in kinds if type(model).__name__.endswith(kind)), 'ForCausalLM')}"
