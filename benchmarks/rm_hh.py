@@ -66,8 +66,8 @@ def pretrain(out: Path, data: Path, steps: int) -> Path:
 
 def split(seed: int, body: Path, pairs: Path, folder: Path) -> tuple[float, float, float]:
     """The accuracies of one split, as `COLUMNS` has them; prints its line."""
+    from chatpipe.evaluation.baselines import WordCounts
     from chatpipe.evaluation.pair_accuracy import pair_metrics
-    from chatpipe.evaluation.word_counts import WordCounts
 
     learned, tested = parted(pairs, seed)
     folder.mkdir(exist_ok=True)

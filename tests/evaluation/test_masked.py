@@ -8,8 +8,8 @@ from chatpipe.data.documents import RawText
 from chatpipe.data.encoding import Encoder
 from chatpipe.data.text_blocks import Masking, ValidationText, add_mask_token
 from chatpipe.data.token_store import build_token_store
-from chatpipe.evaluation import ngram
-from chatpipe.evaluation.ngram import unigram_nats
+from chatpipe.evaluation import baselines as ngram
+from chatpipe.evaluation.baselines import unigram_nats
 from chatpipe.evaluation.text import masked_loss
 from chatpipe.models.new_model import new_model
 from chatpipe.recipe.architectures import Architecture

@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from chatpipe.evaluation.ngram import BOUNDARY, SYMBOLS, TrigramModel, trigram_bits_per_byte
+from chatpipe.evaluation.baselines import BOUNDARY, SYMBOLS, TrigramModel, trigram_bits_per_byte
 
 
 def test_probabilities_of_any_context_sum_to_one():
@@ -57,7 +57,7 @@ def test_contexts_do_not_reach_into_the_document_before():
 def test_counting_in_chunks_changes_nothing(monkeypatch):
     documents = [b"the cat sat on the mat", b"the dog sat"]
     whole = trigram_bits_per_byte(documents, documents)
-    monkeypatch.setattr("chatpipe.evaluation.ngram.CHUNK", 7)
+    monkeypatch.setattr("chatpipe.evaluation.baselines.CHUNK", 7)
     assert trigram_bits_per_byte(documents, documents) == pytest.approx(whole, abs=1e-12)
 
 

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from chatpipe.data.rankings import Ranking
+from chatpipe.evaluation.baselines import WordCounts, _features, _fit
 from chatpipe.evaluation.pair_accuracy import flat, ordered_correctly, ordered_pairs
-from chatpipe.evaluation.word_counts import WordCounts, _features, _fit
 
 FILLER = ["the", "mill", "baker", "Mara", "lives", "near", "a", "river", "and", "keeps", "goats"]
 

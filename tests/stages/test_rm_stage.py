@@ -11,8 +11,8 @@ from chatpipe.data.datasets import load_conversations, load_rankings
 from chatpipe.data.rankings import Ranking
 from chatpipe.data.worlds import world_named
 from chatpipe.errors import TrainingError, UsageError
+from chatpipe.evaluation.baselines import WordCounts
 from chatpipe.evaluation.pair_accuracy import pair_metrics
-from chatpipe.evaluation.word_counts import WordCounts
 from chatpipe.models.pretrained import load_reward_model, load_tokenizer
 from chatpipe.models.tokenizer_training import train_tokenizer
 from chatpipe.recipe import load_recipe

@@ -10,10 +10,10 @@ from pathlib import Path
 import typer
 
 from chatpipe import console
-from chatpipe.cli import info_commands, look_commands, model_commands
+from chatpipe.cli import look_commands as look
+from chatpipe.cli import model_commands as model
 from chatpipe.cli import rank_command as rank
 from chatpipe.cli import rankings_command as rankings
-from chatpipe.cli import sample_command as sample
 from chatpipe.cli import stage_command as stage
 from chatpipe.errors import ChatpipeError, ExitCode, Interrupted, TrainingError
 
@@ -32,16 +32,16 @@ app.command("run", epilog=stage.RUN_EPILOG)(stage.run)
 for name, command in stage.COMMANDS.items():
     app.command(name, epilog=stage.EPILOGS[name])(command)
 app.command("step", hidden=True)(stage.step)
-app.command("sample", epilog=sample.EPILOG)(sample.sample)
+app.command("sample", epilog=model.SAMPLE_EPILOG)(model.sample)
 app.command("rank", epilog=rank.EPILOG)(rank.rank)
-app.command("chat")(model_commands.chat)
-app.command("eval", epilog=model_commands.EVAL_EPILOG)(model_commands.evaluate)
-app.command("check", epilog=look_commands.CHECK_EPILOG)(look_commands.check)
-app.add_typer(look_commands.data_app, name="data")
+app.command("chat")(model.chat)
+app.command("eval", epilog=model.EVAL_EPILOG)(model.evaluate)
+app.command("check", epilog=look.CHECK_EPILOG)(look.check)
+app.add_typer(look.data_app, name="data")
 app.add_typer(rankings.app, name="rankings")
-app.add_typer(info_commands.recipes, name="recipes")
-app.command("schema")(info_commands.schema)
-app.command("env")(info_commands.env)
+app.add_typer(look.recipes, name="recipes")
+app.command("schema")(look.schema)
+app.command("env")(look.env)
 
 
 def main() -> None:

@@ -1,5 +1,6 @@
-"""`chatpipe check` and `chatpipe data show`: inspect a recipe and its data without training."""
+"""`chatpipe check`, `data show`, `recipes`, `schema` and `env`: commands that look and train nothing."""
 
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -19,7 +20,6 @@ data_app = typer.Typer(help="Look at a stage's data.", no_args_is_help=True)
 
 def check(words: Words = None, json: Json = False) -> None:
     """Check recipe, data and models of all stages without training. Exits with 2 if a check failed."""
-    from chatpipe import console
     from chatpipe.cli.show import show_checks
     from chatpipe.errors import ExitCode, UsageError
     from chatpipe.recipe import load_recipe
@@ -62,7 +62,6 @@ def show(
     json: Json = False,
 ) -> None:
     """Show the first rows as the model reads them, and a summary of all rows."""
-    from chatpipe import console
     from chatpipe.errors import UsageError
     from chatpipe.recipe import TRAINING_STAGES, load_recipe
 
@@ -159,3 +158,91 @@ def _source_rows(source: dict[str, Any]) -> list[tuple[str, str]]:
     if source.get("stops_the_stage"):
         rows.append(("", "more than max_skipped allows: the stage would stop"))
     return rows
+
+
+# ---- what is installed here ----
+
+recipes = typer.Typer(help="List, show and copy the packaged recipes.", no_args_is_help=True)
+
+RecipeName = Annotated[str, typer.Argument(help="A recipe's name.")]
+
+
+@recipes.command("ls")
+def list_recipes() -> None:
+    """List the packaged recipes, with the first line of each."""
+    from chatpipe.recipe import packaged_recipes
+
+    for name, path in packaged_recipes().items():
+        headline = path.read_text(encoding="utf-8").splitlines()[0].lstrip("# ")
+        console.data(f"{name:<14} {headline}")
+
+
+@recipes.command("show")
+def show_recipe(name: RecipeName) -> None:
+    """Print a recipe."""
+    from chatpipe.recipe import find_recipe
+
+    console.data(find_recipe(name).read_text(encoding="utf-8").rstrip())
+
+
+@recipes.command("copy")
+def copy_recipe(
+    name: RecipeName, to: Annotated[str | None, typer.Argument(help="Default: NAME.yaml here.")] = None
+) -> None:
+    """Copy a recipe, to change it."""
+    from chatpipe.errors import UsageError
+    from chatpipe.recipe import find_recipe
+
+    source = find_recipe(name)
+    target = Path(to or f"{source.stem}.yaml")
+    if target.is_dir():
+        target /= source.name
+    if target.exists():
+        raise UsageError(f"{target} exists already.", "Name another file: chatpipe recipes copy NAME FILE")
+    if not target.parent.is_dir():
+        raise UsageError(f"There is no folder {target.parent}.", "Make it first.")
+    target.write_text(source.read_text(encoding="utf-8"), encoding="utf-8")
+    console.note(f"Copied to {target}. Run it with: chatpipe run {target if '/' in str(target) else f'./{target}'}")
+
+
+def schema() -> None:
+    """Print the JSON Schema of recipes, for editors (`# yaml-language-server: $schema=FILE`)."""
+    import json
+
+    from chatpipe.recipe import Recipe
+
+    console.data(json.dumps(Recipe.model_json_schema(), indent=2))
+
+
+def env(json: Json = False) -> None:
+    """Print versions, devices, and how stages are launched on this machine."""
+    import os
+
+    import torch
+
+    from chatpipe.models.manifest import versions
+    from chatpipe.run.launch import accelerate_command, default_processes
+    from chatpipe.training.machine import peak_flops
+
+    gpus = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
+    processes = default_processes()
+    peak = peak_flops(torch.bfloat16)
+    facts = {
+        "versions": versions(),
+        "cpu_cores": os.cpu_count(),
+        "torch_threads": torch.get_num_threads(),
+        "gpus": gpus,
+        "bf16_peak_tflops": round(peak / 1e12, 3) if peak else "unknown",
+        "processes": processes,
+        "process_group": "nccl" if gpus else "gloo",
+        "launch_of_two": " ".join(["accelerate", "launch", *accelerate_command(2, None, [], ["sft", "RECIPE"])[3:]]),
+    }
+    if json:
+        console.json_object(facts)
+        return
+    for name, value in facts.items():
+        if isinstance(value, dict):
+            value = ", ".join(f"{package} {version}" for package, version in value.items())
+        elif isinstance(value, list):
+            value = ", ".join(value) or "none"
+        console.data(f"{name:<17} {value}")

@@ -30,7 +30,6 @@ def export(
     json: Json = False,
 ) -> None:
     """Write the rankings to a file that `chatpipe rm` reads, without hidden repeats and skips."""
-    from chatpipe import console
     from chatpipe.ranking.export import export
     from chatpipe.ranking.store import Store
 
@@ -44,7 +43,6 @@ def export(
 @app.command("stats", epilog=STATS_EPILOG)
 def stats(store: StoreFile, json: Json = False) -> None:
     """Show progress, pace, agreement and position effect: of all annotators, and of each."""
-    from chatpipe import console
     from chatpipe.ranking.stats import store_stats
     from chatpipe.ranking.store import Store
 

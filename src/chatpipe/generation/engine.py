@@ -5,14 +5,15 @@ Prompts wait in a queue and take the slots of finished rows. The rows and their 
 
 import inspect
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 
+from tokenizers.decoders import DecodeStream
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from chatpipe.errors import UsageError
+from chatpipe.generation.cache import affordable_positions, plan_groups, usual_slots
 from chatpipe.generation.decode_rows import Completion, DecodeRows, Prompt
 from chatpipe.generation.sampling import SamplingParams, random_streams
-from chatpipe.generation.slots import affordable_positions, plan_groups, usual_slots
-from chatpipe.generation.stops import StopFinder
 from chatpipe.models.properties import evaluation_mode, layer_types, leaves_room, longest_sequence
 
 
@@ -56,7 +57,7 @@ def generate(
     return [finished[place] for place in range(len(prompts))]
 
 
-def _run(rows: DecodeRows, prompts: list[Prompt], finders: dict[int, StopFinder]) -> Iterator[tuple[int, Completion]]:
+def _run(rows: DecodeRows, prompts: list[Prompt], finders: "dict[int, StopFinder]") -> Iterator[tuple[int, Completion]]:
     """Complete `prompts`, longest first: those of similar length are prefilled together, and no long one comes last."""
     waiting = prompts[::-1]
     while waiting or rows.rows:
@@ -125,3 +126,54 @@ def check_prompts(model: PreTrainedModel, prompts: Sequence[Sequence[int]], para
             f"{longest + params.max_new_tokens} positions, and {name} has {limit}",
             "Shorten the prompts, or lower max_new_tokens.",
         )
+
+
+# ---- stop strings ----
+
+
+class StopFinder:
+    """Follows the text of one completion, and ends it before the first of `stops`, which may span tokens.
+
+    Special tokens give no text.
+    """
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, stops: Sequence[str]) -> None:
+        self.stops = stops
+        self.text = ""
+        self.stopped = False
+        self._tokenizer = tokenizer.backend_tokenizer
+        self._decoder = DecodeStream(skip_special_tokens=True)
+        self._ends: list[int] = []  # the length of the text after each token
+
+    def add(self, token: int) -> bool:
+        """Read the next token. True if a stop string is complete; `text` is then cut before it."""
+        before = len(self.text)
+        self.text += self._decoder.step(self._tokenizer, token) or ""  # None inside a character
+        self._ends.append(len(self.text))
+        found = [self.text.find(stop, max(0, before - len(stop) + 1)) for stop in self.stops]
+        starts = [start for start in found if start >= 0]
+        if starts:
+            self.text = self.text[: min(starts)]
+            self.stopped = True
+        return self.stopped
+
+    @property
+    def safe(self) -> int:
+        """How many characters of `text` cannot become part of a stop string any more."""
+        if self.stopped:
+            return len(self.text)
+        longest = max(map(len, self.stops), default=0)
+        tails = range(max(0, len(self.text) - longest + 1), len(self.text))
+        return next((at for at in tails if self._may_begin_a_stop(self.text[at:])), len(self.text))
+
+    def _may_begin_a_stop(self, tail: str) -> bool:
+        return any(stop.startswith(tail) for stop in self.stops)
+
+    def cut(self, completion: Completion) -> Completion:
+        """What remains of a finished `completion` whose tokens, but for the eos, were read."""
+        if not self.stopped:
+            return replace(completion, text=self.text)
+        # The fewest tokens that give all of the text that whole tokens can give.
+        ends = [0, *(end for end in self._ends if end <= len(self.text))]
+        kept = 0 if ends[-1] == 0 else self._ends.index(ends[-1]) + 1
+        return Completion(completion.ids[:kept], ended=True, text=self.text)

@@ -26,10 +26,10 @@ from chatpipe.models.model_folder import check_model, looks_like_path
 from chatpipe.ranking.assignment import Task
 from chatpipe.ranking.history import History, Step
 from chatpipe.ranking.items import Answer, Item, blank
-from chatpipe.ranking.shared_scoring import shared
 from chatpipe.ranking.store import Store
 from chatpipe.recipe import load_recipe
 from chatpipe.reward.functions import check_function, is_function, source_fingerprint
+from chatpipe.training.ranks import shared
 
 KEY = "--rater"
 RECIPE = "pocket"

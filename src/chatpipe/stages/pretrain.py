@@ -14,9 +14,9 @@ from chatpipe.data.text_blocks import BlockCollator, Masking, TrainingText, Vali
 from chatpipe.data.text_sources import check_train_split, sample_texts, validation_documents
 from chatpipe.errors import UsageError
 from chatpipe.evaluation.answers import complete_example
+from chatpipe.evaluation.baselines import trigram_bits_per_byte, unigram_nats
 from chatpipe.evaluation.budget import Stopwatch, text_blocks
 from chatpipe.evaluation.language_verdicts import masked_verdict, pretrain_verdict
-from chatpipe.evaluation.ngram import trigram_bits_per_byte, unigram_nats
 from chatpipe.evaluation.text import MAX_TEXT_BYTES, continuations, evaluate_text, first_words
 from chatpipe.models.model_folder import check_block_size
 from chatpipe.models.new_model import new_model

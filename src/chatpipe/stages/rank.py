@@ -19,10 +19,9 @@ from chatpipe.ranking.database import has_begun
 from chatpipe.ranking.export import ranking_row
 from chatpipe.ranking.items import Item, read_items
 from chatpipe.ranking.raters import model_scorer, rank_with_program
-from chatpipe.ranking.shared_scoring import end_sharing, help_scoring
 from chatpipe.ranking.store import Store, StoredRanking
 from chatpipe.stages.step import COMPLETIONS, RANKINGS_FILE, STORE_FILE, Outcome, Step
-from chatpipe.training.ranks import heeding_parent
+from chatpipe.training.ranks import end_sharing, heeding_parent, help_scoring
 
 
 def run(step: Step) -> Outcome | None:

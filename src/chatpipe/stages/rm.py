@@ -13,6 +13,7 @@ from chatpipe.data.datasets import Loaded, load_rankings
 from chatpipe.data.rankings import Ranking
 from chatpipe.data.worlds import Oracle, only_world, world_named
 from chatpipe.errors import UsageError
+from chatpipe.evaluation.baselines import WordCounts
 from chatpipe.evaluation.budget import Stopwatch
 from chatpipe.evaluation.pair_accuracy import (
     Scores,
@@ -23,7 +24,6 @@ from chatpipe.evaluation.pair_accuracy import (
     rankings_that_fit,
 )
 from chatpipe.evaluation.preference_verdicts import rm_verdict
-from chatpipe.evaluation.word_counts import WordCounts
 from chatpipe.models.pretrained import load_reward_model, load_tokenizer
 from chatpipe.models.properties import longest_sequence
 from chatpipe.reward.reward_model import centre_rewards, new_reward_model, outside_body, reward_offset

@@ -13,7 +13,7 @@ from collections.abc import Callable, Hashable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from datetime import timedelta
 from pathlib import Path
-from typing import TYPE_CHECKING, NoReturn, TypeVar
+from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 
 from chatpipe.errors import TrainingError, UsageError
 
@@ -124,6 +124,52 @@ def _is_sharded(model: "nn.Module") -> bool:
     from torch.distributed.tensor import DTensor
 
     return any(isinstance(parameter, DTensor) for parameter in model.parameters())
+
+
+# ---- sharing what the main process asks for ----
+#
+#     score = shared(score)    # in the main process, which calls it as often as it likes, then `end_sharing()`
+#     help_scoring(score)      # in all others, until then
+#
+# `score` gives one result for each item, and is the same function, with the same model, in all processes.
+
+Score = Callable[[Sequence[Row]], list[Result]]
+
+
+def shared(score: Score[Row, Result]) -> Score[Row, Result]:
+    """`score` with its items shared out over all processes; `score` itself where there is one."""
+    if not in_world():
+        return score
+
+    def score_together(items: Sequence[Row]) -> list[Result]:
+        _send(list(items))
+        return over_ranks(items, score)
+
+    return score_together
+
+
+def end_sharing() -> None:
+    """Ends `help_scoring` in the other processes."""
+    if in_world():
+        _send(None)
+
+
+def help_scoring(score: Score[Any, Any]) -> None:
+    """Scores this process's share of what the main process asks, until that calls `end_sharing`."""
+    while (items := _send(None)) is not None:
+        over_ranks(items, score)
+
+
+def _send(items: list[Any] | None) -> list[Any] | None:
+    """Sends the main process's `items` to all; the others receive them, whatever they pass."""
+    from torch import distributed
+
+    sent = [items]
+    distributed.broadcast_object_list(sent)
+    return sent[0]
+
+
+# ---- stopping and ending ----
 
 
 @contextmanager
