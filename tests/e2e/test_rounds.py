@@ -10,7 +10,7 @@ from chatpipe.evaluation.answers import evaluate_answers
 from chatpipe.evaluation.policy import oracle_comparison
 from chatpipe.models.manifest import checkpoint_id
 from chatpipe.models.pretrained import load_causal_model, load_tokenizer
-from chatpipe.ranking.prompts_to_rank import worlds_of_answers
+from chatpipe.ranking.completions import worlds_of_answers
 from chatpipe.recipe import load_recipe
 from chatpipe.recipe.schema import TRAINING_STAGES
 from chatpipe.run.steps import step_of

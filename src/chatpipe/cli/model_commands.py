@@ -113,8 +113,7 @@ def sample(
 ) -> None:
     """Sample K different answers to each prompt, to be ranked; with --best-of, the best answer of N."""
     from chatpipe.errors import UsageError
-    from chatpipe.ranking.completions import Sampling, make_completions
-    from chatpipe.ranking.prompts_to_rank import read_prompts
+    from chatpipe.ranking.completions import Sampling, make_completions, read_prompts
 
     _check_models(models, best_of, reward)
     sampling = Sampling(

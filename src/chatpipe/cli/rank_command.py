@@ -125,7 +125,7 @@ def _rank_by_program(
 ) -> None:
     from chatpipe import console
     from chatpipe.data.worlds import is_world
-    from chatpipe.ranking.prompts_to_rank import worlds_of_answers
+    from chatpipe.ranking.completions import worlds_of_answers
     from chatpipe.ranking.raters import check_rater, rank_with_program
     from chatpipe.reward.functions import is_function
 

@@ -14,8 +14,7 @@ from chatpipe.data.row_files import Row, kind_of
 from chatpipe.data.sources import Report, is_hub, one_file_each, source_rows
 from chatpipe.data.worlds import WORLDS, is_world
 from chatpipe.errors import UsageError
-from chatpipe.models.manifest import read_manifest
-from chatpipe.models.model_folder import looks_like_path
+from chatpipe.models.manifest import manifest_of
 from chatpipe.models.properties import longest_sequence
 from chatpipe.recipe.loading import load_recipe
 from chatpipe.recipe.schema import DataBlock, Recipe
@@ -84,7 +83,7 @@ def _format_of_file(part: DataBlock) -> str:
 
 def remembered_settings(model: str) -> dict[str, Any]:
     """The settings under which a model of ours was made and evaluated; none for other models."""
-    manifest = read_manifest(Path(model).expanduser()) if looks_like_path(model) else None
+    manifest = manifest_of(model)
     if manifest is None:
         return {}
     noted = {**manifest.settings, **manifest.evaluation}

@@ -14,15 +14,14 @@ import random
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Any
 
 from chatpipe.data.chat_template import Message
 from chatpipe.data.durable import fingerprint
 from chatpipe.data.worlds import Worlds, is_world, world_named
 from chatpipe.errors import UsageError
-from chatpipe.models.manifest import checkpoint_id, read_manifest
-from chatpipe.models.model_folder import check_model, looks_like_path
+from chatpipe.models.manifest import checkpoint_id, manifest_of
+from chatpipe.models.model_folder import check_model
 from chatpipe.ranking.assignment import Task
 from chatpipe.ranking.history import History, Step
 from chatpipe.ranking.items import Answer, Item, blank
@@ -206,7 +205,7 @@ def model_scorer(name: str, key: str) -> Scorer:
     finding = embeddings_too_few(tokenizer, {key: model})
     if finding is not None:
         raise UsageError(finding.what, "Give a reward model whose tokenizer has a chat template and a pad token.")
-    manifest = read_manifest(Path(name).expanduser()) if looks_like_path(name) else None
+    manifest = manifest_of(name)
     trained_on = manifest.settings.get("rm.max_length", UNBOUNDED) if manifest else UNBOUNDED
     max_length = min(trained_on, longest_sequence(model, tokenizer))  # longer prompts lose their beginning
 

@@ -6,8 +6,7 @@ import os
 from chatpipe import console
 from chatpipe.data.datasets import Conversation
 from chatpipe.data.durable import PARTIAL
-from chatpipe.ranking.completions import Sampling, join_shares, sample_share
-from chatpipe.ranking.prompts_to_rank import prompts_to_rank
+from chatpipe.ranking.completions import Sampling, join_shares, prompts_to_rank, sample_share
 from chatpipe.stages.step import COMPLETIONS_FILE, Outcome, Step
 from chatpipe.training.ranks import heeding_parent, wait_for_all
 
