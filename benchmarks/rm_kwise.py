@@ -125,9 +125,8 @@ def train(peer: str, k: int, steps: int, seed: int, plain: bool) -> Result:
 
     from chatpipe.data.chat_template import add_chat_template
     from chatpipe.evaluation.pair_accuracy import pair_metrics, ranking_scores
-    from chatpipe.models.new_model import build_model, model_config
+    from chatpipe.models.new_model import build_model, model_config, train_tokenizer
     from chatpipe.models.pretrained import pick_kernels
-    from chatpipe.models.tokenizer_training import train_tokenizer
     from chatpipe.recipe.architectures import Architecture
     from chatpipe.reward.reward_model import new_reward_model
     from chatpipe.reward.training_data import encode_rankings

@@ -79,7 +79,7 @@ def conversations(count: int, seed: int = 0) -> Iterator[list[dict[str, str]]]:
 
 def tokenizer() -> Any:
     from chatpipe.data.chat_template import add_chat_template
-    from chatpipe.models.tokenizer_training import train_tokenizer
+    from chatpipe.models.new_model import train_tokenizer
 
     made = train_tokenizer((text["content"] for texts in conversations(500) for text in texts), VOCABULARY, CONTEXT)
     add_chat_template(made)

@@ -25,7 +25,7 @@ from tokenizers import Tokenizer
 from chatpipe.data.documents import RawText
 from chatpipe.data.encoding import Encoder
 from chatpipe.data.token_store import build_token_store
-from chatpipe.models.tokenizer_training import train_tokenizer
+from chatpipe.models.new_model import train_tokenizer
 from chatpipe.recipe.schema import DataBlock
 
 OURS, PEERS = "ours", ("encode_batch", "encode_batch_fast")

@@ -18,7 +18,7 @@ from chatpipe.data.chat_template import CHAT_TEMPLATE, encode_prompt
 from chatpipe.errors import UsageError
 from chatpipe.generation import SamplingParams
 from chatpipe.generation.chat_loop import Conversation, chat
-from chatpipe.models.tokenizer_training import train_tokenizer
+from chatpipe.models.new_model import train_tokenizer
 
 GREEDY = SamplingParams(max_new_tokens=20, temperature=0)
 ANSWER = "\x1bYe\u202es\nNo!"  # no byte comes twice; raw, as the model writes it

@@ -4,7 +4,7 @@ from pathlib import Path
 import pytest
 
 from chatpipe.data.chat_template import add_chat_template
-from chatpipe.models.tokenizer_training import train_tokenizer
+from chatpipe.models.new_model import train_tokenizer
 
 for folder in ("exact", "ppo", "e2e"):  # for their tiny models, trainers and files
     sys.path.append(str(Path(__file__).parent.parent / folder))

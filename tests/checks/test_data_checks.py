@@ -5,7 +5,7 @@ from chats import names, said
 from chatpipe.checks import data_checks as data
 from chatpipe.data.chat_template import encode_conversation
 from chatpipe.data.rankings import Ranking
-from chatpipe.models.tokenizer_training import character_tokenizer
+from chatpipe.models.new_model import character_tokenizer
 
 
 def test_eos_not_learned(tokenizer):

@@ -2,7 +2,7 @@ import json
 
 import pytest
 
-from chatpipe.models.tokenizer_training import train_tokenizer
+from chatpipe.models.new_model import train_tokenizer
 from chatpipe.recipe.schema import TRAINING_STAGES, DataBlock
 
 RECIPE = """\

@@ -6,7 +6,7 @@ import pytest
 from transformers import PreTrainedTokenizerFast
 
 from chatpipe.data.chat_template import add_chat_template
-from chatpipe.models.tokenizer_training import train_tokenizer
+from chatpipe.models.new_model import train_tokenizer
 
 TEXTS = ["Mara is a baker. She lives near the mill.", "Tomas has a dog called Rex.", "Who keeps a goat? Lina does."]
 

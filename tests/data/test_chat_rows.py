@@ -11,7 +11,7 @@ from chatpipe.data.chat_template import add_chat_template, encode_conversation
 from chatpipe.data.packing import training_sequences
 from chatpipe.data.row_files import Row
 from chatpipe.data.sources import Report, Skipped, SourceReport
-from chatpipe.models.tokenizer_training import train_tokenizer
+from chatpipe.models.new_model import train_tokenizer
 from tiny_chats import CONTEXT, conversation, conversations
 
 

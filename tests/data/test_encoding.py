@@ -17,7 +17,7 @@ from transformers import PreTrainedTokenizerFast
 from chatpipe.data import encoding
 from chatpipe.data.documents import Piece
 from chatpipe.data.encoding import Encoder, cuts_cleanly, encode_stream
-from chatpipe.models.tokenizer_training import character_tokenizer, train_tokenizer
+from chatpipe.models.new_model import character_tokenizer, train_tokenizer
 
 TEXT = "Mara is a baker.\nShe lives near the mill; he doesn't.\n\nTomas has 12 dogs.\n" * 8
 LLAMA_3 = (
@@ -208,7 +208,7 @@ def test_workers_end_with_a_parent_that_is_killed(tmp_path):
         "from itertools import repeat\n"
         "from chatpipe.data.documents import Piece\n"
         "from chatpipe.data.encoding import Encoder, encode_stream\n"
-        "from chatpipe.models.tokenizer_training import train_tokenizer\n"
+        "from chatpipe.models.new_model import train_tokenizer\n"
         "if __name__ == '__main__':\n"
         "    encoder = Encoder.of(train_tokenizer([], 300, 64))\n"
         "    for number, _ in enumerate(encode_stream(encoder, repeat(Piece('word ' * 60_000, 'train', True)), 2)):\n"

@@ -2,7 +2,7 @@ import pytest
 
 from chatpipe.data.chat_rows import fit_conversations
 from chatpipe.data.chat_template import add_chat_template, encode_conversation
-from chatpipe.models.tokenizer_training import train_tokenizer
+from chatpipe.models.new_model import train_tokenizer
 
 SYSTEM = {"role": "system", "content": "Be brief."}
 TURNS = [

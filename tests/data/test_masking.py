@@ -5,7 +5,7 @@ import torch
 from transformers import BertConfig, BertForMaskedLM
 
 from chatpipe.data.text_blocks import IGNORED, Masking, add_mask_token, masked_loss
-from chatpipe.models.tokenizer_training import train_tokenizer
+from chatpipe.models.new_model import train_tokenizer
 
 MASK, TOKENS = 2, 1000
 MASKING = Masking(mask_id=MASK, special_ids=(0, 1, 2), tokens=TOKENS, probability=0.15)

@@ -14,7 +14,7 @@ from chatpipe.data.chat_template import (
     encode_prompt,
 )
 from chatpipe.errors import UsageError
-from chatpipe.models.tokenizer_training import train_tokenizer
+from chatpipe.models.new_model import train_tokenizer
 
 SYSTEM = {"role": "system", "content": "Be brief."}
 TURNS = [

@@ -18,7 +18,7 @@ from chatpipe.data.encoding import Encoder
 from chatpipe.data.token_store import TokenStore, build_token_store, find_token_store, store_fingerprint
 from chatpipe.data.worlds import Worlds
 from chatpipe.errors import Interrupted, UsageError
-from chatpipe.models.tokenizer_training import train_tokenizer
+from chatpipe.models.new_model import train_tokenizer
 from chatpipe.recipe.schema import DataBlock, Recipe
 
 DOCUMENTS = [f"Document {i}. " + "Mara is a baker – naïve Größe. " * (i % 7) for i in range(300)]
@@ -293,7 +293,7 @@ from pathlib import Path
 from chatpipe.data.documents import RawText
 from chatpipe.data.encoding import Encoder
 from chatpipe.data.token_store import build_token_store
-from chatpipe.models.tokenizer_training import character_tokenizer
+from chatpipe.models.new_model import character_tokenizer
 from chatpipe.recipe.schema import DataBlock, Recipe
 
 encoder = Encoder.of(character_tokenizer(["a bcdefghijklmnopqrstuvwxyz"], 100, 64))

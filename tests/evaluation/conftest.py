@@ -3,8 +3,7 @@ import torch
 from transformers import GPT2LMHeadModel, PreTrainedTokenizerFast
 
 from chatpipe.data.chat_template import add_chat_template
-from chatpipe.models.new_model import new_model
-from chatpipe.models.tokenizer_training import train_tokenizer
+from chatpipe.models.new_model import new_model, train_tokenizer
 from chatpipe.recipe.architectures import Architecture
 
 TEXTS = ["Mara is a baker. She lives near the mill.", "Tomas has a dog called Rex.", "Who keeps a goat? Lina does."]

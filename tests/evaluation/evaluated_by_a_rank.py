@@ -24,8 +24,7 @@ from chatpipe.evaluation.pair_accuracy import evaluate_ranker
 from chatpipe.evaluation.policy import PolicyEvaluation, evaluate_policy
 from chatpipe.evaluation.text import evaluate_text
 from chatpipe.generation import SamplingParams
-from chatpipe.models.new_model import model_config, new_model
-from chatpipe.models.tokenizer_training import train_tokenizer
+from chatpipe.models.new_model import model_config, new_model, train_tokenizer
 from chatpipe.recipe.architectures import Architecture
 from chatpipe.recipe.schema import Evaluation
 

@@ -20,7 +20,7 @@ from chatpipe.data.packing import PackCollator, training_sequences
 from chatpipe.data.sources import Report
 from chatpipe.data.text_blocks import BlockCollator, TrainingText
 from chatpipe.data.token_store import TokenStore, build_token_store
-from chatpipe.models.tokenizer_training import character_tokenizer, train_tokenizer
+from chatpipe.models.new_model import character_tokenizer, train_tokenizer
 from chatpipe.recipe.schema import DataBlock
 
 PACK_TO = 48

@@ -14,8 +14,7 @@ from transformers import GPT2Config, GPT2ForSequenceClassification, PreTrainedMo
 from chatpipe.data.chat_template import add_chat_template
 from chatpipe.data.text_blocks import add_mask_token
 from chatpipe.models.manifest import Manifest, write_manifest
-from chatpipe.models.new_model import new_model
-from chatpipe.models.tokenizer_training import train_tokenizer
+from chatpipe.models.new_model import new_model, train_tokenizer
 from chatpipe.recipe.architectures import Architecture
 from chatpipe.recipe.loading import flatten
 from chatpipe.recipe.schema import Recipe

@@ -7,8 +7,7 @@ from pydantic import ValidationError
 from transformers import AutoModelForCausalLM, AutoModelForMaskedLM, GPT2Config, GPT2LMHeadModel, PreTrainedModel
 
 from chatpipe.errors import UsageError
-from chatpipe.models.new_model import build_model, model_config, new_model
-from chatpipe.models.tokenizer_training import train_tokenizer
+from chatpipe.models.new_model import build_model, model_config, new_model, train_tokenizer
 from chatpipe.recipe.architectures import PRESETS, Architecture, Family
 
 SHAPE = Architecture(n_layer=3, n_head=4, n_embd=128, n_positions=64)

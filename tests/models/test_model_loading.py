@@ -11,6 +11,7 @@ from transformers import (
 )
 
 from chatpipe.errors import UsageError
+from chatpipe.models.new_model import train_tokenizer
 from chatpipe.models.pretrained import (
     fuse_gelu,
     load_causal_model,
@@ -18,7 +19,6 @@ from chatpipe.models.pretrained import (
     load_reward_model,
     load_tokenizer,
 )
-from chatpipe.models.tokenizer_training import train_tokenizer
 
 
 @pytest.fixture

@@ -4,7 +4,8 @@ from hypothesis import strategies as st
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from chatpipe.errors import UsageError
-from chatpipe.models.tokenizer_training import character_tokenizer, tokens_without_text, train_tokenizer
+from chatpipe.evaluation.text import tokens_without_text
+from chatpipe.models.new_model import character_tokenizer, train_tokenizer
 
 SPECIAL = ["<|pad|>", "<|endoftext|>", "<|system|>", "<|user|>", "<|assistant|>"]
 

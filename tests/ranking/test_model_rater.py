@@ -5,7 +5,7 @@ import torch
 from transformers import ModernBertConfig, ModernBertForMaskedLM, RobertaConfig, RobertaForMaskedLM
 
 from chatpipe.data.chat_template import add_chat_template
-from chatpipe.models.tokenizer_training import train_tokenizer
+from chatpipe.models.new_model import train_tokenizer
 from chatpipe.ranking.raters import model_scorer
 from chatpipe.reward.reward_model import new_reward_model, score_sequences
 from chatpipe.reward.training_data import encode_answers

@@ -164,7 +164,7 @@ def test_pairs_are_read_by_our_own_reader_and_by_datasets(chatpipe, work, store)
 
 def test_pairs_of_a_prompt_weigh_as_much_in_training_whoever_ranked_it(chatpipe, work):
     from chatpipe.data.chat_template import add_chat_template
-    from chatpipe.models.tokenizer_training import train_tokenizer
+    from chatpipe.models.new_model import train_tokenizer
     from chatpipe.reward.training_data import encode_rankings
 
     agreed, contested, alone = of = items(3, k=3)
@@ -191,7 +191,7 @@ def test_pairs_train_in_trls_reward_trainer_which_reads_their_margin(chatpipe, w
     from trl import RewardConfig, RewardTrainer
 
     from chatpipe.data.chat_template import add_chat_template
-    from chatpipe.models.tokenizer_training import train_tokenizer
+    from chatpipe.models.new_model import train_tokenizer
 
     chatpipe("rankings", "export", "r.db", "-o", "p.jsonl", "--pairs")
     pairs = load_dataset("json", data_files=str(work / "p.jsonl"), split="train", cache_dir=str(work / "cache"))

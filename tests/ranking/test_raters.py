@@ -10,7 +10,7 @@ from transformers import GPT2Config, GPT2ForSequenceClassification, set_seed
 from chatpipe.data.chat_template import add_chat_template
 from chatpipe.data.worlds import world_named
 from chatpipe.errors import UsageError
-from chatpipe.models.tokenizer_training import train_tokenizer
+from chatpipe.models.new_model import train_tokenizer
 from chatpipe.pocketworld.questions import statements, understand
 from chatpipe.ranking.history import History
 from chatpipe.ranking.items import Item, item_id

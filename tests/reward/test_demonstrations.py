@@ -6,7 +6,7 @@ from collections import Counter
 import pytest
 
 from chatpipe.data.chat_template import add_chat_template
-from chatpipe.models.tokenizer_training import train_tokenizer
+from chatpipe.models.new_model import train_tokenizer
 from chatpipe.recipe.schema import DataBlock
 from chatpipe.reward import training_data as module
 from chatpipe.reward.training_data import (

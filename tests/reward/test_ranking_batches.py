@@ -6,7 +6,7 @@ import pytest
 
 from chatpipe.data.chat_template import add_chat_template, encode_prompt
 from chatpipe.data.rankings import Ranking
-from chatpipe.models.tokenizer_training import train_tokenizer
+from chatpipe.models.new_model import train_tokenizer
 from chatpipe.reward.training_data import EncodedRanking, Judgement, RankingCollator, encode_rankings
 
 

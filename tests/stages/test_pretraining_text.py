@@ -21,7 +21,7 @@ from chatpipe.data.documents import RawText
 from chatpipe.data.encoding import Encoder
 from chatpipe.data.text_blocks import BlockCollator, TrainingText
 from chatpipe.data.token_store import build_token_store
-from chatpipe.models.tokenizer_training import train_tokenizer
+from chatpipe.models.new_model import train_tokenizer
 from chatpipe.recipe.schema import DataBlock
 from chatpipe.stages.pretrain import PretrainTrainer
 from chatpipe.training.progress import read_metrics

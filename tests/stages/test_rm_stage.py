@@ -13,8 +13,8 @@ from chatpipe.data.worlds import world_named
 from chatpipe.errors import TrainingError, UsageError
 from chatpipe.evaluation.baselines import WordCounts
 from chatpipe.evaluation.pair_accuracy import pair_metrics
+from chatpipe.models.new_model import train_tokenizer
 from chatpipe.models.pretrained import load_reward_model, load_tokenizer
-from chatpipe.models.tokenizer_training import train_tokenizer
 from chatpipe.recipe import load_recipe
 from chatpipe.recipe.schema import DataBlock
 from chatpipe.reward.reward_model import score_sequences

@@ -11,8 +11,7 @@ from chatpipe.data.chat_rows import Rows, RowsNote, open_rows, write_rows
 from chatpipe.data.chat_template import add_chat_template
 from chatpipe.data.packing import training_sequences
 from chatpipe.data.sources import Report
-from chatpipe.models.new_model import build_model, model_config
-from chatpipe.models.tokenizer_training import train_tokenizer
+from chatpipe.models.new_model import build_model, model_config, train_tokenizer
 from chatpipe.recipe.architectures import Architecture
 from chatpipe.training.lora import Adapter, lora_config
 from chatpipe.training.pretrain_trainer import PretrainTrainer

@@ -13,7 +13,6 @@ from chatpipe import console
 from chatpipe.data.text_blocks import IGNORED, Masking, ValidationText, isolating
 from chatpipe.generation import SamplingParams, generate
 from chatpipe.models.properties import evaluation_mode, longest_sequence
-from chatpipe.models.tokenizer_training import tokens_without_text
 from chatpipe.training.ranks import over_ranks
 
 MAX_TEXT_BYTES = 500_000
@@ -91,6 +90,15 @@ def text_loss(model: PreTrainedModel, text: ValidationText, special_ids: Sequenc
     with evaluation_mode(model), torch.no_grad():
         nats, nats_of_text = np.array(over_ranks(range(len(inputs)), nats_of, model=model)).sum(0).tolist()
     return TextLoss(nats / len(tokens), nats_of_text / math.log(2) / text.num_bytes)
+
+
+def tokens_without_text(tokenizer: PreTrainedTokenizerBase) -> tuple[int, ...]:
+    """The ids of special tokens, except the unknown token: it replaces text, which would otherwise look easy.
+
+    Where one token is both, as GPT-2's end of text, it counts as special.
+    """
+    unknown = {tokenizer.unk_token_id} - {tokenizer.eos_token_id, tokenizer.bos_token_id}
+    return tuple(sorted(set(tokenizer.all_special_ids) - unknown))
 
 
 def masked_loss(model: PreTrainedModel, text: ValidationText, masking: Masking) -> MaskedLoss:
