@@ -6,7 +6,8 @@ import torch
 from mutants import Mutant
 
 from chatpipe.data.sequences import pad
-from chatpipe.ppo import prompts, rollout
+from chatpipe.ppo import experience as prompts
+from chatpipe.ppo import rollout
 from chatpipe.ppo.loop import OwnLoop
 from chatpipe.ppo.maths import adapted_coefficient
 from chatpipe.ppo.trainer import PPOTrainer

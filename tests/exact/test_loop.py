@@ -6,8 +6,8 @@ import tiny
 import torch
 
 from chatpipe.data.sequences import pad
+from chatpipe.ppo.experience import GENERATION, MINIBATCHES, permutation, row_numbers
 from chatpipe.ppo.maths import on_one_rank, ppo_loss
-from chatpipe.ppo.prompts import GENERATION, MINIBATCHES, permutation, row_numbers
 from chatpipe.ppo.rollout import advantages
 
 SETTINGS = {

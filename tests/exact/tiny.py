@@ -5,9 +5,8 @@ from tokenizers import Tokenizer, models
 from transformers import GPT2Config, GPT2ForSequenceClassification, GPT2LMHeadModel, PreTrainedTokenizerFast
 
 from chatpipe.ppo.config import PPOConfig
-from chatpipe.ppo.experience import Experience
+from chatpipe.ppo.experience import GENERATION, Experience, seed_for
 from chatpipe.ppo.metrics import UpdateStatistics
-from chatpipe.ppo.prompts import GENERATION, seed_for
 from chatpipe.ppo.rollout import advantages
 from chatpipe.ppo.trainer import PPOTrainer
 

@@ -8,8 +8,8 @@ from transformers import LlamaConfig, LlamaForCausalLM, TrainerCallback
 from chatpipe.data.sequences import pad
 from chatpipe.errors import UsageError
 from chatpipe.models.logprobs import check_output_head
+from chatpipe.ppo.experience import row_numbers
 from chatpipe.ppo.model import disable_dropout
-from chatpipe.ppo.prompts import row_numbers
 from chatpipe.reward.reward_model import batch_scores
 from chatpipe.training.resume import newest_resume_point
 

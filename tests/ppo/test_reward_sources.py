@@ -11,7 +11,7 @@ import torch
 from tokenizers.pre_tokenizers import WhitespaceSplit
 
 from chatpipe.errors import TrainingError, UsageError
-from chatpipe.ppo.prompts import Prompt, read_prompts
+from chatpipe.ppo.experience import Prompt, read_prompts
 from chatpipe.reward.functions import load_function
 from chatpipe.reward.rewards import CheckedFunction, Rewards, name_of
 

@@ -10,12 +10,11 @@ from chatpipe.data.sequences import pad
 from chatpipe.models.properties import body_of
 from chatpipe.models.unpadded import positions_read
 from chatpipe.ppo.config import PPOConfig
-from chatpipe.ppo.experience import Experience
+from chatpipe.ppo.experience import PTX, Experience, row_numbers
 from chatpipe.ppo.loop import OwnLoop
 from chatpipe.ppo.maths import Statistics, ppo_loss
 from chatpipe.ppo.metrics import UpdateStatistics, add_statistics
 from chatpipe.ppo.model import PolicyAndValueModel, micro_batch_rows, split_learning_rates, text_loss, text_row
-from chatpipe.ppo.prompts import PTX, row_numbers
 
 
 class PPOGradients(OwnLoop):

@@ -12,10 +12,9 @@ from chatpipe.data.sequences import Sequences, flat_index, pad
 from chatpipe.generation import SamplingParams, generate
 from chatpipe.models.logprobs import completion_logprobs
 from chatpipe.ppo.config import PPOConfig
-from chatpipe.ppo.experience import Experience, Rollout
+from chatpipe.ppo.experience import MINIBATCHES, Experience, Rollout, permutation
 from chatpipe.ppo.maths import SumOverRanks, gae, k1, shape_rewards, whiten
 from chatpipe.ppo.model import PolicyAndValueModel, completion_values, micro_batch_rows
-from chatpipe.ppo.prompts import MINIBATCHES, permutation
 from chatpipe.reward.reward_model import batch_scores
 
 

@@ -26,12 +26,20 @@ from chatpipe.data.sequences import Sequences
 from chatpipe.errors import UsageError
 from chatpipe.ppo.alarms import alarms
 from chatpipe.ppo.config import PPOConfig
-from chatpipe.ppo.experience import Experience, Rollout
+from chatpipe.ppo.experience import (
+    EVALUATION,
+    GENERATION,
+    Experience,
+    Prompt,
+    Rollout,
+    read_prompts,
+    row_numbers,
+    seed_for,
+)
 from chatpipe.ppo.gradient import PPOGradients
 from chatpipe.ppo.maths import adapted_coefficient
 from chatpipe.ppo.metrics import Metrics, UpdateStatistics, rollout_metrics
 from chatpipe.ppo.model import PolicyAndValueModel, prepare_models
-from chatpipe.ppo.prompts import EVALUATION, GENERATION, Prompt, read_prompts, row_numbers, seed_for
 from chatpipe.ppo.rollout import advantages, complete, minibatches, read_with_all_models
 from chatpipe.reward.rewards import Content, RewardFunction, Rewards
 from chatpipe.training.lora import check_no_adapter
@@ -45,7 +53,7 @@ class PPOTrainer(PPOGradients):
     model: a causal language model. ref_model: default a frozen copy of it; with `peft_config` the model without its
     adapter. reward_model: a sequence classification model with one label, or several; reward_funcs: functions as in
     `chatpipe.reward.rewards`. oracle_reward: a reward model or function that is logged and never trained on.
-    value_model: default by `args.value_model`. train_dataset: rows as in `chatpipe.ppo.prompts`; train_prompts:
+    value_model: default by `args.value_model`. train_dataset: rows as in `chatpipe.ppo.experience`; train_prompts:
     token ids of prompts. eval_dataset: prompts that `evaluate` completes. ptx_dataset: rows with `input_ids` for
     `args.ptx_coef`. processing_class: the tokenizer.
 
