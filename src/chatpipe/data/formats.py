@@ -1,7 +1,8 @@
 """The formats of rows: how each is recognised and read as conversations, rankings or prompts."""
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Any, Literal
 
 from chatpipe.data.chat_template import Message
@@ -15,8 +16,11 @@ from chatpipe.data.messages import (
     text_of,
 )
 from chatpipe.data.rankings import to_ranking
-from chatpipe.data.row_files import BadRow, BrokenRow, Row
+from chatpipe.data.row_files import BadRow, BrokenRow, Row, kind_of
+from chatpipe.data.sources import is_hub, one_file_each, source_rows
+from chatpipe.data.worlds import is_world
 from chatpipe.errors import UsageError
+from chatpipe.recipe.schema import DataBlock
 
 What = Literal["conversations", "rankings", "prompts"]
 """The items that a stage reads: conversations (sft), rankings (rm), prompts (ppo and sample)."""
@@ -65,6 +69,28 @@ def recognise(row: Row, key: str) -> str:
             f"Known: {known}.\nOther names: data: [{{source: FILE, columns: {{question: THEIR NAME, ...}}}}].",
         )
     return form
+
+
+def format_of_sources(blocks: Sequence[DataBlock], key: str) -> str:
+    """The format of all sources, from the first row of each file: also `text`, or the name of a built-in world.
+
+    Raises `UsageError` naming `key` where they differ.
+    """
+    worlds = {block.source for block in blocks if is_world(block.source)}
+    parts = [part for block in blocks if not is_world(block.source) for part in one_file_each(block, key)]
+    forms = worlds | {_format_of_file(part, key) for part in parts}
+    if len(forms) > 1:
+        raise UsageError(f"{key} holds {' and '.join(sorted(forms))}.", "Give them one by one.")
+    return forms.pop()
+
+
+def _format_of_file(part: DataBlock, key: str) -> str:
+    if not is_hub(part) and kind_of(Path(part.source)) == ".txt":
+        return "text"
+    first = next((row for row in source_rows(part, key) if isinstance(row, Row)), None)
+    if first is None:
+        raise UsageError(f"{key}: {part.source} holds no rows that can be read.", "Give other data.")
+    return recognise(first, key)
 
 
 def check_use(form: str, what: What, source: str, key: str) -> None:

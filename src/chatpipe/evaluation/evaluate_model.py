@@ -15,19 +15,20 @@ from chatpipe.checks.data_checks import prompts_with_room
 from chatpipe.checks.model_checks import embeddings_too_few
 from chatpipe.data.chat_rows import fit_conversations
 from chatpipe.data.chat_template import add_chat_template
-from chatpipe.data.datasets import Conversation, load_prompts
+from chatpipe.data.datasets import Conversation, load_prompts, stream_rows
 from chatpipe.data.documents import RawText
 from chatpipe.data.encoding import Encoder
+from chatpipe.data.formats import format_of_sources
 from chatpipe.data.sources import Report, SourceReport, check_sources
 from chatpipe.data.text_blocks import Masking, ValidationText
 from chatpipe.data.text_sources import sample_texts, whole_documents
-from chatpipe.data.worlds import is_world, only_world, world_named
+from chatpipe.data.worlds import WORLDS, is_world, only_world, world_named
 from chatpipe.errors import UsageError
 from chatpipe.evaluation.answers import Answers, evaluate_answers
 from chatpipe.evaluation.chat import chat_samples, evaluate_chat
-from chatpipe.evaluation.eval_task import KEY, EvalTask, format_of, remembered_settings, settings_of
 from chatpipe.evaluation.pair_accuracy import evaluate_ranker, is_ordered, rankings_that_fit
 from chatpipe.evaluation.text import MAX_TEXT_BYTES, continuations, evaluate_text, first_words
+from chatpipe.models.manifest import manifest_of
 from chatpipe.models.model_folder import Kind, looks_like_path, model_kind
 from chatpipe.models.pretrained import (
     load_causal_model,
@@ -38,10 +39,25 @@ from chatpipe.models.pretrained import (
     model_kind_of_hub,
 )
 from chatpipe.models.properties import longest_sequence
-from chatpipe.recipe.schema import Data
+from chatpipe.recipe.loading import load_recipe
+from chatpipe.recipe.schema import Data, DataBlock, Recipe
 
 MAX_BLOCK_SIZE = 1024
 """Tokens of a block of text for a model whose block size is unknown."""
+
+KEY = "--data"
+
+SETTINGS = ("evaluation.", *(f"{name}." for name in WORLDS), "seed")
+"""The settings that the command line may override."""
+
+REMEMBERED = (
+    "pretrain.block_size",
+    "pretrain.documents",
+    "pretrain.mlm_probability",
+    "sft.max_length",
+    "rm.max_length",
+)
+"""Further recipe keys from a model's manifest with which it is evaluated."""
 
 
 @dataclass
@@ -62,6 +78,29 @@ class Measurement:
         return asdict(self)
 
 
+@dataclass(frozen=True)
+class EvalTask:
+    """A model and its data; `known` are the settings under which a model of ours was made."""
+
+    model: str
+    blocks: list[DataBlock]
+    recipe: Recipe
+    known: dict[str, Any]
+    limit: int | None
+
+    def max_length(self, key: str, model: PreTrainedModel) -> int:
+        """The length of rows in the stage that made the model if it is known, at most what the model reads."""
+        return min(self.known.get(key, 2**31), longest_sequence(model, decodes=True))
+
+    def rows(self, what: Any, report: Report) -> list[Any]:
+        """All rows, or the first `limit`."""
+        stream = stream_rows(what, self.blocks, self.recipe.worlds, KEY, report)
+        found = [row for row, _ in islice(stream, self.limit)]
+        if not found:
+            raise UsageError(f"{KEY}: no row can be used.", "Give other data.")
+        return found
+
+
 def evaluate_model(model: str, data: str, overrides: Sequence[str], limit: int | None) -> Measurement:
     """Evaluates `model` on all of `data`, or its first `limit` rows; of a built-in world, on its validation split.
 
@@ -70,7 +109,7 @@ def evaluate_model(model: str, data: str, overrides: Sequence[str], limit: int |
     blocks = TypeAdapter(Data).validate_python(data)
     check_sources(blocks, KEY)
     kind = model_kind(model, "MODEL") if looks_like_path(model) else model_kind_of_hub(model)
-    form = format_of(blocks)
+    form = format_of_sources(blocks, KEY)
     known = remembered_settings(model)
     task = EvalTask(model, blocks, settings_of(overrides, known), known, limit)
     measured = _what(task, kind, form)
@@ -100,6 +139,26 @@ def _what(task: EvalTask, kind: Kind, form: str) -> str:
         f"{task.model} is a {kind} model, and {KEY} {', '.join(block.source for block in task.blocks)} is {form}.",
         f"It is evaluated on {wanted}.",
     )
+
+
+def remembered_settings(model: str) -> dict[str, Any]:
+    """The settings under which a model of ours was made and evaluated; none for other models."""
+    manifest = manifest_of(model)
+    if manifest is None:
+        return {}
+    noted = {**manifest.settings, **manifest.evaluation}
+    return {key: value for key, value in noted.items() if key.startswith(SETTINGS) or key in REMEMBERED}
+
+
+def settings_of(overrides: Sequence[str], known: dict[str, Any]) -> Recipe:
+    """A recipe with the `known` settings and the overrides. Raises `UsageError` for an override of anything else."""
+    given = {override.partition("=")[0] for override in overrides}
+    foreign = [key for key in given if not key.startswith(SETTINGS)]
+    if foreign:
+        raise UsageError(
+            f"{foreign[0]} does not change how a model is evaluated.", f"These do: {', '.join(SETTINGS)} (KEY=VALUE)."
+        )
+    return load_recipe(None, overrides, {key: value for key, value in known.items() if key not in given}).recipe
 
 
 # ---- text ----
