@@ -6,7 +6,7 @@ import tiny
 import torch
 
 from chatpipe import console
-from chatpipe.ppo.alarms import VALUE_MODEL_WARMUP, VALUE_MODEL_WINDOW, WINDOW, alarms, trend
+from chatpipe.ppo.metrics import VALUE_MODEL_WARMUP, VALUE_MODEL_WINDOW, WINDOW, alarms, trend
 
 HEALTHY = {
     "val/ratio_first": 1.0,

@@ -24,7 +24,6 @@ from chatpipe.checks.gate import refuse
 from chatpipe.data.chat_template import decode_answer
 from chatpipe.data.sequences import Sequences
 from chatpipe.errors import UsageError
-from chatpipe.ppo.alarms import alarms
 from chatpipe.ppo.config import PPOConfig
 from chatpipe.ppo.experience import (
     EVALUATION,
@@ -38,7 +37,7 @@ from chatpipe.ppo.experience import (
 )
 from chatpipe.ppo.gradient import PPOGradients
 from chatpipe.ppo.maths import adapted_coefficient
-from chatpipe.ppo.metrics import Metrics, UpdateStatistics, rollout_metrics
+from chatpipe.ppo.metrics import Metrics, UpdateStatistics, alarms, rollout_metrics
 from chatpipe.ppo.model import PolicyAndValueModel, prepare_models
 from chatpipe.ppo.rollout import advantages, complete, minibatches, read_with_all_models
 from chatpipe.reward.rewards import Content, RewardFunction, Rewards
