@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from chatpipe.checks import by_stage
-from chatpipe.checks.gate import CheckResult, Finding, enforce, run_checks
+from chatpipe.checks.gate import CheckResult, Finding, enforce, run_checks, run_without_switches
 from chatpipe.errors import UsageError
 from chatpipe.recipe.loading import load_recipe
 from chatpipe.recipe.schema import CheckSwitches
@@ -28,15 +28,29 @@ def message(count):
 def test_each_check_has_its_outcome_in_order():
     checks = {"double_bos": lambda: None, **failing(1), "turns_lost": lambda: 1 / 0}
     assert run_checks("rm", CheckSwitches(turns_lost=False), checks) == [
-        CheckResult("double_bos", "rm", "ok"),
-        CheckResult("pad_is_eos", "rm", "failed", Finding("pad_is_eos it is.", "Mend pad_is_eos.")),
-        CheckResult("turns_lost", "rm", "off"),
+        CheckResult("rm", "checks.double_bos", "ok"),
+        CheckResult("rm", "checks.pad_is_eos", "failed", "pad_is_eos it is.", "Mend pad_is_eos."),
+        CheckResult("rm", "checks.turns_lost", "off"),
+    ]
+
+
+def test_a_check_without_a_switch_says_what_it_looked_at_or_fails_as_the_rooms_below_do():
+    def missing():
+        raise UsageError("There is no x.", "Give x.")
+
+    assert run_without_switches("sft", {"out": lambda: "runs/x", "sft.data": missing}) == [
+        CheckResult("sft", "out", "ok", "runs/x"),
+        CheckResult("sft", "sft.data", "failed", "There is no x.", "Give x."),
     ]
 
 
 def test_nothing_found_lets_the_stage_begin():
-    assert enforce("ppo", CheckSwitches(), {"double_bos": lambda: None}) == [CheckResult("double_bos", "ppo", "ok")]
-    assert enforce("ppo", CheckSwitches(pad_is_eos=False), failing(1)) == [CheckResult("pad_is_eos", "ppo", "off")]
+    assert enforce("ppo", CheckSwitches(), {"double_bos": lambda: None}) == [
+        CheckResult("ppo", "checks.double_bos", "ok")
+    ]
+    assert enforce("ppo", CheckSwitches(pad_is_eos=False), failing(1)) == [
+        CheckResult("ppo", "checks.pad_is_eos", "off")
+    ]
 
 
 def test_one_failure_is_reported_with_its_remedy_and_its_key():

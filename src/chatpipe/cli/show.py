@@ -13,8 +13,8 @@ from chatpipe.run.plan import plan_stage
 from chatpipe.stages.step import Step
 
 if TYPE_CHECKING:
+    from chatpipe.checks.gate import CheckResult
     from chatpipe.evaluation.evaluate_model import Measurement
-    from chatpipe.run.check_run import Checked
 
 CHECK_STYLES = {"ok": "green", "failed": "red", "off": "yellow", "not yet": "dim"}
 STYLES = {"pass": "green", "warn": "yellow", "fail": "red"}
@@ -91,7 +91,7 @@ def show_run_table(results: Sequence[StepResult]) -> None:
         console.table(f"Asked: {question}", ("stage", "answer"), answers)
 
 
-def show_checks(checked: "Sequence[Checked]") -> None:
+def show_checks(checked: "Sequence[CheckResult]") -> None:
     """A table of checks: stage, subject, outcome, finding; a failed check has its remedy in the next line.
 
     Checks of a stage with the same outcome share a row.
@@ -110,7 +110,7 @@ def show_checks(checked: "Sequence[Checked]") -> None:
     console.table("Before it runs", ("stage", "what", "", "found"), rows, styles)
 
 
-def _outcome(one: "Checked") -> tuple[str, bool, str, str]:
+def _outcome(one: "CheckResult") -> tuple[str, bool, str, str]:
     return one.stage, one.what.startswith("checks."), one.status, one.found
 
 

@@ -2,15 +2,15 @@
 
 import difflib
 import importlib.util
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Collection, Iterator
 from functools import partial
 from pathlib import Path
 
+from chatpipe.checks.gate import Check, Checks, Finding, refuse
 from chatpipe.data.datasets import check_rows
 from chatpipe.data.sources import check_sources
 from chatpipe.data.text_sources import check_documents
 from chatpipe.data.worlds import is_world, world_named
-from chatpipe.errors import UsageError
 from chatpipe.models.model_folder import (
     Kind,
     check_block_size,
@@ -26,77 +26,72 @@ from chatpipe.run.folder import check_apart, check_rankings_apart
 from chatpipe.run.steps import steps_of
 from chatpipe.stages.step import COMPLETIONS, WHAT_OF_KEY, Step
 
-Check = Callable[[], str]
-"""Returns a few words on what was found; raises `UsageError` where that cannot be used."""
-
 
 def check_recipe(recipe: Recipe) -> None:
-    """Raises `UsageError` for whatever is known to be wrong before the first step starts, without torch."""
-    for _, _, check in recipe_checks(recipe):
-        check()
-
-
-def recipe_checks(recipe: Recipe) -> Iterator[tuple[str, str, Check]]:
-    """Stage, recipe key and check of everything that a run needs; later rounds need nothing else."""
-    steps = steps_of(recipe)
-    made: set[str] = set()
-    seen: set[str] = set()
-    for step in steps:
-        if step.stage not in seen:
-            seen.add(step.stage)
-            for key, check in step_checks(step, made):
-                yield step.stage, key, check
-        made.add(step.name)
-    yield "ppo", "pretrain.architecture.n_positions", partial(_check_answers_fit, recipe)
+    """Raises `UsageError` for the first thing that `recipe_checks` find wrong."""
+    for _, checks in recipe_checks(recipe):
+        _refuse_first(checks)
 
 
 def check_step(step: Step, made: Collection[str] = (), reads_data: bool = True) -> None:
-    """Raises `UsageError` for the first thing that `step_checks` finds."""
-    for _, check in step_checks(step, made, reads_data):
-        check()
+    """Raises `UsageError` for the first thing that `step_checks` find wrong."""
+    _refuse_first(step_checks(step, made, reads_data))
 
 
-def step_checks(step: Step, made: Collection[str] = (), reads_data: bool = True) -> Iterator[tuple[str, Check]]:
+def _refuse_first(checks: Checks) -> None:
+    for key, check in checks.items():
+        refuse({key: check})
+
+
+def recipe_checks(recipe: Recipe) -> Iterator[tuple[str, Checks]]:
+    """The checks of everything that a run needs, stage by stage; later rounds need nothing else."""
+    made: set[str] = set()
+    seen: set[str] = set()
+    for step in steps_of(recipe):
+        if step.stage not in seen:
+            seen.add(step.stage)
+            yield step.stage, step_checks(step, made)
+        made.add(step.name)
+    yield "ppo", {"pretrain.architecture.n_positions": partial(_answers_fit, recipe)}
+
+
+def step_checks(step: Step, made: Collection[str] = (), reads_data: bool = True) -> Checks:
     """By recipe key: are data, models and code there and of the right kind, and is the folder none that is read from?
 
     Without `reads_data` the data may be missing. `made` names the steps that will have run before this one, so their
     folders need not exist yet.
     """
+    checks: dict[str, Check] = {}
     if step.reads_given_rankings:
-        yield "rankings", partial(check_rankings_apart, step)
-    yield "out", partial(_folder, step)
+        checks["rankings"] = partial(check_rankings_apart, step)
+    checks["out"] = partial(_folder, step)
     if step.trains:
-        yield "report_to", partial(_trackers, step)
+        checks["report_to"] = partial(_trackers, step.recipe.report_to)
     for key, blocks in step.data.items() if reads_data else ():
-        yield key, partial(_data, step, key, blocks)
+        checks[key] = partial(_data, step, key, blocks)
     for key, name in step.functions().items():
-        yield key, partial(_function, key, name)
+        checks[key] = partial(_function, key, name)
     for world in step.worlds_read():
-        yield world, partial(_world, step, world)
+        checks[world] = partial(_world, step, world)
     for key in step.models:
-        yield f"{step.stage}.{key}", partial(_model, step, key, made)
+        checks[f"{step.stage}.{key}"] = partial(_model, step, key, made)
     if step.stage == "pretrain" and not step.models:
-        yield "pretrain.architecture", partial(_new_model, step)
+        checks["pretrain.architecture"] = partial(_new_model, step)
     tokenizer = step.recipe.pretrain.tokenizer.pretrained
     if step.stage == "pretrain" and tokenizer:
-        yield "pretrain.tokenizer.pretrained", partial(_tokenizer, tokenizer)
+        checks["pretrain.tokenizer.pretrained"] = partial(_tokenizer, tokenizer)
+    return checks
 
 
-def _folder(step: Step) -> str:
+def _folder(step: Step) -> Finding | str:
     for path in (step.folder, *step.folder.parents):
         if path.exists() and not path.is_dir():
-            raise UsageError(f"{path} is a file.", "Choose a folder with out= or --out.")
+            return Finding(f"{path} is a file.", "Choose a folder with out= or --out.")
     check_apart(step)
     return str(step.folder)
 
 
-def _trackers(step: Step) -> str:
-    if step.recipe.report_to != "none":
-        check_trackers(step.recipe.report_to)
-    return str(step.recipe.report_to)
-
-
-def _data(step: Step, key: str, blocks: list[DataBlock]) -> str:
+def _data(step: Step, key: str, blocks: list[DataBlock]) -> Finding | str:
     if key == COMPLETIONS:
         return f"ranked by {step.recipe.rank.rater}: {blocks[0].source}"
     if key == "sample.data":
@@ -112,12 +107,12 @@ def _data(step: Step, key: str, blocks: list[DataBlock]) -> str:
     return ", ".join(block.source for block in blocks)
 
 
-def _prompts_to_rank(step: Step) -> str:
+def _prompts_to_rank(step: Step) -> Finding | str:
     recipe = step.recipe
     check_sources(recipe.sample.data, "rm.data (or sample.data, to have rankings made)")
     for block in recipe.sample.data or []:
         if is_world(recipe.rank.rater) and block.source != recipe.rank.rater:
-            raise UsageError(
+            return Finding(
                 f"sample.data = {block.source}: {recipe.rank.rater} cannot score answers to these prompts.",
                 "Set rank.rater: people, a reward model, or module:function; or give rankings with rm.data=FILE.",
             )
@@ -138,18 +133,18 @@ def _tokenizer(name: str) -> str:
     return name
 
 
-def _model(step: Step, key: str, made: Collection[str]) -> str:
+def _model(step: Step, key: str, made: Collection[str]) -> Finding | str:
     model = step.models[key]
     (maker,) = step.makers.get(key, (None,))
     if maker == "pretrain" and step.recipe.pretrain.objective == "masked":
-        raise UsageError(
+        return Finding(
             f"{step.stage} starts from a causal language model; pretrain.objective = masked makes an encoder.",
             f"Give {step.stage}.model. An encoder can be rm.model.",
         )
     if maker in made:
         return f"{model}, which {maker} makes"
     if maker is not None and not Path(model).is_dir():
-        raise _not_there(step, key, maker)
+        return _not_there(step, key, maker)
     check_model(
         model,
         _kind(step, key),
@@ -163,12 +158,12 @@ def _model(step: Step, key: str, made: Collection[str]) -> str:
     return model
 
 
-def _not_there(step: Step, key: str, maker: str) -> UsageError:
+def _not_there(step: Step, key: str, maker: str) -> Finding:
     stage, _, number = maker.partition(".")
     again = f"{stage} ... round={number}" if number else stage
     flag = {"model": "--model", "reward_model": "--reward"}[key]
     instead = f", or give a model with {flag}" if step.trains or step.round == 1 else ""
-    return UsageError(
+    return Finding(
         f"{step.name} starts from what {maker} makes, but there is no {step.models[key]} yet.",
         f"Run `chatpipe {again}` first{instead}.",
     )
@@ -181,18 +176,18 @@ def _kind(step: Step, key: str) -> Kind:
     return step.recipe.pretrain.objective if step.stage == "pretrain" else "causal"
 
 
-def _new_model(step: Step) -> str:
-    """Raises `UsageError` where a new model could not learn what it is to learn, or not read its blocks."""
+def _new_model(step: Step) -> Finding | str:
+    """Can a new model learn what it is to learn, and read its blocks?"""
     section = step.recipe.pretrain
     architecture = section.architecture
     if architecture.objective != section.objective:
-        raise UsageError(
+        return Finding(
             f"pretrain.objective = {section.objective}, but a model of pretrain.architecture.family = "
             f"{architecture.family} learns the {architecture.objective} one.",
             "Set one to fit the other: encoders (modernbert, presets encoder-...) are masked, all others causal.",
         )
     if section.block_size > architecture.n_positions:
-        raise UsageError(
+        return Finding(
             f"pretrain.block_size = {section.block_size}, but the model reads {architecture.n_positions} tokens "
             "at most.",
             "Lower it, or raise pretrain.architecture.n_positions.",
@@ -203,7 +198,7 @@ def _new_model(step: Step) -> str:
     return f"{architecture.family}, {architecture.parameters(vocabulary):,} parameters"
 
 
-def _check_answers_fit(recipe: Recipe) -> str:
+def _answers_fit(recipe: Recipe) -> Finding | str:
     """The recipe sets how many tokens a new model reads, so answers without room for a prompt are found here."""
     if recipe.pretrain.model is not None or recipe.sft.model is not None:
         return "not the run's own model"
@@ -215,7 +210,7 @@ def _check_answers_fit(recipe: Recipe) -> str:
         lengths["ppo.response_length"] = recipe.ppo.response_length
     for key, length in lengths.items():
         if not leaves_room(1, length, positions):
-            raise UsageError(
+            return Finding(
                 f"{key} = {length} leaves no room for a prompt: the run's own model reads {positions} tokens in all.",
                 "Lower it, or raise pretrain.architecture.n_positions.",
             )
@@ -240,22 +235,22 @@ PACKAGES: dict[str, tuple[str, ...]] = {
 """transformers' names of trackers, each with the packages of which one must be installed."""
 
 
-def check_trackers(report_to: list[str] | str) -> None:
-    """Raises `UsageError` for a tracker that is not known or not installed; Trainer would do so after reading the data.
+def _trackers(report_to: list[str] | str) -> Finding | str:
+    """Is each tracker known and installed? Trainer would ask after the data is read.
 
     `report_to` as in TrainingArguments: names, `none` or `all`.
     """
-    names = [report_to] if isinstance(report_to, str) else report_to
-    for name in names:
+    for name in [report_to] if isinstance(report_to, str) else report_to:
         if name in ("none", "all"):
             continue
         if name not in PACKAGES:
             near = difflib.get_close_matches(name, PACKAGES, n=1)
             hint = f"Did you mean {near[0]}?" if near else f"Use one of {', '.join(PACKAGES)}, or none."
-            raise UsageError(f"report_to = {name} is not an experiment tracker.", hint)
+            return Finding(f"report_to = {name} is not an experiment tracker.", hint)
         packages = PACKAGES[name]
         if not any(importlib.util.find_spec(package) for package in packages):
-            raise UsageError(
+            return Finding(
                 f"report_to = {name} needs a package that is not installed.",
                 f"Run pip install {packages[0]}, or leave report_to out.",
             )
+    return str(report_to)
