@@ -4,7 +4,11 @@ Every error a user can cause is a `ChatpipeError`. Its message names what is wro
 eight lines; `chatpipe.cli` prints it and exits with `exit_code`. Anything else that is raised is a bug of ours.
 """
 
+import textwrap
 from enum import IntEnum
+
+MAX_REASON = 300
+"""Characters of a library's message that an error repeats."""
 
 
 class ExitCode(IntEnum):
@@ -48,3 +52,8 @@ class Interrupted(ChatpipeError):
     """The user interrupted a stage; its resume point is saved (exit 130)."""
 
     exit_code = ExitCode.INTERRUPTED
+
+
+def reason_of(problem: BaseException) -> str:
+    """What a library or a user's code raised, in one line: its class and the beginning of its message."""
+    return textwrap.shorten(f"{type(problem).__name__}: {problem}", MAX_REASON, placeholder=" ...")

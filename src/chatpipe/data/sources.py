@@ -5,7 +5,6 @@ A source is a file, a folder, a pattern, or a data set of the hub.
 
 import glob
 import os
-import textwrap
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
@@ -17,11 +16,8 @@ from chatpipe import console
 from chatpipe.data.durable import fingerprint, sha256_of
 from chatpipe.data.row_files import READERS, BrokenRow, Row, as_row, file_rows, kind_of
 from chatpipe.data.worlds import is_world
-from chatpipe.errors import UsageError
+from chatpipe.errors import UsageError, reason_of
 from chatpipe.recipe.schema import HUB, DataBlock
-
-MAX_REASON = 300
-"""Characters of an error message of the datasets library."""
 
 KINDS = (".txt", *sorted(READERS))
 
@@ -189,14 +185,17 @@ def _hub_rows(name: str, config: str | None, split: str, revision: str | None, k
     except GeneratorExit:
         raise
     except Exception as problem:  # the library raises anything: its own errors, those of the network, bare Exception
-        reason = textwrap.shorten(f"{type(problem).__name__}: {problem}", MAX_REASON, placeholder=" ...")
-        offline = os.environ.get("HF_HUB_OFFLINE", "0").upper() in {"1", "ON", "YES", "TRUE"}
         raise UsageError(
-            f"{key}: hub:{name} (split {split}) cannot be read at row {number + 1}: {reason}",
+            f"{key}: hub:{name} (split {split}) cannot be read at row {number + 1}: {reason_of(problem)}",
             "HF_HUB_OFFLINE is set: unset it, or give files."
-            if offline
+            if hub_is_offline()
             else "Check name, configuration and split, and the network; a private one needs `hf auth login`.",
         ) from problem
+
+
+def hub_is_offline() -> bool:
+    """Whether the environment forbids to fetch anything from the hub."""
+    return os.environ.get("HF_HUB_OFFLINE", "0").upper() in {"1", "ON", "YES", "TRUE"}
 
 
 # ---- the report of reading ----

@@ -1,8 +1,6 @@
 """Loads models, tokenizers and configurations: the one way to get a model, on the device that trains."""
 
 import math
-import os
-import textwrap
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -23,13 +21,11 @@ from transformers.activations import NewGELUActivation
 
 from chatpipe import console
 from chatpipe.data.chat_template import add_chat_template
-from chatpipe.errors import UsageError
+from chatpipe.data.sources import hub_is_offline
+from chatpipe.errors import UsageError, reason_of
 from chatpipe.models.model_folder import Kind, kind_of_architectures
 
 Model = TypeVar("Model", bound=PreTrainedModel)
-
-MAX_REASON = 300
-"""Characters of a library's message that an error repeats."""
 
 MAX_EAGER_CONTEXT = 512
 """Eager attention holds a table of context * context for each head; beyond this the memory outweighs the time."""
@@ -150,13 +146,13 @@ def _load(auto: Any, model: str | Path, **options: Any) -> Any:
     try:
         return auto.from_pretrained(model, **options)
     except Exception as problem:  # damaged files raise anything: SafetensorError, UnpicklingError, bare Exception
-        reason = textwrap.shorten(f"{type(problem).__name__}: {problem}", MAX_REASON, placeholder=" ...")
+        reason = reason_of(problem)
         if Path(model).expanduser().is_dir():
             raise UsageError(
                 f"{model} cannot be loaded: {reason}",
                 "The folder is damaged or incomplete: make it again, or give another.",
             ) from problem
-        if os.environ.get("HF_HUB_OFFLINE", "0").upper() in {"1", "ON", "YES", "TRUE"}:
+        if hub_is_offline():
             raise UsageError(
                 f"{model} is neither a folder nor in the cache of the hub, and HF_HUB_OFFLINE forbids to fetch it.",
                 "Give a model folder, or unset HF_HUB_OFFLINE.",

@@ -8,7 +8,6 @@ import functools
 import importlib
 import importlib.util
 import sys
-import textwrap
 import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, redirect_stdout
@@ -17,10 +16,9 @@ from pathlib import Path
 from typing import Any
 
 from chatpipe.data.durable import sha256_of
-from chatpipe.errors import ChatpipeError, UsageError
+from chatpipe.errors import ChatpipeError, UsageError, reason_of
 
 HINT = "Write it as module:function, seen from this folder."
-MAX_REASON = 300
 
 
 def is_function(name: str) -> bool:
@@ -83,8 +81,7 @@ def _errors_of(what: str, hint: str) -> Iterator[None]:
     except ChatpipeError:
         raise
     except (Exception, SystemExit) as problem:
-        reason = textwrap.shorten(f"{type(problem).__name__}: {problem}", MAX_REASON, placeholder=" ...")
-        raise UsageError(f"{_line_of(problem)}{what}: {reason}.", hint) from problem
+        raise UsageError(f"{_line_of(problem)}{what}: {reason_of(problem)}.", hint) from problem
 
 
 def _line_of(problem: BaseException) -> str:
