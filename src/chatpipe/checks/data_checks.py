@@ -1,6 +1,5 @@
 """Checks of the rows: can the model learn from them, and is validation data separate from them?"""
 
-import unicodedata
 from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
@@ -9,6 +8,7 @@ from transformers import PreTrainedTokenizerBase
 from chatpipe.checks.gate import Finding
 from chatpipe.data.chat_template import encode_prompt
 from chatpipe.data.datasets import Conversation
+from chatpipe.data.messages import normalised
 from chatpipe.data.rankings import Ranking
 from chatpipe.data.row_files import BadRow
 from chatpipe.errors import UsageError
@@ -90,9 +90,9 @@ def validation_seen(train: Iterable[str], validation: Sequence[str], key: str) -
     The split puts equal texts on one side, but not near-equal ones (decontamination as in the GPT-3 paper,
     arXiv 2005.14165, appendix C, and in Tulu 3, arXiv 2411.15124). Fails above 1 % of the validation texts.
     """
-    normal = [_normal(text) for text in validation]
+    normal = [normalised(text) for text in validation]
     unseen = set(normal)
-    unseen.difference_update(map(_normal, train))
+    unseen.difference_update(map(normalised, train))
     seen = [number for number, text in enumerate(normal) if text not in unseen]
     if len(seen) <= MAX_SEEN_SHARE * len(normal):
         return None
@@ -151,10 +151,6 @@ def unknown_tokens(
         f"{key}: {found:,} of {tokens:,} tokens are {tokenizer.unk_token!r}: the tokenizer does not know the text.",
         "Use a tokenizer made for this text, or a byte-level one, which knows all.",
     )
-
-
-def _normal(text: str) -> str:
-    return " ".join(unicodedata.normalize("NFKC", text).casefold().split())
 
 
 def _is_one_answer(tokenizer: PreTrainedTokenizerBase, ranking: Ranking, max_length: int) -> bool:

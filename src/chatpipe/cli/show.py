@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from chatpipe import console
 from chatpipe.errors import ExitCode
+from chatpipe.evaluation.verdict import started_from
 from chatpipe.recipe import Resolved
 from chatpipe.recipe.loading import flatten
 from chatpipe.run.chain import How, StepResult
@@ -165,29 +166,21 @@ def _measured(stage: str, metrics: dict[str, Any]) -> list[tuple[str, str, str]]
         if "words_baseline" in metrics:
             rows.append(("the same (before: by words and length)", _percent(metrics["words_baseline"]), accuracy))
         return rows
+    start = started_from(metrics)
     rows = [("reward it was trained on", *_scores(metrics, "reward"))]
     if "oracle_score" in metrics:
         rows.append(("oracle's score", *_scores(metrics, "oracle")))
-        rows.append((f"win rate by the oracle over {_before(metrics)}", "50 %", _percent(metrics["win_rate"])))
+        rows.append((f"win rate by the oracle over {start}", "50 %", _percent(metrics["win_rate"])))
         rows.append(("correct answers", _percent(metrics["right_before"]), _percent(metrics["right"])))
     if "oracle_reward_score" in metrics:
         rows.append(("ppo.oracle_reward_model's score", *_scores(metrics, "oracle_reward")))
-        rows.append(
-            (f"win rate over {_before(metrics)} (by that model)", "50 %", _percent(metrics["oracle_reward_win_rate"]))
-        )
+        rows.append((f"win rate over {start} (by that model)", "50 %", _percent(metrics["oracle_reward_win_rate"])))
     if not metrics.keys() & {"oracle_score", "oracle_reward_score"}:
-        rows.append(
-            (f"win rate over {_before(metrics)} (by that reward)", "50 %", _percent(metrics["reward_win_rate"]))
-        )
+        rows.append((f"win rate over {start} (by that reward)", "50 %", _percent(metrics["reward_win_rate"])))
     if "win_rate_over_first" in metrics:
         rates = _percent(metrics["win_rate_over_first_before"]), _percent(metrics["win_rate_over_first"])
         rows.append(("win rate over the policy of the first round's start", *rates))
-    return [*rows, (f"KL to {_before(metrics)}, nats an answer", "0.0", f"{metrics['objective/kl']:.1f}")]
-
-
-def _before(metrics: dict[str, Any]) -> str:
-    """What ppo started from."""
-    return f"ppo of round {metrics['round'] - 1}" if "round" in metrics else "sft"
+    return [*rows, (f"KL to {start}, nats an answer", "0.0", f"{metrics['objective/kl']:.1f}")]
 
 
 def _scores(metrics: dict[str, Any], scorer: str) -> tuple[str, str]:

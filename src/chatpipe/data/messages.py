@@ -1,6 +1,7 @@
 """Conversations as lists of messages, read from OpenAI's and sharegpt's shapes."""
 
 import json
+import unicodedata
 from collections.abc import Sequence
 from typing import Any
 
@@ -81,6 +82,11 @@ def is_turn(value: Any) -> bool:
 def prompt_key(messages: Sequence[Message]) -> str:
     """The text that identifies a prompt: equal prompts have equal keys."""
     return json.dumps([[message["role"], message["content"]] for message in messages], ensure_ascii=False)
+
+
+def normalised(text: str) -> str:
+    """Two texts are the same if these are equal: case, white space and forms of a letter do not count."""
+    return " ".join(unicodedata.normalize("NFKC", text).casefold().split())
 
 
 def _message(item: Any) -> Message:

@@ -28,7 +28,7 @@ from chatpipe.evaluation.answers import Answers, evaluate_answers
 from chatpipe.evaluation.chat import chat_samples, evaluate_chat
 from chatpipe.evaluation.pair_accuracy import evaluate_ranker, is_ordered, rankings_that_fit
 from chatpipe.evaluation.text import MAX_TEXT_BYTES, continuations, evaluate_text, first_words
-from chatpipe.models.manifest import manifest_of
+from chatpipe.models.manifest import manifest_of_model
 from chatpipe.models.model_folder import Kind, looks_like_path, model_kind
 from chatpipe.models.pretrained import (
     load_causal_model,
@@ -38,7 +38,7 @@ from chatpipe.models.pretrained import (
     load_tokenizer,
     model_kind_of_hub,
 )
-from chatpipe.models.properties import longest_sequence
+from chatpipe.models.properties import UNLIMITED, longest_sequence
 from chatpipe.recipe.loading import load_recipe
 from chatpipe.recipe.schema import Data, DataBlock, Recipe
 
@@ -90,7 +90,7 @@ class EvalTask:
 
     def max_length(self, key: str, model: PreTrainedModel) -> int:
         """The length of rows in the stage that made the model if it is known, at most what the model reads."""
-        return min(self.known.get(key, 2**31), longest_sequence(model, decodes=True))
+        return min(self.known.get(key, UNLIMITED), longest_sequence(model, decodes=True))
 
     def rows(self, what: Any, report: Report) -> list[Any]:
         """All rows, or the first `limit`."""
@@ -143,7 +143,7 @@ def _what(task: EvalTask, kind: Kind, form: str) -> str:
 
 def remembered_settings(model: str) -> dict[str, Any]:
     """The settings under which a model of ours was made and evaluated; none for other models."""
-    manifest = manifest_of(model)
+    manifest = manifest_of_model(model)
     if manifest is None:
         return {}
     noted = {**manifest.settings, **manifest.evaluation}
@@ -269,7 +269,7 @@ def _pairs(task: EvalTask, report: Report) -> tuple[int, dict[str, Any]]:
     if finding is not None:
         raise UsageError(finding.what, "Give a reward model whose tokenizer has a chat template and a pad token.")
     rankings = task.rows("rankings", report)
-    max_length = min(task.known.get("rm.max_length", 2**31), longest_sequence(model, tokenizer))
+    max_length = min(task.known.get("rm.max_length", UNLIMITED), longest_sequence(model, tokenizer))
     fitting = rankings_that_fit(tokenizer, rankings, max_length)
     if not fitting:
         raise UsageError(f"{KEY}: no ranking fits into {max_length} tokens.", "Give shorter ones.")

@@ -101,7 +101,7 @@ def read_manifest(folder: Path, name: str = MANIFEST) -> Manifest | None:
         ) from problem
 
 
-def manifest_of(model: str) -> Manifest | None:
+def manifest_of_model(model: str) -> Manifest | None:
     """The manifest of a model that chatpipe made; None for any other folder, and for a hub id."""
     return read_manifest(Path(model).expanduser()) if looks_like_path(model) else None
 
@@ -110,7 +110,7 @@ def checkpoint_id(model: str) -> str:
     """What identifies a model: a hash over its files' hashes; for a hub id, the id itself."""
     if not looks_like_path(model):
         return model
-    folder, manifest = Path(model).expanduser(), manifest_of(model)
+    folder, manifest = Path(model).expanduser(), manifest_of_model(model)
     if manifest is not None:
         # A README may be edited; what makes a model another one are its weights, configuration and tokenizer.
         files = {name: sha for name, sha in manifest.files.items() if not name.endswith(".md")}

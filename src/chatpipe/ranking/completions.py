@@ -25,7 +25,7 @@ from chatpipe.data.row_files import Row
 from chatpipe.data.sources import Report, source_rows
 from chatpipe.data.worlds import WORLDS, Worlds, is_world
 from chatpipe.errors import UsageError
-from chatpipe.models.manifest import checkpoint_id, manifest_of
+from chatpipe.models.manifest import checkpoint_id, manifest_of_model
 from chatpipe.recipe.loading import load_recipe
 from chatpipe.recipe.schema import Data, DataBlock, Recipe
 
@@ -290,7 +290,7 @@ def worlds_of(model: str) -> Worlds:
 
 
 def _noted_worlds(model: str) -> Worlds | None:
-    manifest = manifest_of(model)
+    manifest = manifest_of_model(model)
     noted = manifest.settings if manifest else {}
     known = {key: value for key, value in noted.items() if key.partition(".")[0] in WORLDS}
     return load_recipe(None, flags=known).recipe.worlds if known else None

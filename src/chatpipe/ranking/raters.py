@@ -20,7 +20,7 @@ from chatpipe.data.chat_template import Message
 from chatpipe.data.durable import fingerprint
 from chatpipe.data.worlds import Worlds, is_world, world_named
 from chatpipe.errors import UsageError
-from chatpipe.models.manifest import checkpoint_id, manifest_of
+from chatpipe.models.manifest import checkpoint_id, manifest_of_model
 from chatpipe.models.model_folder import check_model
 from chatpipe.ranking.assignment import Task
 from chatpipe.ranking.history import History, Step
@@ -35,7 +35,6 @@ RECIPE = "pocket"
 """The packaged recipe that gives the settings of a world, and the noise of its oracle, where none are given."""
 TOO_LONG = "an answer is longer than the reward model reads"
 ITEMS_AT_ONCE = 32
-UNBOUNDED = 2**31
 
 Asked = tuple[list[Message], list[str]]
 """A prompt, and the responses to it."""
@@ -196,7 +195,7 @@ def model_scorer(name: str, key: str) -> Scorer:
     from chatpipe.data.chat_template import add_chat_template
     from chatpipe.data.row_files import BadRow
     from chatpipe.models.pretrained import load_reward_model, load_tokenizer
-    from chatpipe.models.properties import longest_sequence
+    from chatpipe.models.properties import UNLIMITED, longest_sequence
     from chatpipe.reward.reward_model import score_sequences
     from chatpipe.reward.training_data import encode_answers
 
@@ -205,8 +204,8 @@ def model_scorer(name: str, key: str) -> Scorer:
     finding = embeddings_too_few(tokenizer, {key: model})
     if finding is not None:
         raise UsageError(finding.what, "Give a reward model whose tokenizer has a chat template and a pad token.")
-    manifest = manifest_of(name)
-    trained_on = manifest.settings.get("rm.max_length", UNBOUNDED) if manifest else UNBOUNDED
+    manifest = manifest_of_model(name)
+    trained_on = manifest.settings.get("rm.max_length", UNLIMITED) if manifest else UNLIMITED
     max_length = min(trained_on, longest_sequence(model, tokenizer))  # longer prompts lose their beginning
 
     def encoded(asked: Asked) -> list[list[int]] | None:

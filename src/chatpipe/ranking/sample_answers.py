@@ -4,7 +4,6 @@ The completions of a prompt depend on the prompt, the models, the settings and t
 prompts nor on where an interrupted command continued.
 """
 
-import unicodedata
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
@@ -12,6 +11,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from chatpipe.data.chat_template import decode_answer, encode_prompt, stop_at_end_of_turn
 from chatpipe.data.datasets import Conversation
+from chatpipe.data.messages import normalised
 from chatpipe.errors import UsageError
 from chatpipe.generation import SamplingParams, generate
 from chatpipe.models.pretrained import load_causal_model, load_tokenizer
@@ -67,11 +67,6 @@ class Answers:
         if normalised(text) not in map(normalised, self.texts):
             self.texts.append(text)
             self.models.append(model)
-
-
-def normalised(text: str) -> str:
-    """Two completions are the same if these are equal: case, white space and forms of a letter do not count."""
-    return " ".join(unicodedata.normalize("NFKC", text).casefold().split())
 
 
 def sample_answers(
