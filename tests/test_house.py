@@ -92,6 +92,10 @@ def test_no_file_name_twice() -> None:
     assert not {name: count for name, count in names.items() if count > 1}
 
 
+def test_there_are_few_files() -> None:
+    assert len(FILES) <= 150
+
+
 def test_files_are_short() -> None:
     lines = {str(path): len(text.splitlines()) for path, text in FILES.items()}
     assert not {path: count for path, count in lines.items() if count > 400}

@@ -4,9 +4,8 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from chatpipe.ranking.assignment import Task
 from chatpipe.ranking.history import History, Step
-from chatpipe.ranking.items import Answer, Item, item_id
+from chatpipe.ranking.items import Answer, Item, Task, item_id
 from chatpipe.ranking.store import Store, StoredRanking
 
 

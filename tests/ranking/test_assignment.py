@@ -6,9 +6,9 @@ from itertools import permutations
 import pytest
 from ranked import items
 
-from chatpipe.ranking.assignment import TASKS_BEFORE_REPEAT, Task, repeated_items, shown_order, token_of
 from chatpipe.ranking.history import History
-from chatpipe.ranking.session import Session
+from chatpipe.ranking.items import Task
+from chatpipe.ranking.session import TASKS_BEFORE_REPEAT, Session, repeated_items, shown_order, token_of
 from chatpipe.ranking.store import HELD_SECONDS, Store
 
 RANKS = {"ranks": [1, 2, 2]}

@@ -9,9 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from ranked import items
 
-from chatpipe.ranking.assignment import Task
 from chatpipe.ranking.history import STEPS, History, Step
-from chatpipe.ranking.items import Answer, blank
+from chatpipe.ranking.items import Answer, Task, blank
 from chatpipe.ranking.store import Store
 
 ACTIONS = st.sampled_from(["edit", "edit", "submit", "submit", "skip", "undo", "undo", "redo"])

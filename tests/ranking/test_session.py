@@ -6,10 +6,9 @@ import pytest
 from ranked import items
 
 from chatpipe.errors import UsageError
-from chatpipe.ranking.assignment import shown_order
 from chatpipe.ranking.history import History, StoreConflict
 from chatpipe.ranking.items import BadAnswer
-from chatpipe.ranking.session import Session, StaleTask, View
+from chatpipe.ranking.session import Session, StaleTask, View, shown_order
 from chatpipe.ranking.store import Store
 
 ANSWER = {"ranks": [1, 2, 2], "all_bad": False, "flag": True, "note": "close"}

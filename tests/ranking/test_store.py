@@ -12,10 +12,9 @@ import pytest
 from ranked import items, submit
 
 from chatpipe.errors import UsageError
-from chatpipe.ranking.assignment import Task
 from chatpipe.ranking.database import StoreError
 from chatpipe.ranking.history import History, Step, StoreConflict
-from chatpipe.ranking.items import Answer
+from chatpipe.ranking.items import Answer, Task
 from chatpipe.ranking.session import Session, StaleTask
 from chatpipe.ranking.store import Annotator, Store
 

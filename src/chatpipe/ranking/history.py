@@ -10,9 +10,8 @@ import time
 from dataclasses import dataclass
 from typing import Any
 
-from chatpipe.ranking.assignment import Task
 from chatpipe.ranking.database import ANSWER, LAST_STEP
-from chatpipe.ranking.items import Answer, blank
+from chatpipe.ranking.items import Answer, Task, blank
 from chatpipe.ranking.store import Store
 
 STEPS = ("edit", "submit", "skip")

@@ -1,14 +1,15 @@
-"""The completions file as items to rank: a prompt with two to nine responses each.
+"""What an annotator ranks: items, each a prompt with two to nine responses, the tasks of ranking them, and answers.
 
-Nothing else of a row (models, scores, ...) becomes part of an item, so no annotator can see it.
+Items are read from a completions file. Nothing else of a row (models, scores, ...) becomes part of an item, so no
+annotator can see it.
 """
 
 import hashlib
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, NamedTuple
 
 from chatpipe.data.chat_template import Message
 from chatpipe.data.formats import usable
@@ -81,6 +82,29 @@ def _item(row: Row) -> Item:
     if len(responses) > MAX_RESPONSES:
         raise BadRow(f"there are more than {MAX_RESPONSES} responses")
     return Item(item_id(prompt, responses), prompt, responses, round_of(row.values))
+
+
+# ---- tasks ----
+
+
+class Task(NamedTuple):
+    """An item to rank, for the first time or as a hidden repeat."""
+
+    item: str
+    repeat: bool
+
+
+Status = Literal["open", "ranked", "skipped"]
+Tasks = Mapping[Task, Status]
+"""The tasks that one annotator was shown; the one that they worked on last is at the end."""
+
+
+def queue_of(items: Iterable[str], seed: int) -> list[str]:
+    """The item ids in the order in which items with equally many rankings are assigned."""
+    return sorted(items, key=lambda item: hashlib.sha256(f"queue {seed} {item}".encode()).digest())
+
+
+# ---- answers ----
 
 
 class BadAnswer(Exception):

@@ -22,9 +22,8 @@ from chatpipe.data.worlds import Worlds, is_world, world_named
 from chatpipe.errors import UsageError
 from chatpipe.models.manifest import checkpoint_id, manifest_of_model
 from chatpipe.models.model_folder import check_model
-from chatpipe.ranking.assignment import Task
 from chatpipe.ranking.history import History, Step
-from chatpipe.ranking.items import Answer, Item, blank
+from chatpipe.ranking.items import Answer, Item, Task, blank
 from chatpipe.ranking.store import Store
 from chatpipe.recipe import load_recipe
 from chatpipe.reward.functions import check_function, is_function, source_fingerprint

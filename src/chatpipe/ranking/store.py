@@ -22,7 +22,6 @@ from typing import Any, Literal
 
 from chatpipe.data.durable import file_lock
 from chatpipe.errors import UsageError
-from chatpipe.ranking.assignment import Status, Task, queue_of
 from chatpipe.ranking.database import (
     ANSWER,
     StoreError,
@@ -35,7 +34,7 @@ from chatpipe.ranking.database import (
     read_items,
     transaction,
 )
-from chatpipe.ranking.items import Item
+from chatpipe.ranking.items import Item, Status, Task, queue_of
 
 Kind = Literal["person", "program"]
 HELD_SECONDS = 30 * 60
