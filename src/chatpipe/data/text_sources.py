@@ -1,7 +1,9 @@
 """The raw text of a stage: its sources and their checks, samples of a split, and the text to evaluate on.
 
-texts = raw_texts(step.data()["pretrain.data"], recipe.worlds, "pretrain.data")
-documents = validation_documents(texts, max_bytes=500_000)
+    texts = raw_texts(step.data()["pretrain.data"], recipe.worlds, "pretrain.data")
+    documents = validation_documents(texts, max_bytes=500_000)
+
+Errors name the recipe's key of the sources.
 """
 
 from collections.abc import Iterable, Iterator, Sequence

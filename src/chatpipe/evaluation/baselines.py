@@ -1,8 +1,4 @@
-"""What counting alone achieves, which a model must beat: byte 3-grams, token frequencies, and scores of words.
-
-trigram_bits_per_byte(train, validation)
-WordCounts.learn(train_rankings).scores(validation_rankings)
-"""
+"""What counting alone achieves, which a model must beat: byte 3-grams, token frequencies, and scores of words."""
 
 import re
 from collections import Counter

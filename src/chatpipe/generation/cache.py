@@ -1,9 +1,9 @@
 """The key-value cache of the decode engine, a row for each sequence, and how many rows there is memory for.
 
 transformers' caches have one write position for all rows: rows of different lengths need padding, and a finished row
-stays until the last one is done. Here each row has its own. Before each forward pass the engine sets
-what the pass reads (`begin_prefill` or `begin_decode`); the layers then store the new keys and values and return those
-that the model attends to.
+stays until the last one is done. Here each row has its own. Before each forward pass the engine sets what the pass
+reads (`begin_prefill` or `begin_decode`); the layers then store the new keys and values and return those that the model
+attends to.
 """
 
 from collections.abc import Sequence

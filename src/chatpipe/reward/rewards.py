@@ -1,12 +1,14 @@
 """The reward of a completion: a weighted sum of what reward models and Python functions give it.
 
-def short(prompts, completions):
-    return [-len(text) / 100 for text in completions]
+    def short(prompts, completions):
+        return [-len(text) / 100 for text in completions]
 
-def finished(prompts, completions, ended):
-    return [float(did_end) for did_end in ended]
+    def finished(prompts, completions, ended):
+        return [float(did_end) for did_end in ended]
 
-PPOTrainer(..., reward_model=[helpful, harmless], reward_funcs=[short])    # PPOConfig(reward_weights=[1, 0.5, 0.1])
+    PPOTrainer(..., reward_model=[helpful, harmless], reward_funcs=[short])  # PPOConfig(reward_weights=[1, 0.5, 0.1])
+
+How a function is called: see `RewardFunction`.
 """
 
 import inspect
