@@ -4,9 +4,9 @@ from collections import Counter
 
 import pytest
 
-from chatpipe.pocketworld.oracle import Oracle, chance_of_guessing
+from chatpipe.pocketworld.oracle import Oracle
 from chatpipe.pocketworld.questions import KIND_SHARES, STYLE_SHARES, answer, answer_in_style, fragments, understand
-from chatpipe.pocketworld.texts import conversations, kinds_of, open_conversation, prompts
+from chatpipe.pocketworld.texts import chance_of_guessing, conversations, kinds_of, open_conversation, prompts
 from chatpipe.pocketworld.wording import NUMBERS
 from chatpipe.pocketworld.world import VALUES, World
 

@@ -4,25 +4,14 @@ The fact must be right; style only makes a right answer better and never makes u
 a fact, politeness piled up, naming several values, or not knowing what one should know score below a plain answer.
 """
 
-import random
 import re
-from collections import defaultdict
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import lru_cache
 
 from chatpipe.pocketworld import wording
-from chatpipe.pocketworld.questions import (
-    KIND_SHARES,
-    Kind,
-    Message,
-    Question,
-    curt_replies,
-    fragments,
-    statements,
-    understand,
-)
-from chatpipe.pocketworld.texts import open_conversation
+from chatpipe.pocketworld.questions import Kind, Message, Question, curt_replies, fragments, statements, understand
+from chatpipe.pocketworld.texts import chance_of_guessing
 from chatpipe.pocketworld.world import VALUES, World
 
 RIGHT = 1.5
@@ -52,10 +41,6 @@ EVASIVE = re.compile(
 NEGATION = re.compile(r"\b(not|no|never|nobody|neither|nor|cannot)\b|n't\b", re.IGNORECASE)
 WORD = re.compile(r"[^\W\d_]+")
 SENTENCE = re.compile(r"[^.!?]+[.!?]*")
-
-
-GUESSES_PER_KIND = 2000
-"""Questions of each kind that the accuracy of guessing is estimated from."""
 
 
 @dataclass(frozen=True)
@@ -282,25 +267,3 @@ def strings_in(value: object) -> Iterator[str]:
     elif isinstance(value, list | tuple):
         for item in value:
             yield from strings_in(item)
-
-
-def chance_of_guessing(world: World) -> float:
-    """The expected share of right answers to test prompts (small talk left out) of the best guesser.
-
-    That is the better of two: who gives the commonest right answer to each form of question, and who answers
-    everything with the same sentence, such as "I do not know anyone of that name.".
-    """
-    rng = random.Random(f"pocketworld guessing {world.seed}")
-    answers: dict[str, dict[str, float]] = defaultdict(lambda: defaultdict(float))
-    for kind, share in KIND_SHARES.items():
-        if kind != "smalltalk":
-            for _ in range(GUESSES_PER_KIND):
-                _, question = open_conversation(world, "test", kind, rng)
-                answers[question.form][fragments(question)[0]] += share
-    total = sum(sum(of_form.values()) for of_form in answers.values())
-    by_form = sum(max(of_form.values()) for of_form in answers.values())
-    constant: dict[str, float] = defaultdict(float)
-    for of_form in answers.values():
-        for answer, weight in of_form.items():
-            constant[answer] += weight
-    return max(by_form, *constant.values()) / total

@@ -1,6 +1,7 @@
 """The texts of the pocketworld: paragraphs for pretraining, conversations of mixed quality for sft, and prompts."""
 
 import random
+from collections import defaultdict
 from functools import lru_cache
 
 from chatpipe.pocketworld import wording
@@ -14,6 +15,7 @@ from chatpipe.pocketworld.questions import (
     ask_further,
     draw,
     fill_sum,
+    fragments,
     good_answer,
     statements,
     sums,
@@ -143,6 +145,8 @@ GREETING_SHARE = 0.15
 """Share of the other questions that come after a greeting."""
 MOST_TRIES = 300
 """Draws without a new prompt before a kind of question counts as used up."""
+GUESSES_PER_KIND = 2000
+"""Questions of each kind that the accuracy of guessing is estimated from."""
 
 
 def conversations(world: World, count: int, seed: int) -> list[list[Message]]:
@@ -222,3 +226,25 @@ def openings(world: World, split: Split, intent: str) -> list[str]:
 def message(role: str, content: str) -> Message:
     """One message."""
     return {"role": role, "content": content}
+
+
+def chance_of_guessing(world: World) -> float:
+    """The expected share of right answers to test prompts (small talk left out) of the best guesser.
+
+    That is the better of two: who gives the commonest right answer to each form of question, and who answers
+    everything with the same sentence, such as "I do not know anyone of that name.".
+    """
+    rng = random.Random(f"pocketworld guessing {world.seed}")
+    answers: dict[str, dict[str, float]] = defaultdict(lambda: defaultdict(float))
+    for kind, share in KIND_SHARES.items():
+        if kind != "smalltalk":
+            for _ in range(GUESSES_PER_KIND):
+                _, question = open_conversation(world, "test", kind, rng)
+                answers[question.form][fragments(question)[0]] += share
+    total = sum(sum(of_form.values()) for of_form in answers.values())
+    by_form = sum(max(of_form.values()) for of_form in answers.values())
+    constant: dict[str, float] = defaultdict(float)
+    for of_form in answers.values():
+        for text, weight in of_form.items():
+            constant[text] += weight
+    return max(by_form, *constant.values()) / total
