@@ -1,4 +1,4 @@
-"""chatpipe on a GPU, without one: each file `gpu_*.py` runs in a pytest of its own that has the pretended GPU.
+"""chatpipe on a GPU, without one: the files `gpu_*.py` run in a pytest of their own that has the pretended GPU.
 
 The pretended GPU takes hold of a whole process, so these files cannot run in the process of the other tests. To see one
 of them alone:
@@ -22,11 +22,11 @@ pytestmark = pytest.mark.skipif(
 )
 
 
-@pytest.mark.parametrize("file", ["gpu_rules.py", "gpu_models.py", "gpu_engine.py", "gpu_ppo.py", "gpu_stages.py"])
-def test_on_the_pretended_gpu(file):
+def test_on_the_pretended_gpu():
+    """All files in one process: its start takes longer than most of them."""
     paths = [str(HERE), str(HERE.parent / "exact"), os.environ.get("PYTHONPATH", "")]
     options = ["-q", "-p", "no:cacheprovider", "-p", "pretended_gpu.plugin"]
-    command = [sys.executable, "-m", "pytest", *options, HERE / file]
+    command = [sys.executable, "-m", "pytest", *options, *sorted(HERE.glob("gpu_*.py"))]
     environment = os.environ | {"PYTHONPATH": os.pathsep.join(paths), "CUDA_VISIBLE_DEVICES": ""}
     done = subprocess.run(command, cwd=HERE.parent.parent, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout[-6000:] + done.stderr[-2000:]

@@ -167,11 +167,16 @@ def prompts(world: World, split: Split, count: int, seed: int) -> list[list[Mess
     """
     rng = random.Random(f"pocketworld prompts {split} {world.seed} {seed}")
     found: dict[str, list[Message]] = {}
+    used_up: set[Kind] = set()
     for kind in kinds_of(count, rng):
+        if kind in used_up:
+            continue
         for _ in range(MOST_TRIES):
             messages, _ = open_conversation(world, split, kind, rng)
             if found.setdefault(repr(messages), messages) is messages:
                 break
+        else:
+            used_up.add(kind)
     return list(found.values())
 
 

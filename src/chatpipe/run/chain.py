@@ -161,6 +161,7 @@ def run_stage(steps: Sequence[Step], how: How, out: str | None, on_result: OnRes
 
 def run_here(step: Step) -> None:
     """Runs the step in this process, which may be one rank of several."""
+    module = stage_module(step.stage)
     if not step.asks_people:  # they need no torch
         _prepare_process()
     if ranks.is_rank():
@@ -168,7 +169,7 @@ def run_here(step: Step) -> None:
     # Taken now: what is edited while the step runs is not what it was made from.
     manifest = begin(step) if step.is_main else None
     start = time.monotonic()
-    outcome: Outcome | None = stage_module(step.stage).run(step)
+    outcome: Outcome | None = module.run(step)
     _free_memory()
     if manifest is not None and outcome is not None:
         manifest.metrics, manifest.verdict = outcome.metrics, outcome.verdict
