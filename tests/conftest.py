@@ -19,15 +19,15 @@ from unittest import mock
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["OMP_NUM_THREADS"] = "1"
 
-# What is imported is no garbage: the collector waits until all of it is there (`pytest_collection_finish`).
-gc.disable()
-
 import pytest
 import torch
 
 from chatpipe.cli.app import main
 
 torch.set_num_threads(1)
+
+# What is imported is no garbage: the collector waits until all of it is there (`pytest_collection_finish`).
+gc.disable()
 
 # A shell without job control has what it starts in the background ignore Ctrl-C, and so would all that the tests start.
 signal.signal(signal.SIGINT, signal.default_int_handler)

@@ -1,8 +1,6 @@
 """Two real processes: through our own launcher, and as the ranks of somebody else's."""
 
 import json
-import os
-import socket
 import subprocess
 import sys
 import time
@@ -11,6 +9,8 @@ import psutil
 import pytest
 from own_files import as_messages, asked, write_rows
 
+from forked import Command, environment_of_rank, free_port
+
 FEW_STEPS = ("pretrain.max_steps=12", "pretrain.logging_steps=3", "pretrain.save_steps=100")
 
 
@@ -18,20 +18,13 @@ def logged(folder):
     return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
 
 
-def as_ranks(command, world_size=2):
+def as_ranks(command, folder, world_size=2):
     """Runs a command as the ranks of one world, as torchrun does; returns each one's exit code, stdout and stderr."""
-    with socket.socket() as free:
-        free.bind(("localhost", 0))
-        port = free.getsockname()[1]
-    world = {"WORLD_SIZE": str(world_size), "MASTER_ADDR": "localhost", "MASTER_PORT": str(port)}
-    words = [sys.executable, "-m", "chatpipe", *map(str, command)]
-    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    port = free_port()
     ranks = [
-        subprocess.Popen(words, env={**os.environ, **world, "RANK": str(rank), "LOCAL_RANK": str(rank)}, **pipes)
-        for rank in range(world_size)
+        Command.start(command, folder, **environment_of_rank(rank, world_size, port)) for rank in range(world_size)
     ]
-    said = [rank.communicate(timeout=120) for rank in ranks]
-    return [(rank.returncode, out, err) for rank, (out, err) in zip(ranks, said, strict=True)]
+    return [rank.ended() for rank in ranks]
 
 
 # ---- our own launcher ----
@@ -130,7 +123,7 @@ def test_ranks_save_and_end_when_their_parent_is_killed(tiny_run, tmp_path):
 def test_ranks_of_a_launcher_are_one_stage_and_launch_nothing(tiny_run, tmp_path, chatpipe, monkeypatch):
     out = tmp_path / "rm"
     command = ("rm", tiny_run.recipe, "rm.num_train_epochs=1", "--out", out, "--processes", 2, "--json")
-    (code, said, _), (other_code, other_said, _) = as_ranks(command)
+    (code, said, _), (other_code, other_said, _) = as_ranks(command, tmp_path)
     assert (code, other_code) == (0, 0)
     told = json.loads(said)
     assert (told["processes"], told["skipped"]) == (2, False)

@@ -1,13 +1,14 @@
 """A stage that was killed or interrupted, run again with the same command, ends as the one that never stopped."""
 
 import json
+import os
 import signal
-import subprocess
-import sys
 import time
 
 import pytest
 from safetensors.torch import load_file
+
+from forked import Command
 
 SAVE_EVERY = {"pretrain": 30, "sft": 10, "rm": 2, "ppo": 4}
 DEPENDS_ON_THE_CLOCK = ("tokens_per_second", "mfu", "eps", "time/rollout", "time/score", "time/update")
@@ -15,15 +16,13 @@ DEPENDS_ON_THE_CLOCK += ("train_seconds", "evaluation_seconds")
 
 
 def stop_after_first_resume_point(command, out, how):
-    """Runs the command line in a process of its own and sends it a signal; returns how it ended and what it said."""
-    words = [sys.executable, "-m", "chatpipe", *map(str, command)]
-    with subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
-        while not list(out.glob("checkpoints/step-*[0-9]")):
-            assert process.poll() is None, process.stderr.read()
-            time.sleep(0.005)
-        process.send_signal(how)
-        said, errors = process.communicate()
-    return process.returncode, said, errors
+    """Runs the command line in a process of its own and sends it a signal; returns how it ended and its output."""
+    started = Command.start(command, out.parent)
+    while not list(out.glob("checkpoints/step-*[0-9]")):
+        assert started.process.exitcode is None, started.err.read_text()
+        time.sleep(0.005)
+    os.kill(started.process.pid, how)
+    return started.ended()
 
 
 def logged(folder):

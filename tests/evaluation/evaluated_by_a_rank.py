@@ -1,12 +1,8 @@
-"""All evaluations on one rank of two: `python evaluated_by_a_rank.py FOLDER` under RANK, WORLD_SIZE and so on.
-
-Writes what each function returned to FOLDER/RANK.json.
-"""
+"""All evaluations, in one process or on one rank of two."""
 
 import copy
 import json
 import os
-import sys
 from pathlib import Path
 
 import torch
@@ -81,16 +77,12 @@ def evaluate() -> dict[str, dict]:
     }
 
 
-def main() -> None:
-    torch.set_num_threads(1)
+def write_evaluation(folder: Path) -> None:
+    """Writes what each function returned to `folder`/RANK.json."""
     if "RANK" in os.environ:
         distributed.init_process_group("gloo")
     found = evaluate()
-    Path(sys.argv[1], f"{os.environ.get('RANK', 'alone')}.json").write_text(json.dumps(found))
+    (folder / f"{os.environ.get('RANK', 'alone')}.json").write_text(json.dumps(found))
     if distributed.is_initialized():
         distributed.barrier()
         distributed.destroy_process_group()
-
-
-if __name__ == "__main__":
-    main()

@@ -1,32 +1,17 @@
-import os
-import socket
-import subprocess
-import sys
-from pathlib import Path
-
 import pytest
 import torch
 import two_ranks
 
 from chatpipe.data.sequences import Sequences
 from chatpipe.ppo.experience import Experience
+from forked import run_ranks
 
 
 @pytest.fixture(scope="module")
 def ranks(tmp_path_factory):
     """What two gloo processes measured."""
     folder = tmp_path_factory.mktemp("ranks")
-    with socket.socket() as free:
-        free.bind(("localhost", 0))
-        port = free.getsockname()[1]
-    script = Path(two_ranks.__file__)
-    common = os.environ | {"WORLD_SIZE": "2", "MASTER_ADDR": "localhost", "MASTER_PORT": str(port)}
-    common |= {"ACCELERATE_USE_CPU": "1", "OMP_NUM_THREADS": "1"}
-    processes = [
-        subprocess.Popen([sys.executable, script, folder], env=common | {"RANK": str(rank), "LOCAL_RANK": str(rank)})
-        for rank in range(2)
-    ]
-    assert [process.wait(timeout=120) for process in processes] == [0, 0]
+    run_ranks(two_ranks.take_part, folder)
     return [torch.load(folder / f"rank-{rank}.pt") for rank in range(2)]
 
 

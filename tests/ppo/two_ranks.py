@@ -1,20 +1,14 @@
-"""What one of two ranks does for test_ppo_two_ranks: takes one optimizer step on its share, then trains.
+"""What one of two ranks does for test_ppo_two_ranks: takes one optimizer step on its share, then trains."""
 
-RANK=0 WORLD_SIZE=2 ... python two_ranks.py FOLDER
-"""
-
-import sys
 from dataclasses import fields
 from pathlib import Path
 
+import parts
+import tiny
 import torch
 
-sys.path.append(str(Path(__file__).parent.parent / "exact"))
-import parts  # noqa: E402
-import tiny  # noqa: E402
-
-from chatpipe.training.lora import lora_config  # noqa: E402
-from chatpipe.training.ranks import end_rank  # noqa: E402
+from chatpipe.training.lora import lora_config
+from chatpipe.training.ranks import end_rank
 
 TEXT = [{"input_ids": [(3 * i + 5 * j) % 12 for j in range(2 + i % 4)]} for i in range(11)]
 
@@ -56,8 +50,8 @@ def gradient(trainer, model, experience):
     return loss, torch.cat([parameter.grad.flatten() for parameter in trainer.model.parameters()])
 
 
-if __name__ == "__main__":
-    folder = Path(sys.argv[1])
+def take_part(folder: Path) -> None:
+    """Leaves what it measured in `folder`."""
     trainer = make(folder)
     rank = trainer.args.process_index
     experience = tiny.make_experience(trainer)

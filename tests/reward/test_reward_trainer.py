@@ -1,7 +1,6 @@
 """The trainer: batches spread in any way give the same step, it logs what it should, and it learns."""
 
 import os
-import socket
 
 import pytest
 import torch
@@ -13,6 +12,7 @@ from chatpipe.reward.reward_model import new_reward_model, score_sequences
 from chatpipe.reward.reward_trainer import RewardTrainer, ranking_loss
 from chatpipe.reward.training_data import EncodedRanking, Judgement
 from chatpipe.training.resume import newest_resume_point
+from forked import run_ranks
 
 LIKED = 7
 
@@ -66,15 +66,12 @@ def trained_weights(body, folder, rankings, **more):
     return model.state_dict(), trainer.state.log_history
 
 
-def train_as_one_of_two(rank, port, body, folder):
-    os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "2", "ACCELERATE_USE_CPU": "1"}
-    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "OMP_NUM_THREADS": "1"}
-    torch.set_num_threads(1)
+def train_as_one_of_two(body, folder):
     weights = trained_weights(
         body, folder, some_rankings(24), per_device_train_batch_size=3, gradient_accumulation_steps=2
     )
     assert torch.distributed.get_world_size() == 2
-    torch.save(weights, f"{folder}/rank-{rank}.pt")
+    torch.save(weights, f"{folder}/rank-{os.environ['RANK']}.pt")
 
 
 @pytest.fixture(scope="module")
@@ -106,13 +103,7 @@ def test_accumulation_changes_nothing(micro_batch, bodies, one_big_batch, tmp_pa
 
 
 def test_two_processes_change_nothing(bodies, one_big_batch, tmp_path):
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    torch.multiprocessing.set_forkserver_preload(["chatpipe.reward.reward_trainer"])  # imports once for both
-    torch.multiprocessing.start_processes(
-        train_as_one_of_two, (port, bodies["gpt2"], str(tmp_path)), nprocs=2, start_method="forkserver"
-    )
+    run_ranks(train_as_one_of_two, bodies["gpt2"], str(tmp_path))
     for rank in range(2):
         assert_same_training(torch.load(tmp_path / f"rank-{rank}.pt"), one_big_batch)
 

@@ -1,9 +1,6 @@
 """A non-finite loss or gradient: no rank updates, it is logged, and three in a row stop the training."""
 
 import math
-import multiprocessing
-import os
-import socket
 
 import pytest
 import torch
@@ -13,6 +10,7 @@ from transformers import Trainer, TrainerCallback, TrainingArguments, set_seed
 
 from chatpipe.errors import TrainingError
 from chatpipe.training.run_trainer import SkipNonFinite
+from forked import run_ranks
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -142,22 +140,9 @@ def test_two_in_a_row_do_not(tmp_path):
 
 # ---- two processes ----
 
-processes = multiprocessing.get_context("forkserver")
-processes.set_forkserver_preload(["pytest", "chatpipe.training.run_trainer"])
 
-
-def train_one_of_two(rank, port, folder):
+def train_one_of_two(folder):
     """Only rank 1 meets the infinite loss, whose gradient is finite on both."""
-    os.environ |= {
-        "RANK": str(rank),
-        "LOCAL_RANK": str(rank),
-        "WORLD_SIZE": "2",
-        "LOCAL_WORLD_SIZE": "2",
-        "MASTER_ADDR": "127.0.0.1",
-        "MASTER_PORT": str(port),
-        "ACCELERATE_USE_CPU": "1",
-    }
-    torch.set_num_threads(1)
     rows = Rows(5, bad_losses=[3], rows_per_step=2)
     trainer, weights = trainer_on(folder, rows, gradient_accumulation_steps=1)
     trainer.train()
@@ -168,12 +153,4 @@ def train_one_of_two(rank, port, folder):
 
 
 def test_all_ranks_skip_when_one_is_in_trouble(tmp_path):
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    ranks = [processes.Process(target=train_one_of_two, args=(rank, port, tmp_path)) for rank in range(2)]
-    for process in ranks:
-        process.start()
-    for process in ranks:
-        process.join(60)
-        assert process.exitcode == 0
+    run_ranks(train_one_of_two, tmp_path)

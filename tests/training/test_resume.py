@@ -1,14 +1,12 @@
 """Resume points: a run that was cut off and resumed is the run that was never cut off, to the bit."""
 
 import json
-import multiprocessing
 import os
 import random
 import re
 import resource
 import shutil
 import signal
-import socket
 import time
 from pathlib import Path
 
@@ -21,6 +19,7 @@ from transformers import GPT2Config, GPT2LMHeadModel, Trainer, TrainerCallback, 
 
 from chatpipe.errors import TrainingError, UsageError
 from chatpipe.training.resume import RESUME_POINTS, ResumePoints, newest_resume_point
+from forked import processes, run_ranks
 
 ROWS, CONTEXT, VOCABULARY = 24, 16, 64  # batches of 2, two of them a step: 6 steps an epoch
 MEASURED = ("step", "loss", "grad_norm", "learning_rate", "eval_loss", "epoch")
@@ -364,10 +363,6 @@ def test_another_model_or_a_foreign_checkpoint_is_refused(tmp_path, uninterrupte
 
 # ---- whole processes ----
 
-# Forked from a server that has imported everything: a real process for the price of a fork.
-processes = multiprocessing.get_context("forkserver")
-processes.set_forkserver_preload(["pytest", "chatpipe.training.resume", "transformers.models.gpt2.modeling_gpt2"])
-
 
 class WriteTrace(TrainerCallback):
     """Appends what is logged to a file, and sends each step that is done to the parent."""
@@ -388,7 +383,6 @@ class WriteTrace(TrainerCallback):
 
 def train_in_child(folder, steps_done=None, crash_at=None, **how):
     """Trains from the newest resume point on; leaves the trace and the final weights of each rank in `folder`."""
-    torch.set_num_threads(1)
     rank = os.environ.get("RANK", "0")
     callbacks = [WriteTrace(folder / f"trace-{rank}.jsonl", steps_done)]
     if crash_at is not None:
@@ -401,32 +395,6 @@ def train_in_child(folder, steps_done=None, crash_at=None, **how):
     except Crash:
         return
     save_file({name: p.detach() for name, p in trainer.model.named_parameters()}, folder / f"final-{rank}.safetensors")
-
-
-def as_rank(rank, port, target, arguments, how):
-    """The environment that torchrun gives a process of two, on CPUs."""
-    os.environ |= {
-        "RANK": str(rank),
-        "LOCAL_RANK": str(rank),
-        "WORLD_SIZE": "2",
-        "LOCAL_WORLD_SIZE": "2",
-        "MASTER_ADDR": "127.0.0.1",
-        "MASTER_PORT": str(port),
-        "ACCELERATE_USE_CPU": "1",
-    }
-    target(*arguments, **how)
-
-
-def run_two_ranks(target, *arguments, **how):
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    ranks = [processes.Process(target=as_rank, args=(rank, port, target, arguments, how)) for rank in range(2)]
-    for process in ranks:
-        process.start()
-    for process in ranks:
-        process.join(60)
-        assert process.exitcode == 0
 
 
 def run_alone(target, *arguments, **how):
@@ -472,14 +440,14 @@ def test_killed_at_random_moments_it_ends_with_the_same_trace(tmp_path):
 
 def test_two_processes_resume_exactly_and_one_continues_from_their_point(tmp_path):
     whole, cut, alone = tmp_path / "whole", tmp_path / "cut", tmp_path / "alone"
-    run_two_ranks(train_in_child, whole, max_steps=8)
-    run_two_ranks(train_in_child, cut, max_steps=8, crash_at=5)
+    run_ranks(train_in_child, whole, max_steps=8)
+    run_ranks(train_in_child, cut, max_steps=8, crash_at=5)
     shutil.copytree(cut, alone)
     point = newest_resume_point(cut / RESUME_POINTS)
     assert point.name == "step-3"
     assert {"rank-0.json", "rank-1.json"} < {path.name for path in point.iterdir()}
 
-    run_two_ranks(train_in_child, cut, max_steps=8)
+    run_ranks(train_in_child, cut, max_steps=8)
     for rank in range(2):
         assert steps_of(cut / f"trace-{rank}.jsonl") == steps_of(whole / f"trace-{rank}.jsonl")
         final = f"final-{rank}.safetensors"
