@@ -6,11 +6,9 @@ from typing import TYPE_CHECKING, Any
 
 from chatpipe import console
 from chatpipe.errors import ExitCode
-from chatpipe.evaluation.verdict import started_from
 from chatpipe.recipe import Resolved
 from chatpipe.recipe.loading import flatten
-from chatpipe.run.chain import How, StepResult
-from chatpipe.run.plan import plan_stage
+from chatpipe.run.chain import How, StepResult, plan_step
 from chatpipe.stages.step import Step
 
 if TYPE_CHECKING:
@@ -32,7 +30,7 @@ def show_plan(
 
     `more` is what else is known of the last stage.
     """
-    plans = [plan_stage(step, how) for step in steps]
+    plans = [plan_step(step, how) for step in steps]
     plans[-1].update(more or {})
     rows = resolved.rows()
     if json:
@@ -77,7 +75,7 @@ def show_run_table(results: Sequence[StepResult]) -> None:
     rows, styles = [], []
     for result in results:
         metrics, verdict = result.manifest.metrics, result.manifest.verdict
-        for i, (what, before, after) in enumerate(_measured(result.step.stage, metrics)):
+        for i, (what, before, after) in enumerate(result.step.gains(metrics)):
             times = result.manifest.seconds, metrics.get("evaluation_seconds", 0.0)
             closing = (verdict["status"], *(f"{time:.0f}" for time in times)) if i == 0 else ("", "", "")
             rows.append((result.step.name if i == 0 else "", what, before, after, *closing))
@@ -136,57 +134,3 @@ def strict_exit(results: Sequence[StepResult]) -> None:
     """With `--strict`, a failed verdict makes the command fail."""
     if any(result.manifest.verdict.get("status") == "fail" for result in results):
         raise SystemExit(int(ExitCode.FAILED))
-
-
-def _measured(stage: str, metrics: dict[str, Any]) -> list[tuple[str, str, str]]:
-    """(what, before, after) of a stage, from its metrics."""
-    if stage == "sample":
-        return [(f"prompts answered {metrics['k']} times at most", "", f"{metrics['prompts']:,}")]
-    if stage == "rank":
-        return [("rankings", "", f"{metrics['rankings']:,}")]
-    if stage == "pretrain" and "unigram_loss" in metrics:
-        before = metrics.get("untrained_eval_loss", metrics.get("eval_loss_before"))
-        what = f"nats per hidden token (by frequency: {metrics['unigram_loss']:.2f})"
-        return [(what, f"{before:.2f}", f"{metrics['eval_loss']:.2f}")]
-    if stage == "pretrain":
-        trigram = metrics["trigram_bits_per_byte"]
-        before = metrics.get("untrained_bits_per_byte", metrics.get("bits_per_byte_before"))
-        what = f"bits per byte (3-gram model: {trigram:.2f})"
-        return [(what, f"{before:.2f}", f"{metrics['bits_per_byte']:.2f}")]
-    if stage == "sft":
-        rows = [("validation loss, nats a token", f"{metrics['eval_loss_before']:.2f}", f"{metrics['eval_loss']:.2f}")]
-        if "right" in metrics:
-            what = f"correct answers at temperature {metrics['eval_temperature']:g} (before: chance)"
-            rows.append((what, _percent(metrics["chance"]), _percent(metrics["right"])))
-        return [*rows, ("answers that stop", "", _percent(metrics["eos_share"]))]
-    if stage == "rm":
-        accuracy = _percent(metrics["eval_accuracy"])
-        what = f"pairs ordered correctly (before: the {metrics['length_rule']} one)"
-        rows = [(what, _percent(metrics["length_baseline"]), accuracy)]
-        if "words_baseline" in metrics:
-            rows.append(("the same (before: by words and length)", _percent(metrics["words_baseline"]), accuracy))
-        return rows
-    start = started_from(metrics)
-    rows = [("reward it was trained on", *_scores(metrics, "reward"))]
-    if "oracle_score" in metrics:
-        rows.append(("oracle's score", *_scores(metrics, "oracle")))
-        rows.append((f"win rate by the oracle over {start}", "50 %", _percent(metrics["win_rate"])))
-        rows.append(("correct answers", _percent(metrics["right_before"]), _percent(metrics["right"])))
-    if "oracle_reward_score" in metrics:
-        rows.append(("ppo.oracle_reward_model's score", *_scores(metrics, "oracle_reward")))
-        rows.append((f"win rate over {start} (by that model)", "50 %", _percent(metrics["oracle_reward_win_rate"])))
-    if not metrics.keys() & {"oracle_score", "oracle_reward_score"}:
-        rows.append((f"win rate over {start} (by that reward)", "50 %", _percent(metrics["reward_win_rate"])))
-    if "win_rate_over_first" in metrics:
-        rates = _percent(metrics["win_rate_over_first_before"]), _percent(metrics["win_rate_over_first"])
-        rows.append(("win rate over the policy of the first round's start", *rates))
-    return [*rows, (f"KL to {start}, nats an answer", "0.0", f"{metrics['objective/kl']:.1f}")]
-
-
-def _scores(metrics: dict[str, Any], scorer: str) -> tuple[str, str]:
-    """The scores before and after."""
-    return f"{metrics[f'{scorer}_score_before']:.2f}", f"{metrics[f'{scorer}_score']:.2f}"
-
-
-def _percent(share: float) -> str:
-    return f"{100 * share:.0f} %"

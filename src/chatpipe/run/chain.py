@@ -3,6 +3,7 @@
 A step runs in this process, or in several that accelerate's launcher starts with `chatpipe step`.
 """
 
+import shlex
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -29,7 +30,7 @@ from chatpipe.run.folder import (
 )
 from chatpipe.run.status import Status, begin, check_statuses, check_whole, evaluation_of, status, unfinished
 from chatpipe.run.step_checks import check_recipe, check_step
-from chatpipe.run.steps import stage_module, steps_for, steps_of
+from chatpipe.run.steps import parameters_of, stage_module, steps_for, steps_of
 from chatpipe.stages.step import Outcome, Step
 from chatpipe.training import ranks
 
@@ -178,6 +179,24 @@ def run_here(step: Step) -> None:
     ranks.wait_for_all()  # the manifest is there for all
 
 
+def plan_step(step: Step, how: How) -> dict[str, Any]:
+    """What the step would do, without running it: parameters, optimizer steps, tokens and the command.
+
+    Raises `UsageError` where the processes cannot share the batches.
+    """
+    _check_batches([step], how)
+    plan: dict[str, Any] = {"stage": step.stage, "out": str(step.folder)}
+    plan["processes"] = 1 if step.runs_in_place else how.processes
+    parameters: int | str = "unknown"
+    if "model" in step.models or step.trains:
+        plan["parameters"] = parameters = parameters_of(step)
+        plan["models"] = ", ".join(step.models.values()) or "a new one"
+    plan.update(step.amounts(parameters))
+    launched = ["accelerate", "launch", *launch_command(step, how)[3:]]
+    plan["command"] = shlex.join(launched) if is_launched(step, how) else "in this process"
+    return plan
+
+
 def launch_command(step: Step, how: How) -> list[str]:
     """The command that starts the step in several processes."""
     arguments = ["step", step.name, str(step.folder / RECIPE_FILE), "--out", str(step.folder)]
@@ -194,7 +213,7 @@ def _run_step(step: Step, how: How, found: Status) -> StepResult:
         manifest = read_manifest(step.folder)
         assert manifest is not None, f"{step.folder} has no manifest"
         if step.asks_people and step.is_main:
-            stage_module("rank").note_newer_rankings(step)
+            stage_module(step.stage).note_newer_rankings(step)
         return StepResult(step, manifest, True, manifest.measured_otherwise(evaluation_of(step)))
     if is_launched(step, how):
         begin(step)  # marks the folder as ours, even if all ranks are killed before they write

@@ -6,7 +6,6 @@ The checks are those of the stages, on the first rows of their data, in a tempor
 import gc
 import tempfile
 from collections.abc import Iterable, Sequence
-from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -18,8 +17,8 @@ from chatpipe.run.folder import check_run_folder
 from chatpipe.run.launch import processes_of
 from chatpipe.run.status import check_statuses
 from chatpipe.run.step_checks import recipe_checks
-from chatpipe.run.steps import stage_module, step_of, steps_of
-from chatpipe.stages.step import STAGES, Step
+from chatpipe.run.steps import STAGES, stage_module, step_of, steps_of
+from chatpipe.stages.step import Step
 from chatpipe.training.machine import prepare_process
 
 ROWS = 1000
@@ -61,7 +60,7 @@ def _stage_checks(step: Step) -> list[CheckResult]:
     results: list[CheckResult] = []
     with tempfile.TemporaryDirectory() as folder, console.silence():
         prepare_process()
-        few = replace(step_of(_on_few_rows(recipe), stage, out=Path(folder) / stage), models=step.models)
+        few = step_of(_on_few_rows(recipe), stage, out=Path(folder) / stage)
         try:
             for checks in stage_module(stage).checks(few):
                 results += run_checks(stage, recipe.checks, checks)

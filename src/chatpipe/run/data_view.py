@@ -13,18 +13,22 @@ from transformers import PreTrainedTokenizerBase
 
 from chatpipe import console
 from chatpipe.data.chat_rows import fit_conversations
-from chatpipe.data.chat_template import encode_completion, encode_conversations, encode_prompt
+from chatpipe.data.chat_template import add_chat_template, encode_completion, encode_conversations, encode_prompt
 from chatpipe.data.datasets import Conversation, stream_rows
 from chatpipe.data.documents import Piece, RawText
 from chatpipe.data.encoding import Encoder
+from chatpipe.data.formats import What
 from chatpipe.data.rankings import Ranking
 from chatpipe.data.row_files import BadRow, Split
 from chatpipe.data.sources import Report, SourceReport, check_sources
 from chatpipe.data.worlds import is_world, worlds_read
 from chatpipe.errors import UsageError
+from chatpipe.models.model_folder import check_tokenizer, looks_like_path
+from chatpipe.models.pretrained import load_config, load_tokenizer
+from chatpipe.models.properties import longest_sequence
 from chatpipe.recipe.schema import DataBlock
 from chatpipe.reward.training_data import encode_answers
-from chatpipe.run.data_reading import Reader, find_reader
+from chatpipe.run.steps import tokenizer_of
 from chatpipe.stages.step import WHAT_OF_KEY, Step
 
 MAX_MEASURED = 10_000
@@ -48,6 +52,15 @@ class DataView:
     def to_json(self) -> dict[str, Any]:
         """The object of `--json`."""
         return asdict(self)
+
+
+@dataclass(frozen=True)
+class Reader:
+    """A tokenizer, the folder or hub id that it came from, and the longest sequence of its model in tokens."""
+
+    name: str
+    tokenizer: PreTrainedTokenizerBase
+    context: int
 
 
 @dataclass(frozen=True)
@@ -80,24 +93,54 @@ def view_data(step: Step, model: str | None, count: int) -> DataView:
     check_sources(blocks, key)
     blocks = [block.model_copy(update={"max_skipped": 1.0}) for block in blocks]
     reader = find_reader(step, model)
-    rows, summary = (_view_text if step.stage == "pretrain" else _view_rows)(step, blocks, reader, count)
+    rows, summary = (_view_rows if key in WHAT_OF_KEY else _view_text)(step, blocks, reader, count)
     return DataView(step.stage, reader.name if reader else None, rows, summary)
+
+
+def find_reader(step: Step, model: str | None) -> Reader | None:
+    """The tokenizer of `model` if given, else of the model that the stage starts from; None where there is none yet.
+
+    It is found before the models of the run exist, and no weights are loaded. Raises `UsageError` where it cannot be
+    used.
+    """
+    if model is not None:
+        check_tokenizer(model, "--model")
+    name = model or tokenizer_of(step)
+    if name is None:
+        return None
+    tokenizer = load_tokenizer(name)
+    if f"{step.stage}.data" in WHAT_OF_KEY:
+        add_chat_template(tokenizer)
+    is_model = not looks_like_path(name) or (Path(name).expanduser() / "config.json").is_file()
+    if name in step.tokenizers().values() or not is_model:
+        return Reader(name, tokenizer, step.recipe.pretrain.architecture.n_positions)
+    scores = step.makes == "reward"
+    context = longest_sequence(load_config(name), tokenizer if scores else None, decodes=not scores)
+    return Reader(name, tokenizer, context)
+
+
+# ---- rows of chats ----
 
 
 def _view_rows(
     step: Step, blocks: Sequence[DataBlock], reader: Reader | None, count: int
 ) -> tuple[list[dict[str, Any]], dict[str, Any]]:
     """Conversations, rankings or prompts."""
-    key, limit = f"{step.stage}.data", _limit(step, reader)
-    readers: dict[str, Callable[..., _Row]] = {"sft": _conversation, "rm": _ranking, "ppo": _prompt}
-    read = partial(readers[step.stage], reader, limit)
+    key = f"{step.stage}.data"
+    what, limit = WHAT_OF_KEY[key], _limit(step, reader)
+    readers: dict[What, Callable[..., _Row]] = {
+        "conversations": _conversation,
+        "rankings": _ranking,
+        "prompts": _prompt,
+    }
+    read = partial(readers[what], reader, limit)
     report, splits = Report(), Counter[Split]()
     rows: list[_Row] = []
     all_tied = 0
     with console.progress("reading", total=None) as bar:
-        for item, split in stream_rows(WHAT_OF_KEY[key], blocks, step.recipe.worlds, key, report):
+        for item, split in stream_rows(what, blocks, step.recipe.worlds, key, report):
             splits[split] += 1
-            all_tied += step.stage == "rm" and len(set(item.ranks)) == 1
+            all_tied += what == "rankings" and len(set(item.ranks)) == 1
             bar.update(splits.total(), "rows")
             if len(rows) < MAX_MEASURED:
                 row = read(item)
@@ -108,18 +151,18 @@ def _view_rows(
         kept = len(rows) - sum(row.left_out for row in rows)
         summary["max_length"] = limit
         summary["left_out_share"] = _share(len(rows) - kept, len(rows))
-        if step.stage in ("sft", "rm"):
+        if what != "prompts":
             summary["truncated_share"] = _share(sum(row.too_long for row in rows), len(rows))
-        if step.stage == "sft":
+        if what == "conversations":
             summary["eos_trained_share"] = _share(sum(row.stops for row in rows), kept)
-    if step.stage == "rm":
+    if what == "rankings":
         summary["all_tied"] = all_tied
     return [row.shown for row in rows[:count]], summary
 
 
 def _limit(step: Step, reader: Reader | None) -> int:
     """The longest row that the stage reads, in tokens."""
-    if step.stage == "ppo":
+    if WHAT_OF_KEY[f"{step.stage}.data"] == "prompts":
         return reader.context - step.recipe.ppo.response_length if reader else 0
     longest: int = step.section.max_length
     return min(longest, reader.context) if reader else longest
@@ -164,6 +207,9 @@ def _prompt(reader: Reader | None, limit: int, prompt: Conversation) -> _Row:
     ids = encode_prompt(reader.tokenizer, prompt)
     row = {"prompt": prompt, "tokens": len(ids), "text": reader.tokenizer.decode(ids)}
     return _Row(row, len(ids), left_out=len(ids) > limit)
+
+
+# ---- raw text ----
 
 
 def _view_text(
@@ -222,6 +268,9 @@ def _blocks(tokenizer: PreTrainedTokenizerBase, pieces: Sequence[Piece], size: i
         parts = [{"text": text, "ends_document": bool(end)} for text, end in _in_parts(tokenizer, block, ends)]
         found.append({"tokens": len(block), "parts": parts})
     return found
+
+
+# ---- the summary of both ----
 
 
 def _summary(

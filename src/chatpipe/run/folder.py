@@ -6,9 +6,9 @@
 What chatpipe did not make is never replaced or deleted, and neither is what people ranked.
 """
 
+import itertools
 from collections.abc import Sequence
 from contextlib import ExitStack
-from dataclasses import replace
 from pathlib import Path
 
 import yaml
@@ -20,8 +20,9 @@ from chatpipe.models.manifest import MANIFEST
 from chatpipe.ranking.store import who_ranked
 from chatpipe.recipe.loading import flatten, load_recipe
 from chatpipe.recipe.schema import Recipe
-from chatpipe.run.steps import STAGES_OF_ROUNDS, folder_of, rater_is_model, samples, steps_of
-from chatpipe.stages.step import RANKINGS_FILE, STORE_FILE, Step
+from chatpipe.run.steps import STAGES, step_named, step_of, steps_for
+from chatpipe.stages.ranking_steps import COMPLETIONS, RANKINGS_FILE, STORE_FILE, Rank
+from chatpipe.stages.step import Step, folder_of
 
 RECIPE_FILE = "recipe.yaml"
 HEADER = "# Every value of this run; `chatpipe run` on this file gives the same run.\n"
@@ -65,9 +66,9 @@ def check_apart(step: Step) -> None:
     """
     blocks = [block for some in step.data.values() for block in some]
     sources: list[str | Path] = [path for block in blocks for path in named_files(block)]
-    models = list(step.models.values())
-    if step.stage == "rm" and samples(step.recipe, step.round) and rater_is_model(step.recipe):
-        models.append(step.recipe.rank.rater)  # the command that makes rm again asks it again
+    # The command that makes the step again makes those again that it began with, such as rankings by a model.
+    with_it = steps_for(step.recipe, step.command, step.round)
+    models = [model for each in [step, *with_it] for model in each.models.values()]
     for source in [*models, *sources]:
         if Path(source).exists() and Path(source).resolve().is_relative_to(step.folder.resolve()):
             raise UsageError(
@@ -82,21 +83,6 @@ def check_apart(step: Step) -> None:
                 f"{step.stage} reads.",
                 "Choose another folder with out= or --out.",
             )
-
-
-def check_rankings_apart(step: Step) -> str:
-    """Raises `UsageError` where `rm.data` names a rankings file that the run writes, or a folder that holds one."""
-    rounds = range(1, max(step.recipe.rounds, step.round) + 1)
-    written = [folder_of(step.recipe, "rank", number) / RANKINGS_FILE for number in rounds]
-    for block in step.recipe.rm.data or []:
-        for path in (Path(block.source), *named_files(block)):
-            found = [file for file in written if file.resolve().is_relative_to(path.resolve())]
-            if found:
-                raise UsageError(
-                    f"rm.data = {block.source} is, or holds, {found[0]}, into which this run writes its rankings.",
-                    "Copy what you need to another place and give the copy, or leave rm.data out.",
-                )
-    return str(written[0])
 
 
 def _lies_openly_in(folder: Path, whole: Path) -> bool:
@@ -160,7 +146,7 @@ def note_in_run(step: Step) -> None:
     if before is not None:
         if step.round > 1:
             return
-        sections = {step.stage, *(("sample", "rank") if step.stage == "rm" else ())}
+        sections = [kind.stage for kind in STAGES.values() if kind.command == step.stage]
         recipe = before.model_copy(update={name: getattr(recipe, name) for name in sections})
     write_recipe(recipe, run / RECIPE_FILE)
 
@@ -170,28 +156,33 @@ def note_in_run(step: Step) -> None:
 
 def steps_in_folder(recipe: Recipe) -> list[Step]:
     """The steps of the run, and those of the further rounds that its folder holds."""
-    rounds = recipe.rounds
-    while any(folder_of(recipe, stage, rounds + 1).exists() for stage in STAGES_OF_ROUNDS):
-        rounds += 1
-    steps = steps_of(recipe.model_copy(update={"rounds": rounds}))
-    if not samples(recipe, 1):  # rm.data may be new in this recipe
-        sampled = steps_of(recipe.model_copy(update={"rm": recipe.rm.model_copy(update={"data": None})}))
-        steps += [replace(step, recipe=recipe) for step in sampled if step.stage == "sample" and step.round == 1]
-    return steps
+    found: list[Step] = []
+    for number in itertools.count(1):
+        stages = [stage for stage, kind in STAGES.items() if number == 1 or kind.in_rounds]
+        there = [stage for stage in stages if folder_of(recipe, stage, number).exists()]
+        if number > recipe.rounds and not there:
+            break
+        # Sample may have been there before: rm.data may be new in this recipe.
+        found += [
+            step_of(recipe, each, number) for each in stages if STAGES[each].is_in(recipe, number) or each in there
+        ]
+    return found
 
 
 def check_run_can_be_deleted(recipe: Recipe) -> None:
     """Raises `UsageError` where --fresh may not delete some folder of the run."""
-    for step in steps_in_folder(recipe):
+    steps = steps_in_folder(recipe)
+    raters = {step.models["rater"] for step in steps if "rater" in step.models}
+    for step in steps:
         check_can_be_deleted(step)
-        rater = step.recipe.rank.rater
-        if rater_is_model(recipe) and Path(rater).resolve().is_relative_to(step.folder.resolve()):
-            raise UsageError(
-                f"rank.rater = {rater} lies in {step.folder}, which --fresh deletes.",
-                "Copy it to another place and name the copy, or choose another folder with out=.",
-            )
+        for rater in raters:
+            if Path(rater).resolve().is_relative_to(step.folder.resolve()):
+                raise UsageError(
+                    f"rank.rater = {rater} lies in {step.folder}, which --fresh deletes.",
+                    "Copy it to another place and name the copy, or choose another folder with out=.",
+                )
         store = step.folder / STORE_FILE
-        people = who_ranked(store) if step.stage == "rank" else []
+        people = who_ranked(store)
         if people:
             raise UsageError(
                 f"--fresh trains all models again, but {_named(people)} ranked answers of these in {store}.",
@@ -211,23 +202,23 @@ def clear(steps: Sequence[Step]) -> None:
         kept: set[Path] = set()
         for step in steps:
             store = step.folder / STORE_FILE
-            if step.stage != "rank" or not step.folder.exists():
+            if not isinstance(step, Rank) or not step.folder.exists():
                 continue
             held.enter_context(file_lock(store))  # whoever ranks holds it
             people = who_ranked(store)
             if people and not step.asks_people:
-                other = "rm.data" if step.reads_given_rankings else f"rank.rater = {step.recipe.rank.rater}"
+                other = "rm.data" if step.reads_given_rankings else f"rank.rater = {step.ranked_by}"
                 raise UsageError(
                     f"{other} would replace what {_named(people)} ranked in {store}.",
                     f"Leave it out, or choose another folder with out=. {_KEEP.format(store=store)}",
                 )
             if people:
-                kept |= {step.folder, folder_of(step.recipe, "sample", step.round)}
+                kept |= {step.folder, *(step_named(step.recipe, made).folder for made in step.makers[COMPLETIONS])}
         for step in steps:
             if step.folder not in kept:
                 if step.folder.exists():
                     retire(step.folder)
-            elif step.stage == "rank":
+            elif isinstance(step, Rank):
                 for name in (MANIFEST, RANKINGS_FILE):
                     (step.folder / name).unlink(missing_ok=True)
 

@@ -19,25 +19,11 @@ from chatpipe.models.model_folder import check_weights
 from chatpipe.recipe.loading import flatten
 from chatpipe.reward.functions import source_fingerprint
 from chatpipe.run.folder import STARTED, is_foreign
-from chatpipe.run.steps import rater_is_model
-from chatpipe.stages.step import COMPLETIONS_FILE, RANKINGS_FILE, STORE_FILE, Step
+from chatpipe.stages.step import Step
 
 Status = Literal["done", "started", "new"]
 
 MAX_CHANGES = 4
-
-# Where and how a stage runs, not what comes out of it; models and data are compared by content. The recipe's `checks`
-# belong to no stage and are not compared either: one decides whether training begins, and changes nothing in it. So a
-# stage that a check stopped continues with that one turned off, and a finished one stays finished.
-_NOT_COMPARED: dict[str, Any] = {
-    **dict.fromkeys(("logging_steps", "save_steps", "eval_steps", "sample_prompts"), True),
-    **dict.fromkeys(("model", "reward_model", "oracle_reward_model", "data", "ptx_data"), True),
-    "reward": {"__all__": {"model"}},
-}
-# What an unfinished step of a stage resumes from; those that train have checkpoints.
-_RESUME_POINTS = {"sample": f"{COMPLETIONS_FILE}*", "rank": STORE_FILE}
-_CHECKPOINTS = "checkpoints/step-*[0-9]"
-_RESULT = {"sample": COMPLETIONS_FILE, "rank": RANKINGS_FILE}
 
 
 def status(step: Step, to_be_made: Collection[str] = ()) -> Status:
@@ -54,7 +40,7 @@ def status(step: Step, to_be_made: Collection[str] = ()) -> Status:
         )
     finished = read_manifest(step.folder)
     before = finished or read_manifest(step.folder, STARTED)
-    if before is None or (finished is None and not _can_be_resumed(step)):
+    if before is None or (finished is None and not any(step.folder.glob(step.resume_points))):
         return "new"  # it stopped, perhaps because of its data, before there was anything to resume
     unknown = [key for key, makers in step.makers.items() if not set(makers).isdisjoint(to_be_made)]
     now = manifest_of(step, unknown)
@@ -97,10 +83,10 @@ def check_statuses(steps: Sequence[Step]) -> None:
 def check_whole(step: Step) -> None:
     """Raises `UsageError` where what the finished step made is gone or damaged."""
     try:
-        if step.trains:
+        if step.result is None:
             check_weights(step.folder, str(step.folder))
-        elif not (step.folder / _RESULT[step.stage]).is_file():
-            raise UsageError(f"{step.folder} has no {_RESULT[step.stage]}.")
+        elif not (step.folder / step.result).is_file():
+            raise UsageError(f"{step.folder} has no {step.result}.")
     except UsageError as problem:
         raise UsageError(problem.message, f"`{again(step)}` makes it again.") from problem
 
@@ -108,9 +94,7 @@ def check_whole(step: Step) -> None:
 def manifest_of(step: Step, without: Collection[str] = ()) -> Manifest:
     """The manifest that the step would have now, without results and without the models and data at some keys."""
     parents = {f"{step.stage}.{key}": checkpoint_id(model) for key, model in step.models.items() if key not in without}
-    if step.stage == "pretrain" and step.recipe.pretrain.tokenizer.pretrained:
-        key = "pretrain.tokenizer.pretrained"
-        parents[key] = checkpoint_id(step.recipe.pretrain.tokenizer.pretrained)
+    parents |= {key: checkpoint_id(tokenizer) for key, tokenizer in step.tokenizers().items()}
     data = {
         key: _in_run(step, data_fingerprints(blocks, key)) for key, blocks in step.data.items() if key not in without
     }
@@ -119,7 +103,7 @@ def manifest_of(step: Step, without: Collection[str] = ()) -> Manifest:
         stage=step.stage,
         parents=parents,
         data={**data, **functions},
-        settings={"seed": step.recipe.seed, **_settings(step)},
+        settings={"seed": step.recipe.seed, **step.settings()},
         seed=step.recipe.seed,
         round=step.round,
         processes=step.processes,
@@ -129,7 +113,7 @@ def manifest_of(step: Step, without: Collection[str] = ()) -> Manifest:
 
 def evaluation_of(step: Step) -> dict[str, Any]:
     """Dotted recipe keys on which only the measuring of the result depends, with their values."""
-    if step.stage not in ("sft", "ppo"):
+    if not step.has_evaluation:
         return {}
     return flatten({"evaluation": step.recipe.evaluation.model_dump(mode="json")})
 
@@ -143,30 +127,7 @@ def begin(step: Step) -> Manifest:
 
 def again(step: Step) -> str:
     """The command that makes the step again. The rankings of a round are made by its rm."""
-    stage = step.stage if step.trains else "rm"
-    return f"chatpipe {stage} ... {f'round={step.round} ' if step.round > 1 else ''}--fresh"
-
-
-def _settings(step: Step) -> dict[str, Any]:
-    """Dotted recipe keys on which the step's result depends, with their values."""
-    exclude = dict(_NOT_COMPARED)
-    if step.stage == "rm" and step.round == 1:
-        exclude["age_weight"] = True  # no rankings are older
-    if step.stage == "sft" and step.recipe.sft.load_best_model_at_end:  # the best is one of those evaluated
-        del exclude["eval_steps"]
-    if step.stage == "rank":
-        exclude["temperature" if step.asks_people else "overlap"] = True
-        if rater_is_model(step.recipe):
-            exclude["rater"] = True
-    sections: dict[str, Any] = {}
-    if not step.reads_given_rankings:
-        sections[step.stage] = step.section.model_dump(mode="json", exclude=exclude)
-    sections |= {world: step.recipe.worlds[world].model_dump(mode="json") for world in step.worlds_read()}
-    return flatten(sections)
-
-
-def _can_be_resumed(step: Step) -> bool:
-    return any(step.folder.glob(_RESUME_POINTS.get(step.stage, _CHECKPOINTS)))
+    return f"chatpipe {step.command} ... {f'round={step.round} ' if step.round > 1 else ''}--fresh"
 
 
 def _in_run(step: Step, fingerprints: Mapping[str, str]) -> dict[str, str]:

@@ -12,19 +12,17 @@ from chatpipe.data.sources import check_sources
 from chatpipe.data.text_sources import check_documents
 from chatpipe.data.worlds import is_world, world_named
 from chatpipe.models.model_folder import (
-    Kind,
-    check_block_size,
     check_model,
     check_tokenizer,
-    expected_vocabulary,
     positions_of,
 )
 from chatpipe.models.properties import leaves_room
 from chatpipe.recipe.schema import DataBlock, Recipe
 from chatpipe.reward.functions import check_function
-from chatpipe.run.folder import check_apart, check_rankings_apart
-from chatpipe.run.steps import steps_of
-from chatpipe.stages.step import COMPLETIONS, WHAT_OF_KEY, Step
+from chatpipe.run.folder import check_apart
+from chatpipe.run.steps import maker_of, steps_of
+from chatpipe.stages.ranking_steps import COMPLETIONS
+from chatpipe.stages.step import WHAT_OF_KEY, Step
 
 
 def check_recipe(recipe: Recipe) -> None:
@@ -47,12 +45,13 @@ def recipe_checks(recipe: Recipe) -> Iterator[tuple[str, Checks]]:
     """The checks of everything that a run needs, stage by stage; later rounds need nothing else."""
     made: set[str] = set()
     seen: set[str] = set()
-    for step in steps_of(recipe):
+    steps = steps_of(recipe)
+    for step in steps:
         if step.stage not in seen:
             seen.add(step.stage)
             yield step.stage, step_checks(step, made)
         made.add(step.name)
-    yield "ppo", {"pretrain.architecture.n_positions": partial(_answers_fit, recipe)}
+    yield steps[-1].stage, {"pretrain.architecture.n_positions": partial(_answers_fit, recipe)}
 
 
 def step_checks(step: Step, made: Collection[str] = (), reads_data: bool = True) -> Checks:
@@ -61,10 +60,7 @@ def step_checks(step: Step, made: Collection[str] = (), reads_data: bool = True)
     Without `reads_data` the data may be missing. `made` names the steps that will have run before this one, so their
     folders need not exist yet.
     """
-    checks: dict[str, Check] = {}
-    if step.reads_given_rankings:
-        checks["rankings"] = partial(check_rankings_apart, step)
-    checks["out"] = partial(_folder, step)
+    checks: dict[str, Check] = {**step.own_checks(), "out": partial(_folder, step)}
     if step.trains:
         checks["report_to"] = partial(_trackers, step.recipe.report_to)
     for key, blocks in step.data.items() if reads_data else ():
@@ -75,11 +71,8 @@ def step_checks(step: Step, made: Collection[str] = (), reads_data: bool = True)
         checks[world] = partial(_world, step, world)
     for key in step.models:
         checks[f"{step.stage}.{key}"] = partial(_model, step, key, made)
-    if step.stage == "pretrain" and not step.models:
-        checks["pretrain.architecture"] = partial(_new_model, step)
-    tokenizer = step.recipe.pretrain.tokenizer.pretrained
-    if step.stage == "pretrain" and tokenizer:
-        checks["pretrain.tokenizer.pretrained"] = partial(_tokenizer, tokenizer)
+    for key, name in step.tokenizers().items():
+        checks[key] = partial(_tokenizer, key, name)
     return checks
 
 
@@ -128,74 +121,38 @@ def _world(step: Step, name: str) -> str:
     return world_named(name, step.recipe.worlds).summary()
 
 
-def _tokenizer(name: str) -> str:
-    check_tokenizer(name, "pretrain.tokenizer.pretrained")
+def _tokenizer(key: str, name: str) -> str:
+    check_tokenizer(name, key)
     return name
 
 
 def _model(step: Step, key: str, made: Collection[str]) -> Finding | str:
-    model = step.models[key]
-    (maker,) = step.makers.get(key, (None,))
-    if maker == "pretrain" and step.recipe.pretrain.objective == "masked":
+    model, maker = step.models[key], maker_of(step, key)
+    usual, *others = step.kinds(key)
+    if maker is not None and maker.makes not in step.kinds(key):
         return Finding(
-            f"{step.stage} starts from a causal language model; pretrain.objective = masked makes an encoder.",
+            f"{step.stage} starts from a causal language model; {maker.stage}.objective = masked makes an encoder.",
             f"Give {step.stage}.model. An encoder can be rm.model.",
         )
-    if maker in made:
-        return f"{model}, which {maker} makes"
+    if maker is not None and maker.name in made:
+        return f"{model}, which {maker.name} makes"
     if maker is not None and not Path(model).is_dir():
         return _not_there(step, key, maker)
-    check_model(
-        model,
-        _kind(step, key),
-        f"{step.stage}.{key}",
-        or_else="masked" if step.stage == "rm" else None,
-        reads_text=step.stage != "pretrain" or step.recipe.pretrain.tokenizer.pretrained is None,
-    )
+    check_model(model, usual, f"{step.stage}.{key}", next(iter(others), None), reads_text=not step.tokenizers())
     folder = Path(model).expanduser()
-    if step.stage == "pretrain" and folder.is_dir():
-        check_block_size(step.recipe.pretrain.block_size, positions_of(folder))
+    if folder.is_dir():
+        step.check_positions(positions_of(folder))
     return model
 
 
-def _not_there(step: Step, key: str, maker: str) -> Finding:
-    stage, _, number = maker.partition(".")
-    again = f"{stage} ... round={number}" if number else stage
+def _not_there(step: Step, key: str, maker: Step) -> Finding:
+    again = f"{maker.stage} ... round={maker.round}" if maker.round > 1 else maker.stage
     flag = {"model": "--model", "reward_model": "--reward"}[key]
     instead = f", or give a model with {flag}" if step.trains or step.round == 1 else ""
     return Finding(
-        f"{step.name} starts from what {maker} makes, but there is no {step.models[key]} yet.",
+        f"{step.name} starts from what {maker.name} makes, but there is no {step.models[key]} yet.",
         f"Run `chatpipe {again}` first{instead}.",
     )
-
-
-def _kind(step: Step, key: str) -> Kind:
-    """What kind of model the section's `key` names."""
-    if key != "model":
-        return "reward"
-    return step.recipe.pretrain.objective if step.stage == "pretrain" else "causal"
-
-
-def _new_model(step: Step) -> Finding | str:
-    """Can a new model learn what it is to learn, and read its blocks?"""
-    section = step.recipe.pretrain
-    architecture = section.architecture
-    if architecture.objective != section.objective:
-        return Finding(
-            f"pretrain.objective = {section.objective}, but a model of pretrain.architecture.family = "
-            f"{architecture.family} learns the {architecture.objective} one.",
-            "Set one to fit the other: encoders (modernbert, presets encoder-...) are masked, all others causal.",
-        )
-    if section.block_size > architecture.n_positions:
-        return Finding(
-            f"pretrain.block_size = {section.block_size}, but the model reads {architecture.n_positions} tokens "
-            "at most.",
-            "Lower it, or raise pretrain.architecture.n_positions.",
-        )
-    vocabulary = expected_vocabulary(section)
-    if vocabulary is None:
-        return f"{architecture.family}, as many tokens as its tokenizer has"
-    return f"{architecture.family}, {architecture.parameters(vocabulary):,} parameters"
 
 
 def _answers_fit(recipe: Recipe) -> Finding | str:

@@ -7,7 +7,8 @@ from chatpipe import console
 from chatpipe.data.datasets import Conversation
 from chatpipe.data.durable import PARTIAL
 from chatpipe.ranking.completions import Sampling, join_shares, prompts_to_rank, sample_share
-from chatpipe.stages.step import COMPLETIONS_FILE, Outcome, Step
+from chatpipe.stages.ranking_steps import COMPLETIONS_FILE
+from chatpipe.stages.step import Outcome, Step
 from chatpipe.training.ranks import heeding_parent, wait_for_all
 
 

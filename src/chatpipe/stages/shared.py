@@ -45,12 +45,6 @@ model = {auto}.from_pretrained("{folder}")
 tokenizer = AutoTokenizer.from_pretrained("{folder}")
 ```
 """
-TITLES = {
-    "pretrain": "A base model",
-    "sft": "A chat model, fine-tuned on conversations",
-    "rm": "A reward model",
-    "ppo": "A chat model, tuned with PPO",
-}
 
 Arguments = TypeVar("Arguments", bound=TrainingArguments)
 
@@ -182,7 +176,7 @@ def save_checkpoint(step: Step, model: PreTrainedModel, tokenizer: PreTrainedTok
     model.config.pad_token_id = tokenizer.pad_token_id
     model.save_pretrained(step.folder)
     tokenizer.save_pretrained(step.folder)
-    card = CARD.format(stage=step.stage, title=TITLES[step.stage], auto=_auto_class(model), folder=step.folder.name)
+    card = CARD.format(stage=step.stage, title=step.title, auto=_auto_class(model), folder=step.folder.name)
     (step.folder / "README.md").write_text(card, encoding="utf-8")
 
 

@@ -1,28 +1,34 @@
 """A step of a run: one stage in one round, with its folder and everything that it reads.
 
-`run.steps` makes the steps of a recipe. Nothing here imports torch, so that a wrong command is answered at once.
+What a run asks of any step is here; `stages.graph` has the six stages. Nothing here imports torch, so that a wrong
+command is answered at once.
 """
 
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar, NamedTuple
 
+from chatpipe.checks.gate import Checks
 from chatpipe.data.formats import What
-from chatpipe.data.worlds import is_world, worlds_read
+from chatpipe.data.worlds import worlds_read
+from chatpipe.models.model_folder import Kind
+from chatpipe.recipe.loading import flatten
 from chatpipe.recipe.schema import TRAINING_STAGES, DataBlock, Recipe
-from chatpipe.reward.functions import is_function
-
-STAGES = ("pretrain", "sft", "sample", "rank", "rm", "ppo")
-PEOPLE = "people"
-"""The `rank.rater` for whom a run waits."""
-COMPLETIONS_FILE, RANKINGS_FILE, STORE_FILE = "completions.jsonl", "rankings.jsonl", "rankings.db"
-COMPLETIONS = "completions"
-"""The key of what rank reads, which no recipe names."""
 
 # What the rows of each key are read as; the other keys name raw text.
 WHAT_OF_KEY: Mapping[str, What] = {"sft.data": "conversations", "rm.data": "rankings", "ppo.data": "prompts"}
+
+# Where and how a stage runs, not what comes out of it; models and data are compared by content. The recipe's `checks`
+# belong to no stage and are not compared either: one decides whether training begins, and changes nothing in it. So a
+# stage that a check stopped continues with that one turned off, and a finished one stays finished.
+_NOT_COMPARED: Mapping[str, Any] = {
+    **dict.fromkeys(("logging_steps", "save_steps", "eval_steps", "sample_prompts"), True),
+    **dict.fromkeys(("model", "reward_model", "oracle_reward_model", "data", "ptx_data"), True),
+    "reward": {"__all__": {"model"}},
+}
 
 
 @dataclass
@@ -33,23 +39,109 @@ class Outcome:
     verdict: dict[str, Any]
 
 
-@dataclass(frozen=True)
-class Step:
-    """One stage of a recipe in one round.
+class Made(NamedTuple):
+    """What another step of the same run makes: the stage and the round of that step."""
 
-    `models` maps the section's keys to folders or hub ids, `data` recipe keys to what is read. `makers` names, for each
-    of these keys, the steps of the same run that make it; what the recipe itself names has no maker.
-    """
-
-    recipe: Recipe
     stage: str
     round: int
+
+
+@dataclass(frozen=True)
+class Step:
+    """One stage of a recipe in one round."""
+
+    recipe: Recipe
+    round: int
     folder: Path
-    models: Mapping[str, str] = field(default_factory=dict)
-    data: Mapping[str, list[DataBlock]] = field(default_factory=dict)
-    makers: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
-    first_policy: str | None = None
-    """The model that ppo started from in the first round; only in later rounds of ppo."""
+
+    # ---- what each stage says about itself ----
+
+    stage: ClassVar[str]
+    command: ClassVar[str]
+    """The stage whose command makes the step."""
+    in_rounds: ClassVar[bool] = True
+    """Whether every round has the stage again; else it comes once."""
+    result: ClassVar[str | None] = None
+    """The file that the step makes; None: a model."""
+    resume_points: ClassVar[str] = "checkpoints/step-*[0-9]"
+    """The pattern of the files from which an unfinished step goes on."""
+    has_evaluation: ClassVar[bool] = False
+    """Whether the recipe's section `evaluation` says how the result is measured."""
+    title: ClassVar[str] = ""
+    """What the card of the model calls it."""
+
+    @classmethod
+    def is_in(cls, recipe: Recipe, number: int) -> bool:
+        """Whether round `number` of the recipe has the stage."""
+        return number == 1 or cls.in_rounds
+
+    def model_sources(self) -> Mapping[str, str | Made | None]:
+        """Key of the section -> the model that the recipe names, or the step that makes it; None: no model.
+
+        The model that is trained comes first, the one that is never trained on last.
+        """
+        raise NotImplementedError
+
+    @cached_property
+    def data(self) -> Mapping[str, list[DataBlock]]:
+        """Recipe key -> what is read there."""
+        return {f"{self.stage}.data": self.section.data or []}
+
+    def data_makers(self) -> Mapping[str, tuple[str, ...]]:
+        """Recipe key -> the steps of the same run that make the data there."""
+        return {}
+
+    def tokenizers(self) -> Mapping[str, str]:
+        """Recipe key -> the tokenizer that is read in place of the model's own."""
+        return {}
+
+    def functions(self) -> Mapping[str, str]:
+        """Recipe key -> `module:function` of each reward or rater that is Python code."""
+        return {}
+
+    def worlds_read(self) -> list[str]:
+        """The built-in worlds that the step reads, or whose oracle ranks."""
+        return worlds_read([block for blocks in self.data.values() for block in blocks])
+
+    def not_compared(self) -> dict[str, Any]:
+        """The keys of the section on which the result does not depend, as pydantic's `exclude`."""
+        return dict(_NOT_COMPARED)
+
+    def kinds(self, key: str) -> tuple[Kind, ...]:
+        """What kinds of model the section's `key` may name; the first is the usual one."""
+        return ("causal",) if key == "model" else ("reward",)
+
+    @property
+    def makes(self) -> Kind:
+        """What kind of model the step makes."""
+        return "causal"
+
+    @property
+    def asks_people(self) -> bool:
+        """Whether the step waits for people."""
+        return False
+
+    @property
+    def runs_in_place(self) -> bool:
+        """Whether several processes could share nothing of the step."""
+        return False
+
+    def own_checks(self) -> Checks:
+        """What only this stage asks before it starts, without torch."""
+        return {}
+
+    def check_positions(self, positions: int | None) -> None:
+        """Raises `UsageError` where a model that reads at most so many tokens cannot read the stage's rows."""
+
+    def amounts(self, parameters: int | str) -> dict[str, Any]:
+        """How much the step does, for its plan; `parameters` of its model, a text where they are not known."""
+        raise NotImplementedError
+
+    def gains(self, metrics: dict[str, Any]) -> list[tuple[str, str, str]]:
+        """What was measured, its value before, its value after: the rows of the table at the end of a run."""
+        raise NotImplementedError
+
+    # ---- what follows from it ----
 
     @property
     def name(self) -> str:
@@ -63,8 +155,38 @@ class Step:
 
     @property
     def trains(self) -> bool:
-        """Whether the step trains a model; sample and rank do not."""
+        """Whether the step trains a model."""
         return self.stage in TRAINING_STAGES
+
+    @cached_property
+    def models(self) -> Mapping[str, str]:
+        """Key of the section -> folder or hub id of a model."""
+        return {
+            key: str(folder_of(self.recipe, *source)) if isinstance(source, Made) else source
+            for key, source in self.model_sources().items()
+            if source is not None
+        }
+
+    @cached_property
+    def makers(self) -> Mapping[str, tuple[str, ...]]:
+        """Key of a model or of data -> the steps of the same run that make it; none where the recipe names it."""
+        sources = self.model_sources().items()
+        return {
+            **{key: (name_of(*source),) for key, source in sources if isinstance(source, Made)},
+            **self.data_makers(),
+        }
+
+    def world(self) -> str | None:
+        """The built-in world that the stage's own data reads, whose oracle then scores answers; None where none."""
+        return next(iter(worlds_read(self.data[f"{self.stage}.data"])), None)
+
+    def settings(self) -> dict[str, Any]:
+        """Dotted recipe keys on which the result depends, with their values."""
+        sections = {self.stage: self.section.model_dump(mode="json", exclude=self.not_compared())}
+        sections |= {world: self.recipe.worlds[world].model_dump(mode="json") for world in self.worlds_read()}
+        return flatten(sections)
+
+    # ---- this process ----
 
     @property
     def process_index(self) -> int:
@@ -81,43 +203,17 @@ class Step:
         """Whether this process evaluates, saves and writes to the terminal."""
         return self.process_index == 0
 
-    @property
-    def reads_given_rankings(self) -> bool:
-        """Whether a rank step has nothing to rank, since `rm.data` names rankings."""
-        return self.stage == "rank" and COMPLETIONS not in self.data
 
-    @property
-    def asks_people(self) -> bool:
-        """Whether a rank step waits for people."""
-        return self.stage == "rank" and not self.reads_given_rankings and self.recipe.rank.rater == PEOPLE
-
-    @property
-    def runs_in_place(self) -> bool:
-        """Whether several processes could share nothing of the step: people or an oracle rank, or nobody does."""
-        return self.reads_given_rankings or self.asks_people or self._asks_oracle
-
-    def functions(self) -> dict[str, str]:
-        """Recipe key -> `module:function` of each reward or rater that is Python code."""
-        if self.stage == "rank" and not self.reads_given_rankings and is_function(self.recipe.rank.rater):
-            return {"rank.rater": self.recipe.rank.rater}
-        rewards = self.recipe.ppo.reward or [] if self.stage == "ppo" else []
-        return {f"ppo.reward.{i}.function": reward.function for i, reward in enumerate(rewards) if reward.function}
-
-    def worlds_read(self) -> list[str]:
-        """The built-in worlds that the step reads, or whose oracle ranks."""
-        if self._asks_oracle:
-            return [self.recipe.rank.rater]
-        return worlds_read([block for blocks in self.data.values() for block in blocks])
-
-    def world(self) -> str | None:
-        """The built-in world that the stage's own data reads, whose oracle then scores answers; None where none."""
-        return next(iter(worlds_read(self.data[f"{self.stage}.data"])), None)
-
-    @property
-    def _asks_oracle(self) -> bool:
-        return self.stage == "rank" and not self.reads_given_rankings and is_world(self.recipe.rank.rater)
+def percent(share: float) -> str:
+    """A share for people."""
+    return f"{100 * share:.0f} %"
 
 
 def name_of(stage: str, number: int) -> str:
     """The name of a stage in round `number`, which is also that of its folder in a run."""
     return stage if number == 1 else f"{stage}.{number}"
+
+
+def folder_of(recipe: Recipe, stage: str, number: int = 1) -> Path:
+    """The folder in the run of a stage in round `number`."""
+    return Path(recipe.out) / name_of(stage, number)

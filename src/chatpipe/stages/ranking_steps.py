@@ -1,0 +1,210 @@
+"""sample, rank and rm as steps of a run: from the answers of a chat model to a model of what is preferred. No torch."""
+
+import math
+from collections.abc import Mapping
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from chatpipe.checks.gate import Checks, Finding
+from chatpipe.data.datasets import load_rankings
+from chatpipe.data.rankings import group_by_answers
+from chatpipe.data.row_files import VALIDATION_SHARE
+from chatpipe.data.sources import named_files
+from chatpipe.data.worlds import is_world
+from chatpipe.models.model_folder import Kind
+from chatpipe.recipe.schema import DataBlock, Recipe
+from chatpipe.reward.functions import is_function
+from chatpipe.stages.step import Made, Step, folder_of, name_of, percent
+
+COMPLETIONS_FILE, RANKINGS_FILE, STORE_FILE = "completions.jsonl", "rankings.jsonl", "rankings.db"
+COMPLETIONS = "completions"
+"""The key of what rank reads, which no recipe names."""
+PEOPLE = "people"
+"""The `rank.rater` for whom a run waits."""
+
+
+def samples(recipe: Recipe, number: int) -> bool:
+    """Whether the run samples and ranks in round `number`: not where the first round reads `rm.data`."""
+    return recipe.rm.data is None or number > 1
+
+
+class Sample(Step):
+    """Answers of the newest chat model; a round that reads rankings has none."""
+
+    stage = "sample"
+    command = "rm"
+    result = COMPLETIONS_FILE
+    resume_points = f"{COMPLETIONS_FILE}*"
+
+    @classmethod
+    def is_in(cls, recipe: Recipe, number: int) -> bool:
+        """Not where rankings are given."""
+        return samples(recipe, number)
+
+    def model_sources(self) -> Mapping[str, str | Made | None]:
+        """In later rounds the policy of the round before answers."""
+        return {"model": Made("ppo", self.round - 1) if self.round > 1 else self.recipe.rm.model or Made("sft", 1)}
+
+    def amounts(self, parameters: int | str) -> dict[str, Any]:
+        """Prompts and answers."""
+        section = self.recipe.sample
+        return {"prompts": f"up to {section.prompts:,}", "answers": f"up to {section.prompts * section.k:,}"}
+
+    def gains(self, metrics: dict[str, Any]) -> list[tuple[str, str, str]]:
+        """How many answers there are."""
+        return [(f"prompts answered {metrics['k']} times at most", "", f"{metrics['prompts']:,}")]
+
+
+class Rank(Step):
+    """Rankings of a round's answers by people or a program; or the rankings that `rm.data` names, as they were read."""
+
+    stage = "rank"
+    command = "rm"
+    result = RANKINGS_FILE
+    resume_points = STORE_FILE
+
+    @property
+    def reads_given_rankings(self) -> bool:
+        """Whether there is nothing to rank, since `rm.data` names rankings."""
+        return not samples(self.recipe, self.round)
+
+    @property
+    def ranked_by(self) -> str:
+        """The rater, or the key of the rankings that are read."""
+        return "rm.data" if self.reads_given_rankings else self.recipe.rank.rater
+
+    @property
+    def asks_people(self) -> bool:
+        """Where they are the rater."""
+        return self.ranked_by == PEOPLE
+
+    @property
+    def runs_in_place(self) -> bool:
+        """People or an oracle rank, or nobody does."""
+        return self.reads_given_rankings or self.asks_people or is_world(self.ranked_by)
+
+    def model_sources(self) -> Mapping[str, str | Made | None]:
+        """A reward model that ranks, which is known by its weights and not by its place."""
+        is_model = not (self.runs_in_place or is_function(self.ranked_by))
+        return {"rater": self.ranked_by if is_model else None}
+
+    @cached_property
+    def data(self) -> Mapping[str, list[DataBlock]]:
+        """The round's answers, or the given rankings."""
+        if self.reads_given_rankings:
+            return {"rm.data": self.recipe.rm.data or []}
+        completions = folder_of(self.recipe, "sample", self.round) / COMPLETIONS_FILE
+        return {COMPLETIONS: [DataBlock(source=str(completions))]}
+
+    def data_makers(self) -> Mapping[str, tuple[str, ...]]:
+        """The answers are made by sample."""
+        return {} if self.reads_given_rankings else {COMPLETIONS: (name_of("sample", self.round),)}
+
+    def functions(self) -> Mapping[str, str]:
+        """The rater, where it is one."""
+        return {"rank.rater": self.ranked_by} if is_function(self.ranked_by) else {}
+
+    def worlds_read(self) -> list[str]:
+        """The world whose oracle ranks."""
+        return [self.ranked_by] if is_world(self.ranked_by) else super().worlds_read()
+
+    def not_compared(self) -> dict[str, Any]:
+        """Of given rankings the rows alone count."""
+        if self.reads_given_rankings:
+            return dict.fromkeys(type(self.section).model_fields, True)
+        by_rater = {"temperature": True} if self.asks_people else {"overlap": True}
+        return super().not_compared() | by_rater | ({"rater": True} if self.models else {})
+
+    def own_checks(self) -> Checks:
+        """Are the given rankings apart from those that the run writes?"""
+        return {"rankings": self._check_rankings_apart} if self.reads_given_rankings else {}
+
+    def _check_rankings_apart(self) -> Finding | str:
+        rounds = range(1, max(self.recipe.rounds, self.round) + 1)
+        written = [folder_of(self.recipe, "rank", number) / RANKINGS_FILE for number in rounds]
+        for block in self.recipe.rm.data or []:
+            for path in (Path(block.source), *named_files(block)):
+                found = [file for file in written if file.resolve().is_relative_to(path.resolve())]
+                if found:
+                    return Finding(
+                        f"rm.data = {block.source} is, or holds, {found[0]}, into which this run writes its rankings.",
+                        "Copy what you need to another place and give the copy, or leave rm.data out.",
+                    )
+        return str(written[0])
+
+    def amounts(self, parameters: int | str) -> dict[str, Any]:
+        """Who ranks."""
+        return {"rater": self.ranked_by}
+
+    def gains(self, metrics: dict[str, Any]) -> list[tuple[str, str, str]]:
+        """How many rankings there are."""
+        return [("rankings", "", f"{metrics['rankings']:,}")]
+
+
+class Rm(Step):
+    """A reward model from the rankings of all rounds so far."""
+
+    stage = command = "rm"
+    title = "A reward model"
+
+    def model_sources(self) -> Mapping[str, str | Made | None]:
+        """The body."""
+        return {"model": self.recipe.rm.model or Made("sft", 1)}
+
+    def kinds(self, key: str) -> tuple[Kind, ...]:
+        """An encoder can be the body, too."""
+        return ("causal", "masked")
+
+    @property
+    def makes(self) -> Kind:
+        """A model that gives one score."""
+        return "reward"
+
+    @cached_property
+    def data(self) -> Mapping[str, list[DataBlock]]:
+        """Rankings, of which older ones may weigh less, and the demonstrations that centre the scores."""
+        rankings: list[DataBlock] = []
+        for number, weight in self._weights().items():
+            if samples(self.recipe, number):
+                own = str(folder_of(self.recipe, "rank", number) / RANKINGS_FILE)
+                rankings.append(DataBlock(source=own, format="rankings", weight=weight))
+            else:
+                given = self.recipe.rm.data or []
+                rankings += [block.model_copy(update={"weight": block.weight * weight}) for block in given]
+        return {"rm.data": rankings, **({"sft.data": self.recipe.sft.data} if self.recipe.sft.data else {})}
+
+    def data_makers(self) -> Mapping[str, tuple[str, ...]]:
+        """Each round's rankings are made by its rank."""
+        makers = tuple(name_of("rank", number) for number in self._weights() if samples(self.recipe, number))
+        return {"rm.data": makers} if makers else {}
+
+    def _weights(self) -> dict[int, float]:
+        """Round -> the weight of its rankings, where that is not 0."""
+        rounds = range(1, self.round + 1)
+        weights = {number: self.recipe.rm.age_weight ** (self.round - number) for number in rounds}
+        return {number: weight for number, weight in weights.items() if weight != 0}
+
+    def not_compared(self) -> dict[str, Any]:
+        """In the first round no rankings are older."""
+        return super().not_compared() | ({"age_weight": True} if self.round == 1 else {})
+
+    def amounts(self, parameters: int | str) -> dict[str, Any]:
+        """Rankings and optimizer steps."""
+        recipe, blocks = self.recipe, self.data["rm.data"]
+        to_be_made = [block for block in blocks if "rm.data" in self.makers and not Path(block.source).exists()]
+        there = [block for block in blocks if block not in to_be_made]
+        train = load_rankings(there, recipe.worlds, "rm.data").train if there else []
+        made = round((1 - VALIDATION_SHARE) * recipe.sample.prompts * sum(block.weight for block in to_be_made))
+        rankings, prompts = len(train) + made, len(group_by_answers(train)) + made
+        steps = math.ceil(math.ceil(prompts / recipe.rm.batch_size) * recipe.rm.num_train_epochs)
+        return {"rankings": rankings, "steps": steps}
+
+    def gains(self, metrics: dict[str, Any]) -> list[tuple[str, str, str]]:
+        """The accuracy on pairs, and that of rules which need no model."""
+        accuracy = percent(metrics["eval_accuracy"])
+        what = f"pairs ordered correctly (before: the {metrics['length_rule']} one)"
+        rows = [(what, percent(metrics["length_baseline"]), accuracy)]
+        if "words_baseline" in metrics:
+            rows.append(("the same (before: by words and length)", percent(metrics["words_baseline"]), accuracy))
+        return rows
