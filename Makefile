@@ -10,9 +10,9 @@ APT := $(SUDO) apt-get update -qq && $(SUDO) env DEBIAN_FRONTEND=noninteractive 
 demo: .venv/installed
 	$(RUN)/chatpipe run pocket
 
-# Two at a time, each on one thread: tiny models gain nothing from a second one.
+# Two at a time, each on one thread: tiny models gain nothing from a second one. In the order of tests/conftest.py.
 test: .venv/installed
-	OMP_NUM_THREADS=1 $(RUN)/pytest -n 2 --dist loadfile
+	OMP_NUM_THREADS=1 $(RUN)/pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 # The ranking page in a real browser. Debian's chromium, since Playwright's own download is not to be had everywhere.
 browser: .venv/installed build/browser/package/axe.min.js

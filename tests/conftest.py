@@ -78,6 +78,11 @@ SMALL = (
 )
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """What takes longest comes first, so that no worker is alone with it at the end."""
+    items.sort(key=lambda item: item.path.parent.name not in ("e2e", "gpu"))
+
+
 def pytest_collection_finish() -> None:
     """Lets the garbage collector begin, but never search what was imported: a million objects, a sixth of all time."""
     gc.enable()

@@ -65,20 +65,22 @@ def test_ppo_on_two_ranks_shares_the_episodes(tiny_run, tmp_path, chatpipe):
 
 
 def test_sampling_and_ranking_by_a_model_are_shared_and_come_out_the_same(tiny_run, work, chatpipe):
-    def made(processes):
+    def made(processes, *given):
         run = work / f"with-{processes}"
         run.mkdir()
-        for name in ("pretrain", "sft"):
-            (run / name).symlink_to(tiny_run.folder / name)
+        for made_before in (tiny_run.folder / "pretrain", tiny_run.folder / "sft", *given):
+            (run / made_before.name).symlink_to(made_before)
         command = ("rm", tiny_run.recipe, f"out={run}", f"rank.rater={tiny_run.folder}/rm", "rank.temperature=0.1")
-        more = ("sample.prompts=41", "rm.num_train_epochs=1", "--processes", processes)
-        assert chatpipe(*command, *more).code == 0
+        more = ("sample.prompts=41", "rm.num_train_epochs=1", "--processes", processes, "--json")
+        told = chatpipe(*command, *more).object
         for step in ("sample", "rank"):
             assert json.loads((run / step / "chatpipe.json").read_text())["processes"] == processes
         files = (run / "sample" / "completions.jsonl", run / "rank" / "rankings.jsonl")
-        return [[json.loads(line) for line in file.open()] for file in files]
+        return told, *([json.loads(line) for line in file.open()] for file in files)
 
-    (answers, rankings), (shared_answers, shared_rankings) = made(1), made(2)
+    _, answers, rankings = made(1)
+    told, shared_answers, shared_rankings = made(2, work / "with-1" / "rm")
+    assert told["skipped"]  # it was trained on these rankings
     assert 0 < len(answers) == len(shared_answers)
     for ours, theirs in zip(answers, shared_answers, strict=True):
         assert (ours["prompt"], ours["responses"]) == (theirs["prompt"], theirs["responses"])

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from scipy.stats import friedmanchisquare, kendalltau
 
+from chatpipe.ranking import agreement
 from chatpipe.ranking.agreement import (
     coincidences,
     kendall_w,
@@ -17,7 +18,8 @@ from chatpipe.ranking.agreement import (
     tau_bs,
 )
 
-CASES = 10_000
+CASES = 3000
+"""Most have ties, in all shapes: a formula that is wrong in any case is wrong for hundreds of them."""
 nan = np.nan
 
 
@@ -87,7 +89,7 @@ def test_pair_agreement_is_counted_pair_by_pair():
                 found.append(1.0 if orders[0] == orders[1] else 0.5 if 0 in orders else 0.0)
         return found
 
-    for ranks in matrices(4)[:1000]:
+    for ranks in matrices(4)[:500]:
         assert pair_agreements(ranks).tolist() == by_hand(ranks)
 
 
@@ -134,9 +136,15 @@ def simulated(rng: np.random.Generator, prompts: int) -> np.ndarray:
     return np.where((order == 3) & (rng.random(order.shape) < 0.5), 2, order) + 1.0
 
 
+@pytest.fixture(autouse=True)
+def fewer_resamples(monkeypatch):
+    """The quantiles of fewer vary more, and cover the truth about as often."""
+    monkeypatch.setattr(agreement, "RESAMPLES", 400)
+
+
 @pytest.fixture(scope="module")
 def many() -> np.ndarray:
-    return simulated(np.random.default_rng(7), 10_000)
+    return simulated(np.random.default_rng(7), 3000)
 
 
 def coverage(truth: float, values: np.ndarray, interval) -> float:
