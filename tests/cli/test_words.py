@@ -5,7 +5,6 @@ import pytest
 from chatpipe.cli.options import Given, flags, tell_apart
 from chatpipe.errors import UsageError
 
-
 UNFORESEEN = "pretrain.tokenizer.pretrained=gpt2"
 """With a tokenizer of the hub, a dry run does not train for seconds to predict the time."""
 
