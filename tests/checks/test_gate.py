@@ -80,7 +80,7 @@ def test_every_check_has_a_switch_and_every_switch_a_check():
     text = Path(by_stage.__file__).read_text() + Path(ppo.__file__).read_text()
     listed = set(re.findall(r'^        "(\w+)": lambda', text, re.MULTILINE))
     assert listed == set(CheckSwitches.model_fields)
-    assert len(listed) == 22
+    assert len(listed) == 24
 
 
 def test_a_recipe_turns_checks_off_by_name():

@@ -5,7 +5,7 @@ from chats import names, said
 from transformers import AddedToken
 
 from chatpipe.checks import template_checks as template
-from chatpipe.data.chat_template import CHAT_TEMPLATE
+from chatpipe.data.chat_template import CHAT_TEMPLATE, stop_at_end_of_turn
 
 CHAT = [said("Who is Mara?", "A baker.", "Since when?", "For years.", system="Be brief.")]
 
@@ -43,6 +43,24 @@ def test_turns_lost(tokenizer, spoilt, lost):
     assert template.turns_lost(tokenizer, [*CHAT, said(" Hello \n you ", "Hi.")]) is None
     tokenizer.chat_template = spoilt
     assert names(template.turns_lost(tokenizer, CHAT), lost)
+
+
+def test_header_not_in_prompt(tokenizer):
+    assert template.header_not_in_prompt(tokenizer) is None
+    tokenizer.chat_template = CHAT_TEMPLATE.replace("if add_generation_prompt", "if false")
+    assert names(template.header_not_in_prompt(tokenizer), "'<|assistant|>'", "add_generation_prompt")
+    tokenizer.chat_template = (  # Mistral's: nothing stands before an answer
+        "{% for m in messages %}{{ m['content'] }}{{ '|' if m['role'] == 'user' else eos_token }}{% endfor %}"
+    )
+    assert template.header_not_in_prompt(tokenizer) is None
+
+
+def test_date_in_prompt(tokenizer):
+    assert template.date_in_prompt(tokenizer) is None
+    tokenizer.chat_template = "{{ day or strftime_now('%d %b %Y') }}" + CHAT_TEMPLATE
+    assert "today's date" in template.date_in_prompt(tokenizer)
+    stop_at_end_of_turn(tokenizer, {"day": "26 Jul 2024"})
+    assert template.date_in_prompt(tokenizer) is None
 
 
 @pytest.mark.parametrize("conversation", [*CHAT, said("Who is Mara?")])

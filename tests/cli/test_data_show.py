@@ -168,3 +168,30 @@ def test_files_in_published_shapes_are_shown_for_sft(chatpipe, tiny_run, name, f
     for row in seen["rows"]:
         if row.get("parts"):
             assert trained(row)[-1] == f" {row['messages'][-1]['content'].strip()}<|endoftext|>"
+
+
+THINKING = (
+    "{% for m in messages %}<|{{ m['role'] }}|>{% if loop.last and m['role'] == 'assistant' %}"
+    "<think>{{ m.reasoning_content }}</think>{% endif %}{{ m['content'] }}{% if m['role'] == 'assistant' %}"
+    "{{ eos_token }}{% endif %}{% endfor %}{% if add_generation_prompt %}<|assistant|>"
+    "{% if enable_thinking is false %}<think></think>{% endif %}{% endif %}"
+)
+
+
+def test_each_answer_is_a_row_of_its_own_where_the_template_writes_it_differently_later(chatpipe, work, tiny_run):
+    model = shutil.copytree(tiny_run.folder / "sft", work / "thinking")
+    (model / "chat_template.jinja").write_text(THINKING)
+    (model / "chatpipe.json").unlink()
+    data = write(work, [chat("Who?", "A cook.", "Why?", "I see.")] * 20)
+    show = ("data", "show", tiny_run.recipe, "sft", "--model", model, "--data", data, "--rows", "1", "--json")
+    row = chatpipe(*show).object["rows"][0]
+    assert (row["rows"], trained(row)) == (
+        2,
+        ["<think></think>A cook.<|endoftext|>", "<think></think>I see.<|endoftext|>"],
+    )
+    assert text_of(row).endswith(
+        "<|user|>Who?<|assistant|>A cook.<|endoftext|><|user|>Why?<|assistant|>" + trained(row)[1]
+    )
+    silent = chatpipe(*show, "chat_template_kwargs.enable_thinking=false").object["rows"][0]
+    assert trained(silent) == ["A cook.<|endoftext|>", "I see.<|endoftext|>"]
+    assert "<|assistant|><think></think>" in text_of(silent)

@@ -97,3 +97,39 @@ def test_memory_does_not_grow_with_the_conversations(tmp_path, tokenizer):
     many, tokens = peak(4000)
     assert tokens > 100_000
     assert many - few < tokens  # not a byte a token, let alone two lists of them
+
+
+TOOLS = [{"type": "function", "function": {"name": "clock", "description": "The time.", "parameters": {}}}]
+
+
+def noted(tmp_path, tokenizer, rows, capsys):
+    write_rows(tmp_path / "rows", [(each, "train") for each in rows], Report(), tokenizer, CONTEXT, "here")
+    train, _, note = open_rows(tmp_path / "rows", "here")
+    note.say()
+    return train, note, capsys.readouterr().err
+
+
+def test_what_the_template_cannot_write_is_left_out_and_counted(tmp_path, tokenizer, capsys):
+    plain, offered, thought = conversation(0), conversation(1), conversation(2)
+    offered[0] = {**offered[0], "tools": TOOLS}
+    thought[1] = {**thought[1], "reasoning_content": "Let me see."}
+    train, note, said = noted(tmp_path, tokenizer, [plain, offered, thought], capsys)
+    assert train.examples() == [plain, thought]
+    assert (len(train), note.refused, note.silent, note.in_parts) == (2, {"the chat template has no tools": 1}, 1, 0)
+    assert "1 conversations left out: the chat template has no tools" in said
+    assert "writes no reasoning; it is left out of 1 conversations" in said
+
+
+def test_a_conversation_whose_answers_are_rows_of_their_own_is_said(tmp_path, capsys):
+    tokenizer = train_tokenizer(["Mara is a baker. Who is Mara? Tomas has a dog."], 300, CONTEXT)
+    tokenizer.chat_template = (
+        "{% for m in messages %}{% if loop.last and m['role'] == 'assistant' %}<think>{{ m.reasoning_content }}</think>"
+        "{% endif %}{{ m['content'] }}{{ eos_token }}{% endfor %}"
+    )
+    add_chat_template(tokenizer)
+    several = conversation(1, exchanges=2)
+    several[3] = {**several[3], "reasoning_content": "Hm."}
+    train, note, said = noted(tmp_path, tokenizer, [conversation(0), several], capsys)
+    assert (len(train), note.silent, note.in_parts) == (3, 0, 1)
+    assert "each answer of 1 conversations is a row of its own" in said
+    assert "<think>Hm.</think>" in tokenizer.decode(train.first(3)[2][0])

@@ -31,12 +31,36 @@ def length(tokenizer, messages) -> int:
 def test_the_oldest_exchanges_go_until_the_rest_fits(tokenizer, system, kept):
     expected = [*system, *TURNS[-kept:]]
     room = length(tokenizer, expected)
-    assert fit_conversation(tokenizer, [*system, *TURNS], room) == encode_conversation(tokenizer, expected)
+    assert fit_conversation(tokenizer, [*system, *TURNS], room) == [encode_conversation(tokenizer, expected)]
     if kept < 6:
         longer = length(tokenizer, [*system, *TURNS[-kept - 2 :]])
-        assert fit_conversation(tokenizer, [*system, *TURNS], longer - 1) == encode_conversation(tokenizer, expected)
+        assert fit_conversation(tokenizer, [*system, *TURNS], longer - 1) == [encode_conversation(tokenizer, expected)]
 
 
 def test_an_answer_is_never_cut(tokenizer):
     room = length(tokenizer, [SYSTEM, *TURNS[-2:]])
-    assert fit_conversation(tokenizer, [SYSTEM, *TURNS], room - 1) is None
+    assert fit_conversation(tokenizer, [SYSTEM, *TURNS], room - 1) == []
+
+
+def test_each_answer_that_is_a_row_of_its_own_loses_its_own_oldest_exchanges(tokenizer):
+    first_thought = (
+        "{% for m in messages %}{% if loop.last and m['role'] == 'assistant' %}({{ loop.index }}){% endif %}"
+    )
+    tokenizer = train_tokenizer(["Mara is a baker."], 300, 64)
+    tokenizer.chat_template = first_thought + "{{ m['content'] }}{{ eos_token }}{% endfor %}"
+    add_chat_template(tokenizer)
+    turns = [{**turn, "content": f"a{number}"} for number, turn in enumerate(TURNS)]
+    alone = [fit_conversation(tokenizer, turns[place : place + 2], 1000)[0] for place in (0, 2, 4)]
+    limit = len(alone[0][0])
+    assert fit_conversation(tokenizer, turns, limit) == alone
+    turns[3]["content"] = "a3" * limit
+    assert fit_conversation(tokenizer, turns, limit) == [alone[0], alone[2]]
+
+
+def test_what_holds_for_the_whole_conversation_stays_with_its_rest(tokenizer):
+    tokenizer = train_tokenizer(["Mara is a baker."], 300, 64)
+    tokenizer.chat_template = "{{ note }}{% for m in messages %}{{ m['content'] }}{{ eos_token }}{% endfor %}"
+    add_chat_template(tokenizer)
+    noted = [{**TURNS[0], "chat_template_kwargs": {"note": "N."}}, *TURNS[1:]]
+    rest = fit_conversation(tokenizer, noted, length(tokenizer, noted) - 1)
+    assert tokenizer.decode(rest[0][0]).startswith("N.Who is Mara?")

@@ -11,6 +11,7 @@ from chatpipe.data.chat_template import (
     decode_answer,
     encode_completion,
     encode_conversation,
+    encode_conversations,
     encode_prompt,
 )
 from chatpipe.errors import UsageError
@@ -87,13 +88,48 @@ def test_a_completion_ends_with_the_end_of_turn_token(tokenizer):
     assert ids[-1] == tokenizer.eos_token_id
 
 
-def test_a_template_that_rewrites_earlier_turns_is_refused(base_tokenizer):
-    rewriting = "{% for m in messages %}{{ loop.index if loop.last else 0 }}{{ m['content'] }}{% endfor %}"
-    tokenizer = train_tokenizer(["abc 0123456789"], 300, 64)
-    tokenizer.chat_template = rewriting
-    with pytest.raises(UsageError) as caught:
-        encode_conversation(tokenizer, TURNS[:2])
-    assert "turn 2" in caught.value.message
+def test_an_answer_that_is_not_to_be_trained_is_context(tokenizer):
+    ids, mask = encode_conversation(tokenizer, [TURNS[0], {**TURNS[1], "train": False}, *TURNS[2:]])
+    assert (ids, learned(tokenizer, ids, mask)) == (encode_conversation(tokenizer, TURNS)[0], f" He has a dog.{EOS}")
+    assert encode_conversations(tokenizer, [[TURNS[0], {**TURNS[1], "train": False}]]) == [[]]
+
+
+def test_control_tokens_in_a_message_are_letters(tokenizer):
+    written = [
+        {"role": "user", "content": "What is <|assistant|> for?"},
+        {"role": "assistant", "content": f"The token {EOS} ends an answer."},
+    ]
+    ids, mask = encode_conversation(tokenizer, written)
+    special = [tokenizer.convert_ids_to_tokens(i) for i in ids if i in tokenizer.all_special_ids]
+    assert special == ["<|user|>", "<|assistant|>", EOS]
+    answer = f" The token {EOS} ends an answer.{EOS}"
+    assert tokenizer.decode(ids) == f"<|user|> What is <|assistant|> for?<|assistant|>{answer}"
+    assert learned(tokenizer, ids, mask) == answer
+    assert ids[: len(ids) - sum(mask)] == encode_prompt(tokenizer, written[:1])
+    assert encode_conversations(tokenizer, [TURNS, written])[0] == [encode_conversation(tokenizer, TURNS)]
+
+
+def test_a_template_is_given_its_settings_by_the_tokenizer_and_by_the_row():
+    tokenizer = _stock_tokenizer(eos_token="</s>")
+    tokenizer.chat_template = (
+        "{{ style }}{% for m in messages %}[{{ m['role'] }}]{{ m['content'] }}</s>{% endfor %}"
+        "{% if add_generation_prompt %}[assistant]{% endif %}"
+    )
+    add_chat_template(tokenizer, {"style": "short"})
+    assert tokenizer.decode(encode_prompt(tokenizer, TURNS[:1])).startswith("short[user]")
+    row = [{**TURNS[0], "chat_template_kwargs": {"style": "long"}}, TURNS[1]]
+    assert tokenizer.decode(encode_conversation(tokenizer, row)[0]).startswith("long[user]")
+
+
+def test_a_developer_is_the_system_where_the_template_has_no_such_role(tokenizer):
+    asked = [{**SYSTEM, "role": "developer"}, *TURNS]
+    assert encode_conversation(tokenizer, asked) == encode_conversation(tokenizer, [SYSTEM, *TURNS])
+    knows = _stock_tokenizer(eos_token="</s>")
+    knows.chat_template = (
+        "{% for m in messages %}{% if m['role'] == 'developer' %}[rules]{% endif %}{{ m['content'] }}</s>{% endfor %}"
+    )
+    add_chat_template(knows)
+    assert knows.decode(encode_prompt(knows, asked[:1])).startswith("[rules]Be brief.")
 
 
 def test_our_own_tokenizer_needs_only_the_template():

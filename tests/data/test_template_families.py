@@ -1,7 +1,7 @@
 """The template function on tokenizers of other families, each with its own chat template."""
 
 import pytest
-from families import FAMILIES, template_of
+from families import FAMILIES
 from hypothesis import given
 from hypothesis import strategies as st
 from transformers import AutoTokenizer
@@ -44,7 +44,8 @@ def test_answers_and_what_ends_them_are_learned(fitted, name):
     ids, mask = encode_conversation(tokenizer, TURNS)
     before, space = THOUGHT if family.thinks else "", " " if name == "mistral" else ""
     answers = [f"{space}{before}{text}{family.end_of_turn}" for text in ("Mara is a baker.", "He has a dog.")]
-    assert learned(tokenizer, ids, mask) == "".join(answers)
+    # Qwen 3 thinks before each answer, but its template keeps only the last thought: each answer is a row of its own
+    assert learned(tokenizer, ids, mask) == "".join(answers[-1:] if family.thinks else answers)
     assert ids[-1] == tokenizer.convert_tokens_to_ids(family.end_of_turn)
     assert tokenizer.eos_token == family.end_of_turn
     assert tokenizer.pad_token_id not in (None, tokenizer.eos_token_id)
@@ -87,9 +88,10 @@ dialogues = st.lists(contents.filter(str.strip), min_size=2, max_size=6).map(
 @given(dialogue=dialogues)
 def test_prompts_are_prefixes_for_any_messages(fitted, name, dialogue):
     tokenizer = fitted[name]
-    ids, mask = encode_conversation(tokenizer, dialogue)
+    rows = encode_conversations(tokenizer, [dialogue])[0]
     for turn, message in enumerate(dialogue):
         if message["role"] == "assistant":
+            ids, mask = rows[turn // 2] if len(rows) > 1 else rows[0]
             prompt = encode_prompt(tokenizer, dialogue[:turn])
             assert ids[: len(prompt)] == prompt
             end = len(prompt) + mask[len(prompt) :].index(0) if 0 in mask[len(prompt) :] else len(ids)
@@ -98,13 +100,9 @@ def test_prompts_are_prefixes_for_any_messages(fitted, name, dialogue):
             assert said.removeprefix(THOUGHT.strip()).strip() == message["content"].strip()
 
 
-def test_a_template_that_can_be_trained_with_is_kept(fitted):
-    for name in ("llama3", "qwen2.5", "gemma", "mistral"):
-        assert fitted[name].chat_template == FAMILIES[name].template
-
-
-def test_one_that_rewrites_earlier_answers_gives_way_to_trls(fitted):
-    assert fitted["qwen3"].chat_template == template_of("qwen3_training")
+def test_a_template_is_kept(fitted):
+    for name, family in FAMILIES.items():
+        assert fitted[name].chat_template == family.template
 
 
 @pytest.mark.parametrize("name", FAMILIES)
@@ -118,7 +116,7 @@ def test_fitting_a_tokenizer_twice_changes_nothing(fitted, name):
 def test_many_at_once_are_as_each_alone(fitted):
     for tokenizer in fitted.values():
         some = [TURNS, TURNS[:2], TURNS]
-        assert encode_conversations(tokenizer, some) == [encode_conversation(tokenizer, each) for each in some]
+        assert encode_conversations(tokenizer, some) == [encode_conversations(tokenizer, [each])[0] for each in some]
 
 
 def test_system_messages_are_read_or_refused(fitted):
@@ -133,26 +131,56 @@ def test_system_messages_are_read_or_refused(fitted):
 
 
 @pytest.mark.parametrize(
-    "template, fault",
+    "template, prompts, said",
     [
-        # rewrites earlier messages; trl has no replacement for it
+        # rewrites earlier messages
         (
             "{% for m in messages %}{{ loop.index if loop.last else 0 }}{{ m['content'] }}<|im_end|>{% endfor %}",
-            "renders turn 2 differently once it is answered",
+            ["1Who is Mara?<|im_end|>", "0Who is Mara?<|im_end|>0Yes.<|im_end|>3And Tomas?<|im_end|>"],
+            ["Yes.<|im_end|>", "Yes, too.<|im_end|>"],
         ),
-        # the end belongs to the message behind
+        # the end belongs to the message behind: an answer ends with the tokenizer's EOS
         (
             "{% for m in messages %}{% if not loop.first %}<|im_end|>{% endif %}<|im_start|>{{ m['content'] }}"
             "{% endfor %}{% if add_generation_prompt %}<|im_end|><|im_start|>{% endif %}",
-            "ends turn 2 with no end-of-turn token",
+            [
+                "<|im_start|>Who is Mara?<|im_end|><|im_start|>",
+                "<|im_start|>Who is Mara?<|im_end|><|im_start|>Yes.<|im_end|><|im_start|>And Tomas?"
+                "<|im_end|><|im_start|>",
+            ],
+            ["Yes.<|endoftext|>", "Yes, too.<|endoftext|>"],
         ),
         # the space before an answer would be one token with its first word
         (
             "{% for m in messages %}{{ m['role'] }}: {{ m['content'] }}<|im_end|>{% endfor %}"
             "{% if add_generation_prompt %}assistant: {% endif %}",
-            "renders turn 2 differently once it is answered",
+            [
+                "user: Who is Mara?<|im_end|>assistant: ",
+                "user: Who is Mara?<|im_end|>assistant: Yes.<|im_end|>user: And Tomas?<|im_end|>assistant: ",
+            ],
+            ["Yes.<|im_end|>", "Yes, too.<|im_end|>"],
         ),
+    ],
+)
+def test_where_a_prompt_is_no_beginning_each_answer_is_a_row_behind_it(template, prompts, said):
+    tokenizer = FAMILIES["qwen2.5"].tokenizer()
+    tokenizer.chat_template = template
+    add_chat_template(tokenizer)
+    turns = [TURNS[0], {**TURNS[1], "content": "Yes."}, TURNS[2], {**TURNS[3], "content": "Yes, too."}]
+    rows = encode_conversations(tokenizer, [turns])[0]
+    assert [learned(tokenizer, *row) for row in rows] == said
+    for (ids, mask), prompt, turn in zip(rows, prompts, (1, 3), strict=True):
+        served = tokenizer.apply_chat_template(turns[:turn], add_generation_prompt=True, return_dict=False)
+        assert tokenizer.decode(served) == prompt
+        assert (ids[: len(served)], sum(mask)) == (served, len(ids) - len(served))
+
+
+@pytest.mark.parametrize(
+    "template, fault",
+    [
         ("{% for m in messages %}{{ m['content'] | nothing }}{% endfor %}", "refuses a conversation"),
+        ("{% for m in messages %}{{ m['role'] }}<|im_end|>{% endfor %}", "does not write the text of an answer"),
+        ({"tool_use": "{{ messages }}"}, "has no variant of the name default"),
     ],
 )
 def test_a_template_that_nobody_can_train_with_is_refused(template, fault):

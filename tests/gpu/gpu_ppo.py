@@ -1,4 +1,4 @@
-"""PPOTrainer on the pretended GPU. `test_pretended_gpu.py` runs it in a process that has one."""
+"""PPOTrainer on the pretended GPU. `test_pretended_gpu.py` runs this file in a process of its own."""
 
 import pytest
 import tiny

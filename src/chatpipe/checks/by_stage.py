@@ -170,6 +170,8 @@ def _of_template(tokenizer: PreTrainedTokenizerBase, sample: Sequence[Conversati
     return {
         "pad_is_eos": lambda: template.pad_is_eos(tokenizer),
         "double_bos": lambda: template.double_bos(tokenizer, [template.encode(tokenizer, each)[0] for each in sample]),
+        "header_not_in_prompt": lambda: template.header_not_in_prompt(tokenizer),
+        "date_in_prompt": lambda: template.date_in_prompt(tokenizer),
         "turns_lost": lambda: template.turns_lost(tokenizer, sample),
         "special_tokens_in_text": lambda: template.special_tokens_in_text(
             template.control_tokens(tokenizer), [_text(conversation) for conversation in sample], key

@@ -6,8 +6,9 @@ from collections.abc import Sequence
 from transformers import PreTrainedTokenizerBase
 
 from chatpipe.checks.gate import Finding
-from chatpipe.data.chat_template import encode_conversation, encode_prompt
+from chatpipe.data.chat_template import encode_conversation, encode_prompt, stop_at_end_of_turn
 from chatpipe.data.datasets import Conversation
+from chatpipe.data.rendering import KWARGS, render, spelt_out, traits_of
 from chatpipe.models.pretrained import load_tokenizer
 
 MAX_SHARE_OF_TEXTS = 0.01
@@ -49,10 +50,10 @@ def turns_lost(tokenizer: PreTrainedTokenizerBase, conversations: Sequence[Conve
     ignored.
     """
     for conversation in conversations:
-        rendered = _letters(str(tokenizer.apply_chat_template(list(conversation), tokenize=False)))
+        rendered = _letters(spelt_out(tokenizer, render(tokenizer, conversation)))
         place = 0
         for number, message in enumerate(conversation, start=1):
-            content = _letters(message["content"])
+            content = _letters(message["content"].rpartition("</think>")[2])
             at = rendered.find(content, place)
             if at < 0:
                 return Finding(
@@ -62,6 +63,29 @@ def turns_lost(tokenizer: PreTrainedTokenizerBase, conversations: Sequence[Conve
                 )
             place = at + len(content)
     return None
+
+
+def header_not_in_prompt(tokenizer: PreTrainedTokenizerBase) -> Finding | None:
+    """The template writes a header before an answer, but not at the end of a prompt: it ignores add_generation_prompt.
+
+    The model learns to write the header as a part of its answer, and people and reward models read it there.
+    instructlab/training #232, transformers #26539.
+    """
+    header = traits_of(tokenizer).header
+    if not header:
+        return None
+    return Finding(
+        f"the chat template writes {header!r} before an answer, but a prompt does not end with it: the model would "
+        "have to say it.",
+        "Let the template write it where add_generation_prompt is true.",
+    )
+
+
+def date_in_prompt(tokenizer: PreTrainedTokenizerBase) -> str | None:
+    """Says that the template writes today's date: rows of another day have other tokens. sglang #3296, unsloth #881."""
+    if not traits_of(tokenizer).dated:
+        return None
+    return "the chat template writes today's date: runs of two days differ (chat_template_kwargs may fix a date)"
 
 
 def template_not_saved(
@@ -84,7 +108,9 @@ def as_saved(tokenizer: PreTrainedTokenizerBase) -> PreTrainedTokenizerBase:
     """The tokenizer after it is saved and loaded again."""
     with tempfile.TemporaryDirectory() as folder:
         tokenizer.save_pretrained(folder)
-        return load_tokenizer(folder)
+        saved = load_tokenizer(folder)
+        stop_at_end_of_turn(saved, getattr(tokenizer, KWARGS, None))
+        return saved
 
 
 def other_template(

@@ -104,7 +104,8 @@ def _show_row(row: dict[str, Any]) -> None:
         console.marked([(part["text"], part.get("trained", part.get("ends_document"))) for part in row["parts"]])
     elif "messages" in row:
         if "parts" in row:
-            console.warn("left out: its last answer, with what was asked, is longer than max_length.")
+            too_long = "its last answer, with what was asked, is longer than max_length"
+            console.warn(f"left out: {row.get('left_out', too_long)}.")
         _show_messages(row["messages"])
     elif "prompt" in row:
         if "text" in row:

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from chatpipe.cli.options import Json, tell_apart
+from chatpipe.cli.options import Json, TemplateSettings, tell_apart, template_settings
 
 if TYPE_CHECKING:
     from chatpipe.ranking.completions import Written
@@ -33,15 +33,18 @@ def chat(
     max_new_tokens: Annotated[int, typer.Option(min=1, help="The longest answer, in tokens.")] = 256,
     system: Annotated[str | None, typer.Option(help="A system message.")] = None,
     seed: Annotated[int, typer.Option(help="The same seed gives the same answers.")] = 0,
+    chat_template_kwargs: TemplateSettings = None,
 ) -> None:
     """Talk to a model. Ctrl-C stops an answer, /reset forgets the conversation, /quit ends."""
     from chatpipe.models.model_folder import check_model
 
+    settings = template_settings(chat_template_kwargs)
     check_model(model, "causal", "MODEL")
     from chatpipe.generation import SamplingParams
     from chatpipe.generation.chat_loop import chat as talk
 
-    talk(model, SamplingParams(max_new_tokens, temperature, top_k, top_p, min_p, tuple(stop or ())), seed, system)
+    params = SamplingParams(max_new_tokens, temperature, top_k, top_p, min_p, tuple(stop or ()))
+    talk(model, params, seed, system, settings)
 
 
 def evaluate(
@@ -109,6 +112,7 @@ def sample(
     limit: Annotated[int | None, typer.Option(min=1, help="Answer only the first prompts.")] = None,
     seed: Annotated[int, typer.Option(min=0, help="The same seed gives the same answers.")] = 0,
     fresh: Annotated[bool, typer.Option("--fresh", help="Replace an existing completions file.")] = False,
+    chat_template_kwargs: TemplateSettings = None,
     json: Json = False,
 ) -> None:
     """Sample K different answers to each prompt, to be ranked; with --best-of, the best answer of N."""
@@ -124,6 +128,7 @@ def sample(
         top_p=top_p,
         best_of=best_of or 1,
         reward=reward,
+        chat_template_kwargs=template_settings(chat_template_kwargs),
     )
     if len(models) > sampling.k:
         raise UsageError(f"{len(models)} models for {sampling.k} answers a prompt.", f"Raise -k to {len(models)}.")

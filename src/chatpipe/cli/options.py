@@ -1,5 +1,6 @@
 """What `run` and the four stages have in common on the command line."""
 
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,6 +28,23 @@ Processes = Annotated[int | None, typer.Option("--processes", min=1, help="Proce
 Launch = Annotated[str | None, typer.Option("--launch", metavar="PROFILE", help="An accelerate config file.")]
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Show all values, their origins and the plan.")]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout and nothing else.")]
+TemplateSettings = Annotated[
+    str | None,
+    typer.Option(metavar="JSON", help="Settings of the model's chat template, e.g. '{\"enable_thinking\": false}'."),
+]
+
+
+def template_settings(text: str | None) -> dict[str, Any]:
+    """The value of `--chat-template-kwargs`. Raises `UsageError` where it is no JSON object."""
+    try:
+        found = json.loads(text or "{}")
+    except ValueError:
+        found = None
+    if not isinstance(found, dict):
+        raise UsageError(
+            f"--chat-template-kwargs is not a JSON object: {text}", "For example '{\"enable_thinking\": false}'."
+        )
+    return found
 
 
 @dataclass(frozen=True)

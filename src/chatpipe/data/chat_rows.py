@@ -24,36 +24,39 @@ import numpy as np
 from transformers import PreTrainedTokenizerBase
 
 from chatpipe import console
-from chatpipe.data.chat_template import encode_conversations
+from chatpipe.data.chat_template import Encoded, encode_conversations
 from chatpipe.data.datasets import Conversation, stream_conversations
 from chatpipe.data.durable import PARTIAL, fault_of, fingerprint, fsync, publish, read_json, write_json
+from chatpipe.data.rendering import KWARGS, loses_reasoning, traits_of, unreadable
 from chatpipe.data.row_files import Split
 from chatpipe.data.sources import Report, data_fingerprints
 from chatpipe.data.worlds import Worlds, world_settings
 from chatpipe.errors import UsageError
 from chatpipe.recipe.schema import DataBlock
 
-FORMAT = 1
+FORMAT = 2
 """Increased when the same conversations and tokenizer would give other rows."""
 
 SPLITS: tuple[Split, ...] = ("train", "validation")
 MAX_EXAMPLES = 10_000
 BATCH = 256
 
-Encoded = tuple[list[int], list[int]]
-"""Token ids of a conversation, and a mask that is 1 on the tokens to learn."""
-
 
 @dataclass
 class RowsNote:
     """The content of `rows.json`: conversations of each split that were too long, and unusable rows by reason.
 
-    `made_from` is the fingerprint of all that decides the rows.
+    `made_from` is the fingerprint of all that decides the rows. `refused`: conversations that the chat template cannot
+    write, by reason. `in_parts`: conversations of which each answer is a row. `silent`: those whose reasoning the
+    template does not write.
     """
 
     made_from: str
     too_long: dict[str, int] = field(default_factory=lambda: dict.fromkeys(SPLITS, 0))
     skipped: dict[str, int] = field(default_factory=dict)
+    refused: dict[str, int] = field(default_factory=dict)
+    in_parts: int = 0
+    silent: int = 0
 
     def left_out(self, train: "Rows", validation: "Rows", max_length: int) -> list[str]:
         """A line for each split of which conversations were left out."""
@@ -63,6 +66,27 @@ class RowsNote:
             for split, count in self.too_long.items()
             if count
         ]
+
+    def refuses(self, tokenizer: PreTrainedTokenizerBase, conversation: Conversation) -> bool:
+        """Counts a conversation that the chat template cannot write, or whose reasoning it does not write."""
+        reason = unreadable(tokenizer, conversation)
+        if reason is not None:
+            self.refused[reason] = self.refused.get(reason, 0) + 1
+            return True
+        self.silent += loses_reasoning(tokenizer, conversation)
+        return False
+
+    def say(self) -> None:
+        """Prints what the chat template does to the conversations."""
+        for reason, count in self.refused.items():
+            console.warn(f"sft: {count} conversations left out: {reason}")
+        if self.silent:
+            console.warn(f"sft: the chat template writes no reasoning; it is left out of {self.silent} conversations")
+        if self.in_parts:
+            console.note(
+                f"sft: each answer of {self.in_parts} conversations is a row of its own, behind the prompt that "
+                "serving gives: the chat template writes an answer differently once the conversation goes on"
+            )
 
 
 class Rows:
@@ -115,7 +139,8 @@ def rows_of_conversations(
 
     Raises `UsageError` where a source or a conversation cannot be used.
     """
-    reads = [tokenizer.backend_tokenizer.to_str(), tokenizer.chat_template, tokenizer.special_tokens_map]
+    settings = getattr(tokenizer, KWARGS, {})
+    reads = [tokenizer.backend_tokenizer.to_str(), tokenizer.chat_template, tokenizer.special_tokens_map, settings]
     sources = [data_fingerprints(blocks, key), world_settings(blocks, worlds)]
     made_from = fingerprint([FORMAT, sources, reads, max_length])
     found = open_rows(folder, made_from)
@@ -125,6 +150,10 @@ def rows_of_conversations(
         write_rows(folder, stream, report, tokenizer, max_length, made_from)
         report.say()
         found = open_rows(folder, made_from)
+        if traits_of(tokenizer).dated:
+            console.warn("sft: the chat template writes today's date: serving on another day reads other tokens")
+        if found is not None:
+            found[2].say()
     assert found is not None, f"{folder} was just written"
     return found
 
@@ -167,10 +196,12 @@ def write_rows(
         writers = {split: _Writer(partial, split, stack) for split in SPLITS}
         read, left = 0, iter(conversations)
         while batch := list(islice(left, BATCH)):
-            encoded = fit_conversations(tokenizer, [conversation for conversation, _ in batch], max_length)
-            for (conversation, split), row in zip(batch, encoded, strict=True):
-                writers[split].add(conversation, row)
-                note.too_long[split] += row is None
+            written = [each for each in batch if not note.refuses(tokenizer, each[0])]
+            encoded = fit_conversations(tokenizer, [conversation for conversation, _ in written], max_length)
+            for (conversation, split), rows in zip(written, encoded, strict=True):
+                writers[split].add(conversation, rows)
+                note.too_long[split] += not rows
+                note.in_parts += len(rows) > 1
             read += len(batch)
             bar.update(read, "conversations")
     note.skipped = report.skipped
@@ -182,21 +213,52 @@ def write_rows(
 
 def fit_conversations(
     tokenizer: PreTrainedTokenizerBase, conversations: Iterable[Conversation], max_length: int
-) -> Iterator[Encoded | None]:
-    """Ids and mask of each conversation without as many of its oldest exchanges as do not fit; None if the last alone
-    is too long.
+) -> Iterator[list[Encoded]]:
+    """The rows of each conversation without as many of its oldest exchanges as do not fit; none if the last alone is
+    too long.
 
-    An answer is never cut: it would lose the end-of-turn token, and the model would learn not to stop (trl #3927).
+    Where each answer is a row of its own, each loses its own oldest exchanges, and those that are too long alone are
+    left out. An answer is never cut: it would lose the end-of-turn token, and the model would learn not to stop
+    (trl #3927).
     """
     conversations = list(conversations)
-    for conversation, whole in zip(conversations, encode_conversations(tokenizer, conversations), strict=True):
-        encoded: Encoded | None = whole
-        system = conversation[:1] if conversation[0]["role"] == "system" else []
-        turns = conversation[len(system) :]
-        while encoded is not None and len(encoded[0]) > max_length:
-            turns = turns[2:]
-            encoded = encode_conversations(tokenizer, [[*system, *turns]])[0] if turns else None
-        yield encoded
+    for conversation, rows in zip(conversations, encode_conversations(tokenizer, conversations), strict=True):
+        yield _fitting(tokenizer, conversation, rows, max_length)
+
+
+def _fitting(
+    tokenizer: PreTrainedTokenizerBase, conversation: Conversation, rows: list[Encoded], max_length: int
+) -> list[Encoded]:
+    while any(len(ids) > max_length for ids, _ in rows):
+        if len(rows) > 1:
+            parts = _one_answer_each(conversation)
+            encoded = encode_conversations(tokenizer, parts)
+            fitting = [_fitting(tokenizer, *each, max_length) for each in zip(parts, encoded, strict=True)]
+            return [row for found in fitting for row in found]
+        conversation = _without_oldest(conversation)
+        rows = encode_conversations(tokenizer, [conversation])[0] if conversation else []
+    return rows
+
+
+def _one_answer_each(conversation: Conversation) -> list[Conversation]:
+    """For each answer to be learned the conversation up to it, in which it is the only one."""
+    answers = [message["role"] == "assistant" and message.get("train", True) for message in conversation]
+    return [
+        [*({**message, "train": False} for message in conversation[:place]), conversation[place]]
+        for place, learned in enumerate(answers)
+        if learned
+    ]
+
+
+def _without_oldest(conversation: Conversation) -> Conversation:
+    """The conversation without its first question and all up to the next one; nothing if there is no other."""
+    start = int(conversation[0]["role"] in ("system", "developer"))
+    questions = [i for i, message in enumerate(conversation) if message["role"] == "user" and i > start]
+    if not questions:
+        return []
+    first, *rest = [*conversation[:start], *conversation[questions[0] :]]
+    of_the_whole = {name: conversation[0][name] for name in ("tools", KWARGS) if name in conversation[0]}
+    return [{**first, **of_the_whole}, *rest]
 
 
 _FILES = (("ids", np.int32), ("learned", np.uint8))
@@ -211,12 +273,11 @@ class _Writer:
         self._examples = stack.enter_context((folder / f"{split}.jsonl").open("w", encoding="utf-8"))
         self._seen = self._end = 0
 
-    def add(self, conversation: Conversation, row: Encoded | None) -> None:
+    def add(self, conversation: Conversation, rows: Sequence[Encoded]) -> None:
         if self._seen < MAX_EXAMPLES:
             self._examples.write(json.dumps(conversation) + "\n")
         self._seen += 1
-        if row is not None:
-            ids, learned = row
+        for ids, learned in rows:
             self._end += len(ids)
             self._ids.write(np.array(ids, np.int32).tobytes())
             self._learned.write(np.array(learned, np.uint8).tobytes())

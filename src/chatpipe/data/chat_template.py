@@ -1,22 +1,21 @@
 """Conversations to token ids, in one way for sft, rm, ppo, sampling and chat.
 
-Training and serving read the same ids because nothing else in chatpipe renders conversations.
+Training and serving read the same ids because nothing else in chatpipe encodes conversations.
 
-A tokenizer keeps its own template if it is fit for training: every prompt is a prefix of the whole conversation, and
-every answer ends with a token of its own. Generation stops at that token, so it becomes the tokenizer's EOS. Some
-templates are unfit, such as Qwen3's, which removes the reasoning from earlier answers; trl has replacements for those.
-A tokenizer without a template gets chatpipe's.
+A tokenizer keeps its own template. Most templates write each prompt as the beginning of the whole conversation, which
+is then one row. Others cut the reasoning out of earlier answers (Qwen3), open a thought that the conversation does not
+have (DeepSeek), or end the last answer differently (gpt-oss); then each answer is a row of its own, behind the prompt
+that serving gives the model. A tokenizer without a template gets chatpipe's.
 """
 
-from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Mapping, Sequence
+from os.path import commonprefix
+from typing import TYPE_CHECKING, Any
 
-from jinja2 import TemplateError
-
+from chatpipe.data.rendering import KWARGS, Tokens, Traits, reasoning_of, render, tokenise, traits_of
 from chatpipe.errors import UsageError
 
 if TYPE_CHECKING:
-    from tokenizers import Encoding
     from transformers import PreTrainedTokenizerBase
 
 SYSTEM_TOKEN, USER_TOKEN, ASSISTANT_TOKEN = "<|system|>", "<|user|>", "<|assistant|>"
@@ -35,11 +34,15 @@ CHAT_TEMPLATE = (
 )
 
 
-Message = dict[str, str]
-"""One turn of a conversation: `role` (system, user or assistant) and `content`."""
+Message = dict[str, Any]
+"""One turn of a conversation: `role` (system, developer, user, assistant or tool) and `content`.
 
-# Beginnings of answers to test a template with: a tokenizer may merge them with the characters before them.
-_BEGINNINGS = ("Yes", "42", "- one", "'s", "é", "你好", "<b>", "{")
+An answer may have `reasoning_content`, `tool_calls`, and `train: False` where it is read as context alone. The first
+message may have what holds for the whole conversation: `tools` and `chat_template_kwargs`.
+"""
+
+Encoded = tuple[list[int], list[int]]
+"""The token ids of a row, and a mask that is 1 on the tokens to learn."""
 
 
 def encode_prompt(tokenizer: "PreTrainedTokenizerBase", messages: Sequence[Message]) -> list[int]:
@@ -47,41 +50,42 @@ def encode_prompt(tokenizer: "PreTrainedTokenizerBase", messages: Sequence[Messa
 
     Raises `UsageError` where the template refuses them.
     """
-    return _tokenise(tokenizer, [_render(tokenizer, messages, add_generation_prompt=True)])[0].ids
+    return tokenise(tokenizer, [render(tokenizer, messages, add_generation_prompt=True)])[0].ids
 
 
-def encode_conversation(
-    tokenizer: "PreTrainedTokenizerBase", messages: Sequence[Message]
-) -> tuple[list[int], list[int]]:
+def encode_conversation(tokenizer: "PreTrainedTokenizerBase", messages: Sequence[Message]) -> Encoded:
     """Token ids of a whole conversation, and a mask of the same length, 1 on the assistant's tokens.
 
-    The mask covers each assistant turn with its EOS; the ids end with the last one. Raises `UsageError` where the
-    template refuses the conversation, or the prompt of a turn is not a prefix of the whole.
+    The mask covers each assistant turn with its EOS; the ids end with the last one. Where each answer is a row of its
+    own, this is the row of the last one; without an answer to learn both are empty. Raises `UsageError` where the
+    template refuses the conversation.
     """
-    return encode_conversations(tokenizer, [messages])[0]
+    rows = encode_conversations(tokenizer, [messages])[0]
+    return rows[-1] if rows else ([], [])
 
 
 def encode_conversations(
     tokenizer: "PreTrainedTokenizerBase", conversations: Sequence[Sequence[Message]]
-) -> list[tuple[list[int], list[int]]]:
-    """As `encode_conversation` for many, which the tokenizer encodes in several threads.
+) -> list[list[Encoded]]:
+    """The rows of each conversation: one with all its answers, or one for each, as the template has it.
 
-    A conversation is tokenised once; the assistant's turns are found in its text, because rendering is fast.
+    An answer with `train: False` is not learned; a conversation without any other has no rows. The tokenizer encodes
+    all in several threads. Raises `UsageError` where the template refuses a conversation.
     """
-    rendered = [_render(tokenizer, messages, add_generation_prompt=False) for messages in conversations]
-    encodings = _tokenise(tokenizer, rendered)
-    return [
-        _masked(tokenizer, messages, text, encoding)
-        for messages, text, encoding in zip(conversations, rendered, encodings, strict=True)
-    ]
+    answers = [_answers(tokenizer, messages) for messages in conversations]
+    one_row = [bool(found) and _are_one_row(found) for found in answers]
+    texts = ["".join(found[-1]) for found, one in zip(answers, one_row, strict=True) if one]
+    tokens = iter(tokenise(tokenizer, texts))
+    return [_rows(tokenizer, found, next(tokens) if one else None) for found, one in zip(answers, one_row, strict=True)]
 
 
 def encode_completion(
     tokenizer: "PreTrainedTokenizerBase", prompt: Sequence[Message], completion: str
 ) -> tuple[list[int], int]:
     """Token ids of `prompt` answered by `completion` with its EOS, and the number of prompt tokens."""
-    ids, mask = encode_conversation(tokenizer, [*prompt, {"role": "assistant", "content": completion}])
-    return ids, len(mask) - mask[::-1].index(0) if 0 in mask else 0
+    messages = [*prompt, {"role": "assistant", "content": completion}]
+    ids, mask = _row(tokenizer, _answers(tokenizer, messages)[-1])
+    return ids, mask.index(1)
 
 
 def decode_answer(tokenizer: "PreTrainedTokenizerBase", ids: Sequence[int]) -> str:
@@ -89,12 +93,13 @@ def decode_answer(tokenizer: "PreTrainedTokenizerBase", ids: Sequence[int]) -> s
     return tokenizer.decode(ids, skip_special_tokens=True).strip()
 
 
-def add_chat_template(tokenizer: "PreTrainedTokenizerBase") -> int:
+def add_chat_template(tokenizer: "PreTrainedTokenizerBase", settings: Mapping[str, Any] | None = None) -> int:
     """Makes a tokenizer fit for training on conversations; returns the number of tokens added.
 
-    It keeps its template, or gets trl's for its family, or, without one, chatpipe's with its role tokens. EOS becomes
-    the token that ends an answer. A pad token that equals EOS is replaced: EOS would be masked from the loss and never
-    learned (trl #976, transformers #23530). Raises `UsageError` for a template that is unfit for training.
+    It keeps its template, or, without one, gets chatpipe's with its role tokens. EOS becomes the token that ends an
+    answer. `settings`: `chat_template_kwargs` of the recipe. A pad token that equals EOS is replaced: EOS would be
+    masked from the loss and never learned (trl #976, transformers #23530). Raises `UsageError` for a template that
+    cannot be trained with.
     """
     added = 0
     if tokenizer.chat_template is None:
@@ -106,43 +111,47 @@ def add_chat_template(tokenizer: "PreTrainedTokenizerBase") -> int:
         tokenizer.chat_template = ("{{ bos_token }}" if _begins_with_bos(tokenizer) else "") + CHAT_TEMPLATE
         added += tokenizer.add_special_tokens({"extra_special_tokens": ROLE_TOKENS})
     else:
-        _choose_template(tokenizer)
+        fault = _fault(tokenizer, settings)
+        if fault is not None:
+            raise UsageError(
+                f"The chat template of {_place(tokenizer)} cannot be trained with: {fault}.",
+                "Give a template that writes questions and answers; or remove it from the model's folder "
+                "(chat_template), which then gets chatpipe's.",
+            )
     if tokenizer.pad_token_id is None or tokenizer.pad_token_id == tokenizer.eos_token_id:
         added += tokenizer.add_special_tokens({"pad_token": "<|pad|>"})
     return added
 
 
-def stop_at_end_of_turn(tokenizer: "PreTrainedTokenizerBase") -> None:
+def stop_at_end_of_turn(tokenizer: "PreTrainedTokenizerBase", settings: Mapping[str, Any] | None = None) -> Traits:
     """Makes the token with which the chat template ends an answer the EOS, where generation stops.
 
     Qwen's base models and Gemma's chat models, among others, have another EOS and would continue after their answer.
-    Nothing changes where the template ends answers with no token of its own.
+    Nothing changes where the template ends answers with no token of its own. `settings`: `chat_template_kwargs` of the
+    recipe, which the template gets from then on. Raises `UsageError` where the template cannot write a question and an
+    answer.
     """
-    answer = "Aardvarks."  # a word that no template contains
-    messages = [{"role": "user", "content": "Yes?"}, {"role": "assistant", "content": answer}]
-    _, found, behind = _render(tokenizer, messages, add_generation_prompt=False).rpartition(answer)
-    tokens = _tokenise(tokenizer, [behind.lstrip()])[0].tokens
-    if found and tokens and (tokens[0] in tokenizer.get_added_vocab() or tokens[0] == tokenizer.eos_token):
-        tokenizer.eos_token = tokens[0]
-
-
-def _choose_template(tokenizer: "PreTrainedTokenizerBase") -> None:
-    """Keeps a template that is fit for training, or replaces it by trl's."""
     if isinstance(tokenizer.chat_template, dict):  # variants by name
         tokenizer.chat_template = tokenizer.chat_template.get("default")
-    fault = "it has no variant of the name default" if tokenizer.chat_template is None else _fault(tokenizer)
-    if fault is None:
-        return
-    training = _training_template(tokenizer)
-    if training is not None:
-        tokenizer.chat_template = training
-        if _fault(tokenizer) is None:
-            return
-    raise UsageError(
-        f"The chat template of {_place(tokenizer)} cannot be trained with: {fault}.",
-        "Give a template whose prompts are a prefix of the whole and whose answers end with a token of their own; "
-        "or remove it from the model's folder (chat_template), which then gets chatpipe's.",
-    )
+    if settings:
+        setattr(tokenizer, KWARGS, dict(settings))
+    traits = traits_of(tokenizer)
+    if traits.end is not None:
+        tokenizer.eos_token = traits.end
+    return traits
+
+
+def _fault(tokenizer: "PreTrainedTokenizerBase", settings: Mapping[str, Any] | None) -> str | None:
+    """Why the template cannot be trained with; None where it can. Sets the EOS."""
+    if isinstance(tokenizer.chat_template, dict) and "default" not in tokenizer.chat_template:
+        return "it has no variant of the name default"
+    try:
+        traits = stop_at_end_of_turn(tokenizer, settings)
+    except UsageError as problem:
+        return problem.message.replace("The chat template", "it").rstrip(".")
+    if not traits.answers:
+        return "it does not write the text of an answer"
+    return "it ends answers with no token, and the tokenizer has no EOS" if tokenizer.eos_token is None else None
 
 
 def _place(tokenizer: "PreTrainedTokenizerBase") -> str:
@@ -150,93 +159,86 @@ def _place(tokenizer: "PreTrainedTokenizerBase") -> str:
     return tokenizer.name_or_path or "the model"
 
 
-def _fault(tokenizer: "PreTrainedTokenizerBase") -> str | None:
-    """Why the template is unfit for training; None where it is fit. Sets the EOS."""
-    try:
-        stop_at_end_of_turn(tokenizer)
-        for beginning in _BEGINNINGS:
-            messages = [{"role": ("user", "assistant")[i % 2], "content": f"{beginning} {i}"} for i in range(4)]
-            ids, mask = encode_conversation(tokenizer, messages)
-            once = encode_conversation(tokenizer, messages[:2])[0]
-            if ids[: len(once)] != once:
-                return "an answer is rendered differently once the conversation continues"
-            for turn in (1, 3):
-                prompt = encode_prompt(tokenizer, messages[:turn])
-                if ids[: len(prompt)] != prompt or not mask[len(prompt)] or mask[len(prompt) - 1]:
-                    return "the tokens of a prompt change when it is answered"
-    except UsageError as problem:
-        return problem.message.replace("The tokenizer's chat template", "it").rstrip(".")
-    return None
-
-
-def _training_template(tokenizer: "PreTrainedTokenizerBase") -> str | None:
-    """trl's training template for the tokenizer's template; None where it has none."""
-    from trl.chat_template_utils import get_training_chat_template
-
-    try:
-        return get_training_chat_template(tokenizer)
-    except (ValueError, TypeError, TemplateError):  # trl does not know the template, or cannot render it
-        return None
-
-
 def _begins_with_bos(tokenizer: "PreTrainedTokenizerBase") -> bool:
     """Whether the tokenizer puts BOS before a text, as Llama's does."""
     return tokenizer.bos_token_id is not None and tokenizer("a")["input_ids"][0] == tokenizer.bos_token_id
 
 
-def _render(tokenizer: "PreTrainedTokenizerBase", messages: Sequence[Message], add_generation_prompt: bool) -> str:
-    """The text of `messages`. Outer white space is stripped: it would merge with the template's line breaks."""
-    stripped = [{"role": message["role"], "content": message["content"].strip()} for message in messages]
-    try:
-        return str(tokenizer.apply_chat_template(stripped, tokenize=False, add_generation_prompt=add_generation_prompt))
-    except TemplateError as problem:
-        first = f"{stripped[0]['role']}: {stripped[0]['content'][:40]!r}"
-        raise UsageError(
-            f"The tokenizer's chat template refuses a conversation ({first}): {problem}.",
-            "Leave system messages out if it refuses them, or use a model whose template takes them."
-            if stripped[0]["role"] == "system"
-            else "Give conversations as the template wants them, or another template.",
-        ) from problem
+# ---- the answers of a conversation and their rows ----
+
+_Answer = tuple[str, str]
+"""The text of a prompt, and of the answer to it with the token that ends it."""
 
 
-def _tokenise(tokenizer: "PreTrainedTokenizerBase", rendered: list[str]) -> list["Encoding"]:
-    """The tokens of rendered text, which has BOS and all other special tokens already."""
-    backend = tokenizer.backend_tokenizer
-    backend.no_truncation()  # a tokenizer.json may have both on
-    backend.no_padding()
-    return backend.encode_batch(rendered, add_special_tokens=False)
+def _answers(tokenizer: "PreTrainedTokenizerBase", messages: Sequence[Message]) -> list[_Answer]:
+    """The answers of a conversation that are to be learned, each behind the prompt that serving gives the model."""
+    turns = [turn for turn, message in enumerate(messages) if turn and message["role"] == "assistant"]
+    return [_answer(tokenizer, messages, turn) for turn in turns if messages[turn].get("train", True)]
 
 
-def _masked(
-    tokenizer: "PreTrainedTokenizerBase", messages: Sequence[Message], text: str, encoding: "Encoding"
-) -> tuple[list[int], list[int]]:
-    """The ids of a rendered conversation up to its last EOS, and the mask of the assistant's tokens."""
-    ids, end = encoding.ids, 0
-    mask = [0] * len(ids)
-    for turn in [number for number, message in enumerate(messages) if message["role"] == "assistant"]:
-        prompt = _render(tokenizer, messages[:turn], add_generation_prompt=True) if turn else ""
-        start = _token_at(encoding, len(prompt)) if text.startswith(prompt) else None
+def _answer(tokenizer: "PreTrainedTokenizerBase", messages: Sequence[Message], turn: int) -> _Answer:
+    """The answer in `messages[turn]`, up to the token that ends it.
+
+    Where the template writes none that is EOS; for a call of a tool the control token with which its result begins.
+    """
+    prompt, said = _said(tokenizer, messages[: turn + 1])
+    eos, control = str(tokenizer.eos_token), traits_of(tokenizer).control
+    if eos in said:
+        return prompt, said[: said.index(eos) + len(eos)]
+    said = said.rstrip()
+    if said.endswith(control):  # a call of a tool may end with another token than an answer
+        return prompt, said
+    behind = ""
+    if messages[turn].get("tool_calls"):
+        further = render(tokenizer, messages[: turn + 2])
+        behind = further[len(prompt + said) :] if further.startswith(prompt + said) else ""
+    return prompt, said + next((token for token in control if behind.startswith(token)), eos)
+
+
+def _said(tokenizer: "PreTrainedTokenizerBase", messages: Sequence[Message]) -> _Answer:
+    """The prompt before the last of `messages`, and all that the template writes for that one."""
+    prompt, own = render(tokenizer, messages[:-1], add_generation_prompt=True), render(tokenizer, messages)
+    if own.startswith(prompt):
+        return prompt, own[len(prompt) :]
+    before = render(tokenizer, messages[:-1])
+    opened = prompt.removeprefix(before)
+    if not own.startswith(before):  # it writes the question differently once it is answered
+        begins = own.find(opened, own.rfind(messages[-2]["content"].strip())) if opened else -1
+        return prompt, own[begins + len(opened) :] if begins >= 0 else messages[-1]["content"].strip()
+    shared = len(commonprefix([prompt, own]))
+    said, opened = own[shared:], prompt[shared:].rstrip()
+    if opened.endswith("<think>") and "</think>" not in said:
+        return prompt, f"{reasoning_of(tokenizer, messages[-1])}\n</think>\n\n{said.lstrip()}"
+    if opened.endswith("</think>"):  # the prompt has an empty thought: there is no place for another
+        return prompt, said.rpartition("</think>")[2].lstrip()
+    return prompt, said
+
+
+def _are_one_row(answers: Sequence[_Answer]) -> bool:
+    """Whether each answer, behind its prompt, is the beginning of the last prompt with its answer."""
+    text = "".join(answers[-1])
+    return all(text.startswith(prompt + said) for prompt, said in answers)
+
+
+def _rows(tokenizer: "PreTrainedTokenizerBase", answers: Sequence[_Answer], tokens: Tokens | None) -> list[Encoded]:
+    """`tokens`: of all answers as one row; None where each is a row of its own."""
+    if tokens is None:
+        return [_row(tokenizer, answer) for answer in answers]
+    mask = [0] * len(tokens.ids)
+    for prompt, said in answers:
+        start, end = tokens.first_at(len(prompt)), tokens.end_of(len(prompt) + len(said))
         if start is None:
-            raise UsageError(
-                f"The tokenizer's chat template renders turn {turn + 1} differently once it is answered.",
-                "Use a chat template whose prompt is the beginning of the whole conversation.",
-            )
-        try:
-            end = ids.index(tokenizer.eos_token_id, start) + 1
-        except ValueError as problem:
-            raise UsageError(
-                f"The tokenizer's chat template ends turn {turn + 1} with no end-of-turn token.",
-                "Use a template that ends answers with a token of their own: the model would never learn to stop.",
-            ) from problem
+            return [_row(tokenizer, answer) for answer in answers]
         mask[start:end] = [1] * (end - start)
-    return ids[:end], mask[:end]
+    return [(tokens.ids, mask)]
 
 
-def _token_at(encoding: "Encoding", place: int) -> int | None:
-    """The first token at or after the character `place`; None where a token lies across it."""
-    for char in range(place, place + 8):  # some tokenizers assign the space before a word to no token
-        token = encoding.char_to_token(char)
-        if token is not None:
-            span = encoding.token_to_chars(token)
-            return token if span and span[0] >= place else None
-    return None
+def _row(tokenizer: "PreTrainedTokenizerBase", answer: _Answer) -> Encoded:
+    """One answer behind its prompt. Where a token would lie across both, they are encoded apart, as serving does."""
+    prompt, said = answer
+    whole = tokenise(tokenizer, [prompt + said])[0]
+    start = whole.first_at(len(prompt))
+    if start is not None:
+        return whole.ids, [0] * start + [1] * (len(whole.ids) - start)
+    before, behind = (each.ids for each in tokenise(tokenizer, [prompt, said]))
+    return before + behind, [0] * len(before) + [1] * len(behind)

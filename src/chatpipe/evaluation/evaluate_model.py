@@ -19,6 +19,7 @@ from chatpipe.data.datasets import Conversation, load_prompts, stream_rows
 from chatpipe.data.documents import RawText
 from chatpipe.data.encoding import Encoder
 from chatpipe.data.formats import format_of_sources
+from chatpipe.data.rendering import KWARGS, unreadable
 from chatpipe.data.sources import Report, SourceReport, check_sources
 from chatpipe.data.text_blocks import Masking, ValidationText
 from chatpipe.data.text_sources import sample_texts, whole_documents
@@ -47,7 +48,7 @@ MAX_BLOCK_SIZE = 1024
 
 KEY = "--data"
 
-SETTINGS = ("evaluation.", *(f"{name}." for name in WORLDS), "seed")
+SETTINGS = ("evaluation.", *(f"{name}." for name in WORLDS), "seed", KWARGS)
 """The settings that the command line may override."""
 
 REMEMBERED = (
@@ -206,29 +207,30 @@ def _documents(task: EvalTask, report: Report) -> list[str]:
 
 
 def _conversations(task: EvalTask, report: Report) -> tuple[int, dict[str, Any]]:
-    tokenizer, model = load_for_chat(task.model, frozen=True)
+    tokenizer, model = load_for_chat(task.model, frozen=True, settings=task.recipe.chat_template_kwargs)
     conversations = task.rows("conversations", report)
+    readable = [turns for turns in conversations if unreadable(tokenizer, turns) is None]
     max_length = task.max_length("sft.max_length", model)
-    fitting = list(fit_conversations(tokenizer, conversations, max_length))
-    rows = [row for row in fitting if row is not None]
-    if len(rows) < 2:
+    fitting = [rows for rows in fit_conversations(tokenizer, readable, max_length) if rows]
+    if len(fitting) < 2:
         raise UsageError(
-            f"{KEY}: {len(rows)} of {len(conversations)} conversations fit into {max_length} tokens; two are needed.",
-            "Give more, or shorter ones.",
+            f"{KEY}: {len(fitting)} of {len(conversations)} conversations fit into {max_length} tokens.",
+            "Two are needed: give more, or shorter ones.",
         )
-    prompts = _asked(task, tokenizer, model, (turns[:-1] for turns in conversations), task.recipe.evaluation.prompts)
+    rows = [row for rows in fitting for row in rows]
+    prompts = _asked(task, tokenizer, model, (turns[:-1] for turns in readable), task.recipe.evaluation.prompts)
     settings, seed = task.recipe.evaluation, task.recipe.seed
     metrics, answers = evaluate_chat(model, tokenizer, rows, prompts, settings, seed, oracle=None)
     return len(conversations), {
         **metrics,
         "samples": chat_samples(model, tokenizer, prompts[:2], settings.max_new_tokens),
         "answers": _examples(prompts, answers),
-        "left_out_conversations": len(conversations) - len(rows),
+        "left_out_conversations": len(conversations) - len(fitting),
     }
 
 
 def _answers(task: EvalTask, report: Report) -> tuple[int, dict[str, Any]]:
-    tokenizer, model = load_for_chat(task.model, frozen=True)
+    tokenizer, model = load_for_chat(task.model, frozen=True, settings=task.recipe.chat_template_kwargs)
     oracle, most = None, None
     world = only_world(task.blocks)
     if world is not None:

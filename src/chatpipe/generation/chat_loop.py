@@ -3,8 +3,8 @@
 import contextlib
 import dataclasses
 import sys
-from collections.abc import Generator
-from typing import TYPE_CHECKING
+from collections.abc import Generator, Mapping
+from typing import TYPE_CHECKING, Any
 
 from chatpipe import console
 from chatpipe.errors import UsageError
@@ -92,8 +92,16 @@ class Conversation:
         return encode_prompt(self.tokenizer, [*self.system, *messages])
 
 
-def chat(model_folder: str, params: "SamplingParams", seed: int, system: str | None = None) -> None:
+def chat(
+    model_folder: str,
+    params: "SamplingParams",
+    seed: int,
+    system: str | None = None,
+    settings: Mapping[str, Any] | None = None,
+) -> None:
     """Talk to the model in `model_folder` (or of that hub id) until the input ends.
+
+    `settings` are those of its chat template (`chat_template_kwargs`).
 
     On a terminal, answers are streamed as they are written and Ctrl-C stops one. Otherwise each line of stdin is a
     message, and its answer one line on stdout (line breaks become spaces).
@@ -109,7 +117,7 @@ def chat(model_folder: str, params: "SamplingParams", seed: int, system: str | N
     logging.disable_progress_bar()
     tokenizer = load_tokenizer(model_folder)
     if tokenizer.chat_template is not None:
-        stop_at_end_of_turn(tokenizer)
+        stop_at_end_of_turn(tokenizer, settings)
     model = load_causal_model(model_folder, frozen=True)
     conversation = Conversation(model, tokenizer, params, seed, system)
     if conversation.is_base:

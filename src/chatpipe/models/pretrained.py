@@ -1,6 +1,7 @@
 """Loads models, tokenizers and configurations: the one way to get a model, on the device that trains."""
 
 import math
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -21,8 +22,10 @@ from transformers.activations import NewGELUActivation
 
 from chatpipe import console
 from chatpipe.data.chat_template import add_chat_template
+from chatpipe.data.rendering import KWARGS
 from chatpipe.data.sources import hub_is_offline
 from chatpipe.errors import UsageError, reason_of
+from chatpipe.models.manifest import manifest_of_model
 from chatpipe.models.model_folder import Kind, kind_of_architectures
 
 Model = TypeVar("Model", bound=PreTrainedModel)
@@ -40,10 +43,15 @@ def load_causal_model(model: str | Path, frozen: bool = False) -> PreTrainedMode
     return prepare_model(_load(AutoModelForCausalLM, model, dtype=_dtype(frozen)), frozen)
 
 
-def load_for_chat(model: str, frozen: bool = False) -> tuple[PreTrainedTokenizerBase, PreTrainedModel]:
-    """A causal model and its tokenizer, with a chat template and embeddings for all of the template's tokens."""
+def load_for_chat(
+    model: str, frozen: bool = False, settings: Mapping[str, Any] | None = None
+) -> tuple[PreTrainedTokenizerBase, PreTrainedModel]:
+    """A causal model and its tokenizer, with a chat template and embeddings for all of the template's tokens.
+
+    `settings` of the template (`chat_template_kwargs`) replace those that the model was made with.
+    """
     tokenizer, loaded = load_tokenizer(model), load_causal_model(model, frozen)
-    add_chat_template(tokenizer)
+    add_chat_template(tokenizer, settings)
     entries = loaded.get_input_embeddings().num_embeddings
     if len(tokenizer) > entries:
         console.note(
@@ -128,8 +136,17 @@ def missing_weights(kind: type[PreTrainedModel], model: str | Path) -> list[str]
 
 
 def load_tokenizer(model: str | Path) -> PreTrainedTokenizerBase:
-    """The tokenizer of a model. Raises `UsageError` where there is none."""
-    return _load(AutoTokenizer, model)
+    """The tokenizer of a model. Raises `UsageError` where there is none.
+
+    Its chat template has the settings (`chat_template_kwargs`) with which chatpipe made the model.
+    """
+    tokenizer: PreTrainedTokenizerBase = _load(AutoTokenizer, model)
+    manifest = manifest_of_model(str(model))
+    known = {} if manifest is None else manifest.settings
+    settings = {key.removeprefix(f"{KWARGS}."): value for key, value in known.items() if key.startswith(f"{KWARGS}.")}
+    if settings:
+        setattr(tokenizer, KWARGS, settings)
+    return tokenizer
 
 
 def load_config(model: str | Path) -> PreTrainedConfig:

@@ -10,8 +10,8 @@ line holds in `made` the fingerprint of what decides its content: lines of anoth
 
 import json
 import os
-from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -49,6 +49,7 @@ class Sampling:
     top_p: float = 1.0
     best_of: int = 1
     reward: str | None = None
+    chat_template_kwargs: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -173,7 +174,8 @@ def _sampled_rows(
     from chatpipe.ranking.raters import model_scorer
     from chatpipe.ranking.sample_answers import ChatModel, sample_answers
 
-    loaded = [ChatModel.load(model, name) for model, name in zip(models, names, strict=True)]
+    settings = sampling.chat_template_kwargs
+    loaded = [ChatModel.load(model, name, settings) for model, name in zip(models, names, strict=True)]
     score = model_scorer(sampling.reward, "--reward") if sampling.reward else None
     # At most half of the context, so that prompts have the other half.
     longest = sampling.max_new_tokens or min([DEFAULT_MAX_NEW_TOKENS, *(model.context // 2 for model in loaded)])

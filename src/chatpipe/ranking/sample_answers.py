@@ -4,14 +4,16 @@ The completions of a prompt depend on the prompt, the models, the settings and t
 prompts nor on where an interrupted command continued.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from chatpipe.data.chat_template import decode_answer, encode_prompt, stop_at_end_of_turn
 from chatpipe.data.datasets import Conversation
 from chatpipe.data.messages import normalised
+from chatpipe.data.rendering import unreadable
 from chatpipe.errors import UsageError
 from chatpipe.generation import SamplingParams, generate
 from chatpipe.models.pretrained import load_causal_model, load_tokenizer
@@ -33,15 +35,18 @@ class ChatModel:
     tokenizer: PreTrainedTokenizerBase
 
     @classmethod
-    def load(cls, model: str, name: str) -> "ChatModel":
-        """From a folder or a hub id. Raises `UsageError` if there is no model, or if it has no chat template."""
+    def load(cls, model: str, name: str, settings: Mapping[str, Any] | None = None) -> "ChatModel":
+        """From a folder or a hub id; `settings` are those of its chat template (`chat_template_kwargs`).
+
+        Raises `UsageError` if there is no model, or if it has no chat template.
+        """
         tokenizer = load_tokenizer(model)
         if tokenizer.chat_template is None:
             raise UsageError(
                 f"{model} is a base model: it completes text and answers nobody.",
                 f"Fine-tune it first: chatpipe sft --model {model} --data chats.jsonl --out chat",
             )
-        stop_at_end_of_turn(tokenizer)
+        stop_at_end_of_turn(tokenizer, settings)
         return cls(name, load_causal_model(model, frozen=True), tokenizer)
 
     @property
@@ -50,8 +55,10 @@ class ChatModel:
         return longest_sequence(self.model, decodes=True)
 
     def has_room(self, prompt: Conversation, max_new_tokens: int) -> bool:
-        """Whether `prompt` and a completion of `max_new_tokens` fit into the context."""
-        return leaves_room(len(encode_prompt(self.tokenizer, prompt)), max_new_tokens, self.context)
+        """Whether the model can read `prompt`, and a completion of `max_new_tokens` fits into the context behind it."""
+        return unreadable(self.tokenizer, prompt) is None and leaves_room(
+            len(encode_prompt(self.tokenizer, prompt)), max_new_tokens, self.context
+        )
 
 
 @dataclass

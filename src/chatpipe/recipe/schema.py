@@ -5,6 +5,8 @@ All sections can be imported from here.
 Unknown keys are errors. The JSON Schema that `chatpipe schema` prints is made from these classes.
 """
 
+from typing import Any
+
 from pydantic import Field
 
 from chatpipe.recipe.section import HUB, POCKETWORLD, Data, DataBlock, DataFormat, Place, Section
@@ -74,6 +76,8 @@ class CheckSwitches(Section):
     # of the template and its tokens
     pad_is_eos: bool = Field(True, description="sft, rm, ppo: padding hides the end-of-turn token from the loss.")
     double_bos: bool = Field(True, description="sft, rm, ppo: rows begin with two beginning-of-text tokens.")
+    header_not_in_prompt: bool = Field(True, description="sft, rm, ppo: the chat template has no generation prompt.")
+    date_in_prompt: bool = Field(True, description="sft, rm, ppo: says if the chat template writes today's date.")
     turns_lost: bool = Field(True, description="sft, rm, ppo: the chat template drops, changes or reorders turns.")
     template_not_saved: bool = Field(True, description="sft, rm, ppo: the saved tokenizer reads chats differently.")
     other_template: bool = Field(True, description="ppo: policy and reward model write prompts differently.")
@@ -107,6 +111,11 @@ class Recipe(Section):
     processes: int | None = Field(None, ge=1, description="Default: as many as visible GPUs, one on a CPU.")
     launch: Place | None = Field(None, description="An accelerate config file.")
     report_to: list[str] | str = Field("none", description="Experiment trackers, as in TrainingArguments, e.g. wandb.")
+    chat_template_kwargs: dict[str, Any] = Field(
+        default_factory=dict,
+        description="Settings of the model's own chat template in all stages, e.g. {enable_thinking: false}. "
+        "A row may have its own in a column of this name.",
+    )
     pocketworld: Pocketworld = Field(default_factory=Pocketworld)
     pretrain: Pretrain = Field(default_factory=Pretrain)
     sft: Sft = Field(default_factory=Sft)

@@ -18,6 +18,7 @@ from transformers import PreTrainedTokenizerBase
 from chatpipe.data.chat_template import Message, encode_completion
 from chatpipe.data.datasets import Conversation, stream_conversations
 from chatpipe.data.rankings import Ranking, group_by_answers
+from chatpipe.data.rendering import unreadable
 from chatpipe.data.row_files import BadRow
 from chatpipe.data.sequences import pad_right
 from chatpipe.data.sources import Report, is_hub
@@ -95,8 +96,12 @@ def encode_answers(
     """Token ids of `prompt` with each of `answers` and its end-of-turn token, at most `max_length` each.
 
     A sequence that is too long loses the beginning of its prompt, and the other answers lose the same part, so that all
-    answer the same prompt. Raises `BadRow` if an answer alone is longer than `max_length`.
+    answer the same prompt. Raises `BadRow` if an answer alone is longer than `max_length`, or if the chat template
+    cannot write the prompt.
     """
+    reason = unreadable(tokenizer, prompt)
+    if reason is not None:
+        raise BadRow(reason)
     encoded = [encode_completion(tokenizer, prompt, answer) for answer in answers]
     cut = max(0, max(len(ids) for ids, _ in encoded) - max_length)
     if any(cut > prompt_length for _, prompt_length in encoded):

@@ -19,6 +19,7 @@ from chatpipe.data.documents import Piece, RawText
 from chatpipe.data.encoding import Encoder
 from chatpipe.data.formats import What
 from chatpipe.data.rankings import Ranking
+from chatpipe.data.rendering import unreadable
 from chatpipe.data.row_files import BadRow, Split
 from chatpipe.data.sources import Report, SourceReport, check_sources
 from chatpipe.data.worlds import is_world, worlds_read
@@ -110,7 +111,7 @@ def find_reader(step: Step, model: str | None) -> Reader | None:
         return None
     tokenizer = load_tokenizer(name)
     if f"{step.stage}.data" in WHAT_OF_KEY:
-        add_chat_template(tokenizer)
+        add_chat_template(tokenizer, step.recipe.chat_template_kwargs)
     is_model = not looks_like_path(name) or (Path(name).expanduser() / "config.json").is_file()
     if name in step.tokenizers().values() or not is_model:
         return Reader(name, tokenizer, step.recipe.pretrain.architecture.n_positions)
@@ -169,20 +170,30 @@ def _limit(step: Step, reader: Reader | None) -> int:
 
 
 def _conversation(reader: Reader | None, limit: int, conversation: Conversation) -> _Row:
-    """`tokens` before and `kept_tokens` after the cut; `parts`: the kept text, alternately trained and not."""
+    """`tokens` before and `kept_tokens` after the cut; `parts`: the kept text, alternately trained and not.
+
+    Where each answer is a row of its own, `rows` is their number, and the numbers are those of the longest.
+    """
     row: dict[str, Any] = {"messages": conversation}
     if reader is None:
         return _Row(row, _characters(conversation))
-    whole = encode_conversations(reader.tokenizer, [conversation])[0]
-    length = len(whole[0])
+    reason = unreadable(reader.tokenizer, conversation)
+    if reason is not None:
+        return _Row({**row, "tokens": 0, "kept_tokens": 0, "parts": [], "left_out": reason}, 0, left_out=True)
+    length = max((len(ids) for ids, _ in encode_conversations(reader.tokenizer, [conversation])[0]), default=0)
     too_long = length > limit
-    fitting = next(fit_conversations(reader.tokenizer, [conversation], limit)) if too_long else whole
-    if fitting is None:
-        return _Row({**row, "tokens": length, "kept_tokens": 0, "parts": []}, length, too_long, left_out=True)
-    ids, mask = fitting
-    parts = [{"text": text, "trained": bool(learn)} for text, learn in _in_parts(reader.tokenizer, ids, mask)]
-    stops = any(learn and token == reader.tokenizer.eos_token_id for token, learn in zip(ids, mask, strict=True))
-    return _Row({**row, "tokens": length, "kept_tokens": len(ids), "parts": parts}, length, too_long, stops=stops)
+    fitting = next(fit_conversations(reader.tokenizer, [conversation], limit))
+    row |= {"tokens": length, "kept_tokens": max((len(ids) for ids, _ in fitting), default=0)}
+    row["parts"] = [
+        {"text": text, "trained": bool(learn)}
+        for ids, mask in fitting
+        for text, learn in _in_parts(reader.tokenizer, ids, mask)
+    ]
+    if len(fitting) > 1:
+        row["rows"] = len(fitting)
+    eos = reader.tokenizer.eos_token_id
+    stops = any(learn and token == eos for ids, mask in fitting for token, learn in zip(ids, mask, strict=True))
+    return _Row(row, length, too_long, left_out=not fitting, stops=stops)
 
 
 def _ranking(reader: Reader | None, limit: int, ranking: Ranking) -> _Row:

@@ -22,7 +22,6 @@ class Pretrain(Step):
     """A base model from raw text: a new one, or one that is trained further."""
 
     stage = command = "pretrain"
-    is_foreseen = True
     title = "A base model"
     in_rounds = False
 

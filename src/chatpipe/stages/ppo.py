@@ -1,5 +1,6 @@
 """ppo: a better chat model, from prompts and rewards."""
 
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass
@@ -15,7 +16,9 @@ from chatpipe.checks.gate import Checks, enforce
 from chatpipe.checks.model_checks import policy_is_not_reference
 from chatpipe.data.chat_template import add_chat_template, encode_prompt
 from chatpipe.data.datasets import Conversation, Loaded, load_prompts
+from chatpipe.data.rendering import unreadable
 from chatpipe.data.text_blocks import TrainingText
+from chatpipe.errors import UsageError
 from chatpipe.evaluation.answers import answer_example
 from chatpipe.evaluation.budget import Stopwatch, policy_prompts
 from chatpipe.evaluation.policy import PolicyEvaluation, evaluate_policy
@@ -82,7 +85,8 @@ def prepare(step: Step) -> Prepared:
     prompts = load_prompts(step.data["ppo.data"], recipe.worlds, "ppo.data")
     set_seed(recipe.seed)
     tokenizer = load_tokenizer(step.models["model"])
-    add_chat_template(tokenizer)
+    add_chat_template(tokenizer, recipe.chat_template_kwargs)
+    prompts = _readable(step, tokenizer, prompts)
     policy = load_causal_model(step.models["model"])
     # In bfloat16 only where the policy computes in it too: the KL between them is 0 before the first step.
     in_bf16 = use_bf16(recipe.ppo.bf16, policy.device)
@@ -214,6 +218,25 @@ def _train(step: Step, prepared: Prepared) -> dict[str, Any]:
         if step.is_main:
             save_checkpoint(step, trainer.trained_policy(), prepared.tokenizer)
     return {"alarms": trainer.alarms, "kl_budget_note": trainer.budget_note, **speed}
+
+
+def _readable(step: Step, tokenizer: PreTrainedTokenizerBase, prompts: Loaded[Conversation]) -> Loaded[Conversation]:
+    """The prompts that the chat template can write; the number of others is printed. Raises if it can write none."""
+    reasons = Counter(filter(None, (unreadable(tokenizer, prompt) for prompt in [*prompts.train, *prompts.validation])))
+    if not reasons:
+        return prompts
+    train, validation = (
+        [prompt for prompt in some if unreadable(tokenizer, prompt) is None]
+        for some in (prompts.train, prompts.validation)
+    )
+    what = "; ".join(f"{count} prompts left out: {reason}" for reason, count in reasons.items())
+    if not train or not validation:
+        raise UsageError(
+            f"ppo.data holds too little: {what}.", "Give prompts that the model's chat template can write."
+        )
+    if step.is_main:
+        console.warn(f"ppo: {what}")
+    return Loaded(train, validation, prompts.report)
 
 
 def _fitting(

@@ -57,7 +57,7 @@ def prepare(step: Step) -> Prepared:
     recipe = step.recipe
     rankings = load_rankings(step.data["rm.data"], recipe.worlds, "rm.data")
     tokenizer = load_tokenizer(step.models["model"])
-    add_chat_template(tokenizer)
+    add_chat_template(tokenizer, recipe.chat_template_kwargs)
     model = new_reward_model(step.models["model"], tokenizer.pad_token_id, recipe.seed)
     if len(tokenizer) > model.get_input_embeddings().num_embeddings:
         set_seed(recipe.seed)

@@ -16,7 +16,13 @@ def run(step: Step) -> Outcome | None:
     """Writes the completions file of the round; the main process returns what came out."""
     settings, path = step.recipe.sample, step.folder / COMPLETIONS_FILE
     prompts = _prompts(step)
-    sampling = Sampling(settings.k, step.recipe.seed, settings.max_new_tokens, settings.temperature)
+    sampling = Sampling(
+        settings.k,
+        step.recipe.seed,
+        settings.max_new_tokens,
+        settings.temperature,
+        chat_template_kwargs=step.recipe.chat_template_kwargs,
+    )
     model = step.models["model"]
     # A model of the run is named by its place relative to the file, which stays the same where the run is moved.
     name = os.path.relpath(model, step.folder) if "model" in step.makers else model

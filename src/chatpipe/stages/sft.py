@@ -62,7 +62,7 @@ class Prepared:
 
 def prepare(step: Step) -> Prepared:
     """Loads the model and makes the rows; every process has the same."""
-    tokenizer, model = load_for_chat(step.models["model"])
+    tokenizer, model = load_for_chat(step.models["model"], settings=step.recipe.chat_template_kwargs)
     max_length = min(step.recipe.sft.max_length, longest_sequence(model, decodes=True))
     blocks = step.data[KEY]
     with main_process_first(step.folder):

@@ -13,6 +13,7 @@ from typing import Any, ClassVar, NamedTuple
 
 from chatpipe.checks.gate import Checks
 from chatpipe.data.formats import What
+from chatpipe.data.rendering import KWARGS
 from chatpipe.data.worlds import worlds_read
 from chatpipe.models.model_folder import Kind
 from chatpipe.recipe.loading import flatten
@@ -67,8 +68,6 @@ class Step:
     """The pattern of the files from which an unfinished step goes on."""
     has_evaluation: ClassVar[bool] = False
     """Whether the recipe's section `evaluation` says how the result is measured."""
-    is_foreseen: ClassVar[bool] = False
-    """Whether a dry run of the stage alone forecasts memory and time, for which it needs no data."""
     title: ClassVar[str] = ""
     """What the card of the model calls it."""
 
@@ -186,6 +185,8 @@ class Step:
         """Dotted recipe keys on which the result depends, with their values."""
         sections = {self.stage: self.section.model_dump(mode="json", exclude=self.not_compared())}
         sections |= {world: self.recipe.worlds[world].model_dump(mode="json") for world in self.worlds_read()}
+        if self.stage not in ("pretrain", "rank"):  # they read no chat template
+            sections[KWARGS] = self.recipe.chat_template_kwargs
         return flatten(sections)
 
     # ---- this process ----
