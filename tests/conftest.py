@@ -91,8 +91,8 @@ def pytest_collection_finish() -> None:
 
 
 @dataclass(frozen=True)
-class Said:
-    """How a command ended and what it said."""
+class Ended:
+    """How a command ended: its exit code, and what it wrote to stdout and stderr."""
 
     code: int
     out: str
@@ -105,7 +105,7 @@ class Said:
         return json.loads(self.out)
 
 
-def chatpipe_here(*words: object) -> Said:
+def chatpipe_here(*words: object) -> Ended:
     """Runs the command line in this process."""
     out, err, code = io.StringIO(), io.StringIO(), 0
     argv = ["chatpipe", *map(str, words)]
@@ -114,7 +114,7 @@ def chatpipe_here(*words: object) -> Said:
             main()
         except SystemExit as end:
             code = end.code if isinstance(end.code, int) else int(end.code is not None)
-    return Said(code, out.getvalue(), err.getvalue())
+    return Ended(code, out.getvalue(), err.getvalue())
 
 
 @pytest.fixture
@@ -140,7 +140,7 @@ def listing(work) -> Callable[[], dict[str, str]]:
 
 
 @pytest.fixture(scope="session")
-def chatpipe() -> Callable[..., Said]:
+def chatpipe() -> Callable[..., Ended]:
     return chatpipe_here
 
 
@@ -156,7 +156,7 @@ class Run:
 
     folder: Path
     recipe: Path
-    said: Said
+    said: Ended
 
     def stage(self, name: str) -> dict[str, Any]:
         return next(stage for stage in self.said.object["stages"] if stage["stage"] == name)

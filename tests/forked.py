@@ -7,6 +7,7 @@ import socket
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from multiprocessing.context import ForkServerProcess
 from pathlib import Path
 from typing import Any
@@ -45,13 +46,13 @@ def free_port() -> int:
         return probe.getsockname()[1]
 
 
-def run_ranks(function: Callable[..., Any], *arguments: Any, world: int = 2) -> None:
-    """Runs `function(*arguments)` in each rank of a world; fails where one fails."""
+def run_ranks(function: Callable[..., Any], *arguments: Any, **how: Any) -> None:
+    """Runs `function(*arguments, **how)` in both ranks of a world; fails where one fails."""
     port = free_port()
-    ranks = [start(function, *arguments, **environment_of_rank(rank, world, port)) for rank in range(world)]
+    ranks = [start(partial(function, **how), *arguments, **environment_of_rank(rank, 2, port)) for rank in range(2)]
     for rank in ranks:
         rank.join(120)
-    assert [rank.exitcode for rank in ranks] == [0] * world
+    assert [rank.exitcode for rank in ranks] == [0, 0]
 
 
 def start(function: Callable[..., Any], *arguments: Any, **environment: str) -> ForkServerProcess:

@@ -76,6 +76,13 @@ def test_imports_go_down_only(path: Path) -> None:
     assert not {other for other in others if FLOOR[other] >= FLOOR[room] and room not in ("errors", "console")}
 
 
+@pytest.mark.parametrize("path", sorted(p for p in MODULES if room_of(module_name(p)) in ("run", "cli")), ids=str)
+def test_run_and_cli_ask_a_step_and_not_for_its_name(path: Path) -> None:
+    compared = [node for node in ast.walk(MODULES[path]) if isinstance(node, ast.Compare)]
+    values = {value.value for node in compared for value in ast.walk(node) if isinstance(value, ast.Constant)}
+    assert not values & {"pretrain", "sft", "sample", "rank", "rm", "ppo"}
+
+
 def test_no_import_circle() -> None:
     graph = {
         module_name(path): {name for name in imported(tree) if name != module_name(path)}

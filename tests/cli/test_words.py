@@ -5,6 +5,9 @@ import pytest
 from chatpipe.cli.options import Given, flags, tell_apart
 from chatpipe.errors import UsageError
 
+UNFORESEEN = "pretrain.tokenizer.pretrained=gpt2"
+"""With a tokenizer of the hub, a dry run does not train for seconds to predict the time."""
+
 
 @pytest.mark.parametrize(
     ("words", "recipe", "overrides", "accelerate"),
@@ -56,7 +59,8 @@ def test_words_behind_two_dashes_go_to_accelerate(chatpipe):
     words = (
         "pocket",
         "seed=4",
-        "sft.batch_size=8",
+        "pretrain.batch_size=8",
+        UNFORESEEN,
         "--processes",
         "2",
         "--dry-run",
@@ -65,18 +69,18 @@ def test_words_behind_two_dashes_go_to_accelerate(chatpipe):
         "--mixed_precision",
         "bf16",
     )
-    result = chatpipe("sft", *words)
+    result = chatpipe("pretrain", *words)
     assert result.code == 0, result.err
     shown = json.loads(result.out)
     assert shown["recipe"]["seed"] == {"value": 4, "origin": "command line"}
     [plan] = shown["stages"]
     assert plan["processes"] == 2
     assert plan["command"].startswith("accelerate launch --multi_gpu --num_processes 2 ")
-    assert "--mixed_precision bf16 --module chatpipe step sft" in plan["command"]
+    assert "--mixed_precision bf16 --module chatpipe step pretrain" in plan["command"]
     assert "--mixed_precision no" not in plan["command"]
 
 
 def test_flags_that_one_process_does_not_use_are_named(chatpipe):
-    words = ("sft", "pocket", "--processes", "1", "--dry-run")
+    words = ("pretrain", "pocket", UNFORESEEN, "--processes", "1", "--dry-run")
     assert chatpipe(*words).err == ""
     assert "accelerate's flags are not used" in chatpipe(*words, "--", "--mixed_precision", "bf16").err

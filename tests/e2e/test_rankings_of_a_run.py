@@ -17,13 +17,16 @@ from chatpipe.stages import rank as rank_stage
 from chatpipe.stages import sample as sample_stage
 
 
+def copy_without_rankings(run, folder):
+    """Copies a run as it is before its first reward model."""
+    shutil.copytree(run, folder, ignore=lambda path, names: {"sample", "rank", "rm", "ppo"} if path == str(run) else ())
+    return folder
+
+
 @pytest.fixture
 def folder(tiny_run, work):
     """The tiny run before its first reward model, without rankings."""
-    shutil.copytree(tiny_run.folder, work / "run")
-    for name in ("sample", "rank", "rm", "ppo"):
-        shutil.rmtree(work / "run" / name)
-    return work / "run"
+    return copy_without_rankings(tiny_run.folder, work / "run")
 
 
 @pytest.fixture
@@ -254,14 +257,26 @@ def killed_at(monkeypatch, module, name):
     monkeypatch.setattr(module, name, mock.Mock(side_effect=KeyboardInterrupt))
 
 
+def rm_of_few_prompts(folder):
+    return ("rm", folder / "recipe.yaml", f"out={folder}", "sample.prompts=40", "rm.num_train_epochs=1")
+
+
+@pytest.fixture(scope="module")
+def ranked_by_the_world(tiny_run, tmp_path_factory, chatpipe):
+    """A run whose few answers its built-in world has ranked."""
+    folder = copy_without_rankings(tiny_run.folder, tmp_path_factory.mktemp("ranked") / "run")
+    assert chatpipe(*rm_of_few_prompts(folder)).code == 0
+    return folder
+
+
 @pytest.mark.parametrize(
     "module, function", [(folders, "retire"), (sample_stage, "sample_share"), (rank_stage, "rank_with_program")]
 )
-def test_two_raters_are_never_mixed(folder, rater, chatpipe, monkeypatch, module, function):
+def test_two_raters_are_never_mixed(ranked_by_the_world, work, rater, chatpipe, monkeypatch, module, function):
     """A command for another rater that breaks off before or behind the deletion of the first one's store."""
-    command = ("rm", folder / "recipe.yaml", f"out={folder}", "sample.prompts=40", "rm.num_train_epochs=1")
-    assert chatpipe(*command).code == 0
-    other = (*command, "rank.rater=liking_short:score")
+    folder = work / "run"
+    shutil.copytree(ranked_by_the_world, folder)
+    other = (*rm_of_few_prompts(folder), "rank.rater=liking_short:score")
     assert "rank.rater was pocketworld, is liking_short:score now" in chatpipe(*other).err
     with monkeypatch.context() as patch:
         killed_at(patch, module, function)

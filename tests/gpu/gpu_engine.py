@@ -1,4 +1,4 @@
-"""The decode engine on the pretended GPU. `test_pretended_gpu.py` runs this file in a process of its own."""
+"""The decode engine on the pretended GPU. `test_pretended_gpu.py` runs it in a process that has one."""
 
 import gc
 

@@ -1,4 +1,4 @@
-"""PPOTrainer on the pretended GPU. `test_pretended_gpu.py` runs this file in a process of its own."""
+"""PPOTrainer on the pretended GPU. `test_pretended_gpu.py` runs it in a process that has one."""
 
 import pytest
 import tiny

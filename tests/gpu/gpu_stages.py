@@ -1,4 +1,4 @@
-"""All commands that compute, on the pretended GPU. `test_pretended_gpu.py` runs this file in a process of its own."""
+"""All commands that compute, on the pretended GPU. `test_pretended_gpu.py` runs it in a process that has one."""
 
 import gc
 import importlib

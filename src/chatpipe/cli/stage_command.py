@@ -99,6 +99,7 @@ def _run_stage(
     from chatpipe.errors import UsageError, WaitingForRankings
     from chatpipe.recipe import load_recipe
     from chatpipe.run.chain import StepResult, check_stage, run_stage
+    from chatpipe.run.steps import STAGES, stage_module
     from chatpipe.training.ranks import check_world, is_main, is_rank
 
     given = tell_apart(words)
@@ -108,16 +109,16 @@ def _run_stage(
         raise UsageError(f"Where should {stage} write to?", "Give a recipe, or a folder with --out.")
     if is_rank():
         check_world(resolved.recipe.processes)
-    foresees = dry_run and stage == "pretrain"  # memory and time are forecast without the data
+    foresees = dry_run and STAGES[stage].is_foreseen
     steps = check_stage(resolved.recipe, stage, given.round, out, fresh, reads_data=not foresees)
     how = how_to_run(resolved.recipe, given, fresh)
     if dry_run:
         more = None
         if foresees:
-            import chatpipe.stages.pretrain  # noqa: F401 (the run loads this too, so it counts as its memory)
+            stage_module(stage)  # the run loads this too, so it counts as its memory
             from chatpipe.run.forecast import foresee
 
-            more = foresee(resolved.recipe.pretrain, how.processes)
+            more = foresee(steps[-1].section, how.processes)
         show_plan(resolved, steps[-1:], how, json, more)
         return
     results: list[StepResult] = []

@@ -22,6 +22,7 @@ class Pretrain(Step):
     """A base model from raw text: a new one, or one that is trained further."""
 
     stage = command = "pretrain"
+    is_foreseen = True
     title = "A base model"
     in_rounds = False
 
