@@ -30,14 +30,8 @@ _FAILURES = (TemplateError, TypeError, ValueError, KeyError, AttributeError, Ind
 _QUESTION, _ANSWER, _REASONING = "Yes?", "Aardvarks.", "Wombats."  # words that no template contains
 _ASKED = {"role": "user", "content": _QUESTION}
 _CALL = {"id": "call00001", "type": "function", "function": {"name": "quokka", "arguments": {"place": "Perth"}}}
-_TOOL = {
-    "type": "function",
-    "function": {
-        "name": "quokka",
-        "description": "Counts.",
-        "parameters": {"type": "object", "properties": {"place": {"type": "string", "description": "Where."}}},
-    },
-}
+_PLACE = {"type": "object", "properties": {"place": {"type": "string", "description": "Where."}}}
+_TOOL = {"type": "function", "function": {"name": "quokka", "description": "Counts.", "parameters": _PLACE}}
 _REASONING_FIELDS = ("reasoning_content", "thinking", "reasoning")
 
 # A control token that a text spells out is hidden from the tokenizer as two characters: a noncharacter of Unicode,
@@ -50,11 +44,11 @@ class Traits:
     """What a chat template writes.
 
     answers: whether it writes the text of an answer. end: the control token with which it ends one, None where there is
-    none. thinks: whether a prompt opens a thought. reasoning: the field of a message
-    that it writes as reasoning. tools: whether it writes tools, calls and results; text_arguments: whether it wants a
-    call's arguments as text. developer: whether it has that role. header: the words that it writes before an answer
-    although they belong to the prompt. dated: whether it writes today's date. control: the control tokens that
-    no message may hold; those of thoughts, and of tools where the template has none, may be a part of an answer.
+    none. thinks: whether a prompt opens a thought. reasoning: the field of a message that it writes as reasoning.
+    tools: whether it writes tools, calls and results; text_arguments: whether it wants a call's arguments as text.
+    developer: whether it has that role. header: what it writes before an answer although it belongs to the prompt.
+    dated: whether it writes today's date. control: the control tokens that no message may hold; those of thoughts, and
+    of tools where the template has none, may be a part of an answer.
     """
 
     answers: bool
