@@ -1,6 +1,7 @@
 """Talking to a model: through a pipe in this process, and on a real terminal in a process of its own."""
 
 import io
+import json
 import os
 import pty
 import select
@@ -18,6 +19,7 @@ from chatpipe.data.chat_template import CHAT_TEMPLATE, encode_prompt
 from chatpipe.errors import UsageError
 from chatpipe.generation import SamplingParams
 from chatpipe.generation.chat_loop import Conversation, chat
+from chatpipe.models.manifest import Manifest, write_manifest
 from chatpipe.models.new_model import train_tokenizer
 
 GREEDY = SamplingParams(max_new_tokens=20, temperature=0)
@@ -80,8 +82,29 @@ def test_the_options_of_the_command_reach_the_engine(monkeypatch, chatpipe, fold
     assert (said.code, said.out, said.err) == (0, answer + "\n", "")
 
 
+@pytest.mark.parametrize("settings, answer", [(None, "Yes No!"), ({"begin": "Y"}, "es No!"), ({"begin": "N"}, "o!")])
+def test_the_chat_template_gets_its_settings_by_an_option_or_from_the_model_s_folder(
+    monkeypatch, chatpipe, tmp_path, settings, answer
+):
+    folder = save_model(tmp_path / "model", ANSWER)
+    template = CHAT_TEMPLATE.replace("{{ '<|assistant|>' }}", "{{ '<|assistant|>' }}{{ begin }}")
+    (tmp_path / "model" / "chat_template.jinja").write_text(template)
+    pipe(monkeypatch, "hello\n")
+    options = () if settings is None else ("--chat-template-kwargs", json.dumps(settings))
+    assert chatpipe("chat", folder, "--temperature", 0, *options).out == answer + "\n"
+    known = {f"chat_template_kwargs.{name}": value for name, value in (settings or {}).items()}
+    write_manifest(Path(folder), Manifest("sft", parents={}, data={}, settings=known, seed=0, processes=1))
+    pipe(monkeypatch, "hello\n")
+    assert chatpipe("chat", folder, "--temperature", 0).out == answer + "\n"
+
+
 @pytest.mark.parametrize(
-    "options, message", [(("--stop", ""), "strings that are not empty"), (("--min-p", 1.5), "min-p")]
+    "options, message",
+    [
+        (("--stop", ""), "strings that are not empty"),
+        (("--min-p", 1.5), "min-p"),
+        (("--chat-template-kwargs", "enable_thinking"), "is not a JSON object"),
+    ],
 )
 def test_options_that_cannot_be_are_refused(monkeypatch, chatpipe, folder, options, message):
     pipe(monkeypatch, "hello\n")
