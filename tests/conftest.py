@@ -70,6 +70,7 @@ SMALL = (
     "ppo.num_mini_batches=2",
     "ppo.num_ppo_epochs=2",
     "ppo.learning_rate=1e-4",
+    "ppo.warmup_steps=0",
     "ppo.response_length=24",
     "evaluation.prompts=40",
     "evaluation.max_new_tokens=24",

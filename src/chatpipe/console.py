@@ -1,8 +1,8 @@
 """The only place that prints: for people on stderr, data on stdout.
 
 Nothing here decides the content. What people read may quote a model or a file: what could command
-their terminal is left out. Progress bars appear on a terminal alone; in a log file or a CI
-run stderr stays quiet but for notes, warnings and tables.
+their terminal is left out. Progress bars appear on a terminal alone; a log file or a CI run
+gets a line now and then instead.
 """
 
 import json
@@ -58,6 +58,12 @@ def json_object(value: dict[str, Any]) -> None:
 def note(text: str) -> None:
     """Prints a line for the person at the terminal."""
     stderr_console().print(printable(text), markup=False)
+
+
+def log_line(text: str) -> None:
+    """Prints a line into a log file; on a terminal, where a progress bar shows the same, nothing."""
+    if not stderr_console().is_terminal:
+        note(text)
 
 
 def warn(text: str) -> None:

@@ -54,6 +54,17 @@ class Interrupted(ChatpipeError):
     exit_code = ExitCode.INTERRUPTED
 
 
+_OUT_OF_MEMORY = ("can't allocate memory", "out of memory", "ALLOC_FAILED")
+"""Words of torch's errors for a CPU, a GPU and its libraries."""
+
+
+def is_out_of_memory(problem: BaseException) -> bool:
+    """Whether an error says that main memory, or that of a GPU, is used up. torch need not be imported."""
+    if isinstance(problem, MemoryError) or type(problem).__name__ == "OutOfMemoryError":
+        return True
+    return isinstance(problem, RuntimeError) and any(words in str(problem) for words in _OUT_OF_MEMORY)
+
+
 def reason_of(problem: BaseException) -> str:
     """What a library or a user's code raised, in one line: its class and the beginning of its message."""
     return textwrap.shorten(f"{type(problem).__name__}: {problem}", MAX_REASON, placeholder=" ...")

@@ -31,7 +31,6 @@ def test_prompts_cut():
 
 def test_answers_cut():
     assert data.answers_cut(5, 10, 32, "sft.data", "conversations") is None
-    assert data.answers_cut(6, 10, 32, "sft.data", "conversations", max_share=0.6) is None
     assert names(
         data.answers_cut(6, 10, 32, "sft.data", "conversations"),
         "sft.data",

@@ -3,7 +3,10 @@ import json
 import pytest
 
 from chatpipe.models.new_model import train_tokenizer
+from chatpipe.recipe.loading import load_recipe
 from chatpipe.recipe.schema import TRAINING_STAGES, DataBlock
+from chatpipe.run.chain import _memory
+from chatpipe.run.steps import step_of
 
 RECIPE = """\
 pretrain:
@@ -19,6 +22,8 @@ sft:
 sample:
   data: pocketworld
   prompts: 100
+rank:
+  rater: pocketworld
 rm:
   batch_size: 16
   num_train_epochs: 2
@@ -54,6 +59,44 @@ def test_a_dry_run_shows_every_value_with_its_origin_and_writes_nothing(chatpipe
         ["ppo.adam_beta1", "0.9", "default"],
     ):
         assert row in rows
+
+
+def test_the_dry_run_of_a_stage_begins_with_what_differs_in_it(chatpipe, chats, make_model):
+    model = make_model("base", "GPT2LMHeadModel")
+    words = ("sft", "--model", model, "--data", chats, "--out", "tuned", "sft.batch_size=8", "--processes", "1")
+    said = chatpipe(*words, "--dry-run")
+    assert said.code == 0, said.err
+    values, plan = said.out.split("\n\n")
+    keys = [line.split()[0] for line in values.splitlines()]
+    assert set(keys[:3]) == {"sft.model", "sft.data", "sft.batch_size"}
+    assert all(key.startswith("sft.") for key in keys[:20])
+    assert [key for key in keys if not key.startswith("sft.")] == ["processes"]
+    lines = dict(line.split(maxsplit=1) for line in plan.splitlines())
+    assert lines["learning_rate"] == "2e-05"
+    [plan] = json.loads(chatpipe(*words, "sft.lora={}", "--dry-run", "--json").out)["stages"]
+    assert plan["learning_rate"] == 2e-4
+
+
+@pytest.mark.parametrize(
+    ("words", "trained", "frozen"),
+    [(["sft.model=m"], 1, 0), (["sft.model=m", "sft.lora={}"], 0, 1)],
+)
+def test_memory_is_of_float32_weights_gradients_and_moments(work, words, trained, frozen):
+    step = step_of(load_recipe(None, words).recipe, "sft")
+    assert _memory(step, 2**28) == {
+        "weights": trained,
+        "gradients": trained,
+        "optimizer": 2 * trained,
+        "frozen": frozen,
+        "total": 4 * trained + frozen,
+    }
+
+
+def test_memory_of_ppo_has_a_value_model_a_reference_and_a_reward_model():
+    recipe = load_recipe(None, ["ppo.model=m", "ppo.reward_model=r"]).recipe
+    assert _memory(step_of(recipe, "ppo"), 2**28)["total"] == 2 * 4 + 2
+    adapted = load_recipe(None, ["ppo.model=m", "ppo.reward_model=r", "ppo.lora={}"]).recipe
+    assert _memory(step_of(adapted, "ppo"), 2**28)["total"] == 4 + 2
 
 
 def test_the_plan_has_parameters_steps_and_tokens_of_each_stage(chatpipe, recipe):
@@ -114,7 +157,7 @@ def test_a_damaged_tokenizer_is_refused_before_anything_is_foreseen(chatpipe, re
 def test_values_are_json_values(chatpipe, recipe):
     values = json.loads(chatpipe("run", recipe, "--processes", "1", "--dry-run", "--json").out)["recipe"]
     assert values["pretrain.learning_rate"] == {"value": 0.003, "origin": "mine.yaml:5"}
-    assert values["pretrain.bf16"]["value"] is False
+    assert values["pretrain.bf16"]["value"] == "auto"
     assert values["launch"]["value"] is None
     assert values["sft.data"]["value"] == [DataBlock(source="pocketworld").model_dump()]
 

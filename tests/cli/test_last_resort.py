@@ -1,6 +1,7 @@
 """What is neither a user's mistake nor an error of ours: exit 1, short, with the place and what to do."""
 
 import pytest
+import torch
 
 
 @pytest.mark.parametrize(
@@ -10,6 +11,7 @@ import pytest
         (OSError(30, "no", "runs/x"), "error: Read-only file system: runs/x", "another folder with out= or --out"),
         (OSError(28, "no"), "error: No space left on device (in ", "Make room"),
         (Exception("I/O error: no (os error 28)"), "error: No space left on device (in ", "Make room"),
+        (MemoryError("Unable to allocate 8 GiB"), "error: out of memory: Unable to allocate 8 GiB", "a smaller model"),
         (KeyError("x\n" * 900), "error: a bug of chatpipe: KeyError: ", "CHATPIPE_DEBUG=1 shows the traceback"),
     ],
 )
@@ -26,6 +28,31 @@ def test_what_nobody_foresaw_is_short_and_fails(chatpipe, monkeypatch, problem, 
     assert len(result.err) < 1000
     monkeypatch.setenv("CHATPIPE_DEBUG", "1")
     assert f"{type(problem).__name__}: " in chatpipe("recipes", "ls").err.split("Traceback", 1)[1]
+
+
+@pytest.mark.parametrize(
+    "problem",
+    [
+        torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB"),
+        RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried to allocate 8 bytes."),
+    ],
+)
+def test_a_stage_out_of_memory_names_the_keys_that_help(chatpipe, monkeypatch, make_model, chats, problem):
+    def run(step: object) -> None:
+        raise problem
+
+    monkeypatch.setattr("chatpipe.stages.sft.run", run)
+    model = make_model("base", "GPT2LMHeadModel")
+    words = ("sft", "--model", model, "--data", chats, "--out", "tuned", "--processes", "1", "sft.bf16=false")
+    said = chatpipe(*words)
+    assert said.code == 1
+    assert said.err.startswith("error: sft needs more memory than there is: ")
+    assert "a bug" not in said.err
+    for key in ("per_device_train_batch_size=1", "gradient_checkpointing=true", "bf16=true", "max_length", "lora={}"):
+        assert f"sft.{key}" in said.err
+    said = chatpipe(*words, "sft.per_device_train_batch_size=1", "sft.lora={}")
+    assert "sft.per_device_train_batch_size" not in said.err
+    assert "sft.lora" not in said.err
 
 
 def test_an_interruption_outside_of_training_names_how_to_continue(chatpipe, monkeypatch):

@@ -91,14 +91,14 @@ def test_a_document_of_a_text_file_may_be_a_line_or_the_text_between_blank_lines
     assert validation == [line for text in paragraphs for line in text.split("\n") if split_of(line) == "validation"]
 
 
-def test_a_limit_holds_for_both_sides_and_ends_the_reading(write):
+def test_a_limit_is_of_all_documents_and_ends_the_reading(write):
     texts = [f"Document {i}." for i in range(2000)]
     source = write("a.jsonl", "".join(json.dumps({"text": text}) + "\n" for text in texts) + "{oops\n" * 999)
     train, validation = sides(raw(source, limit=100))
-    assert train == [text for text in texts if split_of(text) == "train"][:100]
-    assert 10 <= len(validation) <= 100
+    assert train == [text for text in texts if split_of(text) == "train"][:90]
+    assert validation == [text for text in texts if split_of(text) == "validation"][:10]
     bad = write("b.jsonl", "{oops\n" * 9 + "".join(json.dumps({"text": text}) + "\n" for text in texts))
-    assert "9 of 12" in problem_of(sides, raw(bad, limit=100))
+    assert "9 of 116" in problem_of(sides, raw(bad, limit=100))
 
 
 def test_the_built_in_world_comes_the_same_each_time():

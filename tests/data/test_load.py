@@ -68,10 +68,11 @@ def test_several_files_of_different_formats_are_read_together(write):
     assert len(loaded.train) + len(loaded.validation) == 120
 
 
-def test_a_limit_cuts_both_sides(write):
-    source = write("a.jsonl", [chat(f"Q{i}?") for i in range(200)])
-    loaded = load_conversations(blocks(source, limit=5), WORLD, "k")
-    assert (len(loaded.train), len(loaded.validation)) == (5, 5)
+@pytest.mark.parametrize(("limit", "train", "validation"), [(1, 1, 1), (5, 4, 1), (40, 36, 4), (100, 90, 10)])
+def test_a_limit_is_of_all_rows_and_a_tenth_validates(write, limit, train, validation):
+    source = write("a.jsonl", [chat(f"Q{i}?") for i in range(400)])
+    loaded = load_conversations(blocks(source, limit=limit), WORLD, "k")
+    assert (len(loaded.train), len(loaded.validation)) == (train, validation)
 
 
 def test_a_format_may_be_named(write):

@@ -32,7 +32,7 @@ def as_ranks(command, folder, world_size=2):
 
 def test_pretraining_on_two_ranks_takes_the_steps_of_one(tiny_run, tmp_path, chatpipe):
     """Batches are shared by the ranks and cut into micro-batches, and neither changes anything."""
-    command = ("pretrain", tiny_run.recipe, *FEW_STEPS, "--json")
+    command = ("pretrain", tiny_run.recipe, *FEW_STEPS, "keep_checkpoints=true", "--json")
     one, two = tmp_path / "one", tmp_path / "two"
     alone = chatpipe(*command, "--out", one, "--processes", 1).object
     told = chatpipe(*command, "--out", two, "--processes", 2, "pretrain.per_device_train_batch_size=4").object

@@ -14,7 +14,7 @@ from chatpipe.ranking.completions import worlds_of_answers
 from chatpipe.recipe import load_recipe
 from chatpipe.recipe.schema import TRAINING_STAGES
 from chatpipe.run.steps import step_of
-from chatpipe.stages.shared import oracle_of, validation_prompts
+from chatpipe.stages.shared import answering, oracle_of, validation_prompts
 
 
 @pytest.fixture
@@ -37,11 +37,10 @@ def win_rate_over_sft(folder):
     tokenizer = load_tokenizer(folder / "sft")
     validation = load_prompts(step.data["ppo.data"], step.recipe.worlds, "ppo.data").validation
     models = [load_causal_model(folder / stage) for stage in ("ppo.2", "sft")]
-    prompts = validation_prompts(step, tokenizer, validation, models[0].config.max_position_embeddings)
-    settings, seed = step.recipe.evaluation, step.recipe.seed
-    new, old = (
-        evaluate_answers(model, tokenizer, prompts, settings, seed, oracle_of(step)).ratings for model in models
-    )
+    context = models[0].config.max_position_embeddings
+    params, seed = answering(step, tokenizer, context), step.recipe.seed
+    prompts = validation_prompts(step, tokenizer, validation, context, params.max_new_tokens)
+    new, old = (evaluate_answers(model, tokenizer, prompts, params, seed, oracle_of(step)).ratings for model in models)
     return oracle_comparison(new, old, step.recipe.seed)
 
 

@@ -76,6 +76,8 @@ def test_the_folder_of_the_contract(tiny_run):
         expected |= {"generation_config.json"} if stage != "rm" else set()
         expected |= {"chat_template.jinja"} if stage != "pretrain" else set()
         assert expected <= found, stage
+        # what it would have resumed from is many times as large as the model
+        assert {path.name for path in (tiny_run.folder / stage / "checkpoints").iterdir()} == {"stage.json"}, stage
         assert not {name for name in found if name.endswith((".bin", ".pt", ".pkl"))}, stage
 
 

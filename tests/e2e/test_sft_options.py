@@ -18,6 +18,7 @@ from chatpipe.recipe.architectures import Architecture
 ALL_ON = (
     "sft.packing=true",
     "sft.lora={r: 8, alpha: 16}",
+    "sft.bf16=false",
     "sft.learning_rate=1e-2",
     "sft.max_length=96",
     "sft.batch_size=8",

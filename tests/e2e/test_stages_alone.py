@@ -256,4 +256,4 @@ def test_dry_run_for_people(tmp_path, own, chatpipe):
     assert rows["sft.batch_size"][1:] == ["32", "default"]
     trained = own.results["sft"]["metrics"]["train_conversations"]
     assert rows["rows"][1] == str(trained)
-    assert rows["steps"][1] == str(-(-trained // 32))
+    assert rows["steps"][1] == str(2 * -(-trained // 32))  # two epochs

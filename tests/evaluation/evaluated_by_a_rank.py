@@ -22,7 +22,6 @@ from chatpipe.evaluation.text import evaluate_text
 from chatpipe.generation import SamplingParams
 from chatpipe.models.new_model import model_config, new_model, train_tokenizer
 from chatpipe.recipe.architectures import Architecture
-from chatpipe.recipe.schema import Evaluation
 
 TEXTS = ["Mara is a baker. She lives near the mill.", "Tomas has a dog called Rex.", "Who keeps a goat? Lina does."] * 3
 QUESTIONS = ["Who is Mara?", "Who keeps a goat?", "Who is Mara?", "Where is the mill?", "Who is Mara?"]
@@ -45,7 +44,7 @@ def evaluate() -> dict[str, dict]:
     config.num_labels, config.initializer_range = 1, 0.5
     reward_model = GPT2ForSequenceClassification(config)
     text = ValidationText.of(TEXTS, Encoder.of(tokenizer), block_size=16)
-    settings = Evaluation(max_new_tokens=6)
+    params = SamplingParams(max_new_tokens=6, temperature=0.7)
     prompts = [asked(question) for question in QUESTIONS]
     rows = []
     for prompt, answer in zip(prompts, TEXTS, strict=False):
@@ -55,7 +54,7 @@ def evaluate() -> dict[str, dict]:
     data = PolicyEvaluation(
         tokenizer,
         prompts,
-        settings,
+        params,
         seed=0,
         oracle=None,
         score=lambda prompts, answers: {"reward": [float(len(answer.ids)) for answer in answers]},
@@ -65,7 +64,7 @@ def evaluate() -> dict[str, dict]:
     sharded = copy.deepcopy(policy)
     if distributed.is_initialized():
         fully_shard(sharded, mesh=init_device_mesh("cpu", (distributed.get_world_size(),)))
-    chat, answers = evaluate_chat(policy, tokenizer, rows, prompts, settings, seed=0, oracle=None)
+    chat, answers = evaluate_chat(policy, tokenizer, rows, prompts, params, seed=0, oracle=None)
     return {
         "text": evaluate_text(policy, tokenizer, text),
         "masked": evaluate_text(masked, tokenizer, text, Masking.of(tokenizer, 0.3)),

@@ -3,7 +3,15 @@ import random
 import pytest
 import torch
 
-from chatpipe.evaluation.answers import Answer, answer_metrics, answer_prompts, oracle_metrics, rate_answers
+from chatpipe.evaluation.answers import (
+    Answer,
+    answer_limit,
+    answer_metrics,
+    answer_prompts,
+    oracle_metrics,
+    rate_answers,
+    share_within,
+)
 from chatpipe.evaluation.intervals import wilson_interval
 from chatpipe.generation import SamplingParams
 from chatpipe.pocketworld.oracle import Oracle
@@ -48,6 +56,20 @@ def test_answers_depend_on_the_seed_alone(model, tokenizer):
     first, again, other = (answer_prompts(model, tokenizer, PROMPTS, params, seed) for seed in (1, 1, 2))
     assert first == again
     assert first != other
+
+
+def test_the_longest_answer_is_that_of_the_data_within_the_context(tokenizer):
+    texts = [{"content": "a b"}] * 96 + [{"content": "e f g h", "reasoning_content": "a b c d "}] * 4
+    written = "a b", "a b c d e f g h"
+    short, long = (len(tokenizer(text, add_special_tokens=False)["input_ids"]) + 1 for text in written)
+    assert answer_limit(7, tokenizer, [], 10) == 7
+    assert answer_limit(None, tokenizer, texts, 1000) == short
+    assert answer_limit(None, tokenizer, texts[4:] + texts[-4:], 1000) == long
+    assert answer_limit(None, tokenizer, texts[-4:], 8) == 4
+    assert answer_limit(None, tokenizer, [], 4096) == 512
+    assert answer_limit(None, tokenizer, [], 1) == 1
+    assert share_within(short, tokenizer, texts) == 0.96
+    assert share_within(long, tokenizer, texts) == 1.0
 
 
 def test_answer_metrics():

@@ -10,7 +10,7 @@ from chatpipe.data.text_blocks import ValidationText
 from chatpipe.errors import UsageError
 from chatpipe.evaluation.chat import chat_loss, evaluate_chat, question_gain, swap_answers
 from chatpipe.evaluation.text import evaluate_text, text_loss
-from chatpipe.recipe.schema import Evaluation
+from chatpipe.generation import SamplingParams
 
 EOS = 1
 
@@ -112,7 +112,7 @@ def test_question_gain_leaves_out_what_is_too_long_and_needs_two(model):
 def test_one_process_warns_that_there_is_no_question_gain(model, tokenizer, monkeypatch, capsys, rank, warnings):
     monkeypatch.setenv("RANK", rank)
     prompts = [[{"role": "user", "content": "Who keeps a goat?"}]]
-    metrics, _ = evaluate_chat(model, tokenizer, ROWS[:1], prompts, Evaluation(max_new_tokens=4), 0, None)
+    metrics, _ = evaluate_chat(model, tokenizer, ROWS[:1], prompts, SamplingParams(4), 0, None)
     assert "question_gain" not in metrics
     assert capsys.readouterr().err.count("no question_gain") == warnings
 

@@ -134,6 +134,11 @@ def gradients_kept(true):
     return mutant
 
 
+def clipped_together(true):
+    """As one gradient: the larger one takes the other down with it."""
+    return OwnLoop.clip_gradients
+
+
 def schedule_by_iterations(true):
     def mutant(self):
         step = self.lr_scheduler.step
@@ -170,6 +175,7 @@ LOOP_MUTANTS = [
     Mutant("KL coefficient adapted to steps", PPOTrainer.end_iteration, coefficient_adapted_to_steps, "T9 loop"),
     Mutant("every other optimizer step skipped", OwnLoop.take_step, every_other_step_skipped, "T9 loop"),
     Mutant("gradients kept from step to step", OwnLoop.take_step, gradients_kept, "T9 loop"),
+    Mutant("gradients clipped together", PPOTrainer.clip_gradients, clipped_together, "T9 loop"),
     Mutant("learning rate falls by iterations", OwnLoop.end_step, schedule_by_iterations, "T9 loop"),
     Mutant("old log-probs renewed in each step", PPOTrainer.backward, old_policy_is_the_newest, "T9 loop"),
 ]

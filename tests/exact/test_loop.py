@@ -61,7 +61,13 @@ def plain_loop(ppo) -> tuple[list[float], list[float]]:
                 loss, _ = ppo_loss(outputs.logprobs, outputs.values, part, *clips)
                 optimizer.zero_grad()
                 (loss / part.num_tokens).backward()
-                norm = torch.nn.utils.clip_grad_norm_(model.parameters(), args.max_grad_norm)
+                # each for itself: the policy's gradient is much larger
+                norm = torch.stack(
+                    [
+                        torch.nn.utils.clip_grad_norm_(part_of.parameters(), args.max_grad_norm)
+                        for part_of in (model.policy, model.value_model)
+                    ]
+                ).norm()
                 optimizer.param_groups[0].update(lr=args.learning_rate * (1 - step / steps), weight_decay=0.0)
                 optimizer.step()
                 step += 1

@@ -98,7 +98,7 @@ GOLDEN = {
         To train anyway, turn this check off: checks.reward_at_chance=false.
     """,
     "a reward function that fails": """
-        error: The reward function score returned 1 numbers for 32 completions.
+        error: The reward function score returned 1 numbers for 256 completions.
         It must return one for each, in their order.
     """,
     "lines that are not JSON": """

@@ -17,6 +17,8 @@ HEALTHY = {
     "response/eos_frac": 0.95,
     "val/explained_variance": 0.5,
 }
+CUT = "completions are cut"
+"""The alarm that tiny policies without training rightly raise."""
 NOISE = [0.3, -0.2, 0.1, -0.4, 0.2, 0.0, -0.1, 0.4, -0.3, 0.1, 0.2, -0.2, 0.3, -0.1, -0.3, 0.2, 0.1, -0.2, 0.0, 0.1]
 
 
@@ -37,6 +39,13 @@ def test_a_healthy_run_raises_nothing():
     assert alarms(history()) == {}
     noisy = {"objective__scores": line(1, 1, 0.5), "objective__oracle": line(1, 1, -0.5)}
     assert alarms(history(**noisy, response__eos_frac=line(0.9, 0.9, 0.1))) == {}
+
+
+@pytest.mark.parametrize(("share", "raised"), [(0.51, False), (0.49, True)])
+def test_completions_that_are_cut(share, raised):
+    found = alarms([HEALTHY | {"response/eos_frac": share}])
+    assert ("completions_cut" in found) == raised
+    assert not raised or found["completions_cut"].startswith("51% of the completions are cut at response_length")
 
 
 def test_rising_scores_alone_raise_nothing():
@@ -108,7 +117,7 @@ def test_trend_is_that_of_least_squares():
 def test_an_alarm_is_printed_once_flagged_each_time_and_kept_over_a_resume(tmp_path, monkeypatch):
     """A reference that is not what sampled looks as if KL were below zero."""
     said = []
-    monkeypatch.setattr(console, "warn", said.append)
+    monkeypatch.setattr(console, "warn", lambda text: said.append(text) if CUT not in text else None)
     settings = {"total_episodes": 64, "save_strategy": "steps", "save_steps": 4, "num_ppo_epochs": 2}
 
     def broken(folder):
@@ -123,7 +132,8 @@ def test_an_alarm_is_printed_once_flagged_each_time_and_kept_over_a_resume(tmp_p
     assert [line["alarm/negative_kl"] for line in tiny.logged_iterations(ppo)] == [1.0] * 4
     assert len(said) == 1
     assert said[0].startswith("Iteration 1: KL to the reference is -1.000 nats")
-    assert ppo.alarms == {"negative_kl": said[0]}
+    assert ppo.alarms.keys() - {"completions_cut"} == {"negative_kl"}
+    assert ppo.alarms["negative_kl"] == said[0]
 
     resumed = broken(tmp_path)
     resumed.train(resume_from_checkpoint=str(tmp_path / "checkpoints" / "step-8"))
@@ -135,7 +145,7 @@ def test_a_run_that_is_well_raises_no_alarm(tmp_path, monkeypatch):
     said = []
     monkeypatch.setattr(console, "warn", said.append)
     parts.trainer(tmp_path, {"total_episodes": 64}).train()
-    assert said == []
+    assert [text for text in said if CUT not in text] == []
 
 
 @pytest.mark.parametrize("iterations, raised", [(7, False), (8, True), (15, True)])
@@ -143,4 +153,4 @@ def test_a_short_run_needs_a_clearer_trend(iterations, raised):
     falling = {"objective__scores": line(0, 3, 0.05), "response__eos_frac": line(0.95, 0.3, 0.01)}
     assert ("eos_falling" in alarms(history(**falling)[:iterations])) == raised
     noisy = {"objective__scores": line(0, 3, 8.0), "response__eos_frac": line(0.95, 0.3, 2.0)}
-    assert alarms(history(**noisy)[:iterations]) == {}
+    assert alarms(history(**noisy)[:iterations]).keys() <= {"completions_cut"}

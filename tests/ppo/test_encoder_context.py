@@ -15,7 +15,7 @@ from chatpipe.errors import UsageError
 from chatpipe.models.properties import longest_sequence
 from chatpipe.reward.reward_model import score_sequences
 from chatpipe.reward.rewards import Rewards
-from chatpipe.stages.ppo import Prepared
+from chatpipe.stages.ppo import context_of
 
 LONGEST = 16
 SIZES = {
@@ -55,8 +55,7 @@ ENCODERS = pytest.mark.parametrize("encoder", [with_a_window, with_unused_positi
 
 @ENCODERS
 def test_the_stage_takes_what_the_encoder_reads(encoder, tokenizer):
-    prepared = Prepared(tokenizer, None, tiny.policy(), None, Rewards.of(encoder(), None, None), {}, 4)
-    assert prepared.context == LONGEST
+    assert context_of(tiny.policy(), Rewards.of(encoder(), None, None), tokenizer) == LONGEST
 
 
 @ENCODERS

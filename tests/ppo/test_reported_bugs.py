@@ -180,7 +180,7 @@ def test_trl_gradients_are_clipped(tmp_path):
     ppo.train()
     assert tiny.logged_iterations(ppo)[0]["grad_norm"] > 1e-2
     moved = (weights(ppo) - before).norm().item()
-    assert 1e-4 < moved <= 8 * 1e-3 * 1.001  # 8 steps of at most 1e-3
+    assert 1e-4 < moved <= 8 * 1e-3 * 2**0.5 * 1.001  # 8 steps of at most 1e-3 in either model
 
 
 def test_trl_1066_training_mode_stays_on_so_that_activations_are_checkpointed(tmp_path):

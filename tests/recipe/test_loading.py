@@ -53,7 +53,7 @@ def test_each_value_knows_where_it_comes_from(write):
     assert rows["ppo.gamma"] == ("1.0", "default")
     assert rows["pretrain.max_steps"] == ("2000", "default")
     assert rows["sft.model"] == ("gpt2", "command line")
-    assert rows["rm.learning_rate"] == ("9e-06", "default")
+    assert rows["rm.learning_rate"] == ("None", "default")
     assert rows["out"] == ("runs/mine", "the recipe's name")
 
 

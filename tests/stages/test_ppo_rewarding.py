@@ -4,13 +4,15 @@ import pytest
 import torch
 
 from chatpipe.data.chat_template import encode_prompt
-from chatpipe.data.datasets import load_prompts
+from chatpipe.data.datasets import load_conversations, load_prompts
 from chatpipe.evaluation.answers import evaluate_answers
+from chatpipe.generation import SamplingParams
 from chatpipe.models.pretrained import load_causal_model, load_reward_model, load_tokenizer
 from chatpipe.recipe import load_recipe
 from chatpipe.run.steps import step_of
+from chatpipe.stages.ppo import prepare
 from chatpipe.stages.ppo_rewards import answer_rewards, load_rewards
-from chatpipe.stages.shared import oracle_of, validation_prompts
+from chatpipe.stages.shared import answering, longest_answer, oracle_of, validation_prompts
 
 
 @pytest.fixture(scope="module")
@@ -20,8 +22,9 @@ def answered(tiny_run):
     step = step_of(recipe, "ppo")
     tokenizer, policy = load_tokenizer(step.models["model"]), load_causal_model(step.models["model"])
     validation = load_prompts(step.data["ppo.data"], recipe.worlds, "ppo.data").validation
-    prompts = validation_prompts(step, tokenizer, validation, policy.config.max_position_embeddings)
-    evaluated = evaluate_answers(policy, tokenizer, prompts, recipe.evaluation, recipe.seed, oracle_of(step))
+    params = SamplingParams(9, recipe.evaluation.temperature)
+    prompts = validation_prompts(step, tokenizer, validation, policy.config.max_position_embeddings, 9)
+    evaluated = evaluate_answers(policy, tokenizer, prompts, params, recipe.seed, oracle_of(step))
     assert len({answer.ended for answer in evaluated.answers}) == 2
     return step, tokenizer, load_rewards(step, tokenizer), prompts, evaluated
 
@@ -48,3 +51,21 @@ def test_answers_are_scored_as_they_were_written_and_cut_off_ones_penalised(answ
         ids = torch.tensor([encode_prompt(tokenizer, prompt) + answer.ids])
         said = model(ids).logits.item() - model.config.chatpipe_reward_offset
         assert score == pytest.approx(said if answer.ended else penalised(said), abs=1e-4)
+
+
+def test_completions_may_be_as_long_as_most_answers_in_the_data(tiny_run):
+    words = [f"{key}=null" for key in ("ppo.response_length", "sample.max_new_tokens", "evaluation.max_new_tokens")]
+    recipe = load_recipe(str(tiny_run.recipe), words).recipe
+    prepared = prepare(step_of(recipe, "ppo"))
+    answers = load_conversations(recipe.sft.data, recipe.worlds, "sft.data").validation
+    lengths = [
+        len(prepared.tokenizer(turns[-1]["content"], add_special_tokens=False)["input_ids"]) for turns in answers
+    ]
+    longest = prepared.response_length
+    assert 1 < longest < prepared.context // 2
+    assert sum(length < longest for length in lengths) >= 0.95 * len(lengths)  # with its end each is one longer
+    assert longest - 1 in lengths
+    assert answering(step_of(recipe, "ppo"), prepared.tokenizer, prepared.context).max_new_tokens == longest
+    model = prepared.policy.config
+    assert longest_answer(step_of(recipe, "sample"), None, prepared.tokenizer, model.n_positions) == longest
+    assert longest_answer(step_of(recipe, "sample"), None, prepared.tokenizer, 8) == 4

@@ -166,7 +166,9 @@ def test_continuing_with_another_tokenizer_a_text_ends_at_that_one_s_token(pretr
 def test_a_stage_s_own_folder_may_lie_in_the_home_folder(chatpipe, corpus, tmp_path, monkeypatch):
     monkeypatch.setenv("HOME", str(tmp_path))
     monkeypatch.chdir(tmp_path)
-    said = chatpipe("pretrain", "--data", corpus, "--out=~/own", *TINY, "--processes", 1, "--json")
+    said = chatpipe(
+        "pretrain", "--data", corpus, "--out=~/own", *TINY, "keep_checkpoints=true", "--processes", 1, "--json"
+    )
     assert said.object["out"] == str(tmp_path / "own")
     assert (tmp_path / "own" / "checkpoints" / "step-3").is_dir()
     assert not (tmp_path / "~").exists()
@@ -203,7 +205,7 @@ def test_sources_of_all_kinds_are_mixed_by_weight(chatpipe, corpus, tmp_path):
     stores = [json.loads((out / "tokens" / f"train.{i}" / "manifest.json").read_text()) for i in range(3)]
     documents = [sum(shard["documents"] for shard in store["files"].values()) for store in stores]
     assert documents[1] == 2 * documents[0]
-    assert documents[2] == 100
+    assert documents[2] == 90  # a tenth of the limit of 100 validates
     tokens = sum(shard["tokens"] for store in stores for shard in store["files"].values())
     assert metrics["corpus_tokens"] == tokens
     assert chatpipe(*command, "pretrain.documents=isolate").object["skipped"]

@@ -168,6 +168,9 @@ def test_given_rankings_are_written_down_and_others_are_refused_until_fresh(file
 def test_prompts_that_nobody_can_rank_are_refused(files):
     Path("prompts.jsonl").write_text('{"prompt": "What is the capital of France?"}\n' * 60)
     recipe = load_recipe(None, ["out=run", "sample.data=prompts.jsonl"]).recipe
+    with pytest.raises(UsageError, match=r"rank\.rater is not given: who ranks"):
+        check_stage(recipe, "rm")
+    recipe = load_recipe(None, ["out=run", "sample.data=prompts.jsonl", "rank.rater=pocketworld"]).recipe
     with pytest.raises(UsageError, match="sample.data = prompts.jsonl: pocketworld cannot score"):
         check_stage(recipe, "rm")
 

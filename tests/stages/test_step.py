@@ -104,11 +104,19 @@ def test_what_a_step_reads():
     assert {step.stage: sources(step) for step in steps_of(given)} == {
         "pretrain": {"pretrain.data": ["t.txt"]},
         "sft": {"sft.data": ["c.jsonl"], "pretrain.data": ["t.txt"]},
-        "sample": {"sample.data": ["p.jsonl"]},
+        "sample": {"sample.data": ["p.jsonl"], "sft.data": ["c.jsonl"]},  # whose answers say how long one may be
         "rank": {"completions": ["run/sample/completions.jsonl"]},
         "rm": {"rm.data": ["run/rank/rankings.jsonl"], "sft.data": ["c.jsonl"]},
-        "ppo": {"ppo.data": ["p.jsonl"]},
+        "ppo": {"ppo.data": ["p.jsonl"], "sft.data": ["c.jsonl"]},
     }
+    of_known_length = Recipe(
+        sft={"data": "c.jsonl"},
+        sample={"data": "p.jsonl", "max_new_tokens": 9},
+        ppo={"response_length": 9},
+        evaluation={"max_new_tokens": 9},
+    )
+    for stage in ("sample", "ppo"):
+        assert sources(step_of(of_known_length, stage)) == {f"{stage}.data": ["p.jsonl"]}
     with_pairs = given.model_copy(update={"rm": Recipe(rm={"data": "pairs.jsonl"}).rm})
     assert [step.stage for step in steps_of(with_pairs)] == ["pretrain", "sft", "rank", "rm", "ppo"]
     for stage, key in (("rank", "rm.data"), ("rm", "rm.data"), ("ppo", "ppo.data")):
@@ -329,7 +337,11 @@ def test_many_changes_are_summed_up(recipe):
 def test_the_built_in_world_decides_what_comes_out_where_it_is_read_or_ranks():
     Path("book.txt").write_text("A line.\n")
     world = Recipe(
-        out="run", sample={"data": "pocketworld"}, ppo={"data": "pocketworld"}, pretrain={"data": "book.txt"}
+        out="run",
+        sample={"data": "pocketworld"},
+        rank={"rater": "pocketworld"},
+        ppo={"data": "pocketworld"},
+        pretrain={"data": "book.txt"},
     )
     answered("{}\n")
     for stage, is_read in (("pretrain", False), ("sample", True), ("rank", True), ("ppo", True)):

@@ -3,11 +3,11 @@ import math
 import pytest
 import torch
 from pydantic import ValidationError
-from transformers import Trainer, TrainingArguments
+from transformers import GPT2Config, GPT2LMHeadModel, Trainer, TrainingArguments
 from trl import SFTConfig
 
 from chatpipe.recipe.schema import Pretrain, Sft
-from chatpipe.training.arguments import training_arguments
+from chatpipe.training.arguments import Reading, training_arguments
 
 
 def test_every_setting_of_the_section_reaches_the_trainer(tmp_path):
@@ -50,6 +50,37 @@ def test_gradient_checkpointing_is_that_of_the_recipe_in_trl_s_arguments_too(tmp
         args = training_arguments(cls, section(gradient_checkpointing=asked), "sft", tmp_path, 0, 1)
         assert args.gradient_checkpointing is asked
     assert not [warning for warning in recwarn if issubclass(warning.category, FutureWarning)]
+
+
+def test_memory_decides_micro_batch_and_checkpointing_where_the_recipe_does_not(tmp_path, monkeypatch):
+    """Rows of 64 tokens with 100,000 logits each: 77 MB, and 1 MB of activations, which checkpointing saves."""
+    shape = {"n_layer": 8, "n_embd": 64, "n_head": 2, "n_positions": 64, "vocab_size": 100}
+    model = GPT2LMHeadModel(GPT2Config(**shape))
+    model.config.vocab_size = 100_000
+    section = Sft(bf16=False, batch_size=32)
+    rows = Reading((model,), 64)
+    plain, recomputed = rows.row_bytes(False, False), rows.row_bytes(True, False)
+    assert plain - recomputed == 64 * 64 * (8 * 68 - 8 * 4 - 68)
+    assert rows.row_bytes(False, True) == 64 * (8 * 64 * 34 + 12 * 100_000)
+
+    def decided(budget: float, **keys: object) -> tuple[bool, int]:
+        monkeypatch.setattr("chatpipe.training.arguments.MICRO_BATCH_BYTES_ON_CPU", int(budget))
+        asked = section.model_copy(update=keys)
+        args = training_arguments(SFTConfig, asked, "sft", tmp_path, 0, 1, reading=rows)
+        return args.gradient_checkpointing, args.per_device_train_batch_size
+
+    assert decided(40 * plain) == (False, 32)
+    assert decided(11 * plain) == (False, 8)
+    assert decided(plain - 1) == (True, 1)
+    assert decided(1) == (True, 1)
+    assert decided(1, gradient_checkpointing=False) == (False, 1)
+    assert decided(1, per_device_train_batch_size=16) == (True, 16)
+    assert decided(40 * plain, gradient_checkpointing=True) == (True, 32)
+
+
+def test_a_warm_up_may_be_a_share_of_the_steps(tmp_path):
+    args = training_arguments(TrainingArguments, Sft(warmup_steps=0.1), "sft", tmp_path, 0, 1)
+    assert args.get_warmup_steps(35) == 4
 
 
 def test_what_only_a_stage_has_wins(tmp_path):

@@ -129,6 +129,33 @@ def test_the_words_next_to_the_bar():
     assert progress_words({"learning_rate": 1.0}) == ""
 
 
+def test_a_log_file_gets_a_line_at_each_log(args, monkeypatch):
+    """Seconds a step follow from the lines before: 8 of 10 steps are left after 2 that took 30 s."""
+    now = iter([100.0, 130.0])
+    monkeypatch.setattr("chatpipe.training.progress.time.monotonic", lambda: next(now))
+    monkeypatch.setattr(console, "_console", Console(file=io.StringIO(), width=120))
+    shown = callbacks.Progress("sft")
+    log(shown, args, 0, loss=2.0)
+    log(shown, args, 2, loss=1.5, tokens_per_second=1200.0)
+    log(shown, args, 2, learning_rate=1.0)
+    assert console._console.file.getvalue().splitlines() == [
+        "sft: step 0 of 10  loss 2.000",
+        "sft: step 2 of 10  loss 1.500  1,200 tokens/s  2.0 min left",
+    ]
+
+
+def test_a_log_file_of_a_stage_in_other_processes_gets_the_same_lines(tmp_path, monkeypatch):
+    monkeypatch.setattr(console, "_console", Console(file=io.StringIO(), width=120))
+    lines = [json.dumps({"step": step, "max_steps": 200, "loss": 1.5}) + "\n" for step in (10, 20, 30)]
+    (tmp_path / "metrics.jsonl").write_text(lines[0])  # of before it was resumed
+    with follow("sft", tmp_path) as show:
+        (tmp_path / "metrics.jsonl").write_text("".join(lines))
+        show()
+        show()
+    said = console._console.file.getvalue().splitlines()
+    assert [line.split("  ")[0] for line in said] == ["sft: step 20 of 200", "sft: step 30 of 200"]
+
+
 def test_following_a_stage_shows_its_step_of_all_steps(tmp_path, monkeypatch):
     shown = Console(file=io.StringIO(), force_terminal=True, width=120)
     monkeypatch.setattr(console, "_console", shown)
@@ -144,7 +171,7 @@ def test_following_a_stage_that_has_written_nothing_yet_is_no_error(tmp_path, ca
         show()
         (tmp_path / "metrics.jsonl").write_text('{"step": 1, "max_steps": 2, "loss": 1.0}\n')
         show()
-    assert capsys.readouterr() == ("", "")
+    assert capsys.readouterr() == ("", "sft: step 1 of 2  loss 1.000\n")
 
 
 def tiny_trainer(tmp_path, report_to="none"):
@@ -185,7 +212,7 @@ def test_metrics_of_the_trained_model_reach_file_and_trackers_without_the_traine
     assert read_metrics(tmp_path / "metrics.jsonl")[-1] == {"step": 4, "max_steps": 4, "eval_accuracy": 0.75}
 
 
-def test_a_trainer_writes_metrics_and_prints_nothing(tmp_path, capsys):
+def test_a_trainer_writes_metrics_and_prints_a_line_of_each(tmp_path, capsys):
     trainer = tiny_trainer(tmp_path)
     parameters = trainer.model.num_parameters()
     watching = watch(trainer, "pretrain", tmp_path, flops_per_token(parameters, 1, 8, 8), 1e12)
@@ -198,4 +225,6 @@ def test_a_trainer_writes_metrics_and_prints_nothing(tmp_path, capsys):
         assert line["tokens_per_second"] > 0
         assert 0 <= line["mfu"] < 1
     assert watching.speed.train_tokens == 4 * 2 * 8
-    assert capsys.readouterr() == ("", "")
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert [line.split("  ")[0] for line in err.splitlines()] == [f"pretrain: step {step} of 4" for step in range(1, 5)]

@@ -31,9 +31,6 @@ SAMPLE = 256
 SAMPLE_ROWS = 10_000
 """How many of the rows that are already tokenised are counted."""
 
-MAX_CUT_OF_CONVERSATIONS = 0.75
-"""Higher than for rankings: the verdict of sft warns from a tenth on."""
-
 FEW = 4
 """How many rows or prompts the models read."""
 
@@ -82,12 +79,13 @@ def sft_checks(
     rows = train.first(SAMPLE_ROWS)
     ids = [ids for ids, _ in rows]
     empty = sum(not any(mask) for _, mask in rows)
+    validation_name = "validation conversations"
     cut, cut_validation = note.too_long["train"], note.too_long["validation"]
     return {
         "embeddings_too_few": lambda: models.embeddings_too_few(tokenizer, {"sft.model": model}),
         "answers_cut": lambda: (
-            _conversations_cut(cut, len(train), max_length, "conversations")
-            or _conversations_cut(cut_validation, len(validation), max_length, "validation conversations")
+            data.answers_cut(cut, cut + len(train), max_length, key, "conversations")
+            or data.answers_cut(cut_validation, cut_validation + len(validation), max_length, key, validation_name)
         ),
         "nothing_to_learn": lambda: data.nothing_to_learn(empty, len(rows), key),
         "eos_not_learned": lambda: data.eos_not_learned(rows, tokenizer.eos_token_id),
@@ -98,10 +96,6 @@ def sft_checks(
         ),
         **_of_template(tokenizer, conversations[:SAMPLE], key),
     }
-
-
-def _conversations_cut(cut: int, fitting: int, max_length: int, name: str) -> Finding | None:
-    return data.answers_cut(cut, cut + fitting, max_length, "sft.data", name, MAX_CUT_OF_CONVERSATIONS)
 
 
 def rm_checks(

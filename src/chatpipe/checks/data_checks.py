@@ -55,14 +55,12 @@ def nothing_to_learn(empty: int, rows: int, key: str, left_out: Mapping[str, int
     )
 
 
-def answers_cut(
-    cut: int, rows: int, max_length: int, key: str, name: str, max_share: float = MAX_CUT_SHARE
-) -> Finding | None:
-    """More than `max_share` of the rows (`name`: conversations, rankings) under `key` are longer than `max_length`.
+def answers_cut(cut: int, rows: int, max_length: int, key: str, name: str) -> Finding | None:
+    """More than half of the rows (`name`: conversations, rankings) under `key` are longer than `max_length`.
 
     Such rows are left out. trl #3927, #6668; LLaMA-Factory #3995. All rows are counted.
     """
-    if cut <= max_share * rows:
+    if cut <= MAX_CUT_SHARE * rows:
         return None
     return Finding(
         f"{key}: {cut} of {rows} {name} are longer than {max_length} tokens.",

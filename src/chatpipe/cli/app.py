@@ -15,7 +15,7 @@ from chatpipe.cli import model_commands as model
 from chatpipe.cli import rank_command as rank
 from chatpipe.cli import rankings_command as rankings
 from chatpipe.cli import stage_command as stage
-from chatpipe.errors import ChatpipeError, ExitCode, Interrupted, TrainingError
+from chatpipe.errors import ChatpipeError, ExitCode, Interrupted, TrainingError, is_out_of_memory
 
 MAX_TEXT = 400
 """The most characters of a library's message that are shown."""
@@ -72,7 +72,7 @@ def _run_command() -> None:
         sys.stderr.close()
         sys.exit(int(ExitCode.FAILED))
     except Exception as problem:
-        _leave(_of_system(problem) or _bug(problem))
+        _leave(_of_memory(problem) or _of_system(problem) or _bug(problem))
 
 
 def _leave(problem: ChatpipeError) -> None:
@@ -89,6 +89,17 @@ def _leave(problem: ChatpipeError) -> None:
 def _stopped() -> Interrupted:
     """The error for Ctrl-C where no stage has a better one."""
     return Interrupted("Stopped.", "The same command keeps what is complete and continues.")
+
+
+def _of_memory(problem: Exception) -> ChatpipeError | None:
+    """An error for memory that is used up; None for anything else. A stage has a better one."""
+    if not is_out_of_memory(problem):
+        return None
+    error = TrainingError(
+        f"out of memory: {_in_one_line(str(problem))}", "Use a smaller model, shorter texts, or fewer of them at once."
+    )
+    error.__cause__ = problem
+    return error
 
 
 def _of_system(problem: Exception) -> ChatpipeError | None:

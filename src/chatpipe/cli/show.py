@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 from chatpipe import console
 from chatpipe.errors import ExitCode
 from chatpipe.recipe import Resolved
-from chatpipe.recipe.loading import flatten
+from chatpipe.recipe.loading import DEFAULT, flatten
 from chatpipe.run.chain import How, StepResult, plan_step
 from chatpipe.stages.step import Step
 
@@ -26,9 +26,10 @@ def show_plan(
     json: bool,
     more: dict[str, Any] | None = None,
 ) -> None:
-    """Every value with its origin, then for each stage parameters, steps, tokens and the command.
+    """Values with their origin, then for each stage parameters, steps, tokens and the command.
 
-    `more` is what else is known of the last stage.
+    The values of the stages come first, and among these those that differ from the default; of everything else only
+    what differs. `more` is what else is known of the last stage.
     """
     plans = [plan_step(step, how) for step in steps]
     plans[-1].update(more or {})
@@ -38,7 +39,11 @@ def show_plan(
         values = {key: {"value": typed[key], "origin": origin} for key, _, origin in rows}
         console.json_object({"recipe": values, "stages": plans})
         return
-    for key, value, origin in rows:
+    stages = {step.stage for step in steps}
+    ordered = sorted(rows, key=lambda row: (row[0].split(".")[0] not in stages, row[2] == DEFAULT))
+    for key, value, origin in ordered:
+        if origin == DEFAULT and key.split(".")[0] not in stages and len(stages) == 1:
+            continue
         console.data(f"{key:<44} {value:<28} {origin}")
     for plan in plans:
         console.data("")

@@ -17,7 +17,7 @@ from chatpipe.data.chat_template import Message
 from chatpipe.data.formats import CONVERTERS, What, check_use, has_tools, recognise, usable
 from chatpipe.data.messages import prompt_key
 from chatpipe.data.rankings import Ranking
-from chatpipe.data.row_files import BadRow, Row, Split, split_of, times_read
+from chatpipe.data.row_files import BadRow, Row, Split, quotas, split_of, times_read
 from chatpipe.data.sources import (
     Report,
     SourceReport,
@@ -184,14 +184,15 @@ def _read(what: What, block: DataBlock, key: str, source: SourceReport) -> Itera
 
 
 def _splits(what: What, items: Iterator[Any], block: DataBlock) -> Iterator[_Placed[Any]]:
-    """Each item with its split; of each split at most the block's `limit`."""
-    counts: dict[Split, int] = {"train": 0, "validation": 0}
+    """Each item with its split; in all as many as the block's `limit`, of which a tenth validates."""
+    left = None if block.limit is None else quotas(block.limit)
     for item in items:
-        if block.limit is not None and min(counts.values()) >= block.limit:
+        if left is not None and not any(left.values()):
             return
         split = split_of(SPLIT_BY[what](item))
-        if block.limit is None or counts[split] < block.limit:
-            counts[split] += 1
+        if left is None or left[split]:
+            if left is not None:
+                left[split] -= 1
             times = times_read(_CHOSEN_BY[what](item), block.weight) if split == "train" else 1
             yield _Placed(item, split, times)
 
@@ -239,7 +240,8 @@ def _of_world(what: What, block: DataBlock, worlds: Worlds) -> Iterator[_Placed[
     if what == "conversations":
         yield from _splits(what, iter(world.conversations()), block)
         return
-    for prompt in world.prompts("train")[: block.limit]:
+    most: Mapping[Split, int | None] = quotas(block.limit) if block.limit else {"train": None, "validation": None}
+    for prompt in world.prompts("train")[: most["train"]]:
         yield _Placed(prompt, "train", times_read(prompt_key(prompt), block.weight))
-    for prompt in world.prompts("validation")[: block.limit]:
+    for prompt in world.prompts("validation")[: most["validation"]]:
         yield _Placed(prompt, "validation", 1)

@@ -12,7 +12,17 @@ from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
 
-from chatpipe.data.row_files import VALIDATION_SHARE, BadRow, BrokenRow, Row, Split, kind_of, split_of, split_of_digest
+from chatpipe.data.row_files import (
+    VALIDATION_SHARE,
+    BadRow,
+    BrokenRow,
+    Row,
+    Split,
+    kind_of,
+    quotas,
+    split_of,
+    split_of_digest,
+)
 from chatpipe.data.sources import Skipped, is_hub, one_file_each, source_files, source_rows
 from chatpipe.data.text_files import characters_between, in_pieces, line_start, numbered_lines, survey, text_chunks
 from chatpipe.data.worlds import Worlds, is_world, world_named
@@ -57,17 +67,15 @@ class RawText:
 
     def pieces(self) -> Iterator[Piece]:
         """The pieces of both splits in the order of the source, within `limit`."""
-        limit = self.block.limit
-        counts: dict[Split, int] = {"train": 0, "validation": 0}
+        left = None if self.block.limit is None else quotas(self.block.limit)
         for document in self._documents():
-            if limit is not None and counts[document.split] >= limit:
-                # Validation has at most as many; its usual share is enough to stop reading.
-                if counts["train"] >= limit and counts["validation"] >= VALIDATION_SHARE * limit:
-                    self._check_skipped()
-                    return
-                continue
-            counts[document.split] += 1
-            yield from _marked(document)
+            if left is not None and not any(left.values()):
+                self._check_skipped()
+                return
+            if left is None or left[document.split]:
+                if left is not None:
+                    left[document.split] -= 1
+                yield from _marked(document)
 
     def megabytes(self) -> float | None:
         """About the size of the train split; None where file sizes do not show it."""

@@ -158,6 +158,12 @@ def split_of_digest(sha256: bytes) -> Split:
     return "validation" if int.from_bytes(sha256[:4], "big") < VALIDATION_SHARE * 2**32 else "train"
 
 
+def quotas(limit: int) -> dict[Split, int]:
+    """How many of `limit` rows are in each split: a tenth validates, at least one row."""
+    validation = max(1, round(VALIDATION_SHARE * limit))
+    return {"train": max(1, limit - validation), "validation": validation}
+
+
 def times_read(text: str, weight: float) -> int:
     """How often an epoch reads the item with this text: `weight` times on average over all texts.
 

@@ -1,23 +1,29 @@
 """A model's answers to validation prompts, and their scores by an oracle where there is one."""
 
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from typing import Any
 
+import numpy as np
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from chatpipe import console
-from chatpipe.data.chat_template import decode_answer, encode_prompt
+from chatpipe.data.chat_template import Message, decode_answer, encode_prompt
 from chatpipe.data.datasets import Conversation
 from chatpipe.data.worlds import Oracle, Rating
 from chatpipe.evaluation.intervals import wilson_interval
 from chatpipe.generation import Completion, SamplingParams, generate
 from chatpipe.models.properties import longest_sequence
-from chatpipe.recipe.schema import Evaluation
 from chatpipe.training.ranks import over_ranks
 
 EXAMPLE_TOKENS = 40
+LONG_ANSWER = 95
+"""The percentile of validation answers that is the longest answer where the recipe sets none."""
+UNKNOWN_ANSWER = 512
+"""Tokens of the longest answer where the recipe sets none and the data holds no answers."""
+MEASURED_ANSWERS = 1000
 
 
 @dataclass(frozen=True)
@@ -52,15 +58,43 @@ def evaluate_answers(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
     prompts: Sequence[Conversation],
-    settings: Evaluation,
+    params: SamplingParams,
     seed: int,
     oracle: Oracle | None,
 ) -> Answers:
     """Has the model answer all `prompts`, and the oracle, if there is one, score the answers."""
-    params = SamplingParams(max_new_tokens=settings.max_new_tokens, temperature=settings.temperature)
     answers = answer_prompts(model, tokenizer, prompts, params, seed)
     ratings = None if oracle is None else rate_answers(oracle, prompts, answers)
-    return Answers(answers, settings.temperature, oracle, ratings)
+    return Answers(answers, params.temperature, oracle, ratings)
+
+
+def answer_limit(
+    asked: int | None, tokenizer: PreTrainedTokenizerBase, answers: Iterable[Message], context: int
+) -> int:
+    """The longest answer in tokens: what the recipe has `asked` for, else as the `answers` in the data are long.
+
+    That is their 95th percentile, 512 where there are none, and at most half of a model's `context`.
+    """
+    if asked is not None:
+        return asked
+    lengths = _answer_lengths(tokenizer, answers)
+    longest = int(np.percentile(lengths, LONG_ANSWER, method="higher")) if lengths else UNKNOWN_ANSWER
+    return max(1, min(longest, context // 2))
+
+
+def share_within(limit: int, tokenizer: PreTrainedTokenizerBase, answers: Iterable[Message]) -> float:
+    """The share of the data's `answers` that end within `limit` tokens."""
+    lengths = _answer_lengths(tokenizer, answers)
+    return sum(length <= limit for length in lengths) / len(lengths)
+
+
+def _answer_lengths(tokenizer: PreTrainedTokenizerBase, answers: Iterable[Message]) -> list[int]:
+    """Tokens of each answer with its end, of the first ones: those of its thoughts and tool calls, too."""
+    texts = [
+        f"{answer.get('reasoning_content') or ''}{answer['content'] or ''}{answer.get('tool_calls') or ''}"
+        for answer in islice(answers, MEASURED_ANSWERS)
+    ]
+    return [len(ids) + 1 for ids in tokenizer(texts, add_special_tokens=False)["input_ids"]] if texts else []
 
 
 def answer_prompts(

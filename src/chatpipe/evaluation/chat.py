@@ -19,7 +19,6 @@ from chatpipe.evaluation.intervals import bootstrap_interval
 from chatpipe.evaluation.text import rows_at_once
 from chatpipe.generation import SamplingParams
 from chatpipe.models.properties import evaluation_mode, longest_sequence
-from chatpipe.recipe.schema import Evaluation
 from chatpipe.training.ranks import is_main, over_ranks
 
 EncodedConversation = tuple[list[int], list[int]]
@@ -42,7 +41,7 @@ def evaluate_chat(
     tokenizer: PreTrainedTokenizerBase,
     rows: Sequence[EncodedConversation],
     prompts: Sequence[Conversation],
-    settings: Evaluation,
+    params: SamplingParams,
     seed: int,
     oracle: Oracle | None,
 ) -> tuple[dict[str, Any], Answers]:
@@ -58,7 +57,7 @@ def evaluate_chat(
     except UsageError as problem:
         if is_main():
             console.warn(f"no question_gain: {problem.message}")
-    answers = evaluate_answers(model, tokenizer, prompts, settings, seed, oracle)
+    answers = evaluate_answers(model, tokenizer, prompts, params, seed, oracle)
     return {**metrics, **answers.metrics()}, answers
 
 

@@ -3,7 +3,7 @@
 The functions for each kind return the number of rows read, and the metrics.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, field
 from itertools import islice
 from typing import Any
@@ -14,7 +14,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from chatpipe.checks.data_checks import prompts_with_room
 from chatpipe.checks.model_checks import embeddings_too_few
 from chatpipe.data.chat_rows import fit_conversations
-from chatpipe.data.chat_template import add_chat_template
+from chatpipe.data.chat_template import Message, add_chat_template
 from chatpipe.data.datasets import Conversation, load_prompts, stream_rows
 from chatpipe.data.documents import RawText
 from chatpipe.data.encoding import Encoder
@@ -25,10 +25,11 @@ from chatpipe.data.text_blocks import Masking, ValidationText
 from chatpipe.data.text_sources import sample_texts, whole_documents
 from chatpipe.data.worlds import WORLDS, is_world, only_world, world_named
 from chatpipe.errors import UsageError
-from chatpipe.evaluation.answers import Answers, evaluate_answers
+from chatpipe.evaluation.answers import Answers, answer_limit, evaluate_answers
 from chatpipe.evaluation.chat import chat_samples, evaluate_chat
 from chatpipe.evaluation.pair_accuracy import evaluate_ranker, is_ordered, rankings_that_fit
 from chatpipe.evaluation.text import MAX_TEXT_BYTES, continuations, evaluate_text, first_words
+from chatpipe.generation import SamplingParams
 from chatpipe.models.manifest import manifest_of_model
 from chatpipe.models.model_folder import Kind, looks_like_path, model_kind
 from chatpipe.models.pretrained import (
@@ -91,7 +92,7 @@ class EvalTask:
 
     def max_length(self, key: str, model: PreTrainedModel) -> int:
         """The length of rows in the stage that made the model if it is known, at most what the model reads."""
-        return min(self.known.get(key, UNLIMITED), longest_sequence(model, decodes=True))
+        return min(self.known.get(key) or UNLIMITED, longest_sequence(model, decodes=True))
 
     def rows(self, what: Any, report: Report) -> list[Any]:
         """All rows, or the first `limit`."""
@@ -218,12 +219,13 @@ def _conversations(task: EvalTask, report: Report) -> tuple[int, dict[str, Any]]
             "Two are needed: give more, or shorter ones.",
         )
     rows = [row for rows in fitting for row in rows]
-    prompts = _asked(task, tokenizer, model, (turns[:-1] for turns in readable), task.recipe.evaluation.prompts)
-    settings, seed = task.recipe.evaluation, task.recipe.seed
-    metrics, answers = evaluate_chat(model, tokenizer, rows, prompts, settings, seed, oracle=None)
+    params = _answering(task, tokenizer, model, (turns[-1] for turns in readable))
+    asked = (turns[:-1] for turns in readable)
+    prompts = _asked(tokenizer, model, asked, task.recipe.evaluation.prompts, params)
+    metrics, answers = evaluate_chat(model, tokenizer, rows, prompts, params, task.recipe.seed, oracle=None)
     return len(conversations), {
         **metrics,
-        "samples": chat_samples(model, tokenizer, prompts[:2], settings.max_new_tokens),
+        "samples": chat_samples(model, tokenizer, prompts[:2], params.max_new_tokens),
         "answers": _examples(prompts, answers),
         "left_out_conversations": len(conversations) - len(fitting),
     }
@@ -238,8 +240,9 @@ def _answers(task: EvalTask, report: Report) -> tuple[int, dict[str, Any]]:
         oracle, most = world_named(world, task.recipe.worlds).oracle(), task.limit or task.recipe.evaluation.prompts
     else:
         prompts = task.rows("prompts", report)
-    asked = _asked(task, tokenizer, model, prompts, most)
-    answers = evaluate_answers(model, tokenizer, asked, task.recipe.evaluation, task.recipe.seed, oracle)
+    params = _answering(task, tokenizer, model, [])
+    asked = _asked(tokenizer, model, prompts, most, params)
+    answers = evaluate_answers(model, tokenizer, asked, params, task.recipe.seed, oracle)
     return len(asked), {
         **answers.metrics(),
         "answers": _examples(asked, answers),
@@ -247,12 +250,23 @@ def _answers(task: EvalTask, report: Report) -> tuple[int, dict[str, Any]]:
     }
 
 
+def _answering(
+    task: EvalTask, tokenizer: PreTrainedTokenizerBase, model: PreTrainedModel, answers: Iterable[Message]
+) -> SamplingParams:
+    """How the model answers; `answers` are those in the data."""
+    settings, context = task.recipe.evaluation, longest_sequence(model, decodes=True)
+    return SamplingParams(answer_limit(settings.max_new_tokens, tokenizer, answers, context), settings.temperature)
+
+
 def _asked(
-    task: EvalTask, tokenizer: PreTrainedTokenizerBase, model: PreTrainedModel, prompts: Any, most: int | None
+    tokenizer: PreTrainedTokenizerBase,
+    model: PreTrainedModel,
+    prompts: Iterable[Conversation],
+    most: int | None,
+    params: SamplingParams,
 ) -> list[Conversation]:
     context = longest_sequence(model, decodes=True)
-    new_tokens = task.recipe.evaluation.max_new_tokens
-    return prompts_with_room(tokenizer, prompts, context, "evaluation.max_new_tokens", new_tokens)[:most]
+    return prompts_with_room(tokenizer, prompts, context, "evaluation.max_new_tokens", params.max_new_tokens)[:most]
 
 
 def _examples(prompts: list[Conversation], answers: Answers) -> list[dict[str, str]]:
@@ -271,7 +285,7 @@ def _pairs(task: EvalTask, report: Report) -> tuple[int, dict[str, Any]]:
     if finding is not None:
         raise UsageError(finding.what, "Give a reward model whose tokenizer has a chat template and a pad token.")
     rankings = task.rows("rankings", report)
-    max_length = min(task.known.get("rm.max_length", UNLIMITED), longest_sequence(model, tokenizer))
+    max_length = min(task.known.get("rm.max_length") or UNLIMITED, longest_sequence(model, tokenizer))
     fitting = rankings_that_fit(tokenizer, rankings, max_length)
     if not fitting:
         raise UsageError(f"{KEY}: no ranking fits into {max_length} tokens.", "Give shorter ones.")

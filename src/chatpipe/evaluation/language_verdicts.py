@@ -96,7 +96,8 @@ def masked_verdict(metrics: Mapping[str, Any]) -> Verdict:
 def sft_verdict(metrics: Mapping[str, Any]) -> Verdict:
     """Whether the model has learned the conversations, answers the question, and stops.
 
-    Reads `eos_share`, `eval_loss`, `eval_loss_before` (the parent's); with an oracle (`oracle_score` is there)
+    Reads `eos_share`, where it is known `answers_within_limit`, the share of the data's answers that could stop,
+    `eval_loss`, `eval_loss_before` (the parent's); with an oracle (`oracle_score` is there)
     `right`, `right_low` and `chance`; without one `question_gain` and `question_gain_low` (nats per token). With
     `left_out_conversations` also `train_conversations`.
     """
@@ -129,12 +130,14 @@ def sft_verdict(metrics: Mapping[str, Any]) -> Verdict:
 
 
 def _stops(metrics: Mapping[str, Any]) -> Finding:
-    share = metrics["eos_share"]
+    share, within = metrics["eos_share"], metrics.get("answers_within_limit", 1.0)
+    why = f", since {1 - within:.0%} of those in the data are longer than evaluation.max_new_tokens"
     return finding(
-        share >= MIN_EOS_SHARE,
-        f"{share:.1%} of validation answers stop by themselves; {MIN_EOS_SHARE:.0%} are expected",
+        share >= MIN_EOS_SHARE * within,
+        f"{share:.1%} of validation answers stop by themselves; {MIN_EOS_SHARE * within:.0%} are expected"
+        f"{why if within < 1 else ''}",
         "raise sft.num_train_epochs or sft.learning_rate; if the answers are long, evaluation.max_new_tokens",
-        otherwise="warn" if share >= FAILING_EOS_SHARE else "fail",
+        otherwise="warn" if share >= FAILING_EOS_SHARE * within else "fail",
     )
 
 

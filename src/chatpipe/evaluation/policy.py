@@ -14,7 +14,6 @@ from chatpipe.evaluation.answers import Answer, Answers, answer_metrics, evaluat
 from chatpipe.evaluation.chat import answer_nats
 from chatpipe.evaluation.intervals import bootstrap_interval, share_interval
 from chatpipe.generation import Completion, SamplingParams, generate
-from chatpipe.recipe.schema import Evaluation
 from chatpipe.training.ranks import over_ranks
 
 Scores = Mapping[str, list[float]]
@@ -44,13 +43,13 @@ class Change:
 class PolicyEvaluation:
     """What policies are evaluated on.
 
-    `prompts` are answered with `settings`; `score` gives the rewards of answers, `oracle` the truth where it is
+    `prompts` are answered with `answering`; `score` gives the rewards of answers, `oracle` the truth where it is
     known. `kl_prompts` (token ids) are completed with `sampling`, as PPO samples.
     """
 
     tokenizer: PreTrainedTokenizerBase
     prompts: Sequence[Conversation]
-    settings: Evaluation
+    answering: SamplingParams
     seed: int
     oracle: Oracle | None
     score: ScoreAnswers
@@ -59,7 +58,7 @@ class PolicyEvaluation:
 
     def answers(self, model: PreTrainedModel) -> Answers:
         """The answers of `model` to the prompts."""
-        return evaluate_answers(model, self.tokenizer, self.prompts, self.settings, self.seed, self.oracle)
+        return evaluate_answers(model, self.tokenizer, self.prompts, self.answering, self.seed, self.oracle)
 
     def worth(self, answers: Answers) -> list[float]:
         """The oracle's score of each answer, without an oracle the reward."""

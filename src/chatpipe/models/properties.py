@@ -34,6 +34,15 @@ def longest_sequence(
     return min((bound for bound in bounds if bound), default=UNLIMITED)
 
 
+LONGEST_ROW = 2048
+"""Tokens of the longest row that is trained on where the recipe sets none: longer ones cost memory and are rare."""
+
+
+def row_length(asked: int | None, context: int) -> int:
+    """The longest row in tokens: what a recipe's `max_length` has `asked` for, at most a model's `context`."""
+    return min(asked or LONGEST_ROW, context)
+
+
 def leaves_room(prompt_tokens: int, new_tokens: int, context: int) -> bool:
     """Whether a prompt of `prompt_tokens` and an answer of `new_tokens` fit into `context` tokens."""
     return prompt_tokens + new_tokens <= context

@@ -1,5 +1,6 @@
 """The gradient of one optimizer step of PPO: a minibatch in micro-batches, and text that is mixed in (PTX)."""
 
+import math
 from contextlib import nullcontext
 from typing import Any
 
@@ -104,6 +105,20 @@ class PPOGradients(OwnLoop):
             return False
         approxkl, tokens = self.sum_over_ranks(torch.stack([statistics["approxkl"], statistics["tokens"]])).tolist()
         return approxkl / tokens > self.args.target_kl
+
+    def clip_gradients(self) -> Tensor:
+        """Limits the norms of the policy's and of the value model's gradient to `max_grad_norm`, each for itself.
+
+        Together the one with the larger gradient, at the start the policy, would take the other's down with it. Returns
+        the norm of both together before that.
+        """
+        trained = self.accelerator.unwrap_model(self.model, keep_torch_compile=False)
+        self.accelerator.unscale_gradients()  # of fp16; once, before both
+        most = self.args.max_grad_norm or math.inf
+        parts = [
+            nn.utils.clip_grad_norm_(module.parameters(), most) for module in (trained.policy, trained.value_model)
+        ]
+        return torch.stack([norm.to(self.args.device) for norm in parts]).norm()
 
     def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
         """Trainer's optimizer, in which the value model may have a learning rate of its own."""

@@ -77,13 +77,20 @@ class OwnLoop(ResumePoints, SkipNonFinite):
     def take_step(self, loss: Tensor) -> None:
         """Clips the gradients and steps, unless loss or gradient is not finite; `loss` is logged."""
         model = self.model_wrapped
-        self.grad_norm = self.accelerator.clip_grad_norm_(model.parameters(), self.args.max_grad_norm or math.inf)
+        self.grad_norm = self.clip_gradients()
         if not self.skip_if_nonfinite(model, loss, self.grad_norm):
             self._tr_loss += loss
         self.control = self.callback_handler.on_pre_optimizer_step(self.args, self.state, self.control)
         self.optimizer.step()
         self.control = self.callback_handler.on_optimizer_step(self.args, self.state, self.control)
         model.zero_grad()
+
+    def clip_gradients(self) -> Tensor:
+        """Limits the gradient's norm to `max_grad_norm`; returns the norm before that."""
+        norm: Tensor = self.accelerator.clip_grad_norm_(
+            self.model_wrapped.parameters(), self.args.max_grad_norm or math.inf
+        )
+        return norm
 
     def end_step(self) -> None:
         """Counts the step, also in the schedule, and calls the callbacks."""

@@ -182,6 +182,8 @@ TREND, SHORT_TREND = 3.0, 4.5
 WINDOW (6 degrees of freedom: 1 in 490)."""
 MIN_EOS_FALL = 0.02
 """The smallest fall of the share of completions with EOS that raises an alarm."""
+MIN_ENDED = 0.5
+"""The smallest share of completions with EOS that raises no alarm."""
 VALUE_MODEL_WARMUP, VALUE_MODEL_WINDOW = 8, 12
 """Iterations after the warm-up in which a value model may be worse than a constant, and iterations over which it must
 then be better on average."""
@@ -192,6 +194,7 @@ def alarms(history: History, value_model_warmup_iterations: int = 0, bf16: bool 
     found = {
         "ratio_first": _ratio_first(history[-1], RATIO_TOLERANCE_BF16 if bf16 else RATIO_TOLERANCE),
         "negative_kl": _negative_kl(history[-1]),
+        "completions_cut": _completions_cut(history[-1]),
         "eos_falling": _eos_falling(history),
         "value_model": _value_model(history, value_model_warmup_iterations + VALUE_MODEL_WARMUP),
         "oracle_falling": _oracle_falling(history),
@@ -228,6 +231,17 @@ def _negative_kl(now: Mapping[str, float]) -> str | None:
         f"KL to the reference is {kl:.3f} nats per completion, with a standard error of {error:.3f}; it cannot be "
         "below zero, so the samples are not the policy's. Try: the same dtype and attention for policy and reference, "
         "and nothing that changes the sampling (top-k, a minimum length)."
+    )
+
+
+def _completions_cut(now: Mapping[str, float]) -> str | None:
+    ended = now["response/eos_frac"]
+    if ended >= MIN_ENDED:
+        return None
+    return (
+        f"{1 - ended:.0%} of the completions are cut at response_length before they end: the reward sees pieces of "
+        "answers, and missing_eos_penalty teaches to be short. Try: raise response_length, or start from a policy "
+        "that ends its answers."
     )
 
 

@@ -204,7 +204,7 @@ def model_scorer(name: str, key: str) -> Scorer:
     if finding is not None:
         raise UsageError(finding.what, "Give a reward model whose tokenizer has a chat template and a pad token.")
     manifest = manifest_of_model(name)
-    trained_on = manifest.settings.get("rm.max_length", UNLIMITED) if manifest else UNLIMITED
+    trained_on = manifest.settings.get("rm.max_length") or UNLIMITED if manifest else UNLIMITED
     max_length = min(trained_on, longest_sequence(model, tokenizer))  # longer prompts lose their beginning
 
     def encoded(asked: Asked) -> list[list[int]] | None:

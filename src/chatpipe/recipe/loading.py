@@ -16,6 +16,8 @@ from pydantic import BaseModel, ValidationError
 from chatpipe.errors import UsageError
 from chatpipe.recipe.schema import DataBlock, Recipe, RewardSource
 
+DEFAULT = "default"
+"""The origin of a value that neither the recipe nor the command line gives."""
 MAX_PROBLEMS = 6
 MAX_LISTED_KEYS = 16
 SECTIONS = {
@@ -36,7 +38,7 @@ class Resolved:
     def rows(self) -> list[tuple[str, str, str]]:
         """(dotted key, value, origin) of every value, in the order of the schema."""
         return [
-            (key, str(value), self.origins.get(key, "default"))
+            (key, str(value), self.origins.get(key, DEFAULT))
             for key, value in flatten(self.recipe.model_dump(mode="json")).items()
         ]
 

@@ -7,14 +7,19 @@ from pydantic import Field
 
 from chatpipe.recipe.section import Section
 
+DEFAULT_ROLLOUTS = 16
+"""Rollouts of a training that `total_episodes` does not limit, at least."""
+
 
 class PpoSettings(Section):
     """PPO's own settings, with names and defaults as in TRL's PPOConfig where it has them."""
 
-    total_episodes: int = Field(4096, ge=1, description="Completions sampled in all.")
+    total_episodes: int | None = Field(
+        None, ge=1, description="Completions sampled in all. Default: one to each prompt, at least 16 rollouts."
+    )
     num_ppo_epochs: int = Field(4, ge=1, description="Passes over each rollout.")
     num_mini_batches: int = Field(
-        1, ge=1, description="Optimizer steps per epoch; a rollout has batch_size times this."
+        4, ge=1, description="Optimizer steps per epoch; a rollout has batch_size times this."
     )
     kl_coef: float = Field(0.05, ge=0, description="Weight of the KL penalty; where it adapts, the first one.")
     adaptive_kl_target: float | None = Field(
@@ -35,7 +40,9 @@ class PpoSettings(Section):
     gamma: float = Field(1.0, ge=0, le=1, description="Discount of later rewards.")
     lam: float = Field(0.95, ge=0, le=1, description="Lambda of generalised advantage estimation.")
     temperature: float = Field(1.0, gt=0, description="Temperature of sampling and of all log-probs.")
-    response_length: int = Field(48, ge=1, description="The longest completion, in tokens.")
+    response_length: int | None = Field(
+        None, ge=1, description="The longest completion, in tokens. Default: as `evaluation.max_new_tokens`."
+    )
     missing_eos_penalty: float | None = Field(
         1.0, ge=0, description="Penalty of a completion without EOS; null turns it off."
     )
@@ -54,6 +61,10 @@ class PpoSettings(Section):
     )
     ptx_batch_size: int | None = Field(None, ge=1, description="Blocks of text per step; default: batch_size.")
 
+    def episodes(self, prompts: int, batch_size: int) -> int:
+        """`total_episodes`, or its default for so many `prompts` and completions a step."""
+        return self.total_episodes or max(prompts, DEFAULT_ROLLOUTS * batch_size * self.num_mini_batches)
+
     def contradiction(self, batch_size: int) -> str | None:
         """Why the settings do not go together, with the keys to change; None where they do.
 
@@ -69,7 +80,7 @@ class PpoSettings(Section):
                 f"adaptive_kl_horizon = {self.adaptive_kl_horizon} is below the {rollout_size} completions of one "
                 "iteration"
             )
-        iterations = math.ceil(self.total_episodes / rollout_size)
+        iterations = math.ceil(self.episodes(0, batch_size) / rollout_size)
         if self.value_model_warmup_iterations >= iterations:
             return (
                 f"value_model_warmup_iterations = {self.value_model_warmup_iterations} leaves none of the {iterations} "

@@ -64,7 +64,12 @@ class Evaluation(Section):
 
     prompts: int = Field(200, ge=10, description="How many validation prompts the model answers.")
     temperature: float = Field(0.7, ge=0, description="Sampling temperature; the default is that of `chatpipe chat`.")
-    max_new_tokens: int = Field(48, ge=1)
+    max_new_tokens: int | None = Field(
+        None,
+        ge=1,
+        description="The longest answer, in tokens. Default: longer than 95 % of the validation answers (512 where "
+        "there are none), at most half of what the model reads.",
+    )
 
 
 class CheckSwitches(Section):
@@ -110,6 +115,7 @@ class Recipe(Section):
     rounds: int = Field(1, ge=1, description="How many times the run repeats sample, rank, rm and ppo.")
     processes: int | None = Field(None, ge=1, description="Default: as many as visible GPUs, one on a CPU.")
     launch: Place | None = Field(None, description="An accelerate config file.")
+    keep_checkpoints: bool = Field(False, description="Keep the resume points of a finished stage.")
     report_to: list[str] | str = Field("none", description="Experiment trackers, as in TrainingArguments, e.g. wandb.")
     chat_template_kwargs: dict[str, Any] = Field(
         default_factory=dict,

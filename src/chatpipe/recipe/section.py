@@ -41,9 +41,7 @@ class DataBlock(Section):
         "`hub:OWNER/NAME`, a data set of the hub, or `pocketworld`, the built-in world."
     )
     format: DataFormat = Field("auto", description="What the rows are; `auto` recognises it from the first row.")
-    limit: int | None = Field(
-        None, ge=1, description="Read at most this many rows for training, and as many for validation."
-    )
+    limit: int | None = Field(None, ge=1, description="Read at most this many rows in all; a tenth of them validates.")
     columns: dict[str, str | list[str]] = Field(
         default_factory=dict,
         description="The file's names of fields, e.g. {text: content}; several are joined with newlines.",

@@ -3,21 +3,28 @@
 Where `transformers.TrainingArguments` or TRL has a name for a setting, the setting has that name here.
 """
 
-from typing import Literal
+import math
+from typing import ClassVar, Literal
 
 from pydantic import Field, model_validator
 
 from chatpipe.errors import UsageError
 from chatpipe.recipe.architectures import Architecture
 from chatpipe.recipe.ppo_settings import PpoSettings
-from chatpipe.recipe.section import POCKETWORLD, Data, Place, Section
+from chatpipe.recipe.section import Data, Place, Section
 
 
 class TrainingSection(Section):
-    """The settings that all stages with a trainer have."""
+    """The settings that all stages with a trainer have.
+
+    The defaults fit a model of 0.1 to 8 B parameters. Where a default is null, the model or the data decides.
+    """
+
+    RATES: ClassVar[tuple[float, float]] = (1e-4, 1e-4)
+    """The default of `learning_rate`, where all weights are trained and where an adapter is."""
 
     data: Data | None = Field(None, description="Path, comma-separated paths, or a list of blocks.")
-    learning_rate: float = Field(1e-4, gt=0)
+    learning_rate: float | None = Field(None, gt=0)
     lr_scheduler_type: Literal["cosine", "linear", "constant", "constant_with_warmup", "warmup_stable_decay"] = "cosine"
     min_lr_ratio: float = Field(
         0.0, ge=0, lt=1, description="Last rate of cosine and warmup_stable_decay, as a share of learning_rate."
@@ -25,7 +32,9 @@ class TrainingSection(Section):
     decay_steps: int | None = Field(
         None, ge=1, description="How many last steps of warmup_stable_decay lower the rate."
     )
-    warmup_steps: int = Field(0, ge=0)
+    warmup_steps: int | float = Field(
+        0.03, ge=0, description="Steps in which the learning rate rises; below 1 a share of all steps."
+    )
     weight_decay: float = Field(0.0, ge=0, description="On matrices only, never on biases and norms.")
     adam_beta1: float = Field(0.9, ge=0, lt=1)
     adam_beta2: float = Field(0.95, ge=0, lt=1)
@@ -35,31 +44,43 @@ class TrainingSection(Section):
     per_device_train_batch_size: int | None = Field(
         None,
         ge=1,
-        description="The micro-batch, from which gradient accumulation follows. Default: batch_size / processes.",
+        description="The micro-batch, from which gradient accumulation follows. Default: as many as fit into memory "
+        "(pretrain: batch_size / processes).",
     )
     bf16: Literal[True, False, "auto"] = Field(
-        False,
+        "auto",
         description="Compute in bfloat16; weights stay in float32. auto: if the device has bfloat16 multiplication. "
         "A CPU without it is twelve times slower than in float32.",
     )
-    gradient_checkpointing: bool = False
+    gradient_checkpointing: Literal[True, False, "auto"] = Field(
+        "auto", description="Compute activations again in the backward pass. auto: where one row needs too much memory."
+    )
     logging_steps: int = Field(10, ge=1)
     save_steps: int = Field(200, ge=1, description="Optimizer steps between resume points.")
     max_nonfinite_steps: int = Field(3, ge=1, description="Stop after so many NaN or infinite steps in a row.")
 
+    @property
+    def peak_rate(self) -> float:
+        """`learning_rate`, or the stage's default for full training or for an adapter."""
+        full, of_adapter = self.RATES
+        return self.learning_rate or (of_adapter if getattr(self, "lora", None) else full)
+
     @model_validator(mode="after")
     def _schedule_fits_together(self) -> "TrainingSection":
         kind = self.lr_scheduler_type
+        if self.warmup_steps > 1 and self.warmup_steps % 1:
+            raise ValueError(f"warmup_steps = {self.warmup_steps} is neither a number of steps nor a share of them")
         if (self.decay_steps is not None) != (kind == "warmup_stable_decay"):
             raise ValueError("decay_steps and lr_scheduler_type: warmup_stable_decay belong together")
         if self.min_lr_ratio > 0 and kind not in ("cosine", "warmup_stable_decay"):
             raise ValueError(f"lr_scheduler_type: {kind} has no min_lr_ratio; cosine and warmup_stable_decay have")
         return self
 
-    def micro_batches(self, processes: int, stage: str) -> dict[str, int]:
+    def micro_batches(self, processes: int, stage: str, fitting: int | None = None) -> dict[str, int]:
         """`per_device_train_batch_size` and `gradient_accumulation_steps` for `batch_size` sequences a step in all.
 
-        Raises `UsageError` naming the stage's key where the numbers do not divide each other.
+        `fitting`: how many sequences a micro-batch has at most where the recipe does not say. Raises `UsageError`
+        naming the stage's key where the numbers do not divide each other.
         """
         share, rest = divmod(self.batch_size, processes)
         if rest:
@@ -68,6 +89,8 @@ class TrainingSection(Section):
                 f"Make it a multiple of {processes}.",
             )
         micro = min(self.per_device_train_batch_size or share, share)
+        if self.per_device_train_batch_size is None and fitting is not None:
+            micro = max(size for size in range(1, share + 1) if share % size == 0 and size <= max(fitting, 1))
         if share % micro:
             raise UsageError(
                 f"{stage}.per_device_train_batch_size = {micro} does not divide the {share} sequences of each process.",
@@ -107,9 +130,12 @@ class Pretrain(TrainingSection):
     optimizer: Literal["adamw", "muon"] = Field(
         "adamw", description="muon trains the matrices inside the model, AdamW the rest, at the same learning rate."
     )
-    learning_rate: float = Field(6e-4, gt=0)
+    learning_rate: float | None = Field(6e-4, gt=0)
     torch_compile: bool = Field(
         False, description="Compile the model: takes minutes at the start, then steps on a GPU are faster."
+    )
+    gradient_checkpointing: Literal[True, False, "auto"] = Field(
+        False, description="Compute activations again in the backward pass."
     )
     block_size: int = Field(128, ge=16, description="Tokens per training sequence.")
     documents: Literal["concatenate", "isolate"] = Field(
@@ -127,7 +153,8 @@ class Pretrain(TrainingSection):
 
     @model_validator(mode="after")
     def _phases_fit_in(self) -> "Pretrain":
-        if self.decay_steps is not None and self.warmup_steps + self.decay_steps > self.max_steps:
+        warmup = self.warmup_steps if self.warmup_steps >= 1 else math.ceil(self.warmup_steps * self.max_steps)
+        if self.decay_steps is not None and warmup + self.decay_steps > self.max_steps:
             raise ValueError(
                 f"warmup_steps = {self.warmup_steps} and decay_steps = {self.decay_steps} are more than "
                 f"max_steps = {self.max_steps}"
@@ -155,10 +182,15 @@ class Sft(TrainingSection):
     """Fine-tuning on conversations. The loss covers the assistant's turns with their end-of-turn tokens."""
 
     model: Place | None = Field(None, description="A causal model; default: pretrain's.")
-    learning_rate: float = Field(2e-5, gt=0)
-    num_train_epochs: float = Field(1.0, gt=0)
+    RATES = (2e-5, 2e-4)
+    learning_rate: float | None = Field(None, gt=0, description="Default: 2e-5, with lora 2e-4.")
+    num_train_epochs: float = Field(2.0, gt=0)
     max_steps: int = Field(-1, ge=-1, description="Overrides num_train_epochs if positive.")
-    max_length: int = Field(128, ge=16, description="Longer conversations lose their oldest turns.")
+    max_length: int | None = Field(
+        None,
+        ge=16,
+        description="Longer conversations lose their oldest turns. Default: what the model reads, at most 2048.",
+    )
     packing: bool = Field(
         False,
         description="Pack several conversations into a sequence of max_length tokens; each attends to itself alone. "
@@ -190,20 +222,21 @@ class Sample(Section):
     prompts: int = Field(500, ge=2, description="How many prompts.")
     k: int = Field(4, ge=2, le=9, description="Completions per prompt.")
     temperature: float = Field(1.0, gt=0)
-    max_new_tokens: int = Field(48, ge=1)
+    max_new_tokens: int | None = Field(
+        None, ge=1, description="The longest completion. Default: as `evaluation.max_new_tokens`."
+    )
 
 
 class Rank(Section):
     """Ranking the sampled completions."""
 
     rater: Place = Field(
-        POCKETWORLD,
-        min_length=1,
-        description="pocketworld: simulated annotators, who know the built-in world. people: the run waits until "
-        "people have ranked (`chatpipe rank`). Otherwise a reward model, or module:function.",
+        "",
+        description="Who ranks; there is no default. people: the run waits until people have ranked (`chatpipe rank`). "
+        "pocketworld: simulated annotators, who know the built-in world. Otherwise a reward model, or module:function.",
     )
     temperature: float = Field(
-        0.5, ge=0, description="Noise added by raters that are programs, in units of their score (Bradley-Terry)."
+        0.0, ge=0, description="Noise added by raters that are programs, in units of their score (Bradley-Terry)."
     )
     overlap: int = Field(1, ge=1, description="How many people rank each prompt.")
 
@@ -212,9 +245,15 @@ class Rm(TrainingSection):
     """The reward model: K-wise ranking loss over all C(K,2) pairs of a prompt."""
 
     model: Place | None = Field(None, description="The reward model's body; default: sft's model.")
-    learning_rate: float = Field(9e-6, gt=0)
+    RATES = (1e-5, 1e-4)
+    learning_rate: float | None = Field(None, gt=0, description="Default: 1e-5, with lora 1e-4.")
     num_train_epochs: float = Field(1.0, gt=0)
-    max_length: int = Field(1024, ge=16, description="Longer prompts lose their beginning; answers are never cut.")
+    max_length: int | None = Field(
+        None,
+        ge=16,
+        description="Longer prompts lose their beginning; answers are never cut. Default: what the model reads, at "
+        "most 2048.",
+    )
     age_weight: float = Field(
         1.0,
         ge=0,
@@ -258,7 +297,9 @@ class Ppo(PpoSettings, TrainingSection):
         None,
         description="A reward model that is only logged, as objective/oracle, and never trained on.",
     )
-    learning_rate: float = Field(3e-6, gt=0)
+    RATES = (3e-6, 1e-5)
+    learning_rate: float | None = Field(None, gt=0, description="Default: 3e-6, with lora 1e-5.")
+    batch_size: int = Field(64, ge=1, description="Completions per optimizer step, over all processes.")
     ptx_data: Data | None = Field(None, description="The raw text; default: pretrain.data.")
     torch_compile: bool = Field(
         False, description="Compile the update: takes a minute at the start, then steps are faster."

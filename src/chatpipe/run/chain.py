@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from chatpipe.data.durable import folder_lock
-from chatpipe.errors import UsageError
+from chatpipe.errors import TrainingError, UsageError, is_out_of_memory, reason_of
 from chatpipe.models.manifest import Manifest, read_manifest, write_manifest
 from chatpipe.recipe.schema import Recipe
 from chatpipe.run import launch
@@ -23,6 +23,7 @@ from chatpipe.run.folder import (
     check_run_folder,
     check_same_run,
     clear,
+    drop_resume_points,
     note_in_run,
     recipe_of_run,
     steps_in_folder,
@@ -170,12 +171,19 @@ def run_here(step: Step) -> None:
     # Taken now: what is edited while the step runs is not what it was made from.
     manifest = begin(step) if step.is_main else None
     start = time.monotonic()
-    outcome: Outcome | None = module.run(step)
+    try:
+        outcome: Outcome | None = module.run(step)
+    except Exception as problem:
+        if not is_out_of_memory(problem):
+            raise
+        raise _out_of_memory(step, problem) from problem
     _free_memory()
     if manifest is not None and outcome is not None:
         manifest.metrics, manifest.verdict = outcome.metrics, outcome.verdict
         manifest.seconds = time.monotonic() - start
         write_manifest(step.folder, manifest)
+        if not step.recipe.keep_checkpoints:
+            drop_resume_points(step)
     ranks.wait_for_all()  # the manifest is there for all
 
 
@@ -191,10 +199,45 @@ def plan_step(step: Step, how: How) -> dict[str, Any]:
     if "model" in step.models or step.trains:
         plan["parameters"] = parameters = parameters_of(step)
         plan["models"] = ", ".join(step.models.values()) or "a new one"
+    if step.trains:
+        plan["learning_rate"] = step.section.peak_rate
+    if step.trains and isinstance(parameters, int) and hasattr(step.section, "lora"):
+        plan["memory_gib"] = _memory(step, parameters)
     plan.update(step.amounts(parameters))
     launched = ["accelerate", "launch", *launch_command(step, how)[3:]]
     plan["command"] = shlex.join(launched) if is_launched(step, how) else "in this process"
     return plan
+
+
+def _memory(step: Step, parameters: int) -> dict[str, float]:
+    """What one process holds throughout training, in GiB: float32 weights, their gradients and AdamW's two moments.
+
+    Activations come on top of it, and adapters (`lora`), which are small. ppo trains a value model as large as the
+    policy, and reads a reference (with `lora` the policy is that) and the reward models.
+    """
+    lora = step.section.lora is not None
+    trained, frozen = (0, 1) if lora else (1, 0)
+    if len(step.models) > 1:
+        trained, frozen = trained + 1, len(step.models)
+    weights = 4 * parameters / 2**30
+    parts = {"weights": trained * weights, "gradients": trained * weights, "optimizer": 2 * trained * weights}
+    parts["frozen"] = frozen * weights
+    return {name: round(size, 2) for name, size in {**parts, "total": sum(parts.values())}.items()}
+
+
+def _out_of_memory(step: Step, problem: BaseException) -> TrainingError:
+    """The error for a step that needs more memory than there is, with the keys that help."""
+    what = f"{step.name} needs more memory than there is: {reason_of(problem)}"
+    if not step.trains:
+        return TrainingError(what, "Lower sample.max_new_tokens, or use a smaller model.")
+    stage, section = step.stage, step.section
+    longest = next(key for key in ("block_size", "response_length", "max_length") if hasattr(section, key))
+    ways = [] if section.per_device_train_batch_size == 1 else [f"{stage}.per_device_train_batch_size=1"]
+    ways += [] if section.gradient_checkpointing is True else [f"{stage}.gradient_checkpointing=true"]
+    ways += [f"{stage}.bf16=true"] if section.bf16 is False else []
+    ways += [f"a smaller {stage}.{longest}"]
+    ways += [f"{stage}.lora={{}} (adapters alone)"] if getattr(section, "lora", True) is None else []
+    return TrainingError(what, f"Try, in this order: {', '.join(ways)}. What is finished is kept.")
 
 
 def launch_command(step: Step, how: How) -> list[str]:

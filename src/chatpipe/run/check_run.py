@@ -22,7 +22,7 @@ from chatpipe.stages.step import Step
 from chatpipe.training.machine import prepare_process
 
 ROWS = 1000
-"""Rows read of each source for training, and as many for validation: enough to know a share to about 1 %."""
+"""Rows read of each source: enough to know a share to about 1 %."""
 TOKENIZER_BYTES = 2_000_000
 
 
@@ -47,8 +47,9 @@ def _folder(recipe: Recipe) -> str:
 
 
 def _batches(step: Step) -> str:
-    parts = step.section.micro_batches(processes_of(step.recipe), step.stage)
-    return f"{step.section.batch_size}, in micro-batches of {parts['per_device_train_batch_size']}"
+    step.section.micro_batches(processes_of(step.recipe), step.stage)
+    micro = step.section.per_device_train_batch_size
+    return f"{step.section.batch_size}{f', in micro-batches of {micro}' if micro else ''}"
 
 
 # ---- the checks of a stage ----

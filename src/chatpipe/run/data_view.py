@@ -26,7 +26,7 @@ from chatpipe.data.worlds import is_world, worlds_read
 from chatpipe.errors import UsageError
 from chatpipe.models.model_folder import check_tokenizer, looks_like_path
 from chatpipe.models.pretrained import load_config, load_tokenizer
-from chatpipe.models.properties import longest_sequence
+from chatpipe.models.properties import UNLIMITED, longest_sequence, row_length
 from chatpipe.recipe.schema import DataBlock
 from chatpipe.reward.training_data import encode_answers
 from chatpipe.run.steps import tokenizer_of
@@ -164,9 +164,9 @@ def _view_rows(
 def _limit(step: Step, reader: Reader | None) -> int:
     """The longest row that the stage reads, in tokens."""
     if WHAT_OF_KEY[f"{step.stage}.data"] == "prompts":
-        return reader.context - step.recipe.ppo.response_length if reader else 0
-    longest: int = step.section.max_length
-    return min(longest, reader.context) if reader else longest
+        return reader.context - (step.recipe.ppo.response_length or 0) if reader else 0
+    asked: int | None = step.section.max_length
+    return row_length(asked, reader.context if reader else UNLIMITED)
 
 
 def _conversation(reader: Reader | None, limit: int, conversation: Conversation) -> _Row:

@@ -223,5 +223,12 @@ def clear(steps: Sequence[Step]) -> None:
                     (step.folder / name).unlink(missing_ok=True)
 
 
+def drop_resume_points(step: Step) -> None:
+    """Deletes what a finished step would have resumed from: weights and optimizer, many times its model's size."""
+    for path in (step.folder / STARTED).parent.glob("*"):
+        if path.is_dir():
+            retire(path)
+
+
 def _named(people: Sequence[str]) -> str:
     return ", ".join([*people[:5], *(["others"] if len(people) > 5 else [])])

@@ -36,6 +36,7 @@ from chatpipe.run.memory_estimate import blank_model, check_memory, estimate_mem
 from chatpipe.training.arguments import pretrain_arguments, training_arguments, use_bf16
 from chatpipe.training.machine import begin_peak, peak_flops, peak_memory, prepare_process
 from chatpipe.training.pretrain_trainer import PretrainTrainer
+from chatpipe.training.progress import format_duration
 
 MAX_SECONDS, ENOUGH_SECONDS, ENOUGH_STEPS = 30.0, 12.0, 5
 """The probe starts no step after `MAX_SECONDS`, so that a dry run takes less than a minute. It ends as soon as it has
@@ -95,14 +96,6 @@ def foresee(section: Pretrain, processes: int) -> dict[str, Any]:
         "tokens_per_second": round(section.batch_size * section.block_size / timing.seconds_per_step, 1),
         "probed_with": _probed_with(timing),
     }
-
-
-def format_duration(seconds: float) -> str:
-    """A duration for people, such as `3.5 h`."""
-    for unit, size in (("days", 86400), ("h", 3600), ("min", 60)):
-        if seconds >= 2 * size:
-            return f"{seconds / size:.1f} {unit}"
-    return f"{seconds:.0f} s"
 
 
 def _probed_with(timing: Timing) -> str:

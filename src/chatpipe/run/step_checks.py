@@ -103,6 +103,11 @@ def _data(step: Step, key: str, blocks: list[DataBlock]) -> Finding | str:
 def _prompts_to_rank(step: Step) -> Finding | str:
     recipe = step.recipe
     check_sources(recipe.sample.data, "rm.data (or sample.data, to have rankings made)")
+    if not recipe.rank.rater:
+        return Finding(
+            "rank.rater is not given: who ranks the answers?",
+            "Set it to people, a reward model, or module:function; or give rankings with rm.data=FILE.",
+        )
     for block in recipe.sample.data or []:
         if is_world(recipe.rank.rater) and block.source != recipe.rank.rater:
             return Finding(
@@ -160,13 +165,13 @@ def _answers_fit(recipe: Recipe) -> Finding | str:
     if recipe.pretrain.model is not None or recipe.sft.model is not None:
         return "not the run's own model"
     positions = recipe.pretrain.architecture.n_positions
-    lengths = {"evaluation.max_new_tokens": recipe.evaluation.max_new_tokens}
+    lengths: dict[str, int | None] = {"evaluation.max_new_tokens": recipe.evaluation.max_new_tokens}
     if recipe.rm.data is None or recipe.rounds > 1:
         lengths["sample.max_new_tokens"] = recipe.sample.max_new_tokens
     if recipe.ppo.model is None:
         lengths["ppo.response_length"] = recipe.ppo.response_length
     for key, length in lengths.items():
-        if not leaves_room(1, length, positions):
+        if length is not None and not leaves_room(1, length, positions):
             return Finding(
                 f"{key} = {length} leaves no room for a prompt: the run's own model reads {positions} tokens in all.",
                 "Lower it, or raise pretrain.architecture.n_positions.",

@@ -12,7 +12,7 @@ from chatpipe.evaluation.verdict import started_from
 from chatpipe.models.model_folder import Kind, check_block_size, expected_vocabulary
 from chatpipe.recipe.architectures import flops_per_token
 from chatpipe.recipe.schema import DataBlock
-from chatpipe.stages.step import Made, Step, percent
+from chatpipe.stages.step import Made, Step, answers_measured, percent
 
 CHINCHILLA_TOKENS = 20
 """For each parameter, where compute is spent best (arXiv 2203.15556, table 3)."""
@@ -168,7 +168,8 @@ class Ppo(Step):
         """Prompts, and raw text where it is mixed in."""
         recipe = self.recipe
         text = {"ppo.ptx_data": recipe.ppo.ptx_data or recipe.pretrain.data or []} if recipe.ppo.ptx_coef > 0 else {}
-        return {"ppo.data": recipe.ppo.data or recipe.rm.data or recipe.sample.data or [], **text}
+        answers = answers_measured(recipe, recipe.ppo.response_length, recipe.evaluation.max_new_tokens)
+        return {"ppo.data": recipe.ppo.data or recipe.rm.data or recipe.sample.data or [], **text, **answers}
 
     def functions(self) -> Mapping[str, str]:
         """Rewards that are one."""
@@ -179,12 +180,15 @@ class Ppo(Step):
         """Prompts, iterations, optimizer steps, and tokens that are sampled."""
         section = self.recipe.ppo
         episodes = section.batch_size * section.num_mini_batches
-        iterations = math.ceil(section.total_episodes / episodes)
+        prompts = len(load_prompts(self.data["ppo.data"], self.recipe.worlds, "ppo.data").train)
+        iterations = math.ceil(section.episodes(prompts, section.batch_size) / episodes)
+        length = section.response_length
+        tokens = f"up to {iterations * episodes * length:,} sampled" if length else "as long as answers in sft.data"
         return {
-            "prompts": len(load_prompts(self.data["ppo.data"], self.recipe.worlds, "ppo.data").train),
+            "prompts": prompts,
             "iterations": iterations,
             "steps": iterations * section.num_ppo_epochs * section.num_mini_batches,
-            "tokens": f"up to {iterations * episodes * section.response_length:,} sampled",
+            "tokens": tokens,
         }
 
     def gains(self, metrics: dict[str, Any]) -> list[tuple[str, str, str]]:

@@ -33,7 +33,9 @@ from chatpipe.reward.rewards import Rewards
 from chatpipe.stages.language_steps import Ppo
 from chatpipe.stages.ppo_rewards import answer_rewards, load_rewards
 from chatpipe.stages.shared import (
+    answering,
     example_prompt,
+    longest_answer,
     oracle_of,
     save_checkpoint,
     stage_arguments,
@@ -42,7 +44,7 @@ from chatpipe.stages.shared import (
     validation_prompts,
 )
 from chatpipe.stages.step import Outcome, Step
-from chatpipe.training.arguments import use_bf16
+from chatpipe.training.arguments import Reading, use_bf16
 from chatpipe.training.lora import lora_config
 from chatpipe.training.machine import release_memory
 from chatpipe.training.ranks import main_process_first
@@ -66,13 +68,10 @@ class Prepared:
     rewards: Rewards
     scorers: Mapping[str, PreTrainedModel]
     """The reward models by recipe key."""
+    context: int
+    """Tokens that all models can read."""
     response_length: int
-
-    @property
-    def context(self) -> int:
-        """Tokens that all models can read."""
-        scorers = (longest_sequence(model, self.tokenizer) for model in self.rewards.all_models)
-        return min([longest_sequence(self.policy, decodes=True), *scorers])
+    total_episodes: int
 
     def checks(self) -> Checks:
         """The checks that need no trainer."""
@@ -93,16 +92,34 @@ def prepare(step: Step) -> Prepared:
     reference = None if recipe.ppo.lora else load_causal_model(step.models["model"], frozen=in_bf16)
     rewards = load_rewards(step, tokenizer)
     scorers = dict(zip([f"ppo.{key}" for key in step.models if key != "model"], rewards.all_models, strict=True))
-    return Prepared(tokenizer, prompts, policy, reference, rewards, scorers, recipe.ppo.response_length)
+    context = context_of(policy, rewards, tokenizer)
+    length = longest_answer(step, recipe.ppo.response_length, tokenizer, context)
+    episodes = recipe.ppo.episodes(len(prompts.train), recipe.ppo.batch_size)
+    return Prepared(tokenizer, prompts, policy, reference, rewards, scorers, context, length, episodes)
+
+
+def context_of(policy: PreTrainedModel, rewards: Rewards, tokenizer: PreTrainedTokenizerBase) -> int:
+    """Tokens that all models can read."""
+    scorers = (longest_sequence(model, tokenizer) for model in rewards.all_models)
+    return min([longest_sequence(policy, decodes=True), *scorers])
 
 
 def new_trainer(step: Step, prepared: Prepared) -> PPOTrainer:
     """The stage's trainer on the prompts that leave room for a completion."""
-    section, tokenizer, context = step.recipe.ppo, prepared.tokenizer, prepared.context
+    section, tokenizer = step.recipe.ppo, prepared.tokenizer
+    prompts = _fitting(step, prepared, prepared.prompts.train)
+    ids = [encode_prompt(tokenizer, prompt) for prompt in prompts]
+    longest = max(map(len, ids)) + prepared.response_length
     args = stage_arguments(
         step,
         PPOConfig,
-        **{key: getattr(section, key) for key in PPO_KEYS},
+        # The value model is about as large as the policy. Logits are computed in parts.
+        Reading((prepared.policy, prepared.policy), longest, logits=False),
+        **{
+            **{key: getattr(section, key) for key in PPO_KEYS},
+            "response_length": prepared.response_length,
+            "total_episodes": prepared.total_episodes,
+        },
         reward_weights=prepared.rewards.weights,
     )
     return PPOTrainer(
@@ -113,8 +130,8 @@ def new_trainer(step: Step, prepared: Prepared) -> PPOTrainer:
         reward_model=prepared.rewards.models,
         reward_funcs=prepared.rewards.functions,
         oracle_reward=prepared.rewards.oracle,
-        train_dataset=[{"prompt": prompt} for prompt in _fitting(step, tokenizer, prepared.prompts.train, context)],
-        ptx_dataset=_text(step, tokenizer, context) if section.ptx_coef else None,
+        train_dataset=[{"prompt": prompt, "input_ids": of} for prompt, of in zip(prompts, ids, strict=True)],
+        ptx_dataset=_text(step, tokenizer, prepared.context) if section.ptx_coef else None,
         peft_config=lora_config(**section.lora.model_dump()) if section.lora else None,
     )
 
@@ -158,6 +175,8 @@ def run(step: Ppo) -> Outcome | None:
     del prepared
     release_memory()
 
+    if step.is_main:
+        console.log_line(f"ppo: evaluating answers to {len(data.prompts):,} prompts, before and after")
     with evaluating:
         policy, reference = (load_causal_model(model, frozen=True) for model in (step.folder, step.models["model"]))
         first = partial(load_causal_model, step.first_policy, frozen=True) if step.first_policy else None
@@ -176,27 +195,29 @@ def run(step: Ppo) -> Outcome | None:
 def _validation(step: Step, prepared: Prepared) -> PolicyEvaluation:
     """What the policies are evaluated on: as many prompts as the evaluation may cost (`evaluation.budget`)."""
     recipe, section, tokenizer = step.recipe, step.recipe.ppo, prepared.tokenizer
-    prompts = validation_prompts(step, tokenizer, prepared.prompts.validation, prepared.context)
+    params = answering(step, tokenizer, prepared.context)
+    found = prepared.prompts.validation
+    prompts = validation_prompts(step, tokenizer, found, prepared.context, params.max_new_tokens)
     lengths = [len(encode_prompt(tokenizer, prompt)) for prompt in prompts]
     most = policy_prompts(
         prepared.policy.num_parameters(),
-        section.total_episodes,
+        prepared.total_episodes,
         section.num_ppo_epochs,
         sum(lengths) / len(lengths),
-        section.response_length,
-        recipe.evaluation.max_new_tokens,
+        prepared.response_length,
+        params.max_new_tokens,
         models=2 if step.round == 1 else 3,
     )
     prompts = prompts[:most]
     return PolicyEvaluation(
         tokenizer,
         prompts,
-        recipe.evaluation,
+        params,
         recipe.seed,
         oracle_of(step),
         partial(answer_rewards, step, prepared.rewards, tokenizer),
-        [encode_prompt(tokenizer, prompt) for prompt in _fitting(step, tokenizer, prompts, prepared.context)],
-        SamplingParams(max_new_tokens=section.response_length, temperature=section.temperature),
+        [encode_prompt(tokenizer, prompt) for prompt in _fitting(step, prepared, prompts)],
+        SamplingParams(max_new_tokens=prepared.response_length, temperature=section.temperature),
     )
 
 
@@ -210,7 +231,7 @@ def _train(step: Step, prepared: Prepared) -> dict[str, Any]:
         prepared.policy,
         step.stage,
         step.folder,
-        section.response_length,
+        prepared.response_length,
         section.max_nonfinite_steps,
         resumable=trainer.is_between_iterations,
     )
@@ -239,12 +260,10 @@ def _readable(step: Step, tokenizer: PreTrainedTokenizerBase, prompts: Loaded[Co
     return Loaded(train, validation, prompts.report)
 
 
-def _fitting(
-    step: Step, tokenizer: PreTrainedTokenizerBase, prompts: list[Conversation], context: int
-) -> list[Conversation]:
-    """The prompts that leave room for a completion in `context` tokens; the number of others is printed."""
-    new_tokens = step.recipe.ppo.response_length
-    fitting = prompts_with_room(tokenizer, prompts, context, "ppo.response_length", new_tokens)
+def _fitting(step: Step, prepared: Prepared, prompts: list[Conversation]) -> list[Conversation]:
+    """The prompts that leave room for a completion in the context; the number of others is printed."""
+    new_tokens, context = prepared.response_length, prepared.context
+    fitting = prompts_with_room(prepared.tokenizer, prompts, context, "ppo.response_length", new_tokens)
     if len(fitting) < len(prompts) and step.is_main:
         console.note(
             f"ppo: {len(prompts) - len(fitting)} of {len(prompts)} prompts left out: no room for {new_tokens} "

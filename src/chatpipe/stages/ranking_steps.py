@@ -15,7 +15,7 @@ from chatpipe.data.worlds import is_world
 from chatpipe.models.model_folder import Kind
 from chatpipe.recipe.schema import DataBlock, Recipe
 from chatpipe.reward.functions import is_function
-from chatpipe.stages.step import Made, Step, folder_of, name_of, percent
+from chatpipe.stages.step import Made, Step, answers_measured, folder_of, name_of, percent
 
 COMPLETIONS_FILE, RANKINGS_FILE, STORE_FILE = "completions.jsonl", "rankings.jsonl", "rankings.db"
 COMPLETIONS = "completions"
@@ -45,6 +45,12 @@ class Sample(Step):
     def model_sources(self) -> Mapping[str, str | Made | None]:
         """In later rounds the policy of the round before answers."""
         return {"model": Made("ppo", self.round - 1) if self.round > 1 else self.recipe.rm.model or Made("sft", 1)}
+
+    @cached_property
+    def data(self) -> Mapping[str, list[DataBlock]]:
+        """Prompts, and answers that say how long one may be."""
+        recipe = self.recipe
+        return {"sample.data": recipe.sample.data or [], **answers_measured(recipe, recipe.sample.max_new_tokens)}
 
     def amounts(self, parameters: int | str) -> dict[str, Any]:
         """Prompts and answers."""
@@ -86,7 +92,7 @@ class Rank(Step):
 
     def model_sources(self) -> Mapping[str, str | Made | None]:
         """A reward model that ranks, which is known by its weights and not by its place."""
-        is_model = not (self.runs_in_place or is_function(self.ranked_by))
+        is_model = self.ranked_by != "" and not (self.runs_in_place or is_function(self.ranked_by))
         return {"rater": self.ranked_by if is_model else None}
 
     @cached_property

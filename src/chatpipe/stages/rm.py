@@ -6,6 +6,7 @@ from typing import Any
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainingArguments, set_seed
 
+from chatpipe import console
 from chatpipe.checks.by_stage import rm_checks
 from chatpipe.checks.gate import Checks, enforce
 from chatpipe.data.chat_template import add_chat_template
@@ -25,12 +26,13 @@ from chatpipe.evaluation.pair_accuracy import (
 )
 from chatpipe.evaluation.preference_verdicts import rm_verdict
 from chatpipe.models.pretrained import load_reward_model, load_tokenizer
-from chatpipe.models.properties import longest_sequence
+from chatpipe.models.properties import longest_sequence, row_length
 from chatpipe.reward.reward_model import centre_rewards, new_reward_model, outside_body, reward_offset
 from chatpipe.reward.reward_trainer import RewardTrainer
 from chatpipe.reward.training_data import EncodedRankings, conversations_to_draw_from, demonstrations, encode_rankings
 from chatpipe.stages.shared import example_prompt, save_checkpoint, stage_adapter, stage_arguments
 from chatpipe.stages.step import Outcome, Step
+from chatpipe.training.arguments import Reading
 from chatpipe.training.callbacks import closing_log
 from chatpipe.training.machine import release_memory
 from chatpipe.training.ranks import main_process_first
@@ -62,7 +64,7 @@ def prepare(step: Step) -> Prepared:
     if len(tokenizer) > model.get_input_embeddings().num_embeddings:
         set_seed(recipe.seed)
         model.resize_token_embeddings(len(tokenizer))
-    max_length = min(recipe.rm.max_length, longest_sequence(model, tokenizer))
+    max_length = row_length(recipe.rm.max_length, longest_sequence(model, tokenizer))
     train = encode_rankings(tokenizer, rankings.train, max_length)
     return Prepared(tokenizer, model, rankings, train, max_length)
 
@@ -87,6 +89,8 @@ def run(step: Step) -> Outcome | None:
     del prepared
     release_memory()
 
+    if step.is_main:
+        console.log_line(f"rm: evaluating {len(validation):,} rankings")
     with evaluating:
         model = load_reward_model(step.folder, frozen=True)
         # Needs no model, so one process is enough: only its metrics count.
@@ -144,7 +148,9 @@ def _train(step: Step, prepared: Prepared) -> tuple[dict[str, Any], Callable[[di
         centre = demonstrations(tokenizer, conversations, rankings, max_length, recipe.seed)
     others = outside_body(model)
     adapter = stage_adapter(step, model, tokenizer, section.lora, whole=others.values(), without=list(others))
-    args = stage_arguments(step, TrainingArguments, num_train_epochs=section.num_train_epochs)
+    longest = max(sum(map(len, ranking.sequences)) for ranking in rankings)
+    reading = Reading((model,), longest, logits=False)
+    args = stage_arguments(step, TrainingArguments, reading, num_train_epochs=section.num_train_epochs)
     trainer = RewardTrainer(model, args, rankings, adapter, processing_class=tokenizer)
     speed = run_trainer(trainer, model, step.stage, step.folder, max_length, section.max_nonfinite_steps)
     with main_process_first(step.folder):

@@ -3,11 +3,16 @@
 import gc
 import os
 
+from transformers import AutoConfig
+
 from chatpipe import console
 from chatpipe.data.datasets import Conversation
 from chatpipe.data.durable import PARTIAL
+from chatpipe.models.pretrained import load_tokenizer
+from chatpipe.models.properties import longest_sequence
 from chatpipe.ranking.completions import Sampling, join_shares, prompts_to_rank, sample_share
 from chatpipe.stages.ranking_steps import COMPLETIONS_FILE
+from chatpipe.stages.shared import longest_answer
 from chatpipe.stages.step import Outcome, Step
 from chatpipe.training.ranks import heeding_parent, wait_for_all
 
@@ -16,14 +21,16 @@ def run(step: Step) -> Outcome | None:
     """Writes the completions file of the round; the main process returns what came out."""
     settings, path = step.recipe.sample, step.folder / COMPLETIONS_FILE
     prompts = _prompts(step)
+    model = step.models["model"]
+    context = longest_sequence(AutoConfig.from_pretrained(model), decodes=True)
+    new_tokens = longest_answer(step, settings.max_new_tokens, load_tokenizer(model), context)
     sampling = Sampling(
         settings.k,
         step.recipe.seed,
-        settings.max_new_tokens,
+        new_tokens,
         settings.temperature,
         chat_template_kwargs=step.recipe.chat_template_kwargs,
     )
-    model = step.models["model"]
     # A model of the run is named by its place relative to the file, which stays the same where the run is moved.
     name = os.path.relpath(model, step.folder) if "model" in step.makers else model
     with heeding_parent(step.folder):
@@ -38,6 +45,8 @@ def run(step: Step) -> Outcome | None:
         left.unlink()
     metrics = {"prompts": written.prompts, "left_out_prompts": written.left_out, "k": settings.k}
     reason = f"{written.prompts} prompts are answered, each at most {settings.k} times; {written.left_out} are left out"
+    if written.left_out:
+        reason += f": too few different answers end within {new_tokens} tokens (sample.max_new_tokens)"
     return Outcome(metrics, {"status": "pass", "reasons": [reason]})
 
 

@@ -15,13 +15,15 @@ from chatpipe.data.chat_rows import Rows, RowsNote, check_enough_rows, rows_of_c
 from chatpipe.data.datasets import Conversation
 from chatpipe.data.packing import training_sequences
 from chatpipe.data.text_blocks import TrainingText
-from chatpipe.evaluation.answers import answer_example
+from chatpipe.evaluation.answers import answer_example, share_within
 from chatpipe.evaluation.budget import Stopwatch, chat_prompts, chat_rows
 from chatpipe.evaluation.chat import EncodedConversation, chat_loss, chat_samples, evaluate_chat
 from chatpipe.evaluation.language_verdicts import sft_verdict
+from chatpipe.generation import SamplingParams
 from chatpipe.models.pretrained import load_causal_model, load_for_chat, load_tokenizer
-from chatpipe.models.properties import longest_sequence
+from chatpipe.models.properties import longest_sequence, row_length
 from chatpipe.stages.shared import (
+    answering,
     example_prompt,
     oracle_of,
     save_checkpoint,
@@ -32,6 +34,7 @@ from chatpipe.stages.shared import (
     validation_prompts,
 )
 from chatpipe.stages.step import Outcome, Step
+from chatpipe.training.arguments import Reading
 from chatpipe.training.machine import release_memory
 from chatpipe.training.ranks import main_process_first
 from chatpipe.training.run_trainer import run_trainer
@@ -63,7 +66,7 @@ class Prepared:
 def prepare(step: Step) -> Prepared:
     """Loads the model and makes the rows; every process has the same."""
     tokenizer, model = load_for_chat(step.models["model"], settings=step.recipe.chat_template_kwargs)
-    max_length = min(step.recipe.sft.max_length, longest_sequence(model, decodes=True))
+    max_length = row_length(step.recipe.sft.max_length, longest_sequence(model, decodes=True))
     blocks = step.data[KEY]
     with main_process_first(step.folder):
         rows = rows_of_conversations(step.folder / ROWS, blocks, step.recipe.worlds, tokenizer, max_length, KEY)
@@ -85,21 +88,27 @@ def run(step: Step) -> Outcome | None:
     check_enough_rows(train, prepared.validation, KEY)
     for line in note.left_out(train, prepared.validation, max_length) if step.is_main else ():
         console.note(line)
-    rows, prompts = _validation(step, prepared)
+    params = answering(step, tokenizer, longest_sequence(model, decodes=True))
+    rows, prompts = _validation(step, prepared, params)
     with evaluating:
         before = chat_loss(model, rows)
-    trained = _train(step, prepared, rows, prompts)
+    answers = (conversation[-1] for conversation in prepared.validation.examples())
+    within = share_within(params.max_new_tokens, tokenizer, answers)
+    trained = _train(step, prepared, rows, prompts, params)
     del prepared, model
     release_memory()
 
+    if step.is_main:
+        console.log_line(f"sft: evaluating {len(rows):,} conversations and {len(prompts):,} answers")
     with evaluating:
         # In float32, as before training: the forward pass of the trained model may still compute in bf16.
         model = load_causal_model(step.folder)
-        evaluated, _ = evaluate_chat(model, tokenizer, rows, prompts, recipe.evaluation, recipe.seed, oracle_of(step))
+        evaluated, _ = evaluate_chat(model, tokenizer, rows, prompts, params, recipe.seed, oracle_of(step))
         example = answer_example(model, tokenizer, example_prompt(step))
     metrics = {
         **evaluated,
         "eval_loss_before": before,
+        "answers_within_limit": within,
         "train_conversations": len(train),
         "left_out_conversations": note.too_long["train"],
         "skipped_rows": note.skipped,
@@ -110,11 +119,14 @@ def run(step: Step) -> Outcome | None:
     return Outcome(metrics, sft_verdict(metrics).to_dict()) if step.is_main else None
 
 
-def _validation(step: Step, prepared: Prepared) -> tuple[list[EncodedConversation], list[Conversation]]:
+def _validation(
+    step: Step, prepared: Prepared, params: SamplingParams
+) -> tuple[list[EncodedConversation], list[Conversation]]:
     """The validation conversations and prompts, as many as the evaluation may cost (`evaluation.budget`)."""
     section, validation, model = step.recipe.sft, prepared.validation, prepared.model
     prompts = [conversation[:-1] for conversation in validation.examples()]
-    prompts = validation_prompts(step, prepared.tokenizer, prompts, longest_sequence(model, decodes=True))
+    context = longest_sequence(model, decodes=True)
+    prompts = validation_prompts(step, prepared.tokenizer, prompts, context, params.max_new_tokens)
     parameters, tokens = model.num_parameters(), int(prepared.train.lengths.sum())
     epochs = section.num_train_epochs
     steps = section.max_steps if section.max_steps > 0 else epochs * len(prepared.train) / section.batch_size
@@ -122,17 +134,23 @@ def _validation(step: Step, prepared: Prepared) -> tuple[list[EncodedConversatio
     evaluations = 2 + (int(steps / section.eval_steps) if section.eval_steps else 0)
     most = chat_rows(parameters, trained, float(validation.lengths.mean()), evaluations)
     rows = validation.first(min(most, MAX_CONVERSATIONS))
-    return rows, prompts[: chat_prompts(parameters, trained, step.recipe.evaluation.max_new_tokens)]
+    return rows, prompts[: chat_prompts(parameters, trained, params.max_new_tokens)]
 
 
 def _train(
-    step: Step, prepared: Prepared, rows: Sequence[EncodedConversation], prompts: Sequence[Conversation]
+    step: Step,
+    prepared: Prepared,
+    rows: Sequence[EncodedConversation],
+    prompts: Sequence[Conversation],
+    params: SamplingParams,
 ) -> dict[str, Any]:
     """Trains the model, saves it into the stage's folder and returns the speed."""
     section, tokenizer, model, max_length = step.recipe.sft, prepared.tokenizer, prepared.model, prepared.max_length
+    longest = max_length if section.packing else int(prepared.train.lengths.max())
     args = stage_arguments(
         step,
         SFTConfig,
+        Reading((model,), longest),
         num_train_epochs=section.num_train_epochs,
         max_steps=section.max_steps,
         max_length=max_length,
@@ -150,7 +168,7 @@ def _train(
         tokenizer,
         packed=section.packing,
         adapter=adapter,
-        measure=partial(_measure, tokenizer, rows, asked, step.recipe.evaluation.max_new_tokens),
+        measure=partial(_measure, tokenizer, rows, asked, params.max_new_tokens),
         keep_best=section.load_best_model_at_end,
     )
     speed = run_trainer(trainer, model, step.stage, step.folder, max_length, section.max_nonfinite_steps)

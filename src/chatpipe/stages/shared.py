@@ -19,10 +19,12 @@ from chatpipe.data.text_sources import raw_texts
 from chatpipe.data.token_store import skipped_in, token_stores
 from chatpipe.data.worlds import Oracle, world_named
 from chatpipe.errors import UsageError
+from chatpipe.evaluation.answers import answer_limit
+from chatpipe.generation import SamplingParams
 from chatpipe.models.pretrained import load_tokenizer
 from chatpipe.recipe.schema import DataBlock, Lora
 from chatpipe.stages.step import Step
-from chatpipe.training.arguments import training_arguments
+from chatpipe.training.arguments import Reading, training_arguments
 from chatpipe.training.lora import Adapter, lora_config
 from chatpipe.training.ranks import main_process_first
 
@@ -85,20 +87,32 @@ def training_text(
 
 
 def validation_prompts(
-    step: Step, tokenizer: PreTrainedTokenizerBase, prompts: list[Conversation], context: int
+    step: Step, tokenizer: PreTrainedTokenizerBase, prompts: list[Conversation], context: int, new_tokens: int
 ) -> list[Conversation]:
     """The prompts to evaluate on: those of the built-in world that the stage reads, else the validation `prompts`.
 
-    At most `evaluation.prompts`. Prompts that leave no room for an answer in a `context` of so many tokens are left
-    out.
+    At most `evaluation.prompts`. Prompts that leave no room for an answer of `new_tokens` in a `context` of so many
+    tokens are left out.
     """
-    settings = step.recipe.evaluation
     world = step.world()
     if world is not None:
         prompts = load_prompts([DataBlock(source=world)], step.recipe.worlds, f"{step.stage}.data").validation
-    new_tokens = settings.max_new_tokens
     fitting = prompts_with_room(tokenizer, prompts, context, "evaluation.max_new_tokens", new_tokens)
-    return fitting[: settings.prompts]
+    return fitting[: step.recipe.evaluation.prompts]
+
+
+def longest_answer(step: Step, asked: int | None, tokenizer: PreTrainedTokenizerBase, context: int) -> int:
+    """The longest answer in tokens: `asked`, else as the validation answers of `sft.data` are long (`answer_limit`)."""
+    blocks = step.data.get("sft.data", []) if asked is None else []
+    stream = stream_conversations(blocks, step.recipe.worlds, "sft.data", Report())
+    answers = (conversation[-1] for conversation, split in stream if split == "validation")
+    return answer_limit(asked, tokenizer, answers, context)
+
+
+def answering(step: Step, tokenizer: PreTrainedTokenizerBase, context: int) -> SamplingParams:
+    """How validation prompts are answered."""
+    settings = step.recipe.evaluation
+    return SamplingParams(longest_answer(step, settings.max_new_tokens, tokenizer, context), settings.temperature)
 
 
 def oracle_of(step: Step) -> Oracle | None:
@@ -133,11 +147,11 @@ def _prompts(step: Step) -> Iterable[Conversation]:
 # ---- the trainer ----
 
 
-def stage_arguments(step: Step, cls: type[Arguments], **more: Any) -> Arguments:
+def stage_arguments(step: Step, cls: type[Arguments], reading: Reading | None = None, **more: Any) -> Arguments:
     """Arguments of type `cls` for the step's trainer; those in `more` belong to this stage only."""
     recipe = step.recipe
     return training_arguments(
-        cls, step.section, step.stage, step.folder, recipe.seed, step.processes, recipe.report_to, **more
+        cls, step.section, step.stage, step.folder, recipe.seed, step.processes, recipe.report_to, reading, **more
     )
 
 

@@ -209,6 +209,11 @@ class Step:
         return self.process_index == 0
 
 
+def answers_measured(recipe: Recipe, *lengths: int | None) -> Mapping[str, list[DataBlock]]:
+    """The conversations whose answers say how long others may be, where the recipe does not give all `lengths`."""
+    return {"sft.data": recipe.sft.data} if None in lengths and recipe.sft.data else {}
+
+
 def percent(share: float) -> str:
     """A share for people."""
     return f"{100 * share:.0f} %"

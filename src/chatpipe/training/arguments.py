@@ -1,10 +1,11 @@
 """From a stage's section of the recipe to the arguments of its trainer: precision, schedule, batches."""
 
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
-from transformers import TrainingArguments
+from transformers import PreTrainedModel, TrainingArguments
 
 from chatpipe.recipe.schema import Pretrain, TrainingSection
 
@@ -12,7 +13,6 @@ Arguments = TypeVar("Arguments", bound=TrainingArguments)
 
 # Keys of a section that have the same name and meaning in TrainingArguments.
 SHARED_KEYS = (
-    "learning_rate",
     "warmup_steps",
     "weight_decay",
     "adam_beta1",
@@ -24,6 +24,50 @@ SHARED_KEYS = (
 )
 
 
+# ---- what fits into memory ----
+
+ACTIVATION_BYTES = 34
+"""Bytes that a layer keeps for the backward pass, a token and a unit of its width, in half precision (arXiv 2205.05198,
+equation 1, without the attention matrix, which no kernel here keeps)."""
+LOGIT_BYTES = 12
+"""Bytes a token and an entry of the vocabulary: logits in half precision, in float32, and the gradient of both."""
+MICRO_BATCH_BYTES_ON_CPU = 5 * 2**28
+MICRO_BATCH_SHARE_OF_GPU = 1 / 5
+
+
+@dataclass(frozen=True)
+class Reading:
+    """What a trainer reads in a micro-batch: its `models`, each row of at most `tokens`, `logits` of each or none."""
+
+    models: tuple[PreTrainedModel, ...]
+    tokens: int
+    logits: bool = True
+
+    def row_bytes(self, recomputes: bool, half: bool) -> int:
+        """Memory of one row in a training step; `recomputes`: with gradient checkpointing, `half`: in bfloat16."""
+        return self.tokens * sum(self._token_bytes(model, recomputes, half) for model in self.models)
+
+    def _token_bytes(self, model: PreTrainedModel, recomputes: bool, half: bool) -> int:
+        config = model.config.get_text_config()
+        of_a_layer = config.hidden_size * ACTIVATION_BYTES * (1 if half else 2)
+        kept = config.num_hidden_layers * (4 * config.hidden_size if recomputes else of_a_layer)
+        return kept + of_a_layer * recomputes + LOGIT_BYTES * config.vocab_size * self.logits
+
+
+def memory_settings(section: TrainingSection, reading: Reading | None, device: torch.device) -> tuple[bool, int | None]:
+    """Whether to use gradient checkpointing, and how many rows fit into a micro-batch (None where that is unknown)."""
+    asked = section.gradient_checkpointing
+    if reading is None:
+        return asked is True, None
+    if device.type == "cuda":
+        budget = int(torch.cuda.mem_get_info(device)[1] * MICRO_BATCH_SHARE_OF_GPU)
+    else:
+        budget = MICRO_BATCH_BYTES_ON_CPU
+    half = use_bf16(section.bf16, device)
+    recomputes = reading.row_bytes(False, half) > budget if asked == "auto" else asked
+    return recomputes, budget // max(reading.row_bytes(recomputes, half), 1)
+
+
 def training_arguments(
     cls: type[Arguments],
     section: TrainingSection,
@@ -32,17 +76,24 @@ def training_arguments(
     seed: int,
     processes: int,
     report_to: list[str] | str = "none",
+    reading: Reading | None = None,
     **more: Any,
 ) -> Arguments:
-    """`cls` filled from `section`; the arguments in `more` belong to this stage only, and win."""
+    """`cls` filled from `section`; the arguments in `more` belong to this stage only, and win.
+
+    `reading` decides what the section leaves to the memory; without it the micro-batch is the whole batch.
+    """
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    recomputes, fitting = memory_settings(section, reading, device)
     # Newer transformers renamed it. Always given, since trl's SFTConfig turns it on.
     fields = cls.__dataclass_fields__
     recompute = "activation_checkpointing" if "activation_checkpointing" in fields else "gradient_checkpointing"
     return cls(
         **{
             **{key: getattr(section, key) for key in SHARED_KEYS},
-            recompute: section.gradient_checkpointing,
-            "bf16": use_bf16(section.bf16, torch.device("cuda" if torch.cuda.is_available() else "cpu")),
+            "learning_rate": section.peak_rate,
+            recompute: recomputes,
+            "bf16": use_bf16(section.bf16, device),
             "output_dir": str(folder),
             "seed": seed,
             "report_to": report_to,
@@ -58,7 +109,7 @@ def training_arguments(
             "use_cpu": not torch.cuda.is_available(),
             "ddp_find_unused_parameters": False,
             **_schedule(section),
-            **section.micro_batches(processes, stage),
+            **section.micro_batches(processes, stage, fitting),
             **more,
         }
     )

@@ -22,7 +22,7 @@ from transformers.integrations import get_reporting_integration_callbacks
 
 from chatpipe import console
 from chatpipe.data.durable import replace_text
-from chatpipe.training.progress import METRICS_FILE, evaluation_words, progress_words, read_metrics
+from chatpipe.training.progress import METRICS_FILE, LogLines, evaluation_words, progress_words, read_metrics
 
 
 def watch(trainer: Trainer, stage: str, folder: Path, flops_per_token: float, peak: float | None) -> "Watch":
@@ -171,12 +171,13 @@ class MetricsFile(TrainerCallback):
 
 
 class Progress(TrainerCallback):
-    """Stage, step, loss, tokens/s and time left, on a terminal."""
+    """Stage, step, loss, tokens/s and time left: in a bar on a terminal, in a line at each log elsewhere."""
 
     def __init__(self, stage: str) -> None:
         self.stage = stage
         self._stack = ExitStack()
         self._words = ""
+        self._log = LogLines(stage)
 
     def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         """Opens the bar."""
@@ -194,7 +195,9 @@ class Progress(TrainerCallback):
             for line in evaluation_words(logs):
                 console.note(f"step {state.global_step}: {line}")
             return
-        self._words = progress_words(logs) or self._words
+        if words := progress_words(logs):
+            self._words = words
+            self._log.show(state.global_step, state.max_steps, words)
 
     def close(self) -> None:
         """Removes the bar; also after an error, when Trainer calls no callback any more."""

@@ -1,6 +1,7 @@
 """Reads metrics.jsonl, and follows a stage that runs in other processes. No torch."""
 
 import json
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -43,14 +44,43 @@ def evaluation_words(logs: dict[str, Any]) -> list[str]:
     return [f"validation: {', '.join(parts)}", *(" ".join(sample.split()) for sample in logs.get("samples", []))]
 
 
+class LogLines:
+    """Lines for a log file: where training is, and how long the rest takes."""
+
+    def __init__(self, stage: str) -> None:
+        self.stage = stage
+        self._start: tuple[int, float] | None = None
+
+    def show(self, step: int, steps: int, words: str) -> None:
+        """Prints a line, unless it is a terminal. The time left follows from the second call on."""
+        first, since = self._start = self._start or (step, time.monotonic())
+        left = ""
+        if step > first:
+            left = f"  {format_duration((steps - step) * (time.monotonic() - since) / (step - first))} left"
+        console.log_line(f"{self.stage}: step {step:,} of {steps:,}  {words}{left}")
+
+
+def format_duration(seconds: float) -> str:
+    """A duration for people, such as `3.5 h`."""
+    for unit, size in (("days", 86400), ("h", 3600), ("min", 60)):
+        if seconds >= 2 * size:
+            return f"{seconds / size:.1f} {unit}"
+    return f"{seconds:.0f} s"
+
+
 @contextmanager
 def follow(stage: str, folder: Path) -> Iterator[Callable[[], None]]:
-    """A progress bar that shows the stage's metrics file; call the yielded function to update it."""
+    """Shows the stage's metrics file in a progress bar or a log file; call the yielded function to update it."""
     path = folder / METRICS_FILE
+    lines_shown, log = len(read_metrics(path)), LogLines(stage)
     with console.progress(stage, total=None) as bar:
 
         def show() -> None:
+            nonlocal lines_shown
             if lines := read_metrics(path):
                 bar.update(lines[-1]["step"], progress_words(lines[-1]), total=lines[-1]["max_steps"])
+                for line in lines[lines_shown:]:
+                    log.show(line["step"], line["max_steps"], progress_words(line))
+                lines_shown = len(lines)
 
         yield show
