@@ -148,7 +148,7 @@ def _spoil_tokenizers(folders: Path) -> None:
     del settings["eos_token"]
     config.write_text(json.dumps(settings))
     (folders / "odd-template" / "chat_template.jinja").write_text(
-        "{{ messages | length }}{% for message in messages %}{{ message['content'] }}{% endfor %}"
+        "{% for message in messages if message['role'] == 'user' %}{{ message['content'] }}{% endfor %}"
     )
 
 

@@ -99,9 +99,9 @@ FOLDERS = [
         begun=True,
     ),
     Mistake(
-        "a chat template that begins otherwise than its prompts",
+        "a chat template that does not write the answers",
         SFT,
-        "model, 2 -> chat_template",
+        "model, answer -> chat_template",
         CHATS,
         {"model": "odd-template"},
         begun=True,
