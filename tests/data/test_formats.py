@@ -51,9 +51,32 @@ def test_a_format_is_recognised_by_its_fields(values, form):
 
 def test_unknown_fields_are_refused_with_their_names_and_the_known_ones():
     with pytest.raises(UsageError) as caught:
-        recognise(row(query="x", reply="y"), "sft.data")
-    assert caught.value.message == "a.jsonl:3: sft.data does not know what these fields mean: query, reply."
+        recognise(row(reply="y", post="x"), "sft.data")
+    assert caught.value.message == "a.jsonl:3: sft.data does not know what these fields mean: post, reply."
     assert "instruction, output" in caught.value.hint
+    assert "columns: {question: post, answer: reply}" in caught.value.hint
+
+
+@pytest.mark.parametrize(
+    ("values", "key", "columns"),
+    [
+        ({"id": 1, "Frage": "x", "Antwort": "y"}, "sft.data", "{question: Frage, answer: Antwort}"),
+        ({"talk": [USER, ASSISTANT]}, "sft.data", "{messages: talk}"),
+        ({"good_answer": "x", "bad_answer": "y", "post": "z"}, "rm.data", "{prompt: post, chosen: good_answer"),
+        ({"a": "x"}, "rm.data", "{prompt: a, chosen: THEIR NAME, rejected: THEIR NAME}"),
+        ({"topic": "x", "user_query": "y"}, "ppo.data", "{prompt: user_query}"),
+    ],
+)
+def test_where_a_mapping_is_needed_the_message_has_the_columns_that_would_do(values, key, columns):
+    with pytest.raises(UsageError) as caught:
+        recognise(row(**values), key)
+    assert f"columns: {columns}" in caught.value.hint
+
+
+def test_a_file_of_prompts_with_another_field_may_have_its_answers_there():
+    with pytest.raises(UsageError) as caught:
+        check_use("prompts", "conversations", "a.jsonl", "sft.data", row(prompt="x", reply="y"))
+    assert "columns: {question: prompt, answer: reply}" in caught.value.hint
 
 
 def test_conversations_are_read_unchanged():
@@ -63,7 +86,7 @@ def test_conversations_are_read_unchanged():
 
 
 def test_other_fields_of_a_message_are_left_out():
-    assert check_messages([{**USER, "weight": 1}, ASSISTANT]) == [USER, ASSISTANT]
+    assert check_messages([{**USER, "name": "Ann"}, {**ASSISTANT, "weight": 1}]) == [USER, ASSISTANT]
 
 
 def test_alpaca_puts_the_input_behind_the_instruction():
@@ -269,7 +292,7 @@ def test_any_dialogue_comes_apart_into_its_turns(turns):
         (None, "there are no messages"),
         ([], "there are no messages"),
         ("hello", "there are no messages"),
-        ([{"role": "robot", "content": "x"}], "a message is not"),
+        ([{"role": "robot", "content": "x"}], "there is no role 'robot'; known are system, developer, user and"),
         ([{"role": "user"}], "a message is not"),
         (["hello"], "a message is not"),
         ([USER, {"role": "assistant", "content": " \n"}], "a message is empty"),

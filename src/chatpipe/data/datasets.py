@@ -14,10 +14,10 @@ from dataclasses import dataclass, field
 from typing import Any, Generic, TypeVar
 
 from chatpipe.data.chat_template import Message
-from chatpipe.data.formats import CONVERTERS, What, check_use, has_tools, recognise, usable
+from chatpipe.data.formats import CONVERTERS, What, check_use, has_tools, recognise, unread_fields, usable
 from chatpipe.data.messages import prompt_key
-from chatpipe.data.rankings import Ranking
-from chatpipe.data.row_files import BadRow, Row, Split, quotas, split_of, times_read
+from chatpipe.data.rankings import Ranking, rated_together
+from chatpipe.data.row_files import BadRow, MarkedRow, Row, Split, quotas, split_of, times_read
 from chatpipe.data.sources import (
     Report,
     SourceReport,
@@ -199,19 +199,20 @@ def _splits(what: What, items: Iterator[Any], block: DataBlock) -> Iterator[_Pla
 
 def _items_of_file(what: What, part: DataBlock, key: str, source: SourceReport) -> Iterator[Any]:
     form: str | None = None if part.format == "auto" else part.format
-    for row in source_rows(part, key):
+    rows = source_rows(part, key)
+    for row in rated_together(rows) if what == "rankings" else rows:
         source.rows += 1
         if form is None and isinstance(row, Row):
             form = recognise(row, key)
-            check_use(form, what, part.source, key)
+            check_use(form, what, part.source, key, row)
         try:
             found = usable(row)
             assert form is not None  # a usable row was recognised above
             item = CONVERTERS[what](found, form)
         except BadRow as problem:
-            source.skipped.add(str(problem), row)
+            source.skipped.add(str(problem), row, marked=isinstance(problem, MarkedRow))
             continue
-        source.add_format(form)
+        source.add_format(form, unread_fields(found, form))
         source.tools_ignored += has_tools(found)
         yield item
 

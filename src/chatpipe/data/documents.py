@@ -18,13 +18,21 @@ from chatpipe.data.row_files import (
     BrokenRow,
     Row,
     Split,
-    kind_of,
     quotas,
     split_of,
     split_of_digest,
 )
 from chatpipe.data.sources import Skipped, is_hub, one_file_each, source_files, source_rows
-from chatpipe.data.text_files import characters_between, in_pieces, line_start, numbered_lines, survey, text_chunks
+from chatpipe.data.text_files import (
+    PACKED,
+    characters_between,
+    in_pieces,
+    kind_of,
+    line_start,
+    numbered_lines,
+    survey,
+    text_chunks,
+)
 from chatpipe.data.worlds import Worlds, is_world, world_named
 from chatpipe.recipe.schema import DataBlock
 
@@ -82,7 +90,7 @@ class RawText:
         if is_world(self.block.source) or is_hub(self.block) or self.block.limit is not None:
             return None
         files = source_files(self.block.source, self.key)
-        if any(path.suffix == ".gz" or kind_of(path) == ".parquet" for path in files):
+        if any(path.suffix.lower() in PACKED or kind_of(path) in (".parquet", ".arrow") for path in files):
             return None
         return round((1 - VALIDATION_SHARE) * sum(path.stat().st_size for path in files) / 10**6)
 

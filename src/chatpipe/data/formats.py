@@ -7,17 +7,18 @@ from typing import Any, Literal
 
 from chatpipe.data.chat_template import Message
 from chatpipe.data.messages import (
+    SYSTEM_FIELDS,
     answered,
     as_prompt,
-    check_messages,
+    is_trained,
     is_turn,
-    sharegpt_messages,
-    system_message,
     text_of,
+    with_context,
 )
-from chatpipe.data.rankings import to_ranking
-from chatpipe.data.row_files import BadRow, BrokenRow, Row, kind_of
+from chatpipe.data.rankings import RANKING_FIELDS, Ranking, in_our_fields, ranking_of
+from chatpipe.data.row_files import BadRow, BrokenRow, MarkedRow, Row
 from chatpipe.data.sources import is_hub, one_file_each, source_rows
+from chatpipe.data.text_files import kind_of
 from chatpipe.data.worlds import is_world
 from chatpipe.errors import UsageError
 from chatpipe.recipe.schema import DataBlock
@@ -38,6 +39,19 @@ _FIELDS_OF_FORMAT: tuple[tuple[str, tuple[str, ...]], ...] = (
 )
 """The fields of the first row decide the format: the first entry whose fields are all there."""
 
+_OTHER_NAMES: Mapping[str, Mapping[str, tuple[str, ...]]] = {
+    "pairs": {
+        "chosen": ("chosen_messages", "chosen_response"),
+        "rejected": ("rejected_messages", "rejected_response"),
+        "prompt": ("question", "query"),
+    },
+    "sharegpt": {"conversations": ("conversation", "dialog", "dialogue")},
+    "alpaca": {"output": ("response",), "input": ("context",)},
+    "prompt_completion": {"completion": ("response",)},
+    "question_answer": {"question": ("query", "input"), "answer": ("response", "output")},
+}
+"""Other names of the same fields, as dolly (context, response), orca_dpo (question) and others have them."""
+
 _ANSWERED = ("messages", "sharegpt", "alpaca", "prompt_completion", "question_answer", "pairs", "rankings")
 _FORMATS_OF: Mapping[What, tuple[str, ...]] = {
     "conversations": _ANSWERED,
@@ -46,14 +60,28 @@ _FORMATS_OF: Mapping[What, tuple[str, ...]] = {
 }
 _KEY_OF: Mapping[What, str] = {"conversations": "sft.data", "rankings": "rm.data", "prompts": "ppo.data"}
 
-_LIST_FIELDS = ("messages", "conversations", "responses", "ranks", "history")
-_TEXT_OR_LIST_FIELDS = ("prompt", "completion", "chosen", "rejected")
+_LIST_FIELDS = (
+    *("messages", "conversations", "conversation", "dialog", "dialogue", "conversation_a", "conversation_b"),
+    *("responses", "ranks", "scores", "completions", "history"),
+)
+_TEXT_OR_LIST_FIELDS = ("prompt", "completion", "chosen", "rejected", "chosen_messages", "rejected_messages")
+
+_MEDIA = ("image", "images", "video", "videos", "audio", "audios")
+_LABELS = ("label", "kto_tag")
+_MARKS_OF_ROWS = ("weight", "train", "trainable")
+_READ_IN_ALL = (*SYSTEM_FIELDS, *_MEDIA, *_LABELS, *_MARKS_OF_ROWS, "history", "tools", "id", "prompt_id")
+_READ_WITH: Mapping[str, tuple[str, ...]] = {
+    "rankings": ("annotator", "judge", "round", "weight", "margin"),
+    "pairs": ("instruction", "input", "messages", "conversations", "annotator", "round", "weight", "margin"),
+}
 
 
 def format_of(row: Row) -> str | None:
     """The format of the file whose first row is `row`; None where no format has these fields."""
+    if any(all(field in row.values for field in fields) for fields in RANKING_FIELDS):
+        return "rankings"
     for name, fields in _FIELDS_OF_FORMAT:
-        if all(field in row.values for field in fields):
+        if all(_name_in(row.values, name, field) is not None for field in fields):
             return name
     return None
 
@@ -66,9 +94,40 @@ def recognise(row: Row, key: str) -> str:
         known = " | ".join(", ".join(fields) for _, fields in _FIELDS_OF_FORMAT)
         raise UsageError(
             f"{row.where}: {key} does not know what these fields mean: {found}.",
-            f"Known: {known}.\nOther names: data: [{{source: FILE, columns: {{question: THEIR NAME, ...}}}}].",
+            f"Known: {known}.\nOther names: data: [{{source: FILE, columns: {columns_for(row.values, key)}}}].",
         )
     return form
+
+
+def columns_for(values: Mapping[str, Any], key: str) -> str:
+    """The `columns` that would read a row with unknown fields under `key`, guessed from their names and contents."""
+    turns = next((name for name, value in values.items() if isinstance(value, list) and any(map(is_turn, value))), None)
+    if turns is not None and key != "rm.data":
+        return f"{{messages: {turns}}}"
+    wanted = {"rm.data": ("prompt", "chosen", "rejected"), "sft.data": ("question", "answer")}.get(key, ("prompt",))
+    left = [name for name, value in values.items() if isinstance(value, str | list) and value]
+    found: dict[str, str] = {}
+    for field in wanted:
+        words = _WORDS[field]
+        like = next((name for name in left if any(word in name.lower() for word in words)), None)
+        if like is not None:
+            found[field] = like
+            left.remove(like)
+    for field in wanted:
+        if field not in found:
+            found[field] = left.pop(0) if left else "THEIR NAME"
+    return "{" + ", ".join(f"{field}: {found[field]}" for field in wanted) + "}"
+
+
+_ASKING = ("question", "query", "prompt", "instruct", "input", "problem", "user", "human", "request", "source", "post")
+_WORDS: Mapping[str, tuple[str, ...]] = {
+    "question": _ASKING,
+    "prompt": _ASKING,
+    "answer": ("answer", "response", "output", "completion", "reply", "solution", "target", "assistant", "bot"),
+    "chosen": ("chosen", "preferred", "accept", "better", "best", "win", "good", "positive"),
+    "rejected": ("reject", "worse", "worst", "lose", "loser", "bad", "negative"),
+}
+"""Parts of the names under which others have these fields."""
 
 
 def format_of_sources(blocks: Sequence[DataBlock], key: str) -> str:
@@ -93,14 +152,17 @@ def _format_of_file(part: DataBlock, key: str) -> str:
     return recognise(first, key)
 
 
-def check_use(form: str, what: What, source: str, key: str) -> None:
-    """Raises `UsageError` where rows of this format cannot be read as `what`, with the keys that read them."""
+def check_use(form: str, what: What, source: str, key: str, row: Row | None = None) -> None:
+    """Raises `UsageError` where rows of this format cannot be read as `what`, with the keys that read them.
+
+    With a `row` of the source, `columns` are named that may read it.
+    """
     if form in _FORMATS_OF[what]:
         return
-    raise UsageError(
-        f"{key}: {source} is {form}, which cannot be read as {what}.",
-        f"{readers_of(form)} reads {form}; {key} reads {', '.join(map(_with_fields, _FORMATS_OF[what]))}.",
-    )
+    hint = f"{readers_of(form)} reads {form}; {key} reads {', '.join(map(_with_fields, _FORMATS_OF[what]))}."
+    if row is not None and len(row.values) > len(dict(_FIELDS_OF_FORMAT)[form]):
+        hint += f"\nIf other fields are meant: data: [{{source: FILE, columns: {columns_for(row.values, key)}}}]."
+    raise UsageError(f"{key}: {source} is {form}, which cannot be read as {what}.", hint)
 
 
 def readers_of(form: str) -> str:
@@ -118,7 +180,8 @@ def _with_fields(form: str) -> str:
 def usable(row: Row | BrokenRow) -> Row:
     """`row` with each list that a csv cell holds as JSON parsed.
 
-    Raises `BadRow` for a broken row, and for half a character (JSON allows `"\\ud800"` alone): no tokenizer takes it.
+    Raises `BadRow` for a broken row, for pictures and sound, and for half a character (JSON allows `"\\ud800"` alone):
+    no tokenizer takes it.
     """
     if isinstance(row, BrokenRow):
         raise BadRow(row.reason)
@@ -126,9 +189,22 @@ def usable(row: Row | BrokenRow) -> Row:
         json.dumps(row.values, ensure_ascii=False, default=str).encode()
     except UnicodeEncodeError as problem:
         raise BadRow("a text holds half a character, a lone surrogate") from problem
+    media = next((field for field in _MEDIA if row.values.get(field) not in (None, "", "[]", [])), None)
+    if media is not None:
+        raise BadRow(f"the row has {media}, which a language model cannot read")
     lists = {field: _list_in(row.values[field]) for field in _LIST_FIELDS if field in row.values}
     either = {field: _messages_in(row.values[field]) for field in _TEXT_OR_LIST_FIELDS if field in row.values}
     return Row({**row.values, **lists, **either}, row.where)
+
+
+def unread_fields(row: Row, form: str) -> list[str]:
+    """The fields of a row with a content that its format does not read."""
+    fields = (*dict(_FIELDS_OF_FORMAT)[form], *_OTHER_NAMES.get(form, {}))
+    read = {_name_in(row.values, form, field) for field in fields}
+    read |= {*_READ_IN_ALL, *_READ_WITH.get(form, ())}
+    if form == "rankings":
+        read.update(*(names for names in RANKING_FIELDS if all(name in row.values for name in names)))
+    return [field for field, value in row.values.items() if field not in read and value not in (None, "", [], {})]
 
 
 def has_tools(row: Row) -> bool:
@@ -139,31 +215,38 @@ def has_tools(row: Row) -> bool:
 def to_conversation(row: Row, form: str) -> list[Message]:
     """A conversation that ends with the assistant. Of a pair it has the chosen answer, of a ranking the first best one.
 
-    Raises `BadRow` where the row cannot be used.
+    Raises `BadRow` where the row cannot be used, `MarkedRow` where it says that it is not to be learned.
     """
-    values = row.values
-    if form == "messages":
-        return answered(check_messages(values.get("messages")))
-    if form == "sharegpt":
-        return answered(sharegpt_messages(values))
-    if form == "alpaca":
-        return [*_alpaca_prompt(values), _answer(text_of(values, "output"))]
-    if form == "prompt_completion":
-        return _completed(as_prompt(values.get("prompt")), values.get("completion"))
-    if form == "question_answer":
-        return [*as_prompt(text_of(values, "question")), _answer(text_of(values, "answer"))]
-    ranking = to_ranking(row, form)
-    best = ranking.ranks.index(min(ranking.ranks))
-    return [*ranking.prompt, _answer(ranking.responses[best])]
+    if form in ("rankings", "pairs"):
+        ranking = to_ranking(row, form)
+        best = ranking.ranks.index(min(ranking.ranks))
+        return [*ranking.prompt, _answer(ranking.responses[best])]
+    _check_marks(row.values)
+    messages = answered(_messages_of(_in_our_names(row.values, form), form))
+    if not any(message.get("train", True) for message in messages if message["role"] == "assistant"):
+        raise MarkedRow("no answer of the conversation is to be trained")
+    return messages
 
 
 def to_prompt(row: Row, form: str) -> list[Message]:
-    """A conversation that ends with the user. Raises `BadRow` where the row cannot be used."""
+    """A conversation that ends with the user: what comes before the last answer, if there is one.
+
+    Raises `BadRow` where the row cannot be used.
+    """
+    values = _in_our_names(row.values, form)
+    if form == "pairs":
+        return ranking_of(Row(values, row.where), form).prompt
     if form in ("rankings", "prompts", "prompt_completion"):
-        return as_prompt(row.values.get("prompt"))
+        return as_prompt(with_context(values, as_prompt(values.get("prompt"))))
     if form == "question_answer":
-        return as_prompt(text_of(row.values, "question"))
-    return to_conversation(row, form)[:-1]
+        return with_context(values, as_prompt(text_of(values, "question")))
+    messages = _messages_of(values, form)
+    return as_prompt(messages[:-1] if messages[-1]["role"] == "assistant" else messages)
+
+
+def to_ranking(row: Row, form: str) -> Ranking:
+    """The ranking in a row of any fields of its format. Raises `BadRow` where the row cannot be used."""
+    return ranking_of(Row(_in_our_names(row.values, form), row.where), form)
 
 
 CONVERTERS: Mapping[What, Callable[[Row, str], Any]] = {
@@ -177,28 +260,64 @@ def _answer(text: str) -> Message:
     return {"role": "assistant", "content": text}
 
 
-def _completed(prompt: list[Message], completion: Any) -> list[Message]:
-    """`prompt` with its completion, which is text or messages."""
+def _name_in(values: Mapping[str, Any], form: str, field: str) -> str | None:
+    """The name under which `values` has a field of a format; None where it is missing."""
+    names = (field, *_OTHER_NAMES.get(form, {}).get(field, ()))
+    return next((name for name in names if name in values), None)
+
+
+def _in_our_names(values: dict[str, Any], form: str) -> dict[str, Any]:
+    """`values` with the fields of a format under our names. Raises `BadRow` where they cannot be made."""
+    if form == "rankings":
+        return in_our_fields(values)
+    found = {field: _name_in(values, form, field) for field in _OTHER_NAMES.get(form, ())}
+    values = {**values, **{field: values[name] for field, name in found.items() if name is not None}}
+    if form == "pairs" and values.get("prompt") is None:
+        values["prompt"] = _prompt_of_pair(values)
+    return values
+
+
+def _prompt_of_pair(values: dict[str, Any]) -> Any:
+    """The prompt of a pair whose prompt is an instruction or turns; None where the answers hold it."""
+    if isinstance(values.get("instruction"), str):
+        return [_instruction(values)]
+    return next((values[field] for field in ("conversations", "messages") if isinstance(values.get(field), list)), None)
+
+
+def _check_marks(values: dict[str, Any]) -> None:
+    """Raises `MarkedRow` for a row not to be learned: with weight 0, or a rejected answer of unpaired preferences."""
+    label = next((values[field] for field in _LABELS if values.get(field) is not None), None)
+    if label is False or (isinstance(label, str) and label.strip().lower() == "false"):
+        raise MarkedRow("its label is false: an answer that was rejected")
+    if not is_trained(values, "a row", _MARKS_OF_ROWS):
+        raise MarkedRow("it is marked as not to be trained")
+
+
+def _messages_of(values: dict[str, Any], form: str) -> list[Message]:
+    """The whole conversation in a row of a format that has one."""
+    if form == "messages":
+        return with_context(values, values.get("messages"))
+    if form == "sharegpt":
+        return with_context(values, values.get("conversations"))
+    if form == "alpaca":
+        return with_context(values, [_instruction(values), _answer(text_of(values, "output"))])
+    if form == "question_answer":
+        asked = as_prompt(text_of(values, "question"))
+        return with_context(values, [*asked, _answer(text_of(values, "answer"))])
+    prompt, completion = as_prompt(values.get("prompt")), values.get("completion")
     if isinstance(completion, str):
         completion = [_answer(completion)]
     if not isinstance(completion, list) or not completion:
         raise BadRow("completion is neither text nor messages")
-    return answered(check_messages([*prompt, *completion]))
+    return with_context(values, [*prompt, *completion])
 
 
-def _alpaca_prompt(values: dict[str, Any]) -> list[Message]:
-    """The messages before the answer, of `system`, `history` ([question, answer] pairs), `instruction` and `input`."""
-    turns: list[Message] = []
-    history = values.get("history") or []
-    if not isinstance(history, list) or not all(isinstance(pair, list) and len(pair) == 2 for pair in history):
-        raise BadRow("history is not a list of [question, answer]")
-    for pair in history:
-        turns += [{"role": "user", "content": pair[0]}, {"role": "assistant", "content": pair[1]}]
+def _instruction(values: dict[str, Any]) -> Message:
+    """alpaca's question, of `instruction` and `input`."""
     instruction, extra = text_of(values, "instruction"), values.get("input") or ""
     if not isinstance(extra, str):
         raise BadRow("input is not text")
-    asked: Message = {"role": "user", "content": f"{instruction}\n\n{extra}" if extra else instruction}
-    return check_messages([*system_message(values), *turns, asked])
+    return {"role": "user", "content": f"{instruction}\n\n{extra}" if extra else instruction}
 
 
 def _list_in(value: Any) -> Any:

@@ -1,6 +1,11 @@
-"""Conversations as lists of messages, read from OpenAI's and sharegpt's shapes."""
+"""Conversations as lists of messages, read from the shapes in which data sets have them.
+
+Each turn is read by its own fields: {role, content}, {from, value}, or {human, assistant} for two turns in one. What a
+row has beside its turns, a system message and a history, comes before them.
+"""
 
 import json
+import re
 import unicodedata
 from collections.abc import Sequence
 from typing import Any
@@ -8,27 +13,60 @@ from typing import Any
 from chatpipe.data.chat_template import Message
 from chatpipe.data.row_files import BadRow
 
-ROLES = ("system", "user", "assistant")
-_TOOL_ROLES = {"tool", "function", "function_call", "observation"}
-_SHAREGPT_ROLES = {"human": "user", "gpt": "assistant", "system": "system", "user": "user", "assistant": "assistant"}
+SYSTEM_ROLES = ("system", "developer")
+ROLES = (*SYSTEM_ROLES, "user", "assistant")
+_OTHER_ROLES = {"human": "user", "prompter": "user", "gpt": "assistant", "model": "assistant", "bot": "assistant"}
+_TOOL_ROLES = {"tool", "function", "function_call", "observation", "tool_call", "tool_response", "ipython"}
+
+SYSTEM_FIELDS = ("system", "system_prompt", "system_message")
+MARKS = ("weight", "train", "training", "trainable", "loss")
+"""A message of the assistant with one of these fields at 0 or false is read and not trained."""
+_YES_OR_NO = {"1": True, "1.0": True, "true": True, "0": False, "0.0": False, "false": False}
+_UNREAD_MARKS = ("loss_scale", "mask", "train_detail", "training_detail")
+_REASONING = ("reasoning_content", "reasoning", "thinking")
+_TEXT_PARTS = ("text", "input_text", "output_text")
+
+_HUMAN, _ASSISTANT = "\n\nHuman:", "\n\nAssistant:"
+_DIALOGUE = re.compile(r"\s*Human:.*\n\s*Assistant:\s*", re.DOTALL)
 
 
 def check_messages(value: Any) -> list[Message]:
     """`value` as a conversation; raises `BadRow` for wrong roles, a wrong order, empty turns, or messages of tools."""
     if not isinstance(value, list) or not value:
         raise BadRow("there are no messages")
-    messages = [_message(item) for item in value]
+    messages = [message_of(turn) for item in value for turn in _turns_in(item)]
     turns = [message["role"] for message in messages]
-    if turns[0] == "system":
+    if turns[0] in SYSTEM_ROLES:
         turns = turns[1:]
     if turns != [("user", "assistant")[i % 2] for i in range(len(turns))] or not turns:
         raise BadRow("user and assistant do not take turns")
     return messages
 
 
+def with_context(values: dict[str, Any], messages: Any) -> list[Message]:
+    """`messages` behind the system message and the history that the row has beside them."""
+    if not isinstance(messages, list) or not messages:
+        raise BadRow("there are no messages")
+    system, history = system_message(values), _history(values)
+    first = messages[0]
+    if system and isinstance(first, dict) and _role_in(first) in SYSTEM_ROLES:
+        if message_of(first)["content"].strip() != system[0]["content"].strip():
+            raise BadRow("the row has two system messages")
+        system = []
+    if history and isinstance(first, dict) and _role_in(first) in SYSTEM_ROLES:
+        return check_messages([first, *history, *messages[1:]])
+    return check_messages([*system, *history, *messages])
+
+
 def as_prompt(value: Any) -> list[Message]:
-    """A prompt given as text or as messages."""
-    messages = check_messages([{"role": "user", "content": value}] if isinstance(value, str) else value)
+    """A prompt given as text, as messages, or as a dialogue in hh-rlhf's form."""
+    if isinstance(value, str) and is_dialogue(value):
+        turns = dialogue_turns(value)
+        messages = check_messages(merge_turns(turns if turns[-1]["content"] else turns[:-1]))
+    elif isinstance(value, str):
+        messages = check_messages([{"role": "user", "content": value}])
+    else:
+        messages = check_messages(value)
     if messages[-1]["role"] != "user":
         raise BadRow("the prompt does not end with the user")
     return messages
@@ -41,27 +79,54 @@ def answered(messages: list[Message]) -> list[Message]:
     return messages
 
 
-def sharegpt_messages(values: dict[str, Any]) -> list[Message]:
-    """The turns in `conversations`, after the field `system` where it has text."""
-    turns = values.get("conversations")
-    if not isinstance(turns, list):
-        raise BadRow("conversations is not a list of {from, value}")
-    return check_messages([*system_message(values), *map(sharegpt_message, turns)])
+def message_of(turn: Any) -> Message:
+    """One turn, `{role, content}` or `{from, value}`, as a message.
 
-
-def sharegpt_message(turn: Any) -> Message:
-    """One turn `{from, value}` as a message."""
-    speaker = turn.get("from") if isinstance(turn, dict) else None
-    if isinstance(speaker, str) and speaker in _TOOL_ROLES:
+    An answer that is marked as not to be trained has `train: False`; its reasoning is kept as `reasoning_content`.
+    """
+    if not isinstance(turn, dict):
+        raise BadRow("a message is not {role, content} or {from, value}")
+    role = _role_in(turn)
+    if role in _TOOL_ROLES or turn.get("tool_calls"):
         raise BadRow("the conversation has messages of tools")
-    if not isinstance(speaker, str) or speaker not in _SHAREGPT_ROLES or not isinstance(turn.get("value"), str):
-        raise BadRow("a turn is not {from: human|gpt|system, value: text}")
-    return {"role": _SHAREGPT_ROLES[speaker], "content": turn["value"]}
+    content = _joined(first_of(turn, ("content", "value")))
+    if role is None or not isinstance(content, str):
+        raise BadRow("a message is not {role, content} or {from, value}")
+    if role not in ROLES:
+        raise BadRow(f"there is no role {role[:30]!r}; known are system, developer, user and assistant")
+    if not content.strip():
+        raise BadRow("a message is empty")
+    message: Message = {"role": role, "content": content}
+    if role == "assistant":
+        reasoning = first_of(turn, _REASONING)
+        if isinstance(reasoning, str) and reasoning.strip():
+            message["reasoning_content"] = reasoning
+        unread = next((field for field in _UNREAD_MARKS if turn.get(field) is not None), None)
+        if unread is not None:
+            raise BadRow(f"a message has a mark that is not read: {unread}")
+        if not is_trained(turn, "a message"):
+            message["train"] = False
+    return message
+
+
+def is_trained(values: dict[str, Any], name: str, fields: Sequence[str] = MARKS) -> bool:
+    """Whether the marks in `values` say that it is to be trained. Raises `BadRow` for a mark between yes and no."""
+    trained = True
+    for field in fields:
+        mark = values.get(field)
+        if mark is None or mark != mark:  # NaN is what pandas writes for a missing mark
+            continue
+        found = _YES_OR_NO.get(str(mark).strip().lower())
+        if found is None:
+            raise BadRow(f"{name} has {field}: {str(mark)[:20]}; 1 is trained, 0 is not")
+        trained = trained and found
+    return trained
 
 
 def system_message(values: dict[str, Any]) -> list[Message]:
-    """The field `system` of a row as a message; none where it is missing or empty."""
-    return [{"role": "system", "content": text_of(values, "system")}] if values.get("system") else []
+    """The system message that a row has in a field of its own; none where it is missing or empty."""
+    field = next((field for field in SYSTEM_FIELDS if values.get(field)), None)
+    return [] if field is None else [{"role": "system", "content": text_of(values, field)}]
 
 
 def text_of(values: dict[str, Any], field: str) -> str:
@@ -75,8 +140,10 @@ def text_of(values: dict[str, Any], field: str) -> str:
 
 
 def is_turn(value: Any) -> bool:
-    """Whether `value` looks like one message, of either shape."""
-    return isinstance(value, dict) and ({"role", "content"} <= value.keys() or {"from", "value"} <= value.keys())
+    """Whether `value` looks like one message, or like a question with its answer, of any shape."""
+    return isinstance(value, dict) and any(
+        fields <= value.keys() for fields in ({"role", "content"}, {"from", "value"}, {"human", "assistant"})
+    )
 
 
 def prompt_key(messages: Sequence[Message]) -> str:
@@ -89,25 +156,78 @@ def normalised(text: str) -> str:
     return " ".join(unicodedata.normalize("NFKC", text).casefold().split())
 
 
-def _message(item: Any) -> Message:
-    role = item.get("role") if isinstance(item, dict) else None
+def _turns_in(item: Any) -> list[Any]:
+    """`item` itself, or the two turns that {human, assistant} holds."""
+    if isinstance(item, dict) and {"human", "assistant"} <= item.keys() and _role_in(item) is None:
+        return [
+            {"role": "user", "content": item["human"]},
+            {**item, "role": "assistant", "content": item["assistant"]},
+        ]
+    return [item]
+
+
+def _role_in(turn: dict[str, Any]) -> str | None:
+    """The role of a turn in our words; an unknown one unchanged, None where it is missing or no text."""
+    role = first_of(turn, ("role", "from"))
     if not isinstance(role, str):
-        raise BadRow("a message is not {role: system|user|assistant, content: text}")
-    if role in _TOOL_ROLES or item.get("tool_calls"):
-        raise BadRow("the conversation has messages of tools")
-    content = _joined(item.get("content"))
-    if not isinstance(content, str) or role not in ROLES:
-        raise BadRow("a message is not {role: system|user|assistant, content: text}")
-    if not content.strip():
-        raise BadRow("a message is empty")
-    return {"role": role, "content": content}
+        return None
+    role = role.strip().lower()
+    return _OTHER_ROLES.get(role, role)
+
+
+def _history(values: dict[str, Any]) -> list[Any]:
+    """The turns in the field `history`: [question, answer] pairs, or messages."""
+    history = values.get("history") or []
+    if isinstance(history, list) and history and all(map(is_turn, history)):
+        return history
+    if not isinstance(history, list) or not all(isinstance(pair, list) and len(pair) == 2 for pair in history):
+        raise BadRow("history is not a list of [question, answer]")
+    turns: list[Any] = []
+    for question, answer in history:
+        turns += [{"role": "user", "content": question}, {"role": "assistant", "content": answer}]
+    return turns
+
+
+def first_of(values: dict[str, Any], fields: Sequence[str]) -> Any:
+    """The first value that is not null; parquet has null where another row has the field."""
+    return next((values[field] for field in fields if values.get(field) is not None), None)
 
 
 def _joined(content: Any) -> Any:
     """OpenAI's list of parts joined to one text; any other value unchanged."""
     if not isinstance(content, list):
         return content
-    if not all(isinstance(part, dict) and part.get("type") == "text" for part in content):
+    if not all(isinstance(part, dict) and part.get("type") in _TEXT_PARTS for part in content):
         raise BadRow("a message has a part that is not text")
-    texts = [part.get("text") for part in content]
+    texts = [first_of(part, ("text", "value")) for part in content]
     return "".join(texts) if all(isinstance(text, str) for text in texts) else None
+
+
+# ---- a dialogue inside a text, in hh-rlhf's form: \n\nHuman: ... \n\nAssistant: ... ----
+
+
+def is_dialogue(text: str) -> bool:
+    """Whether a text is a dialogue in hh-rlhf's form."""
+    return text.startswith(_HUMAN) or _DIALOGUE.fullmatch(text) is not None
+
+
+def dialogue_turns(text: str) -> list[Message]:
+    """The turns of a dialogue; the last one is empty where the text ends with `Assistant:`."""
+    turns: list[Message] = []
+    for part in f"\n\n{text.strip()}".split(_HUMAN)[1:]:
+        question, *answers = part.split(_ASSISTANT)
+        turns.append({"role": "user", "content": question.strip()})
+        turns.extend({"role": "assistant", "content": answer.strip()} for answer in answers)
+    return turns
+
+
+def merge_turns(turns: Sequence[Message]) -> list[Message]:
+    """Consecutive turns of one speaker become one; some dialogues of hh-rlhf have them."""
+    merged: list[Message] = []
+    for turn in turns:
+        if merged and merged[-1]["role"] == turn["role"]:
+            joined = f"{merged[-1]['content']}\n\n{turn['content']}".strip()
+            merged[-1] = {"role": turn["role"], "content": joined}
+        else:
+            merged.append(turn)
+    return merged

@@ -4,19 +4,32 @@ Pairs come in four shapes: texts with a `prompt`; texts that hold the dialogue, 
 (`\\n\\nHuman: ... \\n\\nAssistant: ...`); lists of messages, the whole conversation or what follows `prompt`; sharegpt.
 """
 
+import json
+import math
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from itertools import groupby
 from typing import Any
 
 from chatpipe.data.chat_template import Message
-from chatpipe.data.messages import answered, as_prompt, check_messages, prompt_key, sharegpt_message, sharegpt_messages
-from chatpipe.data.row_files import BadRow, Row
+from chatpipe.data.messages import (
+    answered,
+    as_prompt,
+    check_messages,
+    dialogue_turns,
+    first_of,
+    is_dialogue,
+    is_turn,
+    merge_turns,
+    message_of,
+    prompt_key,
+    with_context,
+)
+from chatpipe.data.row_files import BadRow, BrokenRow, Row
 
 Answered = tuple[list[Message], str]
 """A prompt and the answer to it."""
-
-_HUMAN, _ASSISTANT = "\n\nHuman:", "\n\nAssistant:"
 
 FLOAT32_MAX = 3.4028234663852886e38
 
@@ -54,12 +67,12 @@ class Ranking:
         return row
 
 
-def to_ranking(row: Row, form: str) -> Ranking:
+def ranking_of(row: Row, form: str) -> Ranking:
     """The ranking in a row of format `pairs` or `rankings`. Raises `BadRow` where the row cannot be used."""
     if form == "pairs":
         prompt, chosen, rejected = _pair(row.values)
         return Ranking(prompt, [chosen, rejected], [1, 2], **_of_ranking(row.values))
-    return _ranking(row.values)
+    return _ranking(in_our_fields(row.values))
 
 
 def group_by_answers(rankings: Sequence[Ranking]) -> list[list[Ranking]]:
@@ -115,7 +128,7 @@ def _ranking(values: dict[str, Any]) -> Ranking:
         raise BadRow("ranks are not one whole number for each response")
     if not _is_order(ranks):
         raise BadRow("ranks are no order: 1 is best, and the next one follows (1, 2, 3; with ties 1, 1, 2 or 1, 1, 3)")
-    return Ranking(as_prompt(values.get("prompt")), responses, ranks, **_of_ranking(values))
+    return Ranking(with_context(values, as_prompt(values.get("prompt"))), responses, ranks, **_of_ranking(values))
 
 
 def _is_order(ranks: list[int]) -> bool:
@@ -159,6 +172,111 @@ def _is_number(value: Any) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) <= FLOAT32_MAX
 
 
+# ---- rankings in other fields: completions with scores, battles, two responses with a preference, rated rows ----
+
+_ANSWER_TEXTS = ("response", "answer", "completion", "content", "text")
+_SCORES = ("overall_score", "score", "rating", "helpfulness")
+_PROMPTS = ("prompt", "instruction", "question", "context")
+_WINNERS = {"model_a": [1, 2], "a": [1, 2], "model_b": [2, 1], "b": [2, 1]}
+
+RANKING_FIELDS: tuple[tuple[str, ...], ...] = (
+    ("prompt", "responses", "ranks"),
+    ("prompt", "responses", "scores"),
+    ("instruction", "completions"),
+    ("prompt", "completions"),
+    ("prompt", "answers"),
+    ("conversation_a", "conversation_b", "winner"),
+    ("context", "response1", "response2", "overall_preference"),
+    ("prompt", "response1", "response2", "overall_preference"),
+)
+"""The fields by which a row is a ranking: ours, UltraFeedback's, Nectar's, those of arena battles, HelpSteer3's."""
+
+
+def in_our_fields(values: dict[str, Any]) -> dict[str, Any]:
+    """`values` with `prompt`, `responses` and `ranks`. Raises `BadRow` where they cannot be made of its fields."""
+    if "ranks" in values and "responses" in values:
+        return values
+    prompt = first_of(values, _PROMPTS)
+    if "winner" in values:
+        return {**values, **_battle(values)}
+    if "overall_preference" in values:
+        preference = values["overall_preference"]
+        if not _is_number(preference):
+            raise BadRow("overall_preference is not a number")
+        responses = [values.get("response1"), values.get("response2")]
+        return {**values, "prompt": prompt, "responses": responses, "ranks": _ranks_of([0, preference])}
+    if "scores" in values:
+        return {**values, "ranks": _ranks_of(values["scores"])}
+    answers = values.get("completions", values.get("answers"))
+    if not isinstance(answers, list) or not all(isinstance(answer, dict) for answer in answers):
+        raise BadRow("completions are not objects with a response and a score")
+    scores = [first_of(answer, _SCORES) for answer in answers]
+    if all(answer.get("rank") is not None for answer in answers):  # 1 is best
+        scores = [-_number(answer["rank"]) for answer in answers]
+    responses = [first_of(answer, _ANSWER_TEXTS) for answer in answers]
+    return {**values, "prompt": prompt, "responses": responses, "ranks": _ranks_of(scores)}
+
+
+def rated_together(rows: Iterable[Row | BrokenRow]) -> Iterator[Row | BrokenRow]:
+    """`rows`, of which those that rate one answer each, as in HelpSteer, become one for all that share a prompt.
+
+    They are in HelpSteer's fields `prompt`, `response` and `helpfulness`; the answers to a prompt follow each other.
+    """
+    for prompt, group in groupby(rows, key=_rated_prompt):
+        if prompt is None:
+            yield from group
+            continue
+        answers = [row for row in group if isinstance(row, Row)]
+        asked = answers[0].values["prompt"]
+        yield Row({"prompt": asked, "completions": [row.values for row in answers]}, answers[0].where)
+
+
+def _rated_prompt(row: Row | BrokenRow) -> str | None:
+    """The prompt of a row that rates one answer; None for other rows."""
+    rated = isinstance(row, Row) and {"prompt", "response", "helpfulness"} <= row.values.keys()
+    return json.dumps(row.values["prompt"], default=str) if rated and isinstance(row, Row) else None
+
+
+def _battle(values: dict[str, Any]) -> dict[str, Any]:
+    """A battle of two models in the arena: one prompt, two last answers, and who won."""
+    sides = [answered(check_messages(values.get(f"conversation_{side}"))) for side in "ab"]
+    if prompt_key(sides[0][:-1]) != prompt_key(sides[1][:-1]):
+        raise BadRow("conversation_a and conversation_b have different prompts")
+    winner = values["winner"]
+    if not isinstance(winner, str):
+        raise BadRow("winner is not text")
+    tie = "tie" in winner or "both" in winner
+    ranks = [1, 1] if tie else _WINNERS.get(winner.strip().lower())
+    if ranks is None:
+        raise BadRow(f"winner is {winner[:20]!r}: model_a, model_b or tie is expected")
+    annotator = values.get("annotator", values.get("judge"))
+    return {
+        "prompt": sides[0][:-1],
+        "responses": [side[-1]["content"] for side in sides],
+        "ranks": ranks,
+        "annotator": str(annotator) if annotator else None,
+    }
+
+
+def _ranks_of(scores: Any) -> list[int]:
+    """The rank of each score, the highest 1; equal ones tie."""
+    if not isinstance(scores, list):
+        raise BadRow("scores are not a list of numbers")
+    numbers = [_number(score) for score in scores]
+    order = sorted(set(numbers), reverse=True)
+    return [1 + order.index(number) for number in numbers]
+
+
+def _number(score: Any) -> float:
+    try:
+        number = float(score)
+    except (TypeError, ValueError, OverflowError):
+        number = math.nan
+    if not math.isfinite(number):
+        raise BadRow("a completion has no score")
+    return number
+
+
 # ---- pairs ----
 
 
@@ -175,55 +293,34 @@ def _pair(values: dict[str, Any]) -> tuple[list[Message], str, str]:
 
 def _side(values: dict[str, Any], field: str) -> Answered:
     answer, prompt = values.get(field), values.get("prompt")
-    if isinstance(values.get("conversations"), list):
-        return as_prompt(sharegpt_messages(values)), _sharegpt_answer(answer)
+    if isinstance(answer, dict):
+        answer = [answer]
     if isinstance(answer, list):
-        return _conversational(answer, prompt)
+        return _conversational(values, answer, prompt)
     if not isinstance(answer, str):
         raise BadRow("chosen and rejected are neither texts nor messages")
-    return _split_dialogue(answer) if prompt is None else (as_prompt(prompt), answer)
+    if prompt is None:
+        before, answer = _split_dialogue(answer)
+        return with_context(values, before), answer
+    return with_context(values, as_prompt(prompt)), answer
 
 
-def _sharegpt_answer(answer: Any) -> str:
-    message: Message = {"role": "assistant", "content": answer} if isinstance(answer, str) else sharegpt_message(answer)
-    if message["role"] != "assistant":
-        raise BadRow("an answer is not the assistant's")
-    return message["content"]
-
-
-def _conversational(messages: list[Any], prompt: Any) -> Answered:
+def _conversational(values: dict[str, Any], messages: list[Any], prompt: Any) -> Answered:
     """Messages that start with the assistant continue `prompt`; others are the whole conversation.
 
     Both are in use: TRL's explicit prompt, and data sets that have a prompt field and whole conversations.
     """
-    first = messages[0] if messages else None
-    if isinstance(first, dict) and first.get("role") == "assistant" and prompt is not None:
+    if messages and is_turn(messages[0]) and message_of(messages[0])["role"] == "assistant" and prompt is not None:
         messages = [*as_prompt(prompt), *messages]
-    whole = answered(check_messages(messages))
+    whole = answered(with_context(values, messages))
     return whole[:-1], whole[-1]["content"]
 
 
 def _split_dialogue(text: str) -> Answered:
     """A dialogue in hh-rlhf's form: the prompt and the last answer."""
-    if not text.startswith(_HUMAN):
+    if not is_dialogue(text):
         raise BadRow("there is no prompt: the text does not begin with a Human turn")
-    turns: list[Message] = []
-    for part in text.split(_HUMAN)[1:]:
-        question, *answers = part.split(_ASSISTANT)
-        turns.append({"role": "user", "content": question.strip()})
-        turns.extend({"role": "assistant", "content": answer.strip()} for answer in answers)
+    turns = dialogue_turns(text)
     if turns[-1]["role"] != "assistant":
         raise BadRow("the text does not end with an Assistant turn")
-    return check_messages(_merge_turns(turns[:-1])), turns[-1]["content"]
-
-
-def _merge_turns(turns: Sequence[Message]) -> list[Message]:
-    """Consecutive turns of one speaker become one; some dialogues of hh-rlhf have them."""
-    merged: list[Message] = []
-    for turn in turns:
-        if merged and merged[-1]["role"] == turn["role"]:
-            joined = f"{merged[-1]['content']}\n\n{turn['content']}".strip()
-            merged[-1] = {"role": turn["role"], "content": joined}
-        else:
-            merged.append(turn)
-    return merged
+    return check_messages(merge_turns(turns[:-1])), turns[-1]["content"]

@@ -5,16 +5,21 @@ Memory does not grow with a file: only a `.json` file, one list of rows, is read
 
 import csv
 import hashlib
+import io
 import json
+import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Any, Literal
 
-from chatpipe.data.text_files import numbered_lines, open_bytes, text_chunks
+from chatpipe.data.text_files import kind_of, numbered_lines, open_bytes, text_chunks
 from chatpipe.errors import UsageError
 
 PARQUET_ROWS = 1024
+_TWICE = "a field is there twice"
+_WHITE_SPACE = re.compile(r"\s*")
 MAX_CSV_FIELD = 2**31 - 1
 
 
@@ -39,9 +44,8 @@ class BadRow(Exception):
     """A row that cannot be used; rows are counted by the message."""
 
 
-def kind_of(path: Path) -> str:
-    """The kind of a file by its name: `.txt`, `.jsonl`, ... (`a.jsonl.gz` is `.jsonl` too)."""
-    return Path(path.stem).suffix if path.suffix == ".gz" else path.suffix
+class MarkedRow(BadRow):
+    """A row that says itself that it is not to be used, such as one with `label: false`; however many are accepted."""
 
 
 def file_rows(path: Path) -> Iterator[Row | BrokenRow]:
@@ -50,41 +54,91 @@ def file_rows(path: Path) -> Iterator[Row | BrokenRow]:
 
 
 def as_row(values: Any, where: str) -> Row | BrokenRow:
-    """`values` as a row; a broken one unless it is an object."""
+    """`values` as a row; a list of turns is a row with `messages`. A broken one unless it is an object."""
+    if isinstance(values, list) and values and all(map(_is_turn, values)):
+        return Row({"messages": values}, where)
     if isinstance(values, dict):
         return Row(values, where)
     return BrokenRow(f"a row is an object with named fields, not a {type(values).__name__}", "", where)
 
 
-def _jsonl_rows(path: Path) -> Iterator[Row | BrokenRow]:
-    first = True
+def _is_turn(value: Any) -> bool:
+    return isinstance(value, dict) and bool({"role", "from", "human"} & value.keys())
+
+
+# ---- JSON: one value a line, or a list of rows ----
+
+
+class _Repeated(dict[str, Any]):
+    """An object with a field that is there twice, of which JSON keeps the last."""
+
+
+class _Decoder(json.JSONDecoder):
+    """Notes in `repeated` a field that an object has twice."""
+
+    def __init__(self) -> None:
+        super().__init__(object_pairs_hook=self._object)
+        self.repeated = ""
+
+    def _object(self, pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        found = dict(pairs)
+        if len(found) == len(pairs):
+            return found
+        names = [name for name, _ in pairs]
+        self.repeated = next(name for name in names if names.count(name) > 1)
+        return _Repeated(found)
+
+
+def _has_repeated(value: Any) -> bool:
+    """Whether an object inside `value` has a field twice."""
+    if isinstance(value, dict):
+        return isinstance(value, _Repeated) or any(map(_has_repeated, value.values()))
+    return isinstance(value, list) and any(map(_has_repeated, value))
+
+
+def _json_rows(path: Path) -> Iterator[Row | BrokenRow]:
+    """The rows of a json or jsonl file, as which its beginning is read: many files have the other name."""
+    return _line_rows(path) if _has_a_row_a_line(path) else _list_rows(path)
+
+
+def _has_a_row_a_line(path: Path) -> bool:
+    line, _, rest = "".join(islice(text_chunks(path), 2)).lstrip().partition("\n")
+    named_so = kind_of(path) == ".jsonl"
+    try:
+        value = json.loads(line)
+    except (ValueError, RecursionError):  # broken, longer than two chunks, or the first line of a value of several
+        return named_so and not line.startswith("[") and line.strip() != "{"
+    if isinstance(value, list):
+        return bool(rest.strip()) or (bool(value) and all(map(_is_turn, value)))
+    return bool(rest.strip()) or named_so
+
+
+def _line_rows(path: Path) -> Iterator[Row | BrokenRow]:
+    decoder = _Decoder()
     for number, line in numbered_lines(path):
         if not line.strip():
             continue
-        if first and line.lstrip().startswith("["):
-            raise UsageError(
-                f"{path}:{number}: a JSON list begins here; jsonl has one row on each line.",
-                "Is it JSON? Then name it .json.",
-            )
-        first = False
         where = f"{path}:{number}"
+        decoder.repeated = ""
         try:
-            values = json.loads(line)
+            values = decoder.decode(line)
         except json.JSONDecodeError as problem:
             yield BrokenRow("this line is not JSON", f"{problem.msg} at column {problem.colno}", where)
         except (ValueError, RecursionError):
             yield BrokenRow("this line has numbers or lists that are too long or too deep to read", "", where)
         else:
-            yield as_row(values, where)
+            yield BrokenRow(_TWICE, decoder.repeated, where) if decoder.repeated else as_row(values, where)
 
 
-def _json_rows(path: Path) -> Iterator[Row | BrokenRow]:
+def _list_rows(path: Path) -> Iterator[Row | BrokenRow]:
+    """The rows of one list, or of objects one after another over several lines each."""
+    decoder = _Decoder()
     try:
-        values = json.loads("".join(text_chunks(path)))
+        values = _values_in("".join(text_chunks(path)), decoder)
     except json.JSONDecodeError as problem:
         raise UsageError(
             f"{path}:{problem.lineno}: this is not JSON: {problem.msg} at column {problem.colno}.",
-            "Is it jsonl? Then name it .jsonl.",
+            "A json file is one list of rows, or has one row on each line.",
         ) from problem
     except (ValueError, RecursionError) as problem:
         raise UsageError(
@@ -96,12 +150,37 @@ def _json_rows(path: Path) -> Iterator[Row | BrokenRow]:
             "Give the list of rows alone, without anything around it; a single row goes into [ ].",
         )
     for number, value in enumerate(values, start=1):
-        yield as_row(value, f"{path} row {number}")
+        where = f"{path} row {number}"
+        twice = decoder.repeated and _has_repeated(value)
+        yield BrokenRow(_TWICE, decoder.repeated, where) if twice else as_row(value, where)
+
+
+def _values_in(text: str, decoder: json.JSONDecoder) -> Any:
+    """The value in a text, or the list of all its values where an object is followed by others."""
+    text = text.strip()
+    value, end = decoder.raw_decode(text)
+    if end == len(text):
+        return value
+    if not isinstance(value, dict):
+        raise json.JSONDecodeError("Extra data", text, end)
+    values = [value]
+    while end < len(text):
+        value, end = decoder.raw_decode(text, _WHITE_SPACE.match(text, end).end())  # type: ignore[union-attr]
+        values.append(value)
+    return values
+
+
+# ---- tables ----
 
 
 def _csv_rows(path: Path) -> Iterator[Row | BrokenRow]:
     csv.field_size_limit(MAX_CSV_FIELD)
-    reader = csv.DictReader((f"{line}\n" for _, line in numbered_lines(path)), strict=True)
+    delimiter, names = _header(path)
+    repeated = next((name for name in names if names.count(name) > 1), None)
+    if repeated is not None:
+        raise UsageError(f"{path}:1: the column {repeated} is there twice.", "Rename or remove one of them.")
+    lines = (f"{line}\n" for _, line in numbered_lines(path))
+    reader = csv.DictReader(lines, strict=True, delimiter=delimiter)
     before = 1
     try:
         for values in reader:
@@ -114,13 +193,25 @@ def _csv_rows(path: Path) -> Iterator[Row | BrokenRow]:
         raise UsageError(f"{path}:{before + 1}: this is not CSV: {problem}.", "Is a quote left open?") from problem
 
 
+def _header(path: Path) -> tuple[str, list[str]]:
+    """The delimiter of a table and the names in its first line: of comma, semicolon and tab the one that parts it most.
+
+    Spreadsheets in most of Europe write semicolons.
+    """
+    line = next((line for _, line in numbered_lines(path) if line.strip()), "")
+    fields = {delimiter: next(csv.reader([line], delimiter=delimiter), []) for delimiter in ",;\t"}
+    best = max(fields, key=lambda delimiter: len(fields[delimiter]))
+    return best, fields[best]
+
+
 def _parquet_rows(path: Path) -> Iterator[Row | BrokenRow]:
     import pyarrow
     from pyarrow import parquet
 
     number = 0
     try:
-        with open_bytes(path) as file:
+        with open_bytes(path) as opened:
+            file = io.BytesIO(opened.read()) if path.suffix.lower() == ".zst" else opened
             for batch in parquet.ParquetFile(file).iter_batches(PARQUET_ROWS):
                 for values in batch.to_pylist():
                     number += 1
@@ -130,11 +221,33 @@ def _parquet_rows(path: Path) -> Iterator[Row | BrokenRow]:
         raise UsageError(f"{path} is not a whole parquet file: {reason}", "Fetch it again.") from problem
 
 
+def _arrow_rows(path: Path) -> Iterator[Row | BrokenRow]:
+    """The rows of an Arrow file, as `Dataset.save_to_disk` writes it (a stream), or with a footer."""
+    import pyarrow
+
+    number = 0
+    try:
+        with pyarrow.memory_map(str(path)) as file:
+            is_stream = file.read(6) != b"ARROW1"
+            file.seek(0)
+            opened = pyarrow.ipc.open_stream(file) if is_stream else pyarrow.ipc.open_file(file)
+            batches = opened if is_stream else map(opened.get_batch, range(opened.num_record_batches))
+            for batch in batches:
+                for values in batch.to_pylist():
+                    number += 1
+                    yield Row(values, f"{path} row {number}")
+    except (pyarrow.ArrowException, OSError) as problem:
+        reason = str(problem).splitlines()[0]
+        raise UsageError(f"{path} is not a whole Arrow file: {reason}", "Fetch or save it again.") from problem
+
+
 READERS: dict[str, Callable[[Path], Iterator[Row | BrokenRow]]] = {
-    ".jsonl": _jsonl_rows,
+    ".jsonl": _json_rows,
     ".json": _json_rows,
     ".csv": _csv_rows,
+    ".tsv": _csv_rows,
     ".parquet": _parquet_rows,
+    ".arrow": _arrow_rows,
 }
 """The reader of each kind of file; txt files have no rows."""
 

@@ -5,6 +5,7 @@ A source is a file, a folder, a pattern, or a data set of the hub.
 
 import glob
 import os
+import re
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
@@ -14,12 +15,21 @@ from typing import Any
 
 from chatpipe import console
 from chatpipe.data.durable import fingerprint, sha256_of
-from chatpipe.data.row_files import READERS, BrokenRow, Row, as_row, file_rows, kind_of
+from chatpipe.data.row_files import READERS, BrokenRow, Row, as_row, file_rows
+from chatpipe.data.text_files import PACKED, kind_of
 from chatpipe.data.worlds import is_world
 from chatpipe.errors import UsageError, reason_of
 from chatpipe.recipe.schema import HUB, DataBlock
 
 KINDS = (".txt", *sorted(READERS))
+_PACKED = f"each also {', '.join(PACKED)}"
+
+NOT_DATA = re.compile(
+    r"(state|dataset_infos?|dataset_dict)\.json|cache-.*\.arrow|indices.*\.arrow|"
+    r"(readme|license|licence|notice|requirements)[^/]*\.txt",
+    re.IGNORECASE,
+)
+"""Files that lie beside the rows in a folder: a data set's own, and texts about it."""
 
 
 def check_sources(blocks: Sequence[DataBlock] | None, key: str) -> None:
@@ -56,7 +66,7 @@ def source_files(source: str, key: str) -> list[Path]:
     if not found:
         raise UsageError(
             f"{key}: {source} holds no file of a kind that can be read: {', '.join(KINDS)}.",
-            "Give text, or rows in one of these kinds, each also .gz.",
+            f"Give text, or rows in one of these kinds, {_PACKED}.",
         )
     for file in found:
         _check_file(file, key)
@@ -127,7 +137,7 @@ def _data_files(pattern: str) -> list[Path]:
     """The files of a known kind that match, without hidden ones; a file reached through two links counts once."""
     found: dict[Path, Path] = {}
     for path in map(Path, sorted(glob.glob(pattern, recursive=True))):
-        if path.is_file() and kind_of(path) in KINDS:
+        if path.is_file() and kind_of(path) in KINDS and not NOT_DATA.fullmatch(path.name):
             found.setdefault(path.parent.resolve() / path.name, path)
     return list(found.values())
 
@@ -135,7 +145,7 @@ def _data_files(pattern: str) -> list[Path]:
 def _check_file(path: Path, key: str) -> None:
     if kind_of(path) not in KINDS:
         raise UsageError(
-            f"{key}: {path} is not one of the files that can be read: {', '.join(KINDS)}, each also .gz.",
+            f"{key}: {path} is not one of the files that can be read: {', '.join(KINDS)}, {_PACKED}.",
             "Convert it, or rename it where only the ending is wrong.",
         )
     if path.stat().st_size == 0:
@@ -156,18 +166,32 @@ def _rows_as_they_are(block: DataBlock, key: str) -> Iterator[Row | BrokenRow]:
 
 
 def _with_columns(row: Row, block: DataBlock) -> Row | BrokenRow:
-    """`row` with its fields renamed by `columns`; several fields become one text, joined with newlines."""
+    """`row` with its fields renamed by `columns`; several become one text, those with content joined with newlines."""
     if not block.columns:
         return row
     renamed: dict[str, Any] = {}
+    taken: set[str] = set()
     for ours, theirs in block.columns.items():
         names = [theirs] if isinstance(theirs, str) else theirs
         missing = [name for name in names if name not in row.values]
         if missing:
             return BrokenRow(f"there is no field {missing[0]}", f"its fields are {', '.join(row.values)}", row.where)
+        taken.update(names)
         values = [row.values[name] for name in names]
-        renamed[ours] = values[0] if len(values) == 1 else "\n".join(map(str, values))
-    return Row({**row.values, **renamed}, row.where)
+        other = next((name for name in names if not isinstance(row.values[name], str | int | float | None)), None)
+        if len(names) == 1:
+            renamed[ours] = values[0]
+        elif other is None:
+            renamed[ours] = "\n".join(str(value) for value in values if not _is_nothing(value))
+        else:
+            kind = type(row.values[other]).__name__
+            return BrokenRow(f"{other} is no text that can be joined, but a {kind}", "", row.where)
+    return Row({**{name: value for name, value in row.values.items() if name not in taken}, **renamed}, row.where)
+
+
+def _is_nothing(value: Any) -> bool:
+    """Whether a part of a joined text is null, NaN or empty."""
+    return value is None or value == "" or value != value
 
 
 def _hub_rows(name: str, config: str | None, split: str, revision: str | None, key: str) -> Iterator[Row | BrokenRow]:
@@ -187,7 +211,9 @@ def _hub_rows(name: str, config: str | None, split: str, revision: str | None, k
     except Exception as problem:  # the library raises anything: its own errors, those of the network, bare Exception
         raise UsageError(
             f"{key}: hub:{name} (split {split}) cannot be read at row {number + 1}: {reason_of(problem)}",
-            "HF_HUB_OFFLINE is set: unset it, or give files."
+            f"It is a folder: leave out {HUB}, or see that its files are whole."
+            if Path(name).is_dir()
+            else "HF_HUB_OFFLINE is set: unset it, or give files."
             if hub_is_offline()
             else "Check name, configuration and split, and the network; a private one needs `hf auth login`.",
         ) from problem
@@ -207,22 +233,31 @@ MEND_OR_ALLOW = (
 """The remedy for too many unusable rows."""
 
 
+MAX_UNREAD = 8
+
+
 @dataclass
 class Skipped:
-    """Unusable rows: the number for each reason, and the place of the first of each."""
+    """Unusable rows: the number for each reason, and the place of the first of each.
+
+    `marked` of them say themselves that they are not to be used.
+    """
 
     reasons: Counter[str] = field(default_factory=Counter)
     first: dict[str, str] = field(default_factory=dict)
+    marked: int = 0
 
-    def add(self, reason: str, row: Row | BrokenRow) -> None:
+    def add(self, reason: str, row: Row | BrokenRow, marked: bool = False) -> None:
+        """Counts one row."""
         self.reasons[reason] += 1
+        self.marked += marked
         detail = f", {row.detail}" if isinstance(row, BrokenRow) and row.detail else ""
         self.first.setdefault(reason, f"{row.where}{detail}")
 
     def check(self, source: str, total: int, max_share: float, hint: str = MEND_OR_ALLOW) -> None:
-        """Raises `UsageError` when more than this share of `total` rows is unusable, or all of them."""
+        """Raises `UsageError` when more than this share of `total` rows is unusable, or all rows are left out."""
         count = self.reasons.total()
-        if count == 0 or (count <= max_share * total and count < total):
+        if count == 0 or (count - self.marked <= max_share * total and count < total):
             return
         lines = [
             f"{n} {'row' if n == 1 else 'rows'}: {reason} (first at {self.first[reason]})"
@@ -245,11 +280,14 @@ class SourceReport:
     skipped: Skipped = field(default_factory=Skipped)
     tools_ignored: int = 0
     """Usable rows that offer tools; chatpipe ignores the tools."""
+    unread: list[str] = field(default_factory=list)
+    """Fields of the first row of each format that nothing reads."""
 
-    def add_format(self, form: str) -> None:
-        """Adds the format of one more file."""
+    def add_format(self, form: str, unread: Sequence[str] = ()) -> None:
+        """Adds the format of one more row; `unread` are the fields of the row that it does not read."""
         if form not in self.formats:
             self.formats.append(form)
+            self.unread += [name for name in unread if name not in self.unread]
 
     def line(self) -> str:
         """One line for people."""
@@ -258,7 +296,9 @@ class SourceReport:
             f"{count}: {reason}, first at {self.skipped.first[reason]}" for reason, count in reasons.most_common()
         ]
         left_out = f"{reasons.total()} left out" + (f" ({'; '.join(causes)})" if causes else "")
-        return f"{self.key}: {self.source} read as {' and '.join(self.formats)}: {self.rows} rows, {left_out}"
+        more = ", ..." if len(self.unread) > MAX_UNREAD else ""
+        unread = f"; fields not read: {', '.join(self.unread[:MAX_UNREAD])}{more}" if self.unread else ""
+        return f"{self.key}: {self.source} read as {' and '.join(self.formats)}: {self.rows} rows, {left_out}{unread}"
 
 
 @dataclass

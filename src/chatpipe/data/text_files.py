@@ -1,14 +1,16 @@
 """The text of a file in chunks, lines or pieces: unpacked, decoded, with line ends as `\\n`."""
 
+import bz2
 import codecs
 import gzip
 import hashlib
 import io
+import lzma
 import re
 import zlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import IO
+from typing import Any
 
 from chatpipe.errors import UsageError
 
@@ -20,9 +22,25 @@ PIECE_CHARACTERS = 100_000
 CLEAN_CUT = re.compile(r"(?= [A-Za-z])(?<=[A-Za-z])|(?<=\S\n)(?=\w)")
 
 
-def open_bytes(path: Path) -> IO[bytes] | gzip.GzipFile:
-    """The bytes of a file, unpacked where it is gzipped."""
-    return gzip.open(path, "rb") if path.suffix == ".gz" else path.open("rb")
+PACKED = (".gz", ".bz2", ".xz", ".zst")
+"""Endings of packed files, which are unpacked while they are read."""
+
+
+def kind_of(path: Path) -> str:
+    """The kind of a file by its name: `.txt`, `.jsonl`, ... (`a.jsonl.gz` and `A.JSONL` are `.jsonl` too)."""
+    suffix = path.suffix.lower()
+    return Path(path.stem).suffix.lower() if suffix in PACKED else suffix
+
+
+def open_bytes(path: Path) -> Any:
+    """The bytes of a file as a binary stream, unpacked where its name says that it is packed."""
+    suffix = path.suffix.lower()
+    if suffix == ".zst":
+        import pyarrow  # has zstd built in, which Python has from 3.14 on
+
+        return pyarrow.input_stream(str(path), compression="zstd")
+    opened: Mapping[str, Callable[..., Any]] = {".gz": gzip.open, ".bz2": bz2.open, ".xz": lzma.open}
+    return opened.get(suffix, open)(path, "rb")
 
 
 def text_chunks(path: Path) -> Iterator[str]:
@@ -62,8 +80,11 @@ def _blocks(path: Path) -> Iterator[bytes]:
             while block := file.read(CHUNK_BYTES):
                 yield block
         yield b""
-    except (gzip.BadGzipFile, EOFError, zlib.error) as problem:
-        raise UsageError(f"{path} is not a whole gzip file: {problem}.", "Fetch or pack it again.") from problem
+    except (OSError, EOFError, zlib.error, lzma.LZMAError) as problem:
+        if path.suffix.lower() not in PACKED or (isinstance(problem, OSError) and problem.errno is not None):
+            raise
+        kind = "gzip" if path.suffix.lower() == ".gz" else path.suffix[1:].lower()
+        raise UsageError(f"{path} is not a whole {kind} file: {problem}.", "Fetch or pack it again.") from problem
 
 
 def _decode(decoder: codecs.IncrementalDecoder, block: bytes, read: int, path: Path) -> str:

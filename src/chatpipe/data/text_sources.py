@@ -10,9 +10,9 @@ from collections.abc import Iterable, Iterator, Sequence
 
 from chatpipe.data.documents import Piece, RawText
 from chatpipe.data.formats import format_of, readers_of
-from chatpipe.data.row_files import BrokenRow, Row, Split, kind_of
+from chatpipe.data.row_files import BrokenRow, Row, Split
 from chatpipe.data.sources import check_sources, is_hub, source_files, source_rows
-from chatpipe.data.text_files import text_chunks
+from chatpipe.data.text_files import kind_of, text_chunks
 from chatpipe.data.worlds import Worlds, is_world
 from chatpipe.errors import UsageError
 from chatpipe.recipe.schema import DataBlock

@@ -1,0 +1,286 @@
+"""Rows as public data sets have them: each field is used as the field uses it, or the row is left out with a reason."""
+
+import json
+
+import pytest
+
+from chatpipe.data.datasets import load_conversations, load_prompts, load_rankings, stream_rows
+from chatpipe.data.formats import format_of, to_conversation, to_prompt, to_ranking, usable
+from chatpipe.data.messages import check_messages
+from chatpipe.data.row_files import BadRow, MarkedRow, Row
+from chatpipe.data.sources import Report
+from chatpipe.errors import UsageError
+from chatpipe.recipe.schema import DataBlock
+
+USER = {"role": "user", "content": "Who is Mara?"}
+ASSISTANT = {"role": "assistant", "content": "A baker."}
+OTHER = {"role": "assistant", "content": "No idea."}
+SYSTEM = {"role": "system", "content": "Be brief."}
+HUMAN = {"from": "human", "value": "Who is Mara?"}
+GPT = {"from": "gpt", "value": "A baker."}
+EARLIER = [{"role": "user", "content": "Who is Ben?"}, {"role": "assistant", "content": "A smith."}]
+
+
+def read(values: dict) -> tuple[str, Row]:
+    """The row as a file has it, and its format."""
+    found = usable(Row(values, "a.jsonl:1"))
+    form = format_of(found)
+    assert form is not None
+    return form, found
+
+
+def conversation(**values: object) -> list:
+    form, row = read(values)
+    return to_conversation(row, form)
+
+
+def prompt(**values: object) -> list:
+    form, row = read(values)
+    return to_prompt(row, form)
+
+
+def ranking(**values: object) -> tuple[list, list, list]:
+    form, row = read(values)
+    found = to_ranking(row, form)
+    return found.prompt, found.responses, found.ranks
+
+
+# ---- a system message and a history beside the turns ----
+
+ANSWERED = [
+    {"messages": [USER, ASSISTANT]},
+    {"conversations": [HUMAN, GPT]},
+    {"instruction": "Who is Mara?", "output": "A baker."},
+    {"prompt": "Who is Mara?", "completion": "A baker."},
+    {"prompt": [USER], "completion": [ASSISTANT]},
+    {"question": "Who is Mara?", "answer": "A baker."},
+]
+RANKED = [
+    {"prompt": "Who is Mara?", "chosen": "A baker.", "rejected": "No idea."},
+    {"chosen": [USER, ASSISTANT], "rejected": [USER, OTHER]},
+    {"question": "Who is Mara?", "chosen": "A baker.", "rejected": "No idea."},  # orca_dpo
+    {"conversations": [HUMAN], "chosen": GPT, "rejected": {"from": "gpt", "value": "No idea."}},
+    {"prompt": "Who is Mara?", "responses": ["A baker.", "No idea."], "ranks": [1, 2]},
+]
+
+
+@pytest.mark.parametrize("field", ["system", "system_prompt", "system_message"])
+@pytest.mark.parametrize("values", [*ANSWERED, *RANKED, {"prompt": "Who is Mara?"}])
+def test_a_system_message_and_a_history_come_first_in_every_format(values, field):
+    beside = {field: "Be brief.", "history": [["Who is Ben?", "A smith."]]}
+    before = [SYSTEM, *EARLIER, USER]
+    assert prompt(**values, **beside) == before
+    if values in ANSWERED:
+        assert conversation(**values, **beside) == [*before, ASSISTANT]
+    if values in RANKED:
+        assert ranking(**values, **beside) == (before, ["A baker.", "No idea."], [1, 2])
+
+
+def test_a_system_message_that_is_there_twice_counts_once_and_two_are_refused():
+    assert conversation(system="Be brief. ", messages=[SYSTEM, USER, ASSISTANT]) == [SYSTEM, USER, ASSISTANT]
+    with pytest.raises(BadRow, match="two system messages"):
+        conversation(system="Be long.", messages=[SYSTEM, USER, ASSISTANT])
+    with pytest.raises(BadRow, match="system is not text"):
+        conversation(system=["Be brief."], messages=[USER, ASSISTANT])
+    assert conversation(system="", history=None, messages=[SYSTEM, USER, ASSISTANT])[0] == SYSTEM
+
+
+# ---- marks of what is not to be learned ----
+
+
+@pytest.mark.parametrize("mark", [{"weight": 0}, {"weight": 0.0}, {"train": False}, {"loss": False}, {"trainable": 0}])
+@pytest.mark.parametrize("field", ["messages", "conversations"])
+def test_an_answer_that_is_marked_is_read_and_not_trained(mark, field):
+    turns = [USER, {**ASSISTANT, **mark}, USER, {**ASSISTANT, **dict.fromkeys(mark, 1)}]
+    if field == "conversations":
+        turns = [{"from": turn.pop("role"), "value": turn.pop("content"), **turn} for turn in map(dict, turns)]
+    assert conversation(**{field: turns}) == [USER, {**ASSISTANT, "train": False}, USER, ASSISTANT]
+    with pytest.raises(MarkedRow, match="no answer of the conversation is to be trained"):
+        conversation(**{field: turns[:2]})
+
+
+def test_a_mark_between_yes_and_no_or_of_another_kind_is_named():
+    for mark, told in (({"weight": 0.5}, "weight: 0.5"), ({"train": "some"}, "train: some"), ({"loss": [1]}, "loss")):
+        with pytest.raises(BadRow, match=told):
+            check_messages([USER, {**ASSISTANT, **mark}])
+    with pytest.raises(BadRow, match="train_detail"):
+        check_messages([USER, {**ASSISTANT, "train_detail": [{"begin_offset": 0}]}])
+    assert check_messages([USER, {**ASSISTANT, "weight": float("nan"), "train": None}]) == [USER, ASSISTANT]
+
+
+@pytest.mark.parametrize("mark", [{"label": False}, {"kto_tag": False}, {"label": "False"}, {"weight": 0}])
+@pytest.mark.parametrize("values", ANSWERED)
+def test_a_row_that_is_marked_is_no_demonstration_and_stays_a_prompt(values, mark):
+    with pytest.raises(MarkedRow):
+        conversation(**values, **mark)
+    assert prompt(**values, **mark) == [USER]
+    assert conversation(**values, **dict.fromkeys(mark, True)) == [USER, ASSISTANT]
+
+
+def test_rows_of_unpaired_preferences_are_counted_and_the_good_ones_learned(write):
+    rows = [{"prompt": f"Who is {i}?", "completion": f"A {i}.", "label": i % 2 == 0} for i in range(100)]
+    loaded = load_conversations([DataBlock(source=write("kto.jsonl", rows))], {}, "sft.data")
+    assert len(loaded.train) + len(loaded.validation) == 50
+    assert loaded.skipped == {"its label is false: an answer that was rejected": 50}
+    bad = write("bad.jsonl", [{**row, "label": False} for row in rows])
+    with pytest.raises(UsageError, match="100 of 100 rows cannot be used"):
+        load_conversations([DataBlock(source=bad)], {}, "sft.data")
+
+
+# ---- turns of any shape in a list of any name ----
+
+
+@pytest.mark.parametrize("field", ["messages", "conversations", "conversation", "dialog", "dialogue"])
+@pytest.mark.parametrize(
+    "turns",
+    [
+        [USER, ASSISTANT],
+        [HUMAN, GPT],
+        [{"human": "Who is Mara?", "assistant": "A baker."}],
+        [{"role": "User", "content": "Who is Mara?"}, {"role": "model", "content": "A baker."}],
+        [{**USER, "from": None, "value": None}, {**GPT, "role": None, "content": None}],  # of one parquet schema
+        [USER, {"role": "assistant", "content": [{"type": "text", "value": "A baker."}]}],
+    ],
+)
+def test_each_turn_is_read_by_its_own_fields(field, turns):
+    assert conversation(**{field: turns}) == [USER, ASSISTANT]
+    assert conversation(**{field: json.dumps(turns)}) == [USER, ASSISTANT]  # as a csv has it
+
+
+def test_a_developer_is_kept_and_an_unknown_role_is_named():
+    developer = {"role": "developer", "content": "Be brief."}
+    assert conversation(messages=[developer, USER, ASSISTANT]) == [developer, USER, ASSISTANT]
+    with pytest.raises(BadRow, match="there is no role 'narrator'"):
+        conversation(messages=[{"role": "narrator", "content": "Once."}, USER, ASSISTANT])
+
+
+def test_reasoning_stays_with_its_answer():
+    for field in ("reasoning_content", "reasoning", "thinking"):
+        said = conversation(messages=[USER, {**ASSISTANT, field: "Bread."}])
+        assert said == [USER, {**ASSISTANT, "reasoning_content": "Bread."}]
+
+
+def test_prompts_may_be_conversations_that_end_with_the_user(write):
+    for field, turns in (("messages", [USER]), ("conversations", [HUMAN]), ("messages", [USER, ASSISTANT])):
+        assert prompt(**{field: turns}) == [USER]
+    assert prompt(messages=[USER, ASSISTANT, USER]) == [USER, ASSISTANT, USER]
+    rows = [{"messages": [{"role": "user", "content": f"Who is {i}?"}]} for i in range(60)]
+    loaded = load_prompts([DataBlock(source=write("p.jsonl", rows))], {}, "ppo.data")
+    assert len(loaded.train) + len(loaded.validation) == 60
+
+
+# ---- published formats ----
+
+DIALOGUE = "\n\nHuman: Who is Ben?\n\nAssistant: A smith.\n\nHuman: Who is Mara?\n\nAssistant:"
+
+
+@pytest.mark.parametrize("text", [DIALOGUE, f"{DIALOGUE} ", DIALOGUE.strip()])
+def test_a_dialogue_inside_a_prompt_is_taken_apart(text):
+    before = [*EARLIER, USER]
+    assert ranking(prompt=text, chosen=" A baker.", rejected=" No.") == (before, [" A baker.", " No."], [1, 2])
+    assert prompt(prompt=text) == before
+    assert conversation(prompt=text, completion="A baker.") == [*before, ASSISTANT]
+    assert conversation(prompt=text, response="A baker.", chosen="A baker.", rejected="x") == [*before, ASSISTANT]
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        {"prompt": "Who is Mara?", "response": "A baker."},
+        {"instruction": "Who is Mara?", "context": "", "response": "A baker.", "category": "qa"},  # dolly
+        {"question": "Who is Mara?", "response": "A baker.", "system_prompt": ""},  # OpenOrca
+        {"query": "Who is Mara?", "response": "A baker."},
+        {"input": "Who is Mara?", "output": "A baker."},
+    ],
+)
+def test_other_names_of_question_and_answer_are_known(values):
+    assert conversation(**values) == [USER, ASSISTANT]
+    assert prompt(**values) == [USER]
+
+
+def test_the_context_of_dolly_follows_the_instruction():
+    asked = prompt(instruction="Who is she?", context="Mara bakes.", response="A baker.")
+    assert asked == [{"role": "user", "content": "Who is she?\n\nMara bakes."}]
+
+
+def test_pairs_may_have_an_instruction(write):
+    values = {"instruction": "Say it.", "input": "Mara", "chosen": "A.", "rejected": "B."}
+    assert ranking(**values) == ([{"role": "user", "content": "Say it.\n\nMara"}], ["A.", "B."], [1, 2])
+    assert ranking(**{"messages": [USER], "chosen_messages": [ASSISTANT], "rejected_messages": [OTHER]}) == (
+        [USER],
+        ["A baker.", "No idea."],
+        [1, 2],
+    )
+
+
+def test_completions_with_scores_are_rankings():
+    scores = {"A baker.": 8.5, "No idea.": 1, "A cook.": "8.5", "Hm.": 3.0}  # UltraFeedback
+    completions = [{"response": text, "overall_score": score, "model": "m"} for text, score in scores.items()]
+    values = {"instruction": "Who is Mara?", "models": ["m"], "completions": completions}
+    assert ranking(**values) == ([USER], list(scores), [1, 3, 1, 2])
+    assert conversation(**values) == [USER, ASSISTANT]
+    assert prompt(**values) == [USER]
+    nectar = [{"answer": "A cook.", "rank": 2.0}, {"answer": "A baker.", "rank": 1.0}]
+    assert ranking(prompt="Who is Mara?", answers=nectar) == ([USER], ["A cook.", "A baker."], [2, 1])
+    assert ranking(prompt="Who is Mara?", responses=["a", "b"], scores=[0.1, 0.2]) == ([USER], ["a", "b"], [2, 1])
+    with pytest.raises(BadRow, match="a completion has no score"):
+        ranking(instruction="Who?", completions=[*completions, {"response": "x", "overall_score": "N/A"}])
+
+
+@pytest.mark.parametrize(("winner", "ranks"), [("model_a", [1, 2]), ("model_b", [2, 1]), ("tie (bothbad)", [1, 1])])
+def test_battles_of_the_arena_are_rankings(winner, ranks):
+    values = {"question_id": "q", "conversation_a": [USER, ASSISTANT], "conversation_b": [USER, OTHER]}
+    assert ranking(**values, winner=winner, judge="arena_user_1") == ([USER], ["A baker.", "No idea."], ranks)
+    with pytest.raises(BadRow, match="winner is 'nobody'"):
+        ranking(**values, winner="nobody")
+    with pytest.raises(BadRow, match="different prompts"):
+        ranking(**{**values, "conversation_b": [*EARLIER, USER, OTHER]}, winner=winner)
+
+
+@pytest.mark.parametrize(("preference", "ranks"), [(-2, [1, 2]), (0, [1, 1]), (1, [2, 1])])
+def test_two_responses_with_a_preference_are_a_ranking(preference, ranks):
+    values = {"context": [USER], "response1": "A baker.", "response2": "No idea.", "overall_preference": preference}
+    assert ranking(**values) == ([USER], ["A baker.", "No idea."], ranks)
+
+
+def test_rows_that_rate_one_answer_each_are_ranked_together(write):
+    rows = [
+        {"prompt": f"Who is {i // 2}?", "response": f"answer {i}", "helpfulness": i % 2, "verbosity": 1}
+        for i in range(120)
+    ]
+    source = DataBlock(source=write("helpsteer.jsonl", rows))
+    loaded = load_rankings([source], {}, "rm.data")
+    found = loaded.train + loaded.validation
+    assert len(found) == 60
+    assert all(ranking.ranks == [2, 1] for ranking in found)
+    assert len([*stream_rows("conversations", [source], {}, "sft.data", Report())]) == 120
+
+
+# ---- what is not read is said ----
+
+
+@pytest.mark.parametrize("field", ["image", "images", "videos", "audios"])
+def test_a_row_with_pictures_or_sound_cannot_be_used(field):
+    with pytest.raises(BadRow, match=f"the row has {field}"):
+        conversation(messages=[USER, ASSISTANT], **{field: ["1.jpg"]})
+    assert conversation(messages=[USER, ASSISTANT], **{field: []}) == [USER, ASSISTANT]
+
+
+def test_fields_that_nothing_reads_are_named(write):
+    rows = [
+        {"id": i, "instruction": f"Who is {i}?", "context": "", "response": "A.", "category": "qa", "note": None}
+        for i in range(60)
+    ]
+    report = Report()
+    list(stream_rows("conversations", [DataBlock(source=write("d.jsonl", rows))], {}, "sft.data", report))
+    assert report.sources[0].line().endswith("read as alpaca: 60 rows, 0 left out; fields not read: category")
+
+
+def test_parts_without_content_are_left_out_of_a_joined_text(write):
+    rows = [{"i": f"Who is {n}?", "more": more, "reply": "A."} for n, more in enumerate([None, "", "Mara", ["x"]])]
+    columns = {"question": ["i", "more"], "answer": "reply"}
+    block = DataBlock(source=write("a.jsonl", rows), columns=columns, max_skipped=1)
+    report = Report()
+    asked = [item[0]["content"] for item, _ in stream_rows("conversations", [block], {}, "sft.data", report)]
+    assert asked == ["Who is 0?", "Who is 1?", "Who is 2?\nMara"]
+    assert report.skipped == {"more is no text that can be joined, but a list": 1}
