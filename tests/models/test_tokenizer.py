@@ -1,3 +1,6 @@
+import random
+from pathlib import Path
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -5,7 +8,8 @@ from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from chatpipe.errors import UsageError
 from chatpipe.evaluation.text import tokens_without_text
-from chatpipe.models.new_model import character_tokenizer, train_tokenizer
+from chatpipe.models import new_model
+from chatpipe.models.new_model import LONGEST_WORD, character_tokenizer, train_tokenizer, without_long_words
 
 SPECIAL = ["<|pad|>", "<|endoftext|>", "<|system|>", "<|user|>", "<|assistant|>"]
 
@@ -114,3 +118,27 @@ def test_an_end_of_text_that_is_the_unknown_token_too_counts_as_special():
     backend, end = character_tokenizer(["ab"], 300, 64).backend_tokenizer, "<|endoftext|>"
     as_gpt2 = PreTrainedTokenizerFast(tokenizer_object=backend, bos_token=end, eos_token=end, unk_token=end)
     assert tokens_without_text(as_gpt2) == (1,)
+
+
+def test_a_word_without_end_is_cut_so_that_training_ends():
+    """BPE's time is quadratic in the longest word: this text took hours."""
+    bases = random.Random(0).choices("ACGT", k=1_000_000)
+    made = train_tokenizer(["".join(bases), " " * 1_000_000, "1" * 1_000_000], 400, 64)
+    assert made.decode(made("ACGTACGT")["input_ids"]) == "ACGTACGT"
+    assert len(made("ACGTACGT")["input_ids"]) < 8
+
+
+@pytest.mark.parametrize(
+    "text", ["", "a b", "x" * 256, f"{'x' * 300} y", "x1" * 300, "中" * 700, "\n" * 600, "ab_" * 400]
+)
+def test_a_cut_text_is_the_whole_text_and_usual_words_are_never_cut(text):
+    parts = list(without_long_words(text))
+    assert "".join(parts) == text
+    assert all(len(part) >= LONGEST_WORD for part in parts[:-1])
+
+
+def test_the_tokens_of_usual_text_are_those_of_training_on_it_whole(monkeypatch):
+    text = (Path(__file__).parents[1] / "fixtures" / "wiki.txt").read_text(encoding="utf-8")
+    cut = train_tokenizer([text], 600, 64).backend_tokenizer.to_str()
+    monkeypatch.setattr(new_model, "without_long_words", lambda text: [text])
+    assert train_tokenizer([text], 600, 64).backend_tokenizer.to_str() == cut

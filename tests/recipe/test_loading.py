@@ -8,7 +8,7 @@ from transformers.integrations.integration_utils import INTEGRATION_TO_CALLBACK
 
 from chatpipe.errors import UsageError
 from chatpipe.recipe import Recipe, find_recipe, load_recipe, packaged_recipes
-from chatpipe.recipe.loading import flatten
+from chatpipe.recipe.loading import RecipeDumper, flatten
 from chatpipe.recipe.schema import TRAINING_STAGES, DataBlock
 from chatpipe.run.chain import write_recipe
 from chatpipe.run.step_checks import PACKAGES
@@ -205,7 +205,7 @@ def test_a_wrong_value_is_named_with_its_key_and_what_is_wanted(override, parts)
         ("ppo:\n  lam: 1\n  lam: 0.9\n", (":3: ppo.lam is given twice", ":2.")),
         ("seed: [0\nppo: }\n", (":2: this is not YAML",)),
         ("seed: 0\nout: !path here\n", (":2: this is not YAML", "!path")),
-        ("out: 2026-13-45\n", ("this is not YAML: month must be in 1..12",)),
+        (f"seed: {'9' * 5000}\n", ("this is not YAML: Exceeds the limit",)),
         ("", ("is empty", "recipes copy pocket")),
         ("# only words\n", ("is empty",)),
         ("- seed\n", (":1: a recipe consists of `key: value` lines",)),
@@ -232,7 +232,7 @@ def test_a_value_is_never_taken_for_a_section(write):
     assert "sft.data is 'pocketworld'" in problem_of("pocket", "sft.data.source=chats.jsonl")
 
 
-@pytest.mark.parametrize("override", ["ppo.lam=[", "out=2026-13-45", "out=!path here"])
+@pytest.mark.parametrize("override", ["ppo.lam=[", "out=!path here"])
 def test_an_override_that_cannot_be_read_is_quoted(override):
     assert f"The value of {override!r} cannot be read" in problem_of(None, override)
 
@@ -265,3 +265,28 @@ def test_packaged_recipes_begin_with_a_line_for_the_list():
 def test_the_trackers_are_those_of_transformers():
     """Kubeflow is none that a recipe names: its jobs turn it on by an environment variable."""
     assert set(PACKAGES) == set(INTEGRATION_TO_CALLBACK) - {"kubeflow"}
+
+
+@pytest.mark.parametrize(
+    ("text", "number"), [("008", 8), ("010", 10), ("09", 9), ("1_000", 1000), ("0x10", 16), ("+7", 7), ("0", 0)]
+)
+def test_whole_numbers_are_what_people_mean(write, text, number):
+    """YAML 1.1, which PyYAML reads, takes 010 for eight."""
+    assert load_recipe(write(f"seed: {text}\n")).recipe.seed == number
+    assert load_recipe(None, [f"seed={text}"]).recipe.seed == number
+
+
+def test_times_and_days_are_text_and_so_no_numbers(write):
+    for text in ("1:30", "1:30.5"):
+        assert f"seed = '{text}': input should be a valid integer" in problem_of(write(f"seed: {text}\n"))
+        assert "ppo.kl_coef" in problem_of(None, f"ppo.kl_coef={text}")
+    assert load_recipe(None, ["out=2026-11-30"]).recipe.out == "2026-11-30"
+    assert load_recipe(None, ["sft.learning_rate=1e-5", "ppo.lam=.5"]).recipe.ppo.lam == 0.5
+
+
+def test_a_written_recipe_is_read_as_the_same_values(tmp_path):
+    texts = ["008", "010", "1:30", "2026-11-30", "1e5", ".5", "on", "null", "0x1F", "-3", "+.5", "a: b"]
+    recipe = Recipe(sft={"sample_prompts": texts})
+    path = tmp_path / "recipe.yaml"
+    path.write_text(yaml.dump(recipe.model_dump(mode="json"), Dumper=RecipeDumper, allow_unicode=True))
+    assert load_recipe(str(path)).recipe == recipe

@@ -17,11 +17,12 @@ from chatpipe.data.chat_template import Message
 from chatpipe.data.formats import CONVERTERS, What, check_use, has_tools, recognise, unread_fields, usable
 from chatpipe.data.messages import prompt_key
 from chatpipe.data.rankings import Ranking, rated_together
-from chatpipe.data.row_files import BadRow, MarkedRow, Row, Split, quotas, split_of, times_read
+from chatpipe.data.row_files import BadRow, MarkedRow, Row, Split, Use, quotas, split_of, times_read
 from chatpipe.data.sources import (
     Report,
     SourceReport,
     check_sources,
+    files_by_use,
     is_hub,
     one_file_each,
     source_rows,
@@ -176,20 +177,22 @@ def _read(what: What, block: DataBlock, key: str, source: SourceReport) -> Itera
         raise UsageError(f"{key}: document is a setting of raw text, not of {what}.", "Leave it out.")
     if block.format != "auto":
         check_use(block.format, what, block.source, key)
-    items = (item for part in one_file_each(block, key) for item in _items_of_file(what, part, key, source))
+    if not is_hub(block):
+        source.left_files = [path.name for path in files_by_use(block, key)[1]]
+    items = ((item, part.use) for part in one_file_each(block, key) for item in _items_of_file(what, part, key, source))
     yield from _splits(what, items, block)
     if source.rows == 0:
         raise UsageError(f"{key}: {block.source} holds no rows.", "Give a file with at least one row.")
     source.skipped.check(f"{key}: {block.source}", source.rows, block.max_skipped)
 
 
-def _splits(what: What, items: Iterator[Any], block: DataBlock) -> Iterator[_Placed[Any]]:
-    """Each item with its split; in all as many as the block's `limit`, of which a tenth validates."""
-    left = None if block.limit is None else quotas(block.limit)
-    for item in items:
+def _splits(what: What, items: Iterator[tuple[Any, Use]], block: DataBlock) -> Iterator[_Placed[Any]]:
+    """Each item with its split, which its use or its text decides; in all as many as the block's `limit`."""
+    left = None if block.limit is None else quotas(block.limit, block.use)
+    for item, use in items:
         if left is not None and not any(left.values()):
             return
-        split = split_of(SPLIT_BY[what](item))
+        split = split_of(SPLIT_BY[what](item)) if use == "auto" else use
         if left is None or left[split]:
             if left is not None:
                 left[split] -= 1
@@ -239,7 +242,7 @@ def _of_world(what: What, block: DataBlock, worlds: Worlds) -> Iterator[_Placed[
     """The rows of a built-in world, which splits its prompts itself; its conversations are split as all others."""
     world = world_named(block.source, worlds)
     if what == "conversations":
-        yield from _splits(what, iter(world.conversations()), block)
+        yield from _splits(what, ((item, block.use) for item in world.conversations()), block)
         return
     most: Mapping[Split, int | None] = quotas(block.limit) if block.limit else {"train": None, "validation": None}
     for prompt in world.prompts("train")[: most["train"]]:

@@ -18,6 +18,7 @@ from chatpipe.data.row_files import (
     BrokenRow,
     Row,
     Split,
+    Use,
     quotas,
     split_of,
     split_of_digest,
@@ -75,7 +76,7 @@ class RawText:
 
     def pieces(self) -> Iterator[Piece]:
         """The pieces of both splits in the order of the source, within `limit`."""
-        left = None if self.block.limit is None else quotas(self.block.limit)
+        left = None if self.block.limit is None else quotas(self.block.limit, self.block.use)
         for document in self._documents():
             if left is not None and not any(left.values()):
                 self._check_skipped()
@@ -98,28 +99,30 @@ class RawText:
         self.skipped, self.rows = Skipped(), 0
         whole_files = self._whole_files()
         few = self.split and len(whole_files) < FEW_FILES
-        for path in whole_files:
-            yield from _sides_of_file(path, self.key) if few else _file_as_one(path, self.key)
+        for part in whole_files:
+            path = Path(part.source)
+            own_split = few and part.use == "auto"
+            yield from _sides_of_file(path, self.key) if own_split else _file_as_one(path, self.key, part.use)
         texts = iter(self._texts())
         first, second = next(texts, None), next(texts, None)
-        if self.split and first is not None and second is None and not whole_files:
-            yield from _sides_of_text(first)
+        if self.split and first is not None and second is None and not whole_files and first[1] == "auto":
+            yield from _sides_of_text(first[0])
             return
-        for text in chain((text for text in (first, second) if text is not None), texts):
-            yield _Document(split_of(text), [text])
+        for text, use in chain((text for text in (first, second) if text is not None), texts):
+            yield _Document(split_of(text) if use == "auto" else use, [text])
 
-    def _whole_files(self) -> list[Path]:
+    def _whole_files(self) -> list[DataBlock]:
         """The text files of which each is one document."""
         if is_world(self.block.source) or is_hub(self.block) or self.block.document != "file":
             return []
-        return [path for path in source_files(self.block.source, self.key) if kind_of(path) == ".txt"]
+        return [part for part in one_file_each(self.block, self.key) if kind_of(Path(part.source)) == ".txt"]
 
-    def _texts(self) -> Iterator[str]:
-        """The usable documents of the source except whole files; unusable ones are counted."""
-        for item in self._items():
+    def _texts(self) -> Iterator[tuple[str, Use]]:
+        """The usable documents of the source except whole files, each with its use; unusable ones are counted."""
+        for item, use in self._items():
             self.rows += 1
             try:
-                yield _text_of(item)
+                yield _text_of(item), use
             except BadRow as problem:
                 self.skipped.add(str(problem), item)
             if self.rows % ROWS_BETWEEN_CHECKS == 0 and self.skipped.reasons.total() > self.rows / 2:
@@ -130,16 +133,16 @@ class RawText:
         """Raises `UsageError` where too many of the rows read so far cannot be used."""
         self.skipped.check(f"{self.key}: {self.block.source}", self.rows, self.block.max_skipped)
 
-    def _items(self) -> Iterator[Row | BrokenRow]:
+    def _items(self) -> Iterator[tuple[Row | BrokenRow, Use]]:
         if is_world(self.block.source):
             for number, text in enumerate(self._world_documents(), start=1):
-                yield Row({"text": text}, f"{self.block.source} document {number}")
+                yield Row({"text": text}, f"{self.block.source} document {number}"), "auto"
             return
         for part in one_file_each(self.block, self.key):
             if is_hub(part) or kind_of(Path(part.source)) != ".txt":
-                yield from source_rows(part, self.key)
+                yield from ((row, part.use) for row in source_rows(part, self.key))
             elif part.document != "file":
-                yield from _units(Path(part.source), part.document)
+                yield from ((row, part.use) for row in _units(Path(part.source), part.document))
 
     def _world_documents(self) -> Sequence[str]:
         if self._of_world is None:
@@ -210,6 +213,6 @@ def _sides_of_text(text: str) -> Iterator[_Document]:
     yield _Document("validation", [text[at:]])
 
 
-def _file_as_one(path: Path, key: str) -> Iterator[_Document]:
+def _file_as_one(path: Path, key: str, use: Use) -> Iterator[_Document]:
     _, sha256 = survey(path, key)
-    yield _Document(split_of_digest(sha256), in_pieces(text_chunks(path)))
+    yield _Document(split_of_digest(sha256) if use == "auto" else use, in_pieces(text_chunks(path)))

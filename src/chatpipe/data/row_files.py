@@ -255,6 +255,8 @@ READERS: dict[str, Callable[[Path], Iterator[Row | BrokenRow]]] = {
 # ---- what the text of a row decides ----
 
 Split = Literal["train", "validation"]
+Use = Literal["auto", "train", "validation"]
+"""What rows are for; with auto, their text or the name of their file decides."""
 
 VALIDATION_SHARE = 0.1
 """The SHA-256 of a text decides whether it is for validation, so a text is in the same split in every stage, on every
@@ -271,8 +273,10 @@ def split_of_digest(sha256: bytes) -> Split:
     return "validation" if int.from_bytes(sha256[:4], "big") < VALIDATION_SHARE * 2**32 else "train"
 
 
-def quotas(limit: int) -> dict[Split, int]:
-    """How many of `limit` rows are in each split: a tenth validates, at least one row."""
+def quotas(limit: int, use: Use = "auto") -> dict[Split, int]:
+    """How many of `limit` rows are in each split: a tenth validates, at least one row, or all are for one use."""
+    if use != "auto":
+        return {"train": 0, "validation": 0, use: limit}
     validation = max(1, round(VALIDATION_SHARE * limit))
     return {"train": max(1, limit - validation), "validation": validation}
 

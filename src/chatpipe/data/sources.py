@@ -15,7 +15,7 @@ from typing import Any
 
 from chatpipe import console
 from chatpipe.data.durable import fingerprint, sha256_of
-from chatpipe.data.row_files import READERS, BrokenRow, Row, as_row, file_rows
+from chatpipe.data.row_files import READERS, BrokenRow, Row, Use, as_row, file_rows
 from chatpipe.data.text_files import PACKED, kind_of
 from chatpipe.data.worlds import is_world
 from chatpipe.errors import UsageError, reason_of
@@ -30,6 +30,14 @@ NOT_DATA = re.compile(
     re.IGNORECASE,
 )
 """Files that lie beside the rows in a folder: a data set's own, and texts about it."""
+
+
+_SPLIT_NAMES = {
+    "train": ("train", "training"),
+    "validation": ("validation", "valid", "val", "dev", "eval"),
+    "test": ("test", "testing"),
+}
+"""Words in the names of files that say which split they hold, as on the hub."""
 
 
 def check_sources(blocks: Sequence[DataBlock] | None, key: str) -> None:
@@ -88,12 +96,41 @@ def source_rows(block: DataBlock, key: str) -> Iterator[Row | BrokenRow]:
 
 
 def one_file_each(block: DataBlock, key: str) -> Iterator[DataBlock]:
-    """`block` as one block for each file, since files may differ in format; a data set of the hub is one block."""
+    """`block` as one block for each file, since files may differ in format; a data set of the hub is one block.
+
+    Of several files of which one is named train, each has the `use` that its name says; see `files_by_use`.
+    """
     if is_hub(block):
         yield block
         return
-    for path in source_files(block.source, key):
-        yield block.model_copy(update={"source": str(path)})
+    for path, use in files_by_use(block, key)[0]:
+        yield block.model_copy(update={"source": str(path), "use": use})
+
+
+def files_by_use(block: DataBlock, key: str) -> tuple[list[tuple[Path, Use]], list[Path]]:
+    """The files of a block, each with its use, and those that are left out.
+
+    Files named test are for validation where none is named so, and left out otherwise.
+    """
+    files = source_files(block.source, key)
+    named = {path: _split_in_name(path, files) for path in files}
+    splits = set(named.values())
+    if "train" not in splits or splits == {"train"}:
+        return [(path, block.use) for path in files], []
+    validation = "validation" if "validation" in splits else "test"
+    uses: dict[Path, Use] = {
+        path: "validation" if split == validation else "train" for path, split in named.items() if split != "test"
+    } | {path: "validation" for path, split in named.items() if split == validation}
+    if block.use != "auto":
+        uses = {path: use for path, use in uses.items() if use == block.use}
+    return [(path, uses[path]) for path in files if path in uses], [path for path in files if path not in uses]
+
+
+def _split_in_name(path: Path, files: Sequence[Path]) -> str | None:
+    """train, validation or test, where a word in the name of a file, or of a folder above it, says so."""
+    shared = Path(os.path.commonpath([file.parent for file in files]))
+    words = re.findall(r"[a-z]+", str(path.relative_to(shared)).lower())
+    return next((split for split, names in _SPLIT_NAMES.items() if any(word in names for word in words)), None)
 
 
 def data_fingerprints(blocks: Sequence[DataBlock], key: str) -> dict[str, str]:
@@ -282,6 +319,8 @@ class SourceReport:
     """Usable rows that offer tools; chatpipe ignores the tools."""
     unread: list[str] = field(default_factory=list)
     """Fields of the first row of each format that nothing reads."""
+    left_files: list[str] = field(default_factory=list)
+    """Files of the test split, where a folder has a validation split too."""
 
     def add_format(self, form: str, unread: Sequence[str] = ()) -> None:
         """Adds the format of one more row; `unread` are the fields of the row that it does not read."""
@@ -298,6 +337,7 @@ class SourceReport:
         left_out = f"{reasons.total()} left out" + (f" ({'; '.join(causes)})" if causes else "")
         more = ", ..." if len(self.unread) > MAX_UNREAD else ""
         unread = f"; fields not read: {', '.join(self.unread[:MAX_UNREAD])}{more}" if self.unread else ""
+        unread += f"; files not read: {', '.join(self.left_files[:MAX_UNREAD])}" if self.left_files else ""
         return f"{self.key}: {self.source} read as {' and '.join(self.formats)}: {self.rows} rows, {left_out}{unread}"
 
 

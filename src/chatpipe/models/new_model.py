@@ -1,5 +1,6 @@
 """New models of any family and size, as transformers' own classes that open anywhere, and their tokenizers."""
 
+import re
 import shutil
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
@@ -145,6 +146,10 @@ def _sizes(architecture: Architecture) -> dict[str, Any]:
 # ---- the tokenizer: byte-level BPE or single characters, trained on the text that the model reads ----
 
 MADE_FROM = "made_from.json"
+LONGEST_WORD = 256
+_KINDS = (r"[^\W\d_]", r"\d", r"[^\w\s]", r"\s")
+LONG_RUN = re.compile("|".join(f"{kind}{{{LONGEST_WORD}}}(?={kind})" for kind in _KINDS))
+BLANKS = re.compile(rf"\s{{{LONGEST_WORD}}}")
 PAD, EOS, UNKNOWN = "<|pad|>", "<|endoftext|>", "<|unknown|>"
 
 
@@ -193,8 +198,22 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int, model_max_length: int
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
         show_progress=False,
     )
-    bpe.train_from_iterator(texts, trainer)
+    bpe.train_from_iterator((part for text in texts for part in without_long_words(text)), trainer)
     return _with_special_tokens(bpe, model_max_length)
+
+
+def without_long_words(text: str) -> Iterator[str]:
+    """`text` in parts that end inside a run of more than 256 letters, digits, signs or blanks, each 256 further.
+
+    The time of BPE's training is quadratic in the longest word, and DNA or Base64 is one word. Such a run is no word of
+    a language, so the tokens of usual text are the same.
+    """
+    start = 0
+    if max(map(len, text.split()), default=0) > LONGEST_WORD or BLANKS.search(text):
+        for run in LONG_RUN.finditer(text):
+            yield text[start : run.end()]
+            start = run.end()
+    yield text[start:]
 
 
 def character_tokenizer(texts: Iterable[str], vocab_size: int, model_max_length: int) -> PreTrainedTokenizerFast:

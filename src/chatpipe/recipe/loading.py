@@ -4,6 +4,7 @@ Nothing here imports torch: a wrong recipe is answered within a fraction of a se
 """
 
 import difflib
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib import resources
@@ -25,6 +26,40 @@ SECTIONS = {
     for name, field in Recipe.model_fields.items()
     if isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel)
 }
+
+
+class _Loader(yaml.SafeLoader):
+    """YAML whose numbers are what people mean: YAML 1.1 reads 010 as eight, 1:30 as ninety, and a day as an object."""
+
+
+_NUMBERS = {
+    "int": r"[-+]?(0b[01_]+|0x[0-9a-fA-F_]+|[0-9][0-9_]*)",
+    "float": r"[-+]?([0-9][0-9_]*\.[0-9_]*|\.[0-9][0-9_]*)([eE][-+]?[0-9]+)?|[-+]?\.(inf|Inf|INF)|\.(nan|NaN|NAN)",
+}
+_OTHER_KINDS = ("tag:yaml.org,2002:int", "tag:yaml.org,2002:float", "tag:yaml.org,2002:timestamp")
+
+
+def _whole_number(loader: yaml.SafeLoader, node: yaml.ScalarNode) -> int:
+    text = str(loader.construct_scalar(node)).replace("_", "")
+    return int(text, 0) if text.lstrip("+-")[:2] in ("0x", "0b") else int(text)
+
+
+_Loader.yaml_implicit_resolvers = {
+    first: [(tag, pattern) for tag, pattern in resolvers if tag not in _OTHER_KINDS]
+    for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
+}
+
+
+class RecipeDumper(yaml.SafeDumper):
+    """Puts a text in quotes that a recipe would read as a number."""
+
+
+for _kind, _pattern in _NUMBERS.items():
+    for _side in (_Loader, RecipeDumper):
+        _side.add_implicit_resolver(
+            f"tag:yaml.org,2002:{_kind}", re.compile(f"^(?:{_pattern})$"), list("-+.0123456789")
+        )
+_Loader.add_constructor("tag:yaml.org,2002:int", _whole_number)
 
 
 @dataclass(frozen=True)
@@ -105,10 +140,10 @@ def flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 def _read_yaml(path: Path) -> tuple[dict[str, Any], dict[str, str]]:
     try:
         text = path.read_text(encoding="utf-8")
-        root, values = yaml.compose(text, yaml.SafeLoader), yaml.safe_load(text)
+        root, values = yaml.compose(text, _Loader), yaml.load(text, _Loader)
     except UnicodeDecodeError as problem:
         raise UsageError(f"{path} is not a text file.", "Save it as UTF-8; a recipe is YAML.") from problem
-    except (yaml.YAMLError, ValueError) as problem:  # ValueError: a date that does not exist
+    except (yaml.YAMLError, ValueError) as problem:  # ValueError: a number of thousands of digits
         mark = getattr(problem, "problem_mark", None)
         where = f"{path}:{mark.line + 1}" if mark else str(path)
         what = getattr(problem, "problem", None) or problem
@@ -136,7 +171,7 @@ def _check_keys(node: yaml.MappingNode, path: Path, prefix: str, origins: dict[s
 
 def _parse_value(override: str, text: str) -> Any:
     try:
-        return yaml.safe_load(text) if text else None
+        return yaml.load(text, _Loader) if text else None
     except (yaml.YAMLError, ValueError) as problem:
         raise UsageError(
             f"The value of {override!r} cannot be read.", "Put values with special signs in quotes."

@@ -37,7 +37,8 @@ class DataBlock(Section):
     """One source of rows."""
 
     source: str = Field(
-        description="A file (txt, json, jsonl, csv, parquet, each also .gz), a folder, a pattern with *, "
+        description="A file (txt, json, jsonl, csv, tsv, parquet, arrow; packed as gz, bz2, xz, zst), a folder, "
+        "a pattern with *, "
         "`hub:OWNER/NAME`, a data set of the hub, or `pocketworld`, the built-in world."
     )
     format: DataFormat = Field("auto", description="What the rows are; `auto` recognises it from the first row.")
@@ -56,9 +57,20 @@ class DataBlock(Section):
     max_skipped: float = Field(
         0.01, ge=0, le=1, description="The share of unusable rows that is accepted; such rows are counted and left out."
     )
+    use: Literal["auto", "train", "validation"] = Field(
+        "auto",
+        description="What the rows are for. auto: a tenth for validation, chosen by the prompt; in a folder, files "
+        "that are named train, validation or test are what their names say.",
+    )
     name: str | None = Field(None, description="A hub data set's configuration.")
     split: str = Field("train", description="A hub data set's split.")
     revision: str | None = Field(None, description="A hub data set's commit; default: the newest.")
+
+    @model_validator(mode="after")
+    def _worlds_split_their_prompts_themselves(self) -> "DataBlock":
+        if self.use != "auto" and self.source == POCKETWORLD:
+            raise ValueError(f"use is for files; {self.source} has validation prompts of its own")
+        return self
 
     @model_validator(mode="after")
     def _hub_keys_are_for_the_hub(self) -> "DataBlock":

@@ -182,6 +182,9 @@ class Sft(TrainingSection):
     """Fine-tuning on conversations. The loss covers the assistant's turns with their end-of-turn tokens."""
 
     model: Place | None = Field(None, description="A causal model; default: pretrain's.")
+    eval_data: Data | None = Field(
+        None, description="The data to validate on; data is then trained on whole. Default: a tenth of data."
+    )
     RATES = (2e-5, 2e-4)
     learning_rate: float | None = Field(None, gt=0, description="Default: 2e-5, with lora 2e-4.")
     num_train_epochs: float = Field(2.0, gt=0)
@@ -245,6 +248,9 @@ class Rm(TrainingSection):
     """The reward model: K-wise ranking loss over all C(K,2) pairs of a prompt."""
 
     model: Place | None = Field(None, description="The reward model's body; default: sft's model.")
+    eval_data: Data | None = Field(
+        None, description="The data to validate on; data is then trained on whole. Default: a tenth of data."
+    )
     RATES = (1e-5, 1e-4)
     learning_rate: float | None = Field(None, gt=0, description="Default: 1e-5, with lora 1e-4.")
     num_train_epochs: float = Field(1.0, gt=0)

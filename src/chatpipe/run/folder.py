@@ -18,7 +18,7 @@ from chatpipe.data.sources import named_files
 from chatpipe.errors import UsageError
 from chatpipe.models.manifest import MANIFEST
 from chatpipe.ranking.store import who_ranked
-from chatpipe.recipe.loading import flatten, load_recipe
+from chatpipe.recipe.loading import RecipeDumper, flatten, load_recipe
 from chatpipe.recipe.schema import Recipe
 from chatpipe.run.steps import STAGES, step_named, step_of, steps_for
 from chatpipe.stages.ranking_steps import COMPLETIONS, RANKINGS_FILE, STORE_FILE, Rank
@@ -128,7 +128,7 @@ def check_same_run(before: Recipe, now: Recipe) -> None:
 
 def write_recipe(recipe: Recipe, path: Path) -> None:
     """Writes every value of a recipe; running the file gives the same run. Replaces only what chatpipe wrote."""
-    text = HEADER + yaml.safe_dump(recipe.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
+    text = HEADER + yaml.dump(recipe.model_dump(mode="json"), Dumper=RecipeDumper, sort_keys=False, allow_unicode=True)
     before = path.read_text(encoding="utf-8") if path.exists() else HEADER
     if not before.startswith(HEADER):
         raise UsageError(f"{path} is a recipe of your own; the run would replace it.", "Choose another folder: out=.")

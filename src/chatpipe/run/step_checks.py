@@ -89,6 +89,9 @@ def _data(step: Step, key: str, blocks: list[DataBlock]) -> Finding | str:
         return f"ranked by {step.recipe.rank.rater}: {blocks[0].source}"
     if key == "sample.data":
         return _prompts_to_rank(step)
+    eval_data = getattr(getattr(step.recipe, step.stage), "eval_data", None) if key == f"{step.stage}.data" else None
+    if eval_data:
+        check_sources(eval_data, f"{step.stage}.eval_data")
     if key not in WHAT_OF_KEY:
         check_documents(blocks, key)
     elif key in step.makers:

@@ -12,7 +12,7 @@ from chatpipe.evaluation.verdict import started_from
 from chatpipe.models.model_folder import Kind, check_block_size, expected_vocabulary
 from chatpipe.recipe.architectures import flops_per_token
 from chatpipe.recipe.schema import DataBlock
-from chatpipe.stages.step import Made, Step, answers_measured, percent
+from chatpipe.stages.step import Made, Step, answers_measured, percent, with_eval_data
 
 CHINCHILLA_TOKENS = 20
 """For each parameter, where compute is spent best (arXiv 2203.15556, table 3)."""
@@ -113,7 +113,7 @@ class Sft(Step):
     def data(self) -> Mapping[str, list[DataBlock]]:
         """Conversations, and pretraining's text."""
         text = {"pretrain.data": self.recipe.pretrain.data or []} if self.recipe.sft.pretrain_mix > 0 else {}
-        return {"sft.data": self.recipe.sft.data or [], **text}
+        return {"sft.data": with_eval_data(self.recipe.sft.data or [], self.recipe.sft.eval_data), **text}
 
     def not_compared(self) -> dict[str, Any]:
         """The best model is one of those that are evaluated."""

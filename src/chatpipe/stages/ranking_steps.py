@@ -15,7 +15,7 @@ from chatpipe.data.worlds import is_world
 from chatpipe.models.model_folder import Kind
 from chatpipe.recipe.schema import DataBlock, Recipe
 from chatpipe.reward.functions import is_function
-from chatpipe.stages.step import Made, Step, answers_measured, folder_of, name_of, percent
+from chatpipe.stages.step import Made, Step, answers_measured, folder_of, name_of, percent, with_eval_data
 
 COMPLETIONS_FILE, RANKINGS_FILE, STORE_FILE = "completions.jsonl", "rankings.jsonl", "rankings.db"
 COMPLETIONS = "completions"
@@ -178,6 +178,7 @@ class Rm(Step):
             else:
                 given = self.recipe.rm.data or []
                 rankings += [block.model_copy(update={"weight": block.weight * weight}) for block in given]
+        rankings = with_eval_data(rankings, self.recipe.rm.eval_data)
         return {"rm.data": rankings, **({"sft.data": self.recipe.sft.data} if self.recipe.sft.data else {})}
 
     def data_makers(self) -> Mapping[str, tuple[str, ...]]:

@@ -27,9 +27,19 @@ WHAT_OF_KEY: Mapping[str, What] = {"sft.data": "conversations", "rm.data": "rank
 # stage that a check stopped continues with that one turned off, and a finished one stays finished.
 _NOT_COMPARED: Mapping[str, Any] = {
     **dict.fromkeys(("logging_steps", "save_steps", "eval_steps", "sample_prompts"), True),
-    **dict.fromkeys(("model", "reward_model", "oracle_reward_model", "data", "ptx_data"), True),
+    **dict.fromkeys(("model", "reward_model", "oracle_reward_model", "data", "eval_data", "ptx_data"), True),
     "reward": {"__all__": {"model"}},
 }
+
+
+def with_eval_data(blocks: list[DataBlock], eval_data: list[DataBlock] | None) -> list[DataBlock]:
+    """`blocks` to train on and `eval_data` to validate on; without `eval_data`, `blocks` are split."""
+    if not eval_data:
+        return blocks
+    return [
+        *(block.model_copy(update={"use": "train"}) for block in blocks),
+        *(block.model_copy(update={"use": "validation"}) for block in eval_data),
+    ]
 
 
 @dataclass
