@@ -97,7 +97,7 @@ def test_a_file_that_is_not_json_is_named_with_the_line(write):
     assert f"{path}:" in told
     assert "this is not JSON" in told
     twice = write("b.json", '[\n{"text": "one"}]\n[{"text": "two"}]\n')
-    assert f"{twice}:3: this is not JSON: Extra data" in problem_of(twice)
+    assert f"{twice}:2: this is not JSON: Extra data" in problem_of(twice)
     assert "a list of rows is expected, not one object" in problem_of(write("c.json", '{"text": "one"}'))
     assert read_rows(write("d.json", '[{"text": "one"}, 3]'))[1].reason.startswith("a row is an object")
 

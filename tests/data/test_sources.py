@@ -54,7 +54,7 @@ def test_links_to_folders_add_no_file_twice_and_links_to_files_are_files(folder)
 def test_a_source_without_data_is_refused_with_its_key(folder, write, tmp_path):
     assert f"k: there is no file {folder}/no.jsonl." in problem_of(source_files, f"{folder}/no.jsonl", "k")
     for source in (f"{folder}/*.md", f"{folder}/no*.jsonl", str(tmp_path / "all" / ".cache" / "..." / "*")):
-        assert f"k: {source} holds no file of a kind that can be read: .txt, .csv" in problem_of(
+        assert f"k: {source} holds no file of a kind that can be read: .txt, .arrow, .csv" in problem_of(
             source_files, source, "k"
         )
     assert "README.md is not one of the files that can be read" in problem_of(source_files, f"{folder}/README.md", "k")

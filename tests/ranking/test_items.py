@@ -28,6 +28,8 @@ def test_an_item_is_prompt_and_responses_and_nothing_else_of_the_row(tmp_path):
     assert read_items(write(tmp_path, row)) == [
         Item(hashlib.sha256(canonical.encode()).hexdigest()[:16], QUESTION, ["b", "a", "ü"], 2)
     ]
+    (named,) = read_items(write(tmp_path, {"id": "q-1", **row}))
+    assert (named.own_id, named.id) == ("q-1", hashlib.sha256(canonical.encode()).hexdigest()[:16])
 
 
 def test_a_prompt_may_be_text_and_the_round_is_optional(tmp_path):

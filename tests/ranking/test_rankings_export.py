@@ -1,6 +1,7 @@
 import json
 import os
 import random
+from dataclasses import replace
 
 import pytest
 from datasets import load_dataset
@@ -281,3 +282,18 @@ def test_nothing_to_export_writes_nothing(chatpipe, work, listing):
     said = chatpipe("rankings", "export", "r.db", "-o", "p.jsonl", "--pairs")
     assert (said.code, listing()) == (2, before)
     assert "r.db has 1 rankings, all of them ties, which give no pairs" in said.err
+
+
+def test_ids_of_ones_own_are_in_both_exports(chatpipe, work):
+    first, second = items(2)
+    named = [replace(first, own_id="q-1"), replace(second, own_id=7)]
+    with open_store(work / "own.db", named) as opened:
+        opened.add_annotator("ada", "person")
+        for one in named:
+            submit(opened, "ada", one.id, [1, 2, 2])
+    for flag in ([], ["--pairs"]):
+        for _ in range(2):  # the second replaces the first, which is an export of the same store
+            assert chatpipe("rankings", "export", "own.db", "-o", "o.jsonl", *flag).code == 0
+        assert {row["id"]: row["prompt"] for row in lines(work / "o.jsonl")} == {"q-1": first.prompt, 7: second.prompt}
+        assert {ranking.id for ranking in read_back(work / "o.jsonl")} == {"q-1", 7}
+        (work / "o.jsonl").unlink()

@@ -25,8 +25,8 @@ def prompts(work, tiny_run):
 
 @pytest.fixture
 def sample(chatpipe, prompts):
-    def sample(*words):
-        return chatpipe("sample", *words, "--prompts", "prompts.jsonl", "--max-new-tokens", 24)
+    def sample(*words, prompts="prompts.jsonl"):
+        return chatpipe("sample", *words, "--prompts", prompts, "--max-new-tokens", 24)
 
     return sample
 
@@ -250,3 +250,13 @@ def test_answers_that_leave_no_prompt_room_are_refused_by_what_is_read(chatpipe,
     assert said.code == 2
     assert f"no prompt leaves room for max_new_tokens = {longest} in the context of {sft} (96 tokens)" in said.err
     assert "Lower max_new_tokens" in said.err
+
+
+def test_ids_of_ones_own_stay_with_their_prompts(sample, work, tiny_run, prompts):
+    asked = [{"prompt_id": f"q{number}", "prompt": prompt} for number, prompt in enumerate(prompts)]
+    (work / "own.jsonl").write_text("".join(json.dumps(row) + "\n" for row in asked))
+    assert sample(tiny_run.folder / "sft", "-k", 2, "-o", "c.jsonl", prompts="own.jsonl").code == 0
+    known = {row["prompt_id"]: row["prompt"] for row in asked}
+    rows = rows_of(work / "c.jsonl")
+    assert rows
+    assert all(known[row["id"]] == row["prompt"] for row in rows)

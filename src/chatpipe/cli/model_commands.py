@@ -132,12 +132,13 @@ def sample(
     )
     if len(models) > sampling.k:
         raise UsageError(f"{len(models)} models for {sampling.k} answers a prompt.", f"Raise -k to {len(models)}.")
-    asked = read_prompts(prompts, models[0])[:limit]
+    asked, ids = read_prompts(prompts, models[0])
+    asked = asked[:limit]
 
     from chatpipe.training.machine import prepare_process
 
     prepare_process()
-    written = make_completions(output, models, asked, sampling, overwrite=fresh)
+    written = make_completions(output, models, asked, sampling, overwrite=fresh, ids=ids)
     _show_result(output, written, sampling.k, json)
 
 

@@ -15,7 +15,7 @@ from typing import Any, Generic, TypeVar
 
 from chatpipe.data.chat_template import Message
 from chatpipe.data.formats import CONVERTERS, What, check_use, has_tools, recognise, unread_fields, usable
-from chatpipe.data.messages import prompt_key
+from chatpipe.data.messages import id_of, prompt_key
 from chatpipe.data.rankings import Ranking, rated_together
 from chatpipe.data.row_files import BadRow, MarkedRow, Row, Split, Use, quotas, split_of, times_read
 from chatpipe.data.sources import (
@@ -217,6 +217,9 @@ def _items_of_file(what: What, part: DataBlock, key: str, source: SourceReport) 
             continue
         source.add_format(form, unread_fields(found, form))
         source.tools_ignored += has_tools(found)
+        id = id_of(found.values)
+        if what == "prompts" and id is not None:
+            source.ids.setdefault(prompt_key(item), id)
         yield item
 
 

@@ -7,6 +7,7 @@ from typing import Any, Literal
 
 from chatpipe.data.chat_template import Message
 from chatpipe.data.messages import (
+    IDS,
     SYSTEM_FIELDS,
     answered,
     as_prompt,
@@ -69,7 +70,7 @@ _TEXT_OR_LIST_FIELDS = ("prompt", "completion", "chosen", "rejected", "chosen_me
 _MEDIA = ("image", "images", "video", "videos", "audio", "audios")
 _LABELS = ("label", "kto_tag")
 _MARKS_OF_ROWS = ("weight", "train", "trainable")
-_READ_IN_ALL = (*SYSTEM_FIELDS, *_MEDIA, *_LABELS, *_MARKS_OF_ROWS, "history", "tools", "id", "prompt_id")
+_READ_IN_ALL = (*SYSTEM_FIELDS, *_MEDIA, *_LABELS, *_MARKS_OF_ROWS, "history", "tools", *IDS)
 _READ_WITH: Mapping[str, tuple[str, ...]] = {
     "rankings": ("annotator", "judge", "round", "weight", "margin"),
     "pairs": ("instruction", "input", "messages", "conversations", "annotator", "round", "weight", "margin"),

@@ -18,6 +18,7 @@ ROLES = (*SYSTEM_ROLES, "user", "assistant")
 _OTHER_ROLES = {"human": "user", "prompter": "user", "gpt": "assistant", "model": "assistant", "bot": "assistant"}
 _TOOL_ROLES = {"tool", "function", "function_call", "observation", "tool_call", "tool_response", "ipython"}
 
+IDS = ("id", "prompt_id", "question_id")
 SYSTEM_FIELDS = ("system", "system_prompt", "system_message")
 MARKS = ("weight", "train", "training", "trainable", "loss")
 """A message of the assistant with one of these fields at 0 or false is read and not trained."""
@@ -144,6 +145,15 @@ def is_turn(value: Any) -> bool:
     return isinstance(value, dict) and any(
         fields <= value.keys() for fields in ({"role", "content"}, {"from", "value"}, {"human", "assistant"})
     )
+
+
+Id = str | int
+
+
+def id_of(values: dict[str, Any]) -> Id | None:
+    """The id that a row has of its user's own; None where it has none."""
+    found = first_of(values, IDS)
+    return found if isinstance(found, Id) and not isinstance(found, bool) and found != "" else None
 
 
 def prompt_key(messages: Sequence[Message]) -> str:

@@ -14,11 +14,13 @@ from typing import Any
 
 from chatpipe.data.chat_template import Message
 from chatpipe.data.messages import (
+    Id,
     answered,
     as_prompt,
     check_messages,
     dialogue_turns,
     first_of,
+    id_of,
     is_dialogue,
     is_turn,
     merge_turns,
@@ -42,7 +44,7 @@ class Ranking:
     """One prompt, K completions, a rank for each: 1 is best, equal ranks are ties.
 
     `round` is the round in which it was ranked. `weight` scales its loss; with None, all rankings of the same answers
-    share a weight of 1. `margin` is the score difference that the loss demands, as in trl.
+    share a weight of 1. `margin` is the score difference that the loss demands, as in trl. `id` is the user's own.
     """
 
     prompt: list[Message]
@@ -52,10 +54,13 @@ class Ranking:
     round: int | None = None
     weight: float | None = None
     margin: float = 0.0
+    id: Id | None = None
 
     def to_row(self) -> dict[str, Any]:
         """The ranking as a row of a rankings file."""
         row: dict[str, Any] = {"prompt": self.prompt, "responses": self.responses, "ranks": self.ranks}
+        if self.id is not None:
+            row = {"id": self.id, **row}
         if self.annotator:
             row["annotator"] = self.annotator
         if self.round is not None:
@@ -155,6 +160,7 @@ def _of_ranking(values: dict[str, Any]) -> dict[str, Any]:
         "round": round_of(values),
         "weight": None if weight is None else float(weight),
         "margin": _margin(values),
+        "id": id_of(values),
     }
 
 
@@ -208,6 +214,8 @@ def in_our_fields(values: dict[str, Any]) -> dict[str, Any]:
     if "scores" in values:
         return {**values, "ranks": _ranks_of(values["scores"])}
     answers = values.get("completions", values.get("answers"))
+    if answers is None:
+        return values
     if not isinstance(answers, list) or not all(isinstance(answer, dict) for answer in answers):
         raise BadRow("completions are not objects with a response and a score")
     scores = [first_of(answer, _SCORES) for answer in answers]

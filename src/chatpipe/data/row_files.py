@@ -102,7 +102,12 @@ def _json_rows(path: Path) -> Iterator[Row | BrokenRow]:
 
 
 def _has_a_row_a_line(path: Path) -> bool:
-    line, _, rest = "".join(islice(text_chunks(path), 2)).lstrip().partition("\n")
+    head = ""
+    for chunk in islice(text_chunks(path), 2):
+        head = (head + chunk).lstrip()
+        if "\n" in head:
+            break
+    line, _, rest = head.partition("\n")
     named_so = kind_of(path) == ".jsonl"
     try:
         value = json.loads(line)

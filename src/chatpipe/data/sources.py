@@ -15,6 +15,7 @@ from typing import Any
 
 from chatpipe import console
 from chatpipe.data.durable import fingerprint, sha256_of
+from chatpipe.data.messages import Id
 from chatpipe.data.row_files import READERS, BrokenRow, Row, Use, as_row, file_rows
 from chatpipe.data.text_files import PACKED, kind_of
 from chatpipe.data.worlds import is_world
@@ -319,6 +320,8 @@ class SourceReport:
     """Usable rows that offer tools; chatpipe ignores the tools."""
     unread: list[str] = field(default_factory=list)
     """Fields of the first row of each format that nothing reads."""
+    ids: dict[str, Id] = field(default_factory=dict)
+    """Key of a prompt -> the id that its row has of the user's own."""
     left_files: list[str] = field(default_factory=list)
     """Files of the test split, where a folder has a validation split too."""
 
@@ -346,6 +349,11 @@ class Report:
     """The reports of all sources in the order of their blocks; built-in worlds have none."""
 
     sources: list[SourceReport] = field(default_factory=list)
+
+    @property
+    def ids(self) -> dict[str, Id]:
+        """Key of a prompt -> the user's own id of it, of the first row that has the prompt."""
+        return {key: id for source in reversed(self.sources) for key, id in source.ids.items()}
 
     @property
     def skipped(self) -> dict[str, int]:

@@ -20,7 +20,7 @@ from pydantic import TypeAdapter
 from chatpipe import console
 from chatpipe.data.datasets import Conversation, stream_rows
 from chatpipe.data.durable import PARTIAL, file_lock, fingerprint, fsync, replace_text
-from chatpipe.data.messages import prompt_key
+from chatpipe.data.messages import Id, prompt_key
 from chatpipe.data.row_files import Row
 from chatpipe.data.sources import Report, source_rows
 from chatpipe.data.worlds import WORLDS, Worlds, is_world
@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from chatpipe.ranking.sample_answers import Answers
 
 DEFAULT_MAX_NEW_TOKENS = 256
+NO_IDS: Mapping[str, Id] = {}
 
 
 @dataclass(frozen=True)
@@ -61,7 +62,11 @@ class Written:
 
 
 def made_from(
-    models: Sequence[str], prompts: Sequence[Conversation], sampling: Sampling, round: int | None = None
+    models: Sequence[str],
+    prompts: Sequence[Conversation],
+    sampling: Sampling,
+    round: int | None = None,
+    ids: Mapping[str, Id] = NO_IDS,
 ) -> str:
     """The fingerprint of everything that decides the content of a completions file."""
     parts = {
@@ -70,6 +75,7 @@ def made_from(
         "reward": checkpoint_id(sampling.reward) if sampling.reward else None,
         "prompts": [prompt_key(prompt) for prompt in prompts],
         "round": round,
+        **({"ids": sorted((key, str(id)) for key, id in ids.items())} if ids else {}),
     }
     return fingerprint(parts)
 
@@ -81,21 +87,22 @@ def make_completions(
     sampling: Sampling,
     round: int | None = None,
     overwrite: bool = False,
+    ids: Mapping[str, Id] = NO_IDS,
 ) -> Written | None:
     """Write the completions file `path` in this process, or what is missing of it; None if it is already complete.
 
-    `round` is noted in every row. With `overwrite`, an existing completions file is replaced once the new one is
-    complete. Raises `UsageError` if another process writes the file, if `path` holds something else, if a model cannot
-    be used, or if no prompt has completions to rank.
+    `round` is noted in every row; `ids` are the user's own ids of prompts by their keys. With `overwrite`, an existing
+    completions file is replaced once the new one is complete. Raises `UsageError` if another process writes the file,
+    if `path` holds something else, if a model cannot be used, or if no prompt has completions to rank.
     """
-    made = made_from(models, prompts, sampling, round)
+    made = made_from(models, prompts, sampling, round, ids)
     with file_lock(path):
         if path.exists():
             _check_replaceable(path)
             if not overwrite:
                 _check_same(path, made)
                 return None
-        sample_share(path, models, prompts, sampling, round)
+        sample_share(path, models, prompts, sampling, round, ids=ids)
         return join_shares(path, sampling)
 
 
@@ -108,13 +115,14 @@ def sample_share(
     share: int = 0,
     shares: int = 1,
     names: Sequence[str] | None = None,
+    ids: Mapping[str, Id] = NO_IDS,
 ) -> None:
     """Sample completions for every prompt i with i % shares == share; continue a share that was interrupted.
 
     The completions of a prompt do not depend on the number of shares. `names` of the models stand in the rows; by
     default their folders or hub ids. Raises `UsageError` if a model cannot be used.
     """
-    made = made_from(models, prompts, sampling, round)
+    made = made_from(models, prompts, sampling, round, ids)
     partial = _partial(path, share, shares)
     path.parent.mkdir(parents=True, exist_ok=True)
     done = _whole_lines(partial, made)
@@ -126,6 +134,8 @@ def sample_share(
         for row, answered in rows:
             bar.update(done + answered)
             if row is not None:
+                id = ids.get(prompt_key(row["prompt"]))
+                row = row if id is None else {"id": id, **row}
                 row |= {"made": made} if round is None else {"round": round, "made": made}
                 file.write(json.dumps(row, ensure_ascii=False) + "\n")
                 file.flush()
@@ -250,16 +260,19 @@ def _made(line: str) -> str | None:
 # ---- the prompts, and the built-in worlds that their models were made for ----
 
 
-def read_prompts(source: str, model: str) -> list[Conversation]:
-    """The prompts of the option --prompts; those of a built-in world are about the world that `model` was made for."""
+def read_prompts(source: str, model: str) -> tuple[list[Conversation], dict[str, Id]]:
+    """The prompts of the option --prompts, and the ids of the user's own by key.
+
+    Those of a built-in world are about the world that `model` was made for.
+    """
     return prompts_to_rank(TypeAdapter(Data).validate_python(source), worlds_of(model), "--prompts")
 
 
-def prompts_to_rank(blocks: Sequence[DataBlock], worlds: Worlds, key: str) -> list[Conversation]:
-    """Different prompts, in order, of both splits: the reward model validates on some of what was ranked.
+def prompts_to_rank(blocks: Sequence[DataBlock], worlds: Worlds, key: str) -> tuple[list[Conversation], dict[str, Id]]:
+    """Different prompts in order, and the ids of the user's own by key.
 
-    Only the validation prompts of built-in worlds are left out. Prints what else is. Raises `UsageError` naming `key`
-    where there are none.
+    They are of both splits: the reward model validates on some of what was ranked. Only the validation prompts of
+    built-in worlds are left out. Prints what else is. Raises `UsageError` naming `key` where there are none.
     """
     report = Report()
     prompts: dict[str, Conversation] = {}
@@ -271,7 +284,7 @@ def prompts_to_rank(blocks: Sequence[DataBlock], worlds: Worlds, key: str) -> li
     if not prompts:
         sources = ", ".join(block.source for block in blocks)
         raise UsageError(f"{key}: no row of {sources} can be used.", 'Give rows like {"prompt": "..."}.')
-    return list(prompts.values())
+    return list(prompts.values()), report.ids
 
 
 def worlds_of_answers(completions: Path) -> Worlds | None:

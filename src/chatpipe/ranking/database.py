@@ -12,7 +12,7 @@ from chatpipe import console
 from chatpipe.errors import ChatpipeError, UsageError
 from chatpipe.ranking.items import BadAnswer, Item, item_id, read_answer
 
-FORMAT = 2
+FORMAT = 3
 APPLICATION = int.from_bytes(b"rank", "big")
 """SQLite's `application_id` of a store."""
 SALT_BYTES = 32
@@ -32,7 +32,7 @@ SCHEMA = (
     "CREATE TABLE settings (seed INTEGER NOT NULL, overlap INTEGER NOT NULL, repeats REAL NOT NULL,"
     f" salt BLOB NOT NULL, CHECK ({CONDITIONS['settings']})) STRICT",
     "CREATE TABLE items (position INTEGER PRIMARY KEY, id TEXT NOT NULL UNIQUE, prompt TEXT NOT NULL,"
-    " responses TEXT NOT NULL, round INTEGER) STRICT",
+    " responses TEXT NOT NULL, round INTEGER, own_id TEXT) STRICT",
     # `settings`: for a program, the fingerprint of what decides its ranks.
     "CREATE TABLE annotators (name TEXT NOT NULL UNIQUE, kind TEXT NOT NULL, settings TEXT NOT NULL,"
     f" CHECK ({CONDITIONS['annotators']})) STRICT",
@@ -132,8 +132,11 @@ def create_tables(connection: sqlite3.Connection, items: Sequence[Item], seed: i
         connection.execute(f"PRAGMA user_version = {FORMAT}")
         for statement in SCHEMA:
             connection.execute(statement)
-        rows = ((i, x.id, json.dumps(x.prompt), json.dumps(x.responses), x.round) for i, x in enumerate(items))
-        connection.executemany("INSERT INTO items VALUES (?, ?, ?, ?, ?)", rows)
+        rows = (
+            (i, x.id, json.dumps(x.prompt), json.dumps(x.responses), x.round, json.dumps(x.own_id))
+            for i, x in enumerate(items)
+        )
+        connection.executemany("INSERT INTO items VALUES (?, ?, ?, ?, ?, ?)", rows)
         connection.execute("INSERT INTO settings VALUES (?, 1, 0, ?)", (seed, secrets.token_bytes(SALT_BYTES)))
 
 
@@ -209,10 +212,10 @@ def _check_answer(ranks: object, k: int, is_final: bool, all_bad: int, flag: int
 def read_items(connection: sqlite3.Connection) -> list[Item]:
     """The items in the order of their file. Raises `Damaged`: an item's id is a hash of its texts."""
     items = []
-    query = "SELECT id, prompt, responses, round FROM items ORDER BY position"
-    for id, prompt, responses, round in connection.execute(query):
+    query = "SELECT id, prompt, responses, round, own_id FROM items ORDER BY position"
+    for id, prompt, responses, round, own_id in connection.execute(query):
         with sound(f"item {id}"):
-            item = Item(id, json.loads(prompt), json.loads(responses), round)
+            item = Item(id, json.loads(prompt), json.loads(responses), round, json.loads(own_id))
             _expect(item.id == item_id(item.prompt, item.responses))
             items.append(item)
     return items

@@ -68,7 +68,7 @@ def export(store: Store, path: Path, as_pairs: bool = False) -> Exported:
 def ranking_row(one: StoredRanking) -> dict[str, Any]:
     """One line of a rankings file; also with `kind`, person or program, and with `all_bad` if no response is good."""
     item = one.item
-    row = Ranking(item.prompt, item.responses, one.ranks, one.annotator, item.round).to_row()
+    row = Ranking(item.prompt, item.responses, one.ranks, one.annotator, item.round, id=item.own_id).to_row()
     return {**row, "kind": one.kind, **({"all_bad": True} if one.all_bad else {})}
 
 
@@ -93,6 +93,7 @@ def _pairs_of(one: StoredRanking) -> Iterator[dict[str, Any]]:
             continue
         better, worse = (i, j) if ranks[i] < ranks[j] else (j, i)
         yield {
+            **({} if item.own_id is None else {"id": item.own_id}),
             "prompt": item.prompt,
             "chosen": [{"role": "assistant", "content": item.responses[better]}],
             "rejected": [{"role": "assistant", "content": item.responses[worse]}],
@@ -140,7 +141,7 @@ def _is_earlier_export(path: Path, rows: Rows, store: Store) -> bool:
 def _pair_checker(store: Store) -> Callable[[dict[str, Any]], bool]:
     groups = {group_of(item.prompt) for item in store.items}
     fields = {"prompt", "chosen", "rejected", "margin", "group_id", "weight"}
-    return lambda row: row.keys() == fields and row["group_id"] in groups
+    return lambda row: row.keys() - {"id"} == fields and row["group_id"] in groups
 
 
 def _ranking_checker(store: Store) -> Callable[[dict[str, Any]], bool]:

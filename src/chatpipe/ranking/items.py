@@ -13,7 +13,7 @@ from typing import Any, Literal, NamedTuple
 
 from chatpipe.data.chat_template import Message
 from chatpipe.data.formats import usable
-from chatpipe.data.messages import as_prompt
+from chatpipe.data.messages import Id, as_prompt, id_of
 from chatpipe.data.rankings import responses_of, round_of
 from chatpipe.data.row_files import BadRow, Row
 from chatpipe.data.sources import Report, SourceReport, source_rows
@@ -27,12 +27,16 @@ MAX_RESPONSES = 9
 
 @dataclass(frozen=True)
 class Item:
-    """A prompt with its responses in the order of the file; `round` is None where the row has none."""
+    """A prompt with its responses in the order of the file; `round` is None where the row has none.
+
+    `id` is a hash of the texts, `own_id` the one that the row has of its user's own.
+    """
 
     id: str
     prompt: list[Message]
     responses: list[str]
     round: int | None = None
+    own_id: Id | None = None
 
 
 def read_items(path: Path) -> list[Item]:
@@ -81,7 +85,7 @@ def _item(row: Row) -> Item:
     prompt, responses = as_prompt(row.values.get("prompt")), responses_of(row.values)
     if len(responses) > MAX_RESPONSES:
         raise BadRow(f"there are more than {MAX_RESPONSES} responses")
-    return Item(item_id(prompt, responses), prompt, responses, round_of(row.values))
+    return Item(item_id(prompt, responses), prompt, responses, round_of(row.values), id_of(row.values))
 
 
 # ---- tasks ----

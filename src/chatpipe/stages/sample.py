@@ -8,6 +8,7 @@ from transformers import AutoConfig
 from chatpipe import console
 from chatpipe.data.datasets import Conversation
 from chatpipe.data.durable import PARTIAL
+from chatpipe.data.messages import Id
 from chatpipe.models.pretrained import load_tokenizer
 from chatpipe.models.properties import longest_sequence
 from chatpipe.ranking.completions import Sampling, join_shares, prompts_to_rank, sample_share
@@ -20,7 +21,7 @@ from chatpipe.training.ranks import heeding_parent, wait_for_all
 def run(step: Step) -> Outcome | None:
     """Writes the completions file of the round; the main process returns what came out."""
     settings, path = step.recipe.sample, step.folder / COMPLETIONS_FILE
-    prompts = _prompts(step)
+    prompts, ids = _prompts(step)
     model = step.models["model"]
     context = longest_sequence(AutoConfig.from_pretrained(model), decodes=True)
     new_tokens = longest_answer(step, settings.max_new_tokens, load_tokenizer(model), context)
@@ -34,7 +35,7 @@ def run(step: Step) -> Outcome | None:
     # A model of the run is named by its place relative to the file, which stays the same where the run is moved.
     name = os.path.relpath(model, step.folder) if "model" in step.makers else model
     with heeding_parent(step.folder):
-        sample_share(path, [model], prompts, sampling, step.round, step.process_index, step.processes, [name])
+        sample_share(path, [model], prompts, sampling, step.round, step.process_index, step.processes, [name], ids)
         gc.collect()  # the model
         wait_for_all()
     if not step.is_main:
@@ -50,11 +51,14 @@ def run(step: Step) -> Outcome | None:
     return Outcome(metrics, {"status": "pass", "reasons": [reason]})
 
 
-def _prompts(step: Step) -> list[Conversation]:
-    """As many prompts as a round samples; each round takes those behind the ones of the round before, in a circle."""
-    prompts = prompts_to_rank(step.data["sample.data"], step.recipe.worlds, "sample.data")
+def _prompts(step: Step) -> tuple[list[Conversation], dict[str, Id]]:
+    """As many prompts as a round samples, and the user's own ids by key.
+
+    Each round takes those behind the ones of the round before, in a circle.
+    """
+    prompts, ids = prompts_to_rank(step.data["sample.data"], step.recipe.worlds, "sample.data")
     count = min(step.recipe.sample.prompts, len(prompts))
     first = (step.round - 1) * count
     if first + count > len(prompts) and step.is_main:
         console.note(f"sample: round {step.round} asks prompts of earlier rounds again: there are {len(prompts)}")
-    return [prompts[i % len(prompts)] for i in range(first, first + count)]
+    return [prompts[i % len(prompts)] for i in range(first, first + count)], ids
