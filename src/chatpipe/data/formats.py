@@ -71,9 +71,11 @@ _MEDIA = ("image", "images", "video", "videos", "audio", "audios")
 _LABELS = ("label", "kto_tag")
 _MARKS_OF_ROWS = ("weight", "train", "trainable")
 _READ_IN_ALL = (*SYSTEM_FIELDS, *_MEDIA, *_LABELS, *_MARKS_OF_ROWS, "history", "tools", *IDS)
+_OF_EXPORTS = ("kind", "all_bad", "group_id", "models", "made")
+"""Fields of our own files that are for people."""
 _READ_WITH: Mapping[str, tuple[str, ...]] = {
-    "rankings": ("annotator", "judge", "round", "weight", "margin"),
-    "pairs": ("instruction", "input", "messages", "conversations", "annotator", "round", "weight", "margin"),
+    "rankings": ("annotator", "judge", "round", "weight", "margin", *_OF_EXPORTS),
+    "pairs": ("instruction", "input", "messages", "conversations", "annotator", "round", "margin", *_OF_EXPORTS),
 }
 
 
