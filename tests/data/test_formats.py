@@ -17,10 +17,11 @@ SYSTEM = {"role": "system", "content": "Be brief."}
 
 
 FORMS = ("messages", "sharegpt", "alpaca", "prompt_completion", "question_answer", "pairs", "rankings", "prompts")
-FIELDS_OF_TURNS = ("role", "content", "from", "value", "type", "text", "tool_calls")
+FIELDS_OF_TURNS = ("role", "content", "from", "value", "type", "text", "tool_calls", "tools")
 FIELDS_OF_ROWS = (
     *("messages", "conversations", "system", "instruction", "input", "output", "history", "prompt", "completion"),
-    *("question", "answer", "chosen", "rejected", "responses", "ranks", "annotator"),
+    *("question", "answer", "chosen", "rejected", "responses", "ranks", "annotator", "tools", "completions", "winner"),
+    *("chat_template_kwargs", "label", "weight", "scores", "conversation_a", "conversation_b", "images", "response"),
 )
 
 
@@ -155,22 +156,56 @@ def test_parts_of_text_are_joined_and_other_parts_cannot_be_used():
         check_messages([{"role": "user", "content": [{"type": "text", "text": None}]}, ASSISTANT])
 
 
-def test_tools_are_seen_and_their_messages_cannot_be_used():
-    assert [has_tools(row(tools=tools)) for tools in (None, "", "[]", [], [{"name": "f"}], '[{"name": "f"}]')] == [
-        *[False] * 4,
-        True,
-        True,
-    ]
-    assert not has_tools(row())
-    call = {"role": "assistant", "content": None, "tool_calls": [{"id": "1"}]}
-    for turn in ({"role": "tool", "content": "3"}, {"role": "function", "content": "3"}, call):
-        with pytest.raises(BadRow, match="the conversation has messages of tools"):
-            check_messages([USER, turn, ASSISTANT])
+TOOL = {"type": "function", "function": {"name": "weather", "parameters": {"type": "object"}}}
+CALL = {"type": "function", "function": {"name": "weather", "arguments": {"place": "Perth"}}}
+CALLING = {"role": "assistant", "content": "", "tool_calls": [CALL]}
+RESULT = {"role": "tool", "content": "Sunny."}
+
+
+def test_tools_their_calls_and_results_are_read():
+    as_text = {"id": "1", "type": "function", "function": {"name": "weather", "arguments": '{"place": "Perth"}'}}
+    turns = [USER, {"role": "assistant", "content": None, "tool_calls": [as_text]}, {**RESULT, "tool_call_id": "1"}]
+    expected = [{**CALLING, "tool_calls": [{"id": "1", **CALL}]}, {**RESULT, "tool_call_id": "1"}, ASSISTANT]
+    for tools in ([TOOL], json.dumps([TOOL]), [TOOL["function"]], [{**TOOL, "strict": None}]):
+        said = to_conversation(row(messages=[*turns, ASSISTANT], tools=tools), "messages")
+        assert said == [{**USER, "tools": [TOOL]}, *expected]
+        assert check_messages(said) == said  # as it is written to a file of completions
+    assert to_prompt(row(messages=[*turns, ASSISTANT]), "messages") == [USER, *expected[:-1]]
+    assert to_conversation(row(messages=[USER, CALLING]), "messages") == [USER, CALLING]
+    assert [has_tools(row(tools=tools)) for tools in (None, "", "[]", [], [TOOL])] == [*[False] * 4, True]
     assert check_messages([USER, {**ASSISTANT, "tool_calls": None}]) == [USER, ASSISTANT]  # as parquet has it
-    for speaker in ("function_call", "observation"):
-        turns = [{"from": "human", "value": "Who?"}, {"from": speaker, "value": "3"}]
-        with pytest.raises(BadRow, match="the conversation has messages of tools"):
-            to_conversation(row(conversations=turns), "sharegpt")
+
+
+def test_sharegpt_has_calls_and_results_as_turns():
+    turns = [
+        {"from": "human", "value": "Who is Mara?"},
+        {"from": "function_call", "value": '{"name": "weather", "arguments": {"place": "Perth"}}'},
+        {"from": "observation", "value": "Sunny."},
+        {"from": "gpt", "value": "A baker."},
+    ]
+    assert to_conversation(row(conversations=turns), "sharegpt") == [USER, CALLING, RESULT, ASSISTANT]
+
+
+@pytest.mark.parametrize(
+    ("turns", "reason"),
+    [
+        ([USER, RESULT, ASSISTANT], "do not take turns"),
+        ([USER, CALLING, ASSISTANT], "do not take turns"),
+        ([USER, CALLING, RESULT, USER, ASSISTANT], "do not take turns"),
+        ([USER, {**CALLING, "tool_calls": [{"name": 3}]}, RESULT, ASSISTANT], "is not {name, arguments}"),
+        ([USER, {**CALLING, "tool_calls": "weather"}, RESULT, ASSISTANT], "is not {name, arguments}"),
+        ([USER, {**CALLING, "tool_calls": [{"name": "x", "arguments": "y"}]}, RESULT], "is not {name, arguments}"),
+    ],
+)
+def test_calls_without_results_and_other_mistakes_have_a_reason(turns, reason):
+    with pytest.raises(BadRow, match=reason):
+        check_messages(turns)
+
+
+def test_settings_of_the_chat_template_go_to_the_first_message():
+    for settings in ({"enable_thinking": False, "x": None}, '{"enable_thinking": false}'):
+        said = to_conversation(row(messages=[USER, ASSISTANT], chat_template_kwargs=settings), "messages")
+        assert said == [{**USER, "chat_template_kwargs": {"enable_thinking": False}}, ASSISTANT]
 
 
 def test_cells_that_hold_lists_as_json_are_lists_and_answers_that_are_json_stay_text():
@@ -292,7 +327,7 @@ def test_any_dialogue_comes_apart_into_its_turns(turns):
         (None, "there are no messages"),
         ([], "there are no messages"),
         ("hello", "there are no messages"),
-        ([{"role": "robot", "content": "x"}], "there is no role 'robot'; known are system, developer, user and"),
+        ([{"role": "robot", "content": "x"}], "there is no role 'robot'; known are system, developer, user"),
         ([{"role": "user"}], "a message is not"),
         (["hello"], "a message is not"),
         ([USER, {"role": "assistant", "content": " \n"}], "a message is empty"),
@@ -393,7 +428,7 @@ def test_any_row_is_read_or_left_out(values, form):
     with contextlib.suppress(BadRow):
         assert to_conversation(row, form)[-1]["role"] == "assistant"
     with contextlib.suppress(BadRow):
-        assert to_prompt(row, form)[-1]["role"] == "user"
+        assert to_prompt(row, form)[-1]["role"] in ("user", "tool")
     with contextlib.suppress(BadRow):
         ranking = to_ranking(row, form)
         assert len(ranking.responses) == len(ranking.ranks) > 1

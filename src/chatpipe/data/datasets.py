@@ -216,7 +216,7 @@ def _items_of_file(what: What, part: DataBlock, key: str, source: SourceReport) 
             source.skipped.add(str(problem), row, marked=isinstance(problem, MarkedRow))
             continue
         source.add_format(form, unread_fields(found, form))
-        source.tools_ignored += has_tools(found)
+        source.tools_offered += what != "conversations" and has_tools(found)
         id = id_of(found.values)
         if what == "prompts" and id is not None:
             source.ids.setdefault(prompt_key(item), id)

@@ -70,7 +70,17 @@ _TEXT_OR_LIST_FIELDS = ("prompt", "completion", "chosen", "rejected", "chosen_me
 _MEDIA = ("image", "images", "video", "videos", "audio", "audios")
 _LABELS = ("label", "kto_tag")
 _MARKS_OF_ROWS = ("weight", "train", "trainable")
-_READ_IN_ALL = (*SYSTEM_FIELDS, *_MEDIA, *_LABELS, *_MARKS_OF_ROWS, "history", "tools", *IDS)
+_READ_IN_ALL = (
+    *SYSTEM_FIELDS,
+    *_MEDIA,
+    *_LABELS,
+    *_MARKS_OF_ROWS,
+    "history",
+    "tools",
+    "functions",
+    "chat_template_kwargs",
+    *IDS,
+)
 _OF_EXPORTS = ("kind", "all_bad", "group_id", "models", "made")
 """Fields of our own files that are for people."""
 _READ_WITH: Mapping[str, tuple[str, ...]] = {
@@ -211,7 +221,7 @@ def unread_fields(row: Row, form: str) -> list[str]:
 
 
 def has_tools(row: Row) -> bool:
-    """Whether the row offers tools to the model; chatpipe ignores them."""
+    """Whether the row offers tools to the model."""
     return row.values.get("tools") not in (None, "", "[]", [])
 
 

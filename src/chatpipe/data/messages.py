@@ -7,16 +7,20 @@ row has beside its turns, a system message and a history, comes before them.
 import json
 import re
 import unicodedata
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from itertools import pairwise
 from typing import Any
 
 from chatpipe.data.chat_template import Message
 from chatpipe.data.row_files import BadRow
 
 SYSTEM_ROLES = ("system", "developer")
-ROLES = (*SYSTEM_ROLES, "user", "assistant")
+ROLES = (*SYSTEM_ROLES, "user", "assistant", "tool")
 _OTHER_ROLES = {"human": "user", "prompter": "user", "gpt": "assistant", "model": "assistant", "bot": "assistant"}
-_TOOL_ROLES = {"tool", "function", "function_call", "observation", "tool_call", "tool_response", "ipython"}
+_RESULT_ROLES = ("tool", "function", "observation", "tool_response", "ipython")
+_CALL_ROLES = ("function_call", "tool_call")
+_OF_WHOLE = ("tools", "chat_template_kwargs")
+"""What holds for a whole conversation lies in its first message."""
 
 IDS = ("id", "prompt_id", "question_id")
 SYSTEM_FIELDS = ("system", "system_prompt", "system_message")
@@ -32,16 +36,26 @@ _DIALOGUE = re.compile(r"\s*Human:.*\n\s*Assistant:\s*", re.DOTALL)
 
 
 def check_messages(value: Any) -> list[Message]:
-    """`value` as a conversation; raises `BadRow` for wrong roles, a wrong order, empty turns, or messages of tools."""
+    """`value` as a conversation; raises `BadRow` for wrong roles, a wrong order, empty turns, or wrong calls."""
     if not isinstance(value, list) or not value:
         raise BadRow("there are no messages")
     messages = [message_of(turn) for item in value for turn in _turns_in(item)]
-    turns = [message["role"] for message in messages]
+    turns = ["call" if message.get("tool_calls") else message["role"] for message in messages]
     if turns[0] in SYSTEM_ROLES:
         turns = turns[1:]
-    if turns != [("user", "assistant")[i % 2] for i in range(len(turns))] or not turns:
+    if not turns or any(turn not in _AFTER.get(before, ()) for before, turn in pairwise(["", *turns])):
         raise BadRow("user and assistant do not take turns")
     return messages
+
+
+_AFTER: Mapping[str, tuple[str, ...]] = {
+    "": ("user",),
+    "user": ("assistant", "call"),
+    "assistant": ("user",),
+    "call": ("tool",),
+    "tool": ("tool", "assistant", "call"),
+}
+"""The turns that may follow each turn; `call` is an answer that calls tools."""
 
 
 def with_context(values: dict[str, Any], messages: Any) -> list[Message]:
@@ -55,12 +69,14 @@ def with_context(values: dict[str, Any], messages: Any) -> list[Message]:
             raise BadRow("the row has two system messages")
         system = []
     if history and isinstance(first, dict) and _role_in(first) in SYSTEM_ROLES:
-        return check_messages([first, *history, *messages[1:]])
-    return check_messages([*system, *history, *messages])
+        found = check_messages([first, *history, *messages[1:]])
+    else:
+        found = check_messages([*system, *history, *messages])
+    return [{**found[0], **_of_whole(values)}, *found[1:]]
 
 
 def as_prompt(value: Any) -> list[Message]:
-    """A prompt given as text, as messages, or as a dialogue in hh-rlhf's form."""
+    """A prompt given as text, as messages that end with the user or a tool's result, or as a dialogue of hh-rlhf."""
     if isinstance(value, str) and is_dialogue(value):
         turns = dialogue_turns(value)
         messages = check_messages(merge_turns(turns if turns[-1]["content"] else turns[:-1]))
@@ -68,7 +84,7 @@ def as_prompt(value: Any) -> list[Message]:
         messages = check_messages([{"role": "user", "content": value}])
     else:
         messages = check_messages(value)
-    if messages[-1]["role"] != "user":
+    if messages[-1]["role"] not in ("user", "tool"):
         raise BadRow("the prompt does not end with the user")
     return messages
 
@@ -83,21 +99,30 @@ def answered(messages: list[Message]) -> list[Message]:
 def message_of(turn: Any) -> Message:
     """One turn, `{role, content}` or `{from, value}`, as a message.
 
-    An answer that is marked as not to be trained has `train: False`; its reasoning is kept as `reasoning_content`.
+    An answer that is marked as not to be trained has `train: False`; its reasoning is kept as `reasoning_content`, its
+    calls of tools as `tool_calls`.
     """
     if not isinstance(turn, dict):
         raise BadRow("a message is not {role, content} or {from, value}")
     role = _role_in(turn)
-    if role in _TOOL_ROLES or turn.get("tool_calls"):
-        raise BadRow("the conversation has messages of tools")
     content = _joined(first_of(turn, ("content", "value")))
+    calls = _calls_in(turn.get("tool_calls"))
+    if role in _CALL_ROLES:
+        role, content, calls = "assistant", "", _calls_in(content)
+    if calls and content is None:
+        content = ""
     if role is None or not isinstance(content, str):
         raise BadRow("a message is not {role, content} or {from, value}")
     if role not in ROLES:
-        raise BadRow(f"there is no role {role[:30]!r}; known are system, developer, user and assistant")
-    if not content.strip():
+        raise BadRow(f"there is no role {role[:30]!r}; known are system, developer, user, assistant and tool")
+    if not content.strip() and not calls and role != "tool":
         raise BadRow("a message is empty")
     message: Message = {"role": role, "content": content}
+    message |= {field: turn[field] for field in _OF_WHOLE if turn.get(field)}
+    if role == "tool":
+        message |= {field: turn[field] for field in ("name", "tool_call_id") if isinstance(turn.get(field), str)}
+    if role == "assistant" and calls:
+        message["tool_calls"] = calls
     if role == "assistant":
         reasoning = first_of(turn, _REASONING)
         if isinstance(reasoning, str) and reasoning.strip():
@@ -143,7 +168,8 @@ def text_of(values: dict[str, Any], field: str) -> str:
 def is_turn(value: Any) -> bool:
     """Whether `value` looks like one message, or like a question with its answer, of any shape."""
     return isinstance(value, dict) and any(
-        fields <= value.keys() for fields in ({"role", "content"}, {"from", "value"}, {"human", "assistant"})
+        fields <= value.keys()
+        for fields in ({"role", "content"}, {"role", "tool_calls"}, {"from", "value"}, {"human", "assistant"})
     )
 
 
@@ -158,7 +184,8 @@ def id_of(values: dict[str, Any]) -> Id | None:
 
 def prompt_key(messages: Sequence[Message]) -> str:
     """The text that identifies a prompt: equal prompts have equal keys."""
-    return json.dumps([[message["role"], message["content"]] for message in messages], ensure_ascii=False)
+    said = [[message["role"], message["content"], *message.get("tool_calls", ())] for message in messages]
+    return json.dumps(said, ensure_ascii=False)
 
 
 def normalised(text: str) -> str:
@@ -182,7 +209,7 @@ def _role_in(turn: dict[str, Any]) -> str | None:
     if not isinstance(role, str):
         return None
     role = role.strip().lower()
-    return _OTHER_ROLES.get(role, role)
+    return "tool" if role in _RESULT_ROLES else _OTHER_ROLES.get(role, role)
 
 
 def _history(values: dict[str, Any]) -> list[Any]:
@@ -211,6 +238,56 @@ def _joined(content: Any) -> Any:
         raise BadRow("a message has a part that is not text")
     texts = [first_of(part, ("text", "value")) for part in content]
     return "".join(texts) if all(isinstance(text, str) for text in texts) else None
+
+
+# ---- tools ----
+
+
+def _of_whole(values: dict[str, Any]) -> Message:
+    """The tools that a row offers, in OpenAI's form, and the settings of the chat template that it asks for."""
+    found: Message = {}
+    tools = _parsed(first_of(values, ("tools", "functions")))
+    if tools not in (None, "", [], {}):
+        if not isinstance(tools, list) or not all(isinstance(tool, dict) for tool in tools):
+            raise BadRow("tools are not a list of objects")
+        found["tools"] = [tool if "function" in tool else {"type": "function", "function": tool} for tool in tools]
+    settings = _parsed(values.get("chat_template_kwargs"))
+    if settings:
+        if not isinstance(settings, dict):
+            raise BadRow("chat_template_kwargs is not an object")
+        found["chat_template_kwargs"] = settings
+    return found
+
+
+def _calls_in(value: Any) -> list[dict[str, Any]]:
+    """Calls of tools in OpenAI's form; their arguments are an object, where OpenAI has its text."""
+    value = _parsed(value)
+    found = []
+    for call in [value] if isinstance(value, dict) else value or []:
+        function = call.get("function", call) if isinstance(call, dict) else None
+        function = function if isinstance(function, dict) else {}
+        arguments = _parsed(function.get("arguments", {}))
+        if not isinstance(function.get("name"), str) or not isinstance(arguments, dict):
+            raise BadRow("a call of a tool is not {name, arguments}")
+        id = {"id": call["id"]} if isinstance(call.get("id"), str) else {}
+        found.append({**id, "type": "function", "function": {"name": function["name"], "arguments": arguments}})
+    return found
+
+
+def _parsed(value: Any) -> Any:
+    """The value of a text that is JSON; any other value without its nulls, with which parquet fills up objects."""
+    if not isinstance(value, str):
+        return _without_nulls(value)
+    try:
+        return json.loads(value)
+    except (ValueError, RecursionError):
+        return value
+
+
+def _without_nulls(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {name: _without_nulls(inner) for name, inner in value.items() if inner is not None}
+    return [_without_nulls(inner) for inner in value] if isinstance(value, list) else value
 
 
 # ---- a dialogue inside a text, in hh-rlhf's form: \n\nHuman: ... \n\nAssistant: ... ----

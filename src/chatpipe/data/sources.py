@@ -316,8 +316,8 @@ class SourceReport:
     formats: list[str] = field(default_factory=list)
     rows: int = 0
     skipped: Skipped = field(default_factory=Skipped)
-    tools_ignored: int = 0
-    """Usable rows that offer tools; chatpipe ignores the tools."""
+    tools_offered: int = 0
+    """Usable rankings or prompts that offer tools."""
     unread: list[str] = field(default_factory=list)
     """Fields of the first row of each format that nothing reads."""
     ids: dict[str, Id] = field(default_factory=dict)
@@ -364,7 +364,8 @@ class Report:
         """Prints a line for each source."""
         for source in self.sources:
             console.note(source.line())
-            if source.tools_ignored:
-                console.warn(
-                    f"{source.key}: {source.tools_ignored} rows of {source.source} offer tools; these are ignored."
+            if source.tools_offered:
+                console.note(
+                    f"{source.key}: {source.tools_offered} rows of {source.source} offer tools, which a chat template "
+                    "without tools leaves out"
                 )
