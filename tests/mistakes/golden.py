@@ -113,7 +113,7 @@ GOLDEN = {
     "fields that mean nothing to us": """
         error: a.jsonl:1: sft.data does not know what these fields mean: a, q.
         Known: prompt, responses, ranks | chosen, rejected | messages | conversations | instruction, output | prompt, completion | question, answer | prompt | text.
-        Other names: data: [{source: FILE, columns: {question: THEIR NAME, ...}}].
+        Other names: data: [{source: FILE, columns: {question: q, answer: a}}].
     """,
     "too few rows": """
         error: sft.data = a.jsonl holds too little: 3 rows for training, 0 for validation.

@@ -59,9 +59,9 @@ SOURCES = [
     ),
     Mistake(
         "another way of packing",
-        f"{SFT} a.jsonl.zst",
-        "a.jsonl.zst, sft.data",
-        {"a.jsonl.zst": "x"},
+        f"{SFT} a.jsonl.7z",
+        "a.jsonl.7z, sft.data",
+        {"a.jsonl.7z": "x"},
     ),
     Mistake(
         "the second of two files",
@@ -135,22 +135,22 @@ SYNTAX = [
         {"a.jsonl": jsonl(chats(60)) + '{"messages": [}\n'},
     ),
     Mistake(
-        "jsonl that is one list",
+        "jsonl that is one list with a mistake in it",
         f"{SFT} a.jsonl",
-        "a.jsonl:1",
-        {"a.jsonl": '[\n{"question": "a", "answer": "b"},\n{"question": "c", "answer": "d"}\n]\n'},
+        "a.jsonl:3, 13",
+        {"a.jsonl": '[\n{"question": "a", "answer": "b"},\n{"question" "c", "answer": "d"}\n]\n'},
     ),
     Mistake(
-        "jsonl that is one list in one line",
+        "a field that is there twice",
         f"{SFT} a.jsonl",
-        "a.jsonl:1",
-        {"a.jsonl": '[{"question": "a", "answer": "b"}]\n'},
+        "a.jsonl:61, answer",
+        {"a.jsonl": jsonl(chats(60)) + '{"question": "a", "answer": "b", "answer": "c"}\n'},
     ),
     Mistake(
-        "JSON that is jsonl",
+        "JSON with something behind it",
         f"{SFT} a.json",
-        "a.json:2, 1",
-        {"a.json": jsonl(chats(60))},
+        "a.json:2, 4",
+        {"a.json": '[{"question": "a", "answer": "b"},\n{}] and'},
     ),
     Mistake(
         "JSON with a mistake in it",
@@ -183,10 +183,16 @@ SYNTAX = [
         {"a.csv": 'question,answer\na,b\n"c,d\n'},
     ),
     Mistake(
-        "csv with semicolons",
+        "csv with another delimiter",
         f"{SFT} a.csv",
         "a.csv:2, sft.data",
-        {"a.csv": "question;answer\na;b\n"},
+        {"a.csv": "question|answer\na|b\n"},
+    ),
+    Mistake(
+        "csv with a column twice",
+        f"{SFT} a.csv",
+        "a.csv:1, answer",
+        {"a.csv": "question,answer,answer\na,b,c\n"},
     ),
     Mistake(
         "csv of a header alone",
@@ -293,8 +299,8 @@ CONVERSATIONS = [
     Mistake(
         "an unknown role",
         f"{SFT} a.jsonl",
-        "sft.data, system|user|assistant, a.jsonl:1 -> max_skipped",
-        {"a.jsonl": jsonl([turns("user", "bot")])},
+        "sft.data, 'narrator', a.jsonl:1 -> max_skipped",
+        {"a.jsonl": jsonl([turns("user", "narrator")])},
     ),
     Mistake(
         "roles in a wrong order",
@@ -323,7 +329,7 @@ CONVERSATIONS = [
     Mistake(
         "a sharegpt turn with other fields",
         f"{SFT} a.jsonl",
-        "sft.data, human|gpt|system, a.jsonl:1 -> max_skipped",
+        "sft.data, value}, a.jsonl:1 -> max_skipped",
         {"a.jsonl": jsonl([{"conversations": [{"from": "human", "text": "Hi?"}]}])},
     ),
     Mistake(

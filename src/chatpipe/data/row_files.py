@@ -143,7 +143,7 @@ def _list_rows(path: Path) -> Iterator[Row | BrokenRow]:
     except json.JSONDecodeError as problem:
         raise UsageError(
             f"{path}:{problem.lineno}: this is not JSON: {problem.msg} at column {problem.colno}.",
-            "A json file is one list of rows, or has one row on each line.",
+            "Mend it: a json file is one list of rows, or has one row on each line.",
         ) from problem
     except (ValueError, RecursionError) as problem:
         raise UsageError(
