@@ -290,3 +290,14 @@ def test_a_written_recipe_is_read_as_the_same_values(tmp_path):
     path = tmp_path / "recipe.yaml"
     path.write_text(yaml.dump(recipe.model_dump(mode="json"), Dumper=RecipeDumper, allow_unicode=True))
     assert load_recipe(str(path)).recipe == recipe
+
+
+def test_a_comma_parts_paths_unless_it_is_in_the_name_of_a_file(tmp_path):
+    path = tmp_path / "my data, final.jsonl"
+    assert [block.source for block in load_recipe(None, flags={"sft.data": "a.jsonl, b.jsonl"}).recipe.sft.data] == [
+        "a.jsonl",
+        "b.jsonl",
+    ]
+    path.write_text("{}")
+    (block,) = load_recipe(None, flags={"sft.data": str(path)}).recipe.sft.data
+    assert block.source == str(path)

@@ -156,6 +156,11 @@ def _source_rows(source: dict[str, Any]) -> list[tuple[str, str]]:
         ("  left out", f"{one['rows']:,}: {one['reason']} (first at {one['first']})")
         for one in source.get("left_out", [])
     ]
+    rows += [
+        (f"  {what} not read", ", ".join(source[f"{what}_not_read"]))
+        for what in ("fields", "files")
+        if source.get(f"{what}_not_read")
+    ]
     if source.get("stops_the_stage"):
         rows.append(("", "more than max_skipped allows: the stage would stop"))
     return rows

@@ -215,7 +215,8 @@ def _items_of_file(what: What, part: DataBlock, key: str, source: SourceReport) 
         except BadRow as problem:
             source.skipped.add(str(problem), row, marked=isinstance(problem, MarkedRow))
             continue
-        source.add_format(form, unread_fields(found, form))
+        if form not in source.formats:
+            source.add_format(form, unread_fields(found, form))
         source.tools_offered += what != "conversations" and has_tools(found)
         id = id_of(found.values)
         if what == "prompts" and id is not None:

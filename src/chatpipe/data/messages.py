@@ -104,6 +104,9 @@ def message_of(turn: Any) -> Message:
     """
     if not isinstance(turn, dict):
         raise BadRow("a message is not {role, content} or {from, value}")
+    said = turn.get("content")
+    if len(turn) == 2 and turn.get("role") in ROLES and isinstance(said, str) and said.strip():  # most turns, quickly
+        return {"role": turn["role"], "content": said}
     role = _role_in(turn)
     content = _joined(first_of(turn, ("content", "value")))
     calls = _calls_in(turn.get("tool_calls"))
@@ -227,7 +230,11 @@ def _history(values: dict[str, Any]) -> list[Any]:
 
 def first_of(values: dict[str, Any], fields: Sequence[str]) -> Any:
     """The first value that is not null; parquet has null where another row has the field."""
-    return next((values[field] for field in fields if values.get(field) is not None), None)
+    for field in fields:
+        value = values.get(field)
+        if value is not None:
+            return value
+    return None
 
 
 def _joined(content: Any) -> Any:

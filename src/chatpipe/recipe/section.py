@@ -81,8 +81,13 @@ class DataBlock(Section):
 
 
 def _as_blocks(value: Any) -> Any:
-    """A path, a comma-separated list of paths, or a list of paths and blocks: always a list of blocks."""
-    if isinstance(value, str):
+    """A path, a comma-separated list of paths, or a list of paths and blocks: always a list of blocks.
+
+    A comma may also be in the name of a file that is there.
+    """
+    if isinstance(value, str) and os.path.exists(os.path.expanduser(value)):
+        value = [value]
+    elif isinstance(value, str):
         value = [part.strip() for part in value.split(",") if part.strip()]
     if isinstance(value, list):
         return [{"source": item} if isinstance(item, str) else item for item in value]

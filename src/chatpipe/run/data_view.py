@@ -308,7 +308,7 @@ def _summary(
 
 
 def _source(source: SourceReport, max_skipped: float) -> dict[str, Any]:
-    """`stops_the_stage` is true where more rows than `max_skipped` cannot be used."""
+    """`stops_the_stage` is true where more rows than `max_skipped` cannot be used, without those that say so."""
     skipped = source.skipped
     return {
         "source": source.source,
@@ -318,7 +318,9 @@ def _source(source: SourceReport, max_skipped: float) -> dict[str, Any]:
             {"reason": reason, "rows": count, "first": skipped.first[reason]}
             for reason, count in skipped.reasons.most_common()
         ],
-        "stops_the_stage": skipped.reasons.total() > max_skipped * source.rows,
+        "fields_not_read": source.unread,
+        "files_not_read": source.left_files,
+        "stops_the_stage": skipped.reasons.total() - skipped.marked > max_skipped * source.rows,
     }
 
 
