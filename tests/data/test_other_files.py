@@ -7,7 +7,9 @@ import lzma
 import pyarrow
 import pytest
 from datasets import Dataset, DatasetDict
+from pyarrow import parquet
 
+from chatpipe.data.datasets import load_conversations
 from chatpipe.data.row_files import BrokenRow, file_rows
 from chatpipe.data.sources import source_files, source_rows
 from chatpipe.errors import UsageError
@@ -32,6 +34,7 @@ def rows_of(path) -> list:
         ("objects.json", "\n".join(json.dumps(row, indent=2) for row in ROWS)),
         ("objects.jsonl", "\n".join(json.dumps(row, indent=2) for row in ROWS)),
         ("A.JSONL", LINES),
+        ("a.ndjson", LINES),
         ("A.Json", json.dumps(ROWS)),
     ],
 )
@@ -68,7 +71,19 @@ def test_a_table_with_a_column_twice_is_refused_at_its_first_line(tmp_path):
         rows_of(path)
 
 
-@pytest.mark.parametrize(("name", "delimiter"), [("a.csv", ";"), ("a.csv", "\t"), ("a.tsv", "\t"), ("A.CSV", ",")])
+def test_a_parquet_file_with_a_column_twice_is_refused(tmp_path):
+    table = pyarrow.table([[1], [2]], names=["answer", "answer"])
+    parquet.write_table(table, tmp_path / "a.parquet")
+    with pyarrow.OSFile(str(tmp_path / "a.arrow"), "wb") as file, pyarrow.ipc.new_file(file, table.schema) as writer:
+        writer.write_table(table)
+    for name in ("a.parquet", "a.arrow"):
+        with pytest.raises(UsageError, match=f"{name}: the column answer is there twice"):
+            rows_of(tmp_path / name)
+
+
+@pytest.mark.parametrize(
+    ("name", "delimiter"), [("a.csv", ";"), ("a.csv", "|"), ("a.csv", "\t"), ("a.tsv", "\t"), ("A.CSV", ",")]
+)
 def test_the_delimiter_of_a_table_is_found_in_its_first_line(tmp_path, name, delimiter):
     text = "".join(f'{row["question"]}{delimiter}"{row["answer"]}"\n' for row in ROWS)
     (tmp_path / name).write_text(f"question{delimiter}answer\n{text}", encoding="utf-8-sig")
@@ -103,6 +118,20 @@ def test_files_about_a_data_set_are_no_data(tmp_path):
     for name in ("dataset_infos.json", "dataset_info.json", "state.json", "README.txt", "LICENSE.txt"):
         (tmp_path / name).write_text("{}")
     assert source_files(str(tmp_path), "k") == [tmp_path / "data" / "train.jsonl"]
+
+
+def test_the_splits_of_a_data_set_saved_to_disk_are_kept_apart(tmp_path):
+    splits = {"train": Dataset.from_list(ROWS[:30]), "test": Dataset.from_list(ROWS[30:])}
+    DatasetDict(splits).save_to_disk(tmp_path / "both")
+    loaded = load_conversations([DataBlock(source=str(tmp_path / "both"))], {}, "sft.data")
+    assert (len(loaded.train), len(loaded.validation)) == (30, 10)
+
+
+def test_a_pointer_of_git_lfs_is_named(tmp_path):
+    pointer = "version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 12345\n"
+    (tmp_path / "train.parquet").write_text(pointer)
+    with pytest.raises(UsageError, match="is a pointer of Git LFS, not the data"):
+        source_files(str(tmp_path), "k")
 
 
 def test_an_arrow_file_that_is_damaged_is_named(tmp_path):

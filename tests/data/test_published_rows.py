@@ -5,7 +5,7 @@ import json
 import pytest
 
 from chatpipe.data.datasets import load_conversations, load_prompts, load_rankings, stream_rows
-from chatpipe.data.formats import format_of, to_conversation, to_prompt, to_ranking, usable
+from chatpipe.data.formats import format_of, to_conversation, to_prompt, to_ranking, unread_fields, usable
 from chatpipe.data.messages import check_messages
 from chatpipe.data.row_files import BadRow, MarkedRow, Row
 from chatpipe.data.sources import Report
@@ -264,6 +264,22 @@ def test_a_row_with_pictures_or_sound_cannot_be_used(field):
     with pytest.raises(BadRow, match=f"the row has {field}"):
         conversation(messages=[USER, ASSISTANT], **{field: ["1.jpg"]})
     assert conversation(messages=[USER, ASSISTANT], **{field: []}) == [USER, ASSISTANT]
+
+
+def test_a_message_with_pictures_cannot_be_used():
+    with pytest.raises(BadRow, match="a message has images"):
+        conversation(messages=[{**USER, "images": ["1.jpg"]}, ASSISTANT])
+
+
+def test_a_label_of_another_kind_is_named_as_not_read():
+    form, row = read({"prompt": "Who?", "completion": "Mara.", "label": 3, "kto_tag": True})
+    assert unread_fields(row, form) == ["label"]
+    assert to_conversation(row, form)[-1]["content"] == "Mara."
+
+
+def test_a_ranking_of_weight_zero_says_itself_that_it_is_left_out():
+    with pytest.raises(MarkedRow):
+        ranking(prompt="Who?", chosen="a", rejected="b", weight=0)
 
 
 def test_fields_that_nothing_reads_are_named(write):

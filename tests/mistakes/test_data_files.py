@@ -186,7 +186,7 @@ SYNTAX = [
         "csv with another delimiter",
         f"{SFT} a.csv",
         "a.csv:2, sft.data",
-        {"a.csv": "question|answer\na|b\n"},
+        {"a.csv": "question:answer\na:b\n"},
     ),
     Mistake(
         "csv with a column twice",

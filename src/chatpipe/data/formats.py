@@ -8,9 +8,11 @@ from typing import Any, Literal
 from chatpipe.data.chat_template import Message
 from chatpipe.data.messages import (
     IDS,
+    MEDIA,
     SYSTEM_FIELDS,
     answered,
     as_prompt,
+    check_media,
     is_trained,
     is_turn,
     text_of,
@@ -67,13 +69,11 @@ _LIST_FIELDS = (
 )
 _TEXT_OR_LIST_FIELDS = ("prompt", "completion", "chosen", "rejected", "chosen_messages", "rejected_messages")
 
-_MEDIA = ("image", "images", "video", "videos", "audio", "audios")
 _LABELS = ("label", "kto_tag")
 _MARKS_OF_ROWS = ("weight", "train", "trainable")
 _READ_IN_ALL = (
     *SYSTEM_FIELDS,
-    *_MEDIA,
-    *_LABELS,
+    *MEDIA,
     *_MARKS_OF_ROWS,
     "history",
     "tools",
@@ -202,9 +202,7 @@ def usable(row: Row | BrokenRow) -> Row:
         json.dumps(row.values, ensure_ascii=False, default=str).encode()
     except UnicodeEncodeError as problem:
         raise BadRow("a text holds half a character, a lone surrogate") from problem
-    media = next((field for field in _MEDIA if row.values.get(field) not in (None, "", "[]", [])), None)
-    if media is not None:
-        raise BadRow(f"the row has {media}, which a language model cannot read")
+    check_media(row.values, "the row")
     lists = {field: _list_in(row.values[field]) for field in _LIST_FIELDS if field in row.values}
     either = {field: _messages_in(row.values[field]) for field in _TEXT_OR_LIST_FIELDS if field in row.values}
     return Row({**row.values, **lists, **either}, row.where)
@@ -215,6 +213,7 @@ def unread_fields(row: Row, form: str) -> list[str]:
     fields = (*dict(_FIELDS_OF_FORMAT)[form], *_OTHER_NAMES.get(form, {}))
     read = {_name_in(row.values, form, field) for field in fields}
     read |= {*_READ_IN_ALL, *_READ_WITH.get(form, ())}
+    read |= {field for field in _LABELS if _label(row.values.get(field)) is not None}
     if form == "rankings":
         read.update(*(names for names in RANKING_FIELDS if all(name in row.values for name in names)))
     return [field for field, value in row.values.items() if field not in read and value not in (None, "", [], {})]
@@ -299,11 +298,15 @@ def _prompt_of_pair(values: dict[str, Any]) -> Any:
 
 def _check_marks(values: dict[str, Any]) -> None:
     """Raises `MarkedRow` for a row not to be learned: with weight 0, or a rejected answer of unpaired preferences."""
-    label = next((values[field] for field in _LABELS if values.get(field) is not None), None)
-    if label is False or (isinstance(label, str) and label.strip().lower() == "false"):
+    if any(_label(values.get(field)) is False for field in _LABELS):
         raise MarkedRow("its label is false: an answer that was rejected")
     if not is_trained(values, "a row", _MARKS_OF_ROWS):
         raise MarkedRow("it is marked as not to be trained")
+
+
+def _label(value: Any) -> bool | None:
+    """A label of unpaired preferences; None for one of another kind, such as a class."""
+    return {"true": True, "false": False}.get(str(value).strip().lower())
 
 
 def _messages_of(values: dict[str, Any], form: str) -> list[Message]:

@@ -16,18 +16,22 @@ from chatpipe.data.row_files import BadRow
 
 SYSTEM_ROLES = ("system", "developer")
 ROLES = (*SYSTEM_ROLES, "user", "assistant", "tool")
-_OTHER_ROLES = {"human": "user", "prompter": "user", "gpt": "assistant", "model": "assistant", "bot": "assistant"}
+_OTHER_ROLES = {
+    **dict.fromkeys(("human", "prompter"), "user"),
+    **dict.fromkeys(("gpt", "chatgpt", "model", "bot", "chatbot", "ai"), "assistant"),
+}
 _RESULT_ROLES = ("tool", "function", "observation", "tool_response", "ipython")
 _CALL_ROLES = ("function_call", "tool_call")
 _OF_WHOLE = ("tools", "chat_template_kwargs")
 """What holds for a whole conversation lies in its first message."""
 
 IDS = ("id", "prompt_id", "question_id")
+MEDIA = ("image", "images", "video", "videos", "audio", "audios")
 SYSTEM_FIELDS = ("system", "system_prompt", "system_message")
-MARKS = ("weight", "train", "training", "trainable", "loss")
+MARKS = ("weight", "train", "training", "trainable", "learn", "loss")
 """A message of the assistant with one of these fields at 0 or false is read and not trained."""
 _YES_OR_NO = {"1": True, "1.0": True, "true": True, "0": False, "0.0": False, "false": False}
-_UNREAD_MARKS = ("loss_scale", "mask", "train_detail", "training_detail")
+_UNREAD_MARKS = ("loss_scale", "loss_mask", "mask", "masked", "train_detail", "training_detail")
 _REASONING = ("reasoning_content", "reasoning", "thinking")
 _TEXT_PARTS = ("text", "input_text", "output_text")
 
@@ -107,6 +111,7 @@ def message_of(turn: Any) -> Message:
     said = turn.get("content")
     if len(turn) == 2 and turn.get("role") in ROLES and isinstance(said, str) and said.strip():  # most turns, quickly
         return {"role": turn["role"], "content": said}
+    check_media(turn, "a message")
     role = _role_in(turn)
     content = _joined(first_of(turn, ("content", "value")))
     calls = _calls_in(turn.get("tool_calls"))
@@ -136,6 +141,13 @@ def message_of(turn: Any) -> Message:
         if not is_trained(turn, "a message"):
             message["train"] = False
     return message
+
+
+def check_media(values: dict[str, Any], name: str) -> None:
+    """Raises `BadRow` where `values` has pictures, films or sound."""
+    media = next((field for field in MEDIA if values.get(field) not in (None, "", "[]", [])), None)
+    if media is not None:
+        raise BadRow(f"{name} has {media}, which a language model cannot read")
 
 
 def is_trained(values: dict[str, Any], name: str, fields: Sequence[str] = MARKS) -> bool:

@@ -28,7 +28,7 @@ from chatpipe.data.messages import (
     prompt_key,
     with_context,
 )
-from chatpipe.data.row_files import BadRow, BrokenRow, Row
+from chatpipe.data.row_files import BadRow, BrokenRow, MarkedRow, Row
 
 Answered = tuple[list[Message], str]
 """A prompt and the answer to it."""
@@ -151,7 +151,7 @@ def _of_ranking(values: dict[str, Any]) -> dict[str, Any]:
     """The optional fields of a ranking: annotator, round, weight and margin."""
     weight = values.get("weight")
     if weight is not None and (not _is_number(weight) or weight <= 0):
-        raise BadRow("weight is not a number above 0")
+        raise (MarkedRow if weight == 0 else BadRow)("weight is not a number above 0")
     annotator = values.get("annotator")
     if not isinstance(annotator, str | None):
         raise BadRow("annotator is not text")

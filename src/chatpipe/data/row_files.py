@@ -8,7 +8,7 @@ import hashlib
 import io
 import json
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -108,7 +108,7 @@ def _has_a_row_a_line(path: Path) -> bool:
         if "\n" in head:
             break
     line, _, rest = head.partition("\n")
-    named_so = kind_of(path) == ".jsonl"
+    named_so = kind_of(path) != ".json"
     try:
         value = json.loads(line)
     except (ValueError, RecursionError):  # broken, longer than two chunks, or the first line of a value of several
@@ -181,9 +181,7 @@ def _values_in(text: str, decoder: json.JSONDecoder) -> Any:
 def _csv_rows(path: Path) -> Iterator[Row | BrokenRow]:
     csv.field_size_limit(MAX_CSV_FIELD)
     delimiter, names = _header(path)
-    repeated = next((name for name in names if names.count(name) > 1), None)
-    if repeated is not None:
-        raise UsageError(f"{path}:1: the column {repeated} is there twice.", "Rename or remove one of them.")
+    _check_columns(names, f"{path}:1")
     lines = (f"{line}\n" for _, line in numbered_lines(path))
     reader = csv.DictReader(lines, strict=True, delimiter=delimiter)
     before = 1
@@ -198,13 +196,20 @@ def _csv_rows(path: Path) -> Iterator[Row | BrokenRow]:
         raise UsageError(f"{path}:{before + 1}: this is not CSV: {problem}.", "Is a quote left open?") from problem
 
 
+def _check_columns(names: Sequence[str], where: str) -> None:
+    """Raises `UsageError` for a column that is there twice: of its values the last would be read."""
+    repeated = next((name for name in names if names.count(name) > 1), None)
+    if repeated is not None:
+        raise UsageError(f"{where}: the column {repeated} is there twice.", "Rename or remove one of them.")
+
+
 def _header(path: Path) -> tuple[str, list[str]]:
-    """The delimiter of a table and the names in its first line: of comma, semicolon and tab the one that parts it most.
+    """The delimiter of a table and the names in its first line: the one that parts it most.
 
     Spreadsheets in most of Europe write semicolons.
     """
     line = next((line for _, line in numbered_lines(path) if line.strip()), "")
-    fields = {delimiter: next(csv.reader([line], delimiter=delimiter), []) for delimiter in ",;\t"}
+    fields = {delimiter: next(csv.reader([line], delimiter=delimiter), []) for delimiter in ",;\t|"}
     best = max(fields, key=lambda delimiter: len(fields[delimiter]))
     return best, fields[best]
 
@@ -217,7 +222,9 @@ def _parquet_rows(path: Path) -> Iterator[Row | BrokenRow]:
     try:
         with open_bytes(path) as opened:
             file = io.BytesIO(opened.read()) if path.suffix.lower() == ".zst" else opened
-            for batch in parquet.ParquetFile(file).iter_batches(PARQUET_ROWS):
+            table = parquet.ParquetFile(file)
+            _check_columns(table.schema_arrow.names, str(path))
+            for batch in table.iter_batches(PARQUET_ROWS):
                 for values in batch.to_pylist():
                     number += 1
                     yield Row(values, f"{path} row {number}")
@@ -236,6 +243,7 @@ def _arrow_rows(path: Path) -> Iterator[Row | BrokenRow]:
             is_stream = file.read(6) != b"ARROW1"
             file.seek(0)
             opened = pyarrow.ipc.open_stream(file) if is_stream else pyarrow.ipc.open_file(file)
+            _check_columns(opened.schema.names, str(path))
             batches = opened if is_stream else map(opened.get_batch, range(opened.num_record_batches))
             for batch in batches:
                 for values in batch.to_pylist():
@@ -248,6 +256,7 @@ def _arrow_rows(path: Path) -> Iterator[Row | BrokenRow]:
 
 READERS: dict[str, Callable[[Path], Iterator[Row | BrokenRow]]] = {
     ".jsonl": _json_rows,
+    ".ndjson": _json_rows,
     ".json": _json_rows,
     ".csv": _csv_rows,
     ".tsv": _csv_rows,

@@ -23,6 +23,8 @@ from chatpipe.errors import UsageError, reason_of
 from chatpipe.recipe.schema import HUB, DataBlock
 
 KINDS = (".txt", *sorted(READERS))
+MAX_POINTER = 1024
+"""A pointer of Git LFS, which a clone without LFS has in place of a file, is smaller."""
 _PACKED = f"each also {', '.join(PACKED)}"
 
 NOT_DATA = re.compile(
@@ -186,8 +188,11 @@ def _check_file(path: Path, key: str) -> None:
             f"{key}: {path} is not one of the files that can be read: {', '.join(KINDS)}, {_PACKED}.",
             "Convert it, or rename it where only the ending is wrong.",
         )
-    if path.stat().st_size == 0:
+    size = path.stat().st_size
+    if size == 0:
         raise UsageError(f"{key}: {path} is empty.", "Give a file with at least one row.")
+    if size < MAX_POINTER and path.read_bytes().startswith(b"version https://git-lfs"):
+        raise UsageError(f"{key}: {path} is a pointer of Git LFS, not the data.", "Fetch it: git lfs pull.")
 
 
 def _rows_as_they_are(block: DataBlock, key: str) -> Iterator[Row | BrokenRow]:
