@@ -53,15 +53,15 @@ def test_gradient_checkpointing_is_that_of_the_recipe_in_trl_s_arguments_too(tmp
 
 
 def test_memory_decides_micro_batch_and_checkpointing_where_the_recipe_does_not(tmp_path, monkeypatch):
-    """Rows of 64 tokens with 100,000 logits each: 77 MB, and 1 MB of activations, which checkpointing saves."""
+    """Rows of 64 tokens with 100,000 logits each: 77 MB, and 4 MB of activations, which checkpointing saves."""
     shape = {"n_layer": 8, "n_embd": 64, "n_head": 2, "n_positions": 64, "vocab_size": 100}
     model = GPT2LMHeadModel(GPT2Config(**shape))
     model.config.vocab_size = 100_000
     section = Sft(bf16=False, batch_size=32)
     rows = Reading((model,), 64)
     plain, recomputed = rows.row_bytes(False, False), rows.row_bytes(True, False)
-    assert plain - recomputed == 64 * 64 * (8 * 68 - 8 * 4 - 68)
-    assert rows.row_bytes(False, True) == 64 * (8 * 64 * 34 + 12 * 100_000)
+    assert plain - recomputed == 64 * 64 * (8 * 120 - 8 * 4 - 120)
+    assert rows.row_bytes(False, True) == 64 * (8 * 64 * 80 + 12 * 100_000)
 
     def decided(budget: float, **keys: object) -> tuple[bool, int]:
         monkeypatch.setattr("chatpipe.training.arguments.MICRO_BATCH_BYTES_ON_CPU", int(budget))

@@ -26,9 +26,9 @@ SHARED_KEYS = (
 
 # ---- what fits into memory ----
 
-ACTIVATION_BYTES = 34
-"""Bytes that a layer keeps for the backward pass, a token and a unit of its width, in half precision (arXiv 2205.05198,
-equation 1, without the attention matrix, which no kernel here keeps)."""
+ACTIVATION_BYTES, HALF_ACTIVATION_BYTES = 120, 80
+"""Bytes that a layer keeps for the backward pass, a token and a unit of its width, in float32 and under bfloat16's
+autocast, where norms and residuals stay in float32: the most measured of Llama, Qwen3 and GPT-2 (docs/log.md)."""
 LOGIT_BYTES = 12
 """Bytes a token and an entry of the vocabulary: logits in half precision, in float32, and the gradient of both."""
 MICRO_BATCH_BYTES_ON_CPU = 5 * 2**28
@@ -49,7 +49,7 @@ class Reading:
 
     def _token_bytes(self, model: PreTrainedModel, recomputes: bool, half: bool) -> int:
         config = model.config.get_text_config()
-        of_a_layer = config.hidden_size * ACTIVATION_BYTES * (1 if half else 2)
+        of_a_layer = config.hidden_size * (HALF_ACTIVATION_BYTES if half else ACTIVATION_BYTES)
         kept = config.num_hidden_layers * (4 * config.hidden_size if recomputes else of_a_layer)
         return kept + of_a_layer * recomputes + LOGIT_BYTES * config.vocab_size * self.logits
 
