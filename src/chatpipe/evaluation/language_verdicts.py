@@ -4,7 +4,7 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
-from chatpipe.evaluation.verdict import FAILING_EOS_SHARE, MIN_EOS_SHARE, Finding, Verdict, finding, verdict_of
+from chatpipe.evaluation.verdict import FAILING_EOS_SHARE, MIN_EOS_SHARE, Reason, Verdict, reason, verdict_of
 
 MIN_PRETRAIN_GAIN = 0.40
 """The share by which bits per byte must fall below the untrained model's. Token frequencies alone, learned in the first
@@ -34,13 +34,13 @@ def pretrain_verdict(metrics: Mapping[str, Any]) -> Verdict:
     went_on = "bits_per_byte_before" in metrics
     began = metrics["bits_per_byte_before" if went_on else "untrained_bits_per_byte"]
     diverged = bits > DIVERGED * began
-    beats_counting = finding(
+    beats_counting = reason(
         bits < trigram,
         f"{bits:.2f} bits per byte; counting 3-grams of bytes gives {trigram:.2f}, which must be beaten",
         SMALLER_STEPS if diverged else f"{MORE_STEPS}, or read more text (pretrain.data)",
     )
     if went_on:
-        gained = finding(
+        gained = reason(
             bits < began,
             f"{bits:.2f} bits per byte; the model it started from had {began:.2f}",
             SMALLER_STEPS,
@@ -48,7 +48,7 @@ def pretrain_verdict(metrics: Mapping[str, Any]) -> Verdict:
         )
     else:
         gain = 1 - bits / began
-        gained = finding(
+        gained = reason(
             gain >= MIN_PRETRAIN_GAIN,
             f"{abs(gain):.0%} {'below' if gain >= 0 else 'above'} the untrained model's {began:.2f} bits per byte; "
             f"{MIN_PRETRAIN_GAIN:.0%} {'are' if gain >= 0 else 'below it are'} expected",
@@ -75,7 +75,7 @@ def masked_verdict(metrics: Mapping[str, Any]) -> Verdict:
     if not loss < float("inf"):
         return _not_finite(loss)
     longer = f"{MORE_STEPS}; masked models learn nothing but frequencies for the first thousand steps or so"
-    reads = finding(
+    reads = reason(
         loss < (1 - MIN_MASKED_GAIN) * unigram,
         f"{loss:.2f} nats per hidden token; guessing by frequency takes {unigram:.2f}, and {MIN_MASKED_GAIN:.0%} less "
         "are expected",
@@ -84,7 +84,7 @@ def masked_verdict(metrics: Mapping[str, Any]) -> Verdict:
     )
     if not went_on:
         return verdict_of([reads])
-    gained = finding(
+    gained = reason(
         loss < began,
         f"{loss:.2f} nats per hidden token; the model it started from had {began:.2f}",
         SMALLER_STEPS,
@@ -102,9 +102,9 @@ def sft_verdict(metrics: Mapping[str, Any]) -> Verdict:
     `left_out_conversations` also `train_conversations`.
     """
     loss, before = metrics["eval_loss"], metrics["eval_loss_before"]
-    findings = [
+    reasons = [
         _stops(metrics),
-        finding(
+        reason(
             loss < before,
             f"Validation loss {loss:.2f} nats per token; before fine-tuning it was {before:.2f}",
             "lower sft.learning_rate or sft.num_train_epochs; a loss that rises is over-fitting",
@@ -114,8 +114,8 @@ def sft_verdict(metrics: Mapping[str, Any]) -> Verdict:
     left_out = metrics.get("left_out_conversations", 0)
     if left_out:
         in_all = left_out + metrics["train_conversations"]
-        findings.append(
-            finding(
+        reasons.append(
+            reason(
                 left_out <= MAX_LEFT_OUT_SHARE * in_all,
                 f"{left_out / in_all:.0%} of the conversations were too long and left out",
                 "raise sft.max_length, if need be with a model that reads more tokens",
@@ -123,16 +123,16 @@ def sft_verdict(metrics: Mapping[str, Any]) -> Verdict:
             )
         )
     if "oracle_score" in metrics:
-        findings += _facts(metrics)
+        reasons += _facts(metrics)
     elif "question_gain" in metrics:  # which takes two conversations that can exchange their answers
-        findings.append(_heeds_the_question(metrics))
-    return verdict_of(findings)
+        reasons.append(_heeds_the_question(metrics))
+    return verdict_of(reasons)
 
 
-def _stops(metrics: Mapping[str, Any]) -> Finding:
+def _stops(metrics: Mapping[str, Any]) -> Reason:
     share, within = metrics["eos_share"], metrics.get("answers_within_limit", 1.0)
     why = f", since {1 - within:.0%} of those in the data are longer than evaluation.max_new_tokens"
-    return finding(
+    return reason(
         share >= MIN_EOS_SHARE * within,
         f"{share:.1%} of validation answers stop by themselves; {MIN_EOS_SHARE * within:.0%} are expected"
         f"{why if within < 1 else ''}",
@@ -141,16 +141,16 @@ def _stops(metrics: Mapping[str, Any]) -> Finding:
     )
 
 
-def _facts(metrics: Mapping[str, Any]) -> list[Finding]:
+def _facts(metrics: Mapping[str, Any]) -> list[Reason]:
     right, low, chance = metrics["right"], metrics["right_low"], metrics["chance"]
     return [
-        finding(
+        reason(
             low > chance,
             f"{right:.1%} of validation questions are answered correctly (95 % interval from {low:.1%}), "
             f"to be above chance, {chance:.1%}",
             "check that each answer in sft.data belongs to its question, and raise sft.num_train_epochs",
         ),
-        finding(
+        reason(
             right >= MIN_RIGHT,
             f"{right:.1%} are correct; {MIN_RIGHT:.0%} are expected",
             "raise sft.pretrain_mix, so that what was read is not forgotten, or pretrain.max_steps",
@@ -159,9 +159,9 @@ def _facts(metrics: Mapping[str, Any]) -> list[Finding]:
     ]
 
 
-def _heeds_the_question(metrics: Mapping[str, Any]) -> Finding:
+def _heeds_the_question(metrics: Mapping[str, Any]) -> Reason:
     gain, low = metrics["question_gain"], metrics["question_gain_low"]
-    return finding(
+    return reason(
         low > 0,
         f"Answers are {gain:.3f} nats per token likelier under their own question than under another one "
         f"(95 % interval from {low:.3f}); at 0 or below, answers ignore the question",

@@ -6,10 +6,10 @@ from typing import Any
 from chatpipe.evaluation.verdict import (
     CHANCE_OF_A_PAIR,
     FAILING_EOS_SHARE,
-    Finding,
+    Reason,
     Status,
     Verdict,
-    finding,
+    reason,
     started_from,
     verdict_of,
 )
@@ -34,26 +34,26 @@ def rm_verdict(metrics: Mapping[str, Any]) -> Verdict:
     accuracy, low, high = (metrics[key] for key in ("eval_accuracy", "accuracy_low", "accuracy_high"))
     measured = f"{accuracy:.1%} of validation pairs ordered correctly (95 % interval {low:.1%} to {high:.1%})"
     more = "rank more answers (sample.prompts, sample.k, more rm.data) or raise rm.learning_rate or rm.num_train_epochs"
-    findings = [
-        finding(low > CHANCE_OF_A_PAIR, f"{measured}; the interval must lie above chance, 50 %", more),
+    reasons = [
+        reason(low > CHANCE_OF_A_PAIR, f"{measured}; the interval must lie above chance, 50 %", more),
         _better_than_length(metrics, more),
     ]
     if "words_baseline" in metrics:
-        findings.append(_better_than_words(metrics, more))
+        reasons.append(_better_than_words(metrics, more))
     if "between_annotators" in metrics:
-        findings.append(_between_annotators(metrics))
+        reasons.append(_between_annotators(metrics))
     if "annotator_agreement" in metrics:
         agreement, agreement_low = metrics["annotator_agreement"], metrics["annotator_agreement_low"]
         # A model of random rankings may agree with the oracle's order by accident; the rankings themselves show it.
-        findings.append(
-            finding(
+        reasons.append(
+            reason(
                 agreement_low > CHANCE_OF_A_PAIR,
                 f"The annotators themselves order {agreement:.1%} of the pairs as the oracle does "
                 f"(95 % interval from {agreement_low:.1%}), to be above chance, 50 %",
                 "look at the rankings, they teach nothing; lower rank.temperature, the annotators' noise",
             )
         )
-    return verdict_of(findings)
+    return verdict_of(reasons)
 
 
 def ppo_verdict(metrics: Mapping[str, Any]) -> Verdict:
@@ -66,18 +66,18 @@ def ppo_verdict(metrics: Mapping[str, Any]) -> Verdict:
     with neither the same of the rewards that it trained on, `reward_score` and so on, and `reward_sources` (model or
     function, for each). Training's `alarms` (sentences by name) are repeated, and `kl_budget_note` if it ended early.
     """
-    scored = _oracle_findings(metrics) if "oracle_score" in metrics else []
+    scored = _oracle_reasons(metrics) if "oracle_score" in metrics else []
     if "oracle_reward_score" in metrics:
-        scored.append(_oracle_reward_finding(metrics))
+        scored.append(_oracle_reward_reason(metrics))
     if not scored:
-        scored.append(_reward_finding(metrics))
-    alarms: list[Finding] = [("warn", sentence) for sentence in metrics.get("alarms", {}).values()]
+        scored.append(_reward_reason(metrics))
+    alarms: list[Reason] = [("warn", sentence) for sentence in metrics.get("alarms", {}).values()]
     note = metrics.get("kl_budget_note")
-    ended: list[Finding] = [("pass", f"{note} (ppo.kl_budget).")] if note else []
-    return verdict_of([*scored, *_drift_findings(metrics), *alarms, *ended])
+    ended: list[Reason] = [("pass", f"{note} (ppo.kl_budget).")] if note else []
+    return verdict_of([*scored, *_drift_reasons(metrics), *alarms, *ended])
 
 
-def _better_than_length(metrics: Mapping[str, Any], more: str) -> Finding:
+def _better_than_length(metrics: Mapping[str, Any], more: str) -> Reason:
     accuracy, low, baseline = metrics["eval_accuracy"], metrics["accuracy_low"], metrics["length_baseline"]
     rule = f"always choosing the {metrics['length_rule']} answer ({baseline:.1%})"
     if low > baseline:
@@ -87,7 +87,7 @@ def _better_than_length(metrics: Mapping[str, Any], more: str) -> Finding:
     return "fail", f"With {accuracy:.1%} it is no better than {rule}. Try: {more}."
 
 
-def _better_than_words(metrics: Mapping[str, Any], more: str) -> Finding:
+def _better_than_words(metrics: Mapping[str, Any], more: str) -> Reason:
     """Fails only where the whole interval is below 0: on few pairs a small model hardly beats counting words."""
     accuracy, baseline = metrics["eval_accuracy"], metrics["words_baseline"]
     low, high = metrics["words_lead_low"], metrics["words_lead_high"]
@@ -101,10 +101,10 @@ def _better_than_words(metrics: Mapping[str, Any], more: str) -> Finding:
     return status, f"With {accuracy:.1%} it is no better than {rule}; {lead}. Try: {more}."
 
 
-def _between_annotators(metrics: Mapping[str, Any]) -> Finding:
+def _between_annotators(metrics: Mapping[str, Any]) -> Reason:
     """Fails only where the whole interval is below chance: few answers are ranked twice, so that it is wide."""
     low, high = metrics["between_annotators_low"], metrics["between_annotators_high"]
-    return finding(
+    return reason(
         low > CHANCE_OF_A_PAIR,
         f"Annotators agree with each other on {metrics['between_annotators']:.1%} of pairs "
         f"(95 % interval {low:.1%} to {high:.1%}), to lie above chance, 50 %",
@@ -114,12 +114,12 @@ def _between_annotators(metrics: Mapping[str, Any]) -> Finding:
     )
 
 
-def _oracle_findings(metrics: Mapping[str, Any]) -> list[Finding]:
+def _oracle_reasons(metrics: Mapping[str, Any]) -> list[Reason]:
     rate, low, high = (metrics[key] for key in ("win_rate", "win_rate_low", "win_rate_high"))
     oracle, before = metrics["oracle_score"], metrics["oracle_score_before"]
     right, right_before = metrics["right"], metrics["right_before"]
     return [
-        finding(
+        reason(
             low > CHANCE_OF_A_PAIR,
             f"The oracle prefers it to {started_from(metrics)} on {rate:.1%} of validation prompts "
             f"(95 % interval {low:.1%} to {high:.1%}), to lie above 50 %",
@@ -127,13 +127,13 @@ def _oracle_findings(metrics: Mapping[str, Any]) -> list[Finding]:
             "and look at the verdict of rm",
             otherwise="warn" if rate > CHANCE_OF_A_PAIR else "fail",
         ),
-        finding(
+        reason(
             oracle > before,
             f"Mean score by the oracle {oracle:.2f}; before ppo it was {before:.2f}",
             "raise ppo.kl_coef, and train a better reward model (sample.prompts, rm.num_train_epochs)",
             otherwise="fail" if metrics["oracle_change_high"] < 0 else "warn",
         ),
-        finding(
+        reason(
             metrics["right_change_high"] >= 0,
             f"{right:.1%} of validation questions are answered correctly; before ppo {right_before:.1%}, "
             "and it may not fall by more than noise",
@@ -142,8 +142,8 @@ def _oracle_findings(metrics: Mapping[str, Any]) -> list[Finding]:
     ]
 
 
-def _oracle_reward_finding(metrics: Mapping[str, Any]) -> Finding:
-    return finding(
+def _oracle_reward_reason(metrics: Mapping[str, Any]) -> Reason:
+    return reason(
         metrics["oracle_reward_change_low"] > 0,
         f"The score of ppo.oracle_reward_model {_change(metrics, 'oracle_reward')}",
         "raise ppo.total_episodes or ppo.learning_rate if the reward rose little, ppo.kl_coef if it rose much; "
@@ -152,12 +152,12 @@ def _oracle_reward_finding(metrics: Mapping[str, Any]) -> Finding:
     )
 
 
-def _reward_finding(metrics: Mapping[str, Any]) -> Finding:
+def _reward_reason(metrics: Mapping[str, Any]) -> Reason:
     sources = metrics["reward_sources"]
     who, what = f"the {len(sources)} rewards that it was trained on", "their weighted sum"
     if len(sources) == 1:
         who, what = f"the reward {sources[0]}", "its score"
-    return finding(
+    return reason(
         metrics["reward_change_low"] > 0,
         f"Only {who} scored this: {what} {_change(metrics, 'reward')}",
         "raise ppo.total_episodes or ppo.learning_rate, or lower ppo.kl_coef",
@@ -175,24 +175,24 @@ def _change(metrics: Mapping[str, Any], name: str) -> str:
     )
 
 
-def _drift_findings(metrics: Mapping[str, Any]) -> list[Finding]:
+def _drift_reasons(metrics: Mapping[str, Any]) -> list[Reason]:
     kl, share, share_before = metrics["objective/kl"], metrics["eos_share"], metrics["eos_share_before"]
     drift = metrics["length_after"] / metrics["length_before"]
     return [
-        finding(
+        reason(
             kl <= MAX_KL,
             f"{kl:.1f} nats of KL from {started_from(metrics)}; at most {MAX_KL:.0f} are expected",
             "raise ppo.kl_coef, or lower ppo.learning_rate or ppo.total_episodes",
             otherwise="warn" if kl <= FAILING_KL else "fail",
         ),
-        finding(
+        reason(
             share >= share_before - EOS_NOISE,
             f"{share:.1%} of answers stop by themselves; before ppo {share_before:.1%}, "
             f"and it may not fall by more than {EOS_NOISE:.0%}",
             "raise ppo.missing_eos_penalty or ppo.response_length",
             otherwise="warn" if share >= FAILING_EOS_SHARE else "fail",
         ),
-        finding(
+        reason(
             1 / MAX_LENGTH_DRIFT <= drift <= MAX_LENGTH_DRIFT,
             f"Answers are {drift:.1f} times as long as before ppo; "
             f"{1 / MAX_LENGTH_DRIFT:.1f} to {MAX_LENGTH_DRIFT:.1f} times are expected",

@@ -14,7 +14,7 @@ CHANCE_OF_A_PAIR = 0.5
 FAILING_EOS_SHARE, MIN_EOS_SHARE = 0.80, 0.95
 """An answer that does not stop is cut off in chat and penalised in ppo: 1 in 20 is a nuisance, 1 in 5 a defect."""
 
-Finding = tuple[Status, str]
+Reason = tuple[Status, str]
 """A status, and the sentence that gives the measured reason."""
 
 
@@ -30,15 +30,15 @@ class Verdict:
         return asdict(self)
 
 
-def finding(good: bool, measured: str, remedy: str, otherwise: Status = "fail") -> Finding:
+def reason(good: bool, measured: str, remedy: str, otherwise: Status = "fail") -> Reason:
     """`measured` is a clause without its full stop; where it is not `good`, the `remedy` follows as "Try: ..."."""
     return ("pass", f"{measured}.") if good else (otherwise, f"{measured}. Try: {remedy}.")
 
 
-def verdict_of(findings: Sequence[Finding]) -> Verdict:
-    """The most serious status of all findings, and their sentences from the most serious down."""
-    ordered = sorted(findings, key=lambda finding: SEVERITY.index(finding[0]))
-    return Verdict(ordered[0][0], [reason for _, reason in ordered])
+def verdict_of(reasons: Sequence[Reason]) -> Verdict:
+    """The most serious status of all reasons, and their sentences from the most serious down."""
+    ordered = sorted(reasons, key=lambda reason: SEVERITY.index(reason[0]))
+    return Verdict(ordered[0][0], [sentence for _, sentence in ordered])
 
 
 def started_from(metrics: Mapping[str, Any]) -> str:

@@ -1,4 +1,8 @@
-"""The settings of PPO, defined once: the recipe's section `ppo` inherits them, and PPOConfig is checked by them."""
+"""The settings of PPO and their bounds: the recipe's section `ppo` inherits them, and PPOConfig is checked by them.
+
+PPOConfig is a dataclass, as TrainingArguments is, and repeats the defaults; tests/ppo/test_kl_control.py keeps them
+equal.
+"""
 
 import math
 from typing import Literal

@@ -21,7 +21,7 @@ from chatpipe.ranking.store import who_ranked
 from chatpipe.recipe.loading import RecipeDumper, flatten, load_recipe
 from chatpipe.recipe.schema import Recipe
 from chatpipe.run.steps import STAGES, step_named, step_of, steps_for
-from chatpipe.stages.ranking_steps import COMPLETIONS, RANKINGS_FILE, STORE_FILE, Rank
+from chatpipe.stages.ranking_steps import COMPLETIONS, RANKINGS_FILE, STORE_FILE, RankStep
 from chatpipe.stages.step import Step, folder_of
 
 RECIPE_FILE = "recipe.yaml"
@@ -202,7 +202,7 @@ def clear(steps: Sequence[Step]) -> None:
         kept: set[Path] = set()
         for step in steps:
             store = step.folder / STORE_FILE
-            if not isinstance(step, Rank) or not step.folder.exists():
+            if not isinstance(step, RankStep) or not step.folder.exists():
                 continue
             held.enter_context(file_lock(store))  # whoever ranks holds it
             people = who_ranked(store)
@@ -218,7 +218,7 @@ def clear(steps: Sequence[Step]) -> None:
             if step.folder not in kept:
                 if step.folder.exists():
                     retire(step.folder)
-            elif isinstance(step, Rank):
+            elif isinstance(step, RankStep):
                 for name in (MANIFEST, RANKINGS_FILE):
                     (step.folder / name).unlink(missing_ok=True)
 

@@ -13,11 +13,13 @@ from typing import Any
 from chatpipe.errors import UsageError
 from chatpipe.models.model_folder import check_tokenizer, expected_vocabulary, parameters_in
 from chatpipe.recipe.schema import Recipe
-from chatpipe.stages.language_steps import Ppo, Pretrain, Sft
-from chatpipe.stages.ranking_steps import Rank, Rm, Sample, samples
+from chatpipe.stages.language_steps import PpoStep, PretrainStep, SftStep
+from chatpipe.stages.ranking_steps import RankStep, RmStep, SampleStep, samples
 from chatpipe.stages.step import Step, folder_of
 
-STAGES: Mapping[str, type[Step]] = {kind.stage: kind for kind in (Pretrain, Sft, Sample, Rank, Rm, Ppo)}
+STAGES: Mapping[str, type[Step]] = {
+    kind.stage: kind for kind in (PretrainStep, SftStep, SampleStep, RankStep, RmStep, PpoStep)
+}
 """The stages in the order in which a round has them."""
 
 

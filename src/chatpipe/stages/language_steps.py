@@ -18,7 +18,7 @@ CHINCHILLA_TOKENS = 20
 """For each parameter, where compute is spent best (arXiv 2203.15556, table 3)."""
 
 
-class Pretrain(Step):
+class PretrainStep(Step):
     """A base model from raw text: a new one, or one that is trained further."""
 
     stage = command = "pretrain"
@@ -27,25 +27,25 @@ class Pretrain(Step):
     in_rounds = False
 
     def model_sources(self) -> Mapping[str, str | Made | None]:
-        """None for a new model."""
+        """The model that is trained further; None where a new one is made."""
         return {"model": self.recipe.pretrain.model}
 
     def tokenizers(self) -> Mapping[str, str]:
-        """That of `pretrain.tokenizer.pretrained`."""
+        """The tokenizer of a new model, where the recipe names one and none is trained."""
         pretrained = self.recipe.pretrain.tokenizer.pretrained
         return {"pretrain.tokenizer.pretrained": pretrained} if pretrained else {}
 
     @property
     def makes(self) -> Kind:
-        """By the objective."""
+        """The kind of model that learns the recipe's objective: a causal or a masked one."""
         return self.recipe.pretrain.objective
 
     def kinds(self, key: str) -> tuple[Kind, ...]:
-        """One of the same objective."""
+        """A model that is trained further has the same objective."""
         return (self.makes,)
 
     def own_checks(self) -> Checks:
-        """Can a new model learn what it is to learn, and read its blocks?"""
+        """Whether a new model can learn the recipe's objective and read whole blocks."""
         return {} if self.models else {"pretrain.architecture": self._check_new_model}
 
     def _check_new_model(self) -> Finding | str:
@@ -69,11 +69,11 @@ class Pretrain(Step):
         return f"{architecture.family}, {architecture.parameters(vocabulary):,} parameters"
 
     def check_positions(self, positions: int | None) -> None:
-        """It reads whole blocks."""
+        """Raises `UsageError` where the model cannot read a whole block of `pretrain.block_size` tokens."""
         check_block_size(self.recipe.pretrain.block_size, positions)
 
     def amounts(self, parameters: int | str) -> dict[str, Any]:
-        """Optimizer steps and tokens, compared with what is best for so many parameters."""
+        """The optimizer steps, and the tokens compared with the compute-optimal number for so many parameters."""
         section = self.recipe.pretrain
         tokens = section.max_steps * section.batch_size * section.block_size
         amounts: dict[str, Any] = {"steps": section.max_steps, "tokens": tokens}
@@ -87,7 +87,7 @@ class Pretrain(Step):
         return amounts
 
     def gains(self, metrics: dict[str, Any]) -> list[tuple[str, str, str]]:
-        """Bits per byte; of an encoder nats."""
+        """The loss before and after: in bits per byte, for an encoder in nats per hidden token."""
         if "unigram_loss" in metrics:
             before = metrics.get("untrained_eval_loss", metrics.get("eval_loss_before"))
             what = f"nats per hidden token (by frequency: {metrics['unigram_loss']:.2f})"
@@ -97,7 +97,7 @@ class Pretrain(Step):
         return [(what, f"{before:.2f}", f"{metrics['bits_per_byte']:.2f}")]
 
 
-class Sft(Step):
+class SftStep(Step):
     """A chat model from conversations, with raw text mixed in where the recipe says so."""
 
     stage = command = "sft"
@@ -106,22 +106,22 @@ class Sft(Step):
     has_evaluation = True
 
     def model_sources(self) -> Mapping[str, str | Made | None]:
-        """The base model."""
+        """The base model: the recipe's, or the one that pretrain makes."""
         return {"model": self.recipe.sft.model or Made("pretrain", 1)}
 
     @cached_property
     def data(self) -> Mapping[str, list[DataBlock]]:
-        """Conversations, and pretraining's text."""
+        """The conversations, and the text of pretraining where `sft.pretrain_mix` mixes it in."""
         text = {"pretrain.data": self.recipe.pretrain.data or []} if self.recipe.sft.pretrain_mix > 0 else {}
         return {"sft.data": with_eval_data(self.recipe.sft.data or [], self.recipe.sft.eval_data), **text}
 
     def not_compared(self) -> dict[str, Any]:
-        """The best model is one of those that are evaluated."""
+        """`eval_steps` is compared where the best evaluated model is kept: it then changes the result."""
         keys = super().not_compared()
         return {key: keys[key] for key in keys if key != "eval_steps" or not self.recipe.sft.load_best_model_at_end}
 
     def amounts(self, parameters: int | str) -> dict[str, Any]:
-        """Rows and optimizer steps."""
+        """The number of rows to train on, and of optimizer steps."""
         section = self.recipe.sft
         stream = stream_conversations(self.data["sft.data"], self.recipe.worlds, "sft.data", Report())
         conversations = sum(split == "train" for _, split in stream)
@@ -132,7 +132,7 @@ class Sft(Step):
         return {"rows": rows, "steps": f"up to {steps}; packed, fewer" if section.packing else steps}
 
     def gains(self, metrics: dict[str, Any]) -> list[tuple[str, str, str]]:
-        """The loss, and what the answers are like."""
+        """The loss before and after, and the shares of answers that are correct and that stop."""
         rows = [("validation loss, nats a token", f"{metrics['eval_loss_before']:.2f}", f"{metrics['eval_loss']:.2f}")]
         if "right" in metrics:
             what = f"correct answers at temperature {metrics['eval_temperature']:g} (before: chance)"
@@ -140,7 +140,7 @@ class Sft(Step):
         return [*rows, ("answers that stop", "", percent(metrics["eos_share"]))]
 
 
-class Ppo(Step):
+class PpoStep(Step):
     """A better chat model from prompts and rewards; in later rounds the policy of the round before is trained on."""
 
     stage = command = "ppo"
@@ -148,7 +148,7 @@ class Ppo(Step):
     has_evaluation = True
 
     def model_sources(self) -> Mapping[str, str | Made | None]:
-        """The policy, what rewards it, and the oracle."""
+        """The policy that is trained, the reward models, and the oracle that only measures."""
         section = self.recipe.ppo
         listed = {f"reward.{i}": source.model for i, source in enumerate(section.reward or [])}
         return {
@@ -161,23 +161,23 @@ class Ppo(Step):
     @property
     def first_policy(self) -> str | None:
         """The model that ppo started from in the first round; None in that round."""
-        return Ppo(self.recipe, 1, self.folder).models["model"] if self.round > 1 else None
+        return PpoStep(self.recipe, 1, self.folder).models["model"] if self.round > 1 else None
 
     @cached_property
     def data(self) -> Mapping[str, list[DataBlock]]:
-        """Prompts, and raw text where it is mixed in."""
+        """The prompts, and raw text where `ppo.ptx_coef` mixes it in."""
         recipe = self.recipe
         text = {"ppo.ptx_data": recipe.ppo.ptx_data or recipe.pretrain.data or []} if recipe.ppo.ptx_coef > 0 else {}
         answers = answers_measured(recipe, recipe.ppo.response_length, recipe.evaluation.max_new_tokens)
         return {"ppo.data": recipe.ppo.data or recipe.rm.data or recipe.sample.data or [], **text, **answers}
 
     def functions(self) -> Mapping[str, str]:
-        """Rewards that are one."""
+        """The rewards of the recipe that are Python functions."""
         rewards = enumerate(self.recipe.ppo.reward or [])
         return {f"ppo.reward.{i}.function": reward.function for i, reward in rewards if reward.function}
 
     def amounts(self, parameters: int | str) -> dict[str, Any]:
-        """Prompts, iterations, optimizer steps, and tokens that are sampled."""
+        """The numbers of prompts, iterations, optimizer steps and sampled tokens."""
         section = self.recipe.ppo
         episodes = section.batch_size * section.num_mini_batches
         prompts = len(load_prompts(self.data["ppo.data"], self.recipe.worlds, "ppo.data").train)
@@ -192,7 +192,7 @@ class Ppo(Step):
         }
 
     def gains(self, metrics: dict[str, Any]) -> list[tuple[str, str, str]]:
-        """Rewards, win rates over what it started from, and the distance from that."""
+        """The rewards before and after, the win rates over the start policy, and the KL to it."""
 
         def scores(scorer: str) -> tuple[str, str]:
             return f"{metrics[f'{scorer}_score_before']:.2f}", f"{metrics[f'{scorer}_score']:.2f}"

@@ -30,7 +30,7 @@ from chatpipe.ppo.config import PPOConfig
 from chatpipe.ppo.trainer import PPOTrainer
 from chatpipe.recipe.ppo_settings import PpoSettings
 from chatpipe.reward.rewards import Rewards
-from chatpipe.stages.language_steps import Ppo
+from chatpipe.stages.language_steps import PpoStep
 from chatpipe.stages.ppo_rewards import answer_rewards, load_rewards
 from chatpipe.stages.shared import (
     answering,
@@ -162,7 +162,7 @@ def checks(step: Step) -> Iterator[Checks]:
     yield start_checks(new_trainer(step, prepared))
 
 
-def run(step: Ppo) -> Outcome | None:
+def run(step: PpoStep) -> Outcome | None:
     """Trains the stage's model, saves and evaluates it; the main process returns what came out."""
     recipe, evaluating = step.recipe, Stopwatch()
     prepared = prepare(step)

@@ -20,12 +20,12 @@ from chatpipe.ranking.export import ranking_row
 from chatpipe.ranking.items import Item, read_items
 from chatpipe.ranking.raters import model_scorer, rank_with_program
 from chatpipe.ranking.store import Store, StoredRanking
-from chatpipe.stages.ranking_steps import COMPLETIONS, RANKINGS_FILE, STORE_FILE, Rank
+from chatpipe.stages.ranking_steps import COMPLETIONS, RANKINGS_FILE, STORE_FILE, RankStep
 from chatpipe.stages.step import Outcome
 from chatpipe.training.ranks import end_sharing, heeding_parent, help_scoring
 
 
-def run(step: Rank) -> Outcome | None:
+def run(step: RankStep) -> Outcome | None:
     """Writes the rankings of the round; the main process returns what came out.
 
     Raises `WaitingForRankings` while people have not ranked everything.
@@ -46,7 +46,7 @@ def run(step: Rank) -> Outcome | None:
     return Outcome(metrics, {"status": "pass", "reasons": [f"{len(rows)} rankings by {step.ranked_by}"]})
 
 
-def note_newer_rankings(step: Rank) -> None:
+def note_newer_rankings(step: RankStep) -> None:
     """Prints a note if people have ranked more since the step was done."""
     store, path = step.folder / STORE_FILE, step.folder / RANKINGS_FILE
     if not has_begun(store):
@@ -65,7 +65,7 @@ def note_newer_rankings(step: Rank) -> None:
         )
 
 
-def _ranked_rows(step: Rank) -> list[dict[str, Any]]:
+def _ranked_rows(step: RankStep) -> list[dict[str, Any]]:
     """The rankings of the round as rows of the file."""
     items = read_items(_completions(step))
     rankings = _ranked_by_people(step, items) if step.asks_people else _ranked_by_program(step, items)
@@ -79,7 +79,7 @@ def _ranked_rows(step: Rank) -> list[dict[str, Any]]:
     return [ranking_row(ranking) for ranking in rankings]
 
 
-def _ranked_by_program(step: Rank, items: Sequence[Item]) -> list[StoredRanking]:
+def _ranked_by_program(step: RankStep, items: Sequence[Item]) -> list[StoredRanking]:
     """The rankings of the program that is the rater; a killed one continues."""
     rank, path = step.recipe.rank, step.folder / STORE_FILE
     with (
@@ -100,7 +100,7 @@ def _ranked_by_program(step: Rank, items: Sequence[Item]) -> list[StoredRanking]
         return _not_skipped(answered for answered in store.rankings() if answered.annotator == rank.rater)
 
 
-def _ranked_by_people(step: Rank, items: Sequence[Item]) -> list[StoredRanking]:
+def _ranked_by_people(step: RankStep, items: Sequence[Item]) -> list[StoredRanking]:
     """The rankings of people; raises `WaitingForRankings` while some items have too few."""
     path, overlap = step.folder / STORE_FILE, step.recipe.rank.overlap
     answered: list[StoredRanking] = []
@@ -127,14 +127,14 @@ def _check_ranks_these(store: Store, items: Sequence[Item], completions: Path) -
         )
 
 
-def _rank_command(step: Rank) -> str:
+def _rank_command(step: RankStep) -> str:
     """The command with which people rank the answers of the round."""
     words = ["chatpipe", "rank", str(_completions(step)), "--store", str(step.folder / STORE_FILE)]
     words += ["--overlap", str(step.recipe.rank.overlap)] if step.recipe.rank.overlap > 1 else []
     return shlex.join(words)
 
 
-def _completions(step: Rank) -> Path:
+def _completions(step: RankStep) -> Path:
     return Path(step.data[COMPLETIONS][0].source)
 
 

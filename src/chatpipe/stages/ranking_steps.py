@@ -29,8 +29,8 @@ def samples(recipe: Recipe, number: int) -> bool:
     return recipe.rm.data is None or number > 1
 
 
-class Sample(Step):
-    """Answers of the newest chat model; a round that reads rankings has none."""
+class SampleStep(Step):
+    """Samples answers of the newest chat model; a round that reads given rankings has no such step."""
 
     stage = "sample"
     command = "rm"
@@ -39,11 +39,11 @@ class Sample(Step):
 
     @classmethod
     def is_in(cls, recipe: Recipe, number: int) -> bool:
-        """Not where rankings are given."""
+        """Whether the round makes its own rankings, for which it needs answers."""
         return samples(recipe, number)
 
     def model_sources(self) -> Mapping[str, str | Made | None]:
-        """In later rounds the policy of the round before answers."""
+        """The model that answers: in the first round the chat model, later the policy of the round before."""
         return {"model": Made("ppo", self.round - 1) if self.round > 1 else self.recipe.rm.model or Made("sft", 1)}
 
     @cached_property
@@ -53,17 +53,17 @@ class Sample(Step):
         return {"sample.data": recipe.sample.data or [], **answers_measured(recipe, recipe.sample.max_new_tokens)}
 
     def amounts(self, parameters: int | str) -> dict[str, Any]:
-        """Prompts and answers."""
+        """The numbers of prompts and of answers, of which there may be fewer."""
         section = self.recipe.sample
         return {"prompts": f"up to {section.prompts:,}", "answers": f"up to {section.prompts * section.k:,}"}
 
     def gains(self, metrics: dict[str, Any]) -> list[tuple[str, str, str]]:
-        """How many answers there are."""
+        """How many prompts were answered."""
         return [(f"prompts answered {metrics['k']} times at most", "", f"{metrics['prompts']:,}")]
 
 
-class Rank(Step):
-    """Rankings of a round's answers by people or a program; or the rankings that `rm.data` names, as they were read."""
+class RankStep(Step):
+    """Ranks a round's answers by people or a program, or writes down the rankings that `rm.data` names."""
 
     stage = "rank"
     command = "rm"
@@ -82,48 +82,48 @@ class Rank(Step):
 
     @property
     def asks_people(self) -> bool:
-        """Where they are the rater."""
+        """Whether people rank the answers."""
         return self.ranked_by == PEOPLE
 
     @property
     def runs_in_place(self) -> bool:
-        """People or an oracle rank, or nobody does."""
+        """Whether one process is enough: people rank, an oracle ranks, or the rankings are given."""
         return self.reads_given_rankings or self.asks_people or is_world(self.ranked_by)
 
     def model_sources(self) -> Mapping[str, str | Made | None]:
-        """A reward model that ranks, which is known by its weights and not by its place."""
+        """The reward model that ranks, if one does; it is compared by its weights, not by its path."""
         is_model = self.ranked_by != "" and not (self.runs_in_place or is_function(self.ranked_by))
         return {"rater": self.ranked_by if is_model else None}
 
     @cached_property
     def data(self) -> Mapping[str, list[DataBlock]]:
-        """The round's answers, or the given rankings."""
+        """The answers of the round, or the rankings that `rm.data` names."""
         if self.reads_given_rankings:
             return {"rm.data": self.recipe.rm.data or []}
         completions = folder_of(self.recipe, "sample", self.round) / COMPLETIONS_FILE
         return {COMPLETIONS: [DataBlock(source=str(completions))]}
 
     def data_makers(self) -> Mapping[str, tuple[str, ...]]:
-        """The answers are made by sample."""
+        """The step that samples the answers; none where the rankings are given."""
         return {} if self.reads_given_rankings else {COMPLETIONS: (name_of("sample", self.round),)}
 
     def functions(self) -> Mapping[str, str]:
-        """The rater, where it is one."""
+        """The rater, where it is a Python function."""
         return {"rank.rater": self.ranked_by} if is_function(self.ranked_by) else {}
 
     def worlds_read(self) -> list[str]:
-        """The world whose oracle ranks."""
+        """The built-in world whose oracle ranks, or the worlds that the data reads."""
         return [self.ranked_by] if is_world(self.ranked_by) else super().worlds_read()
 
     def not_compared(self) -> dict[str, Any]:
-        """Of given rankings the rows alone count."""
+        """All keys of the section where the rankings are given; else those that the rater does not use."""
         if self.reads_given_rankings:
             return dict.fromkeys(type(self.section).model_fields, True)
         by_rater = {"temperature": True} if self.asks_people else {"overlap": True}
         return super().not_compared() | by_rater | ({"rater": True} if self.models else {})
 
     def own_checks(self) -> Checks:
-        """Are the given rankings apart from those that the run writes?"""
+        """Whether the given rankings are other files than those that the run writes."""
         return {"rankings": self._check_rankings_apart} if self.reads_given_rankings else {}
 
     def _check_rankings_apart(self) -> Finding | str:
@@ -140,7 +140,7 @@ class Rank(Step):
         return str(written[0])
 
     def amounts(self, parameters: int | str) -> dict[str, Any]:
-        """Who ranks."""
+        """The rater."""
         return {"rater": self.ranked_by}
 
     def gains(self, metrics: dict[str, Any]) -> list[tuple[str, str, str]]:
@@ -148,28 +148,28 @@ class Rank(Step):
         return [("rankings", "", f"{metrics['rankings']:,}")]
 
 
-class Rm(Step):
+class RmStep(Step):
     """A reward model from the rankings of all rounds so far."""
 
     stage = command = "rm"
     title = "A reward model"
 
     def model_sources(self) -> Mapping[str, str | Made | None]:
-        """The body."""
+        """The chat model or encoder whose body the reward model takes."""
         return {"model": self.recipe.rm.model or Made("sft", 1)}
 
     def kinds(self, key: str) -> tuple[Kind, ...]:
-        """An encoder can be the body, too."""
+        """The body is taken from a causal model or from an encoder."""
         return ("causal", "masked")
 
     @property
     def makes(self) -> Kind:
-        """A model that gives one score."""
+        """A reward model, which gives a text one score."""
         return "reward"
 
     @cached_property
     def data(self) -> Mapping[str, list[DataBlock]]:
-        """Rankings, of which older ones may weigh less, and the demonstrations that centre the scores."""
+        """The rankings of all rounds, weighted by age, and the demonstrations that centre the scores."""
         rankings: list[DataBlock] = []
         for number, weight in self._weights().items():
             if samples(self.recipe, number):
@@ -182,7 +182,7 @@ class Rm(Step):
         return {"rm.data": rankings, **({"sft.data": self.recipe.sft.data} if self.recipe.sft.data else {})}
 
     def data_makers(self) -> Mapping[str, tuple[str, ...]]:
-        """Each round's rankings are made by its rank."""
+        """The rank steps that make the rankings of each round."""
         makers = tuple(name_of("rank", number) for number in self._weights() if samples(self.recipe, number))
         return {"rm.data": makers} if makers else {}
 
@@ -193,11 +193,11 @@ class Rm(Step):
         return {number: weight for number, weight in weights.items() if weight != 0}
 
     def not_compared(self) -> dict[str, Any]:
-        """In the first round no rankings are older."""
+        """`age_weight` is not compared in the first round, which has no older rankings."""
         return super().not_compared() | ({"age_weight": True} if self.round == 1 else {})
 
     def amounts(self, parameters: int | str) -> dict[str, Any]:
-        """Rankings and optimizer steps."""
+        """The numbers of rankings and of optimizer steps."""
         recipe, blocks = self.recipe, self.data["rm.data"]
         to_be_made = [block for block in blocks if "rm.data" in self.makers and not Path(block.source).exists()]
         there = [block for block in blocks if block not in to_be_made]
@@ -208,7 +208,7 @@ class Rm(Step):
         return {"rankings": rankings, "steps": steps}
 
     def gains(self, metrics: dict[str, Any]) -> list[tuple[str, str, str]]:
-        """The accuracy on pairs, and that of rules which need no model."""
+        """The accuracy on validation pairs, compared with rules that need no model."""
         accuracy = percent(metrics["eval_accuracy"])
         what = f"pairs ordered correctly (before: the {metrics['length_rule']} one)"
         rows = [(what, percent(metrics["length_baseline"]), accuracy)]

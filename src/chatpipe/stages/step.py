@@ -1,6 +1,6 @@
 """A step of a run: one stage in one round, with its folder and everything that it reads.
 
-What a run asks of any step is here; `stages.graph` has the six stages. Nothing here imports torch, so that a wrong
+What a run asks of any step is here; `run.steps` lists the six stages. Nothing here imports torch, so that a wrong
 command is answered at once.
 """
 
