@@ -73,5 +73,18 @@ def test_a_check_that_fails_has_the_message_of_the_stage(chatpipe, work, tiny_ru
     assert f"checks.validation_seen: {failed['found']}\n  {failed['remedy']}\n" in stage.err
 
 
+def test_checks_of_a_reward_model_where_there_is_none(chatpipe, work, tiny_run, monkeypatch):
+    (work / "lengths.py").write_text(
+        "def short(prompts, completions, **rest):\n    return [0.0 for _ in completions]\n"
+    )
+    monkeypatch.syspath_prepend(work)
+    words = (f"ppo.model={tiny_run.folder}/sft", "ppo.reward=[{function: 'lengths:short'}]")
+    said = chatpipe("check", tiny_run.recipe, "out=new", *words, "--json").object
+    assert "ppo" not in {stage for stage, _ in by_name(said["checks"], "not yet")}
+    fine = by_name(said["checks"], "ok")
+    for name in ("score_not_on_eos", "batch_changes_score"):
+        assert fine["ppo", f"checks.{name}"]["found"] == "there is no reward model"
+
+
 def test_a_check_needs_a_recipe(refused):
     assert "Which recipe?" in refused("check")

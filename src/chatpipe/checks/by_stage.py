@@ -185,8 +185,9 @@ def _of_scores(
     pad, eos = tokenizer.pad_token_id, tokenizer.eos_token_id
     entries = min((model.get_input_embeddings().num_embeddings for model in scorers.values()), default=0)
     rows = [ids for ids in rows if max(ids) < entries]
-    if not rows:  # another check reports why, or there are no reward models
-        return {}
+    if not rows:  # of the rows another check reports why
+        found = "no row that a reward model can read" if scorers else "there is no reward model"
+        return dict.fromkeys(("score_not_on_eos", "batch_changes_score"), lambda: found)
     return {
         "score_not_on_eos": lambda: rewards.score_not_on_eos(scorers, rows, pad, eos),
         "batch_changes_score": lambda: rewards.batch_changes_score(scorers, rows, pad),
