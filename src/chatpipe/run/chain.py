@@ -163,6 +163,7 @@ def run_stage(steps: Sequence[Step], how: How, out: str | None, on_result: OnRes
 
 def run_here(step: Step) -> None:
     """Runs the step in this process, which may be one rank of several."""
+    start = time.monotonic()
     module = stage_module(step.stage)
     if not step.asks_people:  # they need no torch
         _prepare_process()
@@ -170,7 +171,6 @@ def run_here(step: Step) -> None:
         ranks.join_world(step.processes)
     # Taken now: what is edited while the step runs is not what it was made from.
     manifest = begin(step) if step.is_main else None
-    start = time.monotonic()
     try:
         outcome: Outcome | None = module.run(step)
     except Exception as problem:

@@ -37,6 +37,7 @@ def check_all(recipe: Recipe) -> list[CheckResult]:
         found[stage] += run_without_switches(stage, {f"{stage}.batch_size": partial(_batches, step)})
         reason = _why_not_yet(step, found[stage])
         found[stage] += _stage_checks(step) if reason is None else _not_run(step, checks_of(stage), reason)
+        gc.collect()  # the models of the stage
     return [result for some in found.values() for result in some]
 
 
@@ -67,7 +68,6 @@ def _stage_checks(step: Step) -> list[CheckResult]:
                 results += run_checks(stage, recipe.checks, checks)
         except UsageError as problem:
             return [*results, CheckResult(stage, "start", "failed", problem.message, problem.hint)]
-    gc.collect()  # the models of the stage
     done = {result.what for result in results}
     late = [name for name in checks_of(stage) if f"checks.{name}" not in done]
     return results + _not_run(step, late, "shows once the stage has made its data")

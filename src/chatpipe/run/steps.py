@@ -5,8 +5,8 @@ This is the graph of a run. Each step knows the steps before it, from whose fold
 
 import gc
 import importlib
-import sys
 from collections.abc import Mapping
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -101,18 +101,24 @@ def parameters_of(step: Step) -> int | str:
 def stage_module(stage: str) -> Any:
     """The module of a stage. Imported late: it brings torch along, which a wrong command must not wait for.
 
-    The libraries make half a million objects that stay for good. The garbage collector waits until they are there and
-    leaves them alone from then on: searching them took a fifth of the import, and a sixth of the time of a small run.
+    The libraries make half a million objects that stay for good. The garbage collector waits until they are there:
+    searching them took a fifth of the import.
     """
     assert stage in STAGES, stage
-    name = f"chatpipe.stages.{stage}"
-    if name not in sys.modules:
-        collected = gc.isenabled()
-        gc.disable()
-        try:
-            importlib.import_module(name)
-        finally:
-            if collected:
-                gc.enable()
-        gc.freeze()
-    return sys.modules[name]
+    collected = gc.isenabled()
+    gc.disable()
+    try:
+        return importlib.import_module(f"chatpipe.stages.{stage}")
+    finally:
+        if collected:
+            gc.enable()
+        _never_search_what_is_there()
+
+
+@cache
+def _never_search_what_is_there() -> None:
+    """The collector leaves alone what the first stage has imported: a sixth of the time of a small run.
+
+    Once, since the models of a stage must not be among it.
+    """
+    gc.freeze()
