@@ -115,6 +115,16 @@ def test_prompts_are_shown_once_each_up_to_where_the_assistant_speaks(chatpipe, 
     assert [row["text"] for row in seen["rows"]] == ["<|user|> Who?<|assistant|>", "<|user|> Why?<|assistant|>"]
 
 
+def test_prompts_leave_room_in_the_model_that_reads_the_fewest_tokens(chatpipe, work, tiny_run):
+    shutil.copytree(tiny_run.folder / "rm", work / "short", ignore=shutil.ignore_patterns("checkpoints"))
+    config = json.loads((work / "short" / "config.json").read_text())
+    (work / "short" / "config.json").write_text(json.dumps({**config, "n_positions": 32}))
+    data = write(work, [{"prompt": "Who?"}, {"prompt": "word " * 20}])
+    words = ("--data", data, f"ppo.reward_model={work}/short", "ppo.response_length=24")
+    summary = view(chatpipe, tiny_run, "ppo", *words)["summary"]
+    assert (summary["max_length"], summary["left_out_share"]) == (32 - 24, 0.5)
+
+
 def test_text_is_shown_in_blocks_with_the_ends_of_documents(chatpipe, work, tiny_run):
     texts = [f"Document {i} is short." for i in range(40)]
     data = write(work, [{"text": text} for text in texts])

@@ -12,10 +12,8 @@ from transformers import (
 )
 
 from chatpipe.errors import UsageError
-from chatpipe.models.properties import longest_sequence
+from chatpipe.models.properties import longest_sequence, shared_context
 from chatpipe.reward.reward_model import score_sequences
-from chatpipe.reward.rewards import Rewards
-from chatpipe.stages.ppo import context_of
 
 LONGEST = 16
 SIZES = {
@@ -55,7 +53,7 @@ ENCODERS = pytest.mark.parametrize("encoder", [with_a_window, with_unused_positi
 
 @ENCODERS
 def test_the_stage_takes_what_the_encoder_reads(encoder, tokenizer):
-    assert context_of(tiny.policy(), Rewards.of(encoder(), None, None), tokenizer) == LONGEST
+    assert shared_context(tiny.policy(), [encoder()], tokenizer) == LONGEST
 
 
 @ENCODERS

@@ -1,6 +1,6 @@
 """Properties of any model in memory: its body, its kinds of layers, how many tokens it reads at once. No torch."""
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
@@ -41,6 +41,15 @@ LONGEST_ROW = 2048
 def row_length(asked: int | None, context: int) -> int:
     """The longest row in tokens: what a recipe's `max_length` has `asked` for, at most a model's `context`."""
     return min(asked or LONGEST_ROW, context)
+
+
+def shared_context(
+    policy: "PreTrainedModel | PreTrainedConfig",
+    scorers: "Iterable[PreTrainedModel | PreTrainedConfig]",
+    tokenizer: "PreTrainedTokenizerBase",
+) -> int:
+    """How many tokens a prompt with its answer may have: `policy` writes them, and all `scorers` read them."""
+    return min([longest_sequence(policy, decodes=True), *(longest_sequence(model, tokenizer) for model in scorers)])
 
 
 def leaves_room(prompt_tokens: int, new_tokens: int, context: int) -> bool:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from transformers import PreTrainedTokenizerBase
+from transformers import PreTrainedConfig, PreTrainedTokenizerBase
 
 from chatpipe import console
 from chatpipe.data.chat_rows import fit_conversations
@@ -26,10 +26,11 @@ from chatpipe.data.worlds import is_world, worlds_read
 from chatpipe.errors import UsageError
 from chatpipe.models.model_folder import check_tokenizer, looks_like_path
 from chatpipe.models.pretrained import load_config, load_tokenizer
-from chatpipe.models.properties import UNLIMITED, longest_sequence, row_length
+from chatpipe.models.properties import UNLIMITED, longest_sequence, row_length, shared_context
 from chatpipe.recipe.schema import DataBlock
 from chatpipe.reward.training_data import encode_answers
 from chatpipe.run.steps import tokenizer_of
+from chatpipe.stages.shared import longest_answer
 from chatpipe.stages.step import WHAT_OF_KEY, Step
 
 MAX_MEASURED = 10_000
@@ -57,7 +58,7 @@ class DataView:
 
 @dataclass(frozen=True)
 class Reader:
-    """A tokenizer, the folder or hub id that it came from, and the longest sequence of its model in tokens."""
+    """A tokenizer, the folder or hub id that it came from, and the longest sequence that all models read, in tokens."""
 
     name: str
     tokenizer: PreTrainedTokenizerBase
@@ -112,12 +113,23 @@ def find_reader(step: Step, model: str | None) -> Reader | None:
     tokenizer = load_tokenizer(name)
     if f"{step.stage}.data" in WHAT_OF_KEY:
         add_chat_template(tokenizer, step.recipe.chat_template_kwargs)
-    is_model = not looks_like_path(name) or (Path(name).expanduser() / "config.json").is_file()
-    if name in step.tokenizers().values() or not is_model:
+    if name in step.tokenizers().values() or not _is_model(name):
         return Reader(name, tokenizer, step.recipe.pretrain.architecture.n_positions)
-    scores = step.makes == "reward"
-    context = longest_sequence(load_config(name), tokenizer if scores else None, decodes=not scores)
-    return Reader(name, tokenizer, context)
+    config = load_config(name)
+    if step.makes == "reward":
+        return Reader(name, tokenizer, longest_sequence(config, tokenizer))
+    return Reader(name, tokenizer, shared_context(config, _scorers(step), tokenizer))
+
+
+def _scorers(step: Step) -> list[PreTrainedConfig]:
+    """The configurations of the reward models that read the step's answers and are there already."""
+    models = [model for key, model in step.models.items() if step.kinds(key)[0] == "reward"]
+    return [load_config(model) for model in models if _is_model(model)]
+
+
+def _is_model(name: str) -> bool:
+    """Whether `name` is a hub id, or a folder with a model in it."""
+    return not looks_like_path(name) or (Path(name).expanduser() / "config.json").is_file()
 
 
 # ---- rows of chats ----
@@ -164,9 +176,11 @@ def _view_rows(
 def _limit(step: Step, reader: Reader | None) -> int:
     """The longest row that the stage reads, in tokens."""
     if WHAT_OF_KEY[f"{step.stage}.data"] == "prompts":
-        return reader.context - (step.recipe.ppo.response_length or 0) if reader else 0
-    asked: int | None = step.section.max_length
-    return row_length(asked, reader.context if reader else UNLIMITED)
+        if reader is None:
+            return 0
+        asked = step.recipe.ppo.response_length
+        return reader.context - longest_answer(step, asked, reader.tokenizer, reader.context)
+    return row_length(step.section.max_length, reader.context if reader else UNLIMITED)
 
 
 def _conversation(reader: Reader | None, limit: int, conversation: Conversation) -> _Row:

@@ -25,7 +25,7 @@ from chatpipe.evaluation.policy import PolicyEvaluation, evaluate_policy
 from chatpipe.evaluation.preference_verdicts import ppo_verdict
 from chatpipe.generation import SamplingParams
 from chatpipe.models.pretrained import load_causal_model, load_tokenizer
-from chatpipe.models.properties import longest_sequence
+from chatpipe.models.properties import shared_context
 from chatpipe.ppo.config import PPOConfig
 from chatpipe.ppo.trainer import PPOTrainer
 from chatpipe.recipe.ppo_settings import PpoSettings
@@ -92,16 +92,10 @@ def prepare(step: Step) -> Prepared:
     reference = None if recipe.ppo.lora else load_causal_model(step.models["model"], frozen=in_bf16)
     rewards = load_rewards(step, tokenizer)
     scorers = dict(zip([f"ppo.{key}" for key in step.models if key != "model"], rewards.all_models, strict=True))
-    context = context_of(policy, rewards, tokenizer)
+    context = shared_context(policy, rewards.all_models, tokenizer)
     length = longest_answer(step, recipe.ppo.response_length, tokenizer, context)
     episodes = recipe.ppo.episodes(len(prompts.train), recipe.ppo.batch_size)
     return Prepared(tokenizer, prompts, policy, reference, rewards, scorers, context, length, episodes)
-
-
-def context_of(policy: PreTrainedModel, rewards: Rewards, tokenizer: PreTrainedTokenizerBase) -> int:
-    """Tokens that all models can read."""
-    scorers = (longest_sequence(model, tokenizer) for model in rewards.all_models)
-    return min([longest_sequence(policy, decodes=True), *scorers])
 
 
 def new_trainer(step: Step, prepared: Prepared) -> PPOTrainer:
