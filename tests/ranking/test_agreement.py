@@ -5,7 +5,7 @@ from itertools import combinations
 import krippendorff
 import numpy as np
 import pytest
-from scipy.stats import friedmanchisquare, kendalltau
+from scipy.stats import friedmanchisquare, kendalltau, t
 
 from chatpipe.ranking import agreement
 from chatpipe.ranking.agreement import (
@@ -136,7 +136,7 @@ def simulated(rng: np.random.Generator, prompts: int) -> np.ndarray:
     return np.where((order == 3) & (rng.random(order.shape) < 0.5), 2, order) + 1.0
 
 
-@pytest.fixture(autouse=True)
+@pytest.fixture
 def fewer_resamples(monkeypatch):
     """The quantiles of fewer vary more, and cover the truth about as often."""
     monkeypatch.setattr(agreement, "RESAMPLES", 400)
@@ -158,6 +158,7 @@ def coverage(truth: float, values: np.ndarray, interval) -> float:
     return covered / trials
 
 
+@pytest.mark.usefixtures("fewer_resamples")
 @pytest.mark.parametrize("measure", [lambda ranks: pair_agreements(ranks).mean(), kendall_w], ids=["pairs", "w"])
 def test_interval_of_a_mean_over_prompts_covers_the_truth(many, measure):
     values = np.array([measure(ranks) for ranks in many])
@@ -165,6 +166,7 @@ def test_interval_of_a_mean_over_prompts_covers_the_truth(many, measure):
     assert 0.93 <= found <= 0.97
 
 
+@pytest.mark.usefixtures("fewer_resamples")
 def test_interval_of_alpha_covers_the_truth(many):
     totals = np.array([coincidences(ranks, LEVELS).ravel() for ranks in many])
 
@@ -174,6 +176,15 @@ def test_interval_of_alpha_covers_the_truth(many):
     truth = alpha_of(totals.sum(0)).item()
     found = coverage(truth, totals, lambda drawn, seed: resampled_interval(drawn, alpha_of, seed))
     assert 0.93 <= found <= 0.97
+
+
+def test_interval_of_a_mean_is_students():
+    """With as many resamples as users get, the bootstrap of a mean comes close to the textbook's interval."""
+    assert agreement.RESAMPLES == 2000
+    values = np.random.default_rng(9).random(PROMPTS)
+    half = t.ppf(0.975, PROMPTS - 1) * values.std(ddof=1) / np.sqrt(PROMPTS)
+    low, high = share_interval(values, range(PROMPTS))
+    assert (low, high) == pytest.approx((values.mean() - half, values.mean() + half), abs=0.08 * half)
 
 
 def test_alpha_of_many_prompts_is_that_of_their_matrices_side_by_side(many):
