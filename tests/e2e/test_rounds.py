@@ -141,7 +141,7 @@ def test_one_stage_of_a_later_round_and_an_answer_to_what_is_missing(folder, cha
     recipe = (folder / "recipe.yaml").read_text()
     said = chatpipe("ppo", folder / "recipe.yaml", f"out={folder}", "round=2")
     assert said.code == 2
-    assert "Run `chatpipe rm ... round=2` first, or give a model with --reward." in said.err
+    assert "Run `chatpipe rm ... round=2` first, or give a model with ppo.reward_model=FOLDER (--reward)." in said.err
     said = chatpipe("rm", folder / "recipe.yaml", f"out={folder}", "round=3")
     assert said.code == 2
     assert f"sample.3 starts from what ppo.2 makes, but there is no {folder}/ppo.2 yet." in said.err

@@ -59,7 +59,7 @@ GOLDEN = {
     """,
     "a stage before its parent": """
         error: sft starts from what pretrain makes, but there is no runs/pocket/pretrain yet.
-        Run `chatpipe pretrain` first, or give a model with --model.
+        Run `chatpipe pretrain` first, or give a model with sft.model=FOLDER (--model).
     """,
     "a packaged recipe that there is not": """
         error: There is no recipe called poket.

@@ -5,7 +5,7 @@ All sections can be imported from here.
 Unknown keys are errors. The JSON Schema that `chatpipe schema` prints is made from these classes.
 """
 
-from typing import Any
+from typing import Any, Literal
 
 from pydantic import Field
 
@@ -112,6 +112,11 @@ class Recipe(Section):
 
     out: Place = Field("runs/chatpipe", min_length=1, description="The run's folder.")
     seed: int = Field(0, ge=0, lt=2**32, description="Seed of all random numbers.")
+    start: Literal["pretrain", "sft", "rm", "ppo"] | None = Field(
+        None,
+        description="The stage that the run begins with. Default: pretrain where pretrain.data is given, else sft, rm "
+        "or ppo where its model is.",
+    )
     rounds: int = Field(1, ge=1, description="How many times the run repeats sample, rank, rm and ppo.")
     processes: int | None = Field(None, ge=1, description="Default: as many as visible GPUs, one on a CPU.")
     launch: Place | None = Field(None, description="An accelerate config file.")
@@ -131,6 +136,21 @@ class Recipe(Section):
     ppo: Ppo = Field(default_factory=Ppo)
     evaluation: Evaluation = Field(default_factory=Evaluation)
     checks: CheckSwitches = Field(default_factory=CheckSwitches)
+
+    @property
+    def first_stage(self) -> str:
+        """The stage that a run of the recipe begins with: `start`, else the first one that the given values ask for."""
+        if self.start is not None:
+            return self.start
+        pretrain, sft, rm, ppo = self.pretrain, self.sft, self.rm, self.ppo
+        has_reward = ppo.reward_model is not None or ppo.reward is not None
+        if pretrain.data is not None or pretrain.model is not None:
+            return "pretrain"
+        if sft.data is not None or (sft.model is not None and (rm.model is None or ppo.model is None)):
+            return "pretrain" if sft.model is None else "sft"
+        if ppo.model is not None and has_reward and rm.model is None and rm.data is None:
+            return "ppo"
+        return "pretrain" if rm.model is None and ppo.model is None else "rm"
 
     @property
     def worlds(self) -> dict[str, Section]:

@@ -32,8 +32,7 @@ def check_all(recipe: Recipe) -> list[CheckResult]:
     found[""] += run_without_switches("", {"out": partial(_folder, recipe)})
     for stage, checks in recipe_checks(recipe):
         found[stage] += run_without_switches(stage, checks)
-    for stage in TRAINING_STAGES:
-        step = step_of(recipe, stage)
+    for stage, step in {step.stage: step for step in reversed(steps_of(recipe)) if step.trains}.items():
         found[stage] += run_without_switches(stage, {f"{stage}.batch_size": partial(_batches, step)})
         reason = _why_not_yet(step, found[stage])
         found[stage] += _stage_checks(step) if reason is None else _not_run(step, checks_of(stage), reason)

@@ -85,6 +85,8 @@ def _folder(step: Step) -> Finding | str:
 
 
 def _data(step: Step, key: str, blocks: list[DataBlock]) -> Finding | str:
+    if not blocks and key != "sample.data":
+        return Finding(f"{key} is not given.", step.remedy_without(key))
     if key == COMPLETIONS:
         return f"ranked by {step.recipe.rank.rater}: {blocks[0].source}"
     if key == "sample.data":
@@ -156,7 +158,7 @@ def _model(step: Step, key: str, made: Collection[str]) -> Finding | str:
 def _not_there(step: Step, key: str, maker: Step) -> Finding:
     again = f"{maker.stage} ... round={maker.round}" if maker.round > 1 else maker.stage
     flag = {"model": "--model", "reward_model": "--reward"}[key]
-    instead = f", or give a model with {flag}" if step.trains or step.round == 1 else ""
+    instead = f", or give a model with {step.command}.{key}=FOLDER ({flag})" if step.trains or step.round == 1 else ""
     return Finding(
         f"{step.name} starts from what {maker.name} makes, but there is no {step.models[key]} yet.",
         f"Run `chatpipe {again}` first{instead}.",
@@ -165,7 +167,7 @@ def _not_there(step: Step, key: str, maker: Step) -> Finding:
 
 def _answers_fit(recipe: Recipe) -> Finding | str:
     """The recipe sets how many tokens a new model reads, so answers without room for a prompt are found here."""
-    if recipe.pretrain.model is not None or recipe.sft.model is not None:
+    if steps_of(recipe)[0].models or recipe.sft.model is not None:
         return "not the run's own model"
     positions = recipe.pretrain.architecture.n_positions
     lengths: dict[str, int | None] = {"evaluation.max_new_tokens": recipe.evaluation.max_new_tokens}

@@ -1,5 +1,7 @@
 """The steps of a recipe: pretrain, sft, sample, rank, rm, ppo, then sample.2, rank.2, rm.2, ppo.2, and so on.
 
+A run may begin with a later one (`Recipe.first_stage`), where the models of those before it are given.
+
 This is the graph of a run. Each step knows the steps before it, from whose folders it reads.
 """
 
@@ -51,7 +53,8 @@ def steps_for(recipe: Recipe, stage: str, number: int = 1, out: str | Path | Non
     if out is not None and not samples(recipe, number):
         return [step]
     before = [kind for kind in STAGES.values() if kind.command == stage != kind.stage]
-    return [*(step_of(recipe, kind.stage, number) for kind in before if kind.is_in(recipe, number)), step]
+    alone = recipe.model_copy(update={"start": stage})
+    return [*(step_of(recipe, kind.stage, number) for kind in before if kind.is_in(alone, number)), step]
 
 
 def step_named(recipe: Recipe, name: str, out: str | Path | None = None) -> Step:

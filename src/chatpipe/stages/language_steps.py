@@ -12,7 +12,7 @@ from chatpipe.evaluation.verdict import started_from
 from chatpipe.models.model_folder import Kind, check_block_size, expected_vocabulary
 from chatpipe.recipe.architectures import flops_per_token
 from chatpipe.recipe.schema import DataBlock
-from chatpipe.stages.step import Made, Step, answers_measured, percent, with_eval_data
+from chatpipe.stages.step import Made, Step, answers_measured, chat_model, percent, with_eval_data
 
 CHINCHILLA_TOKENS = 20
 """For each parameter, where compute is spent best (arXiv 2203.15556, table 3)."""
@@ -29,6 +29,10 @@ class PretrainStep(Step):
     def model_sources(self) -> Mapping[str, str | Made | None]:
         """The model that is trained further; None where a new one is made."""
         return {"model": self.recipe.pretrain.model}
+
+    def remedy_without(self, key: str) -> str:
+        """A run can begin without pretraining, too."""
+        return f"{super().remedy_without(key)} Or begin with a model that you have: sft.model=FOLDER."
 
     def tokenizers(self) -> Mapping[str, str]:
         """The tokenizer of a new model, where the recipe names one and none is trained."""
@@ -115,6 +119,12 @@ class SftStep(Step):
         text = {"pretrain.data": self.recipe.pretrain.data or []} if self.recipe.sft.pretrain_mix > 0 else {}
         return {"sft.data": with_eval_data(self.recipe.sft.data or [], self.recipe.sft.eval_data), **text}
 
+    def remedy_without(self, key: str) -> str:
+        """A run without pretraining mixes in text only where it is given."""
+        if key == "sft.data":
+            return super().remedy_without(key)
+        return f"sft.pretrain_mix mixes text in: give it with {key}=FILE start=sft, or leave sft.pretrain_mix out."
+
     def not_compared(self) -> dict[str, Any]:
         """`eval_steps` is compared where the best evaluated model is kept: it then changes the result."""
         keys = super().not_compared()
@@ -152,7 +162,7 @@ class PpoStep(Step):
         section = self.recipe.ppo
         listed = {f"reward.{i}": source.model for i, source in enumerate(section.reward or [])}
         return {
-            "model": Made("ppo", self.round - 1) if self.round > 1 else section.model or Made("sft", 1),
+            "model": Made("ppo", self.round - 1) if self.round > 1 else section.model or chat_model(self.recipe),
             "reward_model": section.reward_model or (Made("rm", self.round) if section.reward is None else None),
             **listed,
             "oracle_reward_model": section.oracle_reward_model,

@@ -15,7 +15,16 @@ from chatpipe.data.worlds import is_world
 from chatpipe.models.model_folder import Kind
 from chatpipe.recipe.schema import DataBlock, Recipe
 from chatpipe.reward.functions import is_function
-from chatpipe.stages.step import Made, Step, answers_measured, folder_of, name_of, percent, with_eval_data
+from chatpipe.stages.step import (
+    Made,
+    Step,
+    answers_measured,
+    chat_model,
+    folder_of,
+    name_of,
+    percent,
+    with_eval_data,
+)
 
 COMPLETIONS_FILE, RANKINGS_FILE, STORE_FILE = "completions.jsonl", "rankings.jsonl", "rankings.db"
 COMPLETIONS = "completions"
@@ -40,11 +49,16 @@ class SampleStep(Step):
     @classmethod
     def is_in(cls, recipe: Recipe, number: int) -> bool:
         """Whether the round makes its own rankings, for which it needs answers."""
-        return samples(recipe, number)
+        return super().is_in(recipe, number) and samples(recipe, number)
 
     def model_sources(self) -> Mapping[str, str | Made | None]:
         """The model that answers: in the first round the chat model, later the policy of the round before."""
-        return {"model": Made("ppo", self.round - 1) if self.round > 1 else self.recipe.rm.model or Made("sft", 1)}
+        chat = chat_model(self.recipe)
+        if self.round > 1:
+            chat = Made("ppo", self.round - 1)
+        elif isinstance(chat, Made):
+            chat = self.recipe.rm.model or chat
+        return {"model": chat}
 
     @cached_property
     def data(self) -> Mapping[str, list[DataBlock]]:
@@ -156,7 +170,7 @@ class RmStep(Step):
 
     def model_sources(self) -> Mapping[str, str | Made | None]:
         """The chat model or encoder whose body the reward model takes."""
-        return {"model": self.recipe.rm.model or Made("sft", 1)}
+        return {"model": self.recipe.rm.model or chat_model(self.recipe)}
 
     def kinds(self, key: str) -> tuple[Kind, ...]:
         """The body is taken from a causal model or from an encoder."""
@@ -187,8 +201,8 @@ class RmStep(Step):
         return {"rm.data": makers} if makers else {}
 
     def _weights(self) -> dict[int, float]:
-        """Round -> the weight of its rankings, where that is not 0."""
-        rounds = range(1, self.round + 1)
+        """Round -> the weight of its rankings, where that is not 0 and the round has any."""
+        rounds = [n for n in range(1, self.round + 1) if n == self.round or RankStep.is_in(self.recipe, n)]
         weights = {number: self.recipe.rm.age_weight ** (self.round - number) for number in rounds}
         return {number: weight for number, weight in weights.items() if weight != 0}
 

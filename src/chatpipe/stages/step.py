@@ -86,7 +86,12 @@ class Step:
     @classmethod
     def is_in(cls, recipe: Recipe, number: int) -> bool:
         """Whether round `number` of the recipe has the stage."""
-        return number == 1 or cls.in_rounds
+        return cls.in_rounds if number > 1 else not cls.is_before_start(recipe)
+
+    @classmethod
+    def is_before_start(cls, recipe: Recipe) -> bool:
+        """Whether the run begins with a later stage, so that what this one would make is given."""
+        return TRAINING_STAGES.index(cls.command) < TRAINING_STAGES.index(recipe.first_stage)
 
     def model_sources(self) -> Mapping[str, str | Made | None]:
         """Key of the section -> the model that the recipe names, or the step that makes it; None: no model.
@@ -103,6 +108,10 @@ class Step:
     def data_makers(self) -> Mapping[str, tuple[str, ...]]:
         """Recipe key -> the steps of the same run that make the data there."""
         return {}
+
+    def remedy_without(self, key: str) -> str:
+        """What to do where nothing is given at the recipe key of data that the step reads."""
+        return f"Give a file: {key}=FILE, or in the recipe."
 
     def tokenizers(self) -> Mapping[str, str]:
         """Recipe key -> the tokenizer that is read in place of the model's own."""
@@ -222,6 +231,12 @@ class Step:
 def answers_measured(recipe: Recipe, *lengths: int | None) -> Mapping[str, list[DataBlock]]:
     """The conversations whose answers say how long others may be, where the recipe does not give all `lengths`."""
     return {"sft.data": recipe.sft.data} if None in lengths and recipe.sft.data else {}
+
+
+def chat_model(recipe: Recipe) -> str | Made:
+    """The chat model of the first round: sft's, or the one that is given where the run begins after sft."""
+    given = recipe.ppo.model or recipe.rm.model
+    return given if given is not None and recipe.first_stage in ("rm", "ppo") else Made("sft", 1)
 
 
 def percent(share: float) -> str:
