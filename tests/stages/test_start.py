@@ -26,7 +26,7 @@ def names(recipe):
 def problem(**sections):
     with pytest.raises(UsageError) as raised:
         check_recipe(Recipe(**sections))
-    return f"{raised.value}"
+    return f"{raised.value.message}\n{raised.value.hint}"
 
 
 @pytest.mark.parametrize(
@@ -48,7 +48,8 @@ def problem(**sections):
         ),
         ({"ppo": {"model": "m", "reward_model": "r", "data": "p.jsonl"}}, ["ppo"]),
         ({"ppo": {"model": "m", "reward": [{"function": "a:b"}], "data": "p.jsonl"}}, ["ppo"]),
-        ({"rm": {"data": "r.jsonl"}, "ppo": {"model": "m", "reward_model": "r"}}, ["rank", "rm", "ppo"]),
+        ({"rm": {"data": "r.jsonl"}, "ppo": {"model": "m", "reward_model": "r"}}, ["ppo"]),
+        ({"sample": {"data": "p.jsonl"}, "ppo": {"model": "m"}}, ["pretrain", *FROM_SFT]),
     ],
 )
 def test_a_run_begins_with_the_first_stage_whose_input_is_given(sections, expected):
@@ -78,7 +79,8 @@ def models(recipe):
 
 
 def test_the_model_that_is_given_answers_and_is_trained():
-    for given in ({"rm": {"model": "m"}}, {"rm": {"model": "m"}, "ppo": {"model": "m"}}):
+    only_policy = {"start": "rm", "ppo": {"model": "m"}}
+    for given in ({"rm": {"model": "m"}}, {"rm": {"model": "m"}, "ppo": {"model": "m"}}, only_policy):
         recipe = Recipe(sample={"data": "p.jsonl"}, **given)
         assert models(recipe) == {"sample": "m", "rm": "m", "ppo": "m"}
     other_body = Recipe(sample={"data": "p.jsonl"}, rm={"model": "encoder"}, ppo={"model": "m"})
@@ -95,14 +97,15 @@ def test_what_nothing_says_where_to_begin_names_both_ways():
         assert "sft.model=FOLDER" in told
 
 
-def test_a_start_without_its_model_names_the_key():
-    assert "sft.model=FOLDER" in problem(start="sft")
-    assert "ppo.model=FOLDER" in problem(start="ppo", ppo={"reward": [{"function": "math:sqrt"}], "data": "p.jsonl"})
+def test_a_start_without_its_model_names_the_key(tmp_path):
+    (tmp_path / "c.jsonl").write_text("".join(f'{{"prompt": "Is it {n}?", "completion": "b"}}\n' for n in range(60)))
+    assert "sft.model=FOLDER" in problem(start="sft", sft={"data": "c.jsonl"})
+    assert "ppo.model=FOLDER" in problem(start="ppo", ppo={"data": "c.jsonl"})
 
 
 def test_text_that_is_mixed_in_is_asked_for_by_its_own_key(tmp_path):
     write_stub_model("m")
-    (tmp_path / "c.jsonl").write_text('{"prompt": "a", "completion": "b"}\n' * 40)
+    (tmp_path / "c.jsonl").write_text("".join(f'{{"prompt": "Is it {n}?", "completion": "b"}}\n' for n in range(60)))
     told = problem(sft={"model": "m", "data": "c.jsonl", "pretrain_mix": 0.2})
     assert "pretrain.data is not given." in told
     assert "start=sft" in told

@@ -148,9 +148,9 @@ class Recipe(Section):
             return "pretrain"
         if sft.data is not None or (sft.model is not None and (rm.model is None or ppo.model is None)):
             return "pretrain" if sft.model is None else "sft"
-        if ppo.model is not None and has_reward and rm.model is None and rm.data is None:
-            return "ppo"
-        return "pretrain" if rm.model is None and ppo.model is None else "rm"
+        if rm.model is not None:
+            return "rm"
+        return "ppo" if ppo.model is not None and has_reward else "pretrain"
 
     @property
     def worlds(self) -> dict[str, Section]:
