@@ -89,7 +89,7 @@ def test_a_run_that_begins_with_rankings(work, chat_model, recipe, chatpipe):
 
 def test_a_run_with_start_takes_what_is_in_its_folder_and_keeps_it(tiny_run, work, chatpipe):
     folder = shutil.copytree(tiny_run.folder, work / "run")
-    command = ("run", folder / "recipe.yaml", f"out={folder}", "start=rm", "rm.num_train_epochs=1")
+    command = ("run", folder / "recipe.yaml", f"out={folder}", "start=rm")
     planned = chatpipe(*command, "--dry-run", "--json")
     assert stages(planned) == ["sample", "rank", "rm", "ppo"]
     assert planned.object["stages"][0]["models"] == str(folder / "sft")

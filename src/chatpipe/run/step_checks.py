@@ -167,7 +167,8 @@ def _not_there(step: Step, key: str, maker: Step) -> Finding:
 
 def _answers_fit(recipe: Recipe) -> Finding | str:
     """The recipe sets how many tokens a new model reads, so answers without room for a prompt are found here."""
-    if steps_of(recipe)[0].models or recipe.sft.model is not None:
+    first = steps_of(recipe)[0]
+    if first.models or not first.trains or recipe.sft.model is not None:
         return "not the run's own model"
     positions = recipe.pretrain.architecture.n_positions
     lengths: dict[str, int | None] = {"evaluation.max_new_tokens": recipe.evaluation.max_new_tokens}
