@@ -3,7 +3,6 @@
 import re
 
 import pytest
-from families import TEMPLATES, Family, template_of
 
 from chatpipe.data.chat_template import (
     add_chat_template,
@@ -13,6 +12,7 @@ from chatpipe.data.chat_template import (
     encode_prompt,
 )
 from chatpipe.data.rendering import traits_of
+from families import TEMPLATES, Family, template_of
 
 OF_PICTURES = {"idefics3", "llava_next", "smolvlm"}
 """They take contents in parts alone."""

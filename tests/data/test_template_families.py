@@ -1,7 +1,6 @@
 """The template function on tokenizers of other families, each with its own chat template."""
 
 import pytest
-from families import FAMILIES
 from hypothesis import given
 from hypothesis import strategies as st
 from transformers import AutoTokenizer
@@ -16,6 +15,7 @@ from chatpipe.data.chat_template import (
     stop_at_end_of_turn,
 )
 from chatpipe.errors import UsageError
+from families import FAMILIES
 
 TURNS = [
     {"role": "user", "content": "Who is Mara?"},

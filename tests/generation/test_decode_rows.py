@@ -1,16 +1,13 @@
-"""The engine's rows: what they hold, the fixed shapes that a GPU needs, and the models that are refused."""
+"""The engine's rows: what they hold, and the fixed shapes that a GPU needs."""
 
 import pytest
 from drawing import FINITE_EOS, GREEDY, NEVER, SAMPLED, ids_of
 from hypothesis import given
 from hypothesis import strategies as st
-from transformers import BloomConfig, BloomForCausalLM
 
-from chatpipe.errors import UsageError
 from chatpipe.generation import decode_rows as rows
 from chatpipe.generation import engine, generate
-from chatpipe.generation.decode_rows import DecodeRows, Prompt
-from chatpipe.generation.graphs import bucket
+from chatpipe.generation.decode_rows import DecodeRows, Prompt, bucket
 
 
 def test_prefill_in_several_passes_changes_nothing(tiny_model, monkeypatch, prompts):
@@ -60,14 +57,3 @@ def test_a_bucket_is_a_little_larger(size, smallest, room):
 def test_buckets_are_few():
     assert sorted({bucket(size, 8, 256) for size in range(1, 257)})[:9] == [8, 10, 12, 14, 16, 20, 24, 28, 32]
     assert len({bucket(size, 64, 8192) for size in range(1, 8193)}) == 29
-
-
-def test_a_sequence_longer_than_a_sliding_window_is_refused(tiny_model):
-    with pytest.raises(UsageError, match="has 24"):
-        generate(tiny_model("mistral", sliding_window=24), [[1] * 13], GREEDY, NEVER, seed=0)
-
-
-def test_a_model_without_position_ids_is_refused():
-    model = BloomForCausalLM(BloomConfig(vocab_size=40, hidden_size=32, n_layer=1, n_head=2))
-    with pytest.raises(UsageError, match="Bloom"):
-        generate(model, [[1]], GREEDY, NEVER, seed=0)

@@ -222,7 +222,10 @@ def test_a_seed_gives_a_prompt_the_same_tokens_in_any_order(tiny_model, prompts)
     assert others[-1] == completions[-1]
 
 
-def test_a_sliding_window_bounds_the_sequence(tiny_model, prompts):
-    model = tiny_model("mistral", sliding_window=24)
+@pytest.mark.parametrize("window", [3, 24])
+def test_a_sliding_window(tiny_model, prompts, window):
+    """Shorter and longer than the sequences."""
+    model = tiny_model("mistral", sliding_window=window)
     expected = [transformers_greedy(model, prompt) for prompt in prompts]
     assert ids_of(generate(model, prompts, GREEDY, NEVER, seed=0)) == expected
+    assert model.config.sliding_window == window

@@ -147,7 +147,7 @@ def _no_room(
     lengths = [len(ids) for ids in prompts]
     for name, model in models.items():
         scores = name.startswith("reward_model")
-        context = longest_sequence(model, tokenizer) if scores else longest_sequence(model, decodes=True)
+        context = longest_sequence(model, tokenizer) if scores else longest_sequence(model)
         too_long = sum(not leaves_room(length, response_length, context) for length in lengths)
         if too_long:
             return Finding(

@@ -172,7 +172,7 @@ def complete_example(
 
 
 def _greedy(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, ids: list[int]) -> str:
-    context = longest_sequence(model, decodes=True)
+    context = longest_sequence(model)
     params = SamplingParams(max_new_tokens=min(EXAMPLE_TOKENS, context // 2), temperature=0.0)
     completion = generate(model, [ids[params.max_new_tokens - context :]], params, tokenizer.eos_token_id, seed=0)[0]
     return " ".join(decode_answer(tokenizer, completion.ids).split())

@@ -85,7 +85,7 @@ def question_gain(model: PreTrainedModel, rows: Sequence[EncodedConversation], s
     of resampled conversations. Pairs that are longer than the model can read are left out. Raises `UsageError` when
     fewer than two conversations are left.
     """
-    limit = longest_sequence(model, decodes=True)
+    limit = longest_sequence(model)
     swapped = swap_answers(rows)
     kept = [i for i, (ids, _) in enumerate(swapped) if len(ids) <= limit]
     if len(kept) < 2:

@@ -92,7 +92,7 @@ class EvalTask:
 
     def max_length(self, key: str, model: PreTrainedModel) -> int:
         """The length of rows in the stage that made the model if it is known, at most what the model reads."""
-        return min(self.known.get(key) or UNLIMITED, longest_sequence(model, decodes=True))
+        return min(self.known.get(key) or UNLIMITED, longest_sequence(model))
 
     def rows(self, what: Any, report: Report) -> list[Any]:
         """All rows, or the first `limit`."""
@@ -184,7 +184,7 @@ def _of_text(
     task: EvalTask, tokenizer: PreTrainedTokenizerBase, model: PreTrainedModel, masking: Masking | None, report: Report
 ) -> tuple[int, dict[str, Any]]:
     documents = _documents(task, report)
-    size = min(task.known.get("pretrain.block_size", MAX_BLOCK_SIZE), longest_sequence(model, decodes=True))
+    size = min(task.known.get("pretrain.block_size", MAX_BLOCK_SIZE), longest_sequence(model))
     isolate_at = tokenizer.eos_token_id if task.recipe.pretrain.documents == "isolate" else None
     text = ValidationText.of(documents, Encoder.of(tokenizer), size, isolate_at)
     metrics: dict[str, Any] = evaluate_text(model, tokenizer, text, masking)
@@ -254,7 +254,7 @@ def _answering(
     task: EvalTask, tokenizer: PreTrainedTokenizerBase, model: PreTrainedModel, answers: Iterable[Message]
 ) -> SamplingParams:
     """How the model answers; `answers` are those in the data."""
-    settings, context = task.recipe.evaluation, longest_sequence(model, decodes=True)
+    settings, context = task.recipe.evaluation, longest_sequence(model)
     return SamplingParams(answer_limit(settings.max_new_tokens, tokenizer, answers, context), settings.temperature)
 
 
@@ -265,7 +265,7 @@ def _asked(
     most: int | None,
     params: SamplingParams,
 ) -> list[Conversation]:
-    context = longest_sequence(model, decodes=True)
+    context = longest_sequence(model)
     return prompts_with_room(tokenizer, prompts, context, "evaluation.max_new_tokens", params.max_new_tokens)[:most]
 
 

@@ -139,7 +139,7 @@ def first_words(documents: Sequence[str]) -> list[str]:
 
 def continuations(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, prompts: Sequence[str]) -> list[str]:
     """Each prompt with the text that a causal model writes behind it; the same weights write the same text."""
-    context = longest_sequence(model, decodes=True)
+    context = longest_sequence(model)
     params = SamplingParams(max_new_tokens=min(SAMPLE_TOKENS, context // 2), temperature=SAMPLE_TEMPERATURE)
     room = context - params.max_new_tokens
     eos = tokenizer.eos_token_id

@@ -47,7 +47,7 @@ class Conversation:
         from chatpipe.models.properties import longest_sequence
 
         user: Message = {"role": "user", "content": text}
-        limit = longest_sequence(self.model, decodes=True)
+        limit = longest_sequence(self.model)
         prompt_ids = self._fit(user, limit)
         room = min(self.params.max_new_tokens, limit - len(prompt_ids))
         params = dataclasses.replace(self.params, max_new_tokens=room)

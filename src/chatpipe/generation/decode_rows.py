@@ -5,7 +5,8 @@ cache is read as a view, not copied. New prompts are prefilled together. The las
 the row's first decode step reads it, so tokens are sampled in one place and the output head sees no other position.
 """
 
-from collections.abc import Collection, Sequence
+import warnings
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from typing import NamedTuple
@@ -15,10 +16,8 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from chatpipe.errors import TrainingError
 from chatpipe.generation.cache import RowCache
-from chatpipe.generation.graphs import StepGraphs, bucket
-from chatpipe.generation.sampling import BROKEN, SamplingParams, sample, uniform_numbers
+from chatpipe.generation.sampling import SamplingParams, check_finite, sample, uniform_numbers
 
 
 def prefill_tokens(model: PreTrainedModel) -> int:
@@ -81,24 +80,46 @@ def decode_step(
 
     The first `kv_length` positions of the cache are attended to. Nothing here waits for the device.
     """
+    logits = read_newest(model, cache, state, rows, kv_length)
     tokens, positions = state.tokens[:rows], state.positions[:rows]
-    hidden = state.key_positions[:kv_length] > positions[:, None]
-    cache.begin_decode(positions, kv_length)
-    logits = model(
-        input_ids=tokens[:, None],
-        attention_mask=_additive_mask(hidden[:, None, None], model.dtype),
-        position_ids=positions[:, None],
-        past_key_values=cache,
-        use_cache=True,
-    ).logits[:, -1]
     uniforms = state.uniforms[:rows].gather(1, positions[:, None])[:, 0]
     tokens.copy_(sample(logits, uniforms, params))
     positions.add_(1)
 
 
-def _additive_mask(hidden: Tensor, dtype: torch.dtype) -> Tensor:
-    """The lowest number where `hidden`, else 0: eager attention adds it to the scores, and sdpa takes it too."""
-    return hidden.to(dtype) * torch.finfo(dtype).min
+def read_newest(model: PreTrainedModel, cache: RowCache, state: StepState, rows: int, kv_length: int) -> Tensor:
+    """The logits [rows, vocabulary] after the newest token of each of the first `rows` rows."""
+    tokens, positions = state.tokens[:rows], state.positions[:rows]
+    cache.begin_decode(positions, kv_length)
+    logits: Tensor = model(
+        input_ids=tokens[:, None],
+        attention_mask=_attention_mask(model, positions[:, None], state.key_positions[:kv_length], rows),
+        position_ids=positions[:, None],
+        past_key_values=cache,
+        use_cache=True,
+    ).logits
+    return logits[:, -1]
+
+
+def _attention_mask(model: PreTrainedModel, queries: Tensor, keys: Tensor, rows: int) -> Tensor | dict[str, Tensor]:
+    """What is added to the attention scores of the positions `keys` [k] at those of `queries` [rows or 1, q].
+
+    The lowest number where a key is hidden, else 0: [rows, 1, q, k]. Where the model's layers differ, it is a mask for
+    each type of layer, as the models of transformers take it.
+    """
+
+    def mask(hidden: Tensor) -> Tensor:
+        # Numbers, not booleans: eager attention adds them, and sdpa takes them too.
+        return (hidden.to(model.dtype) * torch.finfo(model.dtype).min)[:, None].expand(rows, -1, -1, -1)
+
+    config, newest = model.config.get_text_config(), queries[:, :, None]
+    window = getattr(config, "sliding_window", None)
+    if window is None:
+        return mask(keys > newest)
+    sliding = mask((keys > newest) | (keys <= newest - window))
+    if getattr(config, "layer_types", None) is None:
+        return sliding
+    return {"full_attention": mask(keys > newest), "sliding_attention": sliding}
 
 
 class DecodeRows:
@@ -170,9 +191,7 @@ class DecodeRows:
         self.cache.begin_prefill(first_row, width)
         self.model.get_decoder()(
             input_ids=torch.tensor(padded, device=positions.device),
-            attention_mask=_additive_mask(positions > positions[:, None], self.model.dtype).expand(
-                len(prefixes), 1, -1, -1
-            ),
+            attention_mask=_attention_mask(self.model, positions[None], positions, len(prefixes)),
             position_ids=positions.expand(len(prefixes), width),
             past_key_values=self.cache,
             use_cache=True,
@@ -190,11 +209,7 @@ class DecodeRows:
                 self.state.positions[used:rows] = 0
         self._decode(rows, kv_length)
         tokens = self.state.tokens[:used].tolist()  # the one point of a step where the CPU waits for the GPU
-        if BROKEN in tokens:
-            raise TrainingError(
-                "the model's output is not finite (NaN or infinity) while generating",
-                "The weights are broken or overflow in this dtype: look at the stage that wrote the model.",
-            )
+        check_finite(tokens)
         for row, token in zip(self.rows, tokens, strict=True):
             row.written.append(token)
         return tokens
@@ -231,3 +246,57 @@ class DecodeRows:
             self.cache.move_rows(source, target, max(row.length for row in self.rows))
             for buffer in self.state[:3]:
                 buffer.index_copy_(0, target, buffer.index_select(0, source))
+
+
+# ---- steps on fixed shapes ----
+#
+# A decode step of a small model is hundreds of kernels of a few microseconds; launched one by one, the GPU waits for
+# Python most of the time. A graph replays them with one call, but only for the shapes it was recorded with.
+
+
+def bucket(size: int, smallest: int, limit: int) -> int:
+    """The shape that a step of `size` rows or positions runs on: from `smallest`, a multiple of 4, up to `limit`.
+
+    There are four to each doubling (8, 10, 12, 14, 16, 20, 24, 28, 32, 40, ...), so it is at most a quarter more.
+    """
+    spacing = max(1 << max((size - 1).bit_length() - 3, 0), smallest // 4)
+    return min(max(-(-size // spacing) * spacing, smallest), limit)
+
+
+class StepGraphs:
+    """Runs `step(rows, kv_length)`, which must read and write the same memory each time and never wait for the GPU.
+
+    A shape runs without a graph the first time (libraries set themselves up then), is recorded the second time and
+    replayed from then on. All graphs share one pool of memory. A model that cannot be recorded runs without graphs.
+    """
+
+    def __init__(self, step: Callable[[int, int], None]) -> None:
+        """`step` must not refer to this object's owner: such a cycle keeps the KV cache until garbage collection."""
+        self._step = step
+        self._seen: set[tuple[int, int]] = set()
+        self._graphs: dict[tuple[int, int], torch.cuda.CUDAGraph] = {}
+        self._pool = torch.cuda.graph_pool_handle()
+        self._recordable = True
+
+    def run(self, rows: int, kv_length: int) -> None:
+        """Do one step."""
+        shape = rows, kv_length
+        if shape in self._seen and shape not in self._graphs and self._recordable:
+            self._record(shape)
+        self._seen.add(shape)
+        if shape in self._graphs:
+            self._graphs[shape].replay()
+        else:
+            self._step(rows, kv_length)
+
+    def _record(self, shape: tuple[int, int]) -> None:
+        graph = torch.cuda.CUDAGraph()
+        try:
+            # Does not run the step. "thread_local": CUDA calls of other threads (NCCL's watchdog) do not break it off.
+            with torch.cuda.graph(graph, pool=self._pool, capture_error_mode="thread_local"):
+                self._step(*shape)
+        except RuntimeError as problem:
+            self._recordable = False
+            warnings.warn(f"decoding without CUDA graphs, which this model does not allow: {problem}", stacklevel=2)
+        else:
+            self._graphs[shape] = graph

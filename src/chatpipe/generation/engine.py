@@ -1,10 +1,10 @@
-"""Completes prompts with any decoder model of transformers: many at once (`generate`) or one as text (`stream`).
+"""Completes prompts with any causal model of transformers: many at once (`generate`) or one as text (`stream`).
 
 Prompts wait in a queue and take the slots of finished rows. The rows and their steps are in `decode_rows.py`.
 """
 
-import inspect
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
+from contextlib import closing
 from dataclasses import replace
 
 from tokenizers.decoders import DecodeStream
@@ -14,7 +14,8 @@ from chatpipe.errors import UsageError
 from chatpipe.generation.cache import affordable_positions, plan_groups, usual_slots
 from chatpipe.generation.decode_rows import Completion, DecodeRows, Prompt
 from chatpipe.generation.sampling import SamplingParams, random_streams
-from chatpipe.models.properties import evaluation_mode, layer_types, leaves_room, longest_sequence
+from chatpipe.generation.ways import Way, complete_by_generate, stream_by_generate, way_of
+from chatpipe.models.properties import evaluation_mode, leaves_room, longest_sequence
 
 
 def generate(
@@ -35,43 +36,62 @@ def generate(
     the number of completions that are finished so far. Stop strings need the `tokenizer`. The model is used in
     evaluation mode, without gradients, and left as it was.
 
-    Raises UsageError for an empty prompt, a prompt that leaves no room for its completion, or a model that the engine
-    cannot run; TrainingError when the model's logits are not finite.
+    A model that the decode engine cannot run is completed by its own `generate`, with the same sampler (`ways`).
+
+    Raises UsageError for an empty prompt, a prompt that leaves no room for its completion, or a model that cannot be
+    run; TrainingError when the model's logits are not finite.
     """
     if params.stop and tokenizer is None:
         raise UsageError("stop strings without a tokenizer", "Give generate the tokenizer, which makes text of tokens.")
     if not prompts:
         return []
     check_prompts(model, prompts, params)
-    queue = [Prompt(*prompt) for prompt in zip(prompts, range(len(prompts)), random_streams(prompts), strict=True)]
-    lengths = [len(prompt) + params.max_new_tokens for prompt in prompts]
+    waiting = [Prompt(*prompt) for prompt in zip(prompts, range(len(prompts)), random_streams(prompts), strict=True)]
     finders = {i: StopFinder(tokenizer, params.stop) for i in range(len(prompts))} if params.stop else {}
+
+    def ends(place: int, token: int) -> bool:
+        return bool(finders) and finders[place].add(token)
+
+    complete = _complete if way_of(model) is Way.ENGINE else complete_by_generate
     finished: dict[int, Completion] = {}
     with evaluation_mode(model):
-        for group in plan_groups(lengths, slots or usual_slots(model), affordable_positions(model)):
-            rows = DecodeRows(model, params, eos_token_id, seed, group.slots, group.max_length)
-            for place, completion in _run(rows, [queue[place] for place in group.places], finders):
-                finished[place] = completion
-                if on_finished:
-                    on_finished(len(finished))
+        slots = slots or usual_slots(model)
+        for place, completion in complete(model, waiting, params, eos_token_id, seed, slots, ends):
+            finished[place] = finders[place].cut(completion) if finders else completion
+            if on_finished:
+                on_finished(len(finished))
     return [finished[place] for place in range(len(prompts))]
 
 
-def _run(rows: DecodeRows, prompts: list[Prompt], finders: "dict[int, StopFinder]") -> Iterator[tuple[int, Completion]]:
+def _complete(
+    model: PreTrainedModel,
+    prompts: Sequence[Prompt],
+    params: SamplingParams,
+    eos_token_id: int,
+    seed: int,
+    slots: int,
+    ends: Callable[[int, int], bool],
+) -> Iterator[tuple[int, Completion]]:
+    """Complete `prompts` in the engine: pairs of a prompt's place and its completion, as they finish.
+
+    `ends(place, token)` receives each new token but the eos, and says whether it ends the completion.
+    """
+    lengths = [len(prompt.ids) + params.max_new_tokens for prompt in prompts]
+    for group in plan_groups(lengths, slots, affordable_positions(model)):
+        rows = DecodeRows(model, params, eos_token_id, seed, group.slots, group.max_length)
+        yield from _run(rows, [prompts[place] for place in group.places], ends)
+
+
+def _run(rows: DecodeRows, prompts: list[Prompt], ends: Callable[[int, int], bool]) -> Iterator[tuple[int, Completion]]:
     """Complete `prompts`, longest first: those of similar length are prefilled together, and no long one comes last."""
     waiting = prompts[::-1]
     while waiting or rows.rows:
         free = rows.slots - len(rows.rows)
         if waiting and free >= min(len(waiting), max(1, rows.slots // 8)):
             rows.admit([waiting.pop() for _ in range(min(free, len(waiting)))])
-        tokens = rows.step()
-        stopped = set()
-        if finders:
-            for row, token in zip(rows.rows, tokens, strict=True):
-                if token != rows.eos_token_id and finders[row.prompt.place].add(token):
-                    stopped.add(row.prompt.place)
-        for place, completion in rows.collect(stopped):
-            yield place, finders[place].cut(completion) if finders else completion
+        places = [row.prompt.place for row in rows.rows]
+        tokens = zip(places, rows.step(), strict=True)
+        yield from rows.collect({place for place, token in tokens if token != rows.eos_token_id and ends(place, token)})
 
 
 def stream(
@@ -91,39 +111,42 @@ def stream(
     Raises UsageError and TrainingError as `generate` does.
     """
     check_prompts(model, [prompt_ids], params)
-    with evaluation_mode(model):
-        rows = DecodeRows(model, params, eos_token_id, seed, 1, len(prompt_ids) + params.max_new_tokens)
-        rows.admit([Prompt(prompt_ids, 0, random_streams([prompt_ids])[0])])
-        finder, shown = StopFinder(tokenizer, params.stop), 0
-        while rows.rows and not finder.stopped:
-            [token] = rows.step()
-            rows.collect()
+    prompt = Prompt(prompt_ids, 0, random_streams([prompt_ids])[0])
+    tokens_of = _stream if way_of(model) is Way.ENGINE else stream_by_generate
+    finder, shown = StopFinder(tokenizer, params.stop), 0
+    with evaluation_mode(model), closing(tokens_of(model, prompt, params, eos_token_id, seed)) as tokens:
+        for token in tokens:
             if token != eos_token_id:
                 finder.add(token)
-            safe = finder.safe if rows.rows else len(finder.text)
-            if safe > shown:
+            if (safe := finder.safe) > shown:
                 yield finder.text[shown:safe]
                 shown = safe
+            if finder.stopped:
+                return
+    if len(finder.text) > shown:
+        yield finder.text[shown:]
+
+
+def _stream(
+    model: PreTrainedModel, prompt: Prompt, params: SamplingParams, eos_token_id: int, seed: int
+) -> Generator[int]:
+    """The tokens of the completion to `prompt` in the engine, one by one."""
+    rows = DecodeRows(model, params, eos_token_id, seed, 1, len(prompt.ids) + params.max_new_tokens)
+    rows.admit([prompt])
+    while rows.rows:
+        yield from rows.step()
+        rows.collect()
 
 
 def check_prompts(model: PreTrainedModel, prompts: Sequence[Sequence[int]], params: SamplingParams) -> None:
-    """Raise UsageError if the engine cannot run `model`, or a prompt is empty or leaves no room for its completion."""
-    config, name = model.config.get_text_config(), type(model).__name__
-    takes_positions = "position_ids" in inspect.signature(model.get_decoder().forward).parameters
-    if not takes_positions or layer_types(config) - {"full_attention", "sliding_attention"}:
-        raise UsageError(f"the decode engine cannot run {name}", "Use a decoder such as GPT-2, Llama or Qwen3.")
-    if config._attn_implementation not in ("sdpa", "eager"):
-        raise UsageError(
-            f"{name} uses {config._attn_implementation} attention, which the decode engine cannot mask by row",
-            'Load the model with attn_implementation="sdpa".',
-        )
+    """Raise UsageError if a prompt is empty or leaves no room for its completion."""
     if not all(prompts):
         raise UsageError("a prompt has no tokens", "Give each prompt at least one token.")
-    longest, limit = max(map(len, prompts)), longest_sequence(model, decodes=True)
+    longest, limit = max(map(len, prompts)), longest_sequence(model)
     if not leaves_room(longest, params.max_new_tokens, limit):
         raise UsageError(
             f"the longest prompt ({longest} tokens) and max_new_tokens ({params.max_new_tokens}) need "
-            f"{longest + params.max_new_tokens} positions, and {name} has {limit}",
+            f"{longest + params.max_new_tokens} positions, and {type(model).__name__} has {limit}",
             "Shorten the prompts, or lower max_new_tokens.",
         )
 

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
-from chatpipe.errors import UsageError
+from chatpipe.errors import TrainingError, UsageError
 
 BROKEN = -1
 """The token that `sample` gives a row whose logits are not finite."""
@@ -89,6 +89,15 @@ def sample(logits: Tensor, uniforms: Tensor, params: SamplingParams) -> Tensor:
     probs = _tempered(logits, params).softmax(-1)
     broken = probs[:, 0].isnan()  # one NaN or infinity makes a whole row of a softmax NaN
     return _invert_cdf(_truncate(probs, params), uniforms).masked_fill_(broken, BROKEN)
+
+
+def check_finite(tokens: Sequence[int]) -> None:
+    """Raises TrainingError if one of the drawn `tokens` is `BROKEN`."""
+    if BROKEN in tokens:
+        raise TrainingError(
+            "the model's output is not finite (NaN or infinity) while generating",
+            "The weights are broken or overflow in this dtype: look at the stage that wrote the model.",
+        )
 
 
 def _tempered(logits: Tensor, params: SamplingParams) -> Tensor:

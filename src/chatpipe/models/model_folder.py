@@ -26,6 +26,9 @@ _TOKENIZER_FILES = ("tokenizer*", "*.model", "vocab*", "tekken*")
 _LABELS_BY_DEFAULT = 2
 """The number of labels that transformers assumes for a config.json without labels."""
 
+_POSITIONS = ("max_position_embeddings", "n_positions", "max_seq_len")
+"""What families call the length of their table of positions: most, GPT-2, MPT."""
+
 COUNT_FROM_PADDING = (
     "camembert",
     "data2vec-text",
@@ -87,7 +90,7 @@ def positions_of(folder: Path) -> int | None:
 def usable_positions(config: Mapping[str, Any]) -> int | None:
     """How many tokens a model of such a config.json reads at once; None where it has no table of positions."""
     text = {**config, **(config.get("text_config") or {})}
-    positions = text.get("max_position_embeddings", text.get("n_positions"))
+    positions = next((text[name] for name in _POSITIONS if text.get(name) is not None), None)
     if not isinstance(positions, int) or positions <= 0:  # -1 in XLNet, which has no table
         return None
     before_first = text.get("pad_token_id")

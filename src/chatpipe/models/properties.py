@@ -17,20 +17,15 @@ UNLIMITED = 2**31
 def longest_sequence(
     model: "PreTrainedModel | PreTrainedConfig",
     tokenizer: "PreTrainedTokenizerBase | None" = None,
-    *,
-    decodes: bool = False,
 ) -> int:
     """How many tokens `model` (or a model with this configuration) reads at once; `UNLIMITED` if nothing bounds it.
 
-    The bounds are its positions, with `tokenizer` the tokenizer's `model_max_length`, and for a model that `decodes`
-    its attention window: the decode cache holds whole sequences, so it is right only up to that window.
+    The bounds are its positions and, with `tokenizer`, the tokenizer's `model_max_length`.
     """
     config: PreTrainedConfig = getattr(model, "config", model).get_text_config()
     bounds = [usable_positions(config.to_dict())]
     if tokenizer is not None:
         bounds.append(tokenizer.model_max_length)
-    if decodes and "sliding_attention" in layer_types(config):
-        bounds.append(config.sliding_window)
     return min((bound for bound in bounds if bound), default=UNLIMITED)
 
 
@@ -49,7 +44,7 @@ def shared_context(
     tokenizer: "PreTrainedTokenizerBase",
 ) -> int:
     """How many tokens a prompt with its answer may have: `policy` writes them, and all `scorers` read them."""
-    return min([longest_sequence(policy, decodes=True), *(longest_sequence(model, tokenizer) for model in scorers)])
+    return min([longest_sequence(policy), *(longest_sequence(model, tokenizer) for model in scorers)])
 
 
 def leaves_room(prompt_tokens: int, new_tokens: int, context: int) -> bool:
@@ -65,8 +60,8 @@ def layer_types(config: "PreTrainedConfig") -> set[str]:
 
 def body_of(model: "PreTrainedModel") -> "nn.Module":
     """The transformer below a model's head."""
-    body: nn.Module = getattr(model, model.base_model_prefix)
-    return body
+    body: nn.Module | None = getattr(model, model.base_model_prefix, None)
+    return model.model if body is None else body  # Llama 4 names another attribute than it has
 
 
 @contextmanager

@@ -52,7 +52,7 @@ class ChatModel:
     @property
     def context(self) -> int:
         """How many tokens prompt and completion may have together."""
-        return longest_sequence(self.model, decodes=True)
+        return longest_sequence(self.model)
 
     def has_room(self, prompt: Conversation, max_new_tokens: int) -> bool:
         """Whether the model can read `prompt`, and a completion of `max_new_tokens` fits into the context behind it."""

@@ -34,6 +34,7 @@ from chatpipe.stages.language_steps import PpoStep
 from chatpipe.stages.ppo_rewards import answer_rewards, load_rewards
 from chatpipe.stages.shared import (
     answering,
+    check_completes,
     example_prompt,
     longest_answer,
     oracle_of,
@@ -87,6 +88,7 @@ def prepare(step: Step) -> Prepared:
     add_chat_template(tokenizer, recipe.chat_template_kwargs)
     prompts = _readable(step, tokenizer, prompts)
     policy = load_causal_model(step.models["model"])
+    check_completes(step, policy)
     # In bfloat16 only where the policy computes in it too: the KL between them is 0 before the first step.
     in_bf16 = use_bf16(recipe.ppo.bf16, policy.device)
     reference = None if recipe.ppo.lora else load_causal_model(step.models["model"], frozen=in_bf16)

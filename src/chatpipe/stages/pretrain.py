@@ -24,6 +24,7 @@ from chatpipe.models.pretrained import load_causal_model, load_masked_model, loa
 from chatpipe.models.properties import longest_sequence
 from chatpipe.stages.shared import (
     TOKENS,
+    check_completes,
     example_prompt,
     save_checkpoint,
     stage_arguments,
@@ -64,6 +65,8 @@ def prepare(step: Step) -> Prepared:
     if step.recipe.pretrain.objective == "masked":
         add_mask_token(tokenizer)
     model = _start(step, tokenizer)
+    if step.recipe.pretrain.objective == "causal":
+        check_completes(step, model)
     # Here too: the positions of a model of the hub are not known before it is loaded.
     check_block_size(step.recipe.pretrain.block_size, longest_sequence(model))
     return Prepared(texts, tokenizer, model, validation)

@@ -23,7 +23,7 @@ def run(step: Step) -> Outcome | None:
     settings, path = step.recipe.sample, step.folder / COMPLETIONS_FILE
     prompts, ids = _prompts(step)
     model = step.models["model"]
-    context = longest_sequence(AutoConfig.from_pretrained(model), decodes=True)
+    context = longest_sequence(AutoConfig.from_pretrained(model))
     new_tokens = longest_answer(step, settings.max_new_tokens, load_tokenizer(model), context)
     sampling = Sampling(
         settings.k,

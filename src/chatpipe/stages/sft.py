@@ -24,6 +24,7 @@ from chatpipe.models.pretrained import load_causal_model, load_for_chat, load_to
 from chatpipe.models.properties import longest_sequence, row_length
 from chatpipe.stages.shared import (
     answering,
+    check_completes,
     example_prompt,
     oracle_of,
     save_checkpoint,
@@ -66,7 +67,8 @@ class Prepared:
 def prepare(step: Step) -> Prepared:
     """Loads the model and makes the rows; every process has the same."""
     tokenizer, model = load_for_chat(step.models["model"], settings=step.recipe.chat_template_kwargs)
-    max_length = row_length(step.recipe.sft.max_length, longest_sequence(model, decodes=True))
+    check_completes(step, model)
+    max_length = row_length(step.recipe.sft.max_length, longest_sequence(model))
     blocks = step.data[KEY]
     with main_process_first(step.folder):
         rows = rows_of_conversations(step.folder / ROWS, blocks, step.recipe.worlds, tokenizer, max_length, KEY)
@@ -88,7 +90,7 @@ def run(step: Step) -> Outcome | None:
     check_enough_rows(train, prepared.validation, KEY)
     for line in note.left_out(train, prepared.validation, max_length) if step.is_main else ():
         console.note(line)
-    params = answering(step, tokenizer, longest_sequence(model, decodes=True))
+    params = answering(step, tokenizer, longest_sequence(model))
     rows, prompts = _validation(step, prepared, params)
     with evaluating:
         before = chat_loss(model, rows)
@@ -125,7 +127,7 @@ def _validation(
     """The validation conversations and prompts, as many as the evaluation may cost (`evaluation.budget`)."""
     section, validation, model = step.recipe.sft, prepared.validation, prepared.model
     prompts = [conversation[:-1] for conversation in validation.examples()]
-    context = longest_sequence(model, decodes=True)
+    context = longest_sequence(model)
     prompts = validation_prompts(step, prepared.tokenizer, prompts, context, params.max_new_tokens)
     parameters, tokens = model.num_parameters(), int(prepared.train.lengths.sum())
     epochs = section.num_train_epochs

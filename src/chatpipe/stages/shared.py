@@ -21,6 +21,7 @@ from chatpipe.data.worlds import Oracle, world_named
 from chatpipe.errors import UsageError
 from chatpipe.evaluation.answers import answer_limit
 from chatpipe.generation import SamplingParams
+from chatpipe.generation.ways import Way, way_of
 from chatpipe.models.pretrained import load_tokenizer
 from chatpipe.recipe.schema import DataBlock, Lora
 from chatpipe.stages.step import Step
@@ -84,6 +85,20 @@ def training_text(
 
 
 # ---- validation ----
+
+
+def check_completes(step: Step, model: PreTrainedModel) -> None:
+    """Raises `UsageError` where the stage's `model` cannot complete prompts, as its evaluation will ask it to.
+
+    Says so where it takes `model.generate`, which is slower than the decode engine.
+    """
+    named = f"{step.stage}.model" + (f" = {step.models['model']}" if "model" in step.models else "")
+    try:
+        way = way_of(model)
+    except UsageError as problem:
+        raise UsageError(f"{named}: {problem.message}", problem.hint) from problem
+    if way is not Way.ENGINE and step.is_main:
+        console.note(f"{named}: answers come from {way.value}; the decode engine cannot run {type(model).__name__}")
 
 
 def validation_prompts(
