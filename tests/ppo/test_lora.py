@@ -7,6 +7,7 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from chatpipe.errors import UsageError
+from chatpipe.training.lora import Adapter, lora_config
 
 peft = pytest.importorskip("peft")
 
@@ -98,3 +99,11 @@ def test_a_model_that_has_an_adapter_already_is_refused(tmp_path):
     model = peft.get_peft_model(tiny.policy(), peft.LoraConfig(r=2, target_modules=["c_attn"], task_type="CAUSAL_LM"))
     with pytest.raises(UsageError, match="has an adapter already"):
         trainer(tmp_path, model=model)
+
+
+@pytest.mark.parametrize("module", ["lm_head", "wte"])
+def test_an_adapter_on_tied_embeddings_is_refused(module):
+    """Merged into one of the two, it would change both."""
+    with pytest.raises(UsageError, match="tied embeddings"):
+        Adapter(tiny.policy(), lora_config(4, 8, [module, "c_attn"]))
+    Adapter(tiny.policy(), lora_config(4, 8, "all-linear"))

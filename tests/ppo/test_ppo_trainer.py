@@ -7,7 +7,7 @@ from transformers import LlamaConfig, LlamaForCausalLM, TrainerCallback
 
 from chatpipe.data.sequences import pad
 from chatpipe.errors import UsageError
-from chatpipe.models.logprobs import check_output_head
+from chatpipe.models.logprobs import output_head
 from chatpipe.ppo.experience import row_numbers
 from chatpipe.ppo.model import disable_dropout
 from chatpipe.reward.reward_model import batch_scores
@@ -251,18 +251,18 @@ def test_what_could_only_go_wrong_silently_is_refused(tmp_path):
 
 
 def test_a_model_that_changes_its_logits_after_the_head_is_refused():
+    output_head(tiny.policy())
     model = tiny.policy().eval()
-    check_output_head(model)
     forward = model.forward
 
-    def capped(*args, **kwargs):
+    def shifted(*args, **kwargs):
         output = forward(*args, **kwargs)
-        output.logits = output.logits * 0.5
+        output.logits = output.logits.roll(1, -1)
         return output
 
-    model.forward = capped
+    model.forward = shifted
     with pytest.raises(UsageError, match="changes its logits"):
-        check_output_head(model)
+        output_head(model)
 
 
 def test_compiled_it_takes_the_same_steps_and_saves_the_same_names(tmp_path):

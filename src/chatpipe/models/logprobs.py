@@ -1,14 +1,19 @@
 """Log-probs of completions under a causal model, and its hidden states at the positions that predict them."""
 
+import re
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+from weakref import WeakKeyDictionary
+
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn.functional import pad
 from torch.utils.checkpoint import checkpoint
 from transformers import PreTrainedModel
 
 from chatpipe.data.sequences import MicroBatch
 from chatpipe.errors import UsageError
-from chatpipe.models.properties import body_of
+from chatpipe.models.properties import body_of, evaluation_mode
 from chatpipe.models.unpadded import MULTIPLE, Rows, hidden_states_at
 
 MAX_LOGITS = {"cpu": 2**25, "cuda": 2**28}
@@ -40,7 +45,7 @@ def _read(policy: PreTrainedModel, batch: MicroBatch, temperature: float, with_e
     """
     hidden = completion_states(policy, batch)
     tokens = batch.input_ids[batch.rows, batch.columns + 1]
-    head = policy.get_output_embeddings()
+    head = output_head(policy)
     most = MAX_LOGITS.get(hidden.device.type, MAX_LOGITS["cuda"])
     at_once = max(1, most // policy.config.get_text_config().vocab_size)
     if len(tokens) <= at_once:
@@ -55,7 +60,7 @@ def _read(policy: PreTrainedModel, batch: MicroBatch, temperature: float, with_e
 
 
 def token_logprobs(
-    head: nn.Module, hidden: Tensor, tokens: Tensor, temperature: float, with_entropy: bool
+    head: Callable[[Tensor], Tensor], hidden: Tensor, tokens: Tensor, temperature: float, with_entropy: bool
 ) -> tuple[Tensor, Tensor]:
     """Log-probs of `tokens` [N] where the output head sees the states `hidden` [N, d], and entropy [N] (else [0])."""
     # A multiple of rows, for the reason given at MULTIPLE.
@@ -68,23 +73,69 @@ def token_logprobs(
     return logprobs.gather(-1, tokens[:, None])[:, 0], entropy
 
 
-@torch.no_grad()
-def check_output_head(policy: PreTrainedModel) -> None:
-    """Raise UsageError unless the policy's logits are its output head applied to its last hidden states.
+# ---- from hidden states to logits ----
 
-    `completion_logprobs` assumes that. A model that scales or caps its logits (Gemma 2, Cohere, Granite) would be
-    trained on other probabilities than it samples from.
+TRIED_TOKENS = 16
+SCALE = re.compile("logits?_scal|(logits?|lm_head|output)_multiplier")
+"""Settings that scale logits, by their names in the configurations of transformers."""
+
+_changes: "WeakKeyDictionary[PreTrainedModel, LogitChange]" = WeakKeyDictionary()
+
+
+class LogitChange(NamedTuple):
+    """What a family does to the logits of its output head: it scales them, and caps them to +-cap by tanh."""
+
+    scale: float = 1.0
+    cap: float | None = None
+
+    def __call__(self, logits: Tensor) -> Tensor:
+        """The logits that the model samples from."""
+        if self.scale != 1:
+            logits = logits * self.scale
+        return logits if self.cap is None else self.cap * torch.tanh(logits / self.cap)
+
+
+def output_head(policy: PreTrainedModel) -> Callable[[Tensor], Tensor]:
+    """The function from the policy's last hidden states [n, d] to the logits [n, vocabulary] that it samples from.
+
+    It is the output head, and what the family does to its logits (Gemma 2 caps them; Cohere and Granite scale them),
+    which is tried once. Raises UsageError where no known change gives the model's logits, or they are not finite.
     """
-    ids = torch.zeros(1, 2, dtype=torch.long, device=policy.device)
+    if policy not in _changes:
+        _changes[policy] = _tried_change(policy)
+    head, change = policy.get_output_embeddings(), _changes[policy]
+    return head if change == LogitChange() else lambda hidden: change(head(hidden))
+
+
+@torch.no_grad()
+def _tried_change(policy: PreTrainedModel) -> LogitChange:
+    entries = policy.get_input_embeddings().num_embeddings
+    ids = (torch.arange(TRIED_TOKENS, device=policy.device)[None] * 7 + 11) % entries
     inputs = {"input_ids": ids, "attention_mask": torch.ones_like(ids), "use_cache": False}
-    ours = policy.get_output_embeddings()(policy.base_model(**inputs).last_hidden_state)
-    theirs = policy(**inputs).logits
-    if not theirs.isfinite().all():
+    with evaluation_mode(policy), torch.autocast(policy.device.type, enabled=False):
+        logits = policy(**inputs).logits.float()
+        own = policy.get_output_embeddings()(body_of(policy)(**inputs).last_hidden_state)
+    if not logits.isfinite().all():
         raise UsageError(
             "The policy's output is not finite (NaN or infinity).", "Its weights are broken: look at them."
         )
-    if not torch.allclose(ours.float(), theirs.float(), rtol=1e-3, atol=1e-3):
-        raise UsageError(
-            f"{type(policy).__name__} changes its logits after the output head, which PPO here does not do.",
-            "Use a model that does not, such as GPT-2, Llama or Qwen3.",
-        )
+    tolerance = (1e-3 if torch.finfo(policy.dtype).bits > 16 else 2e-2) * max(1.0, logits.abs().max().item())
+    for change in _possible_changes(policy.config.get_text_config().to_dict()):
+        if (change(own).float() - logits).abs().max() <= tolerance:
+            return change
+    raise UsageError(
+        f"{type(policy).__name__} changes its logits after the output head in a way that PPO here does not know.",
+        "Use a model that does not, such as GPT-2, Llama or Qwen3.",
+    )
+
+
+def _possible_changes(config: Mapping[str, Any]) -> list[LogitChange]:
+    """The changes that the numbers in a configuration allow: small logits do not show a cap, so those with one first.
+
+    `logit_scale` (Cohere) multiplies, `logits_scaling` (Granite) divides.
+    """
+    numbers = {name: float(value) for name, value in config.items() if type(value) in (int, float) and value}
+    scales = [value for name, value in numbers.items() if SCALE.search(name)]
+    caps = [value for name, value in numbers.items() if "cap" in name and "logit" in name and "att" not in name]
+    factors = [factor for scale in scales for factor in (scale, 1 / scale)]
+    return [LogitChange(factor, cap) for cap in (*caps, None) for factor in (*factors, 1.0)]

@@ -19,6 +19,11 @@ from transformers import (
     set_seed,
 )
 from transformers.activations import NewGELUActivation
+from transformers.modeling_layers import GenericForSequenceClassification
+from transformers.models.auto.modeling_auto import (
+    MODEL_FOR_CAUSAL_LM_MAPPING,
+    MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING,
+)
 
 from chatpipe import console
 from chatpipe.data.chat_template import add_chat_template
@@ -73,6 +78,7 @@ def load_reward_model(model: str | Path, frozen: bool = False) -> PreTrainedMode
 
     Also raises `UsageError` where the offset that centres its scores is not a finite number.
     """
+    give_score_class(load_config(model))
     loaded = _load(AutoModelForSequenceClassification, model, dtype=_dtype(frozen))
     offset = getattr(loaded.config, "chatpipe_reward_offset", 0.0)
     if not isinstance(offset, int | float) or not math.isfinite(offset):
@@ -81,6 +87,26 @@ def load_reward_model(model: str | Path, frozen: bool = False) -> PreTrainedMode
             "Its scores cannot be centred: train the reward model again, or give another.",
         )
     return prepare_model(loaded, frozen)
+
+
+def give_score_class(config: PreTrainedConfig) -> bool:
+    """Lets `AutoModelForSequenceClassification` make models with this configuration; False where transformers cannot.
+
+    For a family that has causal models only (Mamba, LFM2, Granite, Cohere) a class is made as transformers makes its
+    own for Llama: the body, and a linear layer called `score`.
+    """
+    if type(config) in MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING:
+        return not getattr(MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING[type(config)], "made_by_chatpipe", False)
+    if type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING:
+        return True  # transformers says what is wrong
+    causal = MODEL_FOR_CAUSAL_LM_MAPPING[type(config)]
+    parents = [parent for parent in causal.__mro__[1:] if issubclass(parent, PreTrainedModel)]
+    own = {"base_model_prefix": causal.base_model_prefix, "made_by_chatpipe": True}
+    own["__module__"] = causal.__module__  # transformers initialises classes of other modules in another way
+    name = causal.__name__.replace("ForCausalLM", "ForSequenceClassification")
+    scores = type(name, (GenericForSequenceClassification, parents[0]), own)
+    AutoModelForSequenceClassification.register(type(config), scores, exist_ok=True)
+    return False
 
 
 def prepare_model(model: Model, frozen: bool = False) -> Model:

@@ -12,6 +12,7 @@ A model can be read this way if it is one of transformers' with exchangeable att
 tokens before, and if the result is the same, which is tried once for each model. Others are read in padded rows.
 """
 
+import inspect
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -129,12 +130,12 @@ def _is_same(body: nn.Module) -> bool:
 
 def _padded(body: nn.Module, tokens: Rows) -> Tensor:
     """[b, t, d]; padded cells are meaningless."""
-    return body(
-        input_ids=tokens.input_ids,
-        attention_mask=tokens.attention_mask,
-        position_ids=tokens.position_ids,
-        use_cache=False,
+    takes_positions = "position_ids" in inspect.signature(body.forward).parameters  # recurrent models have none
+    positions = {"position_ids": tokens.position_ids} if takes_positions else {}
+    hidden: Tensor = body(
+        input_ids=tokens.input_ids, attention_mask=tokens.attention_mask, use_cache=False, **positions
     ).last_hidden_state
+    return hidden
 
 
 def _flat(body: nn.Module, tokens: Rows) -> Tensor:

@@ -10,8 +10,8 @@ from transformers import AutoModelForSequenceClassification, PreTrainedModel
 
 from chatpipe.data.sequences import MicroBatch, Sequences, equal_tokens, length_sorted, pad
 from chatpipe.errors import UsageError
-from chatpipe.models.logprobs import check_output_head, completion_logprobs, completion_states, logprobs_and_entropy
-from chatpipe.models.pretrained import fuse_gelu
+from chatpipe.models.logprobs import completion_logprobs, completion_states, logprobs_and_entropy, output_head
+from chatpipe.models.pretrained import fuse_gelu, give_score_class
 from chatpipe.models.properties import body_of
 from chatpipe.models.unpadded import reads_unpadded
 from chatpipe.ppo.config import PPOConfig
@@ -123,7 +123,7 @@ def prepare_models(
         if each is not None:
             disable_dropout(each)
             fuse_gelu(each)
-    check_output_head(model)
+    output_head(model)  # refuses a model whose logits cannot be computed
     if value_model is None:
         value_model = new_value_model(model, rewards.models, args.value_model)
     if ref_model is None and peft_config is None:
@@ -133,6 +133,8 @@ def prepare_models(
     for each in (ref_model, *rewards.all_models):
         if each is not None:
             each.eval().requires_grad_(False).to(args.device)
+    if ref_model is not None:
+        output_head(ref_model)  # tried now, not in the first micro-batch
     value_model.requires_grad_(True)
     return value_model, ref_model, adapter
 
@@ -161,13 +163,14 @@ def value_model_from_policy(policy: PreTrainedModel) -> PreTrainedModel:
     """A sequence classification model with a copy of the policy's body and a scalar head of zeros: all values are 0."""
     config = copy.deepcopy(policy.config)
     config.num_labels = 1
+    give_score_class(config)
     with torch.device("meta"):  # its weights are replaced, so none are drawn
         value_model = AutoModelForSequenceClassification.from_config(
             config, attn_implementation=config._attn_implementation
         )
     if not reads_left_to_right(value_model):
         raise UsageError(f"{type(policy).__name__} cannot start a value model.", "Give a value_model.")
-    setattr(value_model, value_model.base_model_prefix, copy.deepcopy(policy.base_model))
+    setattr(value_model, value_model.base_model_prefix, copy.deepcopy(body_of(policy)))
     weight, width = next(policy.parameters()), value_model.score.in_features
     value_model.score = nn.Linear(width, 1, bias=False, device=weight.device, dtype=weight.dtype)
     nn.init.zeros_(value_model.score.weight)

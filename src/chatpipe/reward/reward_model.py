@@ -27,9 +27,10 @@ from transformers import (
 )
 from transformers.utils import logging
 
+from chatpipe import console
 from chatpipe.data.sequences import PADDING_ID, equal_tokens, length_sorted, pad_right
 from chatpipe.errors import TrainingError
-from chatpipe.models.pretrained import prepare_model
+from chatpipe.models.pretrained import give_score_class, prepare_model
 from chatpipe.models.properties import body_of, evaluation_mode
 from chatpipe.models.unpadded import Rows, hidden_states_at, reads_unpadded
 
@@ -42,6 +43,8 @@ def new_reward_model(body_folder: str, pad_token_id: int, seed: int) -> PreTrain
     readings of one answer must agree.
     """
     config = AutoConfig.from_pretrained(body_folder, num_labels=1)
+    if not give_score_class(config):
+        console.note(f"transformers has no reward models of type {config.model_type}: this one opens in chatpipe alone")
     _turn_off_dropout(config)
     config.get_text_config().pad_token_id = pad_token_id
     with _without_load_report():

@@ -32,6 +32,7 @@ class Adapter:
                 "Set lora.target_modules to the names of linear layers of this model, or to all-linear.",
             ) from problem
         self.model: PreTrainedModel = self._model.get_base_model()
+        _check_untied(self._model)
         for module in whole:
             module.requires_grad_(True)
 
@@ -51,6 +52,19 @@ class Adapter:
         """The trained weights as a module; their names have `/` in place of dots."""
         trained = {name: weight for name, weight in self.model.named_parameters() if weight.requires_grad}
         return nn.ParameterDict({name.replace(".", "/"): weight for name, weight in trained.items()})
+
+
+def _check_untied(model: nn.Module) -> None:
+    """Raises `UsageError` where the adapter of the output head would be merged into the embeddings, or the reverse."""
+    layers = {name: layer.get_base_layer() for name, layer in model.named_modules() if hasattr(layer, "get_base_layer")}
+    weights = [weight for _, weight in model.named_parameters(remove_duplicate=False)]
+    for name, layer in layers.items():
+        if sum(weight is layer.weight for weight in weights) > 1:
+            raise UsageError(
+                f"lora: {name.rpartition('.')[2]} shares its weights with another layer (tied embeddings): merging the "
+                "adapter would change both.",
+                "Leave it out of lora.target_modules; all-linear does so.",
+            )
 
 
 class TrainsAdapter(ResumePoints):

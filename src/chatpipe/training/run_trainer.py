@@ -154,7 +154,7 @@ def run_trainer(
     after `max_nonfinite_steps` in a row with a loss or gradient that is not finite.
     """
     trainer.max_nonfinite_steps = max_nonfinite_steps
-    config = model.config
+    config = model.config.get_text_config()
     flops = flops_per_token(model.num_parameters(), config.num_hidden_layers, config.hidden_size, context)
     watching = watch(trainer, stage, folder, flops, peak_flops(torch.bfloat16 if trainer.args.bf16 else torch.float32))
     point = common_resume_point(folder / RESUME_POINTS)

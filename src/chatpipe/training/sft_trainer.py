@@ -40,6 +40,8 @@ class SftTrainer(TrainsAdapter, KeepsBest, SkipNonFinite, SFTTrainer):
                 f"{type(model).__name__} reads across conversations that are packed into one sequence.",
                 "Set sft.packing to false.",
             )
+        if not hasattr(model.config.get_text_config(), "num_experts"):
+            args.router_aux_loss_coef = 0.0  # trl's loss of the router needs that number (GraniteMoeHybrid has no such)
         super().__init__(
             model=model,
             args=args,
