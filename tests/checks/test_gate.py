@@ -12,7 +12,7 @@ from chatpipe.recipe.loading import load_recipe
 from chatpipe.recipe.schema import CheckSwitches
 from chatpipe.stages import ppo
 
-NAMES = ["pad_is_eos", "double_bos", "turns_lost", "answers_cut", "validation_seen"]
+NAMES = ["eos_not_learned", "double_bos", "turns_lost", "answers_cut", "validation_seen"]
 
 
 def failing(count):
@@ -29,7 +29,7 @@ def test_each_check_has_its_outcome_in_order():
     checks = {"double_bos": lambda: None, **failing(1), "turns_lost": lambda: 1 / 0}
     assert run_checks("rm", CheckSwitches(turns_lost=False), checks) == [
         CheckResult("rm", "checks.double_bos", "ok"),
-        CheckResult("rm", "checks.pad_is_eos", "failed", "pad_is_eos it is.", "Mend pad_is_eos."),
+        CheckResult("rm", "checks.eos_not_learned", "failed", "eos_not_learned it is.", "Mend eos_not_learned."),
         CheckResult("rm", "checks.turns_lost", "off"),
     ]
 
@@ -48,17 +48,17 @@ def test_nothing_found_lets_the_stage_begin():
     assert enforce("ppo", CheckSwitches(), {"double_bos": lambda: None}) == [
         CheckResult("ppo", "checks.double_bos", "ok")
     ]
-    assert enforce("ppo", CheckSwitches(pad_is_eos=False), failing(1)) == [
-        CheckResult("ppo", "checks.pad_is_eos", "off")
+    assert enforce("ppo", CheckSwitches(eos_not_learned=False), failing(1)) == [
+        CheckResult("ppo", "checks.eos_not_learned", "off")
     ]
 
 
 def test_one_failure_is_reported_with_its_remedy_and_its_key():
     assert message(1) == [
         "sft would go wrong without any error, so it stops before its first step.",
-        "checks.pad_is_eos: pad_is_eos it is.",
-        "  Mend pad_is_eos.",
-        "To train anyway, turn this check off: checks.pad_is_eos=false.",
+        "checks.eos_not_learned: eos_not_learned it is.",
+        "  Mend eos_not_learned.",
+        "To train anyway, turn this check off: checks.eos_not_learned=false.",
     ]
 
 
@@ -66,7 +66,7 @@ def test_three_are_shown_in_full_and_of_five_the_first_two():
     three, five = message(3), message(5)
     assert len(three) == 8
     assert three[5:7] == ["checks.turns_lost: turns_lost it is.", "  Mend turns_lost."]
-    assert three[-1] == "To train anyway, turn this check off: checks.pad_is_eos=false (likewise for the others)."
+    assert three[-1] == "To train anyway, turn this check off: checks.eos_not_learned=false (likewise for the others)."
     assert len(five) == 7
     assert five[3:6] == [
         "checks.double_bos: double_bos it is.",
@@ -80,7 +80,7 @@ def test_every_check_has_a_switch_and_every_switch_a_check():
     text = Path(by_stage.__file__).read_text() + Path(ppo.__file__).read_text()
     listed = set(re.findall(r'^        "(\w+)": lambda', text, re.MULTILINE))
     assert listed == set(CheckSwitches.model_fields)
-    assert len(listed) == 24
+    assert len(listed) == 22
 
 
 def test_a_recipe_turns_checks_off_by_name():

@@ -56,14 +56,6 @@ def test_token_ids_out_of_range(foreign):
     )
 
 
-@pytest.mark.parametrize("pad, told", [(None, "not set"), (tiny.EOS, "its EOS (id 1)")])
-def test_reward_pad_token(saved, pad, told):
-    model = load_reward_model(saved)
-    assert rewards.reward_pad_token({KEY: model}, tiny.EOS) is None
-    model.config.pad_token_id = pad
-    assert names(rewards.reward_pad_token({KEY: model}, tiny.EOS), KEY, saved, told, "pad_token_id", "config.json")
-
-
 def test_batch_changes_score():
     good = {KEY: tiny.random_reward_model(), "ppo.reward.1": encoder(BertForSequenceClassification)}
     assert rewards.batch_changes_score(good, ROWS, tiny.PAD) is None
@@ -83,6 +75,14 @@ def test_score_not_on_eos_where_rows_do_not_end_with_it():
     scorers = {KEY: tiny.random_reward_model(), "ppo.reward.1": encoder(BertForSequenceClassification)}
     assert rewards.score_not_on_eos(scorers, ROWS, tiny.PAD, tiny.EOS) is None
     assert names(rewards.score_not_on_eos(scorers, [*ROWS, [3, tiny.EOS, 4]], tiny.PAD, tiny.EOS), "1", "eos_token")
+
+
+@pytest.mark.parametrize("pad", [None, tiny.EOS])
+def test_a_reward_model_needs_no_pad_token_of_its_own(saved, pad):
+    model = load_reward_model(saved)
+    model.config.pad_token_id = pad
+    assert rewards.score_not_on_eos({KEY: model}, ROWS, tiny.EOS, tiny.EOS) is None
+    assert rewards.batch_changes_score({KEY: model}, ROWS, tiny.EOS) is None
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])

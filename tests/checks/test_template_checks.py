@@ -10,12 +10,6 @@ from chatpipe.data.chat_template import CHAT_TEMPLATE, stop_at_end_of_turn
 CHAT = [said("Who is Mara?", "A baker.", "Since when?", "For years.", system="Be brief.")]
 
 
-def test_pad_is_eos(tokenizer):
-    assert template.pad_is_eos(tokenizer) is None
-    tokenizer.pad_token = tokenizer.eos_token
-    assert names(template.pad_is_eos(tokenizer), "<|endoftext|>", "pad_token", "tokenizer_config.json")
-
-
 def test_double_bos(tokenizer):
     def rows():
         return [template.encode(tokenizer, conversation)[0] for conversation in CHAT]

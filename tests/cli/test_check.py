@@ -22,7 +22,7 @@ def test_a_recipe_whose_models_are_yet_to_be_made(chatpipe, listing):
     assert ("pretrain", "checks.validation_seen") in by_name(said["checks"], "ok")
     assert set(by_name(said["checks"], "off")) == {(stage, "checks.double_bos") for stage in ("sft", "rm", "ppo")}
     later = by_name(said["checks"], "not yet")
-    assert later["sft", "checks.pad_is_eos"]["found"] == "there is no runs/pocket/pretrain yet; pretrain makes it"
+    assert later["sft", "checks.turns_lost"]["found"] == "there is no runs/pocket/pretrain yet; pretrain makes it"
     assert later["pretrain", "checks.unknown_tokens"]["found"] == "shows once the stage has made its data"
     assert listing() == {}
 

@@ -152,11 +152,11 @@ def _stock_tokenizer(**tokens: str) -> PreTrainedTokenizerFast:
 
 
 @pytest.mark.parametrize("pad", [{}, {"pad_token": "</s>"}])
-def test_a_stock_tokenizer_gets_what_it_lacks_and_pad_is_not_eos(pad):
+def test_a_stock_tokenizer_without_a_template_gets_the_roles_and_keeps_its_pad_token(pad):
     tokenizer = _stock_tokenizer(eos_token="</s>", **pad)
     before = len(tokenizer)
-    assert add_chat_template(tokenizer) == len(tokenizer) - before == 4
-    assert tokenizer.pad_token_id != tokenizer.eos_token_id
+    assert add_chat_template(tokenizer) == len(tokenizer) - before == 3
+    assert tokenizer.pad_token == pad.get("pad_token")
     ids, mask = encode_conversation(tokenizer, TURNS)
     assert learned(tokenizer, ids, mask) == " Mara is a baker.</s> He has a dog.</s>"
     assert sum(i >= before for i in ids) == len(TURNS)
@@ -169,8 +169,9 @@ def test_a_chat_template_of_its_own_is_kept():
         "{% if add_generation_prompt %}[assistant]{% endif %}"
     )
     tokenizer.chat_template = own
-    add_chat_template(tokenizer)
-    assert tokenizer.chat_template == own
+    before = len(tokenizer)
+    assert add_chat_template(tokenizer) == 0
+    assert (tokenizer.chat_template, len(tokenizer), tokenizer.pad_token) == (own, before, None)
     ids, mask = encode_conversation(tokenizer, TURNS[:2])
     assert learned(tokenizer, ids, mask) == "Mara is a baker.</s>"
 

@@ -48,7 +48,7 @@ def test_answers_and_what_ends_them_are_learned(fitted, name):
     assert learned(tokenizer, ids, mask) == "".join(answers[-1:] if family.thinks else answers)
     assert ids[-1] == tokenizer.convert_tokens_to_ids(family.end_of_turn)
     assert tokenizer.eos_token == family.end_of_turn
-    assert tokenizer.pad_token_id not in (None, tokenizer.eos_token_id)
+    assert tokenizer.pad_token == family.pad
     whole, prompt_length = encode_completion(tokenizer, TURNS[:3], "He has a dog.")
     assert whole == ids
     assert ids[:prompt_length] == encode_prompt(tokenizer, TURNS[:3])

@@ -133,6 +133,7 @@ def models(temperature):
     value_model, reward_model = (
         GPT2ForSequenceClassification(GPT2Config(**shape, num_labels=1)).double() for _ in range(2)
     )
+    reward_model.config.pad_token_id = None  # else transformers, and so we, would read its score before EOS
     policy.lm_head = nn.Linear(16, VOCABULARY, dtype=torch.float64)
     with torch.no_grad():
         policy.lm_head.weight.zero_()

@@ -110,7 +110,6 @@ def model_folders(tmp_path_factory) -> Path:
     _save(folders / "encoder", new_model(shape.model_copy(update={"family": "modernbert"}), masked), masked)
     _save(folders / "reward", _reward_model(tokenizer), tokenizer)
     _save(folders / "two-labels", _reward_model(tokenizer, num_labels=2), tokenizer)
-    _save(folders / "no-pad", _reward_model(tokenizer, pad_token_id=None), tokenizer)
     _save(folders / "other-vocabulary", _reward_model(other), other)
     _spoil_weights(folders)
     _spoil_tokenizers(folders)
@@ -131,6 +130,9 @@ def _spoil_weights(folders: Path) -> None:
     (folders / "shard-missing" / "model.safetensors").rename(folders / "shard-missing" / first)
     index = {"weight_map": dict.fromkeys(weights, first) | {"transformer.ln_f.weight": second}}
     (folders / "shard-missing" / "model.safetensors.index.json").write_text(json.dumps(index))
+    shutil.copytree(folders / "chat", folders / "compiled")
+    compiled = {f"_orig_mod.{name}": weight for name, weight in weights.items()}
+    save_file(compiled, folders / "compiled" / "model.safetensors", metadata={"format": "pt"})
     headless = folders / "headless" / "model.safetensors"
     body = {name: weight for name, weight in load_file(headless).items() if name != "score.weight"}
     save_file(body, headless, metadata={"format": "pt"})

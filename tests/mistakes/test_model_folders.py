@@ -58,6 +58,57 @@ FOLDERS = [
         {**CHATS, "model/config.json": '{"architectures": ["T5EncoderModel"]}'},
     ),
     Mistake(
+        "weights of a compiled model",
+        SFT,
+        "model, sft.model, 16, _orig_mod.transformer.h.0.attn.c_attn.bias, torch.compile -> save_pretrained",
+        CHATS,
+        {"model": "compiled"},
+    ),
+    Mistake(
+        "an adapter beside the model that it was made from",
+        SFT,
+        "model, sft.model -> merge_and_unload",
+        {**CHATS, "model/adapter_config.json": "{}"},
+        {"model": "chat"},
+    ),
+    Mistake(
+        "a model that needs its own code",
+        "chatpipe chat model",
+        "model, TinyMindForCausalLM, auto_map",
+        {
+            "model/config.json": '{"architectures": ["TinyMindForCausalLM"], "model_type": "tinymind", '
+            '"auto_map": {"AutoConfig": "configuration_tinymind.TinyMindConfig"}}',
+            "model/configuration_tinymind.py": "raise SystemExit",
+        },
+    ),
+    Mistake(
+        "a quantised model",
+        RM,
+        "model, rm.model, gptq",
+        {
+            **PAIRS,
+            "model/config.json": '{"architectures": ["LlamaForCausalLM"], "model_type": "llama", '
+            '"quantization_config": {"quant_method": "gptq", "bits": 4}}',
+        },
+    ),
+    Mistake(
+        "an encoder-decoder",
+        "chatpipe eval model --data chats.jsonl",
+        "model, T5ForConditionalGeneration",
+        {
+            **CHATS,
+            "model/config.json": '{"architectures": ["T5ForConditionalGeneration"], "model_type": "t5", '
+            '"is_encoder_decoder": true}',
+        },
+    ),
+    Mistake(
+        "weights that Git LFS has not fetched",
+        SFT,
+        "model/model.safetensors -> git lfs pull",
+        {**CHATS, "model/model.safetensors": "version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 1\n"},
+        {"model": "chat"},
+    ),
+    Mistake(
         "no weights",
         SFT,
         "model, sft.model",
@@ -194,14 +245,6 @@ MODELS = [
         "model, judge, ppo.reward_model -> --model",
         CHATS,
         {"model": "chat", "judge": "other-vocabulary"},
-        begun=True,
-    ),
-    Mistake(
-        "a reward model without pad token",
-        f"{PPO} {SMALL}",
-        "judge, checks.reward_pad_token, ppo.reward_model, pad_token_id, config.json -> checks.reward_pad_token=false",
-        CHATS,
-        {"model": "chat", "judge": "no-pad"},
         begun=True,
     ),
     Mistake(

@@ -1,5 +1,10 @@
+import io
+import json
+import sys
+
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from transformers import (
     BertConfig,
     BertForMaskedLM,
@@ -15,10 +20,12 @@ from chatpipe.models.new_model import train_tokenizer
 from chatpipe.models.pretrained import (
     fuse_gelu,
     load_causal_model,
+    load_config,
     load_masked_model,
     load_reward_model,
     load_tokenizer,
 )
+from chatpipe.reward.reward_model import new_reward_model
 
 
 @pytest.fixture
@@ -55,6 +62,54 @@ def test_a_damaged_folder_is_the_user_s_to_mend_and_no_matter_of_the_hub(folder,
     assert "make it again" in told
     assert "HF_HUB_OFFLINE" not in told
     assert len(told.splitlines()) == 2
+
+
+def test_weights_that_are_missing_are_no_model(folder, capfd):
+    """transformers would draw them at random and print a table; an error names them, and nothing else is printed."""
+    weights = load_file(folder / "model.safetensors")
+    del weights["transformer.ln_f.weight"]
+    weights["transformer.final.weight"] = torch.ones(8)
+    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+    capfd.readouterr()
+    told = problem_of(load_causal_model, folder)
+    assert told.startswith(f"{folder} lacks the weight transformer.ln_f.weight; ")
+    assert "1 that it does not know (transformer.final.weight, ...)" in told
+    assert capfd.readouterr().err.count("ln_f") == 0
+
+
+def test_a_body_without_all_its_weights_makes_no_reward_model(folder):
+    weights = load_file(folder / "model.safetensors")
+    del weights["transformer.h.0.ln_1.bias"]
+    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+    for load in (load_reward_model, lambda model: new_reward_model(str(model), 0, seed=0)):
+        assert f"{folder} lacks the weight transformer.h.0.ln_1.bias" in problem_of(load, folder)
+
+
+def test_weights_of_another_size_than_the_config_says(folder):
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**config, "n_embd": 16}))
+    told = problem_of(load_causal_model, folder)
+    assert "other sizes" in told
+    assert "damaged" not in told
+
+
+@pytest.mark.parametrize("load", [load_causal_model, load_reward_model, load_tokenizer, load_config])
+def test_code_in_a_folder_is_neither_run_nor_asked_about(folder, load, monkeypatch, capfd):
+    config = json.loads((folder / "config.json").read_text())
+    auto_map = {"AutoConfig": "configuration_own.OwnConfig", "AutoModelForCausalLM": "modeling_own.OwnForCausalLM"}
+    own = {"model_type": "own", "architectures": ["OwnForCausalLM"], "auto_map": auto_map}
+    (folder / "config.json").write_text(json.dumps({**config, **own}))
+    settings = {"auto_map": {"AutoTokenizer": ["tokenization_own.OwnTokenizer", None]}, "tokenizer_class": "Own"}
+    (folder / "tokenizer_config.json").write_text(json.dumps(settings))
+    for name in ("configuration_own", "modeling_own", "tokenization_own"):
+        (folder / f"{name}.py").write_text("print('THIS CODE RAN')")
+    monkeypatch.setattr(sys, "stdin", io.StringIO("y\n" * 9))
+    told = problem_of(load, folder)
+    assert "Python code of its own" in told
+    said = capfd.readouterr()
+    assert "RAN" not in said.out + said.err
+    assert "Do you wish" not in said.out + said.err
+    assert sys.stdin.tell() == 0
 
 
 def test_a_hub_id_that_is_not_in_the_cache_is_reported_as_such(tmp_path, monkeypatch):

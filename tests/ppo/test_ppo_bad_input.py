@@ -7,12 +7,6 @@ import tiny
 from chatpipe.errors import UsageError
 
 
-def reward_model_without_pad():
-    model = tiny.random_reward_model()
-    model.config.pad_token_id = None
-    return model
-
-
 def smaller_reward_model():
     model = tiny.random_reward_model()
     model.resize_token_embeddings(5)
@@ -42,7 +36,6 @@ def tokenizer_without_eos():
     [
         (lambda: {"reward_model": smaller_reward_model()}, "reward_model knows 5 tokens, the policy 12", "tokenizer"),
         (lambda: {"oracle_reward": smaller_reward_model()}, "reward_model1 knows 5 tokens", "tokenizer"),
-        (lambda: {"reward_model": reward_model_without_pad()}, "reward_model: the pad token", "pad_token_id"),
         (lambda: {"reward_model": reward_model_of_two_labels()}, "reward_model gives 2 numbers", "num_labels=1"),
         (lambda: {"value_model": tiny.random_reward_model().bfloat16()}, "value_model is trained in", "float32"),
         (lambda: {"settings": {"num_ppo_epochs": 0}}, "num_ppo_epochs = 0: ", "num_ppo_epochs"),

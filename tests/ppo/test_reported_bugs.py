@@ -115,10 +115,13 @@ def test_colossalchat_each_rollout_has_random_numbers_of_its_own(tmp_path):
 
 
 def test_trl_976_pad_may_be_eos(tmp_path):
-    """Whatever the tokenizer's pad token is, EOS stays in the answer and in the loss."""
+    """Whatever the tokenizer's pad token is, EOS stays in the answer and in the loss.
+
+    A reward model says by its own pad token where its score is read (`reward.reward_model`).
+    """
     ppo, other = tiny.trainer(tmp_path, batch_size=32), tiny.trainer(tmp_path, batch_size=32)
     other.processing_class.pad_token = other.processing_class.eos_token
-    for model in (other.model.policy, other.model.value_model, other.reward_model, other.ref_model):
+    for model in (other.model.policy, other.model.value_model, other.ref_model):
         model.config.pad_token_id = tiny.EOS
     ppo.train()
     other.train()

@@ -102,13 +102,24 @@ def test_neighbours_and_padding_do_not_change_a_score(model, unpadded, monkeypat
         torch.testing.assert_close(batch_scores(model, input_ids, mask), alone, atol=1e-5, rtol=0)
 
 
-def test_read_at_the_end_of_turn_also_where_that_is_the_pad_token(gpt2):
-    # transformers #35352: the stock model would look for the last token that is not pad and read the one before it
+@torch.inference_mode()
+def test_read_where_transformers_reads_also_where_the_pad_token_ends_a_turn(gpt2):
+    """transformers #35352: it looks for the last token that is not pad, so with pad == EOS the one before the end.
+
+    Any other pad token is one like any other where it was sampled.
+    """
     sequences = [[5, 6, 7, 1], [8, 9, 1]]
-    scores = score_sequences(gpt2, sequences)
+    at_the_end = score_sequences(gpt2, sequences)
     gpt2.config.pad_token_id = 1
-    assert torch.equal(score_sequences(gpt2, sequences), scores)
-    assert not torch.allclose(score_sequences(gpt2, [[5, 6, 7], [8, 9]]), scores)
+    input_ids, mask = pad_right(sequences, 1)
+    scores = score_sequences(gpt2, sequences)
+    torch.testing.assert_close(scores, gpt2(input_ids, attention_mask=mask).logits[:, 0], atol=1e-5, rtol=0)
+    torch.testing.assert_close(scores, score_sequences(gpt2, [[5, 6, 7], [8, 9]]), atol=1e-5, rtol=0)
+    for pad in (None, 0):
+        gpt2.config.pad_token_id = pad
+        assert torch.equal(score_sequences(gpt2, sequences), at_the_end)
+    sampled = [[5, 6, 7, 0], [8, 9, 0]]
+    assert not torch.allclose(score_sequences(gpt2, sampled), score_sequences(gpt2, [[5, 6, 7], [8, 9]]))
 
 
 def test_score_of_every_token_is_that_of_the_sequence_ending_there(gpt2):

@@ -19,6 +19,7 @@ from chatpipe.data.chat_template import encode_completion, encode_prompt
 from chatpipe.data.datasets import Conversation, Loaded
 from chatpipe.data.documents import RawText
 from chatpipe.data.rankings import Ranking
+from chatpipe.data.sequences import padding_id
 from chatpipe.data.text_blocks import TrainingText
 from chatpipe.data.text_sources import sample_texts
 from chatpipe.data.token_store import TokenStore
@@ -115,7 +116,6 @@ def rm_checks(
     rows = _few_of_each_length([ranking.sequences[0] for ranking in train.rankings[:SAMPLE]])
     return {
         "embeddings_too_few": lambda: models.embeddings_too_few(tokenizer, scorers),
-        "reward_pad_token": lambda: rewards.reward_pad_token(scorers, tokenizer.eos_token_id),
         "answers_cut": lambda: data.answers_cut(
             train.skipped[TOO_LONG], len(rankings.train), max_length, key, "rankings"
         ),
@@ -144,7 +144,6 @@ def ppo_checks(
     rows = _few_of_each_length([ids for ids in answered if len(ids) <= context])
     return {
         "embeddings_too_few": lambda: models.embeddings_too_few(tokenizer, {"ppo.model": policy, **scorers}),
-        "reward_pad_token": lambda: rewards.reward_pad_token(scorers, tokenizer.eos_token_id),
         "reward_at_chance": lambda: rewards.reward_at_chance(scorers),
         "new_score_head": lambda: rewards.new_score_head(scorers),
         "prompts_cut": lambda: data.prompts_cut(
@@ -162,7 +161,6 @@ def ppo_checks(
 def _of_template(tokenizer: PreTrainedTokenizerBase, sample: Sequence[Conversation], key: str) -> Checks:
     """The checks of a chat template on some conversations or prompts."""
     return {
-        "pad_is_eos": lambda: template.pad_is_eos(tokenizer),
         "double_bos": lambda: template.double_bos(tokenizer, [template.encode(tokenizer, each)[0] for each in sample]),
         "header_not_in_prompt": lambda: template.header_not_in_prompt(tokenizer),
         "date_in_prompt": lambda: template.date_in_prompt(tokenizer),
@@ -182,7 +180,7 @@ def _of_scores(
     scorers: Mapping[str, PreTrainedModel], rows: Sequence[Sequence[int]], tokenizer: PreTrainedTokenizerBase
 ) -> Checks:
     """The checks for which reward models read some answered prompts."""
-    pad, eos = tokenizer.pad_token_id, tokenizer.eos_token_id
+    pad, eos = padding_id(tokenizer), tokenizer.eos_token_id
     entries = min((model.get_input_embeddings().num_embeddings for model in scorers.values()), default=0)
     rows = [ids for ids in rows if max(ids) < entries]
     if not rows:  # of the rows another check reports why

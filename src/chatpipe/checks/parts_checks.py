@@ -14,7 +14,6 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from chatpipe.checks.gate import Checks, Finding
 from chatpipe.checks.model_checks import embedding_count, other_vocabulary, token_ids_out_of_range
-from chatpipe.checks.reward_checks import reward_pad_token
 from chatpipe.models.properties import leaves_room, longest_sequence
 from chatpipe.reward.reward_model import reads_left_to_right
 
@@ -24,12 +23,10 @@ Models = Mapping[str, PreTrainedModel]
 def model_checks(models: Models, tokenizer: PreTrainedTokenizerBase, stop_token_id: int | None) -> Checks:
     """Whether the models can work together. `stop_token_id`: the token that ends completions."""
     policy = next(iter(models.values()))
-    scorers = {name: model for name, model in models.items() if name.startswith("reward_model")}
     return {
         "same_model_twice": lambda: _same_model_twice(models),
         "vocabulary_too_small": lambda: _vocabulary_too_small(models),
         "not_one_score": lambda: _not_one_score(models),
-        "reward_pad_token": lambda: reward_pad_token(scorers, None),
         "value_model_reads_ahead": lambda: _value_model_reads_ahead(models.get("value_model")),
         "other_vocabulary": lambda: _other_vocabulary(models, tokenizer),
         "no_stop_token": lambda: _no_stop_token(stop_token_id, policy),

@@ -17,21 +17,6 @@ TOLERANCE = {torch.float32: 1e-4, torch.bfloat16: 0.06, torch.float16: 0.01}
 """How far scores of size 1 may differ by rounding, by the dtype of the model; larger ones in proportion."""
 
 
-def reward_pad_token(models: Mapping[str, PreTrainedModel], eos_token_id: int | None) -> Finding | None:
-    """A reward model's config has no pad token, or EOS: other software reads the score elsewhere than at the end.
-
-    trl #937, #7318; transformers #35352. `models`: by recipe key. With `eos_token_id` None the pad token may be EOS.
-    """
-    for key, model in models.items():
-        pad = pad_token_id(model)
-        if pad in (None, eos_token_id):
-            return Finding(
-                f"{key}: the pad token of {_named(model)} is {'not set' if pad is None else f'its EOS (id {pad})'}.",
-                "Set pad_token_id in its config.json to the tokenizer's pad token, another one than EOS.",
-            )
-    return None
-
-
 def batch_changes_score(
     models: Mapping[str, PreTrainedModel], rows: Sequence[Sequence[int]], pad: int
 ) -> Finding | None:
@@ -53,10 +38,10 @@ def batch_changes_score(
 def score_not_on_eos(
     models: Mapping[str, PreTrainedModel], rows: Sequence[Sequence[int]], pad: int, eos_token_id: int
 ) -> Finding | None:
-    """The score is read at another token than the EOS that ends the answer: at a pad, or before (trl #3750, #937).
+    """The score is not read at the end of the answer: at a pad, or before (trl #3750, #937).
 
     First: do rows end with EOS? Then, of decoders, whether transformers itself, which looks for the pad token, reads a
-    padded batch where we do. `rows`: token ids of a few answered prompts of different lengths.
+    batch that is padded with `pad` where we do. `rows`: token ids of a few answered prompts of different lengths.
     """
     if any(ids[-1] != eos_token_id for ids in rows):
         return Finding(

@@ -15,19 +15,6 @@ MAX_SHARE_OF_TEXTS = 0.01
 """A text may be about `<s>`; in a larger share of the texts it is a mistake."""
 
 
-def pad_is_eos(tokenizer: PreTrainedTokenizerBase) -> Finding | None:
-    """Pad and EOS are one token: what hides padding from the loss hides EOS too, and answers never end.
-
-    trl #1623, #2059, #3091; transformers #23530.
-    """
-    if tokenizer.pad_token_id is None or tokenizer.pad_token_id != tokenizer.eos_token_id:
-        return None
-    return Finding(
-        f"the tokenizer pads with its end-of-turn token {tokenizer.eos_token!r}: ends would be hidden as padding is.",
-        "Set another pad_token in its tokenizer_config.json.",
-    )
-
-
 def double_bos(tokenizer: PreTrainedTokenizerBase, rows: Sequence[Sequence[int]]) -> Finding | None:
     """Rows of token ids begin with two beginning-of-text tokens: one of the template, one of the tokenizer or the data.
 

@@ -63,13 +63,12 @@ def evaluate(
     from chatpipe import console
     from chatpipe.cli.show import show_measurement
     from chatpipe.errors import UsageError
-    from chatpipe.models.model_folder import looks_like_path, model_kind
+    from chatpipe.models.model_folder import check_model
 
     given = tell_apart(values)
     if given.recipe is not None:
         raise UsageError(f"{given.recipe!r} is not understood: after the model come KEY=VALUE pairs.", EVAL_EPILOG)
-    if looks_like_path(model):
-        model_kind(model, "MODEL")  # a wrong folder is answered without torch
+    check_model(model, None, "MODEL")  # a wrong folder is answered without torch
 
     from chatpipe.evaluation.evaluate_model import evaluate_model
     from chatpipe.training.machine import prepare_process

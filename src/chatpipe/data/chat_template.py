@@ -97,9 +97,8 @@ def add_chat_template(tokenizer: "PreTrainedTokenizerBase", settings: Mapping[st
     """Makes a tokenizer fit for training on conversations; returns the number of tokens added.
 
     It keeps its template, or, without one, gets chatpipe's with its role tokens. EOS becomes the token that ends an
-    answer. `settings`: `chat_template_kwargs` of the recipe. A pad token that equals EOS is replaced: EOS would be
-    masked from the loss and never learned (trl #976, transformers #23530). Raises `UsageError` for a template that
-    cannot be trained with.
+    answer. `settings`: `chat_template_kwargs` of the recipe. The pad token may equal EOS or be missing: nothing is
+    masked by it, so EOS is learned all the same. Raises `UsageError` for a template that cannot be trained with.
     """
     added = 0
     if tokenizer.chat_template is None:
@@ -118,8 +117,6 @@ def add_chat_template(tokenizer: "PreTrainedTokenizerBase", settings: Mapping[st
                 "Give a template that writes questions and answers; or remove it from the model's folder "
                 "(chat_template), which then gets chatpipe's.",
             )
-    if tokenizer.pad_token_id is None or tokenizer.pad_token_id == tokenizer.eos_token_id:
-        added += tokenizer.add_special_tokens({"pad_token": "<|pad|>"})
     return added
 
 

@@ -84,6 +84,7 @@ def _gpt2(architecture: Architecture, **common: Any) -> PretrainedConfig:
     return GPT2Config(
         **common,
         n_positions=architecture.n_positions,
+        n_ctx=architecture.n_positions,  # its old name, which llama.cpp's converter reads
         n_embd=architecture.n_embd,
         n_layer=architecture.n_layer,
         n_head=architecture.n_head,

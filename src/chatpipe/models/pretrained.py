@@ -1,7 +1,16 @@
-"""Loads models, tokenizers and configurations: the one way to get a model, on the device that trains."""
+"""Loads models, tokenizers and configurations, and saves what was trained: the one way to get a model and to keep it.
 
+A model that somebody brings stays what it is. No token is added to its tokenizer, unless it has no chat template; its
+result has the dtype, the special tokens and the tokenizer's files of what it started from. Python code in a model's
+folder is never run, nor is anybody asked whether it may.
+"""
+
+import json
 import math
-from collections.abc import Mapping
+import shutil
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -24,16 +33,29 @@ from transformers.models.auto.modeling_auto import (
     MODEL_FOR_CAUSAL_LM_MAPPING,
     MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING,
 )
+from transformers.utils import logging
 
 from chatpipe import console
-from chatpipe.data.chat_template import add_chat_template
+from chatpipe.data.chat_template import ROLE_TOKENS, add_chat_template
 from chatpipe.data.rendering import KWARGS
 from chatpipe.data.sources import hub_is_offline
 from chatpipe.errors import UsageError, reason_of
 from chatpipe.models.manifest import manifest_of_model
-from chatpipe.models.model_folder import Kind, kind_of_architectures
+from chatpipe.models.model_folder import (
+    TOKENIZER_FILES,
+    Kind,
+    check_config,
+    kind_of_architectures,
+    looks_like_path,
+    missing_of,
+    needs_own_code,
+    weights_in,
+)
 
 Model = TypeVar("Model", bound=PreTrainedModel)
+
+ROWS_OF_EMBEDDINGS = 64
+"""Where chatpipe chooses the rows of an embedding, they are a multiple of this: fast on GPUs, easy to shard."""
 
 MAX_EAGER_CONTEXT = 512
 """Eager attention holds a table of context * context for each head; beyond this the memory outweighs the time."""
@@ -45,7 +67,7 @@ def load_causal_model(model: str | Path, frozen: bool = False) -> PreTrainedMode
     `frozen` models are never trained: their weights are bfloat16 on a GPU, otherwise float32. Raises `UsageError`
     where there is no such model.
     """
-    return prepare_model(_load(AutoModelForCausalLM, model, dtype=_dtype(frozen)), frozen)
+    return prepare_model(load_model(AutoModelForCausalLM, model, _dtype(frozen)), frozen)
 
 
 def load_for_chat(
@@ -57,20 +79,27 @@ def load_for_chat(
     """
     tokenizer, loaded = load_tokenizer(model), load_causal_model(model, frozen)
     add_chat_template(tokenizer, settings)
-    entries = loaded.get_input_embeddings().num_embeddings
-    if len(tokenizer) > entries:
-        console.note(
-            f"the vocabulary grows from {entries:,} to {len(tokenizer):,}: tokens of the chat template, untrained"
-        )
-        set_seed(0)  # the new rows are drawn at random
-        loaded.resize_token_embeddings(len(tokenizer))
-    loaded.config.pad_token_id = tokenizer.pad_token_id
+    grow_embeddings(loaded, tokenizer)
     return tokenizer, loaded
+
+
+def grow_embeddings(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
+    """Gives a model rows for tokens that came with chatpipe's chat template, where it has too few; a multiple of 64."""
+    rows = model.get_input_embeddings().num_embeddings
+    if len(tokenizer) <= rows:
+        return
+    set_seed(0)  # the new rows are drawn at random
+    with _quiet():
+        model.resize_token_embeddings(len(tokenizer), pad_to_multiple_of=ROWS_OF_EMBEDDINGS)
+    console.note(
+        f"the model has no chat template, so it gets chatpipe's: {', '.join(ROLE_TOKENS)} are new tokens, and its "
+        f"embedding grows from {rows:,} to {model.get_input_embeddings().num_embeddings:,} rows, the new ones untrained"
+    )
 
 
 def load_masked_model(model: str | Path, frozen: bool = False) -> PreTrainedModel:
     """A masked language model from a folder or a hub id, otherwise as `load_causal_model`."""
-    return prepare_model(_load(AutoModelForMaskedLM, model, dtype=_dtype(frozen)), frozen)
+    return prepare_model(load_model(AutoModelForMaskedLM, model, _dtype(frozen)), frozen)
 
 
 def load_reward_model(model: str | Path, frozen: bool = False) -> PreTrainedModel:
@@ -79,7 +108,7 @@ def load_reward_model(model: str | Path, frozen: bool = False) -> PreTrainedMode
     Also raises `UsageError` where the offset that centres its scores is not a finite number.
     """
     give_score_class(load_config(model))
-    loaded = _load(AutoModelForSequenceClassification, model, dtype=_dtype(frozen))
+    loaded = load_model(AutoModelForSequenceClassification, model, _dtype(frozen), new_head=True)
     offset = getattr(loaded.config, "chatpipe_reward_offset", 0.0)
     if not isinstance(offset, int | float) or not math.isfinite(offset):
         raise UsageError(
@@ -157,7 +186,8 @@ def missing_weights(kind: type[PreTrainedModel], model: str | Path) -> list[str]
 
     Reads names and shapes only: the weights go to the meta device.
     """
-    _, report = kind.from_pretrained(model, device_map="meta", output_loading_info=True)
+    with _quiet():
+        _, report = _load(kind, model, device_map="meta", output_loading_info=True)
     return sorted(report["missing_keys"])
 
 
@@ -175,9 +205,39 @@ def load_tokenizer(model: str | Path) -> PreTrainedTokenizerBase:
     return tokenizer
 
 
-def load_config(model: str | Path) -> PreTrainedConfig:
-    """The configuration of a model, without its weights. Raises `UsageError` where there is none."""
-    return _load(AutoConfig, model)
+def load_config(model: str | Path, **changes: Any) -> PreTrainedConfig:
+    """The configuration of a model with some `changes`. Raises `UsageError` where there is none."""
+    return _load(AutoConfig, model, **changes)
+
+
+def load_model(
+    auto: Any,
+    model: str | Path,
+    dtype: torch.dtype,
+    config: PreTrainedConfig | None = None,
+    new_head: bool = False,
+) -> PreTrainedModel:
+    """A model of the class that `auto` picks, on the CPU; with `new_head` what is behind its body may be missing.
+
+    `config` replaces the model's own. Raises `UsageError` where weights are missing, which transformers would draw at
+    random, and where the model is of a kind that cannot be used.
+    """
+    check_config(load_config(model).to_dict(), str(model))
+    with _quiet():
+        changed = {} if config is None else {"config": config}
+        loaded, report = _load(auto, model, dtype=dtype, output_loading_info=True, **changed)
+    missing = sorted(report["missing_keys"])
+    if new_head:  # BERT's body has a part that only heads read
+        body = f"{loaded.base_model_prefix}."
+        missing = [name for name in missing if name.startswith(body) and not name.startswith(f"{body}pooler.")]
+    if missing:
+        unknown = sorted(report["unexpected_keys"])
+        others = f"; its files have {len(unknown)} that it does not know ({unknown[0]}, ...)" if unknown else ""
+        raise UsageError(
+            f"{missing_of(str(model), len(missing), missing[0])}{others}.",
+            "Its config.json belongs to other weights, or they were not saved whole: make the folder again.",
+        )
+    return loaded
 
 
 def model_kind_of_hub(model: str) -> Kind:
@@ -185,15 +245,30 @@ def model_kind_of_hub(model: str) -> Kind:
     return kind_of_architectures(load_config(model).architectures, f"MODEL = {model}")
 
 
+_TRUE_REASONS = (
+    ("does not recognize this architecture", "Install a newer transformers, or give another model."),
+    ("Unrecognized configuration class", "Models of its kind cannot be used there: give another."),
+    ("size mismatch", "Its config.json belongs to weights of other sizes: make the folder again."),
+    ("mismatched", "Its config.json belongs to weights of other sizes: make the folder again."),
+    ("pip install", "Install what it names, or give another model."),
+    ("No module named", "Install what it names, or give another model."),
+)
+"""What a reason of transformers contains, and what to do then; the first that fits."""
+
+
 def _load(auto: Any, model: str | Path, **options: Any) -> Any:
     try:
-        return auto.from_pretrained(model, **options)
+        # Without this transformers would ask on the terminal whether code of the folder may run.
+        return auto.from_pretrained(model, trust_remote_code=False, **options)
     except Exception as problem:  # damaged files raise anything: SafetensorError, UnpicklingError, bare Exception
+        if "trust_remote_code" in str(problem):
+            raise needs_own_code(str(model)) from problem
         reason = reason_of(problem)
+        remedy = next((remedy for part, remedy in _TRUE_REASONS if part in str(problem)), None)
         if Path(model).expanduser().is_dir():
             raise UsageError(
                 f"{model} cannot be loaded: {reason}",
-                "The folder is damaged or incomplete: make it again, or give another.",
+                remedy or "The folder is damaged or incomplete: make it again, or give another.",
             ) from problem
         if hub_is_offline():
             raise UsageError(
@@ -202,5 +277,95 @@ def _load(auto: Any, model: str | Path, **options: Any) -> Any:
             ) from problem
         raise UsageError(
             f"{model} is no folder here and cannot be loaded from the hub: {reason}",
-            "Check the name and the network; a private model needs `hf auth login`.",
+            remedy or "Check the name and the network; a private model needs `hf auth login`.",
         ) from problem
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Keeps transformers from reporting new and unused weights: what may not be missing is an error here."""
+    level = logging.get_verbosity()
+    logging.set_verbosity_error()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(level)
+
+
+# ---- saving ----
+
+_KEPT = ("bos_token_id", "eos_token_id", "pad_token_id", "use_cache")
+"""What training sets in a configuration for itself, and a result has as the model that it started from."""
+
+
+def save_model(model: PreTrainedModel, folder: Path, start: str | None = None) -> None:
+    """Writes `model`, trained in float32, into `folder`; in place it takes the dtype of the model at `start`.
+
+    Its configuration has the special tokens and `use_cache` of that model, but a reward model its own pad token and
+    EOS, by which the place is found where its score is read. Without `start` it uses a cache.
+    """
+    config = model.config.get_text_config()
+    if start is not None:
+        model.to(saved_dtype(start))
+        before = load_config(start).get_text_config()
+        for name in _KEPT:
+            if hasattr(before, name) and not (name in ("pad_token_id", "eos_token_id") and hasattr(model, "score")):
+                setattr(config, name, getattr(before, name))
+    elif hasattr(config, "use_cache"):
+        config.use_cache = True
+    model.save_pretrained(folder)
+    mode = (folder / "config.json").stat().st_mode  # safetensors writes files that only their owner can read
+    for path in folder.glob("*.safetensors"):
+        path.chmod(mode)
+
+
+def saved_dtype(model: str) -> torch.dtype:
+    """The dtype of most weights of the model in a folder or of a hub id."""
+    sizes: Counter[str] = Counter()
+    for path in Path(model).expanduser().glob("*.safetensors") if looks_like_path(model) else ():
+        for weight in weights_in(path).values():
+            sizes[weight.dtype] += math.prod(weight.shape)
+    named = {"F32": torch.float32, "BF16": torch.bfloat16, "F16": torch.float16}
+    found = next((named[dtype] for dtype, _ in sizes.most_common() if dtype in named), None)
+    return found or load_config(model).get_text_config().dtype or torch.float32
+
+
+def copy_tokenizer(start: str, folder: Path) -> None:
+    """Copies the files of the tokenizer at `start`, a folder or a hub id, into `folder`; others of its kind go."""
+    source = folder_of(start, TOKENIZER_FILES)
+    for pattern in TOKENIZER_FILES:
+        for path in folder.glob(pattern):
+            path.unlink()
+        for path in source.glob(pattern):
+            target = folder / path.relative_to(source)
+            target.parent.mkdir(exist_ok=True)
+            shutil.copyfile(path, target)
+
+
+def copy_generation_config(start: str, folder: Path, eos_token_id: int) -> bool:
+    """Copies generation_config.json from `start` into `folder`; returns whether there is one.
+
+    Only where generation would not stop at `eos_token_id`, which ends the answers that were trained, that is added.
+    """
+    path = folder_of(start, ("generation_config.json",)) / "generation_config.json"
+    if not path.is_file():
+        return False
+    target = folder / path.name
+    shutil.copyfile(path, target)
+    settings = json.loads(path.read_text(encoding="utf-8"))
+    ends = settings.get("eos_token_id")
+    ends = ends if isinstance(ends, list) else [] if ends is None else [ends]
+    if eos_token_id not in ends:
+        settings["eos_token_id"] = [eos_token_id, *ends] if ends else eos_token_id
+        target.write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")
+        console.note(f"generation stops at token {eos_token_id} too, which ends an answer (generation_config.json)")
+    return True
+
+
+def folder_of(model: str, patterns: tuple[str, ...]) -> Path:
+    """The folder of a model; of a hub id the folder in the cache that has its files of these names."""
+    if looks_like_path(model):
+        return Path(model).expanduser()
+    from huggingface_hub import snapshot_download
+
+    return Path(snapshot_download(model, allow_patterns=list(patterns)))

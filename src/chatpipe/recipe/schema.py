@@ -79,7 +79,6 @@ class CheckSwitches(Section):
     """
 
     # of the template and its tokens
-    pad_is_eos: bool = Field(True, description="sft, rm, ppo: padding hides the end-of-turn token from the loss.")
     double_bos: bool = Field(True, description="sft, rm, ppo: rows begin with two beginning-of-text tokens.")
     header_not_in_prompt: bool = Field(True, description="sft, rm, ppo: the chat template has no generation prompt.")
     date_in_prompt: bool = Field(True, description="sft, rm, ppo: says if the chat template writes today's date.")
@@ -99,7 +98,6 @@ class CheckSwitches(Section):
     token_ids_out_of_range: bool = Field(True, description="pretrain, sft: token ids that the model does not have.")
     # of the models
     embeddings_too_few: bool = Field(True, description="All stages: fewer embeddings than the tokenizer has tokens.")
-    reward_pad_token: bool = Field(True, description="rm, ppo: a reward model whose pad token is unset or EOS.")
     batch_changes_score: bool = Field(True, description="rm, ppo: padding changes a reward model's scores.")
     score_not_on_eos: bool = Field(True, description="rm, ppo: the score is not read at the end of the turn.")
     new_score_head: bool = Field(True, description="ppo: the reward model's folder has no weights for its head.")

@@ -7,30 +7,24 @@ whole sequence one score. `config.chatpipe_reward_offset` is subtracted from sco
 bias; stock software ignores it and sees the same order.
 
 `batch_scores` is the forward pass, which training differentiates; whatever only reads scores calls `score_sequences`.
-A decoder's score is read at the last token, found by the length of the sequence: transformers looks for the pad token
-instead, and reads another position where the pad token also ends a turn (transformers #35352).
+A decoder's score is read at the last token, found by the length of the sequence. transformers looks for the pad token
+instead; where that is also the model's EOS, as in SmolLM2, it reads the token before the end (transformers #35352), and
+so do we: a folder gives the same scores everywhere.
 """
 
 import math
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
-from transformers import (
-    AutoConfig,
-    AutoModelForSequenceClassification,
-    PretrainedConfig,
-    PreTrainedModel,
-)
-from transformers.utils import logging
+from transformers import AutoModelForSequenceClassification, PretrainedConfig, PreTrainedModel
 
 from chatpipe import console
 from chatpipe.data.sequences import PADDING_ID, equal_tokens, length_sorted, pad_right
 from chatpipe.errors import TrainingError
-from chatpipe.models.pretrained import give_score_class, prepare_model
+from chatpipe.models.pretrained import give_score_class, load_config, load_model, prepare_model
 from chatpipe.models.properties import body_of, evaluation_mode
 from chatpipe.models.unpadded import Rows, hidden_states_at, reads_unpadded
 
@@ -42,13 +36,14 @@ def new_reward_model(body_folder: str, pad_token_id: int, seed: int) -> PreTrain
     Implementation Details of RLHF"; transformers would take 0.02). Dropout is off, in the configuration too: two
     readings of one answer must agree.
     """
-    config = AutoConfig.from_pretrained(body_folder, num_labels=1)
+    config = load_config(body_folder, num_labels=1)
     if not give_score_class(config):
         console.note(f"transformers has no reward models of type {config.model_type}: this one opens in chatpipe alone")
     _turn_off_dropout(config)
-    config.get_text_config().pad_token_id = pad_token_id
-    with _without_load_report():
-        model = AutoModelForSequenceClassification.from_pretrained(body_folder, config=config, dtype=torch.float32)
+    model = load_model(AutoModelForSequenceClassification, body_folder, torch.float32, config, new_head=True)
+    if reads_left_to_right(model) or model.config.pad_token_id is None:  # positions of encoders depend on their own
+        # Only now: the embedding refuses a pad token that has no row yet, and would train no row of EOS.
+        model.config.get_text_config().pad_token_id = pad_token_id
     generator = torch.Generator().manual_seed(seed)
     head = score_head(model)
     with torch.no_grad():
@@ -107,17 +102,6 @@ def _turn_off_dropout(config: PretrainedConfig) -> None:
             setattr(config, name, 0.0)
 
 
-@contextmanager
-def _without_load_report() -> Iterator[None]:
-    """Keeps transformers from reporting that the score head is new and the language head unused: both are meant."""
-    level = logging.get_verbosity()
-    logging.set_verbosity_error()
-    try:
-        yield
-    finally:
-        logging.set_verbosity(level)
-
-
 # ---- scores ----
 
 TOKENS_AT_ONCE = {"cpu": 2**12, "cuda": 2**16}
@@ -132,13 +116,25 @@ def batch_scores(model: PreTrainedModel, input_ids: Tensor, attention_mask: Tens
     """
     if not reads_left_to_right(model):
         return head_scores(score_head(model), _read_by_head(model, input_ids, attention_mask)) - reward_offset(model)
-    lengths = attention_mask.sum(1)
     # Rows of similar length attend together: the longest first.
-    order = lengths.argsort(descending=True, stable=True)
+    order = attention_mask.sum(1).argsort(descending=True, stable=True)
     positions = torch.arange(input_ids.shape[1], device=input_ids.device).expand_as(input_ids)
     rows = Rows(input_ids[order], attention_mask[order], positions)
-    hidden = hidden_states_at(body_of(model), rows, order.argsort(), lengths - 1)
+    hidden = hidden_states_at(body_of(model), rows, order.argsort(), _read_at(model, input_ids, attention_mask))
     return head_scores(model.score, hidden) - reward_offset(model)
+
+
+def _read_at(model: PreTrainedModel, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
+    """The column at which a decoder's score is read, (b,): that of the last token, without EOS where EOS is pad.
+
+    Any other pad token may be sampled, and is then a token like any other.
+    """
+    pad, ends = pad_token_id(model), getattr(model.config.get_text_config(), "eos_token_id", None)
+    counted = attention_mask.bool()
+    if pad is not None and pad in (ends if isinstance(ends, list) else [ends]):
+        counted = counted & (input_ids != pad)
+    columns = torch.arange(input_ids.shape[1], device=input_ids.device)
+    return torch.where(counted, columns, 0).amax(1)
 
 
 @torch.no_grad()

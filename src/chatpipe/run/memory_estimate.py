@@ -17,12 +17,12 @@ from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_iter
-from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForMaskedLM, PretrainedConfig, PreTrainedModel
+from transformers import AutoModelForCausalLM, AutoModelForMaskedLM, PretrainedConfig, PreTrainedModel
 
 from chatpipe.data.text_blocks import masked_loss
 from chatpipe.errors import UsageError
 from chatpipe.models.new_model import model_config
-from chatpipe.models.pretrained import pick_kernels, training_device
+from chatpipe.models.pretrained import load_config, pick_kernels, training_device
 from chatpipe.recipe.schema import Pretrain
 from chatpipe.training.arguments import use_bf16
 from chatpipe.training.machine import free_memory, used_memory
@@ -123,7 +123,7 @@ def blank_model(section: Pretrain, tokens: int) -> PreTrainedModel:
     """A model of the recipe's shape with new weights, even where training starts from a saved model."""
     config: PretrainedConfig
     if section.model is not None:
-        config = AutoConfig.from_pretrained(section.model)
+        config = load_config(section.model)
     else:
         config = model_config(section.architecture, tokens, eos_token_id=1, pad_token_id=0)
     auto = AutoModelForMaskedLM if section.objective == "masked" else AutoModelForCausalLM

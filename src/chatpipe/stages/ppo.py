@@ -233,7 +233,7 @@ def _train(step: Step, prepared: Prepared) -> dict[str, Any]:
     )
     with main_process_first(step.folder):
         if step.is_main:
-            save_checkpoint(step, trainer.trained_policy(), prepared.tokenizer)
+            save_checkpoint(step, trainer.trained_policy(), prepared.tokenizer, step.models["model"])
     return {"alarms": trainer.alarms, "kl_budget_note": trainer.budget_note, **speed}
 
 

@@ -4,7 +4,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainingArguments, set_seed
+from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainingArguments
 
 from chatpipe import console
 from chatpipe.checks.by_stage import rm_checks
@@ -12,6 +12,7 @@ from chatpipe.checks.gate import Checks, enforce
 from chatpipe.data.chat_template import add_chat_template
 from chatpipe.data.datasets import Loaded, load_rankings
 from chatpipe.data.rankings import Ranking
+from chatpipe.data.sequences import padding_id
 from chatpipe.data.worlds import Oracle, only_world, world_named
 from chatpipe.errors import UsageError
 from chatpipe.evaluation.baselines import WordCounts
@@ -25,7 +26,7 @@ from chatpipe.evaluation.pair_accuracy import (
     rankings_that_fit,
 )
 from chatpipe.evaluation.preference_verdicts import rm_verdict
-from chatpipe.models.pretrained import load_reward_model, load_tokenizer
+from chatpipe.models.pretrained import grow_embeddings, load_reward_model, load_tokenizer, saved_dtype
 from chatpipe.models.properties import longest_sequence, row_length
 from chatpipe.reward.reward_model import centre_rewards, new_reward_model, outside_body, reward_offset
 from chatpipe.reward.reward_trainer import RewardTrainer
@@ -60,10 +61,10 @@ def prepare(step: Step) -> Prepared:
     rankings = load_rankings(step.data["rm.data"], recipe.worlds, "rm.data")
     tokenizer = load_tokenizer(step.models["model"])
     add_chat_template(tokenizer, recipe.chat_template_kwargs)
-    model = new_reward_model(step.models["model"], tokenizer.pad_token_id, recipe.seed)
-    if len(tokenizer) > model.get_input_embeddings().num_embeddings:
-        set_seed(recipe.seed)
-        model.resize_token_embeddings(len(tokenizer))
+    model = new_reward_model(step.models["model"], padding_id(tokenizer), recipe.seed)
+    if tokenizer.pad_token_id in (None, tokenizer.eos_token_id):  # it tells `batch_scores` so
+        model.config.get_text_config().eos_token_id = tokenizer.eos_token_id
+    grow_embeddings(model, tokenizer)
     max_length = row_length(recipe.rm.max_length, longest_sequence(model, tokenizer))
     train = encode_rankings(tokenizer, rankings.train, max_length)
     return Prepared(tokenizer, model, rankings, train, max_length)
@@ -156,8 +157,9 @@ def _train(step: Step, prepared: Prepared) -> tuple[dict[str, Any], Callable[[di
     with main_process_first(step.folder):
         if step.is_main:
             model = trainer.trained_model()
+            model.to(saved_dtype(step.models["model"])).float()  # centred are the scores that it is saved with
             centre_rewards(model, centre)
-            save_checkpoint(step, model, tokenizer)
+            save_checkpoint(step, model, tokenizer, step.models["model"])
     return speed, closing_log(trainer)
 
 

@@ -177,7 +177,7 @@ def _train(
     trainer.load_best()
     with main_process_first(step.folder):
         if step.is_main:
-            save_checkpoint(step, trainer.trained_model(), tokenizer)
+            save_checkpoint(step, trainer.trained_model(), tokenizer, step.models["model"])
     return {**speed, **({"best_step": trainer.best_step} if section.load_best_model_at_end else {})}
 
 

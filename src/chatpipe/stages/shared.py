@@ -22,7 +22,7 @@ from chatpipe.errors import UsageError
 from chatpipe.evaluation.answers import answer_limit
 from chatpipe.generation import SamplingParams
 from chatpipe.generation.ways import Way, way_of
-from chatpipe.models.pretrained import load_tokenizer
+from chatpipe.models.pretrained import copy_generation_config, copy_tokenizer, load_tokenizer, save_model
 from chatpipe.recipe.schema import DataBlock, Lora
 from chatpipe.stages.step import Step
 from chatpipe.training.arguments import Reading, training_arguments
@@ -196,15 +196,28 @@ def stage_adapter(
 # ---- the saved folder ----
 
 
-def save_checkpoint(step: Step, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
-    """Writes model, tokenizer and card into the stage's folder; the manifest comes later and last."""
+def save_checkpoint(
+    step: Step, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, start: str | None = None
+) -> None:
+    """Writes model, tokenizer and card into the stage's folder; the manifest comes later and last.
+
+    The result stays what the model at `start` was: the dtype, the special tokens, the tokenizer's files and
+    generation_config.json are those. Without `start` they are those of `model` and `tokenizer`.
+    """
     generation = getattr(model, "generation_config", None)
     if generation is not None:
         generation.eos_token_id = _ends(generation.eos_token_id, tokenizer.eos_token_id)
-        generation.pad_token_id = tokenizer.pad_token_id
-    model.config.pad_token_id = tokenizer.pad_token_id
-    model.save_pretrained(step.folder)
-    tokenizer.save_pretrained(step.folder)
+    if start is None:
+        model.config.pad_token_id = tokenizer.pad_token_id
+        if generation is not None:
+            generation.pad_token_id = tokenizer.pad_token_id
+    save_model(model, step.folder, start)
+    if start is None or load_tokenizer(start).chat_template is None:
+        tokenizer.save_pretrained(step.folder)
+    else:
+        copy_tokenizer(start, step.folder)
+    if start is not None:
+        copy_generation_config(start, step.folder, tokenizer.eos_token_id)
     card = CARD.format(stage=step.stage, title=step.title, auto=_auto_class(model), folder=step.folder.name)
     (step.folder / "README.md").write_text(card, encoding="utf-8")
 

@@ -1,5 +1,6 @@
 """The trainer of fine-tuning: trl's SFTTrainer with our resume points, evaluation and adapters."""
 
+import copy
 from typing import Any
 
 import torch
@@ -8,6 +9,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from trl import SFTConfig, SFTTrainer
 
 from chatpipe.data.packing import PackCollator
+from chatpipe.data.sequences import padding_id
 from chatpipe.errors import UsageError
 from chatpipe.training.evaluations import EvaluateLast, KeepsBest, Measure
 from chatpipe.training.lora import Adapter, TrainsAdapter
@@ -46,8 +48,8 @@ class SftTrainer(TrainsAdapter, KeepsBest, SkipNonFinite, SFTTrainer):
             model=model,
             args=args,
             train_dataset=train_dataset,
-            processing_class=processing_class,
-            data_collator=PackCollator(processing_class.pad_token_id) if packed else None,
+            processing_class=copy.deepcopy(processing_class),  # trl gives a tokenizer without pad token its EOS
+            data_collator=PackCollator(padding_id(processing_class)) if packed else None,
             eval_dataset=[],  # `measure` measures; Trainer requires a data set where it is to evaluate
         )
         self.adapter, self.measure, self.keep_best = adapter, measure, keep_best
