@@ -9,6 +9,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 from chatpipe.generation import SamplingParams, generate
 from chatpipe.generation.cache import RowCacheLayer
 from chatpipe.generation.decode_rows import DecodeRows
+from chatpipe.generation.ways import Way, way_of
 
 NEVER = -1
 SHAPES = {
@@ -24,6 +25,13 @@ def tiny_model(architecture: str, attention: str = "sdpa"):
     torch.manual_seed(0)
     config = AutoConfig.for_model(architecture, vocab_size=12, initializer_range=0.5, **SHAPES[architecture])
     return AutoModelForCausalLM.from_config(config, attn_implementation=attention).eval()
+
+
+def model_on_gpu(architecture: str):
+    """Tried before anything is counted, so that a call does only what it does from then on."""
+    model = tiny_model(architecture).to("cuda")
+    assert way_of(model) is Way.ENGINE
+    return model
 
 
 def written(model, params: SamplingParams, **options) -> list[list[int]]:
@@ -48,7 +56,7 @@ def test_recorded_steps_write_what_the_cpu_writes(gpu, architecture, attention, 
 
 def live_after_a_call(gpu) -> int:
     """Bytes that a finished call of `generate` leaves on the GPU when no garbage is collected."""
-    model = tiny_model("llama").to("cuda")
+    model = model_on_gpu("llama")
     gc.collect()
     gc.disable()
     try:
@@ -67,8 +75,8 @@ def test_rows_that_refer_to_themselves_are_caught(gpu, monkeypatch):
     """The bug that this had: the graphs held the rows, which held the graphs, and the cache lived on."""
     make = DecodeRows.__init__
 
-    def made_in_a_cycle(rows, *args) -> None:
-        make(rows, *args)
+    def made_in_a_cycle(rows, *args, **options) -> None:
+        make(rows, *args, **options)
         rows.itself = rows
 
     monkeypatch.setattr(DecodeRows, "__init__", made_in_a_cycle)
@@ -77,7 +85,7 @@ def test_rows_that_refer_to_themselves_are_caught(gpu, monkeypatch):
 
 def test_a_step_waits_once(gpu, monkeypatch):
     """However many rows finish. What is uploaded: the prompts when they are admitted, and which rows move."""
-    model, steps, step = tiny_model("llama").to("cuda"), [], DecodeRows.step
+    model, steps, step = model_on_gpu("llama"), [], DecodeRows.step
     monkeypatch.setattr(DecodeRows, "step", lambda rows: steps.append(rows) or step(rows))
     gpu.reset()
     written(model, SamplingParams(24), slots=8)
@@ -103,14 +111,14 @@ BYTES_PER_POSITION = 2 * 2 * 2 * 4 * 4  # layers, keys and values, heads, width,
 
 
 def test_one_long_prompt_does_not_decide_for_all(gpu, monkeypatch):
-    made = cache_bytes(monkeypatch)
-    generate(tiny_model("llama").to("cuda"), [[2]] * 255 + [[2] * 100], SamplingParams(2), NEVER, seed=3)
+    model, made = model_on_gpu("llama"), cache_bytes(monkeypatch)
+    generate(model, [[2]] * 255 + [[2] * 100], SamplingParams(2), NEVER, seed=3)
     assert sum(made) == BYTES_PER_POSITION * (1 * 102 + 255 * 3)
 
 
 def test_the_cache_fits_into_the_memory_that_is_free(gpu, monkeypatch):
     """A little over 7 / 10 of what is free holds 8 rows of 20 + 16 positions."""
-    model, made = tiny_model("llama").to("cuda"), cache_bytes(monkeypatch)
+    model, made = model_on_gpu("llama"), cache_bytes(monkeypatch)
     prompts = [[2 + i % 9] * 20 for i in range(32)]
     whole = [completion.ids for completion in generate(model, prompts, SamplingParams(16), NEVER, seed=3)]
     assert sum(made) == BYTES_PER_POSITION * 32 * 36
@@ -124,14 +132,14 @@ def test_the_cache_fits_into_the_memory_that_is_free(gpu, monkeypatch):
 
 def test_keys_and_values_have_the_dtype_of_autocast(gpu, monkeypatch):
     """RoPE gives keys in float32 under autocast; stored so, each step would convert all of them."""
-    made = cache_bytes(monkeypatch)
+    model, made = model_on_gpu("llama"), cache_bytes(monkeypatch)
     with torch.autocast("cuda", torch.bfloat16):
-        generate(tiny_model("llama").to("cuda"), [[2, 3]] * 8, SamplingParams(6), NEVER, seed=3)
+        generate(model, [[2, 3]] * 8, SamplingParams(6), NEVER, seed=3)
     assert sum(made) == BYTES_PER_POSITION // 2 * 8 * 8
 
 
 def test_nothing_is_multiplied_on_the_cpu(gpu):
-    model = tiny_model("qwen3").to("cuda")
+    model = model_on_gpu("qwen3")
     gpu.reset()
     written(model, SamplingParams(24))
     assert gpu.cpu_share() == 0, gpu.flops["cpu"]

@@ -65,8 +65,7 @@ def _tried(model: PreTrainedModel) -> Way:
     with evaluation_mode(model), _short_windows(model), torch.autocast(model.device.type, enabled=False):
         try:
             rows = _tried_rows(model)
-            read = [model(input_ids=_ids(model, [row]), use_cache=False).logits[0, -STEPS:] for row in rows]
-            expected = torch.stack(read)
+            expected = torch.stack([_of_forward(model, row) for row in rows])
             if _own_window(model) <= LONGEST_TRIED_WINDOW and _agrees(expected, _of_engine, model, rows):
                 return Way.ENGINE
             if _agrees(expected, _of_generate, model, rows):
@@ -136,6 +135,13 @@ def _agrees(
     in_tf32 = model.dtype == torch.float32 and model.device.type == "cuda"
     tolerance = TOLERANCE_TF32 if in_tf32 else TOLERANCES[model.dtype]
     return bool(difference.abs().mean() <= tolerance * expected.float().std())
+
+
+def _of_forward(model: PreTrainedModel, row: list[int]) -> Tensor:
+    """The model's own logits at the last `STEPS` tokens of a row."""
+    ids = _ids(model, [row])
+    logits: Tensor = model(input_ids=ids, attention_mask=torch.ones_like(ids), use_cache=False).logits
+    return logits[0, -STEPS:]
 
 
 def _of_engine(model: PreTrainedModel, rows: list[list[int]]) -> Tensor:

@@ -13,7 +13,7 @@ from transformers import PreTrainedModel
 
 from chatpipe.data.sequences import MicroBatch
 from chatpipe.errors import UsageError
-from chatpipe.models.properties import body_of, evaluation_mode
+from chatpipe.models.properties import body_of, evaluation_mode, longest_sequence
 from chatpipe.models.unpadded import MULTIPLE, Rows, hidden_states_at
 
 MAX_LOGITS = {"cpu": 2**25, "cuda": 2**28}
@@ -110,7 +110,8 @@ def output_head(policy: PreTrainedModel) -> Callable[[Tensor], Tensor]:
 @torch.no_grad()
 def _tried_change(policy: PreTrainedModel) -> LogitChange:
     entries = policy.get_input_embeddings().num_embeddings
-    ids = (torch.arange(TRIED_TOKENS, device=policy.device)[None] * 7 + 11) % entries
+    length = min(TRIED_TOKENS, longest_sequence(policy))
+    ids = (torch.arange(length, device=policy.device)[None] * 7 + 11) % entries
     inputs = {"input_ids": ids, "attention_mask": torch.ones_like(ids), "use_cache": False}
     with evaluation_mode(policy), torch.autocast(policy.device.type, enabled=False):
         logits = policy(**inputs).logits.float()
