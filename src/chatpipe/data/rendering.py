@@ -10,7 +10,7 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from typing import TYPE_CHECKING, Any
 
 from jinja2 import TemplateError
@@ -62,6 +62,11 @@ class Traits:
     dated: bool
     control: tuple[str, ...]
 
+    @cached_property
+    def beginnings(self) -> frozenset[str]:
+        """The first characters of control tokens: a text without them has none (Gemma's tokenizer has 6,000)."""
+        return frozenset(token[0] for token in self.control)
+
 
 def traits_of(tokenizer: "PreTrainedTokenizerBase") -> Traits:
     """The traits of the tokenizer's chat template. Raises `UsageError` where it cannot write a question and answer."""
@@ -83,12 +88,12 @@ def render(
     try:
         return _write(tokenizer, ready, add_generation_prompt, messages[0].get("tools"), settings)
     except _FAILURES as problem:
-        first = f"{ready[0]['role']}: {ready[0]['content'][:40]!r}"
+        role, content = ready[0]["role"], ready[0]["content"]
+        remedy = "Give conversations as the template wants them, or another template."
+        if role == "system":
+            remedy = "Leave system messages out if it refuses them, or use a model whose template takes them."
         raise UsageError(
-            f"The tokenizer's chat template refuses a conversation ({first}): {problem}.",
-            "Leave system messages out if it refuses them, or use a model whose template takes them."
-            if ready[0]["role"] == "system"
-            else "Give conversations as the template wants them, or another template.",
+            f"The tokenizer's chat template refuses a conversation ({role}: {content[:40]!r}): {problem}.", remedy
         ) from problem
 
 
@@ -201,10 +206,8 @@ def _as_text(call: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _hide(traits: Traits, text: str) -> str:
-    if not any(begin in text for begin in {token[0] for token in traits.control}):
-        return text
-    for number, token in enumerate(traits.control):
-        if token in text:
+    if any(beginning in text for beginning in traits.beginnings):
+        for number, token in enumerate(traits.control):
             text = text.replace(token, _HIDDEN + chr(_FIRST + number))
     return text
 
