@@ -1,10 +1,12 @@
 """Random tiny models of all families write what transformers' `generate` writes, most of them in the decode engine."""
 
+import threading
+
 import pytest
 import torch
-from tiny_families import FAMILIES, VOCABULARY, tiny_model
+from tiny_families import FAMILIES, VOCABULARY, tiny_model, word_tokenizer
 
-from chatpipe.generation import SamplingParams, generate
+from chatpipe.generation import SamplingParams, generate, stream
 from chatpipe.generation.ways import Way, way_of
 
 NEVER = -1
@@ -51,3 +53,16 @@ def test_a_seed_gives_a_prompt_the_same_tokens_whatever_other_prompts_there_are(
     alone = [generate(model, [prompt], params, END, seed=3)[0] for prompt in prompts()]
     assert together[:-1] == alone
     assert generate(model, prompts(), params, END, seed=3, slots=2) == alone
+
+
+@pytest.mark.parametrize("stop", [(), ("w20",)])
+def test_a_model_that_the_engine_cannot_run_streams_what_it_generates(stop):
+    model, tokenizer, params = tiny_model("mamba"), word_tokenizer(), SamplingParams(8, stop=stop)
+    [completion] = generate(model, [[5, 6, 7]], params, END, seed=3, tokenizer=tokenizer)
+    pieces = list(stream(model, tokenizer, [5, 6, 7], params, END, seed=3))
+    assert len(pieces) > 1
+    assert "".join(pieces) == (completion.text if stop else tokenizer.decode(completion.ids))
+    pieces = stream(model, tokenizer, [5, 6, 7], SamplingParams(60), NEVER, seed=3)
+    next(pieces)
+    pieces.close()  # ends the thread
+    assert not [thread for thread in threading.enumerate() if "run" in thread.name]
