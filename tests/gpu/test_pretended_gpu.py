@@ -10,6 +10,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from xml.etree import ElementTree
 
 import pretended_gpu
 import pytest
@@ -22,11 +23,15 @@ pytestmark = pytest.mark.skipif(
 )
 
 
-def test_on_the_pretended_gpu():
+def test_on_the_pretended_gpu(tmp_path):
     """All files in one process: its start takes longer than most of them."""
     paths = [str(HERE), str(HERE.parent / "exact"), os.environ.get("PYTHONPATH", "")]
-    options = ["-q", "-p", "no:cacheprovider", "-p", "pretended_gpu.plugin"]
-    command = [sys.executable, "-m", "pytest", *options, *sorted(HERE.glob("gpu_*.py"))]
+    files, results = sorted(HERE.glob("gpu_*.py")), tmp_path / "results.xml"
+    options = ["-q", "-p", "no:cacheprovider", "-p", "pretended_gpu.plugin", f"--junitxml={results}"]
+    command = [sys.executable, "-m", "pytest", *options, *files]
     environment = os.environ | {"PYTHONPATH": os.pathsep.join(paths), "CUDA_VISIBLE_DEVICES": ""}
     done = subprocess.run(command, cwd=HERE.parent.parent, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout[-6000:] + done.stderr[-2000:]
+    tests = ElementTree.parse(results).iter("testcase")
+    passed = {test.attrib["classname"].split(".")[-1] for test in tests if not len(test)}  # else a child says why
+    assert passed == {file.stem for file in files}
