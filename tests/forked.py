@@ -1,9 +1,13 @@
-"""Processes of their own for the price of a fork: their server has imported everything and done nothing else."""
+"""Processes of their own, most for the price of a fork: their server has imported everything and done nothing else.
+
+A fork ends by `os._exit`. Where the end of the interpreter is what is tested, `start_anew` pays for a start.
+"""
 
 import multiprocessing
 import os
 import signal
 import socket
+import subprocess
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -28,7 +32,7 @@ processes.set_forkserver_preload(
 
 
 def environment_of_rank(rank: int, world: int, port: int) -> dict[str, str]:
-    """What torchrun adds to the environment of a process of `world` on CPUs."""
+    """What torchrun adds to the environment of a process of `world`."""
     return {
         "RANK": str(rank),
         "LOCAL_RANK": str(rank),
@@ -36,7 +40,6 @@ def environment_of_rank(rank: int, world: int, port: int) -> dict[str, str]:
         "LOCAL_WORLD_SIZE": str(world),
         "MASTER_ADDR": "127.0.0.1",
         "MASTER_PORT": str(port),
-        "ACCELERATE_USE_CPU": "1",
     }
 
 
@@ -47,12 +50,17 @@ def free_port() -> int:
 
 
 def run_ranks(function: Callable[..., Any], *arguments: Any, **how: Any) -> None:
-    """Runs `function(*arguments, **how)` in both ranks of a world; fails where one fails."""
+    """Runs `function(*arguments, **how)` in both ranks of a world on CPUs; fails where one fails or does not end."""
     port = free_port()
-    ranks = [start(partial(function, **how), *arguments, **environment_of_rank(rank, 2, port)) for rank in range(2)]
-    for rank in ranks:
-        rank.join(120)
-    assert [rank.exitcode for rank in ranks] == [0, 0]
+    environments = [environment_of_rank(rank, 2, port) | {"ACCELERATE_USE_CPU": "1"} for rank in range(2)]
+    ranks = [start(partial(function, **how), *arguments, **environment) for environment in environments]
+    try:
+        for rank in ranks:
+            rank.join(120)
+        assert [rank.exitcode for rank in ranks] == [0, 0]
+    finally:
+        for rank in ranks:
+            end(rank)
 
 
 def start(function: Callable[..., Any], *arguments: Any, **environment: str) -> ForkServerProcess:
@@ -60,6 +68,12 @@ def start(function: Callable[..., Any], *arguments: Any, **environment: str) -> 
     process = processes.Process(target=_run, args=(os.environ | environment, os.getcwd(), function, arguments))
     process.start()
     return process
+
+
+def end(process: ForkServerProcess) -> None:
+    """Kills the process where it has not ended: pytest would wait for it at its own end."""
+    process.kill()
+    process.join()
 
 
 def _run(environment: dict[str, str], folder: str, function: Callable[..., Any], arguments: Sequence[Any]) -> None:
@@ -73,23 +87,26 @@ def _run(environment: dict[str, str], folder: str, function: Callable[..., Any],
 
 @dataclass
 class Command:
-    """A chatpipe command that runs in a process of its own."""
+    """A chatpipe command that runs in a fork."""
 
     process: ForkServerProcess
     out: Path
     err: Path
 
     @classmethod
-    def start(cls, words: Sequence[object], folder: Path, **environment: str) -> "Command":
+    def start(cls, words: Sequence[object], folder: Path) -> "Command":
         """Its stdout and stderr are files in `folder`."""
-        out, err = (folder / f"{name}-{environment.get('RANK', 0)}.txt" for name in ("stdout", "stderr"))
-        return cls(start(_chatpipe, [str(word) for word in words], out, err, **environment), out, err)
+        out, err = folder / "stdout.txt", folder / "stderr.txt"
+        return cls(start(_chatpipe, [str(word) for word in words], out, err), out, err)
 
     def ended(self, timeout: float = 120) -> tuple[int, str, str]:
         """Waits; returns the exit code, negative after a signal, and what it wrote to stdout and stderr."""
-        self.process.join(timeout)
-        assert self.process.exitcode is not None, "it has not ended"
-        return self.process.exitcode, self.out.read_text(), self.err.read_text()
+        try:
+            self.process.join(timeout)
+            assert self.process.exitcode is not None, "it has not ended"
+            return self.process.exitcode, self.out.read_text(), self.err.read_text()
+        finally:
+            end(self.process)
 
 
 def _chatpipe(words: Sequence[str], out: Path, err: Path) -> None:
@@ -97,3 +114,25 @@ def _chatpipe(words: Sequence[str], out: Path, err: Path) -> None:
         os.dup2(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC), number)
     sys.argv = ["chatpipe", *words]
     main()
+
+
+# ---- processes that nothing is shared with ----
+
+
+def start_anew(words: Sequence[object], **environment: str) -> "subprocess.Popen[str]":
+    """Starts a chatpipe command as a shell does."""
+    command = [sys.executable, "-m", "chatpipe", *map(str, words)]
+    return subprocess.Popen(
+        command, env=os.environ | environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+
+
+def all_ended(processes: "Sequence[subprocess.Popen[str]]", timeout: float = 120) -> list[tuple[int, str, str]]:
+    """Waits; returns each one's exit code, negative after a signal, and what it wrote to stdout and stderr."""
+    try:
+        said = [process.communicate(timeout=timeout) for process in processes]
+        return [(process.returncode, out, err) for process, (out, err) in zip(processes, said, strict=True)]
+    finally:
+        for process in processes:
+            process.kill()
+            process.wait()

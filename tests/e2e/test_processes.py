@@ -9,7 +9,7 @@ import psutil
 import pytest
 from own_files import as_messages, asked, write_rows
 
-from forked import Command, environment_of_rank, free_port
+from forked import all_ended, environment_of_rank, free_port, start_anew
 
 FEW_STEPS = ("pretrain.max_steps=12", "pretrain.logging_steps=3", "pretrain.save_steps=100")
 
@@ -18,13 +18,13 @@ def logged(folder):
     return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
 
 
-def as_ranks(command, folder, world_size=2):
-    """Runs a command as the ranks of one world, as torchrun does; returns each one's exit code, stdout and stderr."""
+def as_ranks(command, world_size=2):
+    """Runs a command as the ranks of one world, as torchrun does; returns each one's exit code, stdout and stderr.
+
+    They are no forks: what Gloo's threads do while the interpreter ends is a part of it.
+    """
     port = free_port()
-    ranks = [
-        Command.start(command, folder, **environment_of_rank(rank, world_size, port)) for rank in range(world_size)
-    ]
-    return [rank.ended() for rank in ranks]
+    return all_ended([start_anew(command, **environment_of_rank(rank, world_size, port)) for rank in range(world_size)])
 
 
 # ---- our own launcher ----
@@ -61,15 +61,15 @@ def test_ppo_on_two_ranks_shares_the_episodes(tiny_run, tmp_path, chatpipe):
         assert line["loss"] == line["loss"]
     assert [path.relative_to(out).as_posix() for path in out.rglob("chatpipe.json")] == ["chatpipe.json"]
     assert not (out / "launch-error.json").exists()
-    chatpipe("ppo", tiny_run.recipe, "ppo.total_episodes=64", "--out", out, "--json").object["skipped"]
+    assert chatpipe("ppo", tiny_run.recipe, "ppo.total_episodes=64", "--out", out, "--json").object["skipped"]
 
 
-def test_sampling_and_ranking_by_a_model_are_shared_and_come_out_the_same(tiny_run, work, chatpipe):
-    def made(processes, *given):
+def test_sampling_ranking_and_a_reward_model_are_shared_and_come_out_the_same(tiny_run, work, chatpipe):
+    def made(processes):
         run = work / f"with-{processes}"
         run.mkdir()
-        for made_before in (tiny_run.folder / "pretrain", tiny_run.folder / "sft", *given):
-            (run / made_before.name).symlink_to(made_before)
+        for name in ("pretrain", "sft"):
+            (run / name).symlink_to(tiny_run.folder / name)
         command = ("rm", tiny_run.recipe, f"out={run}", f"rank.rater={tiny_run.folder}/rm", "rank.temperature=0.1")
         more = ("sample.prompts=41", "rm.num_train_epochs=1", "--processes", processes, "--json")
         told = chatpipe(*command, *more).object
@@ -78,13 +78,16 @@ def test_sampling_and_ranking_by_a_model_are_shared_and_come_out_the_same(tiny_r
         files = (run / "sample" / "completions.jsonl", run / "rank" / "rankings.jsonl")
         return told, *([json.loads(line) for line in file.open()] for file in files)
 
-    _, answers, rankings = made(1)
-    told, shared_answers, shared_rankings = made(2, work / "with-1" / "rm")
-    assert told["skipped"]  # it was trained on these rankings
+    alone, answers, rankings = made(1)
+    told, shared_answers, shared_rankings = made(2)
     assert 0 < len(answers) == len(shared_answers)
     for ours, theirs in zip(answers, shared_answers, strict=True):
         assert (ours["prompt"], ours["responses"]) == (theirs["prompt"], theirs["responses"])
     assert rankings == shared_rankings
+    # The reward model is trained on them by both ranks.
+    assert (alone["processes"], told["processes"], told["skipped"]) == (1, 2, False)
+    assert logged(work / "with-2" / "rm")[-1]["step"] > 1
+    assert 0 < told["metrics"]["eval_accuracy"] <= 1
 
 
 def test_the_error_of_a_rank_is_the_parent_s(tiny_run, tmp_path, chatpipe):
@@ -125,7 +128,7 @@ def test_ranks_save_and_end_when_their_parent_is_killed(tiny_run, tmp_path):
 def test_ranks_of_a_launcher_are_one_stage_and_launch_nothing(tiny_run, tmp_path, chatpipe, monkeypatch):
     out = tmp_path / "rm"
     command = ("rm", tiny_run.recipe, "rm.num_train_epochs=1", "--out", out, "--processes", 2, "--json")
-    (code, said, _), (other_code, other_said, _) = as_ranks(command, tmp_path)
+    (code, said, _), (other_code, other_said, _) = as_ranks(command)
     assert (code, other_code) == (0, 0)
     told = json.loads(said)
     assert (told["processes"], told["skipped"]) == (2, False)

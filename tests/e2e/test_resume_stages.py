@@ -8,21 +8,25 @@ import time
 import pytest
 from safetensors.torch import load_file
 
-from forked import Command
+from forked import Command, all_ended, start_anew
 
 SAVE_EVERY = {"pretrain": 30, "sft": 10, "rm": 2, "ppo": 4}
 DEPENDS_ON_THE_CLOCK = ("tokens_per_second", "mfu", "eps", "time/rollout", "time/score", "time/update")
 DEPENDS_ON_THE_CLOCK += ("train_seconds", "evaluation_seconds")
 
 
-def stop_after_first_resume_point(command, out, how):
-    """Runs the command line in a process of its own and sends it a signal; returns how it ended and its output."""
+def kill_after_first_resume_point(command, out):
+    """Runs the command line in a process of its own and kills it; returns how it ended and its output."""
     started = Command.start(command, out.parent)
-    while not list(out.glob("checkpoints/step-*[0-9]")):
-        assert started.process.exitcode is None, started.err.read_text()
-        time.sleep(0.005)
-    os.kill(started.process.pid, how)
+    wait_for_resume_point(out, lambda: started.process.exitcode)
+    os.kill(started.process.pid, signal.SIGKILL)
     return started.ended()
+
+
+def wait_for_resume_point(out, exit_code):
+    while not list(out.glob("checkpoints/step-*[0-9]")):
+        assert exit_code() is None, "it ended before"
+        time.sleep(0.005)
 
 
 def logged(folder):
@@ -41,7 +45,7 @@ def assert_same_result(folder, other):
 def test_a_killed_stage_continues_exactly(tiny_run, tmp_path, chatpipe, stage):
     out = tmp_path / stage
     command = (stage, tiny_run.recipe, f"{stage}.save_steps={SAVE_EVERY[stage]}", "--out", out, "--json")
-    code, said, _ = stop_after_first_resume_point(command, out, signal.SIGKILL)
+    code, said, _ = kill_after_first_resume_point(command, out)
     assert code == -signal.SIGKILL
     assert said == ""
     assert not (out / "chatpipe.json").exists()
@@ -57,7 +61,10 @@ def test_a_killed_stage_continues_exactly(tiny_run, tmp_path, chatpipe, stage):
 def test_an_interrupted_stage_saves_first(tiny_run, tmp_path, chatpipe):
     stage, out = "ppo", tmp_path / "ppo"
     command = (stage, tiny_run.recipe, f"{stage}.save_steps={SAVE_EVERY[stage]}", "--out", out, "--json")
-    code, said, errors = stop_after_first_resume_point(command, out, signal.SIGINT)
+    started = start_anew(command)
+    wait_for_resume_point(out, started.poll)
+    started.send_signal(signal.SIGINT)
+    ((code, said, errors),) = all_ended([started])
     assert code == 130
     assert said == ""
     *lines, first, last = errors.splitlines()

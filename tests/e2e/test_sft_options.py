@@ -7,7 +7,7 @@ import pytest
 import torch
 from own_files import FEW_PROMPTS, as_messages, asked, write_rows
 from safetensors.torch import load_file
-from test_resume_stages import assert_same_result, stop_after_first_resume_point
+from test_resume_stages import assert_same_result, kill_after_first_resume_point
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig, PreTrainedTokenizerFast, set_seed
 
@@ -110,22 +110,15 @@ def test_evaluations_are_logged_and_the_best_of_them_is_saved(tiny_run, chats, t
     # killed on its way, it ends with the same
     again = tmp_path / "killed"
     killed = [str(again) if word == out else word for word in command]
-    code, _, _ = stop_after_first_resume_point(killed, again, signal.SIGKILL)
+    code, _, _ = kill_after_first_resume_point(killed, again)
     assert code == -signal.SIGKILL
+    rows = again / "rows" / "train.ids.bin"
+    written = rows.stat().st_mtime_ns
     resumed = chatpipe(*killed)
+    assert rows.stat().st_mtime_ns == written  # rows are written once
     assert "going on from step-" in resumed.err
     assert_same_result(again, out)
     assert resumed.object["metrics"]["best_step"] == metrics["best_step"]
-
-
-def test_rows_are_written_once(tiny_run, chats, tmp_path, chatpipe):
-    out = tmp_path / "out"
-    command = ("sft", "--model", tiny_run.folder / "pretrain", "--data", chats, "--out", out, *ALL_ON, "--json")
-    assert chatpipe(*command, "sft.max_steps=1").code == 0
-    written = (out / "rows" / "train.ids.bin").stat().st_mtime_ns
-    (out / "chatpipe.json").unlink()  # as if it had broken off
-    assert chatpipe(*command, "sft.max_steps=1").code == 0
-    assert (out / "rows" / "train.ids.bin").stat().st_mtime_ns == written
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,7 @@
 """The proofs prove something: each known bug, put into the real code, is caught by one of them.
 
-The tests run the one check that a mutant names. To see every check on every mutant (two minutes):
+The tests run the one check that a mutant names; the tests of the file that defines a check show that the true code
+passes it. To see every check on every mutant (two minutes):
 
     python tests/exact/test_kill_matrix.py
 """
@@ -60,11 +61,6 @@ def caught(check, folder):
 def test_mutant_is_caught(mutant, tmp_path):
     with replaced(mutant.function, mutant.make(mutant.function)):
         assert caught(mutant.killed_by, tmp_path)
-
-
-@pytest.mark.parametrize("check", CHECKS)
-def test_true_code_passes(check, tmp_path):
-    assert not caught(check, tmp_path)
 
 
 def main():
