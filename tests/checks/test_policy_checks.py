@@ -9,6 +9,7 @@ import tiny
 import torch
 
 from chatpipe.checks.model_checks import policy_is_not_reference
+from chatpipe.errors import UsageError
 from chatpipe.generation import SamplingParams
 from chatpipe.ppo.model import disable_dropout
 from chatpipe.stages.ppo import start_checks
@@ -59,7 +60,8 @@ def test_nan_is_no_agreement():
     broken = quiet(tiny.policy())
     broken.transformer.h[0].mlp.c_fc.weight.data.fill_(float("nan"))
     fine = quiet(tiny.policy())
-    assert policy_is_not_reference(fine, broken, tiny.PROMPTS, PARAMS, tiny.EOS) is not None
+    with pytest.raises(UsageError, match="output of GPT2LMHeadModel is not finite"):
+        policy_is_not_reference(fine, broken, tiny.PROMPTS, PARAMS, tiny.EOS)
 
 
 @pytest.mark.parametrize("settings", [{}, {"bf16": True}], ids=["float32", "bf16"])

@@ -78,7 +78,9 @@ def test_it_learns_and_stops_where_its_template_ends_a_turn(base, chats, tmp_pat
     assert metrics["eos_share"] >= 0.95
     tokenizer = AutoTokenizer.from_pretrained(tmp_path / "out")
     end, text_end = (tokenizer.convert_tokens_to_ids(token) for token in ("<|im_end|>", "<|endoftext|>"))
-    assert (tokenizer.eos_token_id, tokenizer.pad_token_id, tokenizer.chat_template) == (end, text_end, CHATML)
+    assert (tokenizer.eos_token_id, tokenizer.pad_token_id, tokenizer.chat_template) == (text_end, text_end, CHATML)
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        assert (tmp_path / "out" / name).read_bytes() == (base / name).read_bytes()
     assert GenerationConfig.from_pretrained(tmp_path / "out").eos_token_id == [end, text_end]
     model = AutoModelForCausalLM.from_pretrained(tmp_path / "out")
     ids = encode_prompt(tokenizer, [{"role": "user", "content": asked()[0].question}])

@@ -46,7 +46,7 @@ def tokenizer_without_eos():
         (lambda: {"settings": {"missing_eos_penalty": -1.0}}, "missing_eos_penalty = -1.0: ", "default"),
         (lambda: {"settings": {"response_length": 2.5}}, "response_length = 2.5: ", "response_length"),
         (lambda: {"settings": {"temperature": float("inf")}}, "temperature = inf", "default"),
-        (lambda: {"model": broken_policy()}, "policy's output is not finite", "weights"),
+        (lambda: {"model": broken_policy()}, "output of GPT2LMHeadModel is not finite", "weights"),
         (
             lambda: {"train_prompts": [[3], [12]]},
             "row 1: token id 12 .* model's 12",

@@ -12,7 +12,7 @@ TOKENS = 500
 
 def section(**keys) -> Pretrain:
     shape = {"n_layer": 2, "n_head": 2, "n_embd": 32, "n_positions": 64, **keys.pop("architecture", {})}
-    return Pretrain(architecture=shape, block_size=64, batch_size=8, **keys)
+    return Pretrain(architecture=shape, block_size=64, batch_size=8, **{"bf16": False, **keys})
 
 
 def test_every_tensor_is_counted_while_it_is_alive_and_no_longer():

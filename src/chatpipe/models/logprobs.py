@@ -118,7 +118,8 @@ def _tried_change(policy: PreTrainedModel) -> LogitChange:
         own = policy.get_output_embeddings()(body_of(policy)(**inputs).last_hidden_state)
     if not logits.isfinite().all():
         raise UsageError(
-            "The policy's output is not finite (NaN or infinity).", "Its weights are broken: look at them."
+            f"The output of {type(policy).__name__} is not finite (NaN or infinity).",
+            "The weights of the policy or of the reference model are broken: give another folder.",
         )
     tolerance = (1e-3 if torch.finfo(policy.dtype).bits > 16 else 2e-2) * max(1.0, logits.abs().max().item())
     for change in _possible_changes(policy.config.get_text_config().to_dict()):
