@@ -72,6 +72,7 @@ SMALL = (
     "ppo.learning_rate=1e-4",
     "ppo.warmup_steps=0",
     "ppo.response_length=24",
+    "ppo.kl_coef=0.2",
     "evaluation.prompts=40",
     "evaluation.max_new_tokens=24",
     "checks.reward_at_chance=false",  # on so few validation pairs the interval reaches chance now and then
