@@ -1,6 +1,7 @@
 """Small models as other people make them: their own tokenizer, template, special tokens, dtype and files."""
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -17,6 +18,7 @@ WORDS = [
     *("red", "blue", "green", "house", "river", "stone", "bread", "milk", "cat"),
     *("dog", "runs", "sleeps", "big", "small", "old", "new", "tall"),
 ]
+TEXTS = [" ".join(WORDS[i:] + WORDS[:i]) for i in range(len(WORDS))]
 CHATML = (
     "{% for m in messages %}<|im_start|>{{ m['role'] }}\n{{ m['content'] }}<|im_end|>\n{% endfor %}"
     "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
@@ -25,18 +27,20 @@ GENERATION = {"do_sample": True, "eos_token_id": [2, 0], "pad_token_id": 2, "tem
 KEPT_FILES = ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja", "generation_config.json")
 
 
-def foreign_tokenizer(template: str | None = CHATML, **special: str) -> PreTrainedTokenizerFast:
+def foreign_tokenizer(
+    template: str | None = CHATML, texts: Sequence[str] = TEXTS, vocab_size: int = 300, **special: str
+) -> PreTrainedTokenizerFast:
     """A byte-level BPE whose ids 0, 1, 2 are `<|endoftext|>`, `<|im_start|>` and `<|im_end|>`, the EOS."""
     bpe = Tokenizer(models.BPE())
     bpe.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     bpe.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
-        vocab_size=300,
+        vocab_size=vocab_size,
         special_tokens=["<|endoftext|>", "<|im_start|>", "<|im_end|>"],
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
         show_progress=False,
     )
-    bpe.train_from_iterator([" ".join(WORDS[i:] + WORDS[:i]) for i in range(len(WORDS))], trainer)
+    bpe.train_from_iterator(texts, trainer)
     made = PreTrainedTokenizerFast(tokenizer_object=bpe, **{"eos_token": "<|im_end|>", **special})
     made.chat_template = template
     return made

@@ -56,7 +56,7 @@ def test_what_never_fits_is_counted_and_the_rest_is_kept(tmp_path, tokenizer):
     write_rows(tmp_path / "rows", rows, report, tokenizer, CONTEXT, "here")
     train, validation, read = open_rows(tmp_path / "rows", "here")
     assert (len(train), len(validation)) == (2, 1)
-    assert read == RowsNote("here", {"train": 1, "validation": 1}, {"a reason": 3})
+    assert read == RowsNote("here", {"train": 1, "validation": 1}, {"a reason": 3}, kept={"train": 2, "validation": 1})
     ids, learned = train.first(2)[1]
     assert len(ids) <= CONTEXT
     assert (ids, learned) == encode_conversation(tokenizer, several[-2 * tokenizer.decode(ids).count("Who") :])
@@ -130,6 +130,6 @@ def test_a_conversation_whose_answers_are_rows_of_their_own_is_said(tmp_path, ca
     several = conversation(1, exchanges=2)
     several[3] = {**several[3], "reasoning_content": "Hm."}
     train, note, said = noted(tmp_path, tokenizer, [conversation(0), several], capsys)
-    assert (len(train), note.silent, note.in_parts) == (3, 0, 1)
+    assert (len(train), note.kept["train"], note.silent, note.in_parts) == (3, 2, 0, 1)
     assert "each answer of 1 conversations is a row of its own" in said
     assert "<think>Hm.</think>" in tokenizer.decode(train.first(3)[2][0])

@@ -71,6 +71,14 @@ def test_evaluation_data_of_ones_own_replaces_the_tenth(tmp_path, stage):
     assert splits(*step.data[f"{stage}.data"]) == {"train": {"mine"}, "validation": {"held"}}
 
 
+@pytest.mark.parametrize("stage", ["sample", "ppo"])
+def test_answers_are_as_long_as_those_that_sft_validates_on(tmp_path, stage):
+    write_splits(tmp_path, mine=60, held=20)
+    given = [f"sft.data={tmp_path}/mine.jsonl", f"sft.eval_data={tmp_path}/held.jsonl"]
+    step = step_of(load_recipe(None, given).recipe, stage)
+    assert splits(*step.data["sft.data"]) == {"train": {"mine"}, "validation": {"held"}}
+
+
 def test_evaluation_data_that_is_missing_is_named_by_its_key(tmp_path):
     write_splits(tmp_path, mine=60)
     given = [f"sft.data={tmp_path}/mine.jsonl", f"sft.eval_data={tmp_path}/no.jsonl"]

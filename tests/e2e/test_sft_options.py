@@ -8,12 +8,12 @@ import torch
 from own_files import FEW_PROMPTS, as_messages, asked, write_rows
 from safetensors.torch import load_file
 from test_resume_stages import assert_same_result, kill_after_first_resume_point
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
-from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig, PreTrainedTokenizerFast, set_seed
+from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig, set_seed
 
 from chatpipe.data.chat_template import encode_prompt
 from chatpipe.models.new_model import build_model, model_config
 from chatpipe.recipe.architectures import Architecture
+from foreign_models import CHATML, foreign_tokenizer
 
 ALL_ON = (
     "sft.packing=true",
@@ -32,11 +32,6 @@ ALL_ON = (
     *FEW_PROMPTS,
 )
 
-CHATML = (
-    "{% for message in messages %}<|im_start|>{{ message['role'] }}\n{{ message['content'] }}<|im_end|>\n{% endfor %}"
-    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
-)
-
 
 @pytest.fixture(scope="module")
 def chats(tmp_path_factory):
@@ -47,20 +42,8 @@ def chats(tmp_path_factory):
 @pytest.fixture(scope="module")
 def base(tmp_path_factory):
     """A new model with a tokenizer as Qwen's base models have it: EOS is not what its template ends a turn with."""
-    bpe = Tokenizer(models.BPE())
-    bpe.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    bpe.decoder = decoders.ByteLevel()
-    trainer = trainers.BpeTrainer(
-        vocab_size=500,
-        special_tokens=["<|endoftext|>", "<|im_start|>", "<|im_end|>"],
-        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
-        show_progress=False,
-    )
-    bpe.train_from_iterator([f"{one.question} {one.right}" for one in asked()], trainer)
-    tokenizer = PreTrainedTokenizerFast(
-        tokenizer_object=bpe, eos_token="<|endoftext|>", pad_token="<|endoftext|>", clean_up_tokenization_spaces=False
-    )
-    tokenizer.chat_template = CHATML
+    texts = [f"{one.question} {one.right}" for one in asked()]
+    tokenizer = foreign_tokenizer(CHATML, texts, 500, eos_token="<|endoftext|>", pad_token="<|endoftext|>")
     set_seed(0)
     shape = Architecture(family="llama", n_layer=2, n_head=2, n_embd=64, n_positions=96, dropout=0)
     model = build_model("llama", model_config(shape, len(tokenizer), tokenizer.eos_token_id, 0))

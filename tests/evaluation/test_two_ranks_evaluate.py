@@ -17,7 +17,9 @@ def test_one_and_two_processes_find_the_same(tmp_path):
     write_evaluation(tmp_path)
     [alone] = written(tmp_path)
     run_ranks(write_evaluation, tmp_path / "two")
-    for of_rank in written(tmp_path / "two"):
+    ranks = written(tmp_path / "two")
+    assert len(ranks) == 2
+    for of_rank in ranks:
         assert of_rank["chat"].pop("ids") == alone["chat"]["ids"]
         for name, metrics in of_rank.items():
             expected = {key: value for key, value in alone[name].items() if key != "ids"}

@@ -42,7 +42,6 @@ def test_the_engine_runs_most_families():
     assert {family for family, way in ways.items() if way is not Way.ENGINE} == BY_GENERATE
     assert {family for family, way in ways.items() if way is Way.EQUAL_LENGTHS} == PADDING_IS_READ
     assert {family for family, way in ways.items() if way is Way.ALONE} == OTHER_ROWS_ARE_READ
-    assert sum(way is Way.ENGINE for way in ways.values()) >= 24
 
 
 @pytest.mark.parametrize("family", sorted(BY_GENERATE))

@@ -1,6 +1,7 @@
 """What users of Trainer rely on: when callbacks are called, what they can ask for, and what `train` returns."""
 
 import parts
+import pytest
 import tiny
 import torch
 from transformers import TrainerCallback
@@ -65,16 +66,9 @@ def test_a_callback_can_stop_within_an_iteration(tmp_path):
     assert [point.name for point in (tmp_path / "checkpoints").iterdir()] == ["step-4"]
 
 
-def test_a_callback_can_ask_for_a_resume_point_and_an_evaluation(tmp_path):
-    asked = [Ask("should_save", 4), Ask("should_evaluate", 8)]
-    ppo = parts.trainer(tmp_path, {"total_episodes": 48}, eval_dataset=[{"input_ids": [3]}], callbacks=asked)
-    ppo.train()
-    assert [point.name for point in (tmp_path / "checkpoints").iterdir()] == ["step-4"]
-    assert [line["step"] for line in ppo.state.log_history if "eval_objective/kl" in line] == [8]
-
-
-def test_what_a_callback_asks_for_within_an_iteration_is_done_at_its_end(tmp_path):
-    asked = [Ask("should_save", 2), Ask("should_evaluate", 5)]
+@pytest.mark.parametrize("save, evaluate", [(4, 8), (2, 5)], ids=["at the end of an iteration", "within one"])
+def test_what_a_callback_asks_for_is_done_at_the_iteration_s_end(tmp_path, save, evaluate):
+    asked = [Ask("should_save", save), Ask("should_evaluate", evaluate)]
     ppo = parts.trainer(tmp_path, {"total_episodes": 48}, eval_dataset=[{"input_ids": [3]}], callbacks=asked)
     ppo.train()
     assert [point.name for point in (tmp_path / "checkpoints").iterdir()] == ["step-4"]

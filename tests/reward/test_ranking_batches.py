@@ -115,7 +115,7 @@ def test_a_weight_that_is_given_is_not_divided_by_the_annotators(tokenizer):
 
 
 def test_a_batch_has_a_row_for_each_response_padded_on_the_right():
-    batch = RankingCollator(pad_token_id=0)(
+    batch = RankingCollator()(
         [
             EncodedRanking([[5, 1], [6, 7, 1]], [Judgement([2, 1], 0.5), Judgement([1, 2], 0.5, 3.0)]),
             EncodedRanking([[1], [8, 1], [9, 1]], [Judgement([1, 3, 2])]),

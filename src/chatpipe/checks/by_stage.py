@@ -85,8 +85,10 @@ def sft_checks(
     return {
         "embeddings_too_few": lambda: models.embeddings_too_few(tokenizer, {"sft.model": model}),
         "answers_cut": lambda: (
-            data.answers_cut(cut, cut + len(train), max_length, key, "conversations")
-            or data.answers_cut(cut_validation, cut_validation + len(validation), max_length, key, validation_name)
+            data.answers_cut(cut, cut + note.kept["train"], max_length, key, "conversations")
+            or data.answers_cut(
+                cut_validation, cut_validation + note.kept["validation"], max_length, key, validation_name
+            )
         ),
         "nothing_to_learn": lambda: data.nothing_to_learn(empty, len(rows), key),
         "eos_not_learned": lambda: data.eos_not_learned(rows, tokenizer.eos_token_id),

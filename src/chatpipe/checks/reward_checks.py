@@ -11,6 +11,7 @@ from chatpipe.checks.gate import Finding
 from chatpipe.data.sequences import pad_right
 from chatpipe.models.manifest import read_manifest
 from chatpipe.models.pretrained import missing_weights
+from chatpipe.models.properties import evaluation_mode
 from chatpipe.reward.reward_model import batch_scores, pad_token_id, reads_left_to_right, reward_offset, score_sequences
 
 TOLERANCE = {torch.float32: 1e-4, torch.bfloat16: 0.06, torch.float16: 0.01}
@@ -110,12 +111,8 @@ def _of_padded_batch(
 ) -> Tensor:
     """The scores that `read` gives for all rows in one batch, padded to the longest, (n,); keeps the model's mode."""
     input_ids, mask = (tensor.to(model.device) for tensor in pad_right(rows, pad))
-    was_training = model.training
-    model.eval()
-    try:
+    with evaluation_mode(model):
         return read(model, input_ids, mask).float().cpu()
-    finally:
-        model.train(was_training)
 
 
 def _stock_scores(model: PreTrainedModel, input_ids: Tensor, attention_mask: Tensor) -> Tensor:

@@ -34,7 +34,7 @@ from chatpipe.data.worlds import Worlds, world_settings
 from chatpipe.errors import UsageError
 from chatpipe.recipe.schema import DataBlock
 
-FORMAT = 2
+FORMAT = 3
 """Increased when the same conversations and tokenizer would give other rows."""
 
 SPLITS: tuple[Split, ...] = ("train", "validation")
@@ -48,7 +48,7 @@ class RowsNote:
 
     `made_from` is the fingerprint of all that decides the rows. `refused`: conversations that the chat template cannot
     write, by reason. `in_parts`: conversations of which each answer is a row. `silent`: those whose reasoning the
-    template does not write.
+    template does not write. `kept`: conversations of each split that have a row.
     """
 
     made_from: str
@@ -57,12 +57,13 @@ class RowsNote:
     refused: dict[str, int] = field(default_factory=dict)
     in_parts: int = 0
     silent: int = 0
+    kept: dict[str, int] = field(default_factory=lambda: dict.fromkeys(SPLITS, 0))
 
-    def left_out(self, train: "Rows", validation: "Rows", max_length: int) -> list[str]:
+    def left_out(self, max_length: int) -> list[str]:
         """A line for each split of which conversations were left out."""
-        sizes = {"train": len(train), "validation": len(validation)}
         return [
-            f"sft: {count} of {sizes[split] + count} {split} conversations left out: longer than {max_length} tokens"
+            f"sft: {count} of {count + self.kept[split]} {split} conversations left out: "
+            f"longer than {max_length} tokens"
             for split, count in self.too_long.items()
             if count
         ]
@@ -201,6 +202,7 @@ def write_rows(
             for (conversation, split), rows in zip(written, encoded, strict=True):
                 writers[split].add(conversation, rows)
                 note.too_long[split] += not rows
+                note.kept[split] += bool(rows)
                 note.in_parts += len(rows) > 1
             read += len(batch)
             bar.update(read, "conversations")

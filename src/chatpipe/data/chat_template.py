@@ -84,7 +84,7 @@ def encode_completion(
 ) -> tuple[list[int], int]:
     """Token ids of `prompt` answered by `completion` with its EOS, and the number of prompt tokens."""
     messages = [*prompt, {"role": "assistant", "content": completion}]
-    ids, mask = _row(tokenizer, _answers(tokenizer, messages)[-1])
+    ids, mask = _row(tokenizer, _answer(tokenizer, messages, len(prompt)))
     return ids, mask.index(1)
 
 

@@ -77,7 +77,7 @@ def ranking_of(row: Row, form: str) -> Ranking:
     if form == "pairs":
         prompt, chosen, rejected = _pair(row.values)
         return Ranking(prompt, [chosen, rejected], [1, 2], **_of_ranking(row.values))
-    return _ranking(in_our_fields(row.values))
+    return _ranking(row.values)
 
 
 def group_by_answers(rankings: Sequence[Ranking]) -> list[list[Ranking]]:

@@ -63,9 +63,15 @@ class Traits:
     control: tuple[str, ...]
 
     @cached_property
-    def beginnings(self) -> frozenset[str]:
-        """The first characters of control tokens: a text without them has none (Gemma's tokenizer has 6,000)."""
-        return frozenset(token[0] for token in self.control)
+    def hidden(self) -> dict[str, str]:
+        """Control token -> what stands for it in a text. Of tokens that begin alike the longest comes first."""
+        places = sorted(range(len(self.control)), key=lambda place: -len(self.control[place]))
+        return {self.control[place]: _HIDDEN + chr(_FIRST + place) for place in places}
+
+    @cached_property
+    def spelt_out(self) -> re.Pattern[str]:
+        """Finds control tokens in a text, in one pass: Gemma's tokenizer has 6,000."""
+        return re.compile("|".join(map(re.escape, self.hidden)) or "(?!)")
 
 
 def traits_of(tokenizer: "PreTrainedTokenizerBase") -> Traits:
@@ -206,10 +212,7 @@ def _as_text(call: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _hide(traits: Traits, text: str) -> str:
-    if any(beginning in text for beginning in traits.beginnings):
-        for number, token in enumerate(traits.control):
-            text = text.replace(token, _HIDDEN + chr(_FIRST + number))
-    return text
+    return traits.spelt_out.sub(lambda found: traits.hidden[found[0]], text)
 
 
 def _write(

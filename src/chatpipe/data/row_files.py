@@ -8,7 +8,7 @@ import hashlib
 import io
 import json
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -218,16 +218,12 @@ def _parquet_rows(path: Path) -> Iterator[Row | BrokenRow]:
     import pyarrow
     from pyarrow import parquet
 
-    number = 0
     try:
         with open_bytes(path) as opened:
             file = io.BytesIO(opened.read()) if path.suffix.lower() == ".zst" else opened
             table = parquet.ParquetFile(file)
             _check_columns(table.schema_arrow.names, str(path))
-            for batch in table.iter_batches(PARQUET_ROWS):
-                for values in batch.to_pylist():
-                    number += 1
-                    yield Row(values, f"{path} row {number}")
+            yield from _numbered(path, table.iter_batches(PARQUET_ROWS))
     except (pyarrow.ArrowException, OSError) as problem:
         reason = str(problem).splitlines()[0]
         raise UsageError(f"{path} is not a whole parquet file: {reason}", "Fetch it again.") from problem
@@ -237,7 +233,6 @@ def _arrow_rows(path: Path) -> Iterator[Row | BrokenRow]:
     """The rows of an Arrow file, as `Dataset.save_to_disk` writes it (a stream), or with a footer."""
     import pyarrow
 
-    number = 0
     try:
         with pyarrow.memory_map(str(path)) as file:
             is_stream = file.read(6) != b"ARROW1"
@@ -245,13 +240,17 @@ def _arrow_rows(path: Path) -> Iterator[Row | BrokenRow]:
             opened = pyarrow.ipc.open_stream(file) if is_stream else pyarrow.ipc.open_file(file)
             _check_columns(opened.schema.names, str(path))
             batches = opened if is_stream else map(opened.get_batch, range(opened.num_record_batches))
-            for batch in batches:
-                for values in batch.to_pylist():
-                    number += 1
-                    yield Row(values, f"{path} row {number}")
+            yield from _numbered(path, batches)
     except (pyarrow.ArrowException, OSError) as problem:
         reason = str(problem).splitlines()[0]
         raise UsageError(f"{path} is not a whole Arrow file: {reason}", "Fetch or save it again.") from problem
+
+
+def _numbered(path: Path, batches: Iterable[Any]) -> Iterator[Row]:
+    """The rows of Arrow's record batches, with their numbers in the file."""
+    rows = (values for batch in batches for values in batch.to_pylist())
+    for number, values in enumerate(rows, start=1):
+        yield Row(values, f"{path} row {number}")
 
 
 READERS: dict[str, Callable[[Path], Iterator[Row | BrokenRow]]] = {

@@ -29,7 +29,7 @@ def padding_id(tokenizer: PreTrainedTokenizerBase) -> int:
     for token in (tokenizer.pad_token_id, tokenizer.eos_token_id):
         if token is not None:
             return int(token)
-    return 0
+    return PADDING_ID
 
 
 @dataclass(frozen=True)

@@ -116,23 +116,25 @@ def files_by_use(block: DataBlock, key: str) -> tuple[list[tuple[Path, Use]], li
     Files named test are for validation where none is named so, and left out otherwise.
     """
     files = source_files(block.source, key)
-    named = {path: _split_in_name(path, files) for path in files}
+    above = Path(os.path.commonpath([path.parent for path in files]))
+    named = {path: _split_in_name(path.relative_to(above)) for path in files}
     splits = set(named.values())
     if "train" not in splits or splits == {"train"}:
         return [(path, block.use) for path in files], []
     validation = "validation" if "validation" in splits else "test"
     uses: dict[Path, Use] = {
-        path: "validation" if split == validation else "train" for path, split in named.items() if split != "test"
-    } | {path: "validation" for path, split in named.items() if split == validation}
+        path: "validation" if split == validation else "train"
+        for path, split in named.items()
+        if split in (validation, "train", None)
+    }
     if block.use != "auto":
         uses = {path: use for path, use in uses.items() if use == block.use}
     return [(path, uses[path]) for path in files if path in uses], [path for path in files if path not in uses]
 
 
-def _split_in_name(path: Path, files: Sequence[Path]) -> str | None:
-    """train, validation or test, where a word in the name of a file, or of a folder above it, says so."""
-    shared = Path(os.path.commonpath([file.parent for file in files]))
-    words = re.findall(r"[a-z]+", str(path.relative_to(shared)).lower())
+def _split_in_name(path: Path) -> str | None:
+    """train, validation or test, where a word in the name of a file, or of a folder in its path, says so."""
+    words = re.findall(r"[a-z]+", str(path).lower())
     return next((split for split, names in _SPLIT_NAMES.items() if any(word in names for word in words)), None)
 
 

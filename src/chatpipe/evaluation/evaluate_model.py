@@ -160,7 +160,8 @@ def settings_of(overrides: Sequence[str], known: dict[str, Any]) -> Recipe:
         raise UsageError(
             f"{foreign[0]} does not change how a model is evaluated.", f"These do: {', '.join(SETTINGS)} (KEY=VALUE)."
         )
-    return load_recipe(None, overrides, {key: value for key, value in known.items() if key not in given}).recipe
+    kept = {key: value for key, value in known.items() if not any(f"{key}.".startswith(f"{name}.") for name in given)}
+    return load_recipe(None, overrides, kept).recipe
 
 
 # ---- text ----

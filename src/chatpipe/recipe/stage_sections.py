@@ -20,7 +20,7 @@ class TrainingSection(Section):
     The defaults fit a model of 0.1 to 8 B parameters. Where a default is null, the model or the data decides.
     """
 
-    RATES: ClassVar[tuple[float, float]] = (1e-4, 1e-4)
+    RATES: ClassVar[tuple[float, float]]
     """The default of `learning_rate`, where all weights are trained and where an adapter is."""
 
     data: Data | None = Field(None, description="Path, comma-separated paths, or a list of blocks.")
@@ -130,6 +130,7 @@ class Pretrain(TrainingSection):
     optimizer: Literal["adamw", "muon"] = Field(
         "adamw", description="muon trains the matrices inside the model, AdamW the rest, at the same learning rate."
     )
+    RATES = (6e-4, 6e-4)
     learning_rate: float | None = Field(6e-4, gt=0)
     torch_compile: bool = Field(
         False, description="Compile the model: takes minutes at the start, then steps on a GPU are faster."

@@ -9,7 +9,7 @@ bias; stock software ignores it and sees the same order.
 `batch_scores` is the forward pass, which training differentiates; whatever only reads scores calls `score_sequences`.
 A decoder's score is read at the last token, found by the length of the sequence. transformers looks for the pad token
 instead; where that is also the model's EOS, as in SmolLM2, it reads the token before the end (transformers #35352), and
-so do we: a folder gives the same scores everywhere.
+so do we: transformers and TRL give a folder the scores that we give it.
 """
 
 import math

@@ -21,7 +21,7 @@ from transformers import PreTrainedModel, Trainer, TrainingArguments
 
 from chatpipe.models.properties import body_of
 from chatpipe.models.unpadded import reads_unpadded
-from chatpipe.reward.reward_model import ScoringModel, pad_token_id
+from chatpipe.reward.reward_model import ScoringModel
 from chatpipe.reward.training_data import EncodedRanking, RankingCollator
 from chatpipe.training.lora import Adapter, TrainsAdapter
 from chatpipe.training.run_trainer import SkipNonFinite
@@ -42,8 +42,7 @@ class RewardTrainer(TrainsAdapter, SkipNonFinite, Trainer):
         adapter: Adapter | None = None,
         **more: Any,
     ) -> None:
-        collator = RankingCollator(pad_token_id(model) or 0)  # any token would do: the attention mask hides it
-        scoring = ScoringModel(model)
+        scoring, collator = ScoringModel(model), RankingCollator()
         super().__init__(model=scoring, args=args, train_dataset=train_dataset, data_collator=collator, **more)
         self.adapter = adapter
         # Tried out once, before FSDP shards the model: afterwards its body cannot be called alone.

@@ -20,7 +20,7 @@ from chatpipe.data.datasets import Conversation, stream_conversations
 from chatpipe.data.rankings import Ranking, group_by_answers
 from chatpipe.data.rendering import unreadable
 from chatpipe.data.row_files import BadRow
-from chatpipe.data.sequences import pad_right
+from chatpipe.data.sequences import PADDING_ID, pad_right
 from chatpipe.data.sources import Report, is_hub
 from chatpipe.data.worlds import Worlds
 from chatpipe.recipe.schema import DataBlock
@@ -117,13 +117,9 @@ class RankingCollator:
     its `ranks`: (sum K over judgements,); `sizes` (K), `weights`, `margins`: (judgements,).
     """
 
-    pad_token_id: int
-
     def __call__(self, rankings: Sequence[EncodedRanking]) -> dict[str, Tensor]:
         """The batch of `rankings`, their rows in order."""
-        input_ids, attention_mask = pad_right(
-            [ids for ranking in rankings for ids in ranking.sequences], self.pad_token_id
-        )
+        input_ids, attention_mask = pad_right([ids for ranking in rankings for ids in ranking.sequences], PADDING_ID)
         rows: list[int] = []
         judgements: list[Judgement] = []
         first = 0

@@ -158,11 +158,7 @@ def steps_in_folder(recipe: Recipe) -> list[Step]:
     """The steps of the run, and those of the further rounds that its folder holds."""
     found: list[Step] = []
     for number in itertools.count(1):
-        stages = [
-            stage
-            for stage, kind in STAGES.items()
-            if (kind.in_rounds if number > 1 else not kind.is_before_start(recipe))
-        ]
+        stages = [stage for stage, kind in STAGES.items() if kind.has_place(recipe, number)]
         there = [stage for stage in stages if folder_of(recipe, stage, number).exists()]
         if number > recipe.rounds and not there:
             break

@@ -88,7 +88,7 @@ def run(step: Step) -> Outcome | None:
     tokenizer, model, max_length = prepared.tokenizer, prepared.model, prepared.max_length
     train, note = prepared.train, prepared.note
     check_enough_rows(train, prepared.validation, KEY)
-    for line in note.left_out(train, prepared.validation, max_length) if step.is_main else ():
+    for line in note.left_out(max_length) if step.is_main else ():
         console.note(line)
     params = answering(step, tokenizer, longest_sequence(model))
     rows, prompts = _validation(step, prepared, params)
@@ -111,7 +111,7 @@ def run(step: Step) -> Outcome | None:
         **evaluated,
         "eval_loss_before": before,
         "answers_within_limit": within,
-        "train_conversations": len(train),
+        "train_conversations": note.kept["train"],
         "left_out_conversations": note.too_long["train"],
         "skipped_rows": note.skipped,
         "example": example,

@@ -1,6 +1,6 @@
 """What the stages that train share: raw text, validation prompts, a trainer's arguments, and the saved folder."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from itertools import islice
 from pathlib import Path
 from typing import Any, TypeVar
@@ -24,7 +24,7 @@ from chatpipe.generation import SamplingParams
 from chatpipe.generation.ways import Way, way_of
 from chatpipe.models.pretrained import copy_generation_config, copy_tokenizer, load_tokenizer, save_model
 from chatpipe.recipe.schema import DataBlock, Lora
-from chatpipe.stages.step import Step
+from chatpipe.stages.step import Step, with_eval_data
 from chatpipe.training.arguments import Reading, training_arguments
 from chatpipe.training.lora import Adapter, lora_config
 from chatpipe.training.ranks import main_process_first
@@ -119,9 +119,16 @@ def validation_prompts(
 def longest_answer(step: Step, asked: int | None, tokenizer: PreTrainedTokenizerBase, context: int) -> int:
     """The longest answer in tokens: `asked`, else as the validation answers of `sft.data` are long (`answer_limit`)."""
     blocks = step.data.get("sft.data", []) if asked is None else []
-    stream = stream_conversations(blocks, step.recipe.worlds, "sft.data", Report())
-    answers = (conversation[-1] for conversation, split in stream if split == "validation")
+    answers = (conversation[-1] for conversation in _validation_conversations(step, blocks))
     return answer_limit(asked, tokenizer, answers, context)
+
+
+def _validation_conversations(step: Step, blocks: Sequence[DataBlock]) -> Iterator[Conversation]:
+    """The conversations of `sft.data` that are not trained on, as they are read."""
+    # What is trained on whole is not even parsed: it comes first.
+    blocks = [block for block in blocks if block.use != "train"]
+    stream = stream_conversations(blocks, step.recipe.worlds, "sft.data", Report())
+    return (conversation for conversation, split in stream if split == "validation")
 
 
 def answering(step: Step, tokenizer: PreTrainedTokenizerBase, context: int) -> SamplingParams:
@@ -155,8 +162,8 @@ def _prompts(step: Step) -> Iterable[Conversation]:
     blocks = recipe.ppo.data or recipe.rm.data or recipe.sample.data
     if blocks:
         return load_prompts(blocks, recipe.worlds, "ppo.data").validation
-    stream = stream_conversations(recipe.sft.data or [], recipe.worlds, "sft.data", Report())
-    return (conversation[:-1] for conversation, split in stream if split == "validation")
+    blocks = with_eval_data(recipe.sft.data or [], recipe.sft.eval_data)
+    return (conversation[:-1] for conversation in _validation_conversations(step, blocks))
 
 
 # ---- the trainer ----

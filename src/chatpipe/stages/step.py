@@ -86,6 +86,11 @@ class Step:
     @classmethod
     def is_in(cls, recipe: Recipe, number: int) -> bool:
         """Whether round `number` of the recipe has the stage."""
+        return cls.has_place(recipe, number)
+
+    @classmethod
+    def has_place(cls, recipe: Recipe, number: int) -> bool:
+        """Whether round `number` reaches the stage, whatever data is given."""
         return cls.in_rounds if number > 1 else not cls.is_before_start(recipe)
 
     @classmethod
@@ -230,7 +235,9 @@ class Step:
 
 def answers_measured(recipe: Recipe, *lengths: int | None) -> Mapping[str, list[DataBlock]]:
     """The conversations whose answers say how long others may be, where the recipe does not give all `lengths`."""
-    return {"sft.data": recipe.sft.data} if None in lengths and recipe.sft.data else {}
+    if None not in lengths or not recipe.sft.data:
+        return {}
+    return {"sft.data": with_eval_data(recipe.sft.data, recipe.sft.eval_data)}
 
 
 def chat_model(recipe: Recipe) -> str | Made:
