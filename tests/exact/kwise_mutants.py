@@ -24,57 +24,36 @@ class Mutant:
 
 
 def sign_flipped(true):
-    return lambda scores, sizes: -true(scores, sizes)
+    return lambda scores: -true(scores)
 
 
 def ties_are_wins(true):
     """Of two tied answers the one that stands first counts as the better."""
 
-    def mutant(ranks, sizes):
-        places = torch.arange(len(ranks), device=ranks.device)
-        return true(ranks * len(ranks) + places, sizes)
+    def mutant(ranks):
+        places = torch.arange(ranks.shape[1], device=ranks.device)
+        return true(torch.where(ranks > 0, ranks * ranks.shape[1] + places, 0))
 
     return mutant
 
 
 def ranks_reversed(true):
-    return lambda ranks, sizes: true(-ranks, sizes)
+    return lambda ranks: true(torch.where(ranks > 0, ranks.max() + 1 - ranks, 0))
 
 
 def neighbours_alone(true):
     """Only answers whose ranks follow each other are compared."""
-
-    def mutant(ranks, sizes):
-        pairs = true(ranks, sizes)
-        for prompt, own in enumerate(ranks.split(sizes.tolist())):
-            count = len(own)
-            pairs[prompt, :count, :count] &= own[None, :] - own[:, None] == 1
-        return pairs
-
-    return mutant
+    return lambda ranks: true(ranks) & (ranks[:, None, :] - ranks[:, :, None] == 1)
 
 
 def best_against_the_rest(true):
     """As with a single chosen answer: the other pairs are lost."""
-
-    def mutant(ranks, sizes):
-        pairs = true(ranks, sizes)
-        for prompt, own in enumerate(ranks.split(sizes.tolist())):
-            pairs[prompt, : len(own)] &= (own == own.min())[:, None]
-        return pairs
-
-    return mutant
+    return lambda ranks: true(ranks) & (ranks == 1)[:, :, None]
 
 
 def filling_is_compared(_):
     """Where a prompt has fewer answers than another, its filling counts as answers."""
-
-    def mutant(ranks, sizes):
-        index, _ = reward_trainer._grid(sizes)
-        rank = ranks[index]
-        return rank[:, :, None] < rank[:, None, :]
-
-    return mutant
+    return lambda ranks: ranks[:, :, None] < ranks[:, None, :]
 
 
 # ---- the loss of a prompt ----
@@ -84,9 +63,9 @@ def loss_with(pair_loss=lambda ahead: -logsigmoid(ahead), count=lambda pairs: pa
     """The true loss but for one of its parts."""
 
     def make(_):
-        def mutant(scores, ranks, sizes, margins=None):
-            pairs = reward_trainer.comparable_pairs(ranks, sizes)
-            ahead = reward_trainer.pair_margins(scores, sizes)
+        def mutant(scores, ranks, margins=None):
+            pairs = reward_trainer.comparable_pairs(ranks)
+            ahead = reward_trainer.pair_margins(scores)
             if margins is not None:
                 ahead = ahead + margin_sign * margins[:, None, None]
             return torch.where(pairs, pair_loss(ahead), 0.0).sum((1, 2)) / count(pairs).clamp(min=1)
@@ -171,7 +150,7 @@ def mean_of_means(true):
 
     class Mutant(true):
         def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
-            has_pair = reward_trainer.comparable_pairs(inputs["ranks"], inputs["sizes"]).any((1, 2))
+            has_pair = reward_trainer.comparable_pairs(inputs["ranks"]).any((1, 2))
             own = inputs["weights"][has_pair].sum() * self.args.gradient_accumulation_steps
             return super().compute_loss(model, inputs, return_outputs, own)
 

@@ -44,7 +44,8 @@ def check_loss(folder, margins=None):
     """All pairs of prompts with different K, ties, and one that is all ties."""
     scores = 2 * torch.randn(sum(SIZES), dtype=torch.float64, generator=torch.Generator().manual_seed(0))
     given = None if margins is None else torch.tensor(margins, dtype=torch.float64)
-    found = reward_trainer.ranking_loss(scores, torch.tensor(RANKS), torch.tensor(SIZES), given)
+    table = (torch.nn.utils.rnn.pad_sequence(flat.split(SIZES), True) for flat in (scores, torch.tensor(RANKS)))
+    found = reward_trainer.ranking_loss(*table, given)
     expected = losses_by_definition(scores.tolist(), margins or [0.0] * len(SIZES))
     assert torch.allclose(found, torch.tensor(expected, dtype=torch.float64), rtol=0, atol=1e-12)
 

@@ -124,9 +124,9 @@ def test_a_batch_has_a_row_for_each_response_padded_on_the_right():
     assert {name: tensor.tolist() for name, tensor in batch.items()} == {
         "input_ids": [[5, 1, 0], [6, 7, 1], [1, 0, 0], [8, 1, 0], [9, 1, 0]],
         "attention_mask": [[1, 1, 0], [1, 1, 1], [1, 0, 0], [1, 1, 0], [1, 1, 0]],
-        "rows": [0, 1, 0, 1, 2, 3, 4],
-        "ranks": [2, 1, 1, 2, 1, 3, 2],
-        "sizes": [2, 2, 3],
+        "rows": [[0, 1, 0], [0, 1, 0], [2, 3, 4]],
+        "ranks": [[2, 1, 0], [1, 2, 0], [1, 3, 2]],
         "weights": [0.5, 0.5, 1.0],
         "margins": [0.0, 3.0, 0.0],
+        "rankings": [0, 0, 1],
     }

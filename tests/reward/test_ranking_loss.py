@@ -7,7 +7,13 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from chatpipe.reward.reward_trainer import ranking_loss
+from chatpipe.reward import reward_trainer
+
+
+def ranking_loss(scores, ranks, sizes, margins=None):
+    """The loss of prompts whose responses follow each other in `scores` and `ranks`, `sizes` of each."""
+    of_prompts = (torch.nn.utils.rnn.pad_sequence(flat.split(sizes.tolist()), True) for flat in (scores, ranks))
+    return reward_trainer.ranking_loss(*of_prompts, margins)
 
 
 def by_definition(scores, ranks, sizes):

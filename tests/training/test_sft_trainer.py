@@ -1,13 +1,22 @@
 """The trainer of fine-tuning: evaluations, adapters, the best weights, and going on after a break."""
 
 import json
+import os
 
 import pytest
 import torch
+from datasets import Dataset
 from safetensors import safe_open
-from transformers import TrainerCallback
+from transformers import TrainerCallback, set_seed
+from trl import SFTConfig
 
+from chatpipe.data.chat_template import add_chat_template
+from chatpipe.models.new_model import new_model, train_tokenizer
+from chatpipe.recipe.architectures import Architecture
 from chatpipe.training.resume import RESUME_POINTS, newest_resume_point
+from chatpipe.training.sft_trainer import SftTrainer
+from forked import run_ranks
+from tiny_chats import CONTEXT
 
 
 class Crash(Exception):
@@ -152,3 +161,56 @@ def test_an_adapter_learns_with_gradient_checkpointing_too(make_sft_trainer, tmp
     for name, weight in weights(plain).items():
         torch.testing.assert_close(weight, learned[name], atol=1e-5, rtol=0)
     assert any(weight.abs().sum() > 0 for name, weight in learned.items() if "lora_B" in name)
+
+
+def train_on_rows(folder, count, per_device):
+    """Two steps of plain gradient descent in double precision on `count` sequences, the second one an epoch's last."""
+    generator = torch.Generator().manual_seed(3)
+    rows = [torch.randint(3, 40, (3 + number % 5,), generator=generator).tolist() for number in range(count)]
+    data = {"input_ids": rows, "labels": [[-100, *row[1:]] for row in rows], "seq_lengths": [[len(r)] for r in rows]}
+    tokenizer = train_tokenizer(["Mara is a baker."], 300, CONTEXT)
+    add_chat_template(tokenizer)
+    set_seed(0)
+    shape = Architecture(family="llama", n_layer=1, n_head=2, n_embd=16, n_positions=CONTEXT)
+    model = new_model(shape, tokenizer).double()
+    settings = SFTConfig(
+        output_dir=str(folder),
+        num_train_epochs=1,
+        per_device_train_batch_size=per_device,
+        optim="sgd",
+        learning_rate=0.5,
+        lr_scheduler_type="constant",
+        max_grad_norm=0.0,
+        logging_steps=1,
+        save_strategy="no",
+        bf16=False,
+        report_to="none",
+        disable_tqdm=True,
+        use_cpu=True,
+        remove_unused_columns=False,
+        dataset_kwargs={"skip_prepare_dataset": True},
+        ddp_find_unused_parameters=False,
+    )
+    trainer = SftTrainer(model, settings, Dataset.from_dict(data), tokenizer, packed=True)
+    trainer.train()
+    losses = [row["loss"] for row in trainer.state.log_history if "loss" in row]
+    return losses, {name: weight.detach() for name, weight in model.named_parameters()}
+
+
+def train_as_one_of_two(folder, counts):
+    trained = {count: train_on_rows(folder, count, 4) for count in counts}
+    torch.save(trained, folder / f"rank-{os.environ['RANK']}.pt")
+
+
+def test_two_processes_read_an_epoch_as_one_does(tmp_path):
+    """Also where its last rows do not fill both of them: accelerate then repeats some, which count once."""
+    counts = (16, 14, 11)
+    run_ranks(train_as_one_of_two, tmp_path, counts)
+    for count in counts:
+        losses, weights = train_on_rows(tmp_path, count, 8)
+        assert len(losses) == 2
+        for rank in range(2):
+            theirs = torch.load(tmp_path / f"rank-{rank}.pt")[count]
+            assert theirs[0] == pytest.approx(losses, rel=1e-6)
+            for name, weight in weights.items():
+                torch.testing.assert_close(theirs[1][name], weight, rtol=0, atol=1e-6)  # trl: float32

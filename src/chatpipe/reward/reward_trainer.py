@@ -7,8 +7,7 @@ The model reads each of the K responses of a prompt once, and the loss compares 
 section 3.5): as separate pairs each response would be read K-1 times, and the model overfits in one epoch. For the same
 reason the rankings of the same responses by several annotators are one element, whose loss is the mean of theirs. The
 loss of an optimizer step is the mean over its prompts that have a pair which is not tied (weighted, where rankings have
-weights), over all micro-batches and processes: it does not depend on how a batch is split. (Where the last batch of an
-epoch does not fill all processes, accelerate repeats prompts from its beginning.)
+weights), over all micro-batches and processes: it does not depend on how a batch is split.
 """
 
 from collections.abc import Iterator, Sequence
@@ -17,17 +16,17 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
-from transformers import PreTrainedModel, Trainer, TrainingArguments
+from transformers import PreTrainedModel, TrainingArguments
 
 from chatpipe.models.properties import body_of
 from chatpipe.models.unpadded import reads_unpadded
 from chatpipe.reward.reward_model import ScoringModel
 from chatpipe.reward.training_data import EncodedRanking, RankingCollator
 from chatpipe.training.lora import Adapter, TrainsAdapter
-from chatpipe.training.run_trainer import SkipNonFinite
+from chatpipe.training.run_trainer import CountsRowsOnce, SkipNonFinite
 
 
-class RewardTrainer(TrainsAdapter, SkipNonFinite, Trainer):
+class RewardTrainer(TrainsAdapter, SkipNonFinite, CountsRowsOnce):
     """Trains `model`, a sequence classification model with one label, on `train_dataset`.
 
     Batch sizes count prompts. With `adapter` only the adapter is trained; `model` is then its model. Logs, over the
@@ -58,18 +57,21 @@ class RewardTrainer(TrainsAdapter, SkipNonFinite, Trainer):
         batches, _ = super().get_batch_samples(epoch_iterator, num_batches, device)
         weight = torch.zeros((), device=device)
         for batch in batches:
-            has_pair = comparable_pairs(batch["ranks"], batch["sizes"]).any((1, 2))
+            has_pair = comparable_pairs(batch["ranks"]).any((1, 2))
             weight += (batch["weights"] * has_pair).sum().to(device)
         return batches, self.accelerator.reduce(weight, reduction="sum")
+
+    def leave_out(self, batch: dict[str, Tensor], first: int) -> None:
+        """Rankings from number `first` on prefer nothing."""
+        batch["ranks"][batch["rankings"] >= first] = 0
 
     def compute_loss(
         self, model: nn.Module, inputs: dict[str, Tensor], return_outputs: bool = False, num_items_in_batch: Any = None
     ) -> Any:
         """This micro-batch's share of the step's mean; `num_items_in_batch` is the weight of the whole step."""
         scores = model(inputs["input_ids"], inputs["attention_mask"])[inputs["rows"]]
-        ranks, sizes, weights = inputs["ranks"], inputs["sizes"], inputs["weights"]
-        self._note_pairs(scores.detach(), ranks, sizes)
-        losses = ranking_loss(scores, ranks, sizes, inputs["margins"]) * weights
+        self._note_pairs(scores.detach(), inputs["ranks"])
+        losses = ranking_loss(scores, inputs["ranks"], inputs["margins"]) * inputs["weights"]
         in_all = torch.where(num_items_in_batch > 0, num_items_in_batch, 1.0)
         # DDP averages gradients over processes; the step's mean takes their sum.
         loss = losses.sum() * self.accelerator.num_processes / in_all
@@ -107,10 +109,10 @@ class RewardTrainer(TrainsAdapter, SkipNonFinite, Trainer):
         """Restores the counts."""
         self._seen = torch.tensor(extra["seen"], device=self.args.device)
 
-    def _note_pairs(self, scores: Tensor, ranks: Tensor, sizes: Tensor) -> None:
+    def _note_pairs(self, scores: Tensor, ranks: Tensor) -> None:
         # Masked, not selected: the size of a selection has to be read back from a GPU.
-        pairs = comparable_pairs(ranks, sizes)
-        margins = torch.where(pairs, pair_margins(scores, sizes), 0.0)
+        pairs = comparable_pairs(ranks)
+        margins = torch.where(pairs, pair_margins(scores), 0.0)
         self._seen += torch.stack([pairs.sum(), (margins > 0).sum(), margins.sum()]).float()
 
     def _forget_pairs(self) -> None:
@@ -120,45 +122,31 @@ class RewardTrainer(TrainsAdapter, SkipNonFinite, Trainer):
 
 # ---- the K-wise loss, as pure functions ----
 #
-# The responses of all prompts are concatenated, prompt by prompt; `sizes[p]` is the K of prompt p. `scores` and `ranks`
-# are (sum K,), `sizes` is (prompts,). Rank 1 is best, equal ranks are ties.
+# `scores` and `ranks` are (prompts, max K): a row for each prompt, a column for each response. Rank 1 is best, equal
+# ranks are ties, and where a prompt has fewer responses than another its rank is 0.
 
 
-def ranking_loss(scores: Tensor, ranks: Tensor, sizes: Tensor, margins: Tensor | None = None) -> Tensor:
+def ranking_loss(scores: Tensor, ranks: Tensor, margins: Tensor | None = None) -> Tensor:
     """For each prompt the mean of -log sigmoid(r_better - r_worse - margin) over its pairs not tied, (prompts,).
 
     InstructGPT (arXiv 2203.02155) equation 1; tied pairs are dropped as in its appendix C.2. A prompt whose responses
     are all tied gives 0 with a gradient of 0. `margins` (prompts,) are 0 there; with others it is the loss of Llama 2
     (arXiv 2307.09288, equation 2).
     """
-    pairs = comparable_pairs(ranks, sizes)
-    ahead = pair_margins(scores, sizes)
+    pairs = comparable_pairs(ranks)
+    ahead = pair_margins(scores)
     if margins is not None:
         ahead = ahead - margins[:, None, None]
     losses = torch.where(pairs, -functional.logsigmoid(ahead), 0.0)
     return losses.sum((1, 2)) / pairs.sum((1, 2)).clamp(min=1)
 
 
-def comparable_pairs(ranks: Tensor, sizes: Tensor) -> Tensor:
+def comparable_pairs(ranks: Tensor) -> Tensor:
     """Where [p, i, j] are two responses of prompt p of which i is ranked better: bool (prompts, max K, max K)."""
-    index, real = _grid(sizes)
-    rank = ranks[index]
-    return (rank[:, :, None] < rank[:, None, :]) & real[:, :, None] & real[:, None, :]
+    better, worse = ranks[:, :, None], ranks[:, None, :]
+    return (better > 0) & (better < worse)
 
 
-def pair_margins(scores: Tensor, sizes: Tensor) -> Tensor:
-    """score of response i - score of response j at [p, i, j]: (prompts, max K, max K).
-
-    Only the entries where `comparable_pairs` is true are meaningful.
-    """
-    index, _ = _grid(sizes)
-    score = scores[index]
-    return score[:, :, None] - score[:, None, :]
-
-
-def _grid(sizes: Tensor) -> tuple[Tensor, Tensor]:
-    """The index of response k of prompt p in the flat tensors, and whether there is one: (prompts, max K) both."""
-    column = torch.arange(int(sizes.max()), device=sizes.device)
-    real = column < sizes[:, None]
-    start = sizes.cumsum(0) - sizes
-    return torch.where(real, start[:, None] + column, start[:, None]), real
+def pair_margins(scores: Tensor) -> Tensor:
+    """score of response i - score of response j at [p, i, j]: (prompts, max K, max K)."""
+    return scores[:, :, None] - scores[:, None, :]

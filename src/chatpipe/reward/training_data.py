@@ -114,28 +114,28 @@ class RankingCollator:
     """Makes a batch of `EncodedRanking`s for `RewardTrainer`, each of whose answers is a row once.
 
     `input_ids`, `attention_mask`: (sum K, longest). Judgement by judgement: the row number of each answer, `rows`, and
-    its `ranks`: (sum K over judgements,); `sizes` (K), `weights`, `margins`: (judgements,).
+    its rank, `ranks`, (judgements, max K), both 0 where there are fewer than K answers; `weights`, `margins`, and
+    `rankings`, the number of its ranking in the batch, (judgements,).
     """
 
     def __call__(self, rankings: Sequence[EncodedRanking]) -> dict[str, Tensor]:
         """The batch of `rankings`, their rows in order."""
         input_ids, attention_mask = pad_right([ids for ranking in rankings for ids in ranking.sequences], PADDING_ID)
-        rows: list[int] = []
-        judgements: list[Judgement] = []
+        rows: list[list[int]] = []
         first = 0
         for ranking in rankings:
             own = range(first, first + len(ranking.sequences))
-            rows += [row for _ in ranking.judgements for row in own]
-            judgements += ranking.judgements
+            rows += [[*own] for _ in ranking.judgements]
             first = own.stop
+        judged = [(number, one) for number, ranking in enumerate(rankings) for one in ranking.judgements]
         return {
             "input_ids": input_ids,
             "attention_mask": attention_mask,
-            "rows": torch.tensor(rows),
-            "ranks": torch.tensor([rank for judgement in judgements for rank in judgement.ranks]),
-            "sizes": torch.tensor([len(judgement.ranks) for judgement in judgements]),
-            "weights": torch.tensor([judgement.weight for judgement in judgements]),
-            "margins": torch.tensor([judgement.margin for judgement in judgements]),
+            "rows": pad_right(rows, 0)[0],
+            "ranks": pad_right([judgement.ranks for _, judgement in judged], 0)[0],
+            "weights": torch.tensor([judgement.weight for _, judgement in judged]),
+            "margins": torch.tensor([judgement.margin for _, judgement in judged]),
+            "rankings": torch.tensor([number for number, _ in judged]),
         }
 
 

@@ -6,7 +6,7 @@ infinity to every weight.
 
 import signal
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -88,6 +88,32 @@ class SkipNonFinite(Trainer):
     def _maybe_log_save_evaluate(self, *args: Any, **kwargs: Any) -> None:
         self.report_skipped_step()
         super()._maybe_log_save_evaluate(*args, **kwargs)
+
+
+class CountsRowsOnce(Trainer):
+    """Lets each row of the data set count once in an epoch, on any number of processes.
+
+    Where the last batch of an epoch does not fill all processes, accelerate repeats rows from its beginning.
+    """
+
+    _train_batch_size: int
+
+    def leave_out(self, batch: dict[str, Tensor], first: int) -> None:
+        """Changes `batch` so that nothing is learned from its rows from number `first` on."""
+        raise NotImplementedError
+
+    def get_batch_samples(
+        self, epoch_iterator: Iterator[dict[str, Tensor]], num_batches: int, device: torch.device
+    ) -> tuple[list[dict[str, Tensor]], Any]:
+        """The micro-batches of the next step, as Trainer takes them, and the count that it divides the loss by."""
+        return super().get_batch_samples(map(self._without_repeated, epoch_iterator), num_batches, device)
+
+    def _without_repeated(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
+        size = self._train_batch_size
+        left = len(self.train_dataset) % (size * self.args.world_size)  # rows of the last batch, of all processes
+        if left and self.accelerator.gradient_state.end_of_dataloader:
+            self.leave_out(batch, max(0, left - size * self.args.process_index))
+        return batch
 
 
 class StopOnRequest(TrainerCallback):

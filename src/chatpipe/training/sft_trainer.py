@@ -5,20 +5,22 @@ from typing import Any
 
 import torch
 from datasets import Dataset
+from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from trl import SFTConfig, SFTTrainer
 
 from chatpipe.data.packing import PackCollator
 from chatpipe.data.sequences import padding_id
+from chatpipe.data.text_blocks import IGNORED
 from chatpipe.errors import UsageError
 from chatpipe.training.evaluations import EvaluateLast, KeepsBest, Measure
 from chatpipe.training.lora import Adapter, TrainsAdapter
-from chatpipe.training.run_trainer import SkipNonFinite
+from chatpipe.training.run_trainer import CountsRowsOnce, SkipNonFinite
 
 TRIED_LENGTHS = (7, 5)
 
 
-class SftTrainer(TrainsAdapter, KeepsBest, SkipNonFinite, SFTTrainer):
+class SftTrainer(TrainsAdapter, KeepsBest, SkipNonFinite, CountsRowsOnce, SFTTrainer):
     """Trains on sequences as `training_sequences` gives them.
 
     `packed`: each sequence holds several rows; raises `UsageError` for a model that would read across them. With
@@ -55,6 +57,10 @@ class SftTrainer(TrainsAdapter, KeepsBest, SkipNonFinite, SFTTrainer):
         self.adapter, self.measure, self.keep_best = adapter, measure, keep_best
         if keep_best:
             self.add_callback(EvaluateLast())
+
+    def leave_out(self, batch: dict[str, Tensor], first: int) -> None:
+        """Nothing is learned from the sequences from number `first` on."""
+        batch["labels"][first:] = IGNORED
 
     def log(self, logs: dict[str, Any], start_time: float | None = None) -> None:
         """Removes trl's count of tokens, which takes a packed batch for one row; Trainer's own is right."""
