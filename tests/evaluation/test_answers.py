@@ -3,6 +3,7 @@ import random
 import pytest
 import torch
 
+from chatpipe.data.intervals import wilson_interval
 from chatpipe.evaluation.answers import (
     Answer,
     answer_limit,
@@ -12,7 +13,6 @@ from chatpipe.evaluation.answers import (
     rate_answers,
     share_within,
 )
-from chatpipe.evaluation.intervals import wilson_interval
 from chatpipe.generation import SamplingParams
 from chatpipe.pocketworld.oracle import Oracle
 from chatpipe.pocketworld.questions import good_answer, understand

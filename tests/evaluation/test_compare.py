@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from chatpipe.evaluation.intervals import wilson_interval
+from chatpipe.data.intervals import wilson_interval
 from chatpipe.evaluation.policy import mean_change, oracle_comparison, win_rate
 from chatpipe.pocketworld.oracle import Rating
 

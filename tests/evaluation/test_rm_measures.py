@@ -5,8 +5,8 @@ import math
 import numpy as np
 import pytest
 
+from chatpipe.data.intervals import share_interval
 from chatpipe.data.rankings import Ranking
-from chatpipe.evaluation.intervals import share_interval
 from chatpipe.evaluation.pair_accuracy import between_annotators, mean_tau_b, tau_b
 
 

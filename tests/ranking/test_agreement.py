@@ -7,16 +7,9 @@ import numpy as np
 import pytest
 from scipy.stats import friedmanchisquare, kendalltau, t
 
-from chatpipe.ranking import agreement
-from chatpipe.ranking.agreement import (
-    coincidences,
-    kendall_w,
-    ordinal_alpha,
-    pair_agreements,
-    resampled_interval,
-    share_interval,
-    tau_bs,
-)
+from chatpipe.data import intervals
+from chatpipe.data.intervals import resampled_interval, share_interval
+from chatpipe.ranking.agreement import coincidences, kendall_w, ordinal_alpha, pair_agreements, tau_bs
 
 CASES = 3000
 """Most have ties, in all shapes: a formula that is wrong in any case is wrong for hundreds of them."""
@@ -139,7 +132,7 @@ def simulated(rng: np.random.Generator, prompts: int) -> np.ndarray:
 @pytest.fixture
 def fewer_resamples(monkeypatch):
     """The quantiles of fewer vary more, and cover the truth about as often."""
-    monkeypatch.setattr(agreement, "RESAMPLES", 400)
+    monkeypatch.setattr(intervals, "RESAMPLES", 400)
 
 
 @pytest.fixture(scope="module")
@@ -180,7 +173,7 @@ def test_interval_of_alpha_covers_the_truth(many):
 
 def test_interval_of_a_mean_is_students():
     """With as many resamples as users get, the bootstrap of a mean comes close to the textbook's interval."""
-    assert agreement.RESAMPLES == 2000
+    assert intervals.RESAMPLES == 2000
     values = np.random.default_rng(9).random(PROMPTS)
     half = t.ppf(0.975, PROMPTS - 1) * values.std(ddof=1) / np.sqrt(PROMPTS)
     low, high = share_interval(values, range(PROMPTS))

@@ -12,8 +12,8 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from chatpipe import console
 from chatpipe.data.chat_template import Message, decode_answer, encode_prompt
 from chatpipe.data.datasets import Conversation
+from chatpipe.data.intervals import wilson_interval
 from chatpipe.data.worlds import Oracle, Rating
-from chatpipe.evaluation.intervals import wilson_interval
 from chatpipe.generation import Completion, SamplingParams, generate
 from chatpipe.models.properties import longest_sequence
 from chatpipe.training.ranks import over_ranks

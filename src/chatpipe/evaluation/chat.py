@@ -11,11 +11,11 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from chatpipe import console
 from chatpipe.data.datasets import Conversation
+from chatpipe.data.intervals import bootstrap_interval
 from chatpipe.data.sequences import PADDING_ID, length_sorted, pad_right
 from chatpipe.data.worlds import Oracle
 from chatpipe.errors import UsageError
 from chatpipe.evaluation.answers import Answers, answer_prompts, evaluate_answers
-from chatpipe.evaluation.intervals import bootstrap_interval
 from chatpipe.evaluation.text import rows_at_once
 from chatpipe.generation import SamplingParams
 from chatpipe.models.properties import evaluation_mode, longest_sequence

@@ -10,12 +10,12 @@ import numpy as np
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from chatpipe import console
+from chatpipe.data.intervals import bootstrap_interval, share_interval
 from chatpipe.data.messages import prompt_key
 from chatpipe.data.rankings import Ranking, group_by_answers
 from chatpipe.data.row_files import BadRow
 from chatpipe.data.worlds import Oracle
 from chatpipe.errors import UsageError
-from chatpipe.evaluation.intervals import bootstrap_interval, share_interval
 from chatpipe.reward.reward_model import score_sequences
 from chatpipe.reward.training_data import encode_answers
 from chatpipe.training.ranks import over_ranks

@@ -9,10 +9,10 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from chatpipe import console
 from chatpipe.data.datasets import Conversation
+from chatpipe.data.intervals import bootstrap_interval, share_interval
 from chatpipe.data.worlds import Oracle, Rating
 from chatpipe.evaluation.answers import Answer, Answers, answer_metrics, evaluate_answers
 from chatpipe.evaluation.chat import answer_nats
-from chatpipe.evaluation.intervals import bootstrap_interval, share_interval
 from chatpipe.generation import Completion, SamplingParams, generate
 from chatpipe.training.ranks import over_ranks
 

@@ -1,18 +1,13 @@
-"""How far annotators agree: functions on matrices of ranks, and 95 % intervals over prompts.
+"""How far annotators agree: functions on matrices of ranks.
 
 A matrix is annotators x items, [m, n]: 1 is best, equal ranks are ties. A measure is NaN where it is not defined:
 nobody shares two items, or all ranks are tied.
 """
 
-from collections.abc import Callable, Hashable, Sequence
 from itertools import combinations
 
 import numpy as np
-from scipy.stats import binomtest, kendalltau, norm, rankdata, t
-
-RESAMPLES = 2000
-AT_ONCE = 200
-"""Resamples drawn together, which bounds the memory for many prompts."""
+from scipy.stats import kendalltau, rankdata
 
 
 def pair_agreements(ranks: np.ndarray) -> np.ndarray:
@@ -75,35 +70,3 @@ def ordinal_alpha(together: np.ndarray) -> np.ndarray:
     expected = (totals[..., :, None] * totals[..., None, :] * apart).sum((-2, -1))
     with np.errstate(divide="ignore", invalid="ignore"):
         return np.where(expected > 0, 1 - observed / expected, np.nan)
-
-
-def share_interval(values: Sequence[float], groups: Sequence[Hashable]) -> tuple[float, float]:
-    """The 95 % interval of the mean of `values` [n] in [0, 1]; values with the same group are not independent.
-
-    If all groups have the same mean, resampling shows no spread, which is not certainty: then Wilson's interval.
-    """
-    names = {group: number for number, group in enumerate(dict.fromkeys(groups))}
-    index = [names[group] for group in groups]
-    totals = np.stack([np.bincount(index, weights=values), np.bincount(index)], 1)
-    low, high = resampled_interval(totals, lambda sums: sums[:, 0] / sums[:, 1])
-    if low < high:
-        return low, high
-    wilson = binomtest(round(float(np.mean(values)) * len(names)), len(names)).proportion_ci(method="wilson")
-    return float(wilson.low), float(wilson.high)
-
-
-def resampled_interval(
-    totals: np.ndarray, statistic: Callable[[np.ndarray], np.ndarray], seed: int = 0
-) -> tuple[float, float]:
-    """The 95 % bootstrap interval of a `statistic` of the sum of `totals` [groups, d]: whole groups are resampled.
-
-    `statistic` maps sums [resamples, d] to [resamples]; NaN does not count. The quantiles are widened for few groups
-    (expanded percentile interval; Hesterberg 2015, "What Teachers Should Know about the Bootstrap", section 4.4).
-    """
-    groups = len(totals)
-    rng = np.random.default_rng(seed)
-    counts = (rng.multinomial(groups, np.full(groups, 1 / groups), AT_ONCE) for _ in range(RESAMPLES // AT_ONCE))
-    found = np.concatenate([statistic(drawn @ totals) for drawn in counts])
-    level = norm.cdf(-np.sqrt(groups / (groups - 1)) * t.ppf(0.975, groups - 1)) if groups > 1 else 0.0
-    low, high = np.nanquantile(found, [level, 1 - level])
-    return float(low), float(high)

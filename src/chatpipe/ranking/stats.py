@@ -14,15 +14,8 @@ from typing import Any
 import numpy as np
 from scipy.stats import chi2, rankdata
 
-from chatpipe.ranking.agreement import (
-    coincidences,
-    kendall_w,
-    ordinal_alpha,
-    pair_agreements,
-    resampled_interval,
-    share_interval,
-    tau_bs,
-)
+from chatpipe.data.intervals import ROUNDING, resampled_interval, share_interval
+from chatpipe.ranking.agreement import coincidences, kendall_w, ordinal_alpha, pair_agreements, tau_bs
 from chatpipe.ranking.items import MAX_RESPONSES
 from chatpipe.ranking.store import Store, StoredRanking
 
@@ -184,7 +177,7 @@ def _alpha(matrices: Sequence[Matrix]) -> Measure:
         return _nothing(matrices)
     shape = (-1, len(LEVELS), len(LEVELS))
     low, high = resampled_interval(totals.reshape(len(totals), -1), lambda sums: ordinal_alpha(sums.reshape(shape)))
-    if not low < high:  # resampling one prompt, or equal ones, shows no spread, which is not certainty
+    if high - low < ROUNDING:  # resampling one prompt, or equal ones, shows no spread, which is not certainty
         return Measure(value, None, None, len(matrices), f"{len(totals)} prompts are too few for an interval")
     return Measure(value, low, high, len(matrices))
 

@@ -1,7 +1,8 @@
 import numpy as np
 import pytest
 
-from chatpipe.evaluation.intervals import bootstrap_interval, share_interval, wilson_interval
+from chatpipe.data import intervals
+from chatpipe.data.intervals import bootstrap_interval, share_interval, wilson_interval
 
 
 @pytest.mark.parametrize(
@@ -19,23 +20,25 @@ def test_wilson_is_symmetric():
 
 
 @pytest.mark.parametrize("groups, size", [(12, 1), (40, 4)])
-def test_bootstrap_covers_the_truth_at_its_level(groups, size):
+def test_bootstrap_covers_the_truth_at_its_level(groups, size, monkeypatch):
+    monkeypatch.setattr(intervals, "RESAMPLES", 600)
     rng = np.random.default_rng(5)
     index = np.repeat(np.arange(groups), size)
     covered = 0
     for trial in range(2000):
         values = 3 + rng.normal(size=groups)[index] + rng.normal(size=groups * size)
-        low, high = bootstrap_interval(values, index, seed=trial, resamples=600)
+        low, high = bootstrap_interval(values, index, seed=trial)
         covered += low <= 3 <= high
     assert 0.94 <= covered / 2000 <= 0.96
 
 
-def test_interval_of_a_win_rate_covers_the_truth_at_its_level():
+def test_interval_of_a_win_rate_covers_the_truth_at_its_level(monkeypatch):
+    monkeypatch.setattr(intervals, "RESAMPLES", 400)
     rng = np.random.default_rng(2)
     covered = 0
     for trial in range(2000):
         wins = rng.choice([0.0, 0.5, 1.0], p=[0.2, 0.2, 0.6], size=200)
-        low, high = bootstrap_interval(wins, range(200), seed=trial, resamples=400)
+        low, high = bootstrap_interval(wins, range(200), seed=trial)
         covered += low <= 0.7 <= high
     assert 0.94 <= covered / 2000 <= 0.96
 
@@ -55,8 +58,9 @@ def test_interval_is_about_the_mean_of_values_not_of_groups():
 def test_same_seed_same_interval_and_memory_bound_changes_nothing(monkeypatch):
     values = np.random.default_rng(0).normal(size=50)
     whole = bootstrap_interval(values, range(50), seed=3)
-    monkeypatch.setattr("chatpipe.evaluation.intervals.MAX_DRAWS", 1000)
     assert bootstrap_interval(values, range(50), seed=3) == whole
+    monkeypatch.setattr(intervals, "MAX_DRAWS", 1000)
+    assert bootstrap_interval(values, range(50), seed=3) == pytest.approx(whole, rel=0, abs=1e-14)
 
 
 def test_no_values_are_refused():
@@ -70,6 +74,13 @@ def test_a_few_prompts_all_right_are_not_certainty(prompts, sure):
     assert high == 1.0
     assert (low > 0.5) is sure
     assert low == pytest.approx(wilson_interval(prompts, prompts)[0])
+
+
+def test_equal_shares_are_no_certainty_whatever_their_sums_round_to():
+    values = [0.1 + 0.7 / 3] * 7
+    low, high = share_interval(values, range(7))
+    assert (low, high) == pytest.approx(wilson_interval(sum(values), 7))
+    assert high - low > 0.5
 
 
 def test_share_interval_of_mixed_groups_is_the_bootstrap():
