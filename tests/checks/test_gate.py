@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from chatpipe.checks import by_stage
-from chatpipe.checks.gate import CheckResult, Finding, enforce, run_checks, run_without_switches
+from chatpipe.checks.gate import CheckResult, Finding, enforce, run_checks
 from chatpipe.errors import UsageError
 from chatpipe.recipe.loading import load_recipe
 from chatpipe.recipe.schema import CheckSwitches
@@ -21,13 +21,13 @@ def failing(count):
 
 def message(count):
     with pytest.raises(UsageError) as caught:
-        enforce("sft", CheckSwitches(), failing(count))
+        enforce("sft", failing(count), CheckSwitches())
     return [*caught.value.message.splitlines(), *caught.value.hint.splitlines()]
 
 
 def test_each_check_has_its_outcome_in_order():
     checks = {"double_bos": lambda: None, **failing(1), "turns_lost": lambda: 1 / 0}
-    assert run_checks("rm", CheckSwitches(turns_lost=False), checks) == [
+    assert list(run_checks("rm", checks, CheckSwitches(turns_lost=False))) == [
         CheckResult("rm", "checks.double_bos", "ok"),
         CheckResult("rm", "checks.eos_not_learned", "failed", "eos_not_learned it is.", "Mend eos_not_learned."),
         CheckResult("rm", "checks.turns_lost", "off"),
@@ -38,19 +38,15 @@ def test_a_check_without_a_switch_says_what_it_looked_at_or_fails_as_the_rooms_b
     def missing():
         raise UsageError("There is no x.", "Give x.")
 
-    assert run_without_switches("sft", {"out": lambda: "runs/x", "sft.data": missing}) == [
+    assert list(run_checks("sft", {"out": lambda: "runs/x", "sft.data": missing})) == [
         CheckResult("sft", "out", "ok", "runs/x"),
         CheckResult("sft", "sft.data", "failed", "There is no x.", "Give x."),
     ]
 
 
 def test_nothing_found_lets_the_stage_begin():
-    assert enforce("ppo", CheckSwitches(), {"double_bos": lambda: None}) == [
-        CheckResult("ppo", "checks.double_bos", "ok")
-    ]
-    assert enforce("ppo", CheckSwitches(eos_not_learned=False), failing(1)) == [
-        CheckResult("ppo", "checks.eos_not_learned", "off")
-    ]
+    enforce("ppo", {"double_bos": lambda: None}, CheckSwitches())
+    enforce("ppo", failing(1), CheckSwitches(eos_not_learned=False))
 
 
 def test_one_failure_is_reported_with_its_remedy_and_its_key():

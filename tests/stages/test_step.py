@@ -9,7 +9,7 @@ from chatpipe.recipe import Recipe
 from chatpipe.run.folder import clear
 from chatpipe.run.status import begin, check_whole, manifest_of, status
 from chatpipe.run.step_checks import check_step
-from chatpipe.run.steps import step_of, steps_for, steps_of
+from chatpipe.run.steps import STAGES, stage_module, step_of, steps_for, steps_of
 from chatpipe.stages.step import Step
 from stub_models import write_stub_model
 
@@ -417,3 +417,10 @@ def test_ranks_of_a_launcher_know_their_number(recipe, monkeypatch):
     monkeypatch.setenv("WORLD_SIZE", "4")
     assert (step.process_index, step.processes, step.is_main) == (1, 4, False)
     assert manifest_of(step).processes == 4
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_every_stage_has_a_file_that_runs_it_and_checks_what_it_trains(stage, recipe):
+    module = stage_module(stage)
+    assert callable(module.run)
+    assert hasattr(module, "checks") == step_of(recipe, stage).trains

@@ -4,7 +4,7 @@ A check with a switch (`checks.NAME` in the recipe) finds what would go wrong wi
 cannot work at all.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
@@ -45,20 +45,32 @@ class CheckResult:
         return asdict(self)
 
 
-def enforce(stage: str, switches: CheckSwitches, checks: Checks) -> list[CheckResult]:
-    """Runs `checks` and raises `UsageError` with all findings.
+def run_checks(stage: str, checks: Checks, switches: CheckSwitches | None = None) -> Iterator[CheckResult]:
+    """The outcome of each check, in order, as soon as it has run; one that `switches` turn off does not run.
+
+    Without `switches` the names of the checks are recipe keys, and a `UsageError` that a check raises is a finding.
+    """
+    for name, check in checks.items():
+        if switches is None:
+            yield _result(stage, name, _asked(check))
+        elif getattr(switches, name):
+            yield _result(stage, f"checks.{name}", check())
+        else:
+            yield CheckResult(stage, f"checks.{name}", "off")
+
+
+def enforce(stage: str, checks: Checks, switches: CheckSwitches) -> None:
+    """Raises `UsageError` with all that the checks of a stage find.
 
     Every rank runs them on the same data and models, so that all ranks stop together.
     """
-    results = run_checks(stage, switches, checks)
-    failed = [result for result in results if result.status == "failed"]
+    failed = [result for result in run_checks(stage, checks, switches) if result.status == "failed"]
     if failed:
         raise _stop(stage, failed)
-    return results
 
 
 def refuse(checks: Checks) -> None:
-    """Runs checks that cannot be turned off, and raises `UsageError` with all findings."""
+    """Raises `UsageError` with all that checks without a switch find."""
     found = [finding for check in checks.values() if isinstance(finding := check(), Finding)]
     if len(found) == 1:
         raise UsageError(found[0].what, found[0].remedy)
@@ -68,26 +80,11 @@ def refuse(checks: Checks) -> None:
         raise UsageError("\n".join(lines), f"{len(found)} problems in all; mend these first.")
 
 
-def run_checks(stage: str, switches: CheckSwitches, checks: Checks) -> list[CheckResult]:
-    """The outcome of each check, in order; a check that `switches` turn off does not run."""
-    return [
-        _result(stage, f"checks.{name}", check())
-        if getattr(switches, name)
-        else CheckResult(stage, f"checks.{name}", "off")
-        for name, check in checks.items()
-    ]
-
-
-def run_without_switches(stage: str, checks: Checks) -> list[CheckResult]:
-    """The outcome of each check that cannot be turned off; a `UsageError` that it raises is a finding."""
-
-    def asked(check: Check) -> Finding | str | None:
-        try:
-            return check()
-        except UsageError as problem:
-            return Finding(problem.message, problem.hint)
-
-    return [_result(stage, key, asked(check)) for key, check in checks.items()]
+def _asked(check: Check) -> Finding | str | None:
+    try:
+        return check()
+    except UsageError as problem:
+        return Finding(problem.message, problem.hint)
 
 
 def _result(stage: str, what: str, found: Finding | str | None) -> CheckResult:

@@ -29,10 +29,10 @@ from chatpipe.run.folder import (
     steps_in_folder,
     write_recipe,
 )
-from chatpipe.run.status import Status, begin, check_statuses, check_whole, evaluation_of, status, unfinished
+from chatpipe.run.status import begin, check_statuses, evaluation_of, status
 from chatpipe.run.step_checks import check_recipe, check_step
 from chatpipe.run.steps import parameters_of, stage_module, steps_for, steps_of
-from chatpipe.stages.step import Outcome, Step
+from chatpipe.stages.step import Outcome, Stage, Step
 from chatpipe.training import ranks
 
 
@@ -107,7 +107,7 @@ def run_recipe(recipe: Recipe, how: How, on_result: OnResult) -> None:
             clear(steps_in_folder(recipe))
         write_recipe(recipe, Path(recipe.out) / RECIPE_FILE)
         for step in steps:
-            on_result(_run_step(step, how, status(step)))
+            on_result(_run_step(step, how))
 
 
 def check_stage(
@@ -127,7 +127,7 @@ def check_stage(
     made = {step.name for step in steps[:-1]}
     for step in steps:
         check_step(step, made, reads_data)
-    unfinished(steps, cleared=_cleared(steps, out) if fresh else ())
+    check_statuses(steps, cleared=_cleared(steps, out) if fresh else ())
     return steps
 
 
@@ -149,14 +149,11 @@ def run_stage(steps: Sequence[Step], how: How, out: str | None, on_result: OnRes
         if stage.is_main:
             for folder in _folders_to_hold(steps, out):
                 held.enter_context(folder_lock(folder))
-            unfinished(steps)  # what people ranked has not been cleared
+            check_statuses(steps)  # what people ranked has not been cleared
             if out is None:
                 note_in_run(stage)
         for step in steps:
-            found = status(step)
-            if found == "done":
-                check_whole(step)
-            result = _run_step(step, how, found)
+            result = _run_step(step, how)
             if step.is_main:
                 on_result(result)
 
@@ -164,7 +161,7 @@ def run_stage(steps: Sequence[Step], how: How, out: str | None, on_result: OnRes
 def run_here(step: Step) -> None:
     """Runs the step in this process, which may be one rank of several."""
     start = time.monotonic()
-    module = stage_module(step.stage)
+    module: Stage = stage_module(step.stage)
     if not step.asks_people:  # they need no torch
         _prepare_process()
     if ranks.is_rank():
@@ -251,8 +248,8 @@ def is_launched(step: Step, how: How) -> bool:
     return how.processes > 1 and not ranks.is_rank() and not step.runs_in_place
 
 
-def _run_step(step: Step, how: How, found: Status) -> StepResult:
-    if found == "done":
+def _run_step(step: Step, how: How) -> StepResult:
+    if status(step) == "done":
         manifest = read_manifest(step.folder)
         assert manifest is not None, f"{step.folder} has no manifest"
         if step.asks_people and step.is_main:

@@ -10,7 +10,7 @@ from functools import partial
 from pathlib import Path
 
 from chatpipe import console
-from chatpipe.checks.gate import CheckResult, run_checks, run_without_switches
+from chatpipe.checks.gate import CheckResult, run_checks
 from chatpipe.errors import UsageError
 from chatpipe.recipe.schema import TRAINING_STAGES, DataBlock, Recipe, checks_of
 from chatpipe.run.folder import check_run_folder
@@ -18,7 +18,7 @@ from chatpipe.run.launch import processes_of
 from chatpipe.run.status import check_statuses
 from chatpipe.run.step_checks import recipe_checks
 from chatpipe.run.steps import STAGES, stage_module, step_of, steps_of
-from chatpipe.stages.step import Step
+from chatpipe.stages.step import Step, TrainingStage
 from chatpipe.training.machine import prepare_process
 
 ROWS = 1000
@@ -29,11 +29,11 @@ TOKENIZER_BYTES = 2_000_000
 def check_all(recipe: Recipe) -> list[CheckResult]:
     """The outcome of every check of every stage, in order. Problems are returned, not raised."""
     found: dict[str, list[CheckResult]] = {stage: [] for stage in ("", *STAGES)}
-    found[""] += run_without_switches("", {"out": partial(_folder, recipe)})
+    found[""] += run_checks("", {"out": partial(_folder, recipe)})
     for stage, checks in recipe_checks(recipe):
-        found[stage] += run_without_switches(stage, checks)
+        found[stage] += run_checks(stage, checks)
     for stage, step in {step.stage: step for step in reversed(steps_of(recipe)) if step.trains}.items():
-        found[stage] += run_without_switches(stage, {f"{stage}.batch_size": partial(_batches, step)})
+        found[stage] += run_checks(stage, {f"{stage}.batch_size": partial(_batches, step)})
         reason = _why_not_yet(step, found[stage])
         found[stage] += _stage_checks(step) if reason is None else _not_run(step, checks_of(stage), reason)
         gc.collect()  # the models of the stage
@@ -63,8 +63,9 @@ def _stage_checks(step: Step) -> list[CheckResult]:
         prepare_process()
         few = step_of(_on_few_rows(recipe), stage, out=Path(folder) / stage)
         try:
-            for checks in stage_module(stage).checks(few):
-                results += run_checks(stage, recipe.checks, checks)
+            module: TrainingStage = stage_module(stage)
+            for checks in module.checks(few):
+                results += run_checks(stage, checks, recipe.checks)
         except UsageError as problem:
             return [*results, CheckResult(stage, "start", "failed", problem.message, problem.hint)]
     done = {result.what for result in results}

@@ -56,24 +56,15 @@ def status(step: Step, to_be_made: Collection[str] = ()) -> Status:
     return "done" if finished else "started"
 
 
-def unfinished(steps: Sequence[Step], cleared: Collection[Step] = ()) -> set[str]:
-    """The names of the steps that are not done; what is `cleared` first is not looked at.
-
-    Raises `UsageError` where the folder of a step holds something else.
-    """
-    to_be_made: set[str] = set()
-    for step in steps:
-        if step in cleared or status(step, to_be_made) != "done":
-            to_be_made.add(step.name)
-    return to_be_made
-
-
-def check_statuses(steps: Sequence[Step]) -> None:
+def check_statuses(steps: Sequence[Step], cleared: Collection[Step] = ()) -> None:
     """Raises `UsageError` where the folder of a step holds something else, or a step reads what is no longer whole.
 
-    The files of a step that nothing reads any more may have been deleted.
+    What is `cleared` first is not looked at. The files of a step that nothing reads any more may have been deleted.
     """
-    to_be_made = unfinished(steps)
+    to_be_made = {step.name for step in cleared}
+    for step in steps:
+        if step not in cleared and status(step, to_be_made) != "done":
+            to_be_made.add(step.name)
     read = {maker for step in steps if step.name in to_be_made for makers in step.makers.values() for maker in makers}
     for step in steps:
         if step.name not in to_be_made and (step.name in read or step is steps[-1]):

@@ -7,22 +7,14 @@ from functools import partial
 from pathlib import Path
 
 from chatpipe.checks.gate import Check, Checks, Finding, refuse
-from chatpipe.data.datasets import check_rows
-from chatpipe.data.sources import check_sources
-from chatpipe.data.text_sources import check_documents
-from chatpipe.data.worlds import is_world, world_named
-from chatpipe.models.model_folder import (
-    check_model,
-    check_tokenizer,
-    positions_of,
-)
+from chatpipe.data.worlds import world_named
+from chatpipe.models.model_folder import check_model, check_tokenizer, positions_of
 from chatpipe.models.properties import leaves_room
-from chatpipe.recipe.schema import DataBlock, Recipe
+from chatpipe.recipe.schema import Recipe
 from chatpipe.reward.functions import check_function
 from chatpipe.run.folder import check_apart
 from chatpipe.run.steps import maker_of, steps_of
-from chatpipe.stages.ranking_steps import COMPLETIONS
-from chatpipe.stages.step import WHAT_OF_KEY, Step
+from chatpipe.stages.step import Step
 
 
 def check_recipe(recipe: Recipe) -> None:
@@ -64,7 +56,7 @@ def step_checks(step: Step, made: Collection[str] = (), reads_data: bool = True)
     if step.trains:
         checks["report_to"] = partial(_trackers, step.recipe.report_to)
     for key, blocks in step.data.items() if reads_data else ():
-        checks[key] = partial(_data, step, key, blocks)
+        checks[key] = partial(step.check_data, key, blocks)
     for key, name in step.functions().items():
         checks[key] = partial(_function, key, name)
     for world in step.worlds_read():
@@ -82,44 +74,6 @@ def _folder(step: Step) -> Finding | str:
             return Finding(f"{path} is a file.", "Choose a folder with out= or --out.")
     check_apart(step)
     return str(step.folder)
-
-
-def _data(step: Step, key: str, blocks: list[DataBlock]) -> Finding | str:
-    if not blocks and key != "sample.data":
-        return Finding(f"{key} is not given.", step.remedy_without(key))
-    if key == COMPLETIONS:
-        return f"ranked by {step.recipe.rank.rater}: {blocks[0].source}"
-    if key == "sample.data":
-        return _prompts_to_rank(step)
-    eval_data = getattr(getattr(step.recipe, step.stage), "eval_data", None) if key == f"{step.stage}.data" else None
-    if eval_data:
-        check_sources(eval_data, f"{step.stage}.eval_data")
-    if key not in WHAT_OF_KEY:
-        check_documents(blocks, key)
-    elif key in step.makers:
-        return f"the run's own rankings: {blocks[-1].source}"
-    else:
-        report = check_rows(WHAT_OF_KEY[key], blocks, key)
-        if report.sources:
-            return "; ".join(source.line() for source in report.sources)
-    return ", ".join(block.source for block in blocks)
-
-
-def _prompts_to_rank(step: Step) -> Finding | str:
-    recipe = step.recipe
-    check_sources(recipe.sample.data, "rm.data (or sample.data, to have rankings made)")
-    if not recipe.rank.rater:
-        return Finding(
-            "rank.rater is not given: who ranks the answers?",
-            "Set it to people, a reward model, or module:function; or give rankings with rm.data=FILE.",
-        )
-    for block in recipe.sample.data or []:
-        if is_world(recipe.rank.rater) and block.source != recipe.rank.rater:
-            return Finding(
-                f"sample.data = {block.source}: {recipe.rank.rater} cannot score answers to these prompts.",
-                "Set rank.rater: people, a reward model, or module:function; or give rankings with rm.data=FILE.",
-            )
-    return f"{recipe.sample.prompts} prompts, {recipe.sample.k} answers each"
 
 
 def _function(key: str, name: str) -> str:

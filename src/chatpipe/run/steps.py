@@ -102,7 +102,7 @@ def parameters_of(step: Step) -> int | str:
 
 
 def stage_module(stage: str) -> Any:
-    """The module of a stage. Imported late: it brings torch along, which a wrong command must not wait for.
+    """The module of a stage, a `Stage`. Imported late: it brings torch along, which a wrong command must not wait for.
 
     The libraries make half a million objects that stay for good. The garbage collector waits until they are there:
     searching them took a fifth of the import.

@@ -165,7 +165,7 @@ def run(step: PpoStep) -> Outcome | None:
     tokenizer, rewards = prepared.tokenizer, prepared.rewards
     if step.is_main:
         prepared.prompts.report.say()
-    enforce(step.stage, recipe.checks, prepared.checks())
+    enforce(step.stage, prepared.checks(), recipe.checks)
     data = _validation(step, prepared)
     trained = _train(step, prepared)
     del prepared
@@ -221,7 +221,7 @@ def _train(step: Step, prepared: Prepared) -> dict[str, Any]:
     """Trains the policy, saves it into the stage's folder and returns the speed and what training reported."""
     section = step.recipe.ppo
     trainer = new_trainer(step, prepared)
-    enforce(step.stage, step.recipe.checks, start_checks(trainer))
+    enforce(step.stage, start_checks(trainer), step.recipe.checks)
     speed = run_trainer(
         trainer,
         prepared.policy,

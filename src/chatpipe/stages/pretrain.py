@@ -82,10 +82,10 @@ def run(step: Step) -> Outcome | None:
     section = step.recipe.pretrain
     prepared, evaluating = prepare(step), Stopwatch()
     texts, tokenizer, model = prepared.texts, prepared.tokenizer, prepared.model
-    enforce(step.stage, step.recipe.checks, prepared.checks())
+    enforce(step.stage, prepared.checks(), step.recipe.checks)
     samples = section.max_steps * section.batch_size
     train = training_text(step, texts, tokenizer, section.block_size, samples, section.batch_size)
-    enforce(step.stage, step.recipe.checks, token_checks(tokenizer, model, train))
+    enforce(step.stage, token_checks(tokenizer, model, train), step.recipe.checks)
     masking = Masking.of(tokenizer, section.mlm_probability) if section.objective == "masked" else None
     documents, text = _validation(step, prepared)
     with evaluating:

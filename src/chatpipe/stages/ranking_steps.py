@@ -10,7 +10,7 @@ from chatpipe.checks.gate import Checks, Finding
 from chatpipe.data.datasets import load_rankings
 from chatpipe.data.rankings import group_by_answers
 from chatpipe.data.row_files import VALIDATION_SHARE
-from chatpipe.data.sources import named_files
+from chatpipe.data.sources import check_sources, named_files
 from chatpipe.data.worlds import is_world
 from chatpipe.models.model_folder import Kind
 from chatpipe.recipe.schema import DataBlock, Recipe
@@ -66,6 +66,25 @@ class SampleStep(Step):
         recipe = self.recipe
         return {"sample.data": recipe.sample.data or [], **answers_measured(recipe, recipe.sample.max_new_tokens)}
 
+    def check_data(self, key: str, blocks: list[DataBlock]) -> Finding | str:
+        """Whether there are prompts, and whether the rater can rank the answers to them."""
+        if key != "sample.data":
+            return super().check_data(key, blocks)
+        rater, section = self.recipe.rank.rater, self.recipe.sample
+        check_sources(blocks, "rm.data (or sample.data, to have rankings made)")
+        if not rater:
+            return Finding(
+                "rank.rater is not given: who ranks the answers?",
+                "Set it to people, a reward model, or module:function; or give rankings with rm.data=FILE.",
+            )
+        for block in blocks:
+            if is_world(rater) and block.source != rater:
+                return Finding(
+                    f"sample.data = {block.source}: {rater} cannot score answers to these prompts.",
+                    "Set rank.rater: people, a reward model, or module:function; or give rankings with rm.data=FILE.",
+                )
+        return f"{section.prompts} prompts, {section.k} answers each"
+
     def amounts(self, parameters: int | str) -> dict[str, Any]:
         """The numbers of prompts and of answers, of which there may be fewer."""
         section = self.recipe.sample
@@ -116,6 +135,12 @@ class RankStep(Step):
             return {"rm.data": self.recipe.rm.data or []}
         completions = folder_of(self.recipe, "sample", self.round) / COMPLETIONS_FILE
         return {COMPLETIONS: [DataBlock(source=str(completions))]}
+
+    def check_data(self, key: str, blocks: list[DataBlock]) -> Finding | str:
+        """Whether the given rankings are some; answers come from the run itself."""
+        return (
+            f"ranked by {self.ranked_by}: {blocks[0].source}" if key == COMPLETIONS else super().check_data(key, blocks)
+        )
 
     def data_makers(self) -> Mapping[str, tuple[str, ...]]:
         """The step that samples the answers; none where the rankings are given."""

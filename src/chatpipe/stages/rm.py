@@ -83,7 +83,7 @@ def run(step: Step) -> Outcome | None:
     train, max_length = prepared.train, prepared.max_length
     if step.is_main:
         rankings.report.say()
-    enforce(step.stage, recipe.checks, prepared.checks())
+    enforce(step.stage, prepared.checks(), recipe.checks)
     validation = rankings_that_fit(tokenizer, rankings.validation, max_length)
     oracle = _true_order(step, validation, max_length)
     trained, log = _train(step, prepared)

@@ -84,7 +84,7 @@ def run(step: Step) -> Outcome | None:
     """Trains the stage's model, saves and evaluates it; the main process returns what came out."""
     recipe = step.recipe
     prepared, evaluating = prepare(step), Stopwatch()
-    enforce(step.stage, recipe.checks, prepared.checks())
+    enforce(step.stage, prepared.checks(), recipe.checks)
     tokenizer, model, max_length = prepared.tokenizer, prepared.model, prepared.max_length
     train, note = prepared.train, prepared.note
     check_enough_rows(train, prepared.validation, KEY)

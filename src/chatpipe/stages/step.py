@@ -5,15 +5,18 @@ command is answered at once.
 """
 
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, ClassVar, NamedTuple, Protocol
 
-from chatpipe.checks.gate import Checks
+from chatpipe.checks.gate import Checks, Finding
+from chatpipe.data.datasets import check_rows
 from chatpipe.data.formats import What
 from chatpipe.data.rendering import KWARGS
+from chatpipe.data.sources import check_sources
+from chatpipe.data.text_sources import check_documents
 from chatpipe.data.worlds import worlds_read
 from chatpipe.models.model_folder import Kind
 from chatpipe.recipe.loading import flatten
@@ -157,6 +160,23 @@ class Step:
         """What only this stage asks before it starts, without torch."""
         return {}
 
+    def check_data(self, key: str, blocks: list[DataBlock]) -> Finding | str:
+        """Whether the files at a recipe key are there and hold rows of the right kind; else what they hold."""
+        if not blocks:
+            return Finding(f"{key} is not given.", self.remedy_without(key))
+        eval_data = getattr(self.section, "eval_data", None) if key == f"{self.stage}.data" else None
+        if eval_data:
+            check_sources(eval_data, f"{self.stage}.eval_data")
+        if key not in WHAT_OF_KEY:
+            check_documents(blocks, key)
+        elif key in self.makers:
+            return f"the run's own rankings: {blocks[-1].source}"
+        else:
+            report = check_rows(WHAT_OF_KEY[key], blocks, key)
+            if report.sources:
+                return "; ".join(source.line() for source in report.sources)
+        return ", ".join(block.source for block in blocks)
+
     def check_positions(self, positions: int | None) -> None:
         """Raises `UsageError` where a model that reads at most so many tokens cannot read the stage's rows."""
 
@@ -231,6 +251,20 @@ class Step:
     def is_main(self) -> bool:
         """Whether this process evaluates, saves and writes to the terminal."""
         return self.process_index == 0
+
+
+class Stage(Protocol):
+    """What each file `stages/NAME.py` offers."""
+
+    def run(self, step: Any) -> Outcome | None:
+        """Does the work of the step; the main process returns what came out."""
+
+
+class TrainingStage(Stage, Protocol):
+    """What the file of a stage that trains offers besides."""
+
+    def checks(self, step: Any) -> Iterator[Checks]:
+        """The checks before the first step, for `chatpipe check`: `step` reads a few rows in a temporary folder."""
 
 
 def answers_measured(recipe: Recipe, *lengths: int | None) -> Mapping[str, list[DataBlock]]:
