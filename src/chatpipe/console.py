@@ -103,7 +103,7 @@ def table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]], sty
     stderr_console().print(shown)
 
 
-def marked(parts: Sequence[tuple[str, bool]], style: str = "bold green") -> None:
+def marked(parts: Sequence[tuple[str, bool]]) -> None:
     """Shows a text some parts of which are marked (True): in colour, or between ⟦ and ⟧ where there is no colour."""
     from rich.text import Text
 
@@ -112,7 +112,7 @@ def marked(parts: Sequence[tuple[str, bool]], style: str = "bold green") -> None
     text = Text()
     for part, is_marked in parts:
         part = printable(part)
-        text.append(f"⟦{part}⟧" if is_marked and not has_colour else part, style if is_marked else "")
+        text.append(f"⟦{part}⟧" if is_marked and not has_colour else part, "bold green" if is_marked else "")
     shown.print(text)
 
 

@@ -78,7 +78,7 @@ def chat_samples(
     return [f"{prompt[-1]['content']} -> {answer.text}" for prompt, answer in zip(prompts, answers, strict=True)]
 
 
-def question_gain(model: PreTrainedModel, rows: Sequence[EncodedConversation], seed: int = 0) -> QuestionGain:
+def question_gain(model: PreTrainedModel, rows: Sequence[EncodedConversation]) -> QuestionGain:
     """How much likelier the last answers are under their own questions than exchanged: 0 for a model that ignores them.
 
     The mean over conversations of (nats per token under another question - under the own one), with the 95 % interval
@@ -96,7 +96,7 @@ def question_gain(model: PreTrainedModel, rows: Sequence[EncodedConversation], s
     own, exchanged = (
         np.divide(*answer_nats(model, [_only_last_answer(some[i]) for i in kept])) for some in (rows, swapped)
     )
-    low, high = bootstrap_interval(exchanged - own, range(len(kept)), seed)
+    low, high = bootstrap_interval(exchanged - own, range(len(kept)))
     return QuestionGain(float((exchanged - own).mean()), low, high)
 
 

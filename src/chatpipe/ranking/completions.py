@@ -85,24 +85,23 @@ def make_completions(
     models: Sequence[str],
     prompts: Sequence[Conversation],
     sampling: Sampling,
-    round: int | None = None,
     overwrite: bool = False,
     ids: Mapping[str, Id] = NO_IDS,
 ) -> Written | None:
     """Write the completions file `path` in this process, or what is missing of it; None if it is already complete.
 
-    `round` is noted in every row; `ids` are the user's own ids of prompts by their keys. With `overwrite`, an existing
+    `ids` are the user's own ids of prompts by their keys. With `overwrite`, an existing
     completions file is replaced once the new one is complete. Raises `UsageError` if another process writes the file,
     if `path` holds something else, if a model cannot be used, or if no prompt has completions to rank.
     """
-    made = made_from(models, prompts, sampling, round, ids)
+    made = made_from(models, prompts, sampling, ids=ids)
     with file_lock(path):
         if path.exists():
             _check_replaceable(path)
             if not overwrite:
                 _check_same(path, made)
                 return None
-        sample_share(path, models, prompts, sampling, round, ids=ids)
+        sample_share(path, models, prompts, sampling, ids=ids)
         return join_shares(path, sampling)
 
 
@@ -119,7 +118,7 @@ def sample_share(
 ) -> None:
     """Sample completions for every prompt i with i % shares == share; continue a share that was interrupted.
 
-    The completions of a prompt do not depend on the number of shares. `names` of the models stand in the rows; by
+    The completions of a prompt do not depend on the number of shares. The rows have the `names` of the models; by
     default their folders or hub ids. Raises `UsageError` if a model cannot be used.
     """
     made = made_from(models, prompts, sampling, round, ids)

@@ -178,10 +178,11 @@ def peak_of_gpu(name: str, dtype: torch.dtype, tf32: bool) -> float | None:
 
 
 @cache
-def _measured_matmul_flops(dtype: torch.dtype, size: int = 1024, repeats: int = 8) -> float:
+def _measured_matmul_flops(dtype: torch.dtype) -> float:
+    size = 1024
     left, right = torch.ones(size, size, dtype=dtype), torch.ones(size, size, dtype=dtype)
     best = float("inf")
-    for _ in range(repeats):
+    for _ in range(8):
         start = time.perf_counter()
         left @ right
         best = min(best, time.perf_counter() - start)
