@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from chatpipe.data.datasets import Loaded, load_conversations, load_prompts, load_rankings
+from chatpipe.data.datasets import Splits, load_conversations, load_prompts, load_rankings
 from chatpipe.data.documents import RawText
 from chatpipe.data.row_files import split_of
 from chatpipe.errors import UsageError
@@ -14,7 +14,7 @@ from chatpipe.recipe.schema import DataBlock
 FIXTURES = Path(__file__).resolve().parents[1] / "fixtures"
 
 
-def load(loader, name: str) -> Loaded:
+def load(loader, name: str) -> Splits:
     return loader([DataBlock(source=str(FIXTURES / name), max_skipped=0.1)], {}, "data")
 
 
@@ -25,7 +25,7 @@ def rows_of(name: str) -> list[dict]:
     return [json.loads(line) for line in text.split("\n") if line]
 
 
-def count(loaded: Loaded) -> int:
+def count(loaded: Splits) -> int:
     return len(loaded.train) + len(loaded.validation)
 
 

@@ -270,7 +270,7 @@ def ranked_by_the_world(tiny_run, tmp_path_factory, chatpipe):
 
 
 @pytest.mark.parametrize(
-    "module, function", [(folders, "retire"), (sample_stage, "sample_share"), (rank_stage, "rank_with_program")]
+    "module, function", [(folders, "delete_folder"), (sample_stage, "sample_share"), (rank_stage, "rank_with_program")]
 )
 def test_two_raters_are_never_mixed(ranked_by_the_world, work, rater, chatpipe, monkeypatch, module, function):
     """A command for another rater that breaks off before or behind the deletion of the first one's store."""

@@ -9,7 +9,7 @@ from chatpipe.data.durable import folder_lock
 from chatpipe.errors import UsageError
 from chatpipe.models.manifest import MANIFEST
 from chatpipe.recipe import load_recipe
-from chatpipe.run.chain import How, check_run, check_stage, run_here, run_recipe, run_stage
+from chatpipe.run.chain import LaunchOptions, check_run, check_stage, run_here, run_recipe, run_stage
 from chatpipe.run.folder import RECIPE_FILE, STARTED, clear, note_in_run, write_recipe
 from chatpipe.run.status import begin, status
 from chatpipe.run.step_checks import check_step
@@ -140,9 +140,9 @@ def test_a_run_and_a_stage_are_refused_where_another_is_at_work(files):
     made = step(None, "out=run")
     with folder_lock(Path("run")):
         with pytest.raises(UsageError, match="Another chatpipe is at work in run"):
-            run_stage([made], How(1), None, print)
+            run_stage([made], LaunchOptions(1), None, print)
         with pytest.raises(UsageError, match="Another chatpipe is at work in run"):
-            run_recipe(load_recipe("pocket", ["out=run"]).recipe, How(1), print)
+            run_recipe(load_recipe("pocket", ["out=run"]).recipe, LaunchOptions(1), print)
 
 
 def test_given_rankings_are_written_down_and_others_are_refused_until_fresh(files):

@@ -16,7 +16,7 @@ from chatpipe.checks import template_checks as template
 from chatpipe.checks.gate import Checks, Finding
 from chatpipe.data.chat_rows import Rows, RowsNote
 from chatpipe.data.chat_template import encode_completion, encode_prompt
-from chatpipe.data.datasets import Conversation, Loaded
+from chatpipe.data.datasets import Conversation, Splits
 from chatpipe.data.documents import RawText
 from chatpipe.data.rankings import Ranking
 from chatpipe.data.sequences import padding_id
@@ -104,7 +104,7 @@ def sft_checks(
 def rm_checks(
     tokenizer: PreTrainedTokenizerBase,
     model: PreTrainedModel,
-    rankings: Loaded[Ranking],
+    rankings: Splits[Ranking],
     train: EncodedRankings,
     max_length: int,
 ) -> Checks:
@@ -135,7 +135,7 @@ def ppo_checks(
     tokenizer: PreTrainedTokenizerBase,
     policy: PreTrainedModel,
     scorers: Mapping[str, PreTrainedModel],
-    prompts: Loaded[Conversation],
+    prompts: Splits[Conversation],
     context: int,
     response_length: int,
 ) -> Checks:

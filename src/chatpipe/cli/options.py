@@ -12,7 +12,7 @@ from chatpipe.errors import UsageError
 
 if TYPE_CHECKING:
     from chatpipe.recipe import Recipe
-    from chatpipe.run.chain import How
+    from chatpipe.run.chain import LaunchOptions
 
 Words = Annotated[
     list[str] | None,
@@ -101,20 +101,20 @@ def _is_recipe(word: str) -> bool:
     return "=" not in word or (word.endswith((".yaml", ".yml")) and Path(word).is_file())
 
 
-def how_to_run(recipe: "Recipe", given: Given, fresh: bool) -> "How":
+def how_to_run(recipe: "Recipe", given: Given, fresh: bool) -> "LaunchOptions":
     """How the stages are run; raises `UsageError` where the launch profile or accelerate's flags cannot be used."""
     from chatpipe import console
-    from chatpipe.run.chain import How
+    from chatpipe.run.chain import LaunchOptions
     from chatpipe.run.launch import check_launch, processes_of
     from chatpipe.training.ranks import is_rank
 
     if is_rank():  # whoever launched it has used them
-        return How(processes_of(recipe), fresh=fresh)
+        return LaunchOptions(processes_of(recipe), fresh=fresh)
     check_launch(recipe.launch, given.accelerate_flags)
     processes = processes_of(recipe)
     if processes == 1 and (recipe.launch or given.accelerate_flags):
         console.note("One process runs in place: the launch profile and accelerate's flags are not used.")
-    return How(processes, recipe.launch, given.accelerate_flags, fresh)
+    return LaunchOptions(processes, recipe.launch, given.accelerate_flags, fresh)
 
 
 def flags(**given: Any) -> dict[str, Any]:

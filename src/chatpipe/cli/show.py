@@ -8,7 +8,7 @@ from chatpipe import console
 from chatpipe.errors import ExitCode
 from chatpipe.recipe import Resolved
 from chatpipe.recipe.loading import DEFAULT, flatten
-from chatpipe.run.chain import How, StepResult, plan_step
+from chatpipe.run.chain import LaunchOptions, StepResult, plan_step
 from chatpipe.stages.step import Step
 
 if TYPE_CHECKING:
@@ -22,7 +22,7 @@ STYLES = {"pass": "green", "warn": "yellow", "fail": "red"}
 def show_plan(
     resolved: Resolved,
     steps: Sequence[Step],
-    how: How,
+    how: LaunchOptions,
     json: bool,
     more: dict[str, Any] | None = None,
 ) -> None:

@@ -26,7 +26,7 @@ from transformers import PreTrainedTokenizerBase
 from chatpipe import console
 from chatpipe.data.chat_template import Encoded, encode_conversations
 from chatpipe.data.datasets import Conversation, stream_conversations
-from chatpipe.data.durable import PARTIAL, fault_of, fingerprint, fsync, publish, read_json, write_json
+from chatpipe.data.durable import PARTIAL, find_damage, fingerprint, fsync, publish, read_json, write_json
 from chatpipe.data.rendering import KWARGS, loses_reasoning, traits_of, unreadable
 from chatpipe.data.row_files import Split
 from chatpipe.data.sources import Report, data_fingerprints
@@ -170,7 +170,7 @@ def check_enough_rows(train: Rows, validation: Rows, key: str) -> None:
 
 def open_rows(folder: Path, made_from: str) -> tuple[Rows, Rows, RowsNote] | None:
     """Both splits and the note of a folder, or None where it is damaged, missing or made from something else."""
-    if fault_of(folder) is not None:
+    if find_damage(folder) is not None:
         return None
     note = RowsNote(**read_json(folder / "rows.json"))
     return (Rows(folder, "train"), Rows(folder, "validation"), note) if note.made_from == made_from else None

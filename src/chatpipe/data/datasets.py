@@ -36,7 +36,7 @@ Conversation = list[Message]
 
 
 @dataclass
-class Loaded(Generic[Item]):
+class Splits(Generic[Item]):
     """The items of a stage's data by split; `report` has the formats of the sources and what was left out."""
 
     train: list[Item]
@@ -79,17 +79,17 @@ def stream_rows(
             yield placed.item, placed.split
 
 
-def load_conversations(blocks: Sequence[DataBlock], worlds: Worlds, key: str) -> Loaded[Conversation]:
+def load_conversations(blocks: Sequence[DataBlock], worlds: Worlds, key: str) -> Splits[Conversation]:
     """Conversations that end with the assistant, split by prompt. Raises as the stream, and where a split is empty."""
     return _load("conversations", blocks, worlds, key)
 
 
-def load_rankings(blocks: Sequence[DataBlock], worlds: Worlds, key: str) -> Loaded[Ranking]:
+def load_rankings(blocks: Sequence[DataBlock], worlds: Worlds, key: str) -> Splits[Ranking]:
     """Rankings (pairs are K = 2), split by prompt. Raises `UsageError` as `load_conversations` does."""
     return _load("rankings", blocks, worlds, key)
 
 
-def load_prompts(blocks: Sequence[DataBlock], worlds: Worlds, key: str) -> Loaded[Conversation]:
+def load_prompts(blocks: Sequence[DataBlock], worlds: Worlds, key: str) -> Splits[Conversation]:
     """Different prompts, split by their text; a built-in world chooses its own validation prompts."""
     return _load("prompts", blocks, worlds, key)
 
@@ -130,8 +130,8 @@ def check_rows(what: What, blocks: Sequence[DataBlock] | None, key: str) -> Repo
     return report
 
 
-def _load(what: What, blocks: Sequence[DataBlock], worlds: Worlds, key: str) -> Loaded[Any]:
-    loaded = Loaded[Any]([], [])
+def _load(what: What, blocks: Sequence[DataBlock], worlds: Worlds, key: str) -> Splits[Any]:
+    loaded = Splits[Any]([], [])
     for item, split in stream_rows(what, blocks, worlds, key, loaded.report):
         (loaded.train if split == "train" else loaded.validation).append(item)
     _check_enough(len(loaded.train), len(loaded.validation), blocks, key)

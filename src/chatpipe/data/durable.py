@@ -1,7 +1,7 @@
 """Writing that survives a kill and a second chatpipe: whole files, folders complete or invisible, and locks.
 
 A folder is written as `NAME.partial`; `publish` adds a manifest (the size and SHA-256 of each file) and renames it to
-`NAME`. A write that is interrupted leaves nothing under that name, and `fault_of` finds later damage.
+`NAME`. A write that is interrupted leaves nothing under that name, and `find_damage` finds later damage.
 """
 
 import fcntl
@@ -76,13 +76,13 @@ def publish(partial: Path) -> Path:
     fsync(partial)
     folder = partial.with_name(partial.name.removesuffix(PARTIAL))
     if folder.exists():
-        retire(folder)
+        delete_folder(folder)
     partial.rename(folder)
     fsync(folder.parent)
     return folder
 
 
-def retire(folder: Path) -> None:
+def delete_folder(folder: Path) -> None:
     """Deletes a folder; an interrupted deletion leaves nothing under its name."""
     retired = folder.with_name(f"{folder.name}.old{PARTIAL}")
     shutil.rmtree(retired, ignore_errors=True)  # of a deletion that was killed
@@ -90,7 +90,7 @@ def retire(folder: Path) -> None:
     shutil.rmtree(retired)
 
 
-def fault_of(folder: Path) -> str | None:
+def find_damage(folder: Path) -> str | None:
     """The first damage of a published folder in words; None when each file has the size and SHA-256 of the manifest."""
     try:
         entries = read_json(folder / MANIFEST)["files"]

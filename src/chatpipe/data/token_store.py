@@ -25,7 +25,16 @@ import numpy as np
 
 from chatpipe import console
 from chatpipe.data.documents import Piece, RawText
-from chatpipe.data.durable import MANIFEST, PARTIAL, fault_of, fingerprint, fsync, read_json, replace_text, retire
+from chatpipe.data.durable import (
+    MANIFEST,
+    PARTIAL,
+    delete_folder,
+    find_damage,
+    fingerprint,
+    fsync,
+    read_json,
+    replace_text,
+)
 from chatpipe.data.encoding import BATCH_CHARACTERS, SMALL_BATCHES, Encoded, Encoder, encode_stream
 from chatpipe.data.sources import block_fingerprint
 from chatpipe.data.text_files import PIECE_CHARACTERS
@@ -180,7 +189,7 @@ def _manifest_of(folder: Path, made_from: str) -> StoreManifest | None:
         return None
     try:
         manifest = StoreManifest(**read_json(folder / MANIFEST))
-        fault = fault_of(folder) if manifest.fingerprint == made_from else None
+        fault = find_damage(folder) if manifest.fingerprint == made_from else None
     except (ValueError, TypeError) as problem:
         manifest, fault = StoreManifest(made_from, ""), f"{MANIFEST} cannot be read ({problem})"
     if fault is not None:
@@ -196,7 +205,7 @@ def _build(
 ) -> None:
     """Tokenises the text behind the finished shards, and adds each shard to the manifest once it is on the disk."""
     if not manifest.files and folder.exists():
-        retire(folder)
+        delete_folder(folder)
     folder.mkdir(parents=True, exist_ok=True)
     done = sum(shard["pieces"] for shard in manifest.files.values())
     if done:

@@ -25,7 +25,7 @@ from transformers import (
 from chatpipe import console
 from chatpipe.data.chat_template import ROLE_TOKENS
 from chatpipe.data.documents import RawText
-from chatpipe.data.durable import PARTIAL, fault_of, fingerprint, fsync, publish, read_json, write_json
+from chatpipe.data.durable import PARTIAL, find_damage, fingerprint, fsync, publish, read_json, write_json
 from chatpipe.data.sources import data_fingerprints
 from chatpipe.data.text_sources import sample_texts
 from chatpipe.data.worlds import world_settings
@@ -162,7 +162,7 @@ def tokenizer_of_text(folder: Path, section: TokenizerSection, texts: Sequence[R
     blocks, key = [text.block for text in texts], texts[0].key
     sources = [data_fingerprints(blocks, key), world_settings(blocks, texts[0].worlds)]
     made_from = fingerprint([sources, section.model_dump(mode="json"), model_max_length])
-    if fault_of(folder) is None and read_json(folder / MADE_FROM) == made_from:
+    if find_damage(folder) is None and read_json(folder / MADE_FROM) == made_from:
         return
     sizes = [text.megabytes() for text in texts]
     megabytes = None if None in sizes else sum(size for size in sizes if size is not None)

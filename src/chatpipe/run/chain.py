@@ -37,7 +37,7 @@ from chatpipe.training import ranks
 
 
 @dataclass(frozen=True)
-class How:
+class LaunchOptions:
     """How steps are run: in how many processes, with which accelerate flags, and whether they start over."""
 
     processes: int
@@ -90,7 +90,7 @@ def check_run(recipe: Recipe, fresh: bool = False) -> list[Step]:
     return steps
 
 
-def run_recipe(recipe: Recipe, how: How, on_result: OnResult) -> None:
+def run_recipe(recipe: Recipe, how: LaunchOptions, on_result: OnResult) -> None:
     """Runs all steps of a recipe that `check_run` has passed; `on_result` gets each result as soon as it is there.
 
     Raises `WaitingForRankings` where people are to rank first.
@@ -131,7 +131,7 @@ def check_stage(
     return steps
 
 
-def run_stage(steps: Sequence[Step], how: How, out: str | None, on_result: OnResult) -> None:
+def run_stage(steps: Sequence[Step], how: LaunchOptions, out: str | None, on_result: OnResult) -> None:
     """Runs the steps of one stage that `check_stage` has passed, in the run's folder or in the folder `out`.
 
     Under a launcher of somebody else this process is one rank: all ranks run the same steps together.
@@ -184,7 +184,7 @@ def run_here(step: Step) -> None:
     ranks.wait_for_all()  # the manifest is there for all
 
 
-def plan_step(step: Step, how: How) -> dict[str, Any]:
+def plan_step(step: Step, how: LaunchOptions) -> dict[str, Any]:
     """What the step would do, without running it: parameters, optimizer steps, tokens and the command.
 
     Raises `UsageError` where the processes cannot share the batches.
@@ -237,18 +237,18 @@ def _out_of_memory(step: Step, problem: BaseException) -> TrainingError:
     return TrainingError(what, f"Try, in this order: {', '.join(ways)}. What is finished is kept.")
 
 
-def launch_command(step: Step, how: How) -> list[str]:
+def launch_command(step: Step, how: LaunchOptions) -> list[str]:
     """The command that starts the step in several processes."""
     arguments = ["step", step.name, str(step.folder / RECIPE_FILE), "--out", str(step.folder)]
     return launch.accelerate_command(how.processes, how.launch, how.accelerate_flags, arguments)
 
 
-def is_launched(step: Step, how: How) -> bool:
+def is_launched(step: Step, how: LaunchOptions) -> bool:
     """Whether this process starts others for the step, and computes nothing itself."""
     return how.processes > 1 and not ranks.is_rank() and not step.runs_in_place
 
 
-def _run_step(step: Step, how: How) -> StepResult:
+def _run_step(step: Step, how: LaunchOptions) -> StepResult:
     if status(step) == "done":
         manifest = read_manifest(step.folder)
         assert manifest is not None, f"{step.folder} has no manifest"
@@ -280,7 +280,7 @@ def _folders_to_hold(steps: Sequence[Step], out: str | None) -> list[Path]:
     return [Path(out), run] if holds_run else [Path(out)]
 
 
-def _check_batches(steps: Sequence[Step], how: How) -> None:
+def _check_batches(steps: Sequence[Step], how: LaunchOptions) -> None:
     for step in steps:
         if step.trains:
             step.section.micro_batches(how.processes, step.stage)

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import yaml
 
-from chatpipe.data.durable import PARTIAL, file_lock, replace_text, retire
+from chatpipe.data.durable import PARTIAL, delete_folder, file_lock, replace_text
 from chatpipe.data.sources import named_files
 from chatpipe.errors import UsageError
 from chatpipe.models.manifest import MANIFEST
@@ -217,7 +217,7 @@ def clear(steps: Sequence[Step]) -> None:
         for step in steps:
             if step.folder not in kept:
                 if step.folder.exists():
-                    retire(step.folder)
+                    delete_folder(step.folder)
             elif isinstance(step, RankStep):
                 for name in (MANIFEST, RANKINGS_FILE):
                     (step.folder / name).unlink(missing_ok=True)
@@ -227,7 +227,7 @@ def drop_resume_points(step: Step) -> None:
     """Deletes what a finished step would have resumed from: weights and optimizer, many times its model's size."""
     for path in (step.folder / STARTED).parent.glob("*"):
         if path.is_dir():
-            retire(path)
+            delete_folder(path)
 
 
 def _named(people: Sequence[str]) -> str:

@@ -15,7 +15,7 @@ from chatpipe.checks.data_checks import prompts_with_room
 from chatpipe.checks.gate import Checks, enforce
 from chatpipe.checks.model_checks import policy_is_not_reference
 from chatpipe.data.chat_template import add_chat_template, encode_prompt
-from chatpipe.data.datasets import Conversation, Loaded, load_prompts
+from chatpipe.data.datasets import Conversation, Splits, load_prompts
 from chatpipe.data.rendering import unreadable
 from chatpipe.data.text_blocks import TrainingText
 from chatpipe.errors import UsageError
@@ -63,7 +63,7 @@ class Prepared:
     """What ppo begins with; `reference` is None with LoRA."""
 
     tokenizer: PreTrainedTokenizerBase
-    prompts: Loaded[Conversation]
+    prompts: Splits[Conversation]
     policy: PreTrainedModel
     reference: PreTrainedModel | None
     rewards: Rewards
@@ -237,7 +237,7 @@ def _train(step: Step, prepared: Prepared) -> dict[str, Any]:
     return {"alarms": trainer.alarms, "kl_budget_note": trainer.budget_note, **speed}
 
 
-def _readable(step: Step, tokenizer: PreTrainedTokenizerBase, prompts: Loaded[Conversation]) -> Loaded[Conversation]:
+def _readable(step: Step, tokenizer: PreTrainedTokenizerBase, prompts: Splits[Conversation]) -> Splits[Conversation]:
     """The prompts that the chat template can write; the number of others is printed. Raises if it can write none."""
     reasons = Counter(filter(None, (unreadable(tokenizer, prompt) for prompt in [*prompts.train, *prompts.validation])))
     if not reasons:
@@ -253,7 +253,7 @@ def _readable(step: Step, tokenizer: PreTrainedTokenizerBase, prompts: Loaded[Co
         )
     if step.is_main:
         console.warn(f"ppo: {what}")
-    return Loaded(train, validation, prompts.report)
+    return Splits(train, validation, prompts.report)
 
 
 def _fitting(step: Step, prepared: Prepared, prompts: list[Conversation]) -> list[Conversation]:

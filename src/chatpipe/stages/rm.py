@@ -10,7 +10,7 @@ from chatpipe import console
 from chatpipe.checks.by_stage import rm_checks
 from chatpipe.checks.gate import Checks, enforce
 from chatpipe.data.chat_template import add_chat_template
-from chatpipe.data.datasets import Loaded, load_rankings
+from chatpipe.data.datasets import Splits, load_rankings
 from chatpipe.data.rankings import Ranking
 from chatpipe.data.sequences import padding_id
 from chatpipe.data.worlds import Oracle, only_world, world_named
@@ -46,7 +46,7 @@ class Prepared:
 
     tokenizer: PreTrainedTokenizerBase
     model: PreTrainedModel
-    rankings: Loaded[Ranking]
+    rankings: Splits[Ranking]
     train: EncodedRankings
     max_length: int
 

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel, Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-from chatpipe.data.durable import PARTIAL, fault_of, publish, read_json, retire
+from chatpipe.data.durable import PARTIAL, delete_folder, find_damage, publish, read_json
 from chatpipe.errors import TrainingError
 from chatpipe.training.resume import RESUME_POINTS, ResumePoints
 
@@ -80,7 +80,7 @@ class KeepsBest(Measured):
         if self.best_step is None or self.best_step == self.state.global_step:
             return
         folder = self._folder_of(self.best_step)
-        fault = fault_of(folder)
+        fault = find_damage(folder)
         if fault is not None:
             raise TrainingError(f"The best weights, {folder}, are damaged: {fault}.", "Use --fresh.")
         self.load_weights(folder)
@@ -101,7 +101,7 @@ class KeepsBest(Measured):
         named = {read_json(point / "rank-0.json")["extra"]["best_step"] for point in points}
         for best in folder.glob("best-*"):
             if best.suffix != PARTIAL and int(best.name.removeprefix("best-")) not in named:
-                retire(best)
+                delete_folder(best)
 
     def _folder_of(self, step: int) -> Path:
         return Path(self.args.output_dir) / RESUME_POINTS / f"best-{step}"

@@ -41,7 +41,7 @@ from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_callback import ExportableState
 
 import chatpipe
-from chatpipe.data.durable import MANIFEST, PARTIAL, fault_of, publish, read_json, retire, write_json
+from chatpipe.data.durable import MANIFEST, PARTIAL, delete_folder, find_damage, publish, read_json, write_json
 from chatpipe.errors import TrainingError, UsageError
 from chatpipe.training import state
 from chatpipe.training.callbacks import CountsTokens
@@ -61,7 +61,7 @@ def newest_resume_point(folder: Path, report: Callable[[str], None] = _log.warni
     Reads every byte of it. Each newer one that is torn or damaged is skipped, and `report` gets a sentence about it.
     """
     for point in sorted(_points(folder), key=_step_of, reverse=True):
-        fault = fault_of(point)
+        fault = find_damage(point)
         if fault is None:
             return point
         report(f"Resume point {point} is skipped: {fault}.")
@@ -208,7 +208,7 @@ class ResumePoints(CountsTokens):
         # points after this step were left by a run that was given up or could not be read when this one started
         passed = sorted((p for p in _points(folder) if _step_of(p) <= self.state.global_step), key=_step_of)
         for point in set(_points(folder)) - set(passed[-self.resume_points_to_keep :]):
-            retire(point)
+            delete_folder(point)
         self.delete_unneeded(folder, passed[-self.resume_points_to_keep :])
 
     def delete_unneeded(self, folder: Path, points: list[Path]) -> None:
