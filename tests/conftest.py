@@ -171,3 +171,12 @@ def tiny_run(tmp_path_factory) -> Run:
     said = chatpipe_here("run", "pocket", f"out={folder}", *SMALL, "--json")
     assert said.code == 0, said.err
     return Run(folder, folder / "recipe.yaml", said)
+
+
+@pytest.fixture
+def two_cores():
+    """As many threads as side by side needs; the suite has one."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    yield
+    torch.set_num_threads(before)

@@ -56,3 +56,19 @@ def test_models_that_need_padding_are_read_with_little(tmp_path):
     assert [rows.tolist() for rows in model.micro_batch_rows(readers, lengths, 4)] == [[1, 3], [0, 2]]
     ppo.train()
     assert [line["perf/padding"] for line in tiny.logged_iterations(ppo)] == [pytest.approx(0, abs=0.05)]
+
+
+@pytest.mark.parametrize("settings", [{}, {"gradient_checkpointing": True}], ids=["plain", "checkpointing"])
+def test_ppo_on_two_cores_learns_what_it_learns_on_one(tmp_path, two_cores, settings):
+    def weights_after_training(name):
+        trainer = tiny.trainer(
+            tmp_path / name, model=tiny.policy().double(), reward_model=tiny.random_reward_model().double(), **settings
+        )
+        trainer.train()
+        return trainer.model.state_dict()
+
+    side = weights_after_training("side")
+    torch.set_num_threads(1)
+    one = weights_after_training("one")
+    for name in one:
+        assert torch.allclose(side[name], one[name], rtol=0, atol=1e-9), name

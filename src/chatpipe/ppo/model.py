@@ -2,6 +2,7 @@
 
 import copy
 from collections.abc import Iterable, Sequence
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
@@ -13,6 +14,7 @@ from chatpipe.errors import UsageError
 from chatpipe.models.logprobs import completion_logprobs, completion_states, logprobs_and_entropy, output_head
 from chatpipe.models.pretrained import fuse_gelu, give_score_class
 from chatpipe.models.properties import body_of
+from chatpipe.models.side_by_side import side_by_side
 from chatpipe.models.unpadded import reads_unpadded
 from chatpipe.ppo.config import PPOConfig
 from chatpipe.reward.reward_model import head_scores, reads_left_to_right, reward_offset
@@ -37,14 +39,21 @@ class PolicyAndValueModel(nn.Module):
     def __init__(self, policy: PreTrainedModel, value_model: PreTrainedModel, temperature: float) -> None:
         super().__init__()
         self.policy, self.value_model, self.temperature = policy, value_model, temperature
+        of_policy = {id(parameter) for parameter in policy.parameters()}
+        self.shares_weights = any(id(parameter) in of_policy for parameter in value_model.parameters())
 
     def forward(
         self, input_ids: Tensor, attention_mask: Tensor, position_ids: Tensor, rows: Tensor, columns: Tensor
     ) -> Outputs:
         """Arguments as in `MicroBatch`."""
         batch = MicroBatch(input_ids, attention_mask, position_ids, rows, columns)
-        logprobs, entropy = logprobs_and_entropy(self.policy, batch, self.temperature)
-        return Outputs(logprobs, entropy, completion_values(self.value_model, batch))
+        read_policy = partial(logprobs_and_entropy, self.policy, batch, self.temperature)
+        if self.shares_weights:
+            return Outputs(*read_policy(), completion_values(self.value_model, batch))
+        (logprobs, entropy), (values,) = side_by_side(
+            [read_policy, lambda: (completion_values(self.value_model, batch),)], input_ids.device
+        )
+        return Outputs(logprobs, entropy, values)
 
     def activation_checkpointing_enable(self, **kwargs: Any) -> None:
         """What Trainer calls for `gradient_checkpointing`."""

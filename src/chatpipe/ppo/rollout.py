@@ -2,7 +2,8 @@
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from typing import NamedTuple
+from functools import partial
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -11,6 +12,7 @@ from transformers import PreTrainedModel
 from chatpipe.data.sequences import Sequences, flat_index, pad
 from chatpipe.generation import SamplingParams, generate
 from chatpipe.models.logprobs import completion_logprobs
+from chatpipe.models.side_by_side import side_by_side
 from chatpipe.ppo.config import PPOConfig
 from chatpipe.ppo.experience import MINIBATCHES, Experience, Rollout, permutation
 from chatpipe.ppo.maths import SumOverRanks, gae, k1, shape_rewards, whiten
@@ -58,13 +60,21 @@ def read_with_all_models(
     chunks, parts = micro_batch_rows(readers, sequences.lengths, micro_batch_size), []
     for rows in chunks:
         batch = pad(sequences.select(rows)).to(device)
-        logprobs = completion_logprobs(trained.policy, batch, trained.temperature)
-        values = completion_values(trained.value_model, batch)
-        with as_reference():
-            ref_logprobs = completion_logprobs(ref_model, batch, trained.temperature)
+        of_policy = partial(_one, completion_logprobs, trained.policy, batch, trained.temperature)
+        of_reference = partial(_one, completion_logprobs, ref_model, batch, trained.temperature)
+        others = [partial(_one, completion_values, trained.value_model, batch)]
+        others += [partial(_one, batch_scores, model, batch.input_ids, batch.attention_mask) for model in reward_models]
+        if ref_model is trained.policy:
+            (logprobs,), (values,), *of_rewards = side_by_side([of_policy, *others], device)
+            with as_reference():
+                (ref_logprobs,) = of_reference()
+        else:
+            (logprobs,), (ref_logprobs,), (values,), *of_rewards = side_by_side(
+                [of_policy, of_reference, *others], device
+            )
         scores = values.new_empty(len(rows), len(reward_models))
-        for column, model in enumerate(reward_models):
-            scores[:, column] = batch_scores(model, batch.input_ids, batch.attention_mask)
+        for column, (numbers,) in enumerate(of_rewards):
+            scores[:, column] = numbers
         parts.append((logprobs, ref_logprobs, values, scores))
     logprobs, ref_logprobs, values, scores = (torch.cat(kind).cpu() for kind in zip(*parts, strict=True))
     order = torch.cat(chunks)
@@ -75,6 +85,10 @@ def read_with_all_models(
         values=put_back(values, tokens),
         scores=put_back(scores, order),
     )
+
+
+def _one(read: Callable[..., Tensor], *arguments: Any) -> tuple[Tensor]:
+    return (read(*arguments),)
 
 
 def put_back(values: Tensor, places: Tensor) -> Tensor:
