@@ -7,10 +7,9 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from chatpipe.data import text_files
-from chatpipe.data.documents import RawText
+from chatpipe.data.documents import RawText, check_documents, sample_texts
 from chatpipe.data.row_files import split_of
 from chatpipe.data.text_files import cut
-from chatpipe.data.text_sources import check_documents, sample_texts
 from chatpipe.errors import UsageError
 from chatpipe.recipe.schema import DataBlock, Pocketworld, Recipe
 

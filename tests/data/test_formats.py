@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from chatpipe.data.formats import check_use, has_tools, recognise, to_conversation, to_prompt, to_ranking, usable
+from chatpipe.data.formats import check_use, recognise, to_conversation, to_prompt, to_ranking, usable
 from chatpipe.data.messages import as_prompt, check_messages
 from chatpipe.data.rankings import Ranking
 from chatpipe.data.row_files import BadRow, Row
@@ -64,7 +64,7 @@ def test_unknown_fields_are_refused_with_their_names_and_the_known_ones():
         ({"id": 1, "Frage": "x", "Antwort": "y"}, "sft.data", "{question: Frage, answer: Antwort}"),
         ({"talk": [USER, ASSISTANT]}, "sft.data", "{messages: talk}"),
         ({"good_answer": "x", "bad_answer": "y", "post": "z"}, "rm.data", "{prompt: post, chosen: good_answer"),
-        ({"a": "x"}, "rm.data", "{prompt: a, chosen: THEIR NAME, rejected: THEIR NAME}"),
+        ({"a": "x"}, "rm.data", "{prompt: THEIR NAME, chosen: THEIR NAME, rejected: THEIR NAME}"),
         ({"topic": "x", "user_query": "y"}, "ppo.data", "{prompt: user_query}"),
     ],
 )
@@ -172,7 +172,8 @@ def test_tools_their_calls_and_results_are_read():
         assert check_messages(said) == said  # as it is written to a file of completions
     assert to_prompt(row(messages=[*turns, ASSISTANT]), "messages") == [USER, *expected[:-1]]
     assert to_conversation(row(messages=[USER, CALLING]), "messages") == [USER, CALLING]
-    assert [has_tools(row(tools=tools)) for tools in (None, "", "[]", [], [TOOL])] == [*[False] * 4, True]
+    for tools in (None, "", "[]", [], "null"):
+        assert to_conversation(row(messages=[USER, ASSISTANT], tools=tools), "messages") == [USER, ASSISTANT]
     assert check_messages([USER, {**ASSISTANT, "tool_calls": None}]) == [USER, ASSISTANT]  # as parquet has it
 
 
@@ -329,7 +330,8 @@ def test_any_dialogue_comes_apart_into_its_turns(turns):
         ("hello", "there are no messages"),
         ([{"role": "robot", "content": "x"}], "there is no role 'robot'; known are system, developer, user"),
         ([{"role": "user"}], "a message is not"),
-        (["hello"], "a message is not"),
+        ([3], "a message is not"),
+        (["hello"], "does not end with the assistant"),
         ([USER, {"role": "assistant", "content": " \n"}], "a message is empty"),
         ([ASSISTANT], "user and assistant do not take turns"),
         ([USER, USER, ASSISTANT], "user and assistant do not take turns"),

@@ -119,13 +119,14 @@ def test_each_file_of_a_folder_is_recognised_by_itself(write, tmp_path):
     )
 
 
-def test_rows_of_prompts_that_offer_tools_are_counted(write, capsys):
-    rows = [{**chat(f"Q{i}?"), "tools": [{"name": "f"}] if i < 7 else []} for i in range(60)]
+@pytest.mark.parametrize("field", ["tools", "functions"])
+def test_rows_of_prompts_that_have_tools_are_counted(write, capsys, field):
+    rows = [{**chat(f"Q{i}?"), field: [{"name": "f"}] if i < 7 else []} for i in range(60)]
     source = write("a.jsonl", rows)
     load_prompts(blocks(source), WORLD, "ppo.data").report.say()
     assert capsys.readouterr().err.splitlines() == [
         f"ppo.data: {source} read as messages: 60 rows, 0 left out",
-        f"ppo.data: 7 rows of {source} offer tools, which a chat template without tools leaves out",
+        f"ppo.data: 7 rows of {source} have tools, which a chat template without tools leaves out",
     ]
 
 

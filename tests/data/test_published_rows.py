@@ -3,9 +3,18 @@
 import json
 
 import pytest
+import yaml
 
 from chatpipe.data.datasets import load_conversations, load_prompts, load_rankings, stream_rows
-from chatpipe.data.formats import format_of, to_conversation, to_prompt, to_ranking, unread_fields, usable
+from chatpipe.data.formats import (
+    columns_for,
+    format_of,
+    to_conversation,
+    to_prompt,
+    to_ranking,
+    unread_fields,
+    usable,
+)
 from chatpipe.data.messages import check_messages
 from chatpipe.data.row_files import BadRow, MarkedRow, Row
 from chatpipe.data.sources import Report
@@ -259,7 +268,7 @@ def test_rows_that_rate_one_answer_each_are_ranked_together(write):
 # ---- what is not read is said ----
 
 
-@pytest.mark.parametrize("field", ["image", "images", "videos", "audios"])
+@pytest.mark.parametrize("field", ["image", "images", "image_path", "videos", "audios"])
 def test_a_row_with_pictures_or_sound_cannot_be_used(field):
     with pytest.raises(BadRow, match=f"the row has {field}"):
         conversation(messages=[USER, ASSISTANT], **{field: ["1.jpg"]})
@@ -300,3 +309,175 @@ def test_parts_without_content_are_left_out_of_a_joined_text(write):
     asked = [item[0]["content"] for item, _ in stream_rows("conversations", [block], {}, "sft.data", report)]
     assert asked == ["Who is 0?", "Who is 1?", "Who is 2?\nMara"]
     assert report.skipped == {"more is no text that can be joined, but a list": 1}
+
+
+# ---- two answers, and a field that tells which is better ----
+
+PREFERENCES = [
+    ({"response_0": "A baker.", "response_1": "No idea."}, {"better_response_id": 0}, {"better_response_id": 1}),  # PKU
+    ({"response_1": "A baker.", "response_2": "No idea."}, {"preference_strength": -2}, {"preference_strength": "3"}),
+    ({"human_ref_A": "A baker.", "human_ref_B": "No idea."}, {"labels": 1}, {"labels": 0}),  # SHP
+    ({"response_a": "A baker.", "response_b": "No idea."}, {"winner": "model_a"}, {"winner": "B"}),
+    (
+        {"response_a": '["A baker."]', "response_b": '["No idea."]'},  # a csv of the arena
+        {"winner_model_a": "1", "winner_model_b": "0", "winner_tie": "0"},
+        {"winner_model_a": 0, "winner_model_b": 1, "winner_tie": 0},
+    ),
+]
+
+
+@pytest.mark.parametrize(("answers", "first", "second"), PREFERENCES)
+@pytest.mark.parametrize("asked", ["prompt", "question", "instruction", "history"])
+def test_of_two_answers_a_field_tells_which_is_better(answers, first, second, asked):
+    prompted = {asked: '["Who is Mara?"]' if "winner_model_a" in first else "Who is Mara?"}
+    for told, ranks in ((first, [1, 2]), (second, [2, 1])):
+        assert ranking(**prompted, **answers, **told) == ([USER], ["A baker.", "No idea."], ranks)
+        form, found = read({**prompted, **answers, **told, "score_ratio": 2.0})
+        assert unread_fields(found, form) == ["score_ratio"]
+        assert to_conversation(found, form) == [USER, ASSISTANT if ranks == [1, 2] else OTHER]
+        assert to_prompt(found, form) == [USER]
+
+
+@pytest.mark.parametrize(
+    ("values", "reason"),
+    [
+        ({"response_0": "a", "response_1": "b", "better_response_id": 2}, "better_response_id is not 0 or 1"),
+        ({"response_1": "a", "response_2": "b", "preference_strength": None}, "preference_strength is not a number"),
+        ({"response_0": "a", "response_1": "", "better_response_id": 0}, "a response is empty"),
+        ({"human_ref_A": "a", "human_ref_B": "b", "labels": 0.5}, "labels is not 0 or 1"),
+    ],
+)
+def test_a_preference_that_cannot_be_read_has_a_reason(values, reason):
+    with pytest.raises(BadRow, match=reason):
+        ranking(prompt="Who is Mara?", **values)
+
+
+def test_battles_whose_turns_are_lists_of_texts():
+    won = {"winner_model_a": 0, "winner_model_b": 0, "winner_tie": 1}
+    asked = json.dumps(["Who is Ben?", "Who is Mara?"])
+    same = {"response_a": json.dumps(["A smith.", "A baker."]), "response_b": json.dumps(["A smith.", "No idea."])}
+    assert ranking(prompt=asked, **same, **won) == ([*EARLIER, USER], ["A baker.", "No idea."], [1, 1])
+    for other, reason in ((["No.", "No idea."], "different prompts"), (["A smith.", None], "a message is empty")):
+        with pytest.raises(BadRow, match=reason):
+            ranking(prompt=asked, **{**same, "response_b": json.dumps(other)}, **won)
+
+
+def test_other_names_of_a_pair_and_its_prompt_are_known():
+    told = ([USER], ["A baker.", "No idea."], [1, 2])
+    assert ranking(input="Who is Mara?", chosen="A baker.", rejected="No idea.", order=["x"]) == told  # argilla
+    openai = {"input": {"messages": [USER], "tools": []}, "preferred_output": [ASSISTANT]}
+    assert ranking(**openai, non_preferred_output=[OTHER]) == told
+    with_input = ranking(instruction="Who is", input="Mara?", chosen="A baker.", rejected="No idea.")
+    assert with_input[0] == [{"role": "user", "content": "Who is\n\nMara?"}]
+    scored = [{"text": "A baker.", "pm_score": 3}, {"text": "No idea.", "pm_score": 1}]
+    assert ranking(question="Who is Mara?", answers=scored) == told  # stack-exchange-preferences
+
+
+def test_answers_in_another_shape_are_no_ranking():
+    assert format_of(Row({"question": "Who?", "answers": {"text": ["Mara"]}}, "x")) is None  # SQuAD
+    assert format_of(Row({"prompt": "Who?", "completions": ["a", "b"], "labels": [True, False]}, "x")) == "prompts"
+
+
+# ---- turns in other shapes, reasoning and calls beside them ----
+
+
+@pytest.mark.parametrize("fields", [("input", "output"), ("question", "answer"), ("user", "assistant")])
+def test_a_turn_may_hold_a_question_and_its_answer(fields):
+    question, answer = fields
+    talk = [{question: "Who is Ben?", answer: "A smith."}, {question: "Who is Mara?", answer: "A baker."}]
+    assert conversation(conversation=talk) == [*EARLIER, USER, ASSISTANT]
+    assert conversation(conversation=[{**talk[0], "weight": 0}, talk[1]])[1] == {**EARLIER[1], "train": False}
+    form, found = read({"conversation": [{**talk[0], "model": "x"}]})
+    assert unread_fields(found, form) == ["conversation.model"]
+
+
+def test_a_list_of_texts_is_the_user_s_and_the_assistant_s_by_turns():
+    for field in ("conversations", "messages"):
+        assert conversation(**{field: ["Who is Mara?", "A baker."]}) == [USER, ASSISTANT]
+    with pytest.raises(BadRow, match="does not end with the assistant"):
+        conversation(messages=["Who is Mara?"])
+
+
+@pytest.mark.parametrize("field", ["reasoning_content", "reasoning", "thinking"])
+@pytest.mark.parametrize("values", [{"prompt": "Who is Mara?", "completion": "A baker."}, *ANSWERED[-1:], ANSWERED[2]])
+def test_reasoning_beside_an_answer_goes_to_it(values, field):
+    form, found = read({**values, field: "Bread."})
+    assert to_conversation(found, form) == [USER, {**ASSISTANT, "reasoning_content": "Bread."}]
+    assert unread_fields(found, form) == []
+
+
+def test_thoughts_among_the_parts_of_an_answer_are_its_reasoning():
+    for thought in ({"type": "thinking", "thinking": "Bread."}, {"type": "reasoning", "text": "Bread."}):
+        said = conversation(messages=[USER, {**ASSISTANT, "content": [thought, {"type": "text", "text": "A baker."}]}])
+        assert said == [USER, {**ASSISTANT, "reasoning_content": "Bread."}]
+
+
+def test_calls_of_functions_are_calls_of_tools_and_some_are_written_as_text():
+    call = {"role": "assistant", "content": None, "function_call": {"name": "age", "arguments": '{"of": "Mara"}'}}
+    said = conversation(messages=[USER, call, {"role": "function", "name": "age", "content": "40"}, ASSISTANT])
+    assert said[1]["tool_calls"] == [{"type": "function", "function": {"name": "age", "arguments": {"of": "Mara"}}}]
+    assert said[2] == {"role": "tool", "name": "age", "content": "40"}
+    written = {"from": "gpt", "value": "<tool_call>age</tool_call>"}
+    said = conversation(conversations=[HUMAN, written, {"from": "tool", "value": "40"}, GPT])
+    assert [turn["role"] for turn in said] == ["user", "assistant", "tool", "assistant"]
+
+
+def test_fields_of_messages_that_nothing_reads_are_named():
+    form, found = read({"messages": [USER, {**ASSISTANT, "channel": "final", "refusal": None}]})
+    assert unread_fields(found, form) == ["messages.channel"]
+
+
+# ---- the columns that would do ----
+
+
+@pytest.mark.parametrize(
+    ("values", "key", "columns"),
+    [
+        (
+            {"qid": 1, "question": "a", "date": "b", "response_j": "c", "response_k": "d"},
+            "rm.data",
+            {"prompt": "question", "chosen": "response_j", "rejected": "response_k"},
+        ),
+        (
+            {"trajectory": [HUMAN], "task": "x", "chosen": "c", "rejected": "d"},
+            "rm.data",
+            {"prompt": "trajectory", "chosen": "chosen", "rejected": "rejected"},
+        ),
+        ({"id": "1", "data": ["a", "b"]}, "sft.data", {"messages": "data"}),
+        (
+            {"user query": "a", "bot: reply": "b", "no": "c"},
+            "sft.data",
+            {"question": "user query", "answer": "bot: reply"},
+        ),
+        ({"post_id": "1", "problem": "a", "level": "b"}, "ppo.data", {"prompt": "problem"}),
+        ({"question": "a", "title": "b", "context": "c", "answers": {"text": ["d"]}}, "rm.data", None),
+        ({"prompt": "a", "source": "b", "ability": "c"}, "rm.data", None),
+        ({"answer_0": "a", "answer_1": "b"}, "sft.data", None),
+    ],
+)
+def test_columns_are_named_only_where_they_read_the_row(write, values, key, columns):
+    found = columns_for(values, key)
+    assert (None if found is None else yaml.safe_load(found)) == columns
+    if columns is not None:
+        block = DataBlock(source=write("a.jsonl", [values]), columns=columns)
+        what = {"rm.data": "rankings", "sft.data": "conversations"}.get(key, "prompts")
+        assert len([*stream_rows(what, [block], {}, key, Report())]) == 1
+
+
+def test_where_no_row_can_be_used_the_message_has_the_columns_that_would_do(write):
+    rows = [{"trajectory": [HUMAN], "chosen": f"A {i}.", "rejected": "No."} for i in range(60)]
+    with pytest.raises(UsageError) as caught:
+        load_rankings([DataBlock(source=write("a.jsonl", rows))], {}, "rm.data")
+    assert "columns: {prompt: trajectory, chosen: chosen, rejected: rejected}" in caught.value.hint
+
+
+def test_labels_of_single_answers_are_no_ranking(write):
+    rows = [{"prompt": f"Who is {i}?", "completion": "A baker.", "label": i % 2 == 0} for i in range(60)]
+    with pytest.raises(UsageError) as caught:
+        load_rankings([DataBlock(source=write("kto.jsonl", rows))], {}, "rm.data")
+    assert "unpaired preferences" in caught.value.hint
+    assert "THEIR NAME" not in caught.value.hint
+
+
+def test_a_long_text_of_line_ends_is_no_dialogue():
+    assert to_prompt(*reversed(read({"prompt": "Human: " + "\n" * 300_000 + "x"})))[0]["role"] == "user"

@@ -9,10 +9,9 @@ from own_files import FEW_PROMPTS, LEARN, as_messages, asked, write_rows
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
 
 from chatpipe.data.chat_template import encode_conversation, encode_prompt
-from chatpipe.data.documents import RawText
+from chatpipe.data.documents import RawText, sample_texts
 from chatpipe.data.encoding import Encoder
 from chatpipe.data.text_blocks import ValidationText
-from chatpipe.data.text_sources import sample_texts
 from chatpipe.evaluation.text import text_loss
 from chatpipe.recipe.schema import DataBlock
 

@@ -17,11 +17,10 @@ from chatpipe.checks.gate import Checks, Finding
 from chatpipe.data.chat_rows import Rows, RowsNote
 from chatpipe.data.chat_template import encode_completion, encode_prompt
 from chatpipe.data.datasets import Conversation, Splits
-from chatpipe.data.documents import RawText
+from chatpipe.data.documents import RawText, sample_texts
 from chatpipe.data.rankings import Ranking
 from chatpipe.data.sequences import padding_id
 from chatpipe.data.text_blocks import TrainingText
-from chatpipe.data.text_sources import sample_texts
 from chatpipe.data.token_store import TokenStore
 from chatpipe.models.pretrained import load_tokenizer
 from chatpipe.reward.training_data import TOO_LONG, EncodedRankings

@@ -132,6 +132,8 @@ def _summary_rows(summary: dict[str, Any]) -> list[tuple[str, str]]:
         rows.append(("", "of the beginning of the text"))
     if summary.get("all_tied"):
         rows.append(("all answers tied", f"{summary['all_tied']:,} rows, which teach nothing"))
+    if summary.get("without_reasoning"):
+        rows.append(("reasoning", f"left out of {summary['without_reasoning']:,} rows: the chat template writes none"))
     lengths = summary["lengths"]
     if summary["measured_rows"]:
         columns = (("smallest", "min"), ("median", "median"), ("95 %", "percentile_95"), ("largest", "max"))
@@ -161,6 +163,8 @@ def _source_rows(source: dict[str, Any]) -> list[tuple[str, str]]:
         for what in ("fields", "files")
         if source.get(f"{what}_not_read")
     ]
+    if source.get("with_tools"):
+        rows.append(("  tools", f"in {source['with_tools']:,} rows; a chat template without tools leaves them out"))
     if source.get("stops_the_stage"):
         rows.append(("", "more than max_skipped allows: the stage would stop"))
     return rows

@@ -11,14 +11,18 @@ them takes no more memory for a larger file; `load_...` are lists made of such s
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, Generic, TypeVar
 
 from chatpipe.data.chat_template import Message
-from chatpipe.data.formats import CONVERTERS, What, check_use, has_tools, recognise, unread_fields, usable
+from chatpipe.data.formats import CONVERTERS, What, check_use, columns_for, recognise, unread_fields, usable
 from chatpipe.data.messages import id_of, prompt_key
-from chatpipe.data.rankings import Ranking, rated_together
+from chatpipe.data.ranking_shapes import rated_together
+from chatpipe.data.rankings import Ranking
+from chatpipe.data.rendering import uses_tools
 from chatpipe.data.row_files import BadRow, MarkedRow, Row, Split, Use, quotas, split_of, times_read
 from chatpipe.data.sources import (
+    MEND_OR_ALLOW,
     Report,
     SourceReport,
     check_sources,
@@ -27,6 +31,7 @@ from chatpipe.data.sources import (
     one_file_each,
     source_rows,
 )
+from chatpipe.data.text_files import kind_of
 from chatpipe.data.worlds import Worlds, is_world, world_named, worlds_read
 from chatpipe.errors import UsageError
 from chatpipe.recipe.schema import DataBlock
@@ -109,6 +114,28 @@ _CHOSEN_BY: Mapping[What, Callable[[Any], str]] = {
 """The text by which a fractional weight chooses items: all of it, so two answers to one prompt are independent."""
 
 
+def format_of_sources(blocks: Sequence[DataBlock], key: str) -> str:
+    """The format of all sources, from the first row of each file: also `text`, or the name of a built-in world.
+
+    Raises `UsageError` naming `key` where they differ.
+    """
+    worlds = {block.source for block in blocks if is_world(block.source)}
+    parts = [part for block in blocks if not is_world(block.source) for part in one_file_each(block, key)]
+    forms = worlds | {_format_of_file(part, key) for part in parts}
+    if len(forms) > 1:
+        raise UsageError(f"{key} holds {' and '.join(sorted(forms))}.", "Give them one by one.")
+    return forms.pop()
+
+
+def _format_of_file(part: DataBlock, key: str) -> str:
+    if not is_hub(part) and kind_of(Path(part.source)) == ".txt":
+        return "text"
+    first = next((row for row in source_rows(part, key) if isinstance(row, Row)), None)
+    if first is None:
+        raise UsageError(f"{key}: {part.source} holds no rows that can be read.", "Give other data.")
+    return recognise(first, key)
+
+
 def check_rows(what: What, blocks: Sequence[DataBlock] | None, key: str) -> Report:
     """Reads every row of every file as `what` and keeps none; builds no world and fetches nothing from the hub.
 
@@ -183,7 +210,16 @@ def _read(what: What, block: DataBlock, key: str, source: SourceReport) -> Itera
     yield from _splits(what, items, block)
     if source.rows == 0:
         raise UsageError(f"{key}: {block.source} holds no rows.", "Give a file with at least one row.")
-    source.skipped.check(f"{key}: {block.source}", source.rows, block.max_skipped)
+    source.skipped.check(f"{key}: {block.source}", source.rows, block.max_skipped, _remedy(source))
+
+
+def _remedy(source: SourceReport) -> str:
+    """What to do about unusable rows; where all are, the `columns` with which the first would be read."""
+    example = source.skipped.example
+    if example is None or source.skipped.reasons.total() < source.rows:
+        return MEND_OR_ALLOW
+    columns = columns_for(example.values, source.key)
+    return MEND_OR_ALLOW if columns is None else f"Name the fields: data: [{{source: FILE, columns: {columns}}}]."
 
 
 def _splits(what: What, items: Iterator[tuple[Any, Use]], block: DataBlock) -> Iterator[_Placed[Any]]:
@@ -217,7 +253,7 @@ def _items_of_file(what: What, part: DataBlock, key: str, source: SourceReport) 
             continue
         if form not in source.formats:
             source.add_format(form, unread_fields(found, form))
-        source.tools_offered += what != "conversations" and has_tools(found)
+        source.with_tools += what != "conversations" and uses_tools(getattr(item, "prompt", item))
         id = id_of(found.values)
         if what == "prompts" and id is not None:
             source.ids.setdefault(prompt_key(item), id)

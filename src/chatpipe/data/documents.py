@@ -1,7 +1,8 @@
-"""Raw text as a stream of documents, each in one split: train or validation.
+"""Raw text as a stream of documents, each in one split: train or validation; its checks, and samples of a split.
 
-    text = RawText(block, recipe.worlds, "pretrain.data")
-    for piece in text.pieces(): ...
+    texts = raw_texts(step.data()["pretrain.data"], recipe.worlds, "pretrain.data")
+    for piece in texts[0].pieces(): ...
+    documents = validation_documents(texts, max_bytes=500_000)
 
 The content of a document decides its split. A long document comes in pieces, so that no file has to fit into memory. Of
 a single document, and of each text file where a source has few of them, the last tenth is for validation.
@@ -12,6 +13,7 @@ from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
 
+from chatpipe.data.formats import format_of, readers_of
 from chatpipe.data.row_files import (
     VALIDATION_SHARE,
     BadRow,
@@ -23,7 +25,7 @@ from chatpipe.data.row_files import (
     split_of,
     split_of_digest,
 )
-from chatpipe.data.sources import Skipped, is_hub, one_file_each, source_files, source_rows
+from chatpipe.data.sources import Skipped, check_sources, is_hub, one_file_each, source_files, source_rows
 from chatpipe.data.text_files import (
     PACKED,
     characters_between,
@@ -35,6 +37,7 @@ from chatpipe.data.text_files import (
     text_chunks,
 )
 from chatpipe.data.worlds import Worlds, is_world, world_named
+from chatpipe.errors import UsageError
 from chatpipe.recipe.schema import DataBlock
 
 FEW_FILES = 100
@@ -216,3 +219,113 @@ def _sides_of_text(text: str) -> Iterator[_Document]:
 def _file_as_one(path: Path, key: str, use: Use) -> Iterator[_Document]:
     _, sha256 = survey(path, key)
     yield _Document(split_of_digest(sha256) if use == "auto" else use, in_pieces(text_chunks(path)))
+
+
+# ---- the sources of a stage ----
+
+
+def raw_texts(blocks: Sequence[DataBlock], worlds: Worlds, key: str) -> list[RawText]:
+    """The sources of raw text of a stage, in the order of its blocks."""
+    check_sources(blocks, key)
+    return [RawText(block, worlds, key) for block in blocks]
+
+
+def sample_texts(sources: Sequence[RawText], split: Split, max_bytes: int) -> Iterator[str]:
+    """The first texts of one split of each source; every source has an equal share of `max_bytes` (of UTF-8).
+
+    A share ends with the document that fills it; a document longer than a share is cut.
+    """
+    share = max(max_bytes // len(sources), 1)
+    for source in sources:
+        taken = 0
+        for document in whole_documents((piece for piece in source.pieces() if piece.split == split), share):
+            yield document
+            taken += len(document.encode())
+            if taken >= share:
+                break
+
+
+def whole_documents(pieces: Iterable[Piece], max_characters: int | None = None) -> Iterator[str]:
+    """`pieces` joined to documents; one longer than `max_characters` comes in parts of that length."""
+    document = ""
+    for piece in pieces:
+        document += piece.text
+        while max_characters is not None and len(document) > max_characters:
+            yield document[:max_characters]
+            document = document[max_characters:]
+        if piece.ends and document:
+            yield document
+            document = ""
+
+
+def validation_documents(texts: Sequence[RawText], max_bytes: int) -> list[str]:
+    """Documents of the validation split, an equal share of each source. Raises `UsageError` where there are none."""
+    found = list(sample_texts(texts, "validation", max_bytes))
+    if not any(map(str.strip, found)):
+        raise too_little_text(texts)
+    return found
+
+
+def check_train_split(texts: Sequence[RawText]) -> None:
+    """Raises `UsageError` where a source has nothing to train on; reads each only up to its first train piece."""
+    for text in texts:
+        if all(piece.split == "validation" for piece in text.pieces()):
+            raise too_little_text([text])
+
+
+def too_little_text(texts: Sequence[RawText]) -> UsageError:
+    """The error for sources that leave one split empty."""
+    sources = ", ".join(text.block.source for text in texts)
+    return UsageError(
+        f"{texts[0].key} = {sources} holds too little: nothing to train on, or nothing for validation.",
+        "A tenth is for validation, chosen by its text; give dozens of documents, or one, whose last tenth is taken.",
+    )
+
+
+def check_documents(blocks: Sequence[DataBlock] | None, key: str) -> None:
+    """Raises `UsageError` where a source is missing, is not text, or its first row has none; reads no further."""
+    check_sources(blocks, key)
+    for block in blocks or ():
+        _check_settings(block, key)
+        if is_world(block.source) or is_hub(block):
+            continue
+        files = source_files(block.source, key)
+        _check_used(block, {kind_of(path) for path in files}, key)
+        for path in files:
+            if kind_of(path) == ".txt":
+                next(text_chunks(path), None)
+            else:
+                _check_first_row(block.model_copy(update={"source": str(path)}), key)
+
+
+def _check_settings(block: DataBlock, key: str) -> None:
+    if block.format not in ("auto", "text"):
+        raise UsageError(
+            f"{key}: {block.source} is {block.format}, not text.",
+            f"Leave format out, or set it to text; {readers_of(block.format)} reads {block.format}.",
+        )
+    other = set(block.columns) - {"text"}
+    if other:
+        raise UsageError(f"{key}: raw text has no field {sorted(other)[0]}.", "columns takes text: {text: THEIR NAME}.")
+
+
+def _check_used(block: DataBlock, kinds: set[str], key: str) -> None:
+    """Raises `UsageError` for a setting that applies to no file of the source."""
+    if block.columns and kinds == {".txt"}:
+        raise UsageError(f"{key}: {block.source} is running text, which has no columns.", "Leave columns out.")
+    if block.document != "file" and ".txt" not in kinds:
+        raise UsageError(f"{key}: {block.source} has a document in each row.", "Leave document out.")
+
+
+def _check_first_row(block: DataBlock, key: str) -> None:
+    row = next(iter(source_rows(block, key)), None)
+    if row is None:
+        raise UsageError(f"{key}: {block.source} holds no rows.", "Give a file with at least one row.")
+    hint = "Name the field that holds it: data: [{source: FILE, columns: {text: FIELD}}]."
+    if isinstance(row, BrokenRow) and row.reason.startswith("there is no field"):
+        raise UsageError(f"{row.where}: {row.reason}; {row.detail}.", hint)
+    if isinstance(row, Row) and "text" not in row.values:
+        fields = ", ".join(sorted(row.values)) or "none"
+        form = format_of(row)
+        use = f" As {form} it is for {readers_of(form)}." if form else ""
+        raise UsageError(f"{row.where}: {key} finds no text in it; its fields are {fields}.{use}", hint)

@@ -2,29 +2,34 @@
 
 import json
 from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
+from types import MappingProxyType
 from typing import Any, Literal
+
+import yaml
 
 from chatpipe.data.chat_template import Message
 from chatpipe.data.messages import (
     IDS,
     MEDIA,
+    REASONING,
     SYSTEM_FIELDS,
     answered,
+    are_turns,
     as_prompt,
     check_media,
     is_trained,
     is_turn,
+    json_in,
+    reasoning_in,
     text_of,
+    unread_in_turns,
     with_context,
 )
-from chatpipe.data.rankings import RANKING_FIELDS, Ranking, in_our_fields, ranking_of
+from chatpipe.data.ranking_shapes import in_our_fields, ranking_fields
+from chatpipe.data.rankings import Ranking, ranking_of
 from chatpipe.data.row_files import BadRow, BrokenRow, MarkedRow, Row
-from chatpipe.data.sources import is_hub, one_file_each, source_rows
-from chatpipe.data.text_files import kind_of
-from chatpipe.data.worlds import is_world
 from chatpipe.errors import UsageError
-from chatpipe.recipe.schema import DataBlock
+from chatpipe.recipe.loading import RecipeDumper
 
 What = Literal["conversations", "rankings", "prompts"]
 """The items that a stage reads: conversations (sft), rankings (rm), prompts (ppo and sample)."""
@@ -44,8 +49,8 @@ _FIELDS_OF_FORMAT: tuple[tuple[str, tuple[str, ...]], ...] = (
 
 _OTHER_NAMES: Mapping[str, Mapping[str, tuple[str, ...]]] = {
     "pairs": {
-        "chosen": ("chosen_messages", "chosen_response"),
-        "rejected": ("rejected_messages", "rejected_response"),
+        "chosen": ("chosen_messages", "chosen_response", "preferred_output"),
+        "rejected": ("rejected_messages", "rejected_response", "non_preferred_output"),
         "prompt": ("question", "query"),
     },
     "sharegpt": {"conversations": ("conversation", "dialog", "dialogue")},
@@ -86,12 +91,13 @@ _OF_EXPORTS = ("kind", "all_bad", "group_id", "models", "made")
 _READ_WITH: Mapping[str, tuple[str, ...]] = {
     "rankings": ("annotator", "judge", "round", "weight", "margin", *_OF_EXPORTS),
     "pairs": ("instruction", "input", "messages", "conversations", "annotator", "round", "margin", *_OF_EXPORTS),
+    **dict.fromkeys(("alpaca", "prompt_completion", "question_answer"), REASONING),
 }
 
 
 def format_of(row: Row) -> str | None:
     """The format of the file whose first row is `row`; None where no format has these fields."""
-    if any(all(field in row.values for field in fields) for fields in RANKING_FIELDS):
+    if ranking_fields(row.values) is not None:
         return "rankings"
     for name, fields in _FIELDS_OF_FORMAT:
         if all(_name_in(row.values, name, field) is not None for field in fields):
@@ -105,64 +111,95 @@ def recognise(row: Row, key: str) -> str:
     if form is None:
         found = ", ".join(sorted(row.values)) or "none"
         known = " | ".join(", ".join(fields) for _, fields in _FIELDS_OF_FORMAT)
+        named = (f"{field}: THEIR NAME" for field in reversed(_WANTED[_what_of(key)]))
+        columns = columns_for(row.values, key) or f"{{{', '.join(named)}}}"
         raise UsageError(
             f"{row.where}: {key} does not know what these fields mean: {found}.",
-            f"Known: {known}.\nOther names: data: [{{source: FILE, columns: {columns_for(row.values, key)}}}].",
+            f"Known: {known}.\nOther names: data: [{{source: FILE, columns: {columns}}}].",
         )
     return form
 
 
-def columns_for(values: Mapping[str, Any], key: str) -> str:
-    """The `columns` that would read a row with unknown fields under `key`, guessed from their names and contents."""
-    turns = next((name for name, value in values.items() if isinstance(value, list) and any(map(is_turn, value))), None)
-    if turns is not None and key != "rm.data":
-        return f"{{messages: {turns}}}"
-    wanted = {"rm.data": ("prompt", "chosen", "rejected"), "sft.data": ("question", "answer")}.get(key, ("prompt",))
-    left = [name for name, value in values.items() if isinstance(value, str | list) and value]
-    found: dict[str, str] = {}
-    for field in wanted:
-        words = _WORDS[field]
-        like = next((name for name in left if any(word in name.lower() for word in words)), None)
-        if like is not None:
-            found[field] = like
-            left.remove(like)
-    for field in wanted:
-        if field not in found:
-            found[field] = left.pop(0) if left else "THEIR NAME"
-    return "{" + ", ".join(f"{field}: {found[field]}" for field in wanted) + "}"
+def columns_for(values: Mapping[str, Any], key: str) -> str | None:
+    """The `columns` with which `key` reads a row whose fields are not known, tried on the row; None where none do."""
+    what = _what_of(key)
+    names = [name for name, value in values.items() if isinstance(value, str | list) and value and not _is_id(name)]
+    turns = [name for name in names if are_turns(json_in(values[name]))]
+    texts = [name for name in names if isinstance(values[name], list) and name not in turns]  # by turns, as UltraChat
+    talks = ([{"messages": name} for name in found] for found in (turns, texts))
+    before, behind = ([], []) if what == "rankings" else talks
+    for columns in (*before, _alike(names, turns, _WANTED[what]), *behind):
+        if columns is not None and _reads(values, columns, what):
+            return _as_yaml(columns)
+    return None
 
 
-_ASKING = ("question", "query", "prompt", "instruct", "input", "problem", "user", "human", "request", "source", "post")
+def _what_of(key: str) -> What:
+    """What a recipe's key reads."""
+    section = key.partition(".")[0]
+    return {"rm": "rankings", "sft": "conversations"}.get(section, "prompts")  # type: ignore[return-value]
+
+
+def _alike(names: Sequence[str], turns: Sequence[str], wanted: Sequence[str]) -> dict[str, str] | None:
+    """Our field -> the one of `names` that is most like it; None where one is missing."""
+    left, found = list(names), dict[str, str]()
+
+    def take(field: str, name: str | None) -> None:
+        if name is not None:
+            found[field] = name
+            left.remove(name)
+
+    for field in wanted:
+        take(field, next((name for word in _WORDS[field] for name in left if word in name.lower()), None))
+    answers = [name for name in left if any(word in name.lower() for word in _WORDS["answer"])]
+    missing = [field for field in reversed(wanted) if field not in found]
+    if {"chosen", "rejected"} <= set(missing) and len(answers) == 2:  # the better one comes first
+        take("chosen", answers[0])
+        take("rejected", answers[1])
+    elif missing == ["prompt"]:
+        take("prompt", next((name for name in turns if name in left), None))
+    elif "chosen" not in wanted and len(missing) == len(left) and not answers:
+        for field, name in zip(missing, list(left), strict=True):
+            take(field, name)
+    return {field: found[field] for field in reversed(wanted)} if found.keys() == set(wanted) else None
+
+
+def _reads(values: Mapping[str, Any], columns: Mapping[str, str], what: What) -> bool:
+    """Whether the row can be read with these `columns`."""
+    rest = {name: value for name, value in values.items() if name not in columns.values()}
+    try:
+        row = usable(Row({**rest, **{ours: values[theirs] for ours, theirs in columns.items()}}, ""))
+        form = format_of(row)
+        return form in _FORMATS_OF[what] and bool(CONVERTERS[what](row, form))
+    except BadRow:
+        return False
+
+
+def _is_id(name: str) -> bool:
+    return name in SYSTEM_FIELDS or name.lower().endswith("id")
+
+
+def _as_yaml(columns: Mapping[str, str]) -> str:
+    """`columns` on one line as a recipe has them, with quotes where a name needs them."""
+    dumped = yaml.dump(columns, Dumper=RecipeDumper, default_flow_style=True, sort_keys=False, width=10**6)
+    return str(dumped).strip()
+
+
+_WANTED: Mapping[What, tuple[str, ...]] = {
+    "rankings": ("rejected", "chosen", "prompt"),
+    "conversations": ("answer", "question"),
+    "prompts": ("prompt",),
+}
+"""The fields of the simplest format of each kind, the most telling name first."""
+_ASKING = ("question", "query", "prompt", "instruct", "input", "problem", "user", "human", "request", "post", "source")
 _WORDS: Mapping[str, tuple[str, ...]] = {
     "question": _ASKING,
     "prompt": _ASKING,
     "answer": ("answer", "response", "output", "completion", "reply", "solution", "target", "assistant", "bot"),
     "chosen": ("chosen", "preferred", "accept", "better", "best", "win", "good", "positive"),
-    "rejected": ("reject", "worse", "worst", "lose", "loser", "bad", "negative"),
+    "rejected": ("reject", "non_", "worse", "worst", "lose", "loser", "bad", "negative"),
 }
 """Parts of the names under which others have these fields."""
-
-
-def format_of_sources(blocks: Sequence[DataBlock], key: str) -> str:
-    """The format of all sources, from the first row of each file: also `text`, or the name of a built-in world.
-
-    Raises `UsageError` naming `key` where they differ.
-    """
-    worlds = {block.source for block in blocks if is_world(block.source)}
-    parts = [part for block in blocks if not is_world(block.source) for part in one_file_each(block, key)]
-    forms = worlds | {_format_of_file(part, key) for part in parts}
-    if len(forms) > 1:
-        raise UsageError(f"{key} holds {' and '.join(sorted(forms))}.", "Give them one by one.")
-    return forms.pop()
-
-
-def _format_of_file(part: DataBlock, key: str) -> str:
-    if not is_hub(part) and kind_of(Path(part.source)) == ".txt":
-        return "text"
-    first = next((row for row in source_rows(part, key) if isinstance(row, Row)), None)
-    if first is None:
-        raise UsageError(f"{key}: {part.source} holds no rows that can be read.", "Give other data.")
-    return recognise(first, key)
 
 
 def check_use(form: str, what: What, source: str, key: str, row: Row | None = None) -> None:
@@ -173,8 +210,11 @@ def check_use(form: str, what: What, source: str, key: str, row: Row | None = No
     if form in _FORMATS_OF[what]:
         return
     hint = f"{readers_of(form)} reads {form}; {key} reads {', '.join(map(_with_fields, _FORMATS_OF[what]))}."
-    if row is not None and len(row.values) > len(dict(_FIELDS_OF_FORMAT)[form]):
-        hint += f"\nIf other fields are meant: data: [{{source: FILE, columns: {columns_for(row.values, key)}}}]."
+    columns = columns_for(row.values, key) if row is not None else None
+    if columns is not None:
+        hint += f"\nIf other fields are meant: data: [{{source: FILE, columns: {columns}}}]."
+    if what == "rankings" and row is not None and any(field in row.values for field in _LABELS):
+        hint += "\nIts labels are about one answer each (unpaired preferences); rm compares answers to one prompt."
     raise UsageError(f"{key}: {source} is {form}, which cannot be read as {what}.", hint)
 
 
@@ -203,7 +243,7 @@ def usable(row: Row | BrokenRow) -> Row:
     except UnicodeEncodeError as problem:
         raise BadRow("a text holds half a character, a lone surrogate") from problem
     check_media(row.values, "the row")
-    lists = {field: _list_in(row.values[field]) for field in _LIST_FIELDS if field in row.values}
+    lists = {field: json_in(row.values[field]) for field in _LIST_FIELDS if field in row.values}
     either = {field: _messages_in(row.values[field]) for field in _TEXT_OR_LIST_FIELDS if field in row.values}
     return Row({**row.values, **lists, **either}, row.where)
 
@@ -215,13 +255,10 @@ def unread_fields(row: Row, form: str) -> list[str]:
     read |= {*_READ_IN_ALL, *_READ_WITH.get(form, ())}
     read |= {field for field in _LABELS if _label(row.values.get(field)) is not None}
     if form == "rankings":
-        read.update(*(names for names in RANKING_FIELDS if all(name in row.values for name in names)))
-    return [field for field, value in row.values.items() if field not in read and value not in (None, "", [], {})]
-
-
-def has_tools(row: Row) -> bool:
-    """Whether the row offers tools to the model."""
-    return row.values.get("tools") not in (None, "", "[]", [])
+        read.update(ranking_fields(row.values) or ())
+    unread = [field for field, value in row.values.items() if field not in read and value not in (None, "", [], {})]
+    turns = [field for field in (*_LIST_FIELDS, *_TEXT_OR_LIST_FIELDS) if field in read and field in row.values]
+    return [*unread, *(f"{field}.{name}" for field in turns for name in unread_in_turns(row.values[field]))]
 
 
 def to_conversation(row: Row, form: str) -> list[Message]:
@@ -268,8 +305,9 @@ CONVERTERS: Mapping[What, Callable[[Row, str], Any]] = {
 }
 
 
-def _answer(text: str) -> Message:
-    return {"role": "assistant", "content": text}
+def _answer(text: str, beside: Mapping[str, Any] = MappingProxyType({})) -> Message:
+    """An answer, with the reasoning that the row has in a field of its own."""
+    return {"role": "assistant", "content": text, **reasoning_in(beside)}
 
 
 def _name_in(values: Mapping[str, Any], form: str, field: str) -> str | None:
@@ -293,6 +331,11 @@ def _prompt_of_pair(values: dict[str, Any]) -> Any:
     """The prompt of a pair whose prompt is an instruction or turns; None where the answers hold it."""
     if isinstance(values.get("instruction"), str):
         return [_instruction(values)]
+    asked = values.get("input")
+    if isinstance(asked, dict):  # OpenAI's preferences
+        asked = asked.get("messages")
+    if asked:
+        return asked
     return next((values[field] for field in ("conversations", "messages") if isinstance(values.get(field), list)), None)
 
 
@@ -316,13 +359,13 @@ def _messages_of(values: dict[str, Any], form: str) -> list[Message]:
     if form == "sharegpt":
         return with_context(values, values.get("conversations"))
     if form == "alpaca":
-        return with_context(values, [_instruction(values), _answer(text_of(values, "output"))])
+        return with_context(values, [_instruction(values), _answer(text_of(values, "output"), values)])
     if form == "question_answer":
         asked = as_prompt(text_of(values, "question"))
-        return with_context(values, [*asked, _answer(text_of(values, "answer"))])
+        return with_context(values, [*asked, _answer(text_of(values, "answer"), values)])
     prompt, completion = as_prompt(values.get("prompt")), values.get("completion")
     if isinstance(completion, str):
-        completion = [_answer(completion)]
+        completion = [_answer(completion, values)]
     if not isinstance(completion, list) or not completion:
         raise BadRow("completion is neither text nor messages")
     return with_context(values, [*prompt, *completion])
@@ -336,18 +379,8 @@ def _instruction(values: dict[str, Any]) -> Message:
     return {"role": "user", "content": f"{instruction}\n\n{extra}" if extra else instruction}
 
 
-def _list_in(value: Any) -> Any:
-    """The list or object that a cell holds as JSON; any other value unchanged."""
-    if not isinstance(value, str) or not value.lstrip().startswith(("[", "{")):
-        return value
-    try:
-        return json.loads(value)
-    except (ValueError, RecursionError):
-        return value
-
-
 def _messages_in(value: Any) -> Any:
-    """As `_list_in` for fields that may hold text: only JSON of messages is parsed, since an answer may be JSON."""
-    found = _list_in(value)
+    """As `json_in` for fields that may hold text: only JSON of messages is parsed, since an answer may be JSON."""
+    found = json_in(value)
     turns = found if isinstance(found, list) else [found]
     return found if turns and all(map(is_turn, turns)) else value

@@ -1,11 +1,11 @@
 """Conversations as lists of messages, read from the shapes in which data sets have them.
 
-Each turn is read by its own fields: {role, content}, {from, value}, or {human, assistant} for two turns in one. What a
-row has beside its turns, a system message and a history, comes before them.
+Each turn is read by its own fields: {role, content}, {from, value}, or {human, assistant} for two turns in one; a list
+of texts is of the user and the assistant by turns. What a row has beside its turns, a system message and a history,
+comes before them.
 """
 
 import json
-import re
 import unicodedata
 from collections.abc import Mapping, Sequence
 from itertools import pairwise
@@ -25,24 +25,38 @@ _CALL_ROLES = ("function_call", "tool_call")
 _OF_WHOLE = ("tools", "chat_template_kwargs")
 """What holds for a whole conversation lies in its first message."""
 
-IDS = ("id", "prompt_id", "question_id")
-MEDIA = ("image", "images", "video", "videos", "audio", "audios")
-SYSTEM_FIELDS = ("system", "system_prompt", "system_message")
+IDS = ("id", "prompt_id", "question_id", "conversation_id", "uid", "uuid", "qid")
+MEDIA = (
+    *("image", "images", "image_path", "image_paths", "image_url"),
+    *("video", "videos", "video_path", "audio", "audios", "audio_path"),
+)
+SYSTEM_FIELDS = ("system", "system_prompt", "system_message", "system_instruction")
 MARKS = ("weight", "train", "training", "trainable", "learn", "loss")
 """A message of the assistant with one of these fields at 0 or false is read and not trained."""
 _YES_OR_NO = {"1": True, "1.0": True, "true": True, "0": False, "0.0": False, "false": False}
 _UNREAD_MARKS = ("loss_scale", "loss_mask", "mask", "masked", "train_detail", "training_detail")
-_REASONING = ("reasoning_content", "reasoning", "thinking")
-_TEXT_PARTS = ("text", "input_text", "output_text")
+REASONING = ("reasoning_content", "reasoning", "thinking")
+_TEXT_PARTS, _THOUGHT_PARTS = ("text", "input_text", "output_text"), ("thinking", "reasoning")
+_EXCHANGES = (
+    *(("human", "assistant"), ("user", "assistant"), ("input", "output")),
+    *(("question", "answer"), ("prompt", "response"), ("instruction", "output")),
+)
+"""The fields of a question and its answer in one object, as in Capybara."""
+_READ_IN_TURNS = (
+    *("role", "from", "content", "value", "tool_calls", "function_call", "name", "tool_call_id"),
+    *(*_OF_WHOLE, *MARKS, *_UNREAD_MARKS, *REASONING, *MEDIA),
+)
+_NOTHING: tuple[Any, ...] = (None, "", [], {})
 
 _HUMAN, _ASSISTANT = "\n\nHuman:", "\n\nAssistant:"
-_DIALOGUE = re.compile(r"\s*Human:.*\n\s*Assistant:\s*", re.DOTALL)
 
 
 def check_messages(value: Any) -> list[Message]:
     """`value` as a conversation; raises `BadRow` for wrong roles, a wrong order, empty turns, or wrong calls."""
     if not isinstance(value, list) or not value:
         raise BadRow("there are no messages")
+    if all(isinstance(item, str) for item in value):
+        value = [{"role": ("user", "assistant")[place % 2], "content": text} for place, text in enumerate(value)]
     messages = [message_of(turn) for item in value for turn in _turns_in(item)]
     turns = ["call" if message.get("tool_calls") else message["role"] for message in messages]
     if turns[0] in SYSTEM_ROLES:
@@ -55,11 +69,11 @@ def check_messages(value: Any) -> list[Message]:
 _AFTER: Mapping[str, tuple[str, ...]] = {
     "": ("user",),
     "user": ("assistant", "call"),
-    "assistant": ("user",),
+    "assistant": ("user", "tool"),
     "call": ("tool",),
     "tool": ("tool", "assistant", "call"),
 }
-"""The turns that may follow each turn; `call` is an answer that calls tools."""
+"""The turns that may follow each turn; `call` is an answer that calls tools. Some data sets write a call as text."""
 
 
 def with_context(values: dict[str, Any], messages: Any) -> list[Message]:
@@ -113,8 +127,8 @@ def message_of(turn: Any) -> Message:
         return {"role": turn["role"], "content": said}
     check_media(turn, "a message")
     role = _role_in(turn)
-    content = _joined(first_of(turn, ("content", "value")))
-    calls = _calls_in(turn.get("tool_calls"))
+    content, thought = _text_and_thought(first_of(turn, ("content", "value")))
+    calls = _calls_in(first_of(turn, ("tool_calls", "function_call")))
     if role in _CALL_ROLES:
         role, content, calls = "assistant", "", _calls_in(content)
     if calls and content is None:
@@ -132,9 +146,7 @@ def message_of(turn: Any) -> Message:
     if role == "assistant" and calls:
         message["tool_calls"] = calls
     if role == "assistant":
-        reasoning = first_of(turn, _REASONING)
-        if isinstance(reasoning, str) and reasoning.strip():
-            message["reasoning_content"] = reasoning
+        message |= reasoning_in(turn) or reasoning_in({"reasoning": thought})
         unread = next((field for field in _UNREAD_MARKS if turn.get(field) is not None), None)
         if unread is not None:
             raise BadRow(f"a message has a mark that is not read: {unread}")
@@ -164,6 +176,12 @@ def is_trained(values: dict[str, Any], name: str, fields: Sequence[str] = MARKS)
     return trained
 
 
+def reasoning_in(values: Mapping[str, Any]) -> Message:
+    """`reasoning_content` of a message, where `values` has a text of that kind under one of its names; else nothing."""
+    reasoning = first_of(values, REASONING)
+    return {"reasoning_content": reasoning} if isinstance(reasoning, str) and reasoning.strip() else {}
+
+
 def system_message(values: dict[str, Any]) -> list[Message]:
     """The system message that a row has in a field of its own; none where it is missing or empty."""
     field = next((field for field in SYSTEM_FIELDS if values.get(field)), None)
@@ -181,11 +199,24 @@ def text_of(values: dict[str, Any], field: str) -> str:
 
 
 def is_turn(value: Any) -> bool:
-    """Whether `value` looks like one message, or like a question with its answer, of any shape."""
+    """Whether `value` looks like one message."""
     return isinstance(value, dict) and any(
         fields <= value.keys()
-        for fields in ({"role", "content"}, {"role", "tool_calls"}, {"from", "value"}, {"human", "assistant"})
+        for fields in ({"role", "content"}, {"role", "tool_calls"}, {"role", "function_call"}, {"from", "value"})
     )
+
+
+def unread_in_turns(value: Any) -> list[str]:
+    """The fields with a content that nothing reads in a list of turns."""
+    turns = [turn for turn in value if isinstance(turn, dict)] if isinstance(value, list) else []
+    read = {*_READ_IN_TURNS, *(name for turn in turns for name in _exchange_in(turn) or ())}
+    found = (name for turn in turns for name, inner in turn.items() if name not in read and inner not in _NOTHING)
+    return list(dict.fromkeys(found))
+
+
+def are_turns(value: Any) -> bool:
+    """Whether `value` looks like a list of messages, or of questions with their answers."""
+    return isinstance(value, list) and bool(value) and all(is_turn(item) or _exchange_in(item) for item in value)
 
 
 Id = str | int
@@ -210,12 +241,21 @@ def normalised(text: str) -> str:
 
 def _turns_in(item: Any) -> list[Any]:
     """`item` itself, or the two turns that {human, assistant} holds."""
-    if isinstance(item, dict) and {"human", "assistant"} <= item.keys() and _role_in(item) is None:
-        return [
-            {"role": "user", "content": item["human"]},
-            {**item, "role": "assistant", "content": item["assistant"]},
-        ]
-    return [item]
+    exchange = _exchange_in(item)
+    if exchange is None or _role_in(item) is not None:
+        return [item]
+    question, answer = exchange
+    return [
+        {"role": "user", "content": item[question]},
+        {**item, "role": "assistant", "content": item[answer]},
+    ]
+
+
+def _exchange_in(item: Any) -> tuple[str, str] | None:
+    """The fields of a question and its answer in one object; None where it has none."""
+    if not isinstance(item, dict):
+        return None
+    return next((fields for fields in _EXCHANGES if all(field in item for field in fields)), None)
 
 
 def _role_in(turn: dict[str, Any]) -> str | None:
@@ -230,7 +270,7 @@ def _role_in(turn: dict[str, Any]) -> str | None:
 def _history(values: dict[str, Any]) -> list[Any]:
     """The turns in the field `history`: [question, answer] pairs, or messages."""
     history = values.get("history") or []
-    if isinstance(history, list) and history and all(map(is_turn, history)):
+    if are_turns(history):
         return history
     if not isinstance(history, list) or not all(isinstance(pair, list) and len(pair) == 2 for pair in history):
         raise BadRow("history is not a list of [question, answer]")
@@ -240,7 +280,7 @@ def _history(values: dict[str, Any]) -> list[Any]:
     return turns
 
 
-def first_of(values: dict[str, Any], fields: Sequence[str]) -> Any:
+def first_of(values: Mapping[str, Any], fields: Sequence[str]) -> Any:
     """The first value that is not null; parquet has null where another row has the field."""
     for field in fields:
         value = values.get(field)
@@ -249,14 +289,21 @@ def first_of(values: dict[str, Any], fields: Sequence[str]) -> Any:
     return None
 
 
-def _joined(content: Any) -> Any:
-    """OpenAI's list of parts joined to one text; any other value unchanged."""
+def _text_and_thought(content: Any) -> tuple[Any, str]:
+    """The parts of a list of parts, as OpenAI has it, joined to a text, and its thoughts; other values unchanged."""
     if not isinstance(content, list):
-        return content
-    if not all(isinstance(part, dict) and part.get("type") in _TEXT_PARTS for part in content):
-        raise BadRow("a message has a part that is not text")
-    texts = [first_of(part, ("text", "value")) for part in content]
-    return "".join(texts) if all(isinstance(text, str) for text in texts) else None
+        return content, ""
+    said: list[str] = []
+    thought: list[str] = []
+    for part in content:
+        kind = part.get("type") if isinstance(part, dict) else None
+        if kind not in (*_TEXT_PARTS, *_THOUGHT_PARTS):
+            raise BadRow("a message has a part that is not text")
+        text = first_of(part, ("text", "value", *_THOUGHT_PARTS))
+        if not isinstance(text, str):
+            return None, ""
+        (said if kind in _TEXT_PARTS else thought).append(text)
+    return "".join(said), "".join(thought)
 
 
 # ---- tools ----
@@ -293,14 +340,19 @@ def _calls_in(value: Any) -> list[dict[str, Any]]:
     return found
 
 
-def _parsed(value: Any) -> Any:
-    """The value of a text that is JSON; any other value without its nulls, with which parquet fills up objects."""
-    if not isinstance(value, str):
-        return _without_nulls(value)
+def json_in(value: Any) -> Any:
+    """The list or object that a text holds as JSON; any other value unchanged."""
+    if not isinstance(value, str) or not value.lstrip().startswith(("[", "{")):
+        return value
     try:
         return json.loads(value)
     except (ValueError, RecursionError):
         return value
+
+
+def _parsed(value: Any) -> Any:
+    """The value of a text that is JSON, without the nulls with which parquet fills up objects."""
+    return None if value == "null" else _without_nulls(json_in(value))
 
 
 def _without_nulls(value: Any) -> Any:
@@ -314,7 +366,11 @@ def _without_nulls(value: Any) -> Any:
 
 def is_dialogue(text: str) -> bool:
     """Whether a text is a dialogue in hh-rlhf's form."""
-    return text.startswith(_HUMAN) or _DIALOGUE.fullmatch(text) is not None
+    if text.startswith(_HUMAN):
+        return True
+    before, found, behind = text.rpartition("Assistant:")
+    begins_a_line = "\n" in before[len(before.rstrip()) :]
+    return bool(found) and begins_a_line and not behind.strip() and text.lstrip().startswith("Human:")
 
 
 def dialogue_turns(text: str) -> list[Message]:

@@ -4,12 +4,9 @@ Pairs come in four shapes: texts with a `prompt`; texts that hold the dialogue, 
 (`\\n\\nHuman: ... \\n\\nAssistant: ...`); lists of messages, the whole conversation or what follows `prompt`; sharegpt.
 """
 
-import json
-import math
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from itertools import groupby
 from typing import Any
 
 from chatpipe.data.chat_template import Message
@@ -19,7 +16,6 @@ from chatpipe.data.messages import (
     as_prompt,
     check_messages,
     dialogue_turns,
-    first_of,
     id_of,
     is_dialogue,
     is_turn,
@@ -28,7 +24,7 @@ from chatpipe.data.messages import (
     prompt_key,
     with_context,
 )
-from chatpipe.data.row_files import BadRow, BrokenRow, MarkedRow, Row
+from chatpipe.data.row_files import BadRow, MarkedRow, Row
 
 Answered = tuple[list[Message], str]
 """A prompt and the answer to it."""
@@ -176,113 +172,6 @@ def _margin(values: dict[str, Any]) -> float:
 def _is_number(value: Any) -> bool:
     """Whether `value` is a number that is finite in float32, the dtype of the loss."""
     return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) <= FLOAT32_MAX
-
-
-# ---- rankings in other fields: completions with scores, battles, two responses with a preference, rated rows ----
-
-_ANSWER_TEXTS = ("response", "answer", "completion", "content", "text")
-_SCORES = ("overall_score", "score", "rating", "helpfulness")
-_PROMPTS = ("prompt", "instruction", "question", "context")
-_WINNERS = {"model_a": [1, 2], "a": [1, 2], "model_b": [2, 1], "b": [2, 1]}
-
-RANKING_FIELDS: tuple[tuple[str, ...], ...] = (
-    ("prompt", "responses", "ranks"),
-    ("prompt", "responses", "scores"),
-    ("instruction", "completions"),
-    ("prompt", "completions"),
-    ("prompt", "answers"),
-    ("conversation_a", "conversation_b", "winner"),
-    ("context", "response1", "response2", "overall_preference"),
-    ("prompt", "response1", "response2", "overall_preference"),
-)
-"""The fields by which a row is a ranking: ours, UltraFeedback's, Nectar's, those of arena battles, HelpSteer3's."""
-
-
-def in_our_fields(values: dict[str, Any]) -> dict[str, Any]:
-    """`values` with `prompt`, `responses` and `ranks`. Raises `BadRow` where they cannot be made of its fields."""
-    if "ranks" in values and "responses" in values:
-        return values
-    prompt = first_of(values, _PROMPTS)
-    if "winner" in values:
-        return {**values, **_battle(values)}
-    if "overall_preference" in values:
-        preference = values["overall_preference"]
-        if not _is_number(preference):
-            raise BadRow("overall_preference is not a number")
-        responses = [values.get("response1"), values.get("response2")]
-        return {**values, "prompt": prompt, "responses": responses, "ranks": _ranks_of([0, preference])}
-    if "scores" in values:
-        return {**values, "ranks": _ranks_of(values["scores"])}
-    answers = values.get("completions", values.get("answers"))
-    if answers is None:
-        return values
-    if not isinstance(answers, list) or not all(isinstance(answer, dict) for answer in answers):
-        raise BadRow("completions are not objects with a response and a score")
-    scores = [first_of(answer, _SCORES) for answer in answers]
-    if all(answer.get("rank") is not None for answer in answers):  # 1 is best
-        scores = [-_number(answer["rank"]) for answer in answers]
-    responses = [first_of(answer, _ANSWER_TEXTS) for answer in answers]
-    return {**values, "prompt": prompt, "responses": responses, "ranks": _ranks_of(scores)}
-
-
-def rated_together(rows: Iterable[Row | BrokenRow]) -> Iterator[Row | BrokenRow]:
-    """`rows`, of which those that rate one answer each, as in HelpSteer, become one for all that share a prompt.
-
-    They are in HelpSteer's fields `prompt`, `response` and `helpfulness`; the answers to a prompt follow each other.
-    """
-    for prompt, group in groupby(rows, key=_rated_prompt):
-        if prompt is None:
-            yield from group
-            continue
-        answers = [row for row in group if isinstance(row, Row)]
-        asked = answers[0].values["prompt"]
-        yield Row({"prompt": asked, "completions": [row.values for row in answers]}, answers[0].where)
-
-
-def _rated_prompt(row: Row | BrokenRow) -> str | None:
-    """The prompt of a row that rates one answer; None for other rows."""
-    rated = isinstance(row, Row) and {"prompt", "response", "helpfulness"} <= row.values.keys()
-    return json.dumps(row.values["prompt"], default=str) if rated and isinstance(row, Row) else None
-
-
-def _battle(values: dict[str, Any]) -> dict[str, Any]:
-    """A battle of two models in the arena: one prompt, two last answers, and who won."""
-    sides = [answered(check_messages(values.get(f"conversation_{side}"))) for side in "ab"]
-    if prompt_key(sides[0][:-1]) != prompt_key(sides[1][:-1]):
-        raise BadRow("conversation_a and conversation_b have different prompts")
-    winner = values["winner"]
-    if not isinstance(winner, str):
-        raise BadRow("winner is not text")
-    tie = "tie" in winner or "both" in winner
-    ranks = [1, 1] if tie else _WINNERS.get(winner.strip().lower())
-    if ranks is None:
-        raise BadRow(f"winner is {winner[:20]!r}: model_a, model_b or tie is expected")
-    annotator = values.get("annotator", values.get("judge"))
-    return {
-        "prompt": sides[0][:-1],
-        "responses": [side[-1]["content"] for side in sides],
-        "ranks": ranks,
-        "annotator": str(annotator) if annotator else None,
-    }
-
-
-def _ranks_of(scores: Any) -> list[int]:
-    """The rank of each score, the highest 1; equal ones tie."""
-    if not isinstance(scores, list):
-        raise BadRow("scores are not a list of numbers")
-    numbers = [_number(score) for score in scores]
-    order = sorted(set(numbers), reverse=True)
-    return [1 + order.index(number) for number in numbers]
-
-
-def _number(score: Any) -> float:
-    try:
-        number = float(score)
-    except (TypeError, ValueError, OverflowError):
-        number = math.nan
-    if not math.isfinite(number):
-        raise BadRow("a completion has no score")
-    return number
 
 
 # ---- pairs ----

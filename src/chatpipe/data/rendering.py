@@ -122,8 +122,12 @@ def spelt_out(tokenizer: "PreTrainedTokenizerBase", text: str) -> str:
 
 def unreadable(tokenizer: "PreTrainedTokenizerBase", messages: Sequence[Mapping[str, Any]]) -> str | None:
     """Why the template cannot write a conversation: it has tools, and the template has none. None where it can."""
-    with_tools = messages[0].get("tools") or any(m["role"] == "tool" or m.get("tool_calls") for m in messages)
-    return "the chat template has no tools" if with_tools and not traits_of(tokenizer).tools else None
+    return "the chat template has no tools" if uses_tools(messages) and not traits_of(tokenizer).tools else None
+
+
+def uses_tools(messages: Sequence[Mapping[str, Any]]) -> bool:
+    """Whether a conversation offers tools, calls one, or has the result of one."""
+    return bool(messages[0].get("tools")) or any(m["role"] == "tool" or m.get("tool_calls") for m in messages)
 
 
 def loses_reasoning(tokenizer: "PreTrainedTokenizerBase", messages: Sequence[Mapping[str, Any]]) -> bool:

@@ -285,12 +285,13 @@ MAX_UNREAD = 8
 class Skipped:
     """Unusable rows: the number for each reason, and the place of the first of each.
 
-    `marked` of them say themselves that they are not to be used.
+    `marked` of them say themselves that they are not to be used; `example` is the first that could be parsed.
     """
 
     reasons: Counter[str] = field(default_factory=Counter)
     first: dict[str, str] = field(default_factory=dict)
     marked: int = 0
+    example: Row | None = None
 
     def add(self, reason: str, row: Row | BrokenRow, marked: bool = False) -> None:
         """Counts one row."""
@@ -298,6 +299,8 @@ class Skipped:
         self.marked += marked
         detail = f", {row.detail}" if isinstance(row, BrokenRow) and row.detail else ""
         self.first.setdefault(reason, f"{row.where}{detail}")
+        if self.example is None and isinstance(row, Row):
+            self.example = row
 
     def check(self, source: str, total: int, max_share: float, hint: str = MEND_OR_ALLOW) -> None:
         """Raises `UsageError` when more than this share of `total` rows is unusable, or all rows are left out."""
@@ -323,8 +326,8 @@ class SourceReport:
     formats: list[str] = field(default_factory=list)
     rows: int = 0
     skipped: Skipped = field(default_factory=Skipped)
-    tools_offered: int = 0
-    """Usable rankings or prompts that offer tools."""
+    with_tools: int = 0
+    """Usable rankings or prompts that offer or use tools."""
     unread: list[str] = field(default_factory=list)
     """Fields of the first row of each format that nothing reads."""
     ids: dict[str, Id] = field(default_factory=dict)
@@ -371,8 +374,8 @@ class Report:
         """Prints a line for each source."""
         for source in self.sources:
             console.note(source.line())
-            if source.tools_offered:
+            if source.with_tools:
                 console.note(
-                    f"{source.key}: {source.tools_offered} rows of {source.source} offer tools, which a chat template "
+                    f"{source.key}: {source.with_tools} rows of {source.source} have tools, which a chat template "
                     "without tools leaves out"
                 )

@@ -24,7 +24,7 @@ from typing import Any
 import numpy as np
 
 from chatpipe import console
-from chatpipe.data.documents import Piece, RawText
+from chatpipe.data.documents import Piece, RawText, too_little_text
 from chatpipe.data.durable import (
     MANIFEST,
     PARTIAL,
@@ -38,7 +38,6 @@ from chatpipe.data.durable import (
 from chatpipe.data.encoding import BATCH_CHARACTERS, SMALL_BATCHES, Encoded, Encoder, encode_stream
 from chatpipe.data.sources import block_fingerprint
 from chatpipe.data.text_files import PIECE_CHARACTERS
-from chatpipe.data.text_sources import too_little_text
 from chatpipe.data.worlds import world_settings
 from chatpipe.errors import Interrupted, UsageError
 

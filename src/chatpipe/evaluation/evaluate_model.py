@@ -15,14 +15,12 @@ from chatpipe.checks.data_checks import prompts_with_room
 from chatpipe.checks.model_checks import embeddings_too_few
 from chatpipe.data.chat_rows import fit_conversations
 from chatpipe.data.chat_template import Message, add_chat_template
-from chatpipe.data.datasets import Conversation, load_prompts, stream_rows
-from chatpipe.data.documents import RawText
+from chatpipe.data.datasets import Conversation, format_of_sources, load_prompts, stream_rows
+from chatpipe.data.documents import RawText, sample_texts, whole_documents
 from chatpipe.data.encoding import Encoder
-from chatpipe.data.formats import format_of_sources
 from chatpipe.data.rendering import KWARGS, unreadable
 from chatpipe.data.sources import Report, SourceReport, check_sources
 from chatpipe.data.text_blocks import Masking, ValidationText
-from chatpipe.data.text_sources import sample_texts, whole_documents
 from chatpipe.data.worlds import WORLDS, is_world, only_world, world_named
 from chatpipe.errors import UsageError
 from chatpipe.evaluation.answers import Answers, answer_limit, evaluate_answers

@@ -24,10 +24,9 @@ from transformers import (
 
 from chatpipe import console
 from chatpipe.data.chat_template import ROLE_TOKENS
-from chatpipe.data.documents import RawText
+from chatpipe.data.documents import RawText, sample_texts
 from chatpipe.data.durable import PARTIAL, find_damage, fingerprint, fsync, publish, read_json, write_json
 from chatpipe.data.sources import data_fingerprints
-from chatpipe.data.text_sources import sample_texts
 from chatpipe.data.worlds import world_settings
 from chatpipe.errors import UsageError
 from chatpipe.models.pretrained import prepare_model

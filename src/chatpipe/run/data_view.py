@@ -19,7 +19,7 @@ from chatpipe.data.documents import Piece, RawText
 from chatpipe.data.encoding import Encoder
 from chatpipe.data.formats import What
 from chatpipe.data.rankings import Ranking
-from chatpipe.data.rendering import unreadable
+from chatpipe.data.rendering import loses_reasoning, unreadable
 from chatpipe.data.row_files import BadRow, Split
 from chatpipe.data.sources import Report, SourceReport, check_sources
 from chatpipe.data.worlds import is_world, worlds_read
@@ -70,6 +70,7 @@ class _Row:
     """One row as a model reads it: what is shown, and what is counted.
 
     `length` is in tokens, or in characters without a tokenizer. `stops`: whether an end-of-turn token is trained.
+    `loses_reasoning`: whether the chat template does not write its reasoning.
     """
 
     shown: dict[str, Any]
@@ -77,6 +78,7 @@ class _Row:
     too_long: bool = False
     left_out: bool = False
     stops: bool = False
+    loses_reasoning: bool = False
 
 
 def view_data(step: Step, model: str | None, count: int) -> DataView:
@@ -168,6 +170,7 @@ def _view_rows(
             summary["truncated_share"] = _share(sum(row.too_long for row in rows), len(rows))
         if what == "conversations":
             summary["eos_trained_share"] = _share(sum(row.stops for row in rows), kept)
+            summary["without_reasoning"] = sum(row.loses_reasoning for row in rows)
     if what == "rankings":
         summary["all_tied"] = all_tied
     return [row.shown for row in rows[:count]], summary
@@ -207,7 +210,8 @@ def _conversation(reader: Reader | None, limit: int, conversation: Conversation)
         row["rows"] = len(fitting)
     eos = reader.tokenizer.eos_token_id
     stops = any(learn and token == eos for ids, mask in fitting for token, learn in zip(ids, mask, strict=True))
-    return _Row(row, length, too_long, left_out=not fitting, stops=stops)
+    silent = loses_reasoning(reader.tokenizer, conversation)
+    return _Row(row, length, too_long, left_out=not fitting, stops=stops, loses_reasoning=silent)
 
 
 def _ranking(reader: Reader | None, limit: int, ranking: Ranking) -> _Row:
@@ -334,6 +338,7 @@ def _source(source: SourceReport, max_skipped: float) -> dict[str, Any]:
         ],
         "fields_not_read": source.unread,
         "files_not_read": source.left_files,
+        "with_tools": source.with_tools,
         "stops_the_stage": skipped.reasons.total() - skipped.marked > max_skipped * source.rows,
     }
 

@@ -8,10 +8,9 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainingArgum
 
 from chatpipe.checks.by_stage import pretrain_checks, token_checks
 from chatpipe.checks.gate import Checks, enforce
-from chatpipe.data.documents import RawText
+from chatpipe.data.documents import RawText, check_train_split, sample_texts, validation_documents
 from chatpipe.data.encoding import Encoder
 from chatpipe.data.text_blocks import BlockCollator, Masking, TrainingText, ValidationText, add_mask_token
-from chatpipe.data.text_sources import check_train_split, sample_texts, validation_documents
 from chatpipe.errors import UsageError
 from chatpipe.evaluation.answers import complete_example
 from chatpipe.evaluation.baselines import trigram_bits_per_byte, unigram_nats

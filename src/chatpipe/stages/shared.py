@@ -11,11 +11,10 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainingArgum
 from chatpipe import console
 from chatpipe.checks.data_checks import prompts_with_room
 from chatpipe.data.datasets import Conversation, load_prompts, stream_conversations
-from chatpipe.data.documents import RawText
+from chatpipe.data.documents import RawText, raw_texts
 from chatpipe.data.encoding import Encoder
 from chatpipe.data.sources import Report
 from chatpipe.data.text_blocks import TrainingText
-from chatpipe.data.text_sources import raw_texts
 from chatpipe.data.token_store import skipped_in, token_stores
 from chatpipe.data.worlds import Oracle, world_named
 from chatpipe.errors import UsageError

@@ -13,10 +13,10 @@ from typing import Any, ClassVar, NamedTuple, Protocol
 
 from chatpipe.checks.gate import Checks, Finding
 from chatpipe.data.datasets import check_rows
+from chatpipe.data.documents import check_documents
 from chatpipe.data.formats import What
 from chatpipe.data.rendering import KWARGS
 from chatpipe.data.sources import check_sources
-from chatpipe.data.text_sources import check_documents
 from chatpipe.data.worlds import worlds_read
 from chatpipe.models.model_folder import Kind
 from chatpipe.recipe.loading import flatten
