@@ -146,6 +146,28 @@ def test_reasoning_is_written_where_the_template_has_a_place_for_it(fitted):
     assert (traits.reasoning is not None or traits.thinks) == (name in REASONING)
 
 
+@pytest.mark.parametrize(
+    "content", ["<b> is a tag.", "<", "\n<t", "<|im_end|> ends a turn.", "</s>", "{{ x }}", "s", "\u2028é"]
+)
+def test_what_an_answer_begins_with_is_learned(fitted, content):
+    name, tokenizer = fitted
+    turns = [TURNS[0], {"role": "assistant", "content": content}, *TURNS[2:]]
+    first, second = (
+        SAID.get(name, "{}<|im_end|>").format(content.strip()),
+        SAID.get(name, "{}<|im_end|>").format(TURNS[3]["content"]),
+    )
+    rows = encode_conversations(tokenizer, [turns])[0]
+    assert "".join(learned(tokenizer, *row) for row in rows) == first + second
+
+
+@pytest.mark.parametrize("name", ["deepseek_r1_distill", "deepseekv3"])
+def test_what_an_answer_begins_with_behind_its_thought_is_learned(name):
+    turns = [TURNS[0], {"role": "assistant", "content": "<think>Hm.</think><b> is a tag."}]
+    tokenizer = tokenizer_of(name)
+    text = learned(tokenizer, *encode_conversation(tokenizer, turns))
+    assert text == "Hm.\n</think>\n\n<b> is a tag.<｜end▁of▁sentence｜>"
+
+
 def test_it_is_known_which_templates_write_tools(fitted):
     name, tokenizer = fitted
     assert traits_of(tokenizer).tools == (name not in NO_TOOLS)

@@ -56,9 +56,13 @@ def test_what_never_fits_is_counted_and_the_rest_is_kept(tmp_path, tokenizer):
     write_rows(tmp_path / "rows", rows, report, tokenizer, CONTEXT, "here")
     train, validation, read = open_rows(tmp_path / "rows", "here")
     assert (len(train), len(validation)) == (2, 1)
-    assert read == RowsNote("here", {"train": 1, "validation": 1}, {"a reason": 3}, kept={"train": 2, "validation": 1})
     ids, learned = train.first(2)[1]
     assert len(ids) <= CONTEXT
+    cut = 6 - tokenizer.decode(ids).count("Who")
+    assert cut > 0
+    kept = {"train": 2, "validation": 1}
+    assert read == RowsNote("here", {"train": 1, "validation": 1}, {"a reason": 3}, kept=kept, answers_left_out=cut)
+    assert f"sft: {cut} answers left out of conversations" in read.left_out(CONTEXT)[-1]
     assert (ids, learned) == encode_conversation(tokenizer, several[-2 * tokenizer.decode(ids).count("Who") :])
     assert validation.examples() == [long, short]
 
@@ -133,3 +137,6 @@ def test_a_conversation_whose_answers_are_rows_of_their_own_is_said(tmp_path, ca
     assert (len(train), note.kept["train"], note.silent, note.in_parts) == (3, 2, 0, 1)
     assert "each answer of 1 conversations is a row of its own" in said
     assert "<think>Hm.</think>" in tokenizer.decode(train.first(3)[2][0])
+    several[1] = {**several[1], "content": "word " * CONTEXT}
+    train, note, _ = noted(tmp_path, tokenizer, [several], capsys)
+    assert (len(train), note.kept["train"], note.answers_left_out) == (1, 1, 1)

@@ -37,6 +37,18 @@ def test_the_oldest_exchanges_go_until_the_rest_fits(tokenizer, system, kept):
         assert fit_conversation(tokenizer, [*system, *TURNS], longer - 1) == [encode_conversation(tokenizer, expected)]
 
 
+@pytest.mark.parametrize("kept", [1, 2, 9, 29])
+def test_of_many_exchanges_as_many_stay_as_fit(tokenizer, kept):
+    turns = [{**turn, "content": f"{turn['content']} {i}"} for i, turn in enumerate(TURNS * 10)]
+    if kept == 9:  # what follows the last answer to be learned takes no room
+        turns[-1] = {**turns[-1], "train": False}
+    expected = turns[-2 * kept :]
+    room = length(tokenizer, expected)
+    assert fit_conversation(tokenizer, turns, room) == [encode_conversation(tokenizer, expected)]
+    fewer = fit_conversation(tokenizer, turns, room - 1)
+    assert fewer == ([encode_conversation(tokenizer, turns[-2 * kept + 2 :])] if kept > 1 else [])
+
+
 def test_an_answer_is_never_cut(tokenizer):
     room = length(tokenizer, [SYSTEM, *TURNS[-2:]])
     assert fit_conversation(tokenizer, [SYSTEM, *TURNS], room - 1) == []

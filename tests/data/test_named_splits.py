@@ -87,6 +87,17 @@ def test_evaluation_data_that_is_missing_is_named_by_its_key(tmp_path):
         check()
 
 
+def test_with_a_limit_a_file_is_read_as_far_as_its_rows_are_wanted(tmp_path):
+    write_splits(tmp_path, train=300, validation=300)
+    block = DataBlock(source=str(tmp_path), limit=20)
+    loaded = load_conversations([block], {}, "sft.data")
+    assert (len(loaded.train), len(loaded.validation)) == (18, 2)
+    assert loaded.report.sources[0].rows == 18 + 1 + 2 + 1
+    text = RawText(block, {}, "pretrain.data")
+    assert [piece.split for piece in text.pieces()] == ["train"] * 18 + ["validation"] * 2
+    assert text.rows <= 18 + 2 + 1
+
+
 def test_a_block_may_say_what_it_is_for(tmp_path):
     write_splits(tmp_path, a=60, b=20)
     blocks = [DataBlock(source=f"{tmp_path}/a.jsonl", use="train"), DataBlock(source=f"{tmp_path}/b.jsonl")]

@@ -140,3 +140,22 @@ def test_an_arrow_file_that_is_damaged_is_named(tmp_path):
     path.write_bytes(path.read_bytes()[:300])
     with pytest.raises(UsageError, match="is not a whole Arrow file"):
         rows_of(path)
+
+
+@pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16", "utf-16-le", "utf-16-be"])
+@pytest.mark.parametrize("name", ["a.csv", "a.tsv", "a.jsonl"])
+def test_a_file_with_a_byte_order_mark_is_read(tmp_path, name, encoding):
+    rows = [{"question": f"Wer ist Bäcker {i}?", "answer": "Niemand —\n😀."} for i in range(3)]
+    if name == "a.jsonl":
+        text = "".join(json.dumps(row, ensure_ascii=False) + "\r\n" for row in rows)
+    else:
+        cut = "," if name == "a.csv" else "\t"
+        text = f"question{cut}answer\r\n" + "".join(f'{row["question"]}{cut}"{row["answer"]}"\r\n' for row in rows)
+    mark = "\ufeff" if encoding[-3:] in ("-le", "-be") else ""
+    (tmp_path / name).write_bytes((mark + text).encode(encoding))
+    assert [row.values for row in file_rows(tmp_path / name)] == rows
+
+
+def test_spaces_around_the_names_of_a_table_do_not_count(tmp_path):
+    (tmp_path / "a.csv").write_text("question , answer\nWho?,Mara.\n")
+    assert [row.values for row in file_rows(tmp_path / "a.csv")] == [{"question": "Who?", "answer": "Mara."}]

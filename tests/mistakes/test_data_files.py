@@ -90,10 +90,10 @@ BYTES = [
         {"a.jsonl": '{"question": "Wie groß?", "answer": "1"}\n'.encode("latin-1")},
     ),
     Mistake(
-        "UTF-16",
+        "Latin-1",
         f"{PRETRAIN} a.txt",
-        "a.txt, UTF-8, 0",
-        {"a.txt": "Some text.".encode("utf-16")},
+        "a.txt, UTF-8, 4",
+        {"a.txt": "Straße".encode("latin-1")},
     ),
     Mistake(
         "a binary file",
@@ -458,7 +458,7 @@ RANKINGS = [
     Mistake(
         "a prompt that the assistant ends",
         f"{PPO} a.jsonl",
-        "ppo.data, a.jsonl:1 -> max_skipped",
+        "ppo.data, a.jsonl:1 -> columns",
         {"a.jsonl": jsonl([{"prompt": turns("user", "assistant")["messages"]}])},
     ),
     Mistake(

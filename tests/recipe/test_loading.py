@@ -281,6 +281,14 @@ def test_times_and_days_are_text_and_so_no_numbers(write):
     assert load_recipe(None, ["sft.learning_rate=1e-5", "ppo.lam=.5"]).recipe.ppo.lam == 0.5
 
 
+@pytest.mark.parametrize("text", ["yes", "no", "on", "off", "true"])
+@pytest.mark.parametrize("key", ["seed", "ppo.kl_coef", "sft.max_length", "sft.data.0.limit"])
+def test_yes_and_no_are_no_numbers_and_switches_take_them(write, text, key):
+    given = f"sft.data=[{{source: a.jsonl, limit: {text}}}]" if "data" in key else f"{key}={text}"
+    assert f"{key}: yes or no is given" in problem_of(None, given)
+    assert load_recipe(None, [f"sft.packing={text}"]).recipe.sft.packing == (text in ("yes", "on", "true"))
+
+
 def test_a_written_recipe_is_read_as_the_same_values(tmp_path):
     texts = ["008", "010", "1:30", "2026-11-30", "1e5", ".5", "on", "null", "0x1F", "-3", "+.5", "a: b"]
     recipe = Recipe(sft={"sample_prompts": texts})

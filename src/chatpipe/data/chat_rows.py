@@ -14,6 +14,7 @@ Only the index stays in memory, eight bytes a conversation.
 
 import json
 import shutil
+from bisect import bisect_left
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, field
@@ -24,10 +25,10 @@ import numpy as np
 from transformers import PreTrainedTokenizerBase
 
 from chatpipe import console
-from chatpipe.data.chat_template import Encoded, encode_conversations
+from chatpipe.data.chat_template import Encoded, Message, encode_conversations
 from chatpipe.data.datasets import Conversation, stream_conversations
 from chatpipe.data.durable import PARTIAL, find_damage, fingerprint, fsync, publish, read_json, write_json
-from chatpipe.data.rendering import KWARGS, loses_reasoning, traits_of, unreadable
+from chatpipe.data.rendering import KWARGS, loses_reasoning, render, tokenise, traits_of, unreadable
 from chatpipe.data.row_files import Split
 from chatpipe.data.sources import Report, data_fingerprints
 from chatpipe.data.worlds import Worlds, world_settings
@@ -39,6 +40,8 @@ FORMAT = 3
 
 SPLITS: tuple[Split, ...] = ("train", "validation")
 MAX_EXAMPLES = 10_000
+BEHIND = 8
+"""More tokens than a template writes behind the end of an answer."""
 BATCH = 256
 
 
@@ -48,7 +51,8 @@ class RowsNote:
 
     `made_from` is the fingerprint of all that decides the rows. `refused`: conversations that the chat template cannot
     write, by reason. `in_parts`: conversations of which each answer is a row. `silent`: those whose reasoning the
-    template does not write. `kept`: conversations of each split that have a row.
+    template does not write. `kept`: conversations of each split that have a row. `answers_left_out`: answers of these
+    conversations that have none.
     """
 
     made_from: str
@@ -58,15 +62,22 @@ class RowsNote:
     in_parts: int = 0
     silent: int = 0
     kept: dict[str, int] = field(default_factory=lambda: dict.fromkeys(SPLITS, 0))
+    answers_left_out: int = 0
 
     def left_out(self, max_length: int) -> list[str]:
-        """A line for each split of which conversations were left out."""
-        return [
+        """A line for each split of which conversations were left out, and one for answers of the others."""
+        lines = [
             f"sft: {count} of {count + self.kept[split]} {split} conversations left out: "
             f"longer than {max_length} tokens"
             for split, count in self.too_long.items()
             if count
         ]
+        if self.answers_left_out:
+            lines.append(
+                f"sft: {self.answers_left_out} answers left out of conversations that are longer than {max_length} "
+                "tokens and keep other answers"
+            )
+        return lines
 
     def refuses(self, tokenizer: PreTrainedTokenizerBase, conversation: Conversation) -> bool:
         """Counts a conversation that the chat template cannot write, or whose reasoning it does not write."""
@@ -203,6 +214,8 @@ def write_rows(
                 writers[split].add(conversation, rows)
                 note.too_long[split] += not rows
                 note.kept[split] += bool(rows)
+                if rows:
+                    note.answers_left_out += len(_one_answer_each(conversation)) - sum(map(_answers_in, rows))
                 note.in_parts += len(rows) > 1
             read += len(batch)
             bar.update(read, "conversations")
@@ -237,19 +250,44 @@ def _fitting(
             encoded = encode_conversations(tokenizer, parts)
             fitting = [_fitting(tokenizer, *each, max_length) for each in zip(parts, encoded, strict=True)]
             return [row for found in fitting for row in found]
-        conversation = _without_oldest(conversation)
+        conversation = _nearly_fitting(tokenizer, _without_oldest(conversation), max_length)
         rows = encode_conversations(tokenizer, [conversation])[0] if conversation else []
     return rows
 
 
+def _nearly_fitting(tokenizer: PreTrainedTokenizerBase, conversation: Conversation, max_length: int) -> Conversation:
+    """The conversation without the oldest exchanges that surely do not fit.
+
+    They are found by bisection: one after another, a conversation of a hundred exchanges would take minutes.
+    """
+    shorter = [conversation]
+    while shorter[-1]:
+        shorter.append(_without_oldest(shorter[-1]))
+
+    def fits(place: int) -> bool:
+        last = max((i for i, message in enumerate(shorter[place]) if _is_learned(message)), default=-1)
+        text = [render(tokenizer, shorter[place][: last + 1])] if last >= 0 else []
+        return all(len(tokens.ids) <= max_length + BEHIND for tokens in tokenise(tokenizer, text))
+
+    return shorter[bisect_left(range(len(shorter) - 1), True, key=fits)]
+
+
+def _answers_in(row: Encoded) -> int:
+    """The number of answers in a row: runs of learned tokens."""
+    return bytes([0, *row[1]]).count(b"\0\1")
+
+
 def _one_answer_each(conversation: Conversation) -> list[Conversation]:
     """For each answer to be learned the conversation up to it, in which it is the only one."""
-    answers = [message["role"] == "assistant" and message.get("train", True) for message in conversation]
     return [
-        [*({**message, "train": False} for message in conversation[:place]), conversation[place]]
-        for place, learned in enumerate(answers)
-        if learned
+        [*({**message, "train": False} for message in conversation[:place]), message]
+        for place, message in enumerate(conversation)
+        if _is_learned(message)
     ]
+
+
+def _is_learned(message: Message) -> bool:
+    return message["role"] == "assistant" and bool(message.get("train", True))
 
 
 def _without_oldest(conversation: Conversation) -> Conversation:

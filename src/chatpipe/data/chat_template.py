@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from os.path import commonprefix
 from typing import TYPE_CHECKING, Any
 
-from chatpipe.data.rendering import KWARGS, Tokens, Traits, reasoning_of, render, tokenise, traits_of
+from chatpipe.data.rendering import KWARGS, Tokens, Traits, hidden, reasoning_of, render, tokenise, traits_of
 from chatpipe.errors import UsageError
 
 if TYPE_CHECKING:
@@ -200,9 +200,13 @@ def _said(tokenizer: "PreTrainedTokenizerBase", messages: Sequence[Message]) -> 
     before = render(tokenizer, messages[:-1])
     opened = prompt.removeprefix(before)
     if not own.startswith(before):  # it writes the question differently once it is answered
-        begins = own.find(opened, own.rfind(messages[-2]["content"].strip())) if opened else -1
-        return prompt, own[begins + len(opened) :] if begins >= 0 else messages[-1]["content"].strip()
-    shared = len(commonprefix([prompt, own]))
+        begins = own.find(opened, own.rfind(hidden(tokenizer, messages[-2]["content"]))) if opened else -1
+        return prompt, own[begins + len(opened) :] if begins >= 0 else hidden(tokenizer, messages[-1]["content"])
+    # the answer, without its thought, may begin like the thought that the prompt opens: with "<"
+    content = hidden(tokenizer, messages[-1]["content"].rpartition("</think>")[2])
+    body = own.rstrip().removesuffix(str(tokenizer.eos_token))
+    begins = len(body) - len(content) if body.endswith(content) else len(own)
+    shared = min(len(commonprefix([prompt, own])), begins)
     said, opened = own[shared:], prompt[shared:].rstrip()
     if opened.endswith("<think>") and "</think>" not in said:
         return prompt, f"{reasoning_of(tokenizer, messages[-1])}\n</think>\n\n{said.lstrip()}"

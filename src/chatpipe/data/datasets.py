@@ -9,7 +9,7 @@ them takes no more memory for a larger file; `load_...` are lists made of such s
 """
 
 import json
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Generic, TypeVar
@@ -20,7 +20,7 @@ from chatpipe.data.messages import id_of, prompt_key
 from chatpipe.data.ranking_shapes import rated_together
 from chatpipe.data.rankings import Ranking
 from chatpipe.data.rendering import uses_tools
-from chatpipe.data.row_files import BadRow, MarkedRow, Row, Split, Use, quotas, split_of, times_read
+from chatpipe.data.row_files import BadRow, MarkedRow, Row, Split, Use, quotas, split_of, times_read, wanted
 from chatpipe.data.sources import (
     MEND_OR_ALLOW,
     Report,
@@ -206,8 +206,8 @@ def _read(what: What, block: DataBlock, key: str, source: SourceReport) -> Itera
         check_use(block.format, what, block.source, key)
     if not is_hub(block):
         source.left_files = [path.name for path in files_by_use(block, key)[1]]
-    items = ((item, part.use) for part in one_file_each(block, key) for item in _items_of_file(what, part, key, source))
-    yield from _splits(what, items, block)
+    parts = ((_items_of_file(what, part, key, source), part.use) for part in one_file_each(block, key))
+    yield from _splits(what, parts, block)
     if source.rows == 0:
         raise UsageError(f"{key}: {block.source} holds no rows.", "Give a file with at least one row.")
     source.skipped.check(f"{key}: {block.source}", source.rows, block.max_skipped, _remedy(source))
@@ -222,18 +222,22 @@ def _remedy(source: SourceReport) -> str:
     return MEND_OR_ALLOW if columns is None else f"Name the fields: data: [{{source: FILE, columns: {columns}}}]."
 
 
-def _splits(what: What, items: Iterator[tuple[Any, Use]], block: DataBlock) -> Iterator[_Placed[Any]]:
-    """Each item with its split, which its use or its text decides; in all as many as the block's `limit`."""
+def _splits(what: What, parts: Iterable[tuple[Iterable[Any], Use]], block: DataBlock) -> Iterator[_Placed[Any]]:
+    """Each item with its split, which its use or its text decides; in all as many as the block's `limit`.
+
+    `parts`: the items of each file and its use. A file is read as far as its items are wanted.
+    """
     left = None if block.limit is None else quotas(block.limit, block.use)
-    for item, use in items:
-        if left is not None and not any(left.values()):
-            return
-        split = split_of(SPLIT_BY[what](item)) if use == "auto" else use
-        if left is None or left[split]:
-            if left is not None:
-                left[split] -= 1
-            times = times_read(_CHOSEN_BY[what](item), block.weight) if split == "train" else 1
-            yield _Placed(item, split, times)
+    for items, use in parts:
+        for item in items:
+            if left is not None and not wanted(left, use):
+                break
+            split = split_of(SPLIT_BY[what](item)) if use == "auto" else use
+            if left is None or left[split]:
+                if left is not None:
+                    left[split] -= 1
+                times = times_read(_CHOSEN_BY[what](item), block.weight) if split == "train" else 1
+                yield _Placed(item, split, times)
 
 
 def _items_of_file(what: What, part: DataBlock, key: str, source: SourceReport) -> Iterator[Any]:
@@ -282,7 +286,7 @@ def _of_world(what: What, block: DataBlock, worlds: Worlds) -> Iterator[_Placed[
     """The rows of a built-in world, which splits its prompts itself; its conversations are split as all others."""
     world = world_named(block.source, worlds)
     if what == "conversations":
-        yield from _splits(what, ((item, block.use) for item in world.conversations()), block)
+        yield from _splits(what, [(world.conversations(), block.use)], block)
         return
     most: Mapping[Split, int | None] = quotas(block.limit) if block.limit else {"train": None, "validation": None}
     for prompt in world.prompts("train")[: most["train"]]:

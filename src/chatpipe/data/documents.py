@@ -8,7 +8,7 @@ The content of a document decides its split. A long document comes in pieces, so
 a single document, and of each text file where a source has few of them, the last tenth is for validation.
 """
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
@@ -24,6 +24,7 @@ from chatpipe.data.row_files import (
     quotas,
     split_of,
     split_of_digest,
+    wanted,
 )
 from chatpipe.data.sources import Skipped, check_sources, is_hub, one_file_each, source_files, source_rows
 from chatpipe.data.text_files import (
@@ -80,7 +81,7 @@ class RawText:
     def pieces(self) -> Iterator[Piece]:
         """The pieces of both splits in the order of the source, within `limit`."""
         left = None if self.block.limit is None else quotas(self.block.limit, self.block.use)
-        for document in self._documents():
+        for document in self._documents(left):
             if left is not None and not any(left.values()):
                 self._check_skipped()
                 return
@@ -98,7 +99,8 @@ class RawText:
             return None
         return round((1 - VALIDATION_SHARE) * sum(path.stat().st_size for path in files) / 10**6)
 
-    def _documents(self) -> Iterator[_Document]:
+    def _documents(self, left: Mapping[Split, int] | None) -> Iterator[_Document]:
+        """All documents; `left`, which falls while they are read, is how many of each split are wanted."""
         self.skipped, self.rows = Skipped(), 0
         whole_files = self._whole_files()
         few = self.split and len(whole_files) < FEW_FILES
@@ -106,7 +108,7 @@ class RawText:
             path = Path(part.source)
             own_split = few and part.use == "auto"
             yield from _sides_of_file(path, self.key) if own_split else _file_as_one(path, self.key, part.use)
-        texts = iter(self._texts())
+        texts = iter(self._texts(left))
         first, second = next(texts, None), next(texts, None)
         if self.split and first is not None and second is None and not whole_files and first[1] == "auto":
             yield from _sides_of_text(first[0])
@@ -120,9 +122,9 @@ class RawText:
             return []
         return [part for part in one_file_each(self.block, self.key) if kind_of(Path(part.source)) == ".txt"]
 
-    def _texts(self) -> Iterator[tuple[str, Use]]:
+    def _texts(self, left: Mapping[Split, int] | None) -> Iterator[tuple[str, Use]]:
         """The usable documents of the source except whole files, each with its use; unusable ones are counted."""
-        for item, use in self._items():
+        for item, use in self._items(left):
             self.rows += 1
             try:
                 yield _text_of(item), use
@@ -136,16 +138,22 @@ class RawText:
         """Raises `UsageError` where too many of the rows read so far cannot be used."""
         self.skipped.check(f"{self.key}: {self.block.source}", self.rows, self.block.max_skipped)
 
-    def _items(self) -> Iterator[tuple[Row | BrokenRow, Use]]:
+    def _items(self, left: Mapping[Split, int] | None) -> Iterator[tuple[Row | BrokenRow, Use]]:
+        """The rows of each file, as far as they are wanted."""
         if is_world(self.block.source):
             for number, text in enumerate(self._world_documents(), start=1):
                 yield Row({"text": text}, f"{self.block.source} document {number}"), "auto"
             return
         for part in one_file_each(self.block, self.key):
+            rows: Iterable[Row | BrokenRow] = ()
             if is_hub(part) or kind_of(Path(part.source)) != ".txt":
-                yield from ((row, part.use) for row in source_rows(part, self.key))
+                rows = source_rows(part, self.key)
             elif part.document != "file":
-                yield from ((row, part.use) for row in _units(Path(part.source), part.document))
+                rows = _units(Path(part.source), part.document)
+            for row in rows:
+                if left is not None and not wanted(left, part.use):
+                    break
+                yield row, part.use
 
     def _world_documents(self) -> Sequence[str]:
         if self._of_world is None:

@@ -129,7 +129,8 @@ def columns_for(values: Mapping[str, Any], key: str) -> str | None:
     talks = ([{"messages": name} for name in found] for found in (turns, texts))
     before, behind = ([], []) if what == "rankings" else talks
     for columns in (*before, _alike(names, turns, _WANTED[what]), *behind):
-        if columns is not None and _reads(values, columns, what):
+        others = columns is not None and any(ours != theirs for ours, theirs in columns.items())
+        if columns is not None and others and _reads(values, columns, what):
             return _as_yaml(columns)
     return None
 

@@ -110,7 +110,12 @@ def reasoning_of(tokenizer: "PreTrainedTokenizerBase", message: Mapping[str, Any
     """
     thought, closed, _ = message["content"].rpartition("</think>")
     reasoning = message.get("reasoning_content") or (thought.strip().removeprefix("<think>") if closed else "")
-    return _hide(traits_of(tokenizer), reasoning.strip())
+    return hidden(tokenizer, reasoning)
+
+
+def hidden(tokenizer: "PreTrainedTokenizerBase", text: str) -> str:
+    """A text of a message as `render` writes it: without outer white space, with its control tokens hidden."""
+    return _hide(traits_of(tokenizer), text.strip())
 
 
 def spelt_out(tokenizer: "PreTrainedTokenizerBase", text: str) -> str:

@@ -8,7 +8,7 @@ import hashlib
 import io
 import json
 import re
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -184,6 +184,8 @@ def _csv_rows(path: Path) -> Iterator[Row | BrokenRow]:
     _check_columns(names, f"{path}:1")
     lines = (f"{line}\n" for _, line in numbered_lines(path))
     reader = csv.DictReader(lines, strict=True, delimiter=delimiter)
+    if reader.fieldnames is not None:
+        reader.fieldnames = [name.strip() for name in reader.fieldnames]
     before = 1
     try:
         for values in reader:
@@ -211,7 +213,7 @@ def _header(path: Path) -> tuple[str, list[str]]:
     line = next((line for _, line in numbered_lines(path) if line.strip()), "")
     fields = {delimiter: next(csv.reader([line], delimiter=delimiter), []) for delimiter in ",;\t|"}
     best = max(fields, key=lambda delimiter: len(fields[delimiter]))
-    return best, fields[best]
+    return best, [name.strip() for name in fields[best]]
 
 
 def _parquet_rows(path: Path) -> Iterator[Row | BrokenRow]:
@@ -292,6 +294,11 @@ def quotas(limit: int, use: Use = "auto") -> dict[Split, int]:
         return {"train": 0, "validation": 0, use: limit}
     validation = max(1, round(VALIDATION_SHARE * limit))
     return {"train": max(1, limit - validation), "validation": validation}
+
+
+def wanted(left: Mapping[Split, int], use: Use) -> int:
+    """How many more rows of a file with this `use` are wanted at most; `left`: how many of each split are."""
+    return sum(left.values()) if use == "auto" else left[use]
 
 
 def times_read(text: str, weight: float) -> int:

@@ -46,12 +46,16 @@ def open_bytes(path: Path) -> Any:
 def text_chunks(path: Path) -> Iterator[str]:
     """The file's text in order, some 1 MB at a time; a byte order mark is left out.
 
-    Raises `UsageError` naming file and byte where it is not UTF-8, not text at all, or broken gzip.
+    It is UTF-8, or UTF-16 with a byte order mark, as spreadsheets write it. Raises `UsageError` naming file and byte
+    where it is not, not text at all, or broken gzip.
     """
-    decoder = codecs.getincrementaldecoder("utf-8-sig")()  # some editors begin a file with a byte order mark
+    decoder: codecs.IncrementalDecoder | None = None
     newlines = io.IncrementalNewlineDecoder(None, translate=True)
     read = 0
     for block in _blocks(path):
+        if decoder is None:
+            utf16 = block.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
+            decoder = codecs.getincrementaldecoder("utf-16" if utf16 else "utf-8-sig")()
         chunk = newlines.decode(_decode(decoder, block, read, path), final=not block)
         if "\0" in chunk:
             raise UsageError(f"{path} is not text: it holds zero bytes.", "Give text files; is it a binary file?")

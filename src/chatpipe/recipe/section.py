@@ -1,15 +1,38 @@
 """What the sections of a recipe share: their base class, and the blocks of their `data` keys."""
 
 import os.path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    ValidationInfo,
+    field_validator,
+    model_validator,
+)
 
 
 class Section(BaseModel):
     """Base of all sections: unknown keys are refused, and defaults are checked like given values."""
 
     model_config = ConfigDict(extra="forbid", validate_default=True, allow_inf_nan=False, protected_namespaces=())
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _no_number_is_yes_or_no(cls, value: Any, info: ValidationInfo) -> Any:
+        """Refuses yes and no for a number, which they would be 1 and 0 of."""
+        kinds = _kinds(cls.model_fields[str(info.field_name)].annotation)
+        if isinstance(value, bool) and kinds & {int, float} and bool not in kinds:
+            raise ValueError("yes or no is given, and a number is expected")
+        return value
+
+
+def _kinds(annotation: Any) -> set[Any]:
+    """The types that an annotation names."""
+    return {annotation}.union(*map(_kinds, get_args(annotation))) if get_args(annotation) else {annotation}
 
 
 POCKETWORLD = "pocketworld"
