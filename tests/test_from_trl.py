@@ -52,6 +52,7 @@ def test_the_table_of_defaults_is_right():
     from chatpipe import PPOConfig
 
     rows = dict(re.findall(r"^\| `(\w+)` \| [^|]* \| `?([\w.]+)`? \|", PAGE.read_text(encoding="utf-8"), re.MULTILINE))
-    assert len(rows) >= 4
+    assert rows.keys() >= {"temperature", "missing_eos_penalty", "response_length"}
+    assert PPOConfig.__dataclass_fields__["total_episodes"].default is None  # as in TRL
     for name, shown in rows.items():
         assert str(PPOConfig.__dataclass_fields__[name].default) == shown, name

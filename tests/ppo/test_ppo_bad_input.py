@@ -37,7 +37,6 @@ def tokenizer_without_eos():
         (lambda: {"reward_model": smaller_reward_model()}, "reward_model knows 5 tokens, the policy 12", "tokenizer"),
         (lambda: {"oracle_reward": smaller_reward_model()}, "reward_model1 knows 5 tokens", "tokenizer"),
         (lambda: {"reward_model": reward_model_of_two_labels()}, "reward_model gives 2 numbers", "num_labels=1"),
-        (lambda: {"value_model": tiny.random_reward_model().bfloat16()}, "value_model is trained in", "float32"),
         (lambda: {"settings": {"num_ppo_epochs": 0}}, "num_ppo_epochs = 0: ", "num_ppo_epochs"),
         (lambda: {"settings": {"batch_size": -8}}, "batch_size = -8 ", "multiple"),
         (lambda: {"settings": {"kl_coef": -1.0}}, "kl_coef = -1.0: ", "default"),

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
@@ -13,10 +14,10 @@ from transformers import (
 )
 
 from chatpipe.data.sequences import pad_right
-from chatpipe.errors import TrainingError
+from chatpipe.errors import TrainingError, UsageError
 from chatpipe.models.model_folder import COUNT_FROM_PADDING, positions_of
 from chatpipe.models.new_model import train_tokenizer
-from chatpipe.models.pretrained import prepare_model
+from chatpipe.models.pretrained import load_reward_model, prepare_model
 from chatpipe.models.properties import longest_sequence
 from chatpipe.reward.reward_model import batch_scores, centre_rewards, new_reward_model, score_sequences
 
@@ -198,3 +199,24 @@ def test_what_gives_no_finite_scores_is_not_centred(gpt2):
     with pytest.raises(TrainingError, match="cannot be centred: 12 demonstrations score nan on average"):
         centre_rewards(gpt2, some_sequences())
     assert not hasattr(gpt2.config, "chatpipe_reward_offset")
+
+
+def test_a_reward_model_that_is_trained_further_keeps_its_head_and_its_offset(bodies, tmp_path):
+    """Also one whose head has a bias, as an encoder's, and in half precision."""
+    for kind in bodies:
+        before = new_reward_model(bodies[kind], pad_token_id=0, seed=0)
+        centre_rewards(before, some_sequences()[:5])
+        before.bfloat16().save_pretrained(tmp_path / kind)
+        again = new_reward_model(str(tmp_path / kind), pad_token_id=0, seed=9)
+        assert again.dtype == torch.float32
+        saved = load_reward_model(tmp_path / kind)
+        torch.testing.assert_close(score_sequences(again, some_sequences()), score_sequences(saved, some_sequences()))
+
+
+def test_a_reward_model_without_its_head_is_refused(bodies, tmp_path):
+    new_reward_model(bodies["gpt2"], pad_token_id=0, seed=0).save_pretrained(tmp_path)
+    path = tmp_path / "model.safetensors"
+    rest = {name: weight for name, weight in load_file(path).items() if name != "score.weight"}
+    save_file(rest, path, {"format": "pt"})
+    with pytest.raises(UsageError, match=r"lacks the weight score\.weight"):
+        new_reward_model(str(tmp_path), pad_token_id=0, seed=0)

@@ -17,7 +17,7 @@ from chatpipe.models.new_model import train_tokenizer
 from chatpipe.models.pretrained import load_reward_model, load_tokenizer
 from chatpipe.recipe import load_recipe
 from chatpipe.recipe.schema import DataBlock
-from chatpipe.reward.reward_model import score_sequences
+from chatpipe.reward.reward_model import reward_offset, score_sequences
 from chatpipe.reward.training_data import encode_answers
 from chatpipe.run.steps import step_of
 from chatpipe.stages.rm import _true_order, rankings_oracle
@@ -99,6 +99,22 @@ def test_where_no_conversation_fits_it_is_centred_on_the_best_answers(chatpipe, 
     tokenizer = load_tokenizer(work / "rm")
     best = [encode_answers(tokenizer, one.prompt, one.responses, 48)[0] for one in train]
     assert said["metrics"]["reward_offset"] == pytest.approx(offset_on(work / "rm", best), abs=1e-5)
+
+
+def test_a_reward_model_is_trained_further(chatpipe, work, body, pairs):
+    """TRL's RewardTrainer starts from one, too: its head is kept, and its folder stays as it is."""
+    first = chatpipe("rm", "--model", body, "--data", pairs, "--out", "rm", *TINY)
+    assert first.code == 0, first.err
+    before = (work / "rm" / "model.safetensors").read_bytes()
+    said = chatpipe("rm", "--model", "rm", "--data", pairs, "--out", "again", *TINY, "rm.learning_rate=1e-9", "--json")
+    assert said.code == 0, said.err
+    assert (work / "rm" / "model.safetensors").read_bytes() == before
+    old, new = load_reward_model("rm"), load_reward_model("again")
+    torch.testing.assert_close(new.score.weight, old.score.weight, atol=1e-5, rtol=0)
+    assert reward_offset(new) == pytest.approx(reward_offset(old), abs=1e-3)
+    refused = chatpipe("sft", "--model", "rm", "--data", pairs, "--out", "sft")
+    assert refused.code == 2
+    assert "is a reward model" in refused.err
 
 
 def test_word_counts_are_learned_from_what_is_trained_on_alone(chatpipe, work, body, pairs):

@@ -36,6 +36,14 @@ def write_json(path: Path, value: Any) -> None:
     fsync(path)
 
 
+def share(path: Path) -> None:
+    """Gives a file the permissions of one that is created now: safetensors writes files for their owner alone."""
+    new = path.with_name(f"{path.name}.new")
+    new.touch()
+    path.chmod(new.stat().st_mode)
+    new.unlink()
+
+
 def read_json(path: Path) -> Any:
     """The value in a JSON file."""
     return json.loads(path.read_text(encoding="utf-8"))

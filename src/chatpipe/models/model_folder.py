@@ -68,9 +68,9 @@ def looks_like_path(name: str) -> bool:
 
 
 def check_model(
-    name: str, wanted: Kind | None, key: str, or_else: Kind | None = None, reads_text: bool = True
+    name: str, wanted: Kind | None, key: str, others: Sequence[Kind] = (), reads_text: bool = True
 ) -> Kind | None:
-    """Raises `UsageError` naming `key` unless `name` is a folder with a `wanted` model (or `or_else`), or a hub id.
+    """Raises `UsageError` naming `key` unless `name` is a folder with a `wanted` model (or `others`), or a hub id.
 
     With `wanted` None any kind will do. Also raises it where the weights are not those of the config.json, where a
     reward model gives more than one number, and where a model that `reads_text` has no tokenizer. Returns the kind of
@@ -79,7 +79,7 @@ def check_model(
     if not looks_like_path(name):
         return None
     kind = model_kind(name, key)
-    if wanted is not None and kind not in (wanted, or_else):
+    if wanted is not None and kind not in (wanted, *others):
         raise UsageError(
             f"{key} = {name} is a {_NAME_OF_KIND[kind]}, but a {_NAME_OF_KIND[wanted]} is needed there.",
             _remedy(wanted),

@@ -5,6 +5,7 @@ result has the dtype, the special tokens and the tokenizer's files of what it st
 folder is never run, nor is anybody asked whether it may.
 """
 
+import copy
 import json
 import math
 import shutil
@@ -37,6 +38,7 @@ from transformers.utils import logging
 
 from chatpipe import console
 from chatpipe.data.chat_template import ROLE_TOKENS, add_chat_template
+from chatpipe.data.durable import share
 from chatpipe.data.rendering import KWARGS
 from chatpipe.data.sources import hub_is_offline
 from chatpipe.errors import UsageError, reason_of
@@ -313,10 +315,18 @@ def save_model(model: PreTrainedModel, folder: Path, start: str | None = None) -
                 setattr(config, name, getattr(before, name))
     elif hasattr(config, "use_cache"):
         config.use_cache = True
-    model.save_pretrained(folder)
-    mode = (folder / "config.json").stat().st_mode  # safetensors writes files that only their owner can read
+    save_readable(model, folder)
+
+
+def save_readable(model: PreTrainedModel, folder: Path, dtype: torch.dtype | None = None) -> None:
+    """`model.save_pretrained(folder)`, whose files others may read as they may read any other new file.
+
+    `model` stays as it is where `dtype` asks for another one.
+    """
+    other = dtype is not None and dtype != model.dtype
+    (copy.deepcopy(model).to(dtype) if other else model).save_pretrained(folder)
     for path in folder.glob("*.safetensors"):
-        path.chmod(mode)
+        share(path)
 
 
 def saved_dtype(model: str) -> torch.dtype:

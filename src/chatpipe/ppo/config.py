@@ -26,7 +26,7 @@ class PPOConfig(TrainingArguments):
     Batches. `batch_size` counts completions per optimizer step over all processes (default: as in
     TrainingArguments, per_device_train_batch_size * gradient_accumulation_steps * processes);
     `per_device_train_batch_size` is the micro-batch. `total_episodes` counts completions in all; None: num_train_epochs
-    over the prompts.
+    over the prompts, as in TRL.
 
     Symbols. `kl_coef`, `gamma`, `lam`, `cliprange`, `cliprange_value` and `vf_coef` are those of
     `chatpipe.ppo.maths`.
@@ -54,7 +54,7 @@ class PPOConfig(TrainingArguments):
     """
 
     learning_rate: float = 3e-6
-    total_episodes: int | None = 4096
+    total_episodes: int | None = None
     batch_size: int | None = None
     num_mini_batches: int = 1
     num_ppo_epochs: int = 4

@@ -41,10 +41,19 @@ def read_prompts(rows: Iterable[Any], tokenizer: PreTrainedTokenizerBase, name: 
     """The prompts of a dataset: rows with `input_ids`, or with `prompt`, a text or a list of messages.
 
     Messages are rendered by the chat template. A text is the user's message where the tokenizer has a chat template;
-    without one it is tokenised as it is. `attention_mask` marks padding in `input_ids`. Raises UsageError with `name`
-    and the row for another kind of row.
+    without one it is tokenised as it is. `attention_mask` marks padding in `input_ids`; without it, pad tokens at
+    either end are padding. Raises UsageError with `name` and the row for another kind of row.
     """
     return [_read(row, tokenizer, f"{name}, row {number}") for number, row in enumerate(rows)]
+
+
+def read_eval_prompts(
+    given: Iterable[Any] | Mapping[str, Iterable[Any]], tokenizer: PreTrainedTokenizerBase
+) -> dict[str, list[Prompt]]:
+    """The prompts of an eval_dataset by name: of a mapping of several sets, or of one set, whose name is empty."""
+    if isinstance(given, Mapping):
+        return {name: read_prompts(rows, tokenizer, f"eval_dataset {name}") for name, rows in given.items()}
+    return {"": read_prompts(given, tokenizer, "eval_dataset")}
 
 
 def _read(row: Any, tokenizer: PreTrainedTokenizerBase, where: str) -> Prompt:
@@ -52,10 +61,10 @@ def _read(row: Any, tokenizer: PreTrainedTokenizerBase, where: str) -> Prompt:
         raise UsageError(f"{where} has neither input_ids nor a prompt.", "A prompt is a text or a list of messages.")
     content = row.get("prompt")
     if "input_ids" in row:
-        ids, mask = list(row["input_ids"]), row.get("attention_mask")
+        ids, mask = [int(token) for token in row["input_ids"]], row.get("attention_mask")
         if mask is not None:
-            ids = [token for token, is_token in zip(ids, mask, strict=True) if is_token]
-        return Prompt([int(token) for token in ids], content)
+            return Prompt([token for token, is_token in zip(ids, mask, strict=True) if is_token], content)
+        return Prompt(_without_padding(ids, tokenizer), content)
     if isinstance(content, str) and tokenizer.chat_template is None:
         return Prompt(tokenizer(content)["input_ids"], content)
     messages = [{"role": "user", "content": content}] if isinstance(content, str) else content
@@ -70,6 +79,16 @@ def _read(row: Any, tokenizer: PreTrainedTokenizerBase, where: str) -> Prompt:
             "Start from a chat model (chatpipe sft makes one), or give the prompts as text.",
         )
     return Prompt(encode_prompt(tokenizer, messages), content)
+
+
+def _without_padding(ids: list[int], tokenizer: PreTrainedTokenizerBase) -> list[int]:
+    """`ids` without the pad tokens at both ends. A single one that is BOS or EOS too may be that: it stays."""
+    pad = tokenizer.pad_token_id
+    fewest = 2 if pad in (tokenizer.bos_token_id, tokenizer.eos_token_id) else 1
+    for _ in range(2):  # from the left, then from the right
+        run = next((place for place, token in enumerate(ids) if token != pad), len(ids))
+        ids = ids[run if run >= fewest else 0 :][::-1]
+    return ids
 
 
 def _are_messages(value: Any) -> TypeGuard[list[Message]]:

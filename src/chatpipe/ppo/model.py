@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 from transformers import AutoModelForSequenceClassification, PreTrainedModel
 
+from chatpipe import console
 from chatpipe.data.sequences import MicroBatch, Sequences, equal_tokens, length_sorted, pad
 from chatpipe.errors import UsageError
 from chatpipe.models.logprobs import completion_logprobs, completion_states, logprobs_and_entropy, output_head
@@ -120,24 +121,29 @@ def prepare_models(
     value_model: PreTrainedModel | None,
     rewards: Rewards,
     args: PPOConfig,
+    adapter: Adapter | None,
     peft_config: Any,
 ) -> tuple[PreTrainedModel, PreTrainedModel | None, Adapter | None]:
     """The value model, the reference model and the adapter, made where they are not given.
 
-    In all models, in place: no dropout, GPT-2's GELU is torch's kernel; reference and reward models are frozen and
-    moved to the device that trains. With an adapter there is no reference model: the policy without it is the
-    reference.
+    In all models, in place: no dropout, GPT-2's GELU is torch's kernel. What is trained whole becomes float32;
+    reference and reward models are frozen and moved to the device that trains. With an adapter there is no reference
+    model: the policy without it is the reference.
     """
     for each in (model, ref_model, value_model, *rewards.all_models):
         if each is not None:
             disable_dropout(each)
             fuse_gelu(each)
     output_head(model)  # refuses a model whose logits cannot be computed
+    if adapter is None and peft_config is None:
+        in_float32(model, "model")
+        ref_model = copy.deepcopy(model) if ref_model is None else ref_model
+        if not (args.bf16 or args.fp16):
+            in_float32(ref_model, "ref_model")  # KL is 0 at the start where both compute alike
     if value_model is None:
-        value_model = new_value_model(model, rewards.models, args.value_model)
-    if ref_model is None and peft_config is None:
-        ref_model = copy.deepcopy(model)
-    adapter = None if peft_config is None else Adapter(model, peft_config)
+        value_model = new_value_model(model, rewards.models, args.value_model, adapter)
+    in_float32(value_model, "value_model")
+    adapter = adapter if peft_config is None else Adapter(model, peft_config)
     disable_dropout(model)  # the adapter's
     for each in (ref_model, *rewards.all_models):
         if each is not None:
@@ -148,10 +154,26 @@ def prepare_models(
     return value_model, ref_model, adapter
 
 
+def in_float32(model: PreTrainedModel, name: str) -> None:
+    """Turns weights of bfloat16 or float16 into float32 in place, and says so.
+
+    transformers loads them as they are saved; at PPO's learning rates most of AdamW's steps would be rounded away.
+    """
+    given = model.dtype
+    if torch.finfo(given).bits < 32:
+        model.float()
+        console.note(f"{name}: its {str(given).removeprefix('torch.')} weights become float32")
+
+
 def new_value_model(
-    policy: PreTrainedModel, reward_models: Sequence[PreTrainedModel], start: str | None
+    policy: PreTrainedModel,
+    reward_models: Sequence[PreTrainedModel],
+    start: str | None,
+    adapter: Adapter | None = None,
 ) -> PreTrainedModel:
     """A copy of the first reward model (`start` = reward), or a model made from the policy (`start` = policy).
+
+    `adapter` is the policy's own, if any: the value model has it in its weights. Both are float32 at least.
 
     None takes the reward model where it reads left to right, and else the policy. A reward model gives better first
     values than a policy (InstructGPT, section 3.5). Raises UsageError where `reward` is asked for and is not possible.
@@ -163,9 +185,10 @@ def new_value_model(
             f"value_model = reward: {reason}, so no value model can start from it.", "Set value_model = policy."
         )
     if not able or start == "policy":
-        return value_model_from_policy(policy)
-    # A frozen reward model may be bfloat16; what is trained is float32 at least.
-    return copy.deepcopy(reward_models[0]).to(torch.promote_types(reward_models[0].dtype, torch.float32))
+        made = value_model_from_policy(policy if adapter is None else adapter.merged())
+    else:
+        made = copy.deepcopy(reward_models[0])
+    return made.to(torch.promote_types(made.dtype, torch.float32))
 
 
 def value_model_from_policy(policy: PreTrainedModel) -> PreTrainedModel:

@@ -7,17 +7,19 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
-from transformers import PreTrainedModel
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from chatpipe.data.chat_template import decode_answer
 from chatpipe.data.sequences import Sequences, flat_index, pad
 from chatpipe.generation import SamplingParams, generate
 from chatpipe.models.logprobs import completion_logprobs
 from chatpipe.models.side_by_side import side_by_side
 from chatpipe.ppo.config import PPOConfig
-from chatpipe.ppo.experience import MINIBATCHES, Experience, Rollout, permutation
+from chatpipe.ppo.experience import MINIBATCHES, Experience, Prompt, Rollout, permutation
 from chatpipe.ppo.maths import SumOverRanks, gae, k1, shape_rewards, whiten
 from chatpipe.ppo.model import PolicyAndValueModel, completion_values, micro_batch_rows
 from chatpipe.reward.reward_model import batch_scores
+from chatpipe.reward.rewards import Content
 
 
 def complete(
@@ -96,6 +98,24 @@ def put_back(values: Tensor, places: Tensor) -> Tensor:
     result = torch.empty_like(values)
     result[places] = values
     return result
+
+
+def shown_texts(
+    prompts: Sequence[Prompt], sequences: Sequences, tokenizer: PreTrainedTokenizerBase
+) -> tuple[list[Content], list[str]]:
+    """What reward functions read: prompts as they were given, and completions."""
+    completions = [decode_answer(tokenizer, ids) for ids in sequences.completions()]
+    return [prompt.shown(tokenizer) for prompt in prompts], completions
+
+
+def completion_rows(
+    prompts: Sequence[Prompt], rollout: Rollout, tokenizer: PreTrainedTokenizerBase
+) -> list[dict[str, Any]]:
+    """A row for each completion: the texts `query` and `model response`, and the `score`; TRL's names."""
+    _, completions = shown_texts(prompts, rollout.sequences, tokenizer)
+    queries = [tokenizer.decode(prompt.ids) for prompt in prompts]
+    rows = zip(queries, completions, rollout.scores.tolist(), strict=True)
+    return [{"query": query, "model response": text, "score": score} for query, text, score in rows]
 
 
 def advantages(rollout: Rollout, kl_coef: float, args: PPOConfig, sum_over_ranks: SumOverRanks) -> Experience:

@@ -14,6 +14,7 @@ from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
+from accelerate.utils import gather_object
 from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainerCallback, TrainerState
 from transformers.trainer_utils import TrainOutput
@@ -21,9 +22,8 @@ from transformers.trainer_utils import TrainOutput
 from chatpipe import console
 from chatpipe.checks import parts_checks
 from chatpipe.checks.gate import refuse
-from chatpipe.data.chat_template import decode_answer
-from chatpipe.data.sequences import Sequences
 from chatpipe.errors import UsageError
+from chatpipe.models.pretrained import save_readable
 from chatpipe.ppo.config import PPOConfig
 from chatpipe.ppo.experience import (
     EVALUATION,
@@ -31,6 +31,7 @@ from chatpipe.ppo.experience import (
     Experience,
     Prompt,
     Rollout,
+    read_eval_prompts,
     read_prompts,
     row_numbers,
     seed_for,
@@ -39,9 +40,9 @@ from chatpipe.ppo.gradient import PPOGradients
 from chatpipe.ppo.maths import adapted_coefficient
 from chatpipe.ppo.metrics import Metrics, UpdateStatistics, alarms, rollout_metrics
 from chatpipe.ppo.model import PolicyAndValueModel, prepare_models
-from chatpipe.ppo.rollout import advantages, complete, minibatches, read_with_all_models
-from chatpipe.reward.rewards import Content, RewardFunction, Rewards
-from chatpipe.training.lora import check_no_adapter
+from chatpipe.ppo.rollout import advantages, complete, completion_rows, minibatches, read_with_all_models, shown_texts
+from chatpipe.reward.rewards import RewardFunction, Rewards
+from chatpipe.training.lora import adapter_of
 
 _log = logging.getLogger(__name__)
 
@@ -49,12 +50,13 @@ _log = logging.getLogger(__name__)
 class PPOTrainer(PPOGradients):
     """Trains `model` (the policy) to collect rewards while it stays close to `ref_model`.
 
-    model: a causal language model. ref_model: default a frozen copy of it; with `peft_config` the model without its
-    adapter. reward_model: a sequence classification model with one label, or several; reward_funcs: functions as in
-    `chatpipe.reward.rewards`. oracle_reward: a reward model or function that is logged and never trained on.
-    value_model: default by `args.value_model`. train_dataset: rows as in `chatpipe.ppo.experience`; train_prompts:
-    token ids of prompts. eval_dataset: prompts that `evaluate` completes. ptx_dataset: rows with `input_ids` for
-    `args.ptx_coef`. processing_class: the tokenizer.
+    model: a causal language model, or a `PeftModel` of one, whose adapter is trained. ref_model: default a frozen copy
+    of it; with an adapter the model without it. reward_model: a sequence classification model with one label, or
+    several; reward_funcs: functions as in `chatpipe.reward.rewards`. oracle_reward: a reward model or function that is
+    logged and never trained on. value_model: default by `args.value_model`. train_dataset: rows as in
+    `chatpipe.ppo.experience`; train_prompts: token ids of prompts. eval_dataset: prompts that `evaluate` completes, or
+    several sets of them by name. ptx_dataset: rows with `input_ids` for `args.ptx_coef`. processing_class: the
+    tokenizer.
 
     The models are changed in place: see `prepare_models`. `trainer.model` holds `.policy` and `.value_model`;
     `trainer.alarms` holds the alarms raised so far, by name. Raises UsageError where the parts do not fit each other.
@@ -73,23 +75,23 @@ class PPOTrainer(PPOGradients):
         value_model: PreTrainedModel | None = None,
         reward_funcs: RewardFunction | Sequence[RewardFunction] | None = None,
         oracle_reward: PreTrainedModel | RewardFunction | None = None,
-        eval_dataset: Iterable[Any] | None = None,
+        eval_dataset: Iterable[Any] | Mapping[str, Iterable[Any]] | None = None,
         ptx_dataset: Any = None,
         peft_config: Any = None,
         callbacks: list[TrainerCallback] | None = None,
     ) -> None:
         self.rewards = Rewards.of(reward_model, reward_funcs, args.reward_weights, oracle_reward)
         scorers = {f"reward_model{i or ''}": each for i, each in enumerate(self.rewards.all_models)}
+        adapter, self.saved_dtype = adapter_of(model, peft_config), model.dtype
+        model = model if adapter is None else adapter.model
         given = {"model": model, "ref_model": ref_model, **scorers, "value_model": value_model}
         models = {name: each for name, each in given.items() if each is not None}
-        check_no_adapter(model)
         self.stop_token_id = processing_class.eos_token_id if args.stop_token_id is None else args.stop_token_id
         refuse(parts_checks.model_checks(models, processing_class, self.stop_token_id))
         self.prompts = [Prompt(ids) for ids in train_prompts or []]
         self.prompts += read_prompts(train_dataset if train_dataset is not None else [], processing_class)
-        if eval_dataset is not None:
-            eval_dataset = read_prompts(eval_dataset, processing_class, "eval_dataset")
-        self._refuse_prompts(models, processing_class, args, train_dataset=self.prompts, eval_dataset=eval_dataset)
+        self.eval_prompts = {} if eval_dataset is None else read_eval_prompts(eval_dataset, processing_class)
+        self._check_prompts(models, processing_class, args.response_length)
         if (args.ptx_coef != 0) != (ptx_dataset is not None):
             raise UsageError(
                 "ptx_coef and ptx_dataset belong together.", "Give text to mix in (recipe: ppo.ptx_data), or neither."
@@ -97,7 +99,7 @@ class PPOTrainer(PPOGradients):
         if args.total_episodes is None:
             args.count_steps(int(args.num_train_epochs * len(self.prompts)))
         value_model, self.ref_model, self.adapter = prepare_models(
-            model, ref_model, value_model, self.rewards, args, peft_config
+            model, ref_model, value_model, self.rewards, args, adapter, peft_config
         )
         trained = {"model": model, "value_model": value_model}
         refuse({"trained_in_half": lambda: parts_checks.trained_in_half(trained)})
@@ -109,6 +111,7 @@ class PPOTrainer(PPOGradients):
             eval_dataset=eval_dataset,
             callbacks=callbacks,
         )
+        self.model.config = model.config  # what Trainer writes into a model card
         if self.is_fsdp_enabled:
             raise UsageError(
                 "PPO does not run under FSDP: it samples from whole models on every process.",
@@ -120,14 +123,13 @@ class PPOTrainer(PPOGradients):
         self.metrics: Metrics = {}  # of the newest rollout
         self.update = UpdateStatistics()
 
-    @staticmethod
-    def _refuse_prompts(
-        models: Mapping[str, PreTrainedModel], tokenizer: PreTrainedTokenizerBase, args: PPOConfig, **datasets: Any
+    def _check_prompts(
+        self, models: Mapping[str, PreTrainedModel], tokenizer: PreTrainedTokenizerBase, response_length: int
     ) -> None:
-        for key, prompts in datasets.items():
-            if prompts is not None:
-                ids = [prompt.ids for prompt in prompts]
-                refuse(parts_checks.prompt_checks(ids, args.response_length, models, tokenizer, key))
+        evaluated = {f"eval_dataset {name}".strip(): prompts for name, prompts in self.eval_prompts.items()}
+        for key, prompts in {"train_dataset": self.prompts, **evaluated}.items():
+            ids = [prompt.ids for prompt in prompts]
+            refuse(parts_checks.prompt_checks(ids, response_length, models, tokenizer, key))
 
     # ---- the loop ----
 
@@ -182,7 +184,7 @@ class PPOTrainer(PPOGradients):
                 args.device,
                 as_reference,
             )
-        texts = self._texts(prompts, sequences) if self.rewards.read_text else ([], [])
+        texts = shown_texts(prompts, sequences, self.processing_class) if self.rewards.read_text else ([], [])
         scores, by_source = self.rewards.score(readings.scores, *texts, sequences.ended.tolist())
         return Rollout(
             sequences,
@@ -193,12 +195,6 @@ class PPOTrainer(PPOGradients):
             by_source,
             {"time/rollout": completed - started, "time/score": time.perf_counter() - completed},
         )
-
-    def _texts(self, prompts: Sequence[Prompt], sequences: Sequences) -> tuple[list[Content], list[str]]:
-        """What reward functions read: prompts as they were given, and completions."""
-        tokenizer = self.processing_class
-        completions = [decode_answer(tokenizer, ids) for ids in sequences.completions()]
-        return [prompt.shown(tokenizer) for prompt in prompts], completions
 
     def rollout_metrics(self, rollout: Rollout, experience: Experience) -> Metrics:
         """The metrics of a rollout over all ranks; the times are this rank's."""
@@ -292,42 +288,86 @@ class PPOTrainer(PPOGradients):
 
     def evaluate(
         self,
-        eval_dataset: Iterable[Any] | None = None,
+        eval_dataset: Iterable[Any] | Mapping[str, Iterable[Any]] | None = None,
         ignore_keys: list[str] | None = None,
         metric_key_prefix: str = "eval",
     ) -> dict[str, float]:
         """Completes the prompts of `eval_dataset`, and logs what PPO's objective is made of under `eval_...`.
 
-        It samples as in training, with random numbers of its own: always the same ones for the same weights.
+        Of several sets the metrics are under `eval_NAME_...`. It samples as in training, with random numbers of its
+        own: always the same ones for the same weights.
         """
-        prompts: Any = self.eval_dataset
-        if prompts is None and eval_dataset is None:
+        sets = self.eval_prompts if eval_dataset is None else read_eval_prompts(eval_dataset, self.processing_class)
+        if not sets:
             raise UsageError("There are no prompts to evaluate on.", "Give eval_dataset.")
-        if eval_dataset is not None:
-            prompts = read_prompts(eval_dataset, self.processing_class, "eval_dataset")
-        args = self.args
-        if len(prompts) < args.world_size:
-            raise UsageError(f"eval_dataset has {len(prompts)} prompts for {args.world_size} processes.", "Give more.")
-        rollout = self.rollout(prompts[self.rank :: args.world_size], seed_for(EVALUATION, args.seed, self.rank))
-        metrics = self.rollout_metrics(rollout, advantages(rollout, self.kl_coef, args, self.sum_over_ranks))
         shown = ("objective/", "rewards/", "response/")
-        named = {f"{metric_key_prefix}_{name}": value for name, value in metrics.items() if name.startswith(shown)}
+        named: dict[str, float] = {}
+        for name, prompts in sets.items():
+            rollout = self._evaluation_rollout(prompts)
+            experience = advantages(rollout, self.kl_coef, self.args, self.sum_over_ranks)
+            prefix = f"{metric_key_prefix}_{name}" if name else metric_key_prefix
+            metrics = self.rollout_metrics(rollout, experience)
+            named |= {f"{prefix}_{name}": value for name, value in metrics.items() if name.startswith(shown)}
         self.log(named)
-        self.control = self.callback_handler.on_evaluate(args, self.state, self.control, named)
+        self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, named)
         return named
 
+    def _evaluation_rollout(self, prompts: Sequence[Prompt]) -> Rollout:
+        """Completions to this rank's share of the prompts."""
+        ranks = self.args.world_size
+        if len(prompts) < ranks:
+            raise UsageError(f"eval_dataset has {len(prompts)} prompts for {ranks} processes.", "Give more.")
+        return self.rollout(prompts[self.rank :: ranks], seed_for(EVALUATION, self.args.seed, self.rank))
+
+    def generate_completions(self, sampling: bool = False) -> list[dict[str, Any]]:
+        """Completes the prompts of `eval_dataset` as `evaluate` does; prints the first five and returns all.
+
+        A row has `query`, `model response` and `score`, its reward. With `sampling` it is one batch of
+        `per_device_eval_batch_size` prompts for each process.
+        """
+        prompts = [prompt for some in self.eval_prompts.values() for prompt in some]
+        prompts = prompts[: self.args.eval_batch_size if sampling else None]
+        if not prompts:
+            return []
+        own, rollout = prompts[self.rank :: self.args.world_size], self._evaluation_rollout(prompts)
+        rows = gather_object(completion_rows(own, rollout, self.processing_class))
+        if self.is_world_process_zero():
+            console.table("completions", [*rows[0]], [[str(value) for value in row.values()] for row in rows[:5]])
+        return rows
+
     # ---- saving and resume points ----
+
+    @property
+    def policy_model(self) -> PreTrainedModel:
+        """The policy."""
+        return self.model.policy
+
+    @property
+    def value_model(self) -> PreTrainedModel:
+        """The value model."""
+        return self.model.value_model
 
     def trained_policy(self) -> PreTrainedModel:
         """The policy as a plain model; with LoRA a copy that has the adapter in its weights."""
         return self.model.policy if self.adapter is None else self.adapter.merged()
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
-        """Writes the policy and the tokenizer, a folder that opens with `AutoModelForCausalLM`."""
+        """Writes the policy, in the dtype in which it was given, and the tokenizer.
+
+        The folder opens with `AutoModelForCausalLM`.
+        """
         folder = Path(output_dir or self.args.output_dir)
         if self.is_world_process_zero():
-            self.trained_policy().save_pretrained(folder)
+            save_readable(self.trained_policy(), folder, self.saved_dtype)
             self.processing_class.save_pretrained(folder)
+
+    def create_model_card(
+        self, model_name: str | None = None, dataset_name: str | None = None, tags: Any = None, **more: Any
+    ) -> None:
+        """Writes Trainer's draft of a model card, `README.md` in `output_dir`; TRL's names of arguments."""
+        tags = [tags] if isinstance(tags, str) else list(tags or ())
+        tags = [*tags, "chatpipe", "ppo"]
+        super().create_model_card(model_name=model_name, tags=tags, **{"dataset": dataset_name, **more})
 
     def is_between_iterations(self, state: TrainerState) -> bool:
         """Whether a resume point is possible here: within an iteration it would lack the experience."""

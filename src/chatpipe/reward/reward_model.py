@@ -24,6 +24,7 @@ from transformers import AutoModelForSequenceClassification, PretrainedConfig, P
 from chatpipe import console
 from chatpipe.data.sequences import PADDING_ID, equal_tokens, length_sorted, pad_right
 from chatpipe.errors import TrainingError
+from chatpipe.models.model_folder import kind_of_architectures
 from chatpipe.models.pretrained import give_score_class, load_config, load_model, prepare_model
 from chatpipe.models.properties import body_of, evaluation_mode
 from chatpipe.models.unpadded import Rows, hidden_states_at, reads_unpadded
@@ -32,25 +33,30 @@ from chatpipe.models.unpadded import Rows, hidden_states_at, reads_unpadded
 def new_reward_model(body_folder: str, pad_token_id: int, seed: int) -> PreTrainedModel:
     """A reward model in float32 with the body of the causal or masked model in `body_folder` and a new score head.
 
-    The head is N(0, 1/sqrt(d+1)), d the hidden size, so that first scores are of size 1 (lm-human-preferences, "The N
-    Implementation Details of RLHF"; transformers would take 0.02). Dropout is off, in the configuration too: two
-    readings of one answer must agree.
+    A reward model in `body_folder` keeps its head and its offset. A new head is N(0, 1/sqrt(d+1)), d the hidden size,
+    so that first scores are of size 1 (lm-human-preferences, "The N Implementation Details of RLHF"; transformers would
+    take 0.02). Dropout is off, in the configuration too: two readings of one answer must agree.
     """
     config = load_config(body_folder, num_labels=1)
     if not give_score_class(config):
         console.note(f"transformers has no reward models of type {config.model_type}: this one opens in chatpipe alone")
     _turn_off_dropout(config)
-    model = load_model(AutoModelForSequenceClassification, body_folder, torch.float32, config, new_head=True)
+    has_head = kind_of_architectures(config.architectures, body_folder) == "reward"
+    model = load_model(AutoModelForSequenceClassification, body_folder, torch.float32, config, new_head=not has_head)
     if reads_left_to_right(model) or model.config.pad_token_id is None:  # positions of encoders depend on their own
         # Only now: the embedding refuses a pad token that has no row yet, and would train no row of EOS.
         model.config.get_text_config().pad_token_id = pad_token_id
-    generator = torch.Generator().manual_seed(seed)
-    head = score_head(model)
-    with torch.no_grad():
-        head.weight.copy_(torch.randn(head.weight.shape, generator=generator) * (head.in_features + 1) ** -0.5)
-        if head.bias is not None:
-            head.bias.zero_()
+    if not has_head:
+        _draw_head(score_head(model), seed)
     return prepare_model(model)
+
+
+@torch.no_grad()
+def _draw_head(head: nn.Linear, seed: int) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    head.weight.copy_(torch.randn(head.weight.shape, generator=generator) * (head.in_features + 1) ** -0.5)
+    if head.bias is not None:
+        head.bias.zero_()
 
 
 def reads_left_to_right(model: PreTrainedModel) -> bool:

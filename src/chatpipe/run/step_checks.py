@@ -102,7 +102,7 @@ def _model(step: Step, key: str, made: Collection[str]) -> Finding | str:
         return f"{model}, which {maker.name} makes"
     if maker is not None and not Path(model).is_dir():
         return _not_there(step, key, maker)
-    check_model(model, usual, f"{step.stage}.{key}", next(iter(others), None), reads_text=not step.tokenizers())
+    check_model(model, usual, f"{step.stage}.{key}", others, reads_text=not step.tokenizers())
     folder = Path(model).expanduser()
     if folder.is_dir():
         step.check_positions(positions_of(folder))

@@ -36,7 +36,9 @@ from chatpipe.stages.shared import (
     answering,
     check_completes,
     example_prompt,
+    keep_adapter,
     longest_answer,
+    lora_settings,
     oracle_of,
     save_checkpoint,
     stage_arguments,
@@ -46,7 +48,6 @@ from chatpipe.stages.shared import (
 )
 from chatpipe.stages.step import Outcome, Step
 from chatpipe.training.arguments import Reading, use_bf16
-from chatpipe.training.lora import lora_config
 from chatpipe.training.machine import release_memory
 from chatpipe.training.ranks import main_process_first
 from chatpipe.training.run_trainer import run_trainer
@@ -128,7 +129,7 @@ def new_trainer(step: Step, prepared: Prepared) -> PPOTrainer:
         oracle_reward=prepared.rewards.oracle,
         train_dataset=[{"prompt": prompt, "input_ids": of} for prompt, of in zip(prompts, ids, strict=True)],
         ptx_dataset=_text(step, tokenizer, prepared.context) if section.ptx_coef else None,
-        peft_config=lora_config(**section.lora.model_dump()) if section.lora else None,
+        peft_config=lora_settings(section.lora) if section.lora else None,
     )
 
 
@@ -233,6 +234,7 @@ def _train(step: Step, prepared: Prepared) -> dict[str, Any]:
     )
     with main_process_first(step.folder):
         if step.is_main:
+            keep_adapter(step, trainer.adapter)
             save_checkpoint(step, trainer.trained_policy(), prepared.tokenizer, step.models["model"])
     return {"alarms": trainer.alarms, "kl_budget_note": trainer.budget_note, **speed}
 

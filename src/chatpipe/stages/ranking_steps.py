@@ -194,12 +194,12 @@ class RmStep(Step):
     title = "A reward model"
 
     def model_sources(self) -> Mapping[str, str | Made | None]:
-        """The chat model or encoder whose body the reward model takes."""
+        """The chat model or encoder whose body the reward model takes, or a reward model that is trained further."""
         return {"model": self.recipe.rm.model or chat_model(self.recipe)}
 
     def kinds(self, key: str) -> tuple[Kind, ...]:
-        """The body is taken from a causal model or from an encoder."""
-        return ("causal", "masked")
+        """The body is taken from a causal model or an encoder; a reward model keeps its head, too."""
+        return ("causal", "masked", "reward")
 
     @property
     def makes(self) -> Kind:

@@ -31,7 +31,7 @@ from chatpipe.models.properties import longest_sequence, row_length
 from chatpipe.reward.reward_model import centre_rewards, new_reward_model, outside_body, reward_offset
 from chatpipe.reward.reward_trainer import RewardTrainer
 from chatpipe.reward.training_data import EncodedRankings, conversations_to_draw_from, demonstrations, encode_rankings
-from chatpipe.stages.shared import example_prompt, save_checkpoint, stage_adapter, stage_arguments
+from chatpipe.stages.shared import example_prompt, keep_adapter, save_checkpoint, stage_adapter, stage_arguments
 from chatpipe.stages.step import Outcome, Step
 from chatpipe.training.arguments import Reading
 from chatpipe.training.callbacks import closing_log
@@ -156,6 +156,7 @@ def _train(step: Step, prepared: Prepared) -> tuple[dict[str, Any], Callable[[di
     speed = run_trainer(trainer, model, step.stage, step.folder, max_length, section.max_nonfinite_steps)
     with main_process_first(step.folder):
         if step.is_main:
+            keep_adapter(step, adapter)
             model = trainer.trained_model()
             model.to(saved_dtype(step.models["model"])).float()  # centred are the scores that it is saved with
             centre_rewards(model, centre)

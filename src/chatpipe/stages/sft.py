@@ -26,6 +26,7 @@ from chatpipe.stages.shared import (
     answering,
     check_completes,
     example_prompt,
+    keep_adapter,
     oracle_of,
     save_checkpoint,
     stage_adapter,
@@ -177,6 +178,7 @@ def _train(
     trainer.load_best()
     with main_process_first(step.folder):
         if step.is_main:
+            keep_adapter(step, adapter)
             save_checkpoint(step, trainer.trained_model(), tokenizer, step.models["model"])
     return {**speed, **({"best_step": trainer.best_step} if section.load_best_model_at_end else {})}
 

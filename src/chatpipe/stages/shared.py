@@ -196,7 +196,18 @@ def stage_adapter(
             "train the model whole."
         )
     set_seed(step.recipe.seed)  # its first weights are drawn at random
-    return Adapter(model, lora_config(**section.model_dump(), without=without), whole)
+    return Adapter(model, lora_settings(section, without), whole)
+
+
+def lora_settings(section: Lora, without: Sequence[str] = ()) -> Any:
+    """peft's configuration of a recipe's section `lora`."""
+    return lora_config(section.r, section.alpha, section.target_modules, without)
+
+
+def keep_adapter(step: Step, adapter: Adapter | None) -> None:
+    """Writes the adapter into STAGE/adapter where the recipe asks for it, before it is merged."""
+    if adapter is not None and step.section.lora.keep_adapter:
+        adapter.save(step.folder / "adapter", step.models["model"])
 
 
 # ---- the saved folder ----

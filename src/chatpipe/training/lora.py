@@ -7,13 +7,15 @@ import copy
 import sys
 from collections.abc import Iterable, Sequence
 from contextlib import AbstractContextManager
-from typing import Any
+from pathlib import Path
+from typing import Any, cast
 
 from torch import nn
 from transformers import PreTrainedModel
 
 from chatpipe.errors import UsageError
 from chatpipe.training.resume import ResumePoints
+from chatpipe.training.state import write_tensors
 
 
 class Adapter:
@@ -24,13 +26,8 @@ class Adapter:
     """
 
     def __init__(self, model: PreTrainedModel, peft_config: Any, whole: Iterable[nn.Module] = ()) -> None:
-        try:
-            self._model = import_peft().get_peft_model(model, peft_config)
-        except ValueError as problem:  # only the model knows its layers
-            raise UsageError(
-                f"lora: {problem}",
-                "Set lora.target_modules to the names of linear layers of this model, or to all-linear.",
-            ) from problem
+        """A `model` that is a `PeftModel` keeps the adapter that it has; `peft_config` is None then."""
+        self._model = cast(Any, model) if has_adapter(model) else _with_adapter(model, peft_config)
         self.model: PreTrainedModel = self._model.get_base_model()
         _check_untied(self._model)
         for module in whole:
@@ -47,6 +44,22 @@ class Adapter:
     def merged(self) -> PreTrainedModel:
         """A copy of the model as a plain one, with the adapter added to its weights."""
         return copy.deepcopy(self._model).merge_and_unload()
+
+    def save(self, folder: Path, base: str) -> None:
+        """Writes the adapter alone, as peft does: `PeftModel.from_pretrained(MODEL, folder)` puts it into a model.
+
+        `base` is the folder or hub id of that model. Modules that are trained whole are part of the adapter.
+        """
+        folder.mkdir(exist_ok=True)
+        trained = {name: weight for name, weight in self.model.named_parameters() if weight.requires_grad}
+        whole = {name: weight for name, weight in trained.items() if "lora_" not in name}
+        tensors = import_peft().get_peft_model_state_dict(self._model, save_embedding_layers=False)
+        tensors = {**tensors, **{f"base_model.model.{name}": weight.detach() for name, weight in whole.items()}}
+        write_tensors(folder / "adapter_model.safetensors", {name: each.contiguous() for name, each in tensors.items()})
+        config = copy.deepcopy(self._model.active_peft_config)
+        config.base_model_name_or_path, config.inference_mode = base, True
+        config.modules_to_save = sorted({name.rpartition(".")[0] for name in whole}) or config.modules_to_save
+        config.save_pretrained(folder)
 
     def weights(self) -> nn.Module:
         """The trained weights as a module; their names have `/` in place of dots."""
@@ -82,13 +95,40 @@ class TrainsAdapter(ResumePoints):
         return self.model if self.adapter is None else self.adapter.merge()
 
 
-def check_no_adapter(policy: nn.Module) -> None:
-    """Raises `UsageError` for a policy that already has an adapter."""
+def has_adapter(model: nn.Module) -> bool:
+    """Whether `model` is a `PeftModel`."""
     peft = sys.modules.get("peft")  # without it there is no such model
-    if peft is not None and isinstance(policy, peft.PeftModel):
+    return peft is not None and isinstance(model, peft.PeftModel)
+
+
+def adapter_of(policy: PreTrainedModel, peft_config: Any) -> Adapter | None:
+    """The adapter of a `policy` that is a `PeftModel`; None where it is none.
+
+    Raises `UsageError` where it cannot be trained, or `peft_config` asks for another one.
+    """
+    if not has_adapter(policy):
+        return None
+    if peft_config is not None:
         raise UsageError(
-            "model has an adapter already.", "Merge it (merge_and_unload), and give the result with peft_config."
+            "model has an adapter already, and peft_config asks for another one.",
+            "Leave peft_config out, or merge the adapter (merge_and_unload) and give the result.",
         )
+    if not any(weight.requires_grad for weight in policy.parameters()):
+        raise UsageError(
+            "model has an adapter whose weights are frozen, so nothing of it would be trained.",
+            "Load it with PeftModel.from_pretrained(..., is_trainable=True).",
+        )
+    return Adapter(policy, None)
+
+
+def _with_adapter(model: PreTrainedModel, peft_config: Any) -> Any:
+    try:
+        return import_peft().get_peft_model(model, peft_config)
+    except ValueError as problem:  # only the model knows its layers
+        raise UsageError(
+            f"lora: {problem}",
+            "Set lora.target_modules to the names of linear layers of this model, or to all-linear.",
+        ) from problem
 
 
 def lora_config(r: int, alpha: float, target_modules: str | list[str], without: Sequence[str] = ()) -> Any:

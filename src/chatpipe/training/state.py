@@ -15,7 +15,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor, distribute_tensor
 
-from chatpipe.data.durable import fsync
+from chatpipe.data.durable import fsync, share
 from chatpipe.errors import UsageError
 
 
@@ -25,6 +25,7 @@ def write_tensors(path: Path, tensors: dict[str, Tensor]) -> None:
         save_file(tensors, path, metadata={"format": "pt"})
     except SafetensorError as error:
         raise OSError(str(error)) from error
+    share(path)
     fsync(path)
 
 
