@@ -169,7 +169,7 @@ class WordCounts:
         known = sorted(word for word, count in counts.items() if count >= MIN_ANSWERS)
         vocabulary = {word: number for number, word in enumerate(known)}
         pairs = ordered_pairs([[-rank for rank in ranking.ranks] for ranking in rankings])
-        return cls(vocabulary, _fit(_features(texts, vocabulary), pairs))
+        return cls(vocabulary, _fit(_features(texts, vocabulary), pairs, PENALTY))
 
     def scores(self, rankings: Sequence[Ranking]) -> list[list[float]]:
         """A score for each response of each ranking."""
@@ -205,15 +205,15 @@ def _features(texts: Sequence[str], vocabulary: dict[str, int]) -> Tensor:
     ).coalesce()
 
 
-def _fit(features: Tensor, pairs: Pairs) -> np.ndarray:
-    """The weights with the smallest sum of -log sigmoid(lead of the better) + PENALTY / 2 |weights|^2."""
+def _fit(features: Tensor, pairs: Pairs, penalty: float) -> np.ndarray:
+    """The weights with the smallest sum of -log sigmoid(lead of the better) + penalty / 2 |weights|^2."""
     better, worse = torch.from_numpy(pairs.better), torch.from_numpy(pairs.worse)
     weights = torch.zeros(features.shape[1], 1, dtype=torch.float64, requires_grad=True)
 
     def loss() -> Tensor:
         weights.grad = None
         scores = torch.sparse.mm(features, weights)
-        value = -logsigmoid(scores[better] - scores[worse]).sum() + PENALTY / 2 * weights.square().sum()
+        value = -logsigmoid(scores[better] - scores[worse]).sum() + penalty / 2 * weights.square().sum()
         value.backward()
         return value
 
