@@ -9,7 +9,7 @@ from scipy.stats import friedmanchisquare, kendalltau, t
 
 from chatpipe.data import intervals
 from chatpipe.data.intervals import resampled_interval, share_interval
-from chatpipe.ranking.agreement import coincidences, kendall_w, ordinal_alpha, pair_agreements, tau_bs
+from chatpipe.ranking.stats import coincidences, kendall_w, ordinal_alpha, pair_agreements, tau_bs
 
 CASES = 3000
 """Most have ties, in all shapes: a formula that is wrong in any case is wrong for hundreds of them."""

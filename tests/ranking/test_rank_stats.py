@@ -5,8 +5,16 @@ import pytest
 from ranked import item, items, open_store, said, skip, submit
 
 from chatpipe.console import nan_to_none
-from chatpipe.ranking.agreement import coincidences, kendall_w, ordinal_alpha, pair_agreements, tau_bs
-from chatpipe.ranking.stats import LEVELS, group_stats, position_effect
+from chatpipe.ranking.stats import (
+    LEVELS,
+    coincidences,
+    group_stats,
+    kendall_w,
+    ordinal_alpha,
+    pair_agreements,
+    position_effect,
+    tau_bs,
+)
 
 
 def test_progress_counts_items_as_often_as_people_ranked_them():
