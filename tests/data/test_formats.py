@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from chatpipe.data.formats import check_use, recognise, to_conversation, to_prompt, to_ranking, usable
 from chatpipe.data.messages import as_prompt, check_messages
-from chatpipe.data.rankings import Ranking
+from chatpipe.data.rankings import Ranking, group_by_answers
 from chatpipe.data.row_files import BadRow, Row
 from chatpipe.errors import UsageError
 
@@ -375,6 +375,68 @@ def test_a_conversation_that_cannot_be_used_has_a_reason(messages, reason):
 def test_a_ranking_that_cannot_be_used_has_a_reason(values, reason):
     with pytest.raises(BadRow, match=reason):
         to_ranking(Row({"prompt": "Who?", **values}, "x"), "rankings")
+
+
+@pytest.mark.parametrize(
+    ("chosen", "rejected", "prompt", "answers"),
+    [
+        ("The sky is blue.", "The sky is green, I think.", "The sky is", ["blue.", "green, I think."]),
+        ("2 + 2 = 4", "2 + 2 = 44", "2 + 2 =", ["4", "44"]),  # an answer begins with a whole word
+        ("Who?\nMara", "Who?\nNobody", "Who?", ["Mara", "Nobody"]),
+    ],
+)
+def test_texts_that_begin_with_their_prompt_are_taken_apart(chosen, rejected, prompt, answers):
+    """TRL's pairs with an implicit prompt."""
+    asked = [{"role": "user", "content": prompt}]
+    assert to_ranking(row(chosen=chosen, rejected=rejected), "pairs") == Ranking(asked, answers, [1, 2])
+    assert to_prompt(row(chosen=chosen, rejected=rejected), "pairs") == asked
+
+
+@pytest.mark.parametrize(
+    ("chosen", "rejected", "reason"),
+    [
+        ("Blue is the sky", "Green is the sky", "there is no prompt"),
+        ("Bluebells", "Blueberries", "there is no prompt"),
+        ("The sky is ", "The sky is blue", "an answer is empty"),
+    ],
+)
+def test_texts_without_a_prompt_are_left_out(chosen, rejected, reason):
+    with pytest.raises(BadRow, match=reason):
+        to_ranking(row(chosen=chosen, rejected=rejected), "pairs")
+
+
+SURE = {"role": "user", "content": "Are you sure?"}
+
+
+def test_answers_of_several_turns_keep_them_behind_the_prompt_that_both_share():
+    """Written, read again, ordered alike for all annotators, and learned whole by sft."""
+    other, yes, no = ({"role": "assistant", "content": text} for text in ("No idea.", "Yes.", "No."))
+    chosen, rejected = [SYSTEM, USER, ASSISTANT, SURE, yes], [SYSTEM, USER, other, SURE, no]
+    ranking = to_ranking(row(chosen=chosen, rejected=rejected), "pairs")
+    assert ranking == Ranking([SYSTEM, USER], ["Yes.", "No."], [1, 2], turns=[[ASSISTANT, SURE], [other, SURE]])
+    assert [ranking.whole(number) for number in (0, 1)] == [chosen, rejected]
+    assert to_conversation(row(chosen=chosen, rejected=rejected), "pairs") == chosen
+    assert to_ranking(row(**json.loads(json.dumps(ranking.to_row()))), "rankings") == ranking
+    assert to_ranking(row(prompt=[SYSTEM, USER], chosen=chosen[2:], rejected=rejected[2:]), "pairs") == ranking
+    shorter = to_ranking(row(chosen=chosen, rejected=[SYSTEM, USER, other]), "pairs")
+    assert shorter == Ranking([SYSTEM, USER], ["Yes.", "No idea."], [1, 2], turns=[[ASSISTANT, SURE], []])
+    reversed_ = Ranking([SYSTEM, USER], ["No.", "Yes."], [2, 1], turns=[[other, SURE], [ASSISTANT, SURE]])
+    assert group_by_answers([ranking, reversed_]) == [[ranking, ranking]]
+    same_end = Ranking([SYSTEM, USER], ["Yes.", "No."], [1, 2], turns=[[other, SURE], [ASSISTANT, SURE]])
+    assert len(group_by_answers([ranking, same_end])) == 2
+
+
+@pytest.mark.parametrize(
+    ("turns", "reason"),
+    [
+        ([[]], "turns are not one list"),
+        ("ab", "turns are not one list"),
+        ([[SURE], []], "do not take turns"),
+    ],
+)
+def test_turns_that_cannot_be_have_a_reason(turns, reason):
+    with pytest.raises(BadRow, match=reason):
+        to_ranking(row(prompt=[USER], responses=["a", "b"], ranks=[1, 2], turns=turns), "rankings")
 
 
 @pytest.mark.parametrize(

@@ -5,7 +5,8 @@ from collections import Counter
 
 import pytest
 
-from chatpipe.data.chat_template import add_chat_template
+from chatpipe.data.chat_template import add_chat_template, encode_conversation
+from chatpipe.data.rankings import Ranking
 from chatpipe.models.new_model import train_tokenizer
 from chatpipe.recipe.schema import DataBlock
 from chatpipe.reward import training_data as module
@@ -17,6 +18,7 @@ from chatpipe.reward.training_data import (
     demonstrations,
     drawn,
     encode_answers,
+    encode_rankings,
 )
 
 RANKINGS = [
@@ -82,3 +84,13 @@ def test_they_are_drawn_from_all_of_a_file_and_from_the_beginning_of_a_data_set_
     assert theirs == [f"theirs {number}?" for number in range(20) if number not in validation]
     assert "mine 59?" in asked
     assert 45 < len(asked) - len(theirs) < 60
+
+
+def test_answers_of_several_turns_are_read_whole(tokenizer):
+    asked, sure = ({"role": "user", "content": text} for text in ("what?", "really?"))
+    turns = [[{"role": "assistant", "content": "a cat"}, sure], []]
+    ranking = Ranking([asked], ["yes", "a dog"], [1, 2], turns=turns)
+    expected = [encode_conversation(tokenizer, ranking.whole(number))[0] for number in (0, 1)]
+    [encoded] = encode_rankings(tokenizer, [ranking], 500).rankings
+    assert encoded.sequences == expected
+    assert encode_rankings(tokenizer, [ranking], 8).skipped

@@ -109,11 +109,7 @@ def rm_checks(
 ) -> Checks:
     """`train`: the rankings of `rankings.train` that fit into `max_length` tokens."""
     key, scorers = "rm.data", {"rm.model": model}
-    sample = [
-        [*ranking.prompt, {"role": "assistant", "content": text}]
-        for ranking in rankings.train[:SAMPLE]
-        for text in ranking.responses[:1]
-    ]
+    sample = [ranking.whole(0) for ranking in rankings.train[:SAMPLE]]
     rows = _few_of_each_length([ranking.sequences[0] for ranking in train.rankings[:SAMPLE]])
     return {
         "embeddings_too_few": lambda: models.embeddings_too_few(tokenizer, scorers),

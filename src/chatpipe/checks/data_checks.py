@@ -13,7 +13,7 @@ from chatpipe.data.rankings import Ranking
 from chatpipe.data.row_files import BadRow
 from chatpipe.errors import UsageError
 from chatpipe.models.properties import leaves_room
-from chatpipe.reward.training_data import encode_answers
+from chatpipe.reward.training_data import encode_ranking
 
 MAX_CUT_SHARE = 0.5
 """Rows left out are always reported; if they are most of the data, a setting is wrong."""
@@ -153,7 +153,7 @@ def unknown_tokens(
 
 def _is_one_answer(tokenizer: PreTrainedTokenizerBase, ranking: Ranking, max_length: int) -> bool:
     try:
-        sequences = encode_answers(tokenizer, ranking.prompt, ranking.responses, max_length)
+        sequences = encode_ranking(tokenizer, ranking, max_length)
     except BadRow:  # too long: left out, and counted as that
         return False
     return len(set(map(tuple, sequences))) == 1

@@ -114,7 +114,9 @@ def _show_row(row: dict[str, Any]) -> None:
             _show_messages(row["prompt"])
         for answer in row.get("answers", []):
             tokens = f" ({answer['tokens']} tokens)" if "tokens" in answer else ""
-            console.note(f"[rank {answer['rank']}]{tokens} {answer['text']}")
+            said = "".join(f" [{turn['role']}] {turn['content']}" for turn in answer.get("turns", ()))
+            said += " [assistant]" if said else ""
+            console.note(f"[rank {answer['rank']}]{tokens}{said} {answer['text']}")
     else:
         more = " ..." if len(row["text"]) > MAX_CHARACTERS else ""
         console.note(row["text"][:MAX_CHARACTERS] + more)

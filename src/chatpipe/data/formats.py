@@ -89,7 +89,7 @@ _READ_IN_ALL = (
 _OF_EXPORTS = ("kind", "all_bad", "group_id", "models", "made")
 """Fields of our own files that are for people."""
 _READ_WITH: Mapping[str, tuple[str, ...]] = {
-    "rankings": ("annotator", "judge", "round", "weight", "margin", *_OF_EXPORTS),
+    "rankings": ("annotator", "judge", "round", "weight", "margin", "turns", *_OF_EXPORTS),
     "pairs": ("instruction", "input", "messages", "conversations", "annotator", "round", "margin", *_OF_EXPORTS),
     **dict.fromkeys(("alpaca", "prompt_completion", "question_answer"), REASONING),
 }
@@ -270,7 +270,7 @@ def to_conversation(row: Row, form: str) -> list[Message]:
     if form in ("rankings", "pairs"):
         ranking = to_ranking(row, form)
         best = ranking.ranks.index(min(ranking.ranks))
-        return [*ranking.prompt, _answer(ranking.responses[best])]
+        return ranking.whole(best)
     _check_marks(row.values)
     messages = answered(_messages_of(_in_our_names(row.values, form), form))
     if not any(message.get("train", True) for message in messages if message["role"] == "assistant"):

@@ -1,12 +1,16 @@
 """Rankings: one prompt, K completions, and a rank for each. A pair of a chosen and a rejected answer is K = 2.
 
-Pairs come in four shapes: texts with a `prompt`; texts that hold the dialogue, as hh-rlhf has it
-(`\\n\\nHuman: ... \\n\\nAssistant: ...`); lists of messages, the whole conversation or what follows `prompt`; sharegpt.
+Pairs come in five shapes: texts with a `prompt`; texts that hold the dialogue, as hh-rlhf has it
+(`\\n\\nHuman: ... \\n\\nAssistant: ...`); texts that begin with their prompt; lists of messages, the whole conversation
+or what follows `prompt`; sharegpt.
 """
 
+import re
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from itertools import takewhile
+from os.path import commonprefix
 from typing import Any
 
 from chatpipe.data.chat_template import Message
@@ -41,6 +45,8 @@ class Ranking:
 
     `round` is the round in which it was ranked. `weight` scales its loss; with None, all rankings of the same answers
     share a weight of 1. `margin` is the score difference that the loss demands, as in trl. `id` is the user's own.
+    `turns`: where answers have several turns, the messages of each between `prompt` and its last turn, which is in
+    `responses`.
     """
 
     prompt: list[Message]
@@ -51,6 +57,12 @@ class Ranking:
     weight: float | None = None
     margin: float = 0.0
     id: Id | None = None
+    turns: list[list[Message]] | None = None
+
+    def whole(self, number: int) -> list[Message]:
+        """The conversation that ends with the answer of this number."""
+        before = self.turns[number] if self.turns else []
+        return [*self.prompt, *before, {"role": "assistant", "content": self.responses[number]}]
 
     def to_row(self) -> dict[str, Any]:
         """The ranking as a row of a rankings file."""
@@ -65,14 +77,16 @@ class Ranking:
             row["weight"] = self.weight
         if self.margin != 0:
             row["margin"] = self.margin
+        if self.turns:
+            row["turns"] = self.turns
         return row
 
 
 def ranking_of(row: Row, form: str) -> Ranking:
     """The ranking in a row of format `pairs` or `rankings`. Raises `BadRow` where the row cannot be used."""
     if form == "pairs":
-        prompt, chosen, rejected = _pair(row.values)
-        return Ranking(prompt, [chosen, rejected], [1, 2], **_of_ranking(row.values))
+        prompt, responses, turns = _pair(row.values)
+        return Ranking(prompt, responses, [1, 2], **_of_ranking(row.values), turns=turns)
     return _ranking(row.values)
 
 
@@ -86,20 +100,29 @@ def group_by_answers(rankings: Sequence[Ranking]) -> list[list[Ranking]]:
     groups: dict[tuple[str, tuple[str, ...], int], list[Ranking]] = {}
     for ranking in rankings:
         times[id(ranking)] += 1
-        key = (prompt_key(ranking.prompt), tuple(sorted(ranking.responses)), times[id(ranking)])
+        key = (prompt_key(ranking.prompt), tuple(sorted(_answers(ranking))), times[id(ranking)])
         group = groups.setdefault(key, [])
-        group.append(_in_order_of(group[0].responses, ranking) if group else ranking)
+        group.append(_in_order_of(group[0], ranking) if group else ranking)
     return list(groups.values())
 
 
-def _in_order_of(responses: list[str], ranking: Ranking) -> Ranking:
-    """`ranking` with its responses permuted to the order of `responses`."""
-    if ranking.responses == responses:
+def _answers(ranking: Ranking) -> list[str]:
+    """Each answer with all its turns, as a text that identifies it."""
+    if ranking.turns is None:
+        return ranking.responses
+    return [prompt_key(ranking.whole(number)) for number in range(len(ranking.responses))]
+
+
+def _in_order_of(first: Ranking, ranking: Ranking) -> Ranking:
+    """`ranking` with its answers permuted to the order of `first`."""
+    wanted, found = _answers(first), _answers(ranking)
+    if found == wanted:
         return ranking
-    places = sorted(range(len(responses)), key=lambda place: responses[place])
-    theirs = sorted(range(len(responses)), key=lambda place: ranking.responses[place])
+    places = sorted(range(len(wanted)), key=lambda place: wanted[place])
+    theirs = sorted(range(len(wanted)), key=lambda place: found[place])
     ranks = dict(zip(places, (ranking.ranks[place] for place in theirs), strict=True))
-    return replace(ranking, responses=responses, ranks=[ranks[place] for place in range(len(responses))])
+    ordered = [ranks[place] for place in range(len(wanted))]
+    return replace(ranking, responses=first.responses, turns=first.turns, ranks=ordered)
 
 
 # ---- fields of a ranking ----
@@ -129,7 +152,19 @@ def _ranking(values: dict[str, Any]) -> Ranking:
         raise BadRow("ranks are not one whole number for each response")
     if not _is_order(ranks):
         raise BadRow("ranks are no order: 1 is best, and the next one follows (1, 2, 3; with ties 1, 1, 2 or 1, 1, 3)")
-    return Ranking(with_context(values, as_prompt(values.get("prompt"))), responses, ranks, **_of_ranking(values))
+    prompt = with_context(values, as_prompt(values.get("prompt")))
+    return Ranking(prompt, responses, ranks, **_of_ranking(values), turns=_turns(values, prompt, len(responses)))
+
+
+def _turns(values: dict[str, Any], prompt: list[Message], count: int) -> list[list[Message]] | None:
+    """The field `turns`, which `Ranking.to_row` writes."""
+    turns = values.get("turns")
+    if turns is None:
+        return None
+    if not isinstance(turns, list) or len(turns) != count or not all(isinstance(each, list) for each in turns):
+        raise BadRow("turns are not one list of messages for each response")
+    answer = {"role": "assistant", "content": "-"}
+    return [check_messages([*prompt, *each, answer])[len(prompt) : -1] for each in turns]
 
 
 def _is_order(ranks: list[int]) -> bool:
@@ -177,15 +212,38 @@ def _is_number(value: Any) -> bool:
 # ---- pairs ----
 
 
-def _pair(values: dict[str, Any]) -> tuple[list[Message], str, str]:
-    """Prompt, chosen and rejected answer. Raises `BadRow` where one is missing or their prompts differ."""
+Sides = tuple[list[Message], list[str], list[list[Message]] | None]
+"""Prompt, answers, and the turns of each answer before its last, if there are any."""
+
+
+def _pair(values: dict[str, Any]) -> Sides:
+    """Chosen and rejected answer to one prompt. Raises `BadRow` where one is missing or their prompts differ."""
+    if values.get("prompt") is None and all(_is_plain(values.get(field)) for field in ("chosen", "rejected")):
+        values = {**values, **_implicit_prompt(values["chosen"], values["rejected"])}
     prompt, chosen = _side(values, "chosen")
     other_prompt, rejected = _side(values, "rejected")
-    if prompt != other_prompt:
-        raise BadRow("chosen and rejected have different prompts")
     if not chosen.strip() or not rejected.strip():
         raise BadRow("an answer is empty")
-    return prompt, chosen, rejected
+    if prompt == other_prompt:
+        return prompt, [chosen, rejected], None
+    same = sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], zip(prompt, other_prompt, strict=False)))
+    shared, turns = prompt[:same], [prompt[same:], other_prompt[same:]]
+    if not shared or any(rest and rest[0]["role"] != "assistant" for rest in turns):
+        raise BadRow("chosen and rejected have different prompts")
+    return shared, [chosen, rejected], turns
+
+
+def _is_plain(text: Any) -> bool:
+    return isinstance(text, str) and not is_dialogue(text)
+
+
+def _implicit_prompt(chosen: str, rejected: str) -> dict[str, str]:
+    """Texts that hold their prompt (TRL's implicit prompt): it is the words that both begin with."""
+    shared = commonprefix([chosen, rejected])
+    words = max((gap.end() for gap in re.finditer(r"\s+", shared)), default=0)
+    if not shared[:words].strip():
+        raise BadRow("there is no prompt: neither a field nor words that chosen and rejected both begin with")
+    return {"prompt": shared[:words].strip(), "chosen": chosen[words:], "rejected": rejected[words:]}
 
 
 def _side(values: dict[str, Any], field: str) -> Answered:

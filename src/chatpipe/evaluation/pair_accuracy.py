@@ -17,7 +17,7 @@ from chatpipe.data.row_files import BadRow
 from chatpipe.data.worlds import Oracle
 from chatpipe.errors import UsageError
 from chatpipe.reward.reward_model import score_sequences
-from chatpipe.reward.training_data import encode_answers
+from chatpipe.reward.training_data import encode_ranking
 from chatpipe.training.ranks import over_ranks
 
 
@@ -217,7 +217,7 @@ def ranking_scores(
         with console.progress("scoring", len(sequences)) as bar:
             return score_sequences(model, sequences, on_scored=bar.update).tolist()
 
-    encoded = [encode_answers(tokenizer, ranking.prompt, ranking.responses, max_length) for ranking in rankings]
+    encoded = [encode_ranking(tokenizer, ranking, max_length) for ranking in rankings]
     scores = iter(over_ranks([ids for sequences in encoded for ids in sequences], score, model=model))
     return [[next(scores) for _ in sequences] for sequences in encoded]
 
@@ -241,7 +241,7 @@ def rankings_that_fit(
 
 def _fits(tokenizer: PreTrainedTokenizerBase, ranking: Ranking, max_length: int) -> bool:
     try:
-        encode_answers(tokenizer, ranking.prompt, ranking.responses, max_length)
+        encode_ranking(tokenizer, ranking, max_length)
     except BadRow:
         return False
     return True

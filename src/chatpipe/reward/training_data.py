@@ -72,7 +72,7 @@ def encode_rankings(
     encoded = EncodedRankings()
     for group in group_by_answers(rankings):
         try:
-            sequences = encode_answers(tokenizer, group[0].prompt, group[0].responses, max_length)
+            sequences = encode_ranking(tokenizer, group[0], max_length)
         except BadRow as reason:
             encoded.skipped[str(reason)] += len(group)
             continue
@@ -90,19 +90,31 @@ def encode_rankings(
     return encoded
 
 
+def encode_ranking(tokenizer: PreTrainedTokenizerBase, ranking: Ranking, max_length: int) -> list[list[int]]:
+    """`encode_answers` of a ranking."""
+    return encode_answers(tokenizer, ranking.prompt, ranking.responses, max_length, ranking.turns)
+
+
 def encode_answers(
-    tokenizer: PreTrainedTokenizerBase, prompt: Sequence[Message], answers: Sequence[str], max_length: int
+    tokenizer: PreTrainedTokenizerBase,
+    prompt: Sequence[Message],
+    answers: Sequence[str],
+    max_length: int,
+    turns: Sequence[Sequence[Message]] | None = None,
 ) -> list[list[int]]:
     """Token ids of `prompt` with each of `answers` and its end-of-turn token, at most `max_length` each.
 
     A sequence that is too long loses the beginning of its prompt, and the other answers lose the same part, so that all
-    answer the same prompt. Raises `BadRow` if an answer alone is longer than `max_length`, or if the chat template
-    cannot write the prompt.
+    answer the same prompt. `turns`: of each answer of several turns, what comes between the prompt and its last turn.
+    Raises `BadRow` if an answer alone is longer than `max_length`, or if the chat template cannot write the prompt.
     """
-    reason = unreadable(tokenizer, prompt)
-    if reason is not None:
-        raise BadRow(reason)
-    encoded = [encode_completion(tokenizer, prompt, answer) for answer in answers]
+    prompts = [prompt] if turns is None else [[*prompt, *before] for before in turns]
+    for each in prompts:
+        reason = unreadable(tokenizer, each)
+        if reason is not None:
+            raise BadRow(reason)
+    asked = zip(prompts * (len(answers) // len(prompts)), answers, strict=True)
+    encoded = [encode_completion(tokenizer, each, answer) for each, answer in asked]
     cut = max(0, max(len(ids) for ids, _ in encoded) - max_length)
     if any(cut > prompt_length for _, prompt_length in encoded):
         raise BadRow(TOO_LONG)

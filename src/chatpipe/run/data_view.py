@@ -28,7 +28,7 @@ from chatpipe.models.model_folder import check_tokenizer, looks_like_path
 from chatpipe.models.pretrained import load_config, load_tokenizer
 from chatpipe.models.properties import UNLIMITED, longest_sequence, row_length, shared_context
 from chatpipe.recipe.schema import DataBlock
-from chatpipe.reward.training_data import encode_answers
+from chatpipe.reward.training_data import encode_ranking
 from chatpipe.run.steps import tokenizer_of
 from chatpipe.stages.shared import longest_answer
 from chatpipe.stages.step import WHAT_OF_KEY, Step
@@ -217,14 +217,17 @@ def _conversation(reader: Reader | None, limit: int, conversation: Conversation)
 def _ranking(reader: Reader | None, limit: int, ranking: Ranking) -> _Row:
     answers = [{"rank": rank, "text": text} for rank, text in zip(ranking.ranks, ranking.responses, strict=True)]
     row: dict[str, Any] = {"prompt": ranking.prompt, "answers": answers}
+    for answer, before in zip(answers, ranking.turns or (), strict=ranking.turns is not None):
+        answer["turns"] = before
     if reader is None:
         return _Row(row, _characters(ranking.prompt) + max(map(len, ranking.responses)))
-    lengths = [len(encode_completion(reader.tokenizer, ranking.prompt, text)[0]) for text in ranking.responses]
+    wholes = [ranking.whole(number) for number in range(len(answers))]
+    lengths = [len(encode_completion(reader.tokenizer, one[:-1], one[-1]["content"])[0]) for one in wholes]
     for answer, length in zip(answers, lengths, strict=True):
         answer["tokens"] = length
     row["text"] = reader.tokenizer.decode(encode_prompt(reader.tokenizer, ranking.prompt))
     try:
-        encode_answers(reader.tokenizer, ranking.prompt, ranking.responses, limit)
+        encode_ranking(reader.tokenizer, ranking, limit)
     except BadRow:
         return _Row(row, max(lengths), max(lengths) > limit, left_out=True)
     return _Row(row, max(lengths), max(lengths) > limit)
