@@ -1,9 +1,12 @@
 """Rows as public data sets have them: each field is used as the field uses it, or the row is left out with a reason."""
 
+import csv
 import json
 
+import pyarrow
 import pytest
 import yaml
+from pyarrow import parquet
 
 from chatpipe.data.datasets import load_conversations, load_prompts, load_rankings, stream_rows
 from chatpipe.data.formats import (
@@ -16,7 +19,7 @@ from chatpipe.data.formats import (
     usable,
 )
 from chatpipe.data.messages import check_messages
-from chatpipe.data.row_files import BadRow, MarkedRow, Row
+from chatpipe.data.row_files import BadRow, MarkedRow, Row, file_rows
 from chatpipe.data.sources import Report
 from chatpipe.errors import UsageError
 from chatpipe.recipe.schema import DataBlock
@@ -375,6 +378,7 @@ def test_other_names_of_a_pair_and_its_prompt_are_known():
 
 def test_answers_in_another_shape_are_no_ranking():
     assert format_of(Row({"question": "Who?", "answers": {"text": ["Mara"]}}, "x")) is None  # SQuAD
+    assert format_of(Row({"question": "Who?", "answers": [{"name": "f", "arguments": {}}]}, "x")) is None
     assert format_of(Row({"prompt": "Who?", "completions": ["a", "b"], "labels": [True, False]}, "x")) == "prompts"
 
 
@@ -481,3 +485,46 @@ def test_labels_of_single_answers_are_no_ranking(write):
 
 def test_a_long_text_of_line_ends_is_no_dialogue():
     assert to_prompt(*reversed(read({"prompt": "Human: " + "\n" * 300_000 + "x"})))[0]["role"] == "user"
+
+
+# ---- the same rows in files of every kind ----
+
+TWO = {"response1": "A baker.", "response2": "No idea."}
+IN_FILES = {
+    "arena": {"prompt": '["Who is Mara?"]', "response_a": '["A baker."]', "response_b": '["No idea."]'}
+    | {"winner_model_a": 1, "winner_model_b": 0, "winner_tie": 0},
+    "battle": {"conversation_a": [USER, ASSISTANT], "conversation_b": [USER, OTHER], "winner": "model_a"},
+    "capybara": {"source": "x", "conversation": [{"input": "Who is Mara?", "output": "A baker."}]},
+    "helpsteer 3": {"context": [*EARLIER, USER], **TWO, "overall_preference": -2},
+    "nectar": {"prompt": "Who is Mara?", "answers": [{"answer": "A.", "rank": 1.0}, {"answer": "B.", "rank": 2.0}]},
+    "openai": {"input": {"messages": [USER]}, "preferred_output": [ASSISTANT], "non_preferred_output": [OTHER]},
+    "openhermes": {"conversations": [{**HUMAN, "weight": None}, {**GPT, "weight": 1.0}], "system_prompt": None},
+    "pairs": {"prompt": "Who is Mara?", "chosen": [USER, ASSISTANT], "rejected": [USER, OTHER], "score_chosen": 8.5},
+    "reasoning": {"messages": [{**USER, "thinking": None}, {**ASSISTANT, "thinking": "Bread."}]},
+    "smoltalk": {"messages": [USER, ASSISTANT], "chat_template_kwargs": {"enable_thinking": False, "tools": None}},
+    "ultrafeedback": {"instruction": "Who is Mara?", "completions": [{"response": "A.", "overall_score": 8.0}] * 2},
+    "unpaired": {"prompt": [USER], "completion": [ASSISTANT], "label": True},
+}
+
+
+@pytest.mark.parametrize("name", sorted(IN_FILES))
+def test_rows_are_the_same_in_files_of_every_kind(tmp_path, name):
+    row = IN_FILES[name]
+    (tmp_path / "a.jsonl").write_text(json.dumps(row) + "\n")
+    (tmp_path / "a.json").write_text(json.dumps([row], indent=1))
+    parquet.write_table(pyarrow.Table.from_pylist([row]), tmp_path / "a.parquet")
+    with (tmp_path / "a.csv").open("w", newline="") as file:
+        table = csv.DictWriter(file, list(row))
+        table.writeheader()
+        table.writerow({key: json.dumps(cell) if isinstance(cell, list | dict) else cell for key, cell in row.items()})
+
+    def read_all(path):
+        (found,) = file_rows(path)
+        form = format_of(found)
+        ranked = [to_ranking(usable(found), form)] if form in ("pairs", "rankings") else []
+        return form, to_conversation(usable(found), form), to_prompt(usable(found), form), ranked
+
+    read_jsonl = read_all(tmp_path / "a.jsonl")
+    assert read_jsonl[2][-1]["content"] == USER["content"]
+    for kind in ("json", "parquet", "csv"):
+        assert read_all(tmp_path / f"a.{kind}") == read_jsonl

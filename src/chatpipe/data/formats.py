@@ -70,9 +70,12 @@ _KEY_OF: Mapping[What, str] = {"conversations": "sft.data", "rankings": "rm.data
 
 _LIST_FIELDS = (
     *("messages", "conversations", "conversation", "dialog", "dialogue", "conversation_a", "conversation_b"),
-    *("responses", "ranks", "scores", "completions", "history"),
+    *("responses", "ranks", "scores", "completions", "answers", "history"),
 )
-_TEXT_OR_LIST_FIELDS = ("prompt", "completion", "chosen", "rejected", "chosen_messages", "rejected_messages")
+_TEXT_OR_LIST_FIELDS = (
+    *("prompt", "context", "completion", "chosen", "rejected", "chosen_messages", "rejected_messages"),
+    *("preferred_output", "non_preferred_output"),
+)
 
 _LABELS = ("label", "kto_tag")
 _MARKS_OF_ROWS = ("weight", "train", "trainable")
@@ -332,7 +335,7 @@ def _prompt_of_pair(values: dict[str, Any]) -> Any:
     """The prompt of a pair whose prompt is an instruction or turns; None where the answers hold it."""
     if isinstance(values.get("instruction"), str):
         return [_instruction(values)]
-    asked = values.get("input")
+    asked = json_in(values.get("input"))
     if isinstance(asked, dict):  # OpenAI's preferences
         asked = asked.get("messages")
     if asked:

@@ -38,7 +38,7 @@ def ranking_fields(values: Mapping[str, Any]) -> tuple[str, ...] | None:
     asked = next((field for field in _PROMPTS if field in values), None)
     if asked is None:
         return None
-    listed = next((field for field in _LISTS if _are_objects(values.get(field))), None)
+    listed = next((field for field in _LISTS if _are_answers(json_in(values.get(field)))), None)
     if listed is not None:
         return asked, listed
     two, preference = _two_answers(values), _preference(values)
@@ -87,8 +87,10 @@ def _rated_prompt(row: Row | BrokenRow) -> str | None:
 # ---- completions with scores ----
 
 
-def _are_objects(value: Any) -> bool:
-    return isinstance(value, list) and bool(value) and all(isinstance(item, dict) for item in value)
+def _are_answers(value: Any) -> bool:
+    """Whether `value` is a list of objects with a text, which a csv has as JSON."""
+    texts = {*_ANSWER_TEXTS}
+    return isinstance(value, list) and bool(value) and all(isinstance(a, dict) and texts & a.keys() for a in value)
 
 
 def _scored(answers: Any) -> dict[str, Any]:
