@@ -63,6 +63,7 @@ def convert(file: Path, folder: Path) -> None:
     plain.load_state_dict(read.state_dict())
     plain.save_pretrained(folder)
     AutoTokenizer.from_pretrained(**place).save_pretrained(folder)
+    (folder / "model.safetensors").chmod((folder / "config.json").stat().st_mode)  # written for its owner alone
 
 
 if __name__ == "__main__":

@@ -71,6 +71,7 @@ def test_each_item_is_drawn_as_often_as_any_other():
 
 
 def test_they_are_drawn_from_all_of_a_file_and_from_the_beginning_of_a_data_set_of_the_hub(tmp_path, monkeypatch):
+    pytest.importorskip("datasets")  # what reads the hub
     monkeypatch.setattr(module, "MAX_HUB_CONVERSATIONS", 20)
     for name in ("mine", "theirs"):
         (tmp_path / name).mkdir()
