@@ -295,3 +295,12 @@ def test_the_kl_and_the_preference_are_reported_against_what_the_round_started_f
 
 def test_as_stored():
     assert Verdict("warn", ["It is so."]).to_dict() == {"status": "warn", "reasons": ["It is so."]}
+
+
+def test_answers_beyond_the_limit_are_named_where_their_share_is_seen():
+    def sentence(within):
+        return next(r for r in sft_verdict({**SFT_REAL, "answers_within_limit": within}).reasons if "stop by" in r)
+
+    assert "since 40% of those" in sentence(0.6)
+    assert "since" not in sentence(0.997)
+    assert "since" not in sentence(1.0)

@@ -131,11 +131,11 @@ def sft_verdict(metrics: Mapping[str, Any]) -> Verdict:
 
 def _stops(metrics: Mapping[str, Any]) -> Reason:
     share, within = metrics["eos_share"], metrics.get("answers_within_limit", 1.0)
-    why = f", since {1 - within:.0%} of those in the data are longer than evaluation.max_new_tokens"
+    longer = f"{1 - within:.0%}"
+    why = "" if longer == "0%" else f", since {longer} of those in the data are longer than evaluation.max_new_tokens"
     return reason(
         share >= MIN_EOS_SHARE * within,
-        f"{share:.1%} of validation answers stop by themselves; {MIN_EOS_SHARE * within:.0%} are expected"
-        f"{why if within < 1 else ''}",
+        f"{share:.1%} of validation answers stop by themselves; {MIN_EOS_SHARE * within:.0%} are expected{why}",
         "raise sft.num_train_epochs or sft.learning_rate; if the answers are long, evaluation.max_new_tokens",
         otherwise="warn" if share >= FAILING_EOS_SHARE * within else "fail",
     )
