@@ -30,6 +30,18 @@ def test_what_nobody_foresaw_is_short_and_fails(chatpipe, monkeypatch, problem, 
     assert f"{type(problem).__name__}: " in chatpipe("recipes", "ls").err.split("Traceback", 1)[1]
 
 
+def test_a_package_that_is_not_installed_is_named(chatpipe, monkeypatch):
+    def fail() -> None:
+        import no_such_package.inner  # noqa: F401
+
+    monkeypatch.setattr("chatpipe.recipe.packaged_recipes", fail)
+    result = chatpipe("recipes", "ls")
+    assert result.code == 2
+    assert "the package no_such_package is not installed" in result.err
+    assert "pip install no_such_package" in result.err
+    assert "a bug" not in result.err
+
+
 @pytest.mark.parametrize(
     "problem",
     [

@@ -15,7 +15,7 @@ from chatpipe.cli import model_commands as model
 from chatpipe.cli import rank_command as rank
 from chatpipe.cli import rankings_command as rankings
 from chatpipe.cli import stage_command as stage
-from chatpipe.errors import ChatpipeError, ExitCode, Interrupted, TrainingError, is_out_of_memory
+from chatpipe.errors import ChatpipeError, ExitCode, Interrupted, TrainingError, UsageError, is_out_of_memory
 
 MAX_TEXT = 400
 """The most characters of a library's message that are shown."""
@@ -72,7 +72,7 @@ def _run_command() -> None:
         sys.stderr.close()
         sys.exit(int(ExitCode.FAILED))
     except Exception as problem:
-        _leave(_of_memory(problem) or _of_system(problem) or _bug(problem))
+        _leave(_of_memory(problem) or _of_system(problem) or _of_installation(problem) or _bug(problem))
 
 
 def _leave(problem: ChatpipeError) -> None:
@@ -124,6 +124,19 @@ def _remedy(number: int | None) -> str:
     if number in (errno.EEXIST, errno.EISDIR, errno.ENOTDIR):
         return "There is a file where a folder is needed, or a folder where a file is needed: choose another place."
     return "The same command keeps what is complete and continues; CHATPIPE_DEBUG=1 shows the traceback."
+
+
+def _of_installation(problem: Exception) -> ChatpipeError | None:
+    """An error for a package that is not installed; None for anything else."""
+    if not isinstance(problem, ModuleNotFoundError) or problem.name is None or problem.name.startswith("chatpipe"):
+        return None
+    package = problem.name.partition(".")[0]
+    error = UsageError(
+        f"the package {package} is not installed, which this needs (in {_place(problem)}).",
+        f"pip install {package}, or install chatpipe again with all that it depends on.",
+    )
+    error.__cause__ = problem
+    return error
 
 
 def _bug(problem: Exception) -> ChatpipeError:
