@@ -252,6 +252,20 @@ def test_answers_that_leave_no_prompt_room_are_refused_by_what_is_read(chatpipe,
     assert "Lower max_new_tokens" in said.err
 
 
+def test_prompts_with_tools_are_left_out_and_counted_where_the_template_has_none(sample, work, tiny_run, prompts):
+    tool = {"type": "function", "function": {"name": "age", "description": "", "parameters": {"type": "object"}}}
+    rows = [{"prompt": prompt, "tools": [tool] if number < 3 else []} for number, prompt in enumerate(prompts)]
+    (work / "some.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    (work / "all.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows[:3]))
+    said = sample(tiny_run.folder / "sft", "-k", 2, "-o", "c.jsonl", prompts="some.jsonl")
+    assert said.code == 0, said.err
+    assert f"3 of {len(prompts)} prompts left out" in said.err
+    assert not any(row["prompt"][-1]["content"] in str(prompts[:3]) for row in rows_of(work / "c.jsonl"))
+    said = sample(tiny_run.folder / "sft", "-k", 2, "-o", "d.jsonl", prompts="all.jsonl")
+    assert said.code == 2
+    assert "the chat template has no tools" in said.err
+
+
 def test_ids_of_ones_own_stay_with_their_prompts(sample, work, tiny_run, prompts):
     asked = [{"prompt_id": f"q{number}", "prompt": prompt} for number, prompt in enumerate(prompts)]
     (work / "own.jsonl").write_text("".join(json.dumps(row) + "\n" for row in asked))

@@ -10,6 +10,7 @@ line holds in `made` the fingerprint of what decides its content: lines of anoth
 
 import json
 import os
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -30,7 +31,7 @@ from chatpipe.recipe.loading import load_recipe
 from chatpipe.recipe.schema import Data, DataBlock, Recipe
 
 if TYPE_CHECKING:
-    from chatpipe.ranking.sample_answers import Answers
+    from chatpipe.ranking.sample_answers import Answers, ChatModel
 
 DEFAULT_MAX_NEW_TOKENS = 256
 NO_IDS: Mapping[str, Id] = {}
@@ -188,6 +189,8 @@ def _sampled_rows(
     score = model_scorer(sampling.reward, "--reward") if sampling.reward else None
     # At most half of the context, so that prompts have the other half.
     longest = sampling.max_new_tokens or min([DEFAULT_MAX_NEW_TOKENS, *(model.context // 2 for model in loaded)])
+    for model in loaded:
+        _check_readable(model, prompts)
     if not any(model.has_room(prompt, longest) for model in loaded for prompt in prompts):
         raise UsageError(
             f"sample: no prompt leaves room for max_new_tokens = {longest} in the context of {' and '.join(models)} "
@@ -199,6 +202,18 @@ def _sampled_rows(
         loaded, asked, params, k=sampling.k, seed=sampling.seed, best_of=sampling.best_of, score=score
     )
     return ((_row(answers), answered) for answers, answered in sampled)
+
+
+def _check_readable(model: "ChatModel", prompts: Sequence[Conversation]) -> None:
+    """Prints how many prompts the model's chat template cannot write. Raises `UsageError` where these are all."""
+    from chatpipe.data.rendering import unreadable
+
+    reasons = Counter(filter(None, (unreadable(model.tokenizer, prompt) for prompt in prompts)))
+    for reason, count in reasons.items():
+        what = f"{count} of {len(prompts)} prompts left out for {model.name}: {reason}"
+        if count == len(prompts):
+            raise UsageError(f"sample: {what}.", "Give prompts that the model's chat template can write.")
+        console.warn(f"sample: {what}")
 
 
 def _row(answers: "Answers | None") -> dict[str, Any] | None:
