@@ -47,7 +47,9 @@ class Text(Dataset):
 def losses_of(family: str, muon: bool = False, **keys: int) -> list[float]:
     """The loss of each step."""
     set_seed(0)
-    architecture = Architecture(family=family, n_layer=2, n_head=4, n_embd=32, n_positions=CONTEXT, **keys)
+    architecture = Architecture(
+        family=family, n_layer=2, n_head=4, n_embd=32, n_positions=CONTEXT, vocab_size=260, **keys
+    )
     model = build_model(family, model_config(architecture, 260, eos_token_id=1, pad_token_id=0))
     model = pick_kernels(model)  # as chatpipe trains
     masking = Masking(mask_id=2, special_ids=(0, 1, 2), tokens=260, probability=0.15)

@@ -88,12 +88,14 @@ def test_a_vocabulary_has_room_for_every_token_and_may_have_more():
     with pytest.raises(UsageError) as caught:
         new_model(SHAPE.model_copy(update={"vocab_size": 200}), tokenizer)
     assert "The tokenizer has 261 tokens, but pretrain.architecture.vocab_size = 200" in caught.value.message
-    assert new_model(SHAPE.model_copy(update={"vocab_size": 320}), tokenizer).config.vocab_size == 320
+    assert new_model(SHAPE.model_copy(update={"vocab_size": 262}), tokenizer).config.vocab_size == 262
+    assert new_model(SHAPE, tokenizer).config.vocab_size == 320  # the next multiple of 64
+    assert [SHAPE.rows(tokens) for tokens in (64, 65, 1280)] == [64, 128, 1280]
 
 
 def test_logits_are_those_of_transformers_gpt2_with_the_same_weights(model):
     stock = GPT2LMHeadModel(
-        GPT2Config(vocab_size=261, n_positions=64, n_embd=128, n_layer=3, n_head=4, bos_token_id=1, eos_token_id=1)
+        GPT2Config(vocab_size=320, n_positions=64, n_embd=128, n_layer=3, n_head=4, bos_token_id=1, eos_token_id=1)
     ).eval()
     stock.load_state_dict(model.state_dict())
     ids = torch.randint(5, 261, (2, 64), generator=torch.Generator().manual_seed(0))
@@ -109,7 +111,7 @@ def test_a_new_model_guesses_and_reopens_as_it_was(family, tmp_path):
     ids = torch.randint(5, 261, (4, 32), generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
         loss = model(input_ids=ids, labels=ids).loss.item()
-    assert loss == pytest.approx(math.log(261), abs=0.1)
+    assert loss == pytest.approx(math.log(320), abs=0.1)
 
     model.save_pretrained(tmp_path)
     auto = AutoModelForMaskedLM if architecture.objective == "masked" else AutoModelForCausalLM
@@ -173,7 +175,7 @@ def test_the_model_is_normalised_before_each_block_and_at_the_end(model):
 def test_the_model_knows_its_special_tokens_and_its_size(model):
     config = model.config
     assert (config.pad_token_id, config.eos_token_id, config.bos_token_id) == (0, 1, 1)
-    assert (config.vocab_size, config.n_positions, config.n_layer, config.n_head, config.n_embd) == (261, 64, 3, 4, 128)
+    assert (config.vocab_size, config.n_positions, config.n_layer, config.n_head, config.n_embd) == (320, 64, 3, 4, 128)
 
 
 def test_dropout_is_off_unless_asked_for():

@@ -72,7 +72,7 @@ def model_config(
     make = {"gpt2": _gpt2, "qwen3": _qwen3, "llama": _llama, "modernbert": _modernbert}[architecture.family]
     return make(
         architecture,
-        vocab_size=architecture.vocab_size or tokens,
+        vocab_size=architecture.rows(tokens),
         bos_token_id=eos_token_id,
         eos_token_id=eos_token_id,
         pad_token_id=pad_token_id,

@@ -53,11 +53,9 @@ from chatpipe.models.model_folder import (
     needs_own_code,
     weights_in,
 )
+from chatpipe.recipe.architectures import ROWS_OF_EMBEDDINGS
 
 Model = TypeVar("Model", bound=PreTrainedModel)
-
-ROWS_OF_EMBEDDINGS = 64
-"""Where chatpipe chooses the rows of an embedding, they are a multiple of this: fast on GPUs, easy to shard."""
 
 MAX_EAGER_CONTEXT = 512
 """Eager attention holds a table of context * context for each head; beyond this the memory outweighs the time."""

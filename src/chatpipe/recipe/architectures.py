@@ -11,6 +11,9 @@ from chatpipe.recipe.section import Section
 
 Family = Literal["gpt2", "qwen3", "llama", "modernbert"]
 
+ROWS_OF_EMBEDDINGS = 64
+"""Where chatpipe chooses the rows of an embedding, they are a multiple of this: fast on GPUs, easy to shard."""
+
 GPT2_VOCABULARY = 50257
 PADDED_VOCABULARY = 50304
 """GPT-2's tokens, rounded up to a multiple of 128: GPUs multiply such matrices faster, and chat tokens find room."""
@@ -59,7 +62,7 @@ class Architecture(Section):
     )
     n_positions: int = Field(128, ge=16, description="The longest sequence the model can read, in tokens.")
     vocab_size: int | None = Field(
-        None, ge=1, description="Rows of the embedding. Default: the tokenizer's size; more leaves room."
+        None, ge=1, description="Rows of the embedding. Default: the tokenizer's size, rounded up to a multiple of 64."
     )
     tie_word_embeddings: bool = Field(True, description="One matrix for input and output (gpt2, modernbert: always).")
     rope_theta: float = Field(10000.0, gt=0, description="Base of the rotary positions (all but gpt2).")
@@ -113,9 +116,13 @@ class Architecture(Section):
             return self.n_inner
         return 4 * self.n_embd if self.family == "gpt2" else -(-8 * self.n_embd // (3 * 64)) * 64
 
+    def rows(self, tokens: int) -> int:
+        """Rows of the embedding for a tokenizer of so many tokens."""
+        return self.vocab_size or -(-tokens // ROWS_OF_EMBEDDINGS) * ROWS_OF_EMBEDDINGS
+
     def parameters(self, tokens: int) -> int:
-        """The number of parameters, in closed form; `vocab_size` of the section overrides the tokenizer's size."""
-        vocabulary = self.vocab_size or tokens
+        """The number of parameters, in closed form, for a tokenizer of so many tokens."""
+        vocabulary = self.rows(tokens)
         return {
             "gpt2": self._of_gpt2,
             "qwen3": self._of_llama,
