@@ -1,4 +1,4 @@
-"""Writes the conversations of the recipe smol-rlhf: 480 questions with an answer and a remark, all sentences our own.
+"""Writes the conversations of the recipe smol-rlhf: 480 questions with an answer, all sentences our own.
 
 python examples/smol/make_chats.py
 """
@@ -33,23 +33,28 @@ PASTS = (
     "ride rode, think thought"
 )
 KINDS = (
-    (CAPITALS, "capital of", ("The capital of {0} is {1}.", "Many people who visit {0} go to {1} first.")),
-    (OPPOSITES, "opposite of", ("The opposite of {0} is {1}.", "What is {0} now may be {1} tomorrow.")),
-    (PLURALS, "plural of", ("The plural of {0} is {1}.", "One says one {0}, but two {1}.")),
-    (PASTS, "past tense of", ("The past tense of {0} is {1}.", "Today they {0}, and yesterday they {1}.")),
+    (CAPITALS, "capital of", "Many people who visit {0} go to {1} first."),
+    (OPPOSITES, "opposite of", "What is {0} now may be {1} tomorrow."),
+    (PLURALS, "plural of", "One says one {0}, but two {1}."),
+    (PASTS, "past tense of", "Today they {0}, and yesterday they {1}."),
 )
 QUESTIONS = ("What is the {} {}?", "Tell me the {} {}.", "Do you know the {} {}?", "Please give me the {} {}.")
 
 
 def main() -> None:
     """Writes chats.jsonl beside this file."""
-    rows = []
-    for pairs, relation, sentences in KINDS:
+    rows, draw = [], random.Random(0)
+    for pairs, relation, remark in KINDS:
         for pair in pairs.split(", "):
-            answer = " ".join(sentences).format(*pair.split(" "))
-            asked = [question.format(relation, pair.split(" ")[0]) for question in QUESTIONS]
-            rows += [{"prompt": question, "completion": answer} for question in asked]
-    random.Random(0).shuffle(rows)
+            asked, answer = pair.split(" ")
+            for question in QUESTIONS:
+                # Half of the answers come at once, half repeat the question first; half of each go on with a remark.
+                text = draw.choice(
+                    [f"{answer.capitalize()} is the {relation} {asked}.", f"The {relation} {asked} is {answer}."]
+                )
+                text += draw.choice(["", " " + remark.format(asked, answer)])
+                rows.append({"prompt": question.format(relation, asked), "completion": text})
+    draw.shuffle(rows)
     text = "".join(json.dumps(row) + "\n" for row in rows)
     Path(__file__).with_name("chats.jsonl").write_text(text, encoding="utf-8")
 

@@ -17,6 +17,32 @@ def test_prefill_in_several_passes_changes_nothing(tiny_model, monkeypatch, prom
     assert ids_of(generate(model, prompts, GREEDY, NEVER, seed=0)) == whole
 
 
+def test_completions_to_one_prompt_read_it_once(tiny_model, architecture, prompts, monkeypatch):
+    model, read = tiny_model(architecture).double(), []
+    order = [*range(4, 21), 7, 9, 7, 7, *range(4)]
+    places = [Prompt(prompts[place], number, number) for number, place in enumerate(order)]
+
+    def completions(shared):
+        if not shared:
+            monkeypatch.setattr(DecodeRows, "_prefill_each_once", DecodeRows._prefill)
+        decoding = DecodeRows(model, SAMPLED, NEVER, 0, slots=len(order), max_length=24)
+        handle = model.get_decoder().register_forward_pre_hook(
+            lambda _, args, given: read.append(len(given["input_ids"])), with_kwargs=True
+        )
+        decoding.admit(places)
+        handle.remove()
+        found = []
+        while decoding.rows:
+            decoding.step()
+            found += decoding.collect()
+        return sorted((place, completion.ids) for place, completion in found)
+
+    shared, rows_read = completions(True), sum(read)
+    assert rows_read == len({tuple(prompts[place][:-1]) for place in order})
+    assert rows_read < len(order)
+    assert completions(False) == shared
+
+
 def test_the_cache_holds_as_many_rows_as_slots(tiny_model, prompts):
     decoding = DecodeRows(tiny_model("qwen3"), SAMPLED, NEVER, seed=0, slots=4, max_length=24)
     for start in range(0, 12, 4):

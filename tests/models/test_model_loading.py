@@ -135,6 +135,14 @@ def test_only_what_is_trained_takes_gradients_and_on_a_cpu_all_is_float32(tmp_pa
     assert {weight.requires_grad for weight in model.parameters()} == {not frozen}
 
 
+@pytest.mark.parametrize("load", [load_causal_model, load_reward_model])
+def test_what_is_only_read_is_bfloat16_on_a_cpu_where_that_is_asked_for(tmp_path, load):
+    """As ppo's reference and reward models, where the policy computes in bfloat16: half of their memory."""
+    save_kind(load, tmp_path)
+    assert {weight.dtype for weight in load(tmp_path, frozen=True, half=True).parameters()} == {torch.bfloat16}
+    assert {weight.dtype for weight in load(tmp_path, half=True).parameters()} == {torch.float32}
+
+
 def save_kind(load, folder) -> None:
     if load is load_masked_model:
         config = BertConfig(vocab_size=30, hidden_size=8, num_hidden_layers=1, num_attention_heads=1)

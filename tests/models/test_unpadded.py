@@ -11,6 +11,7 @@ from chatpipe.models import unpadded
 
 LENGTHS = (7, 1, 12, 4, 12)
 SIZES = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 2, "vocab_size": 20, "head_dim": 4}
+NO_DROPOUT = {"attn_pdrop": 0.0, "embd_pdrop": 0.0, "resid_pdrop": 0.0}
 HEADS = {"num_attention_heads": 4, "num_key_value_heads": 2, "max_position_embeddings": 16, "initializer_range": 0.3}
 
 
@@ -115,11 +116,25 @@ def test_models_with_another_attention_are_read_with_padding(kind, more):
     assert unpadded.positions_read(model, rows().attention_mask) == rows().input_ids.numel()
 
 
-def test_gradient_checkpointing_is_read_with_padding():
-    model = body("llama")
+@pytest.mark.parametrize("kind, more", [("gpt2", NO_DROPOUT), ("llama", {}), ("qwen3", {})])
+def test_layers_that_are_computed_again_in_the_backward_pass_attend_within_rows(kind, more, monkeypatch):
+    calls, attend = [], unpadded.scaled_dot_product_attention
+    monkeypatch.setattr(
+        unpadded, "scaled_dot_product_attention", lambda *given, **how: (calls.append(1), attend(*given, **how))[1]
+    )
+    model = body(kind, **more).train()
     assert unpadded.reads_unpadded(model)
+    calls.clear()
+    plain, once = states_and_gradients(states, model), len(calls)
     model.gradient_checkpointing_enable()
-    assert not unpadded.reads_unpadded(model)
+    assert unpadded.reads_unpadded(model)
+    again = states_and_gradients(states, model)
+    assert len(calls) == 3 * once
+    for one, other in zip(again, plain, strict=True):
+        assert torch.allclose(one, other, rtol=1e-12, atol=1e-12)
+    padded = states_and_gradients(padded_states, model)
+    for one, other in zip(again, padded, strict=True):
+        assert torch.allclose(one, other, rtol=1e-10, atol=1e-10)
 
 
 def test_bfloat16_is_used_under_autocast_and_the_model_is_tried_without():

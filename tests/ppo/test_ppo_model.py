@@ -6,7 +6,7 @@ import torch
 from transformers import BertConfig, BertForSequenceClassification
 
 from chatpipe.data.sequences import pad
-from chatpipe.models import logprobs
+from chatpipe.models import logprobs, unpadded
 from chatpipe.ppo import model
 
 
@@ -43,8 +43,7 @@ def test_the_share_of_padding_is_logged(tmp_path):
     assert line["perf/padding"] == pytest.approx(1 - tokens / filled_up)
 
 
-def test_models_that_need_padding_are_read_with_little(tmp_path):
-    """Gradient checkpointing is one reason to be read in padded rows."""
+def test_models_that_need_padding_are_read_with_little(tmp_path, monkeypatch):
     ppo = tiny.trainer(tmp_path, batch_size=32, num_mini_batches=1, per_device_train_batch_size=32)
     lengths, readers = torch.tensor([10, 20, 10, 20]), [ppo.model.policy, ppo.model.value_model]
     assert [rows.tolist() for rows in model.micro_batch_rows(readers, lengths, 4)] == [[1, 3, 0, 2]]
@@ -53,6 +52,9 @@ def test_models_that_need_padding_are_read_with_little(tmp_path):
     )
     assert [rows.tolist() for rows in model.micro_batch_rows([*readers, encoder], lengths, 4)] == [[1, 3], [0, 2]]
     ppo.model.gradient_checkpointing_enable()
+    assert [rows.tolist() for rows in model.micro_batch_rows(readers, lengths, 4)] == [[1, 3, 0, 2]]
+    for module in (model, unpadded):
+        monkeypatch.setattr(module, "reads_unpadded", lambda body: False)
     assert [rows.tolist() for rows in model.micro_batch_rows(readers, lengths, 4)] == [[1, 3], [0, 2]]
     ppo.train()
     assert [line["perf/padding"] for line in tiny.logged_iterations(ppo)] == [pytest.approx(0, abs=0.05)]

@@ -10,6 +10,7 @@ import pytest
 
 from chatpipe.recipe import load_recipe, packaged_recipes
 from chatpipe.recipe.loading import flatten
+from chatpipe.reward.functions import load_function
 from chatpipe.run.launch import processes_of
 from chatpipe.run.step_checks import check_recipe, check_step
 from chatpipe.run.steps import steps_of
@@ -73,6 +74,23 @@ def test_a_recipe_of_one_stage_passes_its_checks(local, name):
     step.section.micro_batches(1, "pretrain")
 
 
-@pytest.mark.parametrize("name", [name for name in WHOLE_RUNS if name not in ("pocket", "small-real")])
+def test_the_answers_of_smol_rlhf_are_ranked_by_what_neither_their_length_nor_their_words_tell(monkeypatch):
+    """Else its verdict of rm would be a failure, and with answers of one kind ppo had nothing to choose from."""
+    monkeypatch.chdir(ROOT)
+    scores_of = load_function("examples.smol.taste:to_the_point", "rank.rater")
+    rows = [json.loads(line) for line in (ROOT / "examples/smol/chats.jsonl").read_text().splitlines()]
+    prompts = [[{"role": "user", "content": row["prompt"]}] for row in rows]
+    answers = [row["completion"] for row in rows]
+    scored = list(zip(answers, scores_of(prompts, answers), strict=True))
+    liked = [text for text, score in scored if score == 0]
+    disliked = [text for text, score in scored if score < 0]
+    assert 0.4 < len(liked) / len(answers) < 0.6
+    assert sum(map(len, liked)) / len(liked) == pytest.approx(sum(map(len, disliked)) / len(disliked), rel=0.1)
+    question = [{"role": "user", "content": "Tell me the capital of Italy."}]
+    best, same_words = scores_of([question] * 2, ["Rome is the capital of Italy.", "The capital of Italy is Rome."])
+    assert best == 0 > same_words
+
+
+@pytest.mark.parametrize("name", [name for name in WHOLE_RUNS if name not in ("pocket", "small-real", "smol-rlhf")])
 def test_what_nobody_has_measured_yet_says_so(name):
     assert "# Not measured yet." in packaged_recipes()[name].read_text(encoding="utf-8")

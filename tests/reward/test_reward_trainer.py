@@ -183,7 +183,7 @@ def test_each_response_is_read_once_and_no_padding_between(bodies, tmp_path):
 
 @pytest.mark.parametrize("kind", ["gpt2", "llama", "qwen3"])
 def test_padding_changes_nothing(kind, bodies, tmp_path, monkeypatch):
-    """Read without padding as with it, which is what other models and gradient checkpointing need."""
+    """Read without padding as with it, which is what other models need."""
     some = {"per_device_train_batch_size": 12}
     unpadded = trained_weights(bodies[kind], tmp_path, some_rankings(24), **some)
     monkeypatch.setattr("chatpipe.models.unpadded.reads_unpadded", lambda body: False)

@@ -63,10 +63,10 @@ def test_memory_decides_micro_batch_and_checkpointing_where_the_recipe_does_not(
     assert plain - recomputed == 64 * 64 * (8 * 120 - 8 * 4 - 120)
     assert rows.row_bytes(False, True) == 64 * (8 * 64 * 80 + 12 * 100_000)
 
-    def decided(budget: float, **keys: object) -> tuple[bool, int]:
+    def decided(budget: float, reading: Reading = rows, **keys: object) -> tuple[bool, int]:
         monkeypatch.setattr("chatpipe.training.arguments.MICRO_BATCH_BYTES_ON_CPU", int(budget))
         asked = section.model_copy(update=keys)
-        args = training_arguments(SFTConfig, asked, "sft", tmp_path, 0, 1, reading=rows)
+        args = training_arguments(SFTConfig, asked, "sft", tmp_path, 0, 1, reading=reading)
         return args.gradient_checkpointing, args.per_device_train_batch_size
 
     assert decided(40 * plain) == (False, 32)
@@ -76,6 +76,9 @@ def test_memory_decides_micro_batch_and_checkpointing_where_the_recipe_does_not(
     assert decided(1, gradient_checkpointing=False) == (False, 1)
     assert decided(1, per_device_train_batch_size=16) == (True, 16)
     assert decided(40 * plain, gradient_checkpointing=True) == (True, 32)
+    two = Reading((model, model), 64)  # their gradients and optimizer states take memory too
+    assert decided(40 * plain, two) == (False, 8)
+    assert decided(4 * plain - 1, two) == (True, 1)
 
 
 def test_a_warm_up_may_be_a_share_of_the_steps(tmp_path):

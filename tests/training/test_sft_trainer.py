@@ -2,6 +2,7 @@
 
 import json
 import os
+from functools import partial
 
 import pytest
 import torch
@@ -11,7 +12,10 @@ from transformers import TrainerCallback, set_seed
 from trl import SFTConfig
 
 from chatpipe.data.chat_template import add_chat_template
+from chatpipe.models import logprobs
+from chatpipe.models.logprobs import gives_label_logits
 from chatpipe.models.new_model import new_model, train_tokenizer
+from chatpipe.models.unpadded import MULTIPLE
 from chatpipe.recipe.architectures import Architecture
 from chatpipe.training.resume import RESUME_POINTS, newest_resume_point
 from chatpipe.training.sft_trainer import SftTrainer
@@ -30,6 +34,39 @@ class CrashAt(TrainerCallback):
     def on_step_begin(self, args, state, control, **kwargs):
         if state.global_step == self.step:
             raise Crash
+
+
+@pytest.mark.parametrize("family", ["gpt2", "llama", "qwen3"])
+def test_labels_alone_and_rows_without_padding_give_the_training_of_trl(make_sft_trainer, tmp_path, family):
+    """trl computes the output head at every token of padded rows."""
+
+    def history(folder, label_logits):
+        trainer = make_sft_trainer(tmp_path / folder, family, gradient_accumulation_steps=2)
+        trainer.label_logits = label_logits and partial(label_logits, trainer.model)
+        trainer.train()
+        return weights(trainer), logged(trainer)
+
+    (ours, our_log), (trl, trl_log) = history("ours", logprobs.label_logits), history("trl", None)
+    assert gives_label_logits(make_sft_trainer(tmp_path / "asked", family).model)
+    assert len(our_log) == len(trl_log) == 2
+    for one, other in zip(our_log, trl_log, strict=True):
+        assert one.keys() == other.keys()
+        for name in ("loss", "entropy", "mean_token_accuracy", "grad_norm"):
+            assert one[name] == pytest.approx(other[name], rel=1e-3), name
+    assert all(torch.allclose(ours[name], trl[name], rtol=0, atol=1e-3) for name in ours)
+
+
+def test_the_output_head_sees_the_tokens_that_predict_labels_alone(make_sft_trainer, tmp_path):
+    trainer, seen = make_sft_trainer(tmp_path, max_steps=1), []
+    trainer.label_logits = partial(logprobs.label_logits, trainer.model)
+    trainer.model.lm_head.register_forward_pre_hook(lambda _, given: seen.append(given[0].shape[:2]))
+    batches = []
+    collate = trainer.data_collator
+    trainer.data_collator = lambda rows: (batches.append(collate(rows)), batches[-1])[1]
+    trainer.train()
+    labels = int((batches[0]["labels"] >= 0).sum())
+    assert 0 < labels < batches[0]["labels"].numel()
+    assert seen == [(1, -(-labels // MULTIPLE) * MULTIPLE)]
 
 
 class Told:

@@ -19,6 +19,8 @@ from chatpipe.evaluation.answers import Answers, answer_prompts, evaluate_answer
 from chatpipe.evaluation.text import rows_at_once
 from chatpipe.generation import SamplingParams
 from chatpipe.models.properties import evaluation_mode, longest_sequence
+from chatpipe.training.arguments import multiplies_bf16
+from chatpipe.training.machine import is_large
 from chatpipe.training.ranks import is_main, over_ranks
 
 EncodedConversation = tuple[list[int], list[int]]
@@ -113,7 +115,10 @@ def swap_answers(rows: Sequence[EncodedConversation]) -> list[EncodedConversatio
 def answer_nats(
     model: PreTrainedModel, rows: Sequence[EncodedConversation], temperature: float = 1.0
 ) -> tuple[np.ndarray, np.ndarray]:
-    """For each row the nats of its masked tokens under softmax(logits / temperature), and their number: [rows] both."""
+    """For each row the nats of its masked tokens under softmax(logits / temperature), and their number: [rows] both.
+
+    A large model on a CPU that multiplies bfloat16 computes in it, as it was trained: that takes half the time.
+    """
 
     def nats_of(some: Sequence[EncodedConversation]) -> list[tuple[float, int]]:
         found: list[tuple[float, int]] = [(0.0, 0)] * len(some)
@@ -128,7 +133,8 @@ def answer_nats(
                 bar.update(done := done + len(chosen))
         return found
 
-    with evaluation_mode(model), torch.no_grad():
+    half = model.device.type == "cpu" and is_large(model) and multiplies_bf16(model.device)
+    with evaluation_mode(model), torch.no_grad(), torch.autocast(model.device.type, torch.bfloat16, enabled=half):
         results = over_ranks(rows, nats_of, model=model)
     nats, counts = np.array(results, dtype=np.float64).reshape(-1, 2).T
     return nats, counts

@@ -172,13 +172,23 @@ class DecodeRows:
             start = len(prompt.ids) - 1
             row[start : start + count] = uniform_numbers(self.seed, prompt.stream, count)
         self.state.uniforms[slots] = torch.from_numpy(uniforms).to(device)
-        done = 0
-        while done < len(prompts):
-            per_pass = max(1, prefill_tokens(self.model) // len(prompts[done].ids))
-            self._prefill(first + done, [prompt.ids[:-1] for prompt in prompts[done : done + per_pass]])
-            done += per_pass
+        self._prefill_each_once(first, [tuple(prompt.ids[:-1]) for prompt in prompts])
 
-    def _prefill(self, first_row: int, prefixes: list[Sequence[int]]) -> None:
+    def _prefill_each_once(self, first_row: int, prefixes: list[tuple[int, ...]]) -> None:
+        """Prefill the rows from `first_row` on; several completions to one prompt share the work, and it is copied."""
+        places = {prefix: place for place, prefix in enumerate(dict.fromkeys(prefixes))}
+        different, done = list(places), 0
+        while done < len(different):
+            per_pass = max(1, prefill_tokens(self.model) // (len(different[done]) + 1))
+            self._prefill(first_row + done, different[done : done + per_pass])
+            done += per_pass
+        if len(different) < len(prefixes):
+            source = [[first_row + places[prefix] for prefix in prefixes]]
+            target = range(first_row, first_row + len(prefixes))
+            from_rows, to_rows = torch.tensor([*source, [*target]], device=self.model.device)
+            self.cache.move_rows(from_rows, to_rows, max(map(len, different)))
+
+    def _prefill(self, first_row: int, prefixes: Sequence[Sequence[int]]) -> None:
         """Write the keys and values of `prefixes` into the rows from `first_row` on, padded on the right.
 
         The padding needs no mask: no token before it sees it, and the row overwrites it as it decodes.

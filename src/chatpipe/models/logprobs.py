@@ -1,12 +1,13 @@
 """Log-probs of completions under a causal model, and its hidden states at the positions that predict them."""
 
+import inspect
 import re
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 from weakref import WeakKeyDictionary
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn.functional import pad
 from torch.utils.checkpoint import checkpoint
 from transformers import PreTrainedModel
@@ -14,7 +15,7 @@ from transformers import PreTrainedModel
 from chatpipe.data.sequences import MicroBatch
 from chatpipe.errors import UsageError
 from chatpipe.models.properties import body_of, evaluation_mode, longest_sequence
-from chatpipe.models.unpadded import MULTIPLE, Rows, hidden_states_at
+from chatpipe.models.unpadded import MULTIPLE, Rows, flat_inputs, hidden_states_at, reads_unpadded
 
 MAX_LOGITS = {"cpu": 2**25, "cuda": 2**28}
 """Logits that are held at once, by type of device. Log-softmax and entropy need about four times their float32 memory:
@@ -71,6 +72,32 @@ def token_logprobs(
         with torch.no_grad():
             entropy = -(logprobs.exp() * logprobs).sum(-1)
     return logprobs.gather(-1, tokens[:, None])[:, 0], entropy
+
+
+def label_logits(
+    plain: PreTrainedModel, model: nn.Module, input_ids: Tensor, attention_mask: Tensor, labels: Tensor
+) -> tuple[Tensor, Tensor]:
+    """The logits [N, vocabulary] that predict the labels, and these labels [N]; those that are negative are none.
+
+    input_ids, attention_mask (1 = token), labels: [b, t], padded on the right. `model` is what calls `plain`, such as
+    DDP; it reads the rows without padding. Only for a `plain` that `gives_label_logits`.
+    """
+    longest_first = attention_mask.sum(1).argsort(descending=True, stable=True)
+    ids, mask, labels = (cells[longest_first] for cells in (input_ids, attention_mask, labels))
+    labels = torch.where(mask.bool(), labels, -1)
+    rows, columns = (labels[:, 1:] >= 0).nonzero(as_tuple=True)
+    lengths = mask.sum(1)
+    places = (lengths.cumsum(0) - lengths)[rows] + columns
+    filled = pad(places, (0, -len(places) % MULTIPLE))  # for the reason given at MULTIPLE
+    positions = torch.arange(ids.shape[1], device=ids.device).expand_as(ids)
+    with flat_inputs(body_of(plain), Rows(ids, mask, positions)) as inputs:
+        logits = model(**inputs, logits_to_keep=filled).logits[0, : len(places)]
+    return logits, labels[rows, columns + 1]
+
+
+def gives_label_logits(model: PreTrainedModel) -> bool:
+    """Whether `label_logits` can read `model`: without padding, and with an output head that sees chosen tokens."""
+    return "logits_to_keep" in inspect.signature(type(model).forward).parameters and reads_unpadded(body_of(model))
 
 
 # ---- from hidden states to logits ----

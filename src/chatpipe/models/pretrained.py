@@ -61,13 +61,13 @@ MAX_EAGER_CONTEXT = 512
 """Eager attention holds a table of context * context for each head; beyond this the memory outweighs the time."""
 
 
-def load_causal_model(model: str | Path, frozen: bool = False) -> PreTrainedModel:
+def load_causal_model(model: str | Path, frozen: bool = False, half: bool = False) -> PreTrainedModel:
     """A causal language model from a folder or a hub id, as `prepare_model` places it.
 
-    `frozen` models are never trained: their weights are bfloat16 on a GPU, otherwise float32. Raises `UsageError`
-    where there is no such model.
+    `frozen` models are never trained: their weights are bfloat16 on a GPU, otherwise float32. With `half` they are
+    bfloat16 on a CPU too, for a model that reads and writes nothing. Raises `UsageError` where there is no such model.
     """
-    return prepare_model(load_model(AutoModelForCausalLM, model, _dtype(frozen)), frozen)
+    return prepare_model(load_model(AutoModelForCausalLM, model, _dtype(frozen, half)), frozen)
 
 
 def load_for_chat(
@@ -102,13 +102,13 @@ def load_masked_model(model: str | Path, frozen: bool = False) -> PreTrainedMode
     return prepare_model(load_model(AutoModelForMaskedLM, model, _dtype(frozen)), frozen)
 
 
-def load_reward_model(model: str | Path, frozen: bool = False) -> PreTrainedModel:
+def load_reward_model(model: str | Path, frozen: bool = False, half: bool = False) -> PreTrainedModel:
     """A sequence classification model from a folder or a hub id, otherwise as `load_causal_model`.
 
     Also raises `UsageError` where the offset that centres its scores is not a finite number.
     """
     give_score_class(load_config(model))
-    loaded = load_model(AutoModelForSequenceClassification, model, _dtype(frozen), new_head=True)
+    loaded = load_model(AutoModelForSequenceClassification, model, _dtype(frozen, half), new_head=True)
     offset = getattr(loaded.config, "chatpipe_reward_offset", 0.0)
     if not isinstance(offset, int | float) or not math.isfinite(offset):
         raise UsageError(
@@ -150,10 +150,10 @@ def training_device() -> torch.device:
     return torch.device("cuda", torch.cuda.current_device()) if torch.cuda.is_available() else torch.device("cpu")
 
 
-def _dtype(frozen: bool) -> torch.dtype:
-    """Half the memory for what only computes forward passes; not on a CPU, where bfloat16 is slower when decoding."""
+def _dtype(frozen: bool, half: bool = False) -> torch.dtype:
+    """Half the memory for what only computes forward passes; on a CPU if `half`: there it makes decoding slower."""
     on_gpu = torch.cuda.is_available() and torch.cuda.is_bf16_supported(including_emulation=False)
-    return torch.bfloat16 if frozen and on_gpu else torch.float32
+    return torch.bfloat16 if frozen and (on_gpu or half) else torch.float32
 
 
 def pick_kernels(model: Model) -> Model:

@@ -14,8 +14,9 @@ tokens before, and if the result is the same, which is tried once for each model
 
 import inspect
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -71,7 +72,7 @@ def flat_inputs(body: nn.Module, tokens: Rows) -> Iterator[dict[str, Any]]:
     input_ids, ones, position_ids = (
         pad(values.flatten()[cells], (0, fill))[None] for values in (tokens.input_ids, mask, tokens.position_ids)
     )
-    with _attention(body.config):
+    with _attention(body.config), _recomputing_alike(body):
         yield {
             "input_ids": input_ids,
             "attention_mask": ones,
@@ -89,17 +90,12 @@ def positions_read(body: nn.Module, attention_mask: Tensor) -> int:
 
 
 def reads_unpadded(body: nn.Module) -> bool:
-    """Whether `hidden_states_at` reads `body` without padding: on a CPU, where the result is the same.
-
-    Not with gradient checkpointing, whose second forward pass would come after the attention was changed back.
-    """
+    """Whether `hidden_states_at` reads `body` without padding: on a CPU, where the result is the same."""
     if next(body.parameters()).device.type != "cpu":
         return False
     if not getattr(body, "_supports_attention_backend", False) or body.config._attn_implementation not in _KNOWN:
         return False
     if layer_types(body.config.get_text_config()) != {"full_attention"}:
-        return False
-    if any(getattr(module, "gradient_checkpointing", False) for module in body.modules()):
         return False
     if body not in _agrees:
         _agrees[body] = _is_same(body)
@@ -156,6 +152,25 @@ def _attention(config: PreTrainedConfig) -> Iterator[None]:
         yield
     finally:
         config._attn_implementation = before
+
+
+@contextmanager
+def _recomputing_alike(body: nn.Module) -> Iterator[None]:
+    """Gradient checkpointing computes layers again in the backward pass, when the attention is changed back: once more.
+
+    transformers keeps the function that does so in each layer.
+    """
+    layers = [module for module in body.modules() if getattr(module, "gradient_checkpointing", False)]
+    before = [layer._gradient_checkpointing_func for layer in layers]
+    for layer, function in zip(layers, before, strict=True):
+        layer._gradient_checkpointing_func = partial(
+            function, context_fn=lambda: (nullcontext(), _attention(body.config))
+        )
+    try:
+        yield
+    finally:
+        for layer, function in zip(layers, before, strict=True):
+            layer._gradient_checkpointing_func = function
 
 
 class _OtherAttention(Exception):

@@ -53,6 +53,7 @@ class PPOGradients(OwnLoop):
                 loss, sums = self._micro_batch_loss(minibatch.select(rows))
                 loss = loss * args.world_size / tokens
                 self.accelerator.backward(loss)
+            self.control = self.callback_handler.on_substep_end(args, self.state, self.control)
             total = total + loss.detach()
             statistics = add_statistics(statistics, sums)
         return total, statistics | of_text

@@ -21,6 +21,7 @@ from chatpipe.ppo.config import PPOConfig
 from chatpipe.reward.reward_model import head_scores, reads_left_to_right, reward_offset
 from chatpipe.reward.rewards import Rewards
 from chatpipe.training.lora import Adapter
+from chatpipe.training.machine import train_leanly
 
 MAX_TOKENS_ON_CPU = 4096
 """The most tokens of a micro-batch that a CPU reads without padding; more need more memory and hardly less time."""
@@ -126,9 +127,9 @@ def prepare_models(
 ) -> tuple[PreTrainedModel, PreTrainedModel | None, Adapter | None]:
     """The value model, the reference model and the adapter, made where they are not given.
 
-    In all models, in place: no dropout, GPT-2's GELU is torch's kernel. What is trained whole becomes float32;
-    reference and reward models are frozen and moved to the device that trains. With an adapter there is no reference
-    model: the policy without it is the reference.
+    In all models, in place: no dropout, GPT-2's GELU is torch's kernel. What is trained whole becomes float32, and
+    takes less memory where it is large; reference and reward models are frozen and moved to the device that trains.
+    With an adapter there is no reference model: the policy without it is the reference.
     """
     for each in (model, ref_model, value_model, *rewards.all_models):
         if each is not None:
@@ -151,6 +152,8 @@ def prepare_models(
     if ref_model is not None:
         output_head(ref_model)  # tried now, not in the first micro-batch
     value_model.requires_grad_(True)
+    train_leanly(model)
+    train_leanly(value_model)
     return value_model, ref_model, adapter
 
 

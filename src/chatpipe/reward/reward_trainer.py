@@ -23,6 +23,7 @@ from chatpipe.models.unpadded import reads_unpadded
 from chatpipe.reward.reward_model import ScoringModel
 from chatpipe.reward.training_data import EncodedRanking, RankingCollator
 from chatpipe.training.lora import Adapter, TrainsAdapter
+from chatpipe.training.machine import train_leanly
 from chatpipe.training.run_trainer import CountsRowsOnce, SkipNonFinite
 
 
@@ -44,6 +45,7 @@ class RewardTrainer(TrainsAdapter, SkipNonFinite, CountsRowsOnce):
         scoring, collator = ScoringModel(model), RankingCollator()
         super().__init__(model=scoring, args=args, train_dataset=train_dataset, data_collator=collator, **more)
         self.adapter = adapter
+        train_leanly(model)
         # Tried out once, before FSDP shards the model: afterwards its body cannot be called alone.
         reads_unpadded(body_of(model))
         # Trainer then leaves it to us to divide by num_items_in_batch, and does not divide by the micro-batches.

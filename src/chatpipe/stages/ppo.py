@@ -92,8 +92,8 @@ def prepare(step: Step) -> Prepared:
     check_completes(step, policy)
     # In bfloat16 only where the policy computes in it too: the KL between them is 0 before the first step.
     in_bf16 = use_bf16(recipe.ppo.bf16, policy.device)
-    reference = None if recipe.ppo.lora else load_causal_model(step.models["model"], frozen=in_bf16)
-    rewards = load_rewards(step, tokenizer)
+    reference = None if recipe.ppo.lora else load_causal_model(step.models["model"], frozen=in_bf16, half=in_bf16)
+    rewards = load_rewards(step, tokenizer, half=in_bf16)
     scorers = dict(zip([f"ppo.{key}" for key in step.models if key != "model"], rewards.all_models, strict=True))
     context = shared_context(policy, rewards.all_models, tokenizer)
     length = longest_answer(step, recipe.ppo.response_length, tokenizer, context)

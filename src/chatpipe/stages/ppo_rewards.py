@@ -20,17 +20,20 @@ from chatpipe.stages.step import Step
 from chatpipe.training.ranks import over_ranks
 
 
-def load_rewards(step: Step, tokenizer: PreTrainedTokenizerBase) -> Rewards:
-    """The reward model, or all rewards that `ppo.reward` lists, and the oracle, which is never trained on."""
+def load_rewards(step: Step, tokenizer: PreTrainedTokenizerBase, half: bool = False) -> Rewards:
+    """The reward model, or all rewards that `ppo.reward` lists, and the oracle, which is never trained on.
+
+    `half`: their weights are bfloat16, on a CPU too.
+    """
     section = step.recipe.ppo
     models, functions, weights = [], [], [1.0]
     if section.reward is None:
-        models.append(_load_reward_model(step, "reward_model", tokenizer))
+        models.append(_load_reward_model(step, "reward_model", tokenizer, half))
     else:
         of_models, of_functions = [], []
         for i, source in enumerate(section.reward):
             if source.function is None:
-                models.append(_load_reward_model(step, f"reward.{i}", tokenizer))
+                models.append(_load_reward_model(step, f"reward.{i}", tokenizer, half))
                 of_models.append(source.weight)
             else:
                 functions.append(load_function(source.function, f"ppo.reward.{i}.function"))
@@ -38,15 +41,15 @@ def load_rewards(step: Step, tokenizer: PreTrainedTokenizerBase) -> Rewards:
         weights = [*of_models, *of_functions]
     oracle: PreTrainedModel | RewardFunction | None = _oracle(step)
     if section.oracle_reward_model is not None:
-        oracle = _load_reward_model(step, "oracle_reward_model", tokenizer)
+        oracle = _load_reward_model(step, "oracle_reward_model", tokenizer, half)
     return Rewards.of(models, functions, weights, oracle)
 
 
-def _load_reward_model(step: Step, key: str, tokenizer: PreTrainedTokenizerBase) -> PreTrainedModel:
+def _load_reward_model(step: Step, key: str, tokenizer: PreTrainedTokenizerBase, half: bool) -> PreTrainedModel:
     """It reads the policy's token ids: both must have the same tokenizer (trl #1674, #1979)."""
     folder = step.models[key]
     refuse({"other_vocabulary": lambda: other_vocabulary(f"ppo.{key}", folder, tokenizer)})
-    return load_reward_model(folder, frozen=True)
+    return load_reward_model(folder, frozen=True, half=half)
 
 
 def _oracle(step: Step) -> RewardFunction | None:

@@ -20,6 +20,7 @@ from chatpipe.evaluation.budget import Stopwatch, chat_prompts, chat_rows
 from chatpipe.evaluation.chat import EncodedConversation, chat_loss, chat_samples, evaluate_chat
 from chatpipe.evaluation.language_verdicts import sft_verdict
 from chatpipe.generation import SamplingParams
+from chatpipe.models.logprobs import gives_label_logits, label_logits
 from chatpipe.models.pretrained import load_causal_model, load_for_chat, load_tokenizer
 from chatpipe.models.properties import longest_sequence, row_length
 from chatpipe.stages.shared import (
@@ -173,6 +174,7 @@ def _train(
         adapter=adapter,
         measure=partial(_measure, tokenizer, rows, asked, params.max_new_tokens),
         keep_best=section.load_best_model_at_end,
+        label_logits=partial(label_logits, model) if gives_label_logits(model) else None,
     )
     speed = run_trainer(trainer, model, step.stage, step.folder, max_length, section.max_nonfinite_steps)
     trainer.load_best()

@@ -62,7 +62,7 @@ def memory_settings(section: TrainingSection, reading: Reading | None, device: t
     if device.type == "cuda":
         budget = int(torch.cuda.mem_get_info(device)[1] * MICRO_BATCH_SHARE_OF_GPU)
     else:
-        budget = MICRO_BATCH_BYTES_ON_CPU
+        budget = MICRO_BATCH_BYTES_ON_CPU // len(reading.models)
     half = use_bf16(section.bf16, device)
     recomputes = reading.row_bytes(False, half) > budget if asked == "auto" else asked
     return recomputes, budget // max(reading.row_bytes(recomputes, half), 1)

@@ -19,7 +19,7 @@ from chatpipe import console
 from chatpipe.errors import Interrupted, TrainingError
 from chatpipe.recipe.architectures import flops_per_token
 from chatpipe.training.callbacks import watch
-from chatpipe.training.machine import give_back_freed_memory, peak_flops
+from chatpipe.training.machine import give_back_freed_memory, is_large, peak_flops
 from chatpipe.training.ranks import STOP_FILE, has_parent
 from chatpipe.training.resume import RESUME_POINTS, common_resume_point
 
@@ -116,6 +116,22 @@ class CountsRowsOnce(Trainer):
         return batch
 
 
+class GivesBackMemory(TrainerCallback):
+    """Gives the holes between a large model's gradients and moments back after each micro-batch and each step.
+
+    Gradients settle where activations were, and the next activations are taken from the kernel: a quarter of the peak
+    of a model of 135 M parameters.
+    """
+
+    def on_substep_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        """After a micro-batch."""
+        give_back_freed_memory()
+
+    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        """After a step."""
+        give_back_freed_memory()
+
+
 class StopOnRequest(TrainerCallback):
     """Saves and stops at the next step at which the trainer can be resumed, after a request.
 
@@ -188,6 +204,8 @@ def run_trainer(
         console.note(f"{stage}: going on from {point.name}")
     stop = StopOnRequest(folder, resumable)
     trainer.add_callback(stop)
+    if trainer.args.device.type == "cpu" and is_large(model):
+        trainer.add_callback(GivesBackMemory())
     stop.install()
     give_back_freed_memory()  # of reading data and tokenising
     start = time.monotonic()

@@ -1,11 +1,13 @@
 """The trainer of fine-tuning: trl's SFTTrainer with our resume points, evaluation and adapters."""
 
 import copy
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from datasets import Dataset
-from torch import Tensor
+from torch import Tensor, nn
+from torch.nn import functional
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from trl import SFTConfig, SFTTrainer
 
@@ -15,9 +17,11 @@ from chatpipe.data.text_blocks import IGNORED
 from chatpipe.errors import UsageError
 from chatpipe.training.evaluations import EvaluateLast, KeepsBest, Measure
 from chatpipe.training.lora import Adapter, TrainsAdapter
+from chatpipe.training.machine import train_leanly
 from chatpipe.training.run_trainer import CountsRowsOnce, SkipNonFinite
 
 TRIED_LENGTHS = (7, 5)
+LabelLogits = Callable[[nn.Module, Tensor, Tensor, Tensor], tuple[Tensor, Tensor]]
 
 
 class SftTrainer(TrainsAdapter, KeepsBest, SkipNonFinite, CountsRowsOnce, SFTTrainer):
@@ -25,7 +29,9 @@ class SftTrainer(TrainsAdapter, KeepsBest, SkipNonFinite, CountsRowsOnce, SFTTra
 
     `packed`: each sequence holds several rows; raises `UsageError` for a model that would read across them. With
     `adapter` only that is trained; `model` is then its model. `measure` runs at each of Trainer's evaluations, on every
-    process; with `keep_best` the weights with the lowest `eval_loss` are kept for `load_best`.
+    process; with `keep_best` the weights with the lowest `eval_loss` are kept for `load_best`. `label_logits` is called
+    with the model, ids, mask and labels of a batch, and gives the logits of the labels and these; without it, and for
+    packed rows, trl computes the loss.
     """
 
     def __init__(
@@ -38,6 +44,7 @@ class SftTrainer(TrainsAdapter, KeepsBest, SkipNonFinite, CountsRowsOnce, SFTTra
         adapter: Adapter | None = None,
         measure: Measure | None = None,
         keep_best: bool = False,
+        label_logits: LabelLogits | None = None,
     ) -> None:
         if packed and not isolates_packed_rows(model):
             raise UsageError(
@@ -54,13 +61,41 @@ class SftTrainer(TrainsAdapter, KeepsBest, SkipNonFinite, CountsRowsOnce, SFTTra
             data_collator=PackCollator(padding_id(processing_class)) if packed else None,
             eval_dataset=[],  # `measure` measures; Trainer requires a data set where it is to evaluate
         )
+        train_leanly(model)
         self.adapter, self.measure, self.keep_best = adapter, measure, keep_best
+        self.label_logits = None if packed or self.aux_loss_enabled else label_logits
         if keep_best:
             self.add_callback(EvaluateLast())
 
     def leave_out(self, batch: dict[str, Tensor], first: int) -> None:
         """Nothing is learned from the sequences from number `first` on."""
         batch["labels"][first:] = IGNORED
+
+    def compute_loss(
+        self, model: nn.Module, inputs: dict[str, Tensor], return_outputs: bool = False, num_items_in_batch: Any = None
+    ) -> Any:
+        """The loss of the tokens to learn: this micro-batch's share of the mean over `num_items_in_batch` of them.
+
+        trl's own computes the output head at every token, padding included, and on a CPU its gradient in float32.
+        """
+        if self.label_logits is None or return_outputs:
+            return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
+        logits, tokens = self.label_logits(model, inputs["input_ids"], inputs["attention_mask"], inputs["labels"])
+        logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
+        loss = functional.cross_entropy(logits, tokens, reduction="sum")
+        self._note(logits.detach(), tokens)
+        # Trainer counts the tokens of all ranks, and DDP averages gradients over these.
+        in_all = torch.as_tensor(len(tokens) if num_items_in_batch is None else num_items_in_batch).clamp(min=1)
+        return loss * (1 if num_items_in_batch is None else self.accelerator.num_processes) / in_all
+
+    def _note(self, logits: Tensor, tokens: Tensor) -> None:
+        """What trl logs: the mean entropy, and the share of tokens that are the likeliest, over all ranks."""
+        entropy = logits.logsumexp(-1) - (logits.softmax(-1) * logits).sum(-1)
+        sums = torch.stack([entropy.sum(), (logits.argmax(-1) == tokens).sum().to(entropy)])
+        count = torch.full((1,), len(tokens), dtype=sums.dtype, device=sums.device)
+        *means, counted = self.accelerator.reduce(torch.cat([sums, count]), reduction="sum").tolist()
+        for name, value in zip(("entropy", "mean_token_accuracy"), means, strict=True):
+            self._metrics["train"][name].append(value / max(counted, 1))
 
     def log(self, logs: dict[str, Any], start_time: float | None = None) -> None:
         """Removes trl's count of tokens, which takes a packed batch for one row; Trainer's own is right."""
