@@ -1,5 +1,6 @@
 """The forward pass of PPO: the output head in parts, and how much padding the models read."""
 
+import parts
 import pytest
 import tiny
 import torch
@@ -8,6 +9,7 @@ from transformers import BertConfig, BertForSequenceClassification
 from chatpipe.data.sequences import pad
 from chatpipe.models import logprobs, unpadded
 from chatpipe.ppo import model
+from chatpipe.training.lora import lora_config
 
 
 def read(ppo, batch):
@@ -60,12 +62,17 @@ def test_models_that_need_padding_are_read_with_little(tmp_path, monkeypatch):
     assert [line["perf/padding"] for line in tiny.logged_iterations(ppo)] == [pytest.approx(0, abs=0.05)]
 
 
-@pytest.mark.parametrize("settings", [{}, {"gradient_checkpointing": True}], ids=["plain", "checkpointing"])
-def test_ppo_on_two_cores_learns_what_it_learns_on_one(tmp_path, two_cores, settings):
+@pytest.mark.parametrize("way", ["plain", "checkpointing", "lora", "bf16"])
+def test_ppo_on_two_cores_learns_what_it_learns_on_one(tmp_path, two_cores, way):
+    settings = {"checkpointing": {"gradient_checkpointing": True}, "bf16": {"bf16": True}}.get(way, {})
+    wide = torch.float32 if way == "bf16" else torch.float64
+
     def weights_after_training(name):
-        trainer = tiny.trainer(
-            tmp_path / name, model=tiny.policy().double(), reward_model=tiny.random_reward_model().double(), **settings
-        )
+        torch.manual_seed(0)  # the adapter's first weights are random
+        models = {"model": tiny.policy().to(wide), "reward_model": tiny.random_reward_model().to(wide)}
+        if way == "lora":
+            models["peft_config"] = lora_config(r=2, alpha=4, target_modules=["c_attn"])
+        trainer = parts.trainer(tmp_path / name, settings, **models)
         trainer.train()
         return trainer.model.state_dict()
 
@@ -73,4 +80,4 @@ def test_ppo_on_two_cores_learns_what_it_learns_on_one(tmp_path, two_cores, sett
     torch.set_num_threads(1)
     one = weights_after_training("one")
     for name in one:
-        assert torch.allclose(side[name], one[name], rtol=0, atol=1e-9), name
+        assert torch.allclose(side[name], one[name], rtol=0, atol=1e-6 if way == "bf16" else 1e-9), name

@@ -21,7 +21,6 @@ def make(folder: Path, peft_config=None, **overrides):
         "per_device_train_batch_size": 2,
         "total_episodes": 16,
         "response_length": 12,
-        "ddp_find_unused_parameters": False,
         "ptx_coef": 0.7,
     }
     return parts.trainer(
@@ -52,6 +51,7 @@ def gradient(trainer, model, experience):
 
 def take_part(folder: Path) -> None:
     """Leaves what it measured in `folder`."""
+    torch.set_num_threads(2)  # with which one process alone reads its models side by side
     trainer = make(folder)
     rank = trainer.args.process_index
     experience = tiny.make_experience(trainer)

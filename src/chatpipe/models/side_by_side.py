@@ -6,39 +6,65 @@ read its own.
 """
 
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, wait
 from functools import cache, partial
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, distributed
+from transformers import PreTrainedModel
 
-Reading = Callable[[], tuple[Tensor, ...]]
-"""Reads one model. It must not share parameters with the models of other readings."""
+Reading = tuple[PreTrainedModel, Callable[[], tuple[Tensor, ...]]]
+"""A model, and a function that reads it."""
+
+LARGEST = 2**26
+"""Parameters of the largest model that is read side by side. Larger ones use all cores, and need their memory one after
+the other."""
 
 
-def side_by_side(readings: Sequence[Reading], device: torch.device) -> list[tuple[Tensor, ...]]:
+def side_by_side(readings: Sequence[Reading]) -> list[tuple[Tensor, ...]]:
     """The results of all readings, in their order; gradients flow through each of them, also side by side.
 
-    On a CPU of which this process has several cores each reading has a thread, and the threads share the cores. On
-    other devices, and where torch.compile traces, the readings take place one after the other.
+    Each reading has a thread, and the threads share the cores, where small models that have nothing in common are on
+    the CPU of a single process. Elsewhere the readings take place one after the other: DDP, for one, must see the
+    graph from the loss to its parameters.
     """
-    if device.type != "cpu" or torch.get_num_threads() < 2 or torch.compiler.is_compiling():
-        return [reading() for reading in readings]
+    calls = [call for _, call in readings]
+    if not _is_possible([model for model, _ in readings]):
+        return [call() for call in calls]
     if not torch.is_grad_enabled():
-        return _in_threads(readings)
+        return _in_threads(calls)
     results: list[tuple[Tensor, ...]] = []
-    flat = iter(_SideBySide.apply(torch.zeros((), requires_grad=True), readings, results))
+    flat = iter(_SideBySide.apply(torch.zeros((), requires_grad=True), calls, results))
     return [tuple(next(flat) for _ in result) for result in results]
+
+
+def _is_possible(models: Sequence[PreTrainedModel]) -> bool:
+    if len(models) < 2 or torch.compiler.is_compiling() or torch.get_num_threads() < 2 or distributed.is_initialized():
+        return False
+    # A forward pass writes into its modules and into its configuration; a backward pass into gradients.
+    parts = [
+        {id(part) for module in model.modules() for part in (module, getattr(module, "config", module))}
+        | {id(parameter) for parameter in model.parameters()}
+        for model in models
+    ]
+    return all(model.device.type == "cpu" and model.num_parameters() <= LARGEST for model in models) and len(
+        set().union(*parts)
+    ) == sum(map(len, parts))
 
 
 class _SideBySide(torch.autograd.Function):
     """Its backward pass goes through each reading's graph in a thread, as its forward pass made them."""
 
     @staticmethod
-    def forward(ctx: Any, wants_grad: Tensor, readings: Sequence[Reading], results: list[tuple[Tensor, ...]]) -> Any:
+    def forward(
+        ctx: Any,
+        wants_grad: Tensor,
+        calls: Sequence[Callable[[], tuple[Tensor, ...]]],
+        results: list[tuple[Tensor, ...]],
+    ) -> tuple[Tensor, ...]:
         with torch.enable_grad():
-            results += _in_threads(readings)
+            results += _in_threads(calls)
         ctx.results = list(results)
         flat = [tensor for result in results for tensor in result]
         outputs = [tensor.detach() for tensor in flat]
@@ -62,7 +88,7 @@ def _backward(pairs: Sequence[tuple[Tensor, Tensor]]) -> None:
 
 
 def _in_threads(calls: Sequence[Callable[[], Any]]) -> list[Any]:
-    """The results of `calls`, which have the caller's gradient mode and autocast."""
+    """The results of `calls`, which have the caller's gradient mode and autocast. Raises the first error after all."""
     cores = torch.get_num_threads()
     at_once = min(len(calls), cores)
     with_grad, autocast = torch.is_grad_enabled(), torch.is_autocast_enabled("cpu")
@@ -74,7 +100,9 @@ def _in_threads(calls: Sequence[Callable[[], Any]]) -> list[Any]:
             return call()
 
     try:
-        return list(_pool(at_once).map(run, calls))
+        futures = [_pool(at_once).submit(run, call) for call in calls]
+        wait(futures)
+        return [future.result() for future in futures]
     finally:
         # Also MKL's number of threads, which is one for the whole process.
         torch.set_num_threads(cores)

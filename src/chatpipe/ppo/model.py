@@ -2,7 +2,6 @@
 
 import copy
 from collections.abc import Iterable, Sequence
-from functools import partial
 from typing import Any, NamedTuple
 
 import torch
@@ -41,19 +40,17 @@ class PolicyAndValueModel(nn.Module):
     def __init__(self, policy: PreTrainedModel, value_model: PreTrainedModel, temperature: float) -> None:
         super().__init__()
         self.policy, self.value_model, self.temperature = policy, value_model, temperature
-        of_policy = {id(parameter) for parameter in policy.parameters()}
-        self.shares_weights = any(id(parameter) in of_policy for parameter in value_model.parameters())
 
     def forward(
         self, input_ids: Tensor, attention_mask: Tensor, position_ids: Tensor, rows: Tensor, columns: Tensor
     ) -> Outputs:
         """Arguments as in `MicroBatch`."""
         batch = MicroBatch(input_ids, attention_mask, position_ids, rows, columns)
-        read_policy = partial(logprobs_and_entropy, self.policy, batch, self.temperature)
-        if self.shares_weights:
-            return Outputs(*read_policy(), completion_values(self.value_model, batch))
         (logprobs, entropy), (values,) = side_by_side(
-            [read_policy, lambda: (completion_values(self.value_model, batch),)], input_ids.device
+            [
+                (self.policy, lambda: logprobs_and_entropy(self.policy, batch, self.temperature)),
+                (self.value_model, lambda: (completion_values(self.value_model, batch),)),
+            ]
         )
         return Outputs(logprobs, entropy, values)
 

@@ -2,7 +2,6 @@
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from functools import partial
 from typing import Any, NamedTuple
 
 import torch
@@ -13,7 +12,7 @@ from chatpipe.data.chat_template import decode_answer
 from chatpipe.data.sequences import Sequences, flat_index, pad
 from chatpipe.generation import SamplingParams, generate
 from chatpipe.models.logprobs import completion_logprobs
-from chatpipe.models.side_by_side import side_by_side
+from chatpipe.models.side_by_side import Reading, side_by_side
 from chatpipe.ppo.config import PPOConfig
 from chatpipe.ppo.experience import MINIBATCHES, Experience, Prompt, Rollout, permutation
 from chatpipe.ppo.maths import SumOverRanks, gae, k1, shape_rewards, whiten
@@ -62,18 +61,16 @@ def read_with_all_models(
     chunks, parts = micro_batch_rows(readers, sequences.lengths, micro_batch_size), []
     for rows in chunks:
         batch = pad(sequences.select(rows)).to(device)
-        of_policy = partial(_one, completion_logprobs, trained.policy, batch, trained.temperature)
-        of_reference = partial(_one, completion_logprobs, ref_model, batch, trained.temperature)
-        others = [partial(_one, completion_values, trained.value_model, batch)]
-        others += [partial(_one, batch_scores, model, batch.input_ids, batch.attention_mask) for model in reward_models]
+        of_policy = _reading(completion_logprobs, trained.policy, batch, trained.temperature)
+        of_reference = _reading(completion_logprobs, ref_model, batch, trained.temperature)
+        others = [_reading(completion_values, trained.value_model, batch)]
+        others += [_reading(batch_scores, model, batch.input_ids, batch.attention_mask) for model in reward_models]
         if ref_model is trained.policy:
-            (logprobs,), (values,), *of_rewards = side_by_side([of_policy, *others], device)
+            (logprobs,), (values,), *of_rewards = side_by_side([of_policy, *others])
             with as_reference():
-                (ref_logprobs,) = of_reference()
+                [(ref_logprobs,)] = side_by_side([of_reference])
         else:
-            (logprobs,), (ref_logprobs,), (values,), *of_rewards = side_by_side(
-                [of_policy, of_reference, *others], device
-            )
+            (logprobs,), (ref_logprobs,), (values,), *of_rewards = side_by_side([of_policy, of_reference, *others])
         scores = values.new_empty(len(rows), len(reward_models))
         for column, (numbers,) in enumerate(of_rewards):
             scores[:, column] = numbers
@@ -89,8 +86,8 @@ def read_with_all_models(
     )
 
 
-def _one(read: Callable[..., Tensor], *arguments: Any) -> tuple[Tensor]:
-    return (read(*arguments),)
+def _reading(read: Callable[..., Tensor], model: PreTrainedModel, *arguments: Any) -> Reading:
+    return model, lambda: (read(model, *arguments),)
 
 
 def put_back(values: Tensor, places: Tensor) -> Tensor:
