@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from chatpipe.generation import generate
-from chatpipe.generation.cache import MAX_WASTE, bytes_per_position, plan_groups
+from chatpipe.generation.engine import MAX_WASTE, bytes_per_position, plan_groups
 
 UNLIMITED = float("inf")
 

@@ -1,4 +1,4 @@
-"""The key-value cache of the decode engine, a row for each sequence, and how many rows there is memory for.
+"""What decoding keeps in memory: keys and values, a row for each sequence, and on a CPU the weights in blocks.
 
 transformers' caches have one write position for all rows: rows of different lengths need padding, and a finished row
 stays until the last one is done. Here each row has its own. Before each forward pass the engine sets what the pass
@@ -6,13 +6,17 @@ reads (`begin_prefill` or `begin_decode`); the layers then store the new keys an
 attends to.
 """
 
-from collections.abc import Sequence
-from typing import NamedTuple
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
+from functools import cache
 
 import torch
-from torch import Tensor
-from transformers import PreTrainedModel
+from torch import Tensor, nn
+from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedConfig, PreTrainedModel
 from transformers.cache_utils import Cache, CacheLayerMixin
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
+from transformers.masking_utils import sdpa_mask
+from transformers.pytorch_utils import Conv1D
 
 
 class _Pass:
@@ -37,17 +41,18 @@ class RowCacheLayer(CacheLayerMixin):
 
     is_sliding = False
 
-    def __init__(self, slots: int, max_length: int, this_pass: _Pass) -> None:
+    def __init__(self, slots: int, max_length: int, this_pass: _Pass, dtype: torch.dtype | None) -> None:
         super().__init__()
-        self.slots, self.max_length, self.this_pass = slots, max_length, this_pass
+        self.slots, self.max_length, self.this_pass, self.stored_dtype = slots, max_length, this_pass, dtype
 
     def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
-        """Allocate both for the model's heads, in one dtype: that of autocast if it is on, else that of the states.
+        """Allocate both for the model's heads, in one dtype: the one given, or autocast's, or that of the states.
 
         Zeros, not `empty`: a masked NaN would still spoil the sum of the attention.
         """
         device = key_states.device.type
-        dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else value_states.dtype
+        computed = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else value_states.dtype
+        dtype = self.stored_dtype or computed
         self.keys, self.values = (
             states.new_zeros(self.slots, states.shape[1], self.max_length, states.shape[3], dtype=dtype)
             for states in (key_states, value_states)
@@ -89,13 +94,15 @@ class RowCacheLayer(CacheLayerMixin):
 
 
 class RowCache(Cache):
-    """A `RowCacheLayer` for each of the model's layers, with at most `slots` rows of `max_length` tokens."""
+    """A `RowCacheLayer` for each of the layers of `config`, with at most `slots` rows of `max_length` tokens."""
 
     layers: list[RowCacheLayer]
 
-    def __init__(self, num_layers: int, slots: int, max_length: int) -> None:
+    def __init__(self, config: PreTrainedConfig, slots: int, max_length: int) -> None:
         self._pass = _Pass()
-        super().__init__(layers=[RowCacheLayer(slots, max_length, self._pass) for _ in range(num_layers)])
+        dtype = torch.float32 if config._attn_implementation == IN_FLOAT32 else None
+        layers = [RowCacheLayer(slots, max_length, self._pass, dtype) for _ in range(config.num_hidden_layers)]
+        super().__init__(layers=layers)
 
     @property
     def nbytes(self) -> int:
@@ -118,66 +125,118 @@ class RowCache(Cache):
                     stored.index_copy_(0, target, stored.index_select(0, source))
 
 
-# ---- how many rows decode together: what there is memory for decides ----
-
-CACHE_SHARE = 0.7
-"""The share of a GPU's free memory that the cache may take; the rest is for the steps."""
-
-MAX_WASTE = 3
-"""A cache holds at most this many times the positions that its rows need."""
+# ---- what makes a CPU quick while a model decodes ----
 
 
-class Group(NamedTuple):
-    """Prompts that share one cache, as places in the list of prompts, longest first; and the cache's size."""
+@contextmanager
+def quick_on_cpu(model: PreTrainedModel) -> Iterator[None]:
+    """Within this context `model` decodes quickly on a CPU; on a GPU it stays as it is.
 
-    places: list[int]
-    slots: int
-    max_length: int
-
-
-def usual_slots(model: PreTrainedModel) -> int:
-    """Rows that decode together where memory allows it: a GPU has room for more, and a step takes hardly longer."""
-    return 64 if model.device.type == "cpu" else 256
-
-
-def plan_groups(lengths: Sequence[int], slots: int, positions: float) -> list[Group]:
-    """Divide sequences of at most `lengths` tokens into groups that decode one after the other.
-
-    All are one group if its cache, of at most `slots` rows of the longest length, stays within `positions` positions
-    and within `MAX_WASTE` times what its rows need. Otherwise those longer than half the longest are a group, with as
-    many slots as fit (one at least), and the others are divided in the same way.
+    Its linear layers multiply by packed copies of their present weights, and have no gradients. Its attention
+    multiplies in float32 where it would in bfloat16.
     """
-    waiting = sorted(range(len(lengths)), key=lambda place: -lengths[place])
-    groups = []
-    while waiting:
-        longest, rows = lengths[waiting[0]], min(slots, len(waiting))
-        needed = sum(lengths[place] for place in waiting[:rows])
-        if rows * longest <= min(positions, MAX_WASTE * needed):
-            group = waiting
-        else:
-            group = [place for place in waiting if 2 * lengths[place] > longest]
-        rows = max(1, int(min(slots, len(group), positions // longest)))
-        groups.append(Group(group, rows, longest))
-        waiting = waiting[len(group) :]
-    return groups
+    with _packed_weights(model), _attention_in_float32(model):
+        yield
 
 
-@torch.no_grad()
-def affordable_positions(model: PreTrainedModel) -> float:
-    """How many positions of keys and values fit into `CACHE_SHARE` of the GPU's free memory; infinite on a CPU."""
-    if model.device.type != "cuda":
-        return float("inf")
-    free, _ = torch.cuda.mem_get_info()
-    reserved_but_free = torch.cuda.memory_reserved() - torch.cuda.memory_allocated()
-    return CACHE_SHARE * (free + reserved_but_free) // bytes_per_position(model)
+# Attention. Of one query, torch's bfloat16 kernel on a CPU takes up to five times as long as its float32 kernel.
+
+IN_FLOAT32 = "chatpipe_float32"
 
 
-@torch.no_grad()
-def bytes_per_position(model: PreTrainedModel) -> int:
-    """Bytes of the keys and values of one token in all layers, measured on a cache of one position."""
-    cache = RowCache(model.config.get_text_config().num_hidden_layers, 1, 1)
-    cache.begin_prefill(0, 1)
-    zero = torch.zeros(1, 1, dtype=torch.long, device=model.device)
-    mask = torch.zeros(1, 1, 1, 1, dtype=model.dtype, device=model.device)
-    model.get_decoder()(input_ids=zero, attention_mask=mask, position_ids=zero, past_key_values=cache, use_cache=True)
-    return cache.nbytes
+@contextmanager
+def _attention_in_float32(model: PreTrainedModel) -> Iterator[None]:
+    autocast = torch.is_autocast_enabled("cpu") and torch.get_autocast_dtype("cpu") == torch.bfloat16
+    if (
+        not getattr(model, "_supports_attention_backend", False)
+        or model.device.type != "cpu"
+        or not (model.dtype == torch.bfloat16 or (model.dtype == torch.float32 and autocast))
+        or model.config.get_text_config()._attn_implementation != "sdpa"
+    ):
+        yield
+        return
+    config, before = model.config, model.config._attn_implementation
+    config._attn_implementation = IN_FLOAT32
+    try:
+        yield
+    finally:
+        config._attn_implementation = before
+
+
+def _attend_in_float32(
+    module: nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None, **more: object
+) -> tuple[Tensor, None]:
+    """transformers' `sdpa` on states [rows, heads, tokens, head_dim] of any dtype; the result has the query's."""
+    if attention_mask is not None and attention_mask.is_floating_point():
+        attention_mask = attention_mask.float()
+    with torch.autocast("cpu", enabled=False) if torch.is_autocast_enabled("cpu") else nullcontext():
+        attended, _ = sdpa_attention_forward(module, query.float(), key.float(), value.float(), attention_mask, **more)
+    return attended.to(query.dtype), None
+
+
+AttentionInterface.register(IN_FLOAT32, _attend_in_float32)
+AttentionMaskInterface.register(IN_FLOAT32, sdpa_mask)
+
+# Weights. A product of a few rows is bound by how they come from memory. torch reads them row by row (MKL, float32) or
+# lays them out again in every call (oneDNN, bfloat16). In oneDNN's blocks they are read once, in order.
+
+SMALLEST = {torch.float32: 2**17, torch.bfloat16: 1}
+"""The fewest weights of a layer that is packed: a call of oneDNN takes some 14 us, MKL for float32 fewer."""
+
+MOST_BYTES = 2**31
+"""Weights beyond these stay as they are: the blocks are a copy of the model's weights."""
+
+USUAL_ROWS = 32
+"""The blocks are chosen for so many rows; others read the same ones as quickly."""
+
+
+@contextmanager
+def _packed_weights(model: PreTrainedModel) -> Iterator[None]:
+    """Packs each linear layer that gains by it, but those that are packed already."""
+    layers, left = [], MOST_BYTES
+    for module in model.modules():
+        if type(module) not in (nn.Linear, Conv1D) or "forward" in module.__dict__:
+            continue
+        weight = module.weight if type(module) is nn.Linear else module.weight.t()
+        dtype = torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else weight.dtype
+        if weight.device.type != "cpu" or weight.dtype == torch.float64 or not _multiplies(dtype):
+            continue
+        if weight.numel() < SMALLEST[dtype]:
+            continue
+        left -= weight.numel() * dtype.itemsize
+        if left < 0:
+            break
+        module.forward = _packed_linear(weight.detach().to(dtype), module.bias)
+        layers.append(module)
+    try:
+        yield
+    finally:
+        for module in layers:
+            del module.forward
+
+
+def _packed_linear(weight: Tensor, bias: Tensor | None) -> Callable[[Tensor], Tensor]:
+    """The function x [..., in] -> [..., out] of a layer with `weight` [out, in], of which it holds a copy."""
+    dtype, multiply = weight.dtype, torch.ops.mkldnn._linear_pointwise.default
+    packed = torch.ops.mkldnn._reorder_linear_weight(weight.contiguous(), USUAL_ROWS)
+    bias = None if bias is None else bias.detach().to(dtype)
+
+    def forward(states: Tensor) -> Tensor:
+        output: Tensor = multiply(states.to(dtype), packed, bias, "none", [], "")
+        return output
+
+    return forward
+
+
+@cache
+def _multiplies(dtype: torch.dtype) -> bool:
+    """Whether oneDNN is there and multiplies `dtype` on this machine."""
+    if dtype not in SMALLEST or not torch.backends.mkldnn.is_available():
+        return False
+    states = torch.ones(2, 32, dtype=dtype)
+    try:
+        if dtype == torch.bfloat16 and not torch.ops.mkldnn._is_mkldnn_bf16_supported():
+            return False
+        return torch.equal(_packed_linear(torch.eye(32, dtype=dtype), None)(states), states)
+    except (AttributeError, RuntimeError):  # the operators are private: a torch without them has other ones
+        return False

@@ -112,6 +112,7 @@ def chat(
     from transformers.utils import logging
 
     from chatpipe.data.chat_template import stop_at_end_of_turn
+    from chatpipe.generation.cache import quick_on_cpu
     from chatpipe.models.pretrained import load_causal_model, load_tokenizer
 
     logging.disable_progress_bar()
@@ -122,10 +123,11 @@ def chat(
     conversation = Conversation(model, tokenizer, params, seed, system)
     if conversation.is_base:
         console.note(f"{model_folder} has no chat template: it completes each text instead of answering.")
-    if sys.stdin.isatty():
-        _talk(conversation, model_folder)
-    else:
-        _answer_lines(conversation)
+    with quick_on_cpu(model):  # once, not for each answer
+        if sys.stdin.isatty():
+            _talk(conversation, model_folder)
+        else:
+            _answer_lines(conversation)
 
 
 def _talk(conversation: Conversation, name: str) -> None:

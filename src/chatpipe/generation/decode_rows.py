@@ -146,7 +146,7 @@ class DecodeRows:
         self.model, self.params, self.eos_token_id, self.seed = model, params, eos_token_id, seed
         self.slots, self.max_length = slots, max_length
         self.rows: list[Row] = []
-        self.cache = RowCache(model.config.get_text_config().num_hidden_layers, slots, max_length)
+        self.cache = RowCache(model.config.get_text_config(), slots, max_length)
         device = model.device
         self.state = StepState(
             tokens=torch.zeros(slots, dtype=torch.long, device=device),

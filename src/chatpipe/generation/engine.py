@@ -6,12 +6,14 @@ Prompts wait in a queue and take the slots of finished rows. The rows and their 
 from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import closing
 from dataclasses import replace
+from typing import NamedTuple
 
+import torch
 from tokenizers.decoders import DecodeStream
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from chatpipe.errors import UsageError
-from chatpipe.generation.cache import affordable_positions, plan_groups, usual_slots
+from chatpipe.generation.cache import RowCache, quick_on_cpu
 from chatpipe.generation.decode_rows import Completion, DecodeRows, Prompt
 from chatpipe.generation.sampling import SamplingParams, random_streams
 from chatpipe.generation.ways import Way, complete_by_generate, stream_by_generate, way_of
@@ -54,7 +56,7 @@ def generate(
 
     complete = _complete if way_of(model) is Way.ENGINE else complete_by_generate
     finished: dict[int, Completion] = {}
-    with evaluation_mode(model):
+    with evaluation_mode(model), quick_on_cpu(model):
         slots = slots or usual_slots(model)
         for place, completion in complete(model, waiting, params, eos_token_id, seed, slots, ends):
             finished[place] = finders[place].cut(completion) if finders else completion
@@ -114,7 +116,11 @@ def stream(
     prompt = Prompt(prompt_ids, 0, random_streams([prompt_ids])[0])
     tokens_of = _stream if way_of(model) is Way.ENGINE else stream_by_generate
     finder, shown = StopFinder(tokenizer, params.stop), 0
-    with evaluation_mode(model), closing(tokens_of(model, prompt, params, eos_token_id, seed)) as tokens:
+    with (
+        evaluation_mode(model),
+        quick_on_cpu(model),
+        closing(tokens_of(model, prompt, params, eos_token_id, seed)) as tokens,
+    ):
         for token in tokens:
             if token != eos_token_id:
                 finder.add(token)
@@ -200,3 +206,68 @@ class StopFinder:
         ends = [0, *(end for end in self._ends if end <= len(self.text))]
         kept = 0 if ends[-1] == 0 else self._ends.index(ends[-1]) + 1
         return Completion(completion.ids[:kept], ended=True, text=self.text)
+
+
+# ---- how many rows decode together: what there is memory for decides ----
+
+CACHE_SHARE = 0.7
+"""The share of a GPU's free memory that the cache may take; the rest is for the steps."""
+
+MAX_WASTE = 3
+"""A cache holds at most this many times the positions that its rows need."""
+
+
+class Group(NamedTuple):
+    """Prompts that share one cache, as places in the list of prompts, longest first; and the cache's size."""
+
+    places: list[int]
+    slots: int
+    max_length: int
+
+
+def usual_slots(model: PreTrainedModel) -> int:
+    """Rows that decode together where memory allows it: a GPU has room for more, and a step takes hardly longer."""
+    return 64 if model.device.type == "cpu" else 256
+
+
+def plan_groups(lengths: Sequence[int], slots: int, positions: float) -> list[Group]:
+    """Divide sequences of at most `lengths` tokens into groups that decode one after the other.
+
+    All are one group if its cache, of at most `slots` rows of the longest length, stays within `positions` positions
+    and within `MAX_WASTE` times what its rows need. Otherwise those longer than half the longest are a group, with as
+    many slots as fit (one at least), and the others are divided in the same way.
+    """
+    waiting = sorted(range(len(lengths)), key=lambda place: -lengths[place])
+    groups = []
+    while waiting:
+        longest, rows = lengths[waiting[0]], min(slots, len(waiting))
+        needed = sum(lengths[place] for place in waiting[:rows])
+        if rows * longest <= min(positions, MAX_WASTE * needed):
+            group = waiting
+        else:
+            group = [place for place in waiting if 2 * lengths[place] > longest]
+        rows = max(1, int(min(slots, len(group), positions // longest)))
+        groups.append(Group(group, rows, longest))
+        waiting = waiting[len(group) :]
+    return groups
+
+
+@torch.no_grad()
+def affordable_positions(model: PreTrainedModel) -> float:
+    """How many positions of keys and values fit into `CACHE_SHARE` of the GPU's free memory; infinite on a CPU."""
+    if model.device.type != "cuda":
+        return float("inf")
+    free, _ = torch.cuda.mem_get_info()
+    reserved_but_free = torch.cuda.memory_reserved() - torch.cuda.memory_allocated()
+    return CACHE_SHARE * (free + reserved_but_free) // bytes_per_position(model)
+
+
+@torch.no_grad()
+def bytes_per_position(model: PreTrainedModel) -> int:
+    """Bytes of the keys and values of one token in all layers, measured on a cache of one position."""
+    cache = RowCache(model.config.get_text_config(), 1, 1)
+    cache.begin_prefill(0, 1)
+    zero = torch.zeros(1, 1, dtype=torch.long, device=model.device)
+    mask = torch.zeros(1, 1, 1, 1, dtype=model.dtype, device=model.device)
+    model.get_decoder()(input_ids=zero, attention_mask=mask, position_ids=zero, past_key_values=cache, use_cache=True)
+    return cache.nbytes
