@@ -129,8 +129,8 @@ def test_a_stage_computes_on_the_gpu(run, shares, stage):
 
 
 def test_a_micro_batch_waits_no_more_often(run, waits):
-    """What remains: uploads, transformers' look at masks, trl's metrics, and the sizes of a batch of rankings."""
-    limits = {"PretrainTrainer": 7, "SftTrainer": 12, "RewardTrainer": 19}
+    """What remains: uploads, transformers' look at masks, and trl's metrics."""
+    limits = {"PretrainTrainer": 7, "SftTrainer": 12, "RewardTrainer": 7}
     assert all(0 < waits[trainer] <= limit for trainer, limit in limits.items()), waits
 
 
