@@ -123,3 +123,15 @@ def test_words_are_shown_with_the_interval_of_the_lead():
     same = pair_metrics(rankings, scores, words=scores)
     assert (same["words_lead_low"], same["words_lead_high"]) == (0.0, 0.0)
     assert "words_baseline" not in pair_metrics(rankings, scores)
+
+
+def test_the_length_of_an_answer_is_that_of_all_its_turns():
+    """The reward model reads them all: the better answers here are the longer ones, though their last turns are not."""
+    asked = {"role": "user", "content": "what?"}
+    before = [{"role": "assistant", "content": "a long beginning"}, {"role": "user", "content": "and?"}]
+    ranking = [
+        Ranking([{**asked, "content": f"what {n}?"}], ["yes", "a dog"], [1, 2], turns=[before, []]) for n in range(20)
+    ]
+    assert ranking[0].texts() == ["a long beginning\n\nand?\n\nyes", "a dog"]
+    metrics = pair_metrics(ranking, [[1.0, 0.0]] * 20)
+    assert (metrics["length_baseline"], metrics["length_rule"]) == (1.0, "longer")

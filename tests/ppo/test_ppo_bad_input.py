@@ -112,9 +112,16 @@ def test_a_reward_model_from_a_folder_with_another_tokenizer_is_refused(tmp_path
     parts.trainer(tmp_path, reward_model=type(tiny.random_reward_model()).from_pretrained(folder))
     other = tiny.tokenizer()
     other.add_tokens(["another"])
-    other.save_pretrained(folder)
-    with pytest.raises(UsageError, match="reward_model = .*reward has another tokenizer"):
-        parts.trainer(tmp_path, reward_model=type(tiny.random_reward_model()).from_pretrained(folder))
+    padded = tiny.tokenizer()
+    padded.add_special_tokens({"pad_token": "<padding>"})  # never read, unless it ends an answer too
+    padded.save_pretrained(folder)
+    parts.trainer(tmp_path, reward_model=type(tiny.random_reward_model()).from_pretrained(folder))
+    ends = tiny.tokenizer()
+    ends.add_special_tokens({"pad_token": "<padding>", "eos_token": "<padding>"})
+    for different in (other, ends):
+        different.save_pretrained(folder)
+        with pytest.raises(UsageError, match="reward_model = .*reward has another tokenizer"):
+            parts.trainer(tmp_path, reward_model=type(tiny.random_reward_model()).from_pretrained(folder))
 
 
 def test_evaluation_without_prompts_is_refused(tmp_path):

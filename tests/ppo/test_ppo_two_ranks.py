@@ -78,3 +78,9 @@ def test_an_adapter_learns_the_same_on_both(ranks):
     assert lines[0]["objective/kl"] == pytest.approx(0, abs=1e-6)
     assert lines[1]["objective/kl"] > 1e-3
     assert [line["val/ratio_first"] for line in lines] == pytest.approx([1, 1], abs=1e-6)
+
+
+def test_completions_come_in_the_order_of_the_data_set_one_batch_a_rank_where_sampled(ranks):
+    for rank in ranks:
+        assert [row["query"] for row in rank["completed"]] == ["w3", "w4 w5", "w6"]
+        assert [row["query"] for row in rank["sampled"]] == ["w3", "w4 w5"]

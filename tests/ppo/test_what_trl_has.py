@@ -144,6 +144,15 @@ def test_an_adapter_on_a_base_in_bf16_learns_in_float32_and_one_in_bf16_is_refus
     assert "float32" in refused.value.hint
 
 
+def test_a_learned_prompt_is_refused(tmp_path):
+    """Only the model behind it would be trained, which learns nothing."""
+    peft = pytest.importorskip("peft")
+    config = peft.PromptTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=2)
+    with pytest.raises(UsageError, match="prompt tuning") as refused:
+        parts.trainer(tmp_path, model=peft.get_peft_model(tiny.policy(), config))
+    assert "LoRA" in refused.value.hint
+
+
 # ---- rows and evaluation sets ----
 
 

@@ -21,6 +21,7 @@ def make(folder: Path, peft_config=None, **overrides):
         "per_device_train_batch_size": 2,
         "total_episodes": 16,
         "response_length": 12,
+        "per_device_eval_batch_size": 1,
         "ptx_coef": 0.7,
     }
     return parts.trainer(
@@ -75,6 +76,8 @@ def take_part(folder: Path) -> None:
             "weights": weights,
             "lines": tiny.logged_iterations(trained),
             "evaluated": trained.evaluate(),
+            "completed": trained.generate_completions(),
+            "sampled": trained.generate_completions(sampling=True),
             "adapter": {name: weight.detach() for name, weight in adapted.adapter.weights().named_parameters()},
             "adapted_lines": tiny.logged_iterations(adapted),
         },

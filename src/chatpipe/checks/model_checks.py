@@ -42,7 +42,8 @@ def other_vocabulary(key: str, folder: str, tokenizer: PreTrainedTokenizerBase) 
     """The model in `folder`, which `key` names, was trained on other token ids than `tokenizer` gives (trl #1674)."""
     other = load_tokenizer(folder)
     different = other.get_vocab().items() ^ tokenizer.get_vocab().items()
-    if {token for token, _ in different} <= {other.pad_token, tokenizer.pad_token}:  # padding is never read
+    only_padding = {one.pad_token for one in (other, tokenizer) if one.pad_token not in (one.eos_token, one.bos_token)}
+    if {token for token, _ in different} <= only_padding:  # padding is never read
         return None
     return Finding(
         f"{key} = {folder} has another tokenizer than the policy.",

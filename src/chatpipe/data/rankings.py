@@ -64,6 +64,20 @@ class Ranking:
         before = self.turns[number] if self.turns else []
         return [*self.prompt, *before, {"role": "assistant", "content": self.responses[number]}]
 
+    def texts(self) -> list[str]:
+        """All that each answer says, its other turns included."""
+        spoken = [self.whole(number)[len(self.prompt) :] for number in range(len(self.responses))]
+        return ["\n\n".join(message["content"] for message in answer) for answer in spoken]
+
+    def select(self, numbers: Sequence[int]) -> "Ranking":
+        """The ranking of these answers alone."""
+        return replace(
+            self,
+            responses=[self.responses[number] for number in numbers],
+            ranks=[self.ranks[number] for number in numbers],
+            turns=None if self.turns is None else [self.turns[number] for number in numbers],
+        )
+
     def to_row(self) -> dict[str, Any]:
         """The ranking as a row of a rankings file."""
         row: dict[str, Any] = {"prompt": self.prompt, "responses": self.responses, "ranks": self.ranks}

@@ -179,7 +179,7 @@ class WordCounts:
 
 
 def _texts(rankings: Sequence[Ranking]) -> list[str]:
-    return [text for ranking in rankings for text in ranking.responses]
+    return [text for ranking in rankings for text in ranking.texts()]
 
 
 def _words(text: str) -> list[str]:

@@ -123,7 +123,7 @@ def pair_metrics(
     right = ordered_correctly(pairs, flat_scores)
     low, high = share_interval(right, pairs.prompt, seed)
     lead = flat_scores[pairs.better] - flat_scores[pairs.worse]
-    lengths = flat([list(map(len, ranking.responses)) for ranking in rankings])
+    lengths = flat([list(map(len, ranking.texts())) for ranking in rankings])
     metrics: dict[str, Any] = {
         "eval_accuracy": float(right.mean()),
         "accuracy_low": low,

@@ -11,6 +11,7 @@ import math
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import nullcontext
+from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
@@ -323,11 +324,13 @@ class PPOTrainer(PPOGradients):
         `per_device_eval_batch_size` prompts for each process.
         """
         prompts = [prompt for some in self.eval_prompts.values() for prompt in some]
-        prompts = prompts[: self.args.eval_batch_size if sampling else None]
+        ranks = self.args.world_size
+        prompts = prompts[: self.args.eval_batch_size * ranks if sampling else None]
         if not prompts:
             return []
-        own, rollout = prompts[self.rank :: self.args.world_size], self._evaluation_rollout(prompts)
-        rows = gather_object(completion_rows(own, rollout, self.processing_class))
+        own = completion_rows(prompts[self.rank :: ranks], self._evaluation_rollout(prompts), self.processing_class)
+        numbered = gather_object([*zip(range(self.rank, len(prompts), ranks), own, strict=True)])
+        rows = [row for _, row in sorted(numbered, key=itemgetter(0))]
         if self.is_world_process_zero():
             console.table("completions", [*rows[0]], [[str(value) for value in row.values()] for row in rows[:5]])
         return rows

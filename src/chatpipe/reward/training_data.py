@@ -108,13 +108,12 @@ def encode_answers(
     answer the same prompt. `turns`: of each answer of several turns, what comes between the prompt and its last turn.
     Raises `BadRow` if an answer alone is longer than `max_length`, or if the chat template cannot write the prompt.
     """
-    prompts = [prompt] if turns is None else [[*prompt, *before] for before in turns]
-    for each in prompts:
+    prompts = [[*prompt, *before] for before in turns or [[]] * len(answers)]
+    for each in prompts if turns else prompts[:1]:
         reason = unreadable(tokenizer, each)
         if reason is not None:
             raise BadRow(reason)
-    asked = zip(prompts * (len(answers) // len(prompts)), answers, strict=True)
-    encoded = [encode_completion(tokenizer, each, answer) for each, answer in asked]
+    encoded = [encode_completion(tokenizer, *asked) for asked in zip(prompts, answers, strict=True)]
     cut = max(0, max(len(ids) for ids, _ in encoded) - max_length)
     if any(cut > prompt_length for _, prompt_length in encoded):
         raise BadRow(TOO_LONG)

@@ -169,10 +169,9 @@ def _example(
 ) -> dict[str, str]:
     """The best and the worst answer of a validation ranking with their scores; a reward model answers nothing."""
     ranking = max(validation, key=lambda r: (max(r.ranks) - min(r.ranks), -len("".join(r.responses))))
-    ordered = sorted(zip(ranking.ranks, ranking.responses, strict=True))
-    best, worst = ordered[0][1], ordered[-1][1]
-    pair = Ranking(ranking.prompt, [best, worst], [1, 2])
-    [scores] = ranking_scores(model, tokenizer, [pair], max_length)
+    ordered = sorted(range(len(ranking.ranks)), key=ranking.ranks.__getitem__)
+    pair = ranking.select([ordered[0], ordered[-1]])
+    [scores], (best, worst) = ranking_scores(model, tokenizer, [pair], max_length), pair.texts()
     asked = ranking.prompt[-1]["content"]
     answer = f"(asked {asked!r}) {scores[0]:+.2f} for {best!r}, {scores[1]:+.2f} for {worst!r}"
     return {"question": example_prompt(step)[-1]["content"], "answer": answer}

@@ -113,7 +113,13 @@ def adapter_of(policy: PreTrainedModel, peft_config: Any) -> Adapter | None:
             "model has an adapter already, and peft_config asks for another one.",
             "Leave peft_config out, or merge the adapter (merge_and_unload) and give the result.",
         )
-    if not any(weight.requires_grad for weight in policy.parameters()):
+    base: nn.Module = cast(Any, policy).get_base_model()
+    if cast(Any, policy).active_peft_config.is_prompt_learning:
+        raise UsageError(
+            "model learns a prompt in place of its layers (prompt tuning), which PPO does not train.",
+            "Give a model with a LoRA adapter, or the plain model and peft_config.",
+        )
+    if not any(weight.requires_grad for weight in base.parameters()):
         raise UsageError(
             "model has an adapter whose weights are frozen, so nothing of it would be trained.",
             "Load it with PeftModel.from_pretrained(..., is_trainable=True).",
