@@ -202,7 +202,7 @@ def run_chatpipe(size: Size, folder: Path, arguments: dict[str, Any], watch: Ite
     rows = size.episodes // size.minibatches
     trainer = PPOTrainer(
         args=PPOConfig(**arguments, per_device_train_batch_size=rows, batch_size=rows),
-        train_dataset=[{"input_ids": ids} for ids in json.loads((folder / "prompts.json").read_text())],
+        train_prompts=json.loads((folder / "prompts.json").read_text()),
         callbacks=[watch],
         **load(folder),
     )

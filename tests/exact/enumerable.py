@@ -151,7 +151,7 @@ def train(
         ref_model=copy.deepcopy(ref_model),
         reward_model=TableRewardModel(world, scores),
         value_model=value_model,
-        train_dataset=[{"input_ids": PROMPT, "attention_mask": [1] * len(PROMPT)}],
+        train_prompts=[PROMPT],
     )
     trainer.remove_callback(PrinterCallback)
     trainer.train()

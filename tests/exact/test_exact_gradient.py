@@ -107,7 +107,7 @@ def check_trainer_gradient(folder, temperature, micro_batch_size):
         ),
         processing_class=letters(), model=policy, ref_model=ref_model, reward_model=reward_model,
         value_model=value_model,
-        train_dataset=tiny.rows_of(prompt for prompt in PROMPTS for _ in range(PER_PROMPT)),
+        train_prompts=[prompt for prompt in PROMPTS for _ in range(PER_PROMPT)],
     )  # fmt: skip
     with replaced(generate, every_completion):
         experience = tiny.make_experience(trainer)
@@ -152,7 +152,7 @@ def every_completion(policy, prompts, *_, **__):
     counts = [round(TOKEN_PROBABILITIES[list(c)].prod().item() * PER_PROMPT) for c in COMPLETIONS]
     drawn = [completion for completion, count in zip(COMPLETIONS, counts, strict=True) for _ in range(count)]
     left = {prompt: iter(drawn) for prompt in PROMPTS}
-    completions = [next(left[tuple(prompt)]) for prompt in prompts]
+    completions = [next(left[prompt]) for prompt in prompts]
     return [Completion(list(c), c[-1] == EOS) for c in completions]
 
 

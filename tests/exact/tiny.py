@@ -60,12 +60,7 @@ def favourite_reward_model() -> GPT2ForSequenceClassification:
     return model
 
 
-def rows_of(prompts) -> list[dict[str, list[int]]]:
-    """Prompts of token ids as the rows of a dataset, none of them padding."""
-    return [{"input_ids": ids, "attention_mask": [1] * len(ids)} for ids in prompts]
-
-
-def trainer(folder, *, model=None, reward_model=None, callbacks=None, prompts=PROMPTS, **overrides) -> PPOTrainer:
+def trainer(folder, *, model=None, reward_model=None, callbacks=None, train_prompts=PROMPTS, **overrides) -> PPOTrainer:
     settings = {
         "output_dir": str(folder),
         "total_episodes": 32,
@@ -85,7 +80,7 @@ def trainer(folder, *, model=None, reward_model=None, callbacks=None, prompts=PR
         processing_class=tokenizer(),
         model=model or policy(),
         reward_model=reward_model or random_reward_model(),
-        train_dataset=rows_of(prompts),
+        train_prompts=train_prompts,
         callbacks=callbacks,
     )
 

@@ -91,7 +91,7 @@ def test_rm_and_ppo(family, tmp_path):
         processing_class=word_tokenizer(),
         model=policy,
         reward_model=reward_model.eval(),
-        train_dataset=[{"input_ids": ids, "attention_mask": [1] * len(ids)} for ids in PROMPTS],
+        train_prompts=PROMPTS,
     )
     ppo.train()
     [logged] = [line for line in ppo.state.log_history if "objective/kl" in line]

@@ -26,11 +26,7 @@ def config(folder, **overrides) -> PPOConfig:
 
 def trainer(folder, settings: dict | None = None, **parts) -> PPOTrainer:
     """`parts` are PPOTrainer's arguments; a reward model and prompts are there unless given (as None, too)."""
-    default = {
-        "reward_model": tiny.random_reward_model(),
-        "train_dataset": tiny.rows_of(tiny.PROMPTS),
-        "model": tiny.policy(),
-    }
+    default = {"reward_model": tiny.random_reward_model(), "train_prompts": tiny.PROMPTS, "model": tiny.policy()}
     given = {"args": config(folder, **settings or {}), "processing_class": tiny.tokenizer()}
     return PPOTrainer(**given | default | parts)
 

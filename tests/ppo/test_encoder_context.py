@@ -68,6 +68,6 @@ def test_the_longest_sequence_is_scored_as_the_model_itself_does(encoder, tokeni
 @ENCODERS
 def test_the_trainer_takes_prompts_that_leave_room_and_refuses_others(encoder, tokenizer, tmp_path):
     given = {"reward_model": encoder(), "processing_class": tokenizer}
-    parts.trainer(tmp_path, **given, train_dataset=tiny.rows_of([[3] * 10]))  # and 6 tokens of completion
+    parts.trainer(tmp_path, **given, train_prompts=[[3] * 10])  # and 6 tokens of completion
     with pytest.raises(UsageError, match=rf"in the context of reward_model \({LONGEST}\)"):
-        parts.trainer(tmp_path, **given, train_dataset=tiny.rows_of([[3] * 11]))
+        parts.trainer(tmp_path, **given, train_prompts=[[3] * 11])

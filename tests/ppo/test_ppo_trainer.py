@@ -234,7 +234,7 @@ def test_batch_size_follows_from_the_micro_batch_where_it_is_not_given(tmp_path)
 def test_what_could_only_go_wrong_silently_is_refused(tmp_path):
     policy, reward_model = tiny.policy(), tiny.random_reward_model()
     settings = {"args": tiny.trainer(tmp_path).args, "processing_class": tiny.tokenizer()}
-    good = {"model": policy, "reward_model": reward_model, "train_dataset": tiny.rows_of(tiny.PROMPTS)}
+    good = {"model": policy, "reward_model": reward_model, "train_prompts": tiny.PROMPTS}
     without_eos = tiny.tokenizer()
     without_eos.eos_token = None
     smaller = tiny.random_reward_model()
@@ -243,7 +243,7 @@ def test_what_could_only_go_wrong_silently_is_refused(tmp_path):
         ({"ref_model": policy}, "model and ref_model are the same object"),
         ({"value_model": reward_model}, "reward_model and value_model are the same object"),
         ({"reward_model": smaller}, "reward_model knows 5 tokens, the policy 12"),
-        ({"train_dataset": []}, "no prompts"),
+        ({"train_prompts": []}, "no prompts"),
         ({"processing_class": without_eos}, "no EOS token"),
     ):
         with pytest.raises(UsageError, match=message):

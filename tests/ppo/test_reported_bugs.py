@@ -69,7 +69,7 @@ def test_trl_1893_score_lands_on_eos(tmp_path):
 
 def test_trl_6805_missing_eos_is_looked_for_in_the_answer_and_not_in_the_prompt(tmp_path):
     prompts = [[4, tiny.EOS, 4], [5, 6], [7, tiny.EOS]]
-    ppo = tiny.trainer(tmp_path, prompts=prompts, response_length=1, kl_coef=0.0, batch_size=60)
+    ppo = tiny.trainer(tmp_path, train_prompts=prompts, response_length=1, kl_coef=0.0, batch_size=60)
     experience = tiny.make_experience(ppo)
     cut = [ids[-1] != tiny.EOS for ids in texts(experience)]
     assert any(cut)
@@ -98,13 +98,13 @@ def test_trl_235_1003_generation_settings_of_the_checkpoint_do_not_reach_the_rol
 
 def test_deepspeed_chat_rollouts_are_sampled(tmp_path):
     """It never asked for sampling, so that a model without generation settings answered greedily."""
-    experience = tiny.make_experience(tiny.trainer(tmp_path, prompts=[[3, 4]], batch_size=16))
+    experience = tiny.make_experience(tiny.trainer(tmp_path, train_prompts=[[3, 4]], batch_size=16))
     assert len({tuple(ids) for ids in texts(experience)}) > 16
 
 
 def test_colossalchat_each_rollout_has_random_numbers_of_its_own(tmp_path):
     """It seeded torch with 41 before each rollout."""
-    ppo = tiny.trainer(tmp_path, prompts=[[3, 4]])
+    ppo = tiny.trainer(tmp_path, train_prompts=[[3, 4]])
     torch.manual_seed(5)
     expected = torch.rand(3)
     torch.manual_seed(5)

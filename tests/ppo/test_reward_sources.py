@@ -76,7 +76,7 @@ def test_functions_are_shown_the_prompts_as_they_were_given(tmp_path):
         return [0.0] * len(completions)
 
     rows = [{"prompt": "w3 w4"}, {"input_ids": [5, 6]}, {"input_ids": [7], "prompt": "seven"}]
-    tiny.make_experience(parts.trainer(tmp_path, reward_funcs=spy, train_dataset=rows))
+    tiny.make_experience(parts.trainer(tmp_path, reward_funcs=spy, train_prompts=None, train_dataset=rows))
     assert set(seen) == {"w3 w4", "w5 w6", "seven"}
 
 

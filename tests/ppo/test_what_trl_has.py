@@ -171,7 +171,7 @@ def test_rows_padded_with_pad_tokens_lose_them_also_without_a_mask():
 
 def test_a_row_of_padding_alone_is_refused(tmp_path):
     with pytest.raises(UsageError, match="row 1 has no tokens"):
-        parts.trainer(tmp_path, train_dataset=[{"input_ids": [3]}, {"input_ids": [0, 0]}])
+        parts.trainer(tmp_path, train_prompts=None, train_dataset=[{"input_ids": [3]}, {"input_ids": [0, 0]}])
 
 
 def test_several_evaluation_sets_have_their_metrics_under_their_names(tmp_path):
@@ -191,8 +191,8 @@ def test_several_evaluation_sets_have_their_metrics_under_their_names(tmp_path):
 def test_without_total_episodes_the_prompts_are_read_num_train_epochs_times(tmp_path):
     settings = {**parts.SETTINGS, "output_dir": str(tmp_path), "num_train_epochs": 4, "batch_size": 2}
     del settings["total_episodes"]
-    given = {"processing_class": tiny.tokenizer(), "model": tiny.policy(), "reward_model": tiny.random_reward_model()}
-    ppo = PPOTrainer(args=PPOConfig(**settings), train_dataset=tiny.rows_of(tiny.PROMPTS), **given)
+    parts_of = {"processing_class": tiny.tokenizer(), "model": tiny.policy(), "train_prompts": tiny.PROMPTS}
+    ppo = PPOTrainer(args=PPOConfig(**settings), reward_model=tiny.random_reward_model(), **parts_of)
     assert ppo.args.total_episodes == 4 * len(tiny.PROMPTS)
 
 

@@ -54,9 +54,10 @@ class PPOTrainer(PPOGradients):
     model: a causal language model, or a `PeftModel` of one, whose adapter is trained. ref_model: default a frozen copy
     of it; with an adapter the model without it. reward_model: a sequence classification model with one label, or
     several; reward_funcs: functions as in `chatpipe.reward.rewards`. oracle_reward: a reward model or function that is
-    logged and never trained on. value_model: default by `args.value_model`. train_dataset: prompts, rows as in
-    `read_prompts`. eval_dataset: prompts that `evaluate` completes, or several sets of them by name. ptx_dataset: rows
-    with `input_ids` for `args.ptx_coef`. processing_class: the tokenizer.
+    logged and never trained on. value_model: default by `args.value_model`. train_dataset: rows as in
+    `chatpipe.ppo.experience`; train_prompts: token ids of prompts. eval_dataset: prompts that `evaluate` completes, or
+    several sets of them by name. ptx_dataset: rows with `input_ids` for `args.ptx_coef`. processing_class: the
+    tokenizer.
 
     The models are changed in place: see `prepare_models`. `trainer.model` holds `.policy` and `.value_model`;
     `trainer.alarms` holds the alarms raised so far, by name. Raises UsageError where the parts do not fit each other.
@@ -70,6 +71,7 @@ class PPOTrainer(PPOGradients):
         model: PreTrainedModel,
         reward_model: PreTrainedModel | Sequence[PreTrainedModel] | None = None,
         train_dataset: Iterable[Any] | None = None,
+        train_prompts: Sequence[Sequence[int]] | None = None,
         ref_model: PreTrainedModel | None = None,
         value_model: PreTrainedModel | None = None,
         reward_funcs: RewardFunction | Sequence[RewardFunction] | None = None,
@@ -87,7 +89,8 @@ class PPOTrainer(PPOGradients):
         models = {name: each for name, each in given.items() if each is not None}
         self.stop_token_id = processing_class.eos_token_id if args.stop_token_id is None else args.stop_token_id
         refuse(parts_checks.model_checks(models, processing_class, self.stop_token_id))
-        self.prompts = read_prompts(train_dataset if train_dataset is not None else (), processing_class)
+        self.prompts = [Prompt(ids) for ids in train_prompts or []]
+        self.prompts += read_prompts(train_dataset if train_dataset is not None else [], processing_class)
         self.eval_prompts = {} if eval_dataset is None else read_eval_prompts(eval_dataset, processing_class)
         self._check_prompts(models, processing_class, args.response_length)
         if (args.ptx_coef != 0) != (ptx_dataset is not None):
