@@ -24,6 +24,15 @@ def test_data_goes_to_stdout_and_words_for_people_to_stderr(capsys):
     assert err.startswith("a note\nwarning: careful\nerror: wrong\ndo this\n")
 
 
+def test_a_log_file_gets_a_line_now_and_then(capsys, monkeypatch):
+    monkeypatch.setattr("chatpipe.console.LINE_SECONDS", 0)
+    with console.progress("scoring", 2000) as bar:
+        bar.update(1000, "rows")
+    with console.progress("sft", 10, lines=False) as bar:
+        bar.update(5, "loss 1.0")
+    assert capsys.readouterr().err == "scoring: 1,000 of 2,000 rows\n"
+
+
 def test_a_json_object_is_one_line_that_every_reader_takes(capsys):
     console.json_object({"a": float("nan"), "b": [1.5, float("inf"), ("x", -float("inf"))], "c": {"d": "größer\n"}})
     out = capsys.readouterr().out

@@ -2,7 +2,7 @@
 
 Nothing here decides the content. What people read may quote a model or a file: what could command
 their terminal is left out. Progress bars appear on a terminal alone; a log file or a CI run
-gets a line now and then instead.
+gets a line a minute instead.
 """
 
 import json
@@ -10,6 +10,7 @@ import math
 import os
 import re
 import sys
+import time
 import traceback
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -21,6 +22,8 @@ if TYPE_CHECKING:
     from rich.console import Console
 
 MAX_ERROR_LINES = 8
+LINE_SECONDS = 60.0
+"""Seconds between the lines that a log file gets of a running task."""
 
 # What could command a terminal instead of being read: escape sequences, all other C0 and C1 controls but newline and
 # tab, and the marks that turn the direction of text round.
@@ -143,6 +146,20 @@ class _Quiet:
         pass
 
 
+class _Lines:
+    """A line now and then, for a log file."""
+
+    def __init__(self, title: str, total: float | None) -> None:
+        self._title, self._total, self._printed = title, total, time.monotonic()
+
+    def update(self, completed: float, words: str = "", total: float | None = None) -> None:
+        self._total = total or self._total
+        if time.monotonic() - self._printed >= LINE_SECONDS:
+            of = "" if self._total is None else f" of {self._total:,.0f}"
+            note(f"{self._title}: {completed:,.0f}{of} {words}".rstrip())
+            self._printed = time.monotonic()
+
+
 class _Bar:
     def __init__(self, progress: Any, task: Any) -> None:
         self._progress, self._task = progress, task
@@ -152,13 +169,14 @@ class _Bar:
 
 
 @contextmanager
-def progress(title: str, total: float | None) -> Iterator[ProgressBar]:
-    """A progress bar on stderr with step, words and time left; nothing where stderr is not a terminal.
+def progress(title: str, total: float | None, lines: bool = True) -> Iterator[ProgressBar]:
+    """A progress bar on stderr with step, words and time left; a line a minute where stderr is not a terminal.
 
-    `total` is None while it is not known how much there is to do.
+    Without `lines` there is none: whoever updates the bar writes lines of its own. `total` is None while it is not
+    known how much there is to do.
     """
     if not stderr_console().is_terminal:
-        yield _Quiet()
+        yield _Lines(title, total) if lines else _Quiet()
         return
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 

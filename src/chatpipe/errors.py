@@ -5,6 +5,8 @@ eight lines; `chatpipe.cli` prints it and exits with `exit_code`. Anything else 
 """
 
 import textwrap
+from collections.abc import Iterator
+from contextlib import contextmanager
 from enum import IntEnum
 
 MAX_REASON = 300
@@ -63,6 +65,17 @@ def is_out_of_memory(problem: BaseException) -> bool:
     if isinstance(problem, MemoryError) or type(problem).__name__ == "OutOfMemoryError":
         return True
     return isinstance(problem, RuntimeError) and any(words in str(problem) for words in _OUT_OF_MEMORY)
+
+
+@contextmanager
+def less_memory(remedy: str) -> Iterator[None]:
+    """Raises `TrainingError` with this remedy where the work inside needs more memory than there is."""
+    try:
+        yield
+    except Exception as problem:
+        if not is_out_of_memory(problem):
+            raise
+        raise TrainingError(f"This needs more memory than there is: {reason_of(problem)}", remedy) from problem
 
 
 def reason_of(problem: BaseException) -> str:

@@ -48,6 +48,12 @@ def test_a_file_of_text_is_read_whole(chatpipe, work, tiny_run, listing):
     assert {path: path.stat().st_mtime_ns for path in folder.rglob("*")} == files
 
 
+def test_the_share_of_answers_that_are_cut_is_named(chatpipe, work, tiny_run):
+    data = write(work / "asked.jsonl", [{"prompt": f"What does Mara {i} work as?"} for i in range(5)])
+    said = chatpipe("eval", tiny_run.folder / "sft", "--data", data, "evaluation.max_new_tokens=1")
+    assert "100% of the answers are cut at 1 tokens (evaluation.max_new_tokens)" in said.err
+
+
 def test_conversations(chatpipe, work, tiny_run):
     rows = [
         {"question": f"What does {name} work as?", "answer": f"{name} works as a {step}."}

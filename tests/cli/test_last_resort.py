@@ -3,6 +3,10 @@
 import pytest
 import torch
 
+from chatpipe.recipe import load_recipe
+from chatpipe.run.chain import out_of_memory
+from chatpipe.run.steps import step_of
+
 
 @pytest.mark.parametrize(
     ("problem", "first", "hint"),
@@ -67,6 +71,38 @@ def test_a_stage_out_of_memory_names_the_keys_that_help(chatpipe, monkeypatch, m
     assert "sft.lora" not in said.err
 
 
+@pytest.mark.parametrize(
+    ("where", "words", "remedy"),
+    [
+        ("generation.chat_loop.chat", ["chat", "MODEL"], "--max-new-tokens"),
+        ("evaluation.evaluate_model.evaluate_model", ["eval", "MODEL", "--data", "CHATS"], "evaluation.max_new_tokens"),
+        (
+            "ranking.completions.make_completions",
+            ["sample", "MODEL", "--prompts", "CHATS", "-o", "answers.jsonl"],
+            "--max-new-tokens",
+        ),
+    ],
+)
+def test_a_command_out_of_memory_names_what_helps(chatpipe, monkeypatch, make_model, chats, where, words, remedy):
+    def fail(*_: object, **__: object) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB")
+
+    monkeypatch.setattr(f"chatpipe.{where}", fail)
+    given = {"MODEL": make_model("base", "GPT2LMHeadModel"), "CHATS": chats}
+    said = chatpipe(*(given.get(word, word) for word in words))
+    assert said.code == 1
+    assert "more memory than there is: OutOfMemoryError: CUDA out of memory" in said.err
+    assert remedy in said.err
+
+
+@pytest.mark.parametrize(("stage", "key"), [("sample", "sample.max_new_tokens"), ("rank", "rank.rater")])
+def test_a_step_that_trains_nothing_names_its_own_keys(stage, key):
+    step = step_of(load_recipe("pocket").recipe, stage)
+    problem = out_of_memory(step, MemoryError("no more"))
+    assert problem.message == f"{stage} needs more memory than there is: MemoryError: no more"
+    assert key in problem.hint
+
+
 def test_an_interruption_outside_of_training_names_how_to_continue(chatpipe, monkeypatch):
     def stopped() -> None:
         raise KeyboardInterrupt
@@ -75,6 +111,14 @@ def test_an_interruption_outside_of_training_names_how_to_continue(chatpipe, mon
     result = chatpipe("recipes", "ls")
     assert (result.code, result.out) == (130, "")
     assert result.err == "error: Stopped.\nThe same command keeps what is complete and continues.\n"
+
+
+def test_a_stage_asks_beforehand_whether_its_folder_can_be_written_to(chatpipe, monkeypatch, make_model, chats):
+    monkeypatch.setattr("os.access", lambda path, mode: False)  # whoever runs the tests may be allowed everything
+    said = chatpipe("sft", "--model", make_model("base", "GPT2LMHeadModel"), "--data", chats, "--out", "tuned/chat")
+    assert said.code == 2
+    assert "cannot be written to" in said.err
+    assert "--out" in said.err
 
 
 def test_a_folder_that_cannot_be_written_to(chatpipe):

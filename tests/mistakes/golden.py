@@ -42,7 +42,8 @@ GOLDEN = {
     """,
     "no recipe at all": """
         error: Which recipe?
-        Try `chatpipe run pocket`; `chatpipe recipes ls` lists them.
+        Try `chatpipe run pocket`, or `smol-rlhf` for a model of your own; `chatpipe recipes ls` lists them.
+        A stage alone needs none: chatpipe sft --model FOLDER --data FILE --out DIR [--dry-run].
     """,
     "nowhere to write to": """
         error: Where should sft write to?
@@ -98,7 +99,7 @@ GOLDEN = {
         To train anyway, turn this check off: checks.reward_at_chance=false.
     """,
     "a reward function that fails": """
-        error: The reward function score returned 1 numbers for 256 completions.
+        error: The reward function score returned 1 numbers for 4 completions.
         It must return one for each, in their order.
     """,
     "lines that are not JSON": """

@@ -38,9 +38,31 @@ FILES = [
         "rank.rater, nobody:rates",
     ),
     Mistake(
+        "a rater with the ending of its file",
+        "chatpipe run pocket out=run rank.rater=mine.py:score",
+        "rank.rater, mine.py:score -> mine:score",
+        {"mine.py": "def score(prompts, completions): ...\n"},
+    ),
+    Mistake(
         "no recipe at all",
         "chatpipe run",
-        " -> chatpipe run pocket, chatpipe recipes ls",
+        " -> chatpipe run pocket, smol-rlhf, chatpipe recipes ls, --model, --data, --out",
+    ),
+    Mistake(
+        "values without a recipe",
+        "chatpipe run sft.model=model sft.data=chats.jsonl",
+        "sft.model=model -> chatpipe run pocket, chatpipe recipes ls, --model",
+    ),
+    Mistake(
+        "values to check without a recipe",
+        "chatpipe check sft.model=model sft.data=chats.jsonl",
+        "sft.model=model -> chatpipe check pocket, chatpipe recipes ls, --dry-run",
+    ),
+    Mistake(
+        "data in place of a recipe",
+        "chatpipe sft chats.jsonl --model model --out tuned",
+        "chats.jsonl, .yaml -> --data chats.jsonl",
+        {"chats.jsonl": "{}\n"},
     ),
     Mistake(
         "not YAML",

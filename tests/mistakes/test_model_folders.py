@@ -324,7 +324,7 @@ MODELS = [
     Mistake(
         "a reward function that fails",
         f"{POLICY} {SMALL} 'ppo.reward=[{{function: mine_b:score}}]'",
-        "1, 256",
+        "1, 4",
         {**CHATS, "mine_b.py": "def score(prompts, completions):\n    return [0.0]\n"},
         {"model": "chat", "judge": "reward"},
         begun=True,

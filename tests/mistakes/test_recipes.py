@@ -17,6 +17,36 @@ KEYS = [
         {"mine.yaml": "seed: 0\n\nppo:\n  # the rate\n  learning_ratee: 1e-5\n"},
     ),
     Mistake(
+        "another tool's name of a key",
+        "chatpipe sft --model model --data a.jsonl --out tuned sft.epochs=3",
+        "sft.epochs, sft.num_train_epochs -> chatpipe schema",
+    ),
+    Mistake(
+        "another tool's name of a key in a section of a section",
+        "chatpipe sft --model model --data a.jsonl --out tuned sft.lora.rank=8",
+        "sft.lora.rank, sft.lora.r -> chatpipe schema",
+    ),
+    Mistake(
+        "another tool's name of a section's key",
+        "chatpipe ppo --model model --data a.jsonl --out tuned ppo.lora_rank=8",
+        "ppo.lora_rank, ppo.lora.r -> chatpipe schema",
+    ),
+    Mistake(
+        "another tool's batches",
+        "chatpipe sft --model model --data a.jsonl --out tuned sft.gradient_accumulation_steps=4",
+        "sft.gradient_accumulation_steps, sft.batch_size -> chatpipe schema",
+    ),
+    Mistake(
+        "a key without its section that several have",
+        "chatpipe sft --model model --data a.jsonl --out tuned max_length=512",
+        "max_length, sft.max_length, rm.max_length -> chatpipe schema",
+    ),
+    Mistake(
+        "stages of a run",
+        "chatpipe run pocket 'stages=[sft, rm]'",
+        "stages, start -> chatpipe schema",
+    ),
+    Mistake(
         "a misspelt section",
         "chatpipe run pocket pretrian.max_steps=3",
         " -> chatpipe schema",

@@ -2,6 +2,7 @@
 
 import json
 import math
+import re
 import shutil
 
 import pytest
@@ -53,6 +54,11 @@ def test_answers_are_as_many_as_asked_for_and_no_two_are_the_same(sample, work, 
         assert 2 <= len(texts) == len(set(texts)) <= 3
         assert "" not in texts
         assert row["models"] == [str(tiny_run.folder / "sft")] * len(texts)
+
+
+def test_the_share_of_answers_that_are_cut_is_named(sample, tiny_run):
+    said = sample(tiny_run.folder / "sft", "-k", 2, "-o", "out/c.jsonl")
+    assert re.search(r"sample: \d+% of the answers were cut at 24 tokens \(max_new_tokens\)", said.err)
 
 
 @pytest.mark.parametrize("one, other", [("A  cat.", " a cat.\n"), ("ﬁne", "FINE"), ("e\u0301", "\u00e9")])

@@ -143,7 +143,10 @@ def test_no_value_changes_on_its_way_through_a_file(tmp_path, rate, seed, out):
         ("pretrian.max_steps=3", "pretrain"),
         ("pretrain.architecture.n_layers=3", "pretrain.architecture.n_layer"),
         ("sft.data=[{source: a.txt, fromat: text}]", "sft.data.0.format"),
-        ("ppo.vocab_size=300", "pretrain.tokenizer.vocab_size"),
+        ("ppo.vocab_size=300", "pretrain.architecture.vocab_size or pretrain.tokenizer.vocab_size"),
+        ("sft.epochs=3", "sft.num_train_epochs"),
+        ("sft.lora.rank=3", "sft.lora.r"),
+        ("max_length=9", "sft.max_length or rm.max_length"),
     ],
 )
 def test_a_misspelt_key_is_named_with_the_right_one(wrong, right):
@@ -306,3 +309,18 @@ def test_a_comma_parts_paths_unless_it_is_in_the_name_of_a_file(tmp_path):
     path.write_text("{}")
     (block,) = load_recipe(None, flags={"sft.data": str(path)}).recipe.sft.data
     assert block.source == str(path)
+
+
+@pytest.mark.parametrize(
+    ("words", "block"),
+    [
+        ([], 128),
+        (["pretrain.architecture.n_positions=512"], 512),
+        (["pretrain.architecture.preset=gpt2-124m"], 1024),
+        (["pretrain.architecture.n_positions=8192"], 2048),
+        (["pretrain.architecture.n_positions=512", "pretrain.block_size=64"], 64),
+        (["pretrain.model=base"], 128),
+    ],
+)
+def test_blocks_are_as_long_as_a_new_model_reads(words, block):
+    assert load_recipe(None, words).recipe.pretrain.block_size == block

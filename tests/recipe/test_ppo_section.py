@@ -158,3 +158,16 @@ def test_alarms_of_the_training_are_in_the_verdict():
     ended = ppo_verdict({**GOOD, "kl_budget_note": "Training ended after 3 of 9 iterations: ..."})
     assert ended.status == "pass"
     assert any("ppo.kl_budget" in reason for reason in ended.reasons)
+
+
+@pytest.mark.parametrize(
+    ("given", "rewards"),
+    [
+        ("mine:score", [{"function": "mine:score"}]),
+        ("runs/rm", [{"model": "runs/rm"}]),
+        ("[mine:score, {model: rm, weight: 2}]", [{"function": "mine:score"}, {"model": "rm", "weight": 2.0}]),
+    ],
+)
+def test_a_reward_is_a_function_a_model_or_a_list(given, rewards):
+    found = load_recipe(None, [f"ppo.reward={given}"]).recipe.ppo.reward
+    assert [reward.model_dump(exclude_unset=True) for reward in found] == rewards

@@ -4,7 +4,11 @@ import json
 
 import pytest
 import torch
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from chatpipe.recipe import load_recipe
+from chatpipe.run.steps import step_of
+from chatpipe.stages.shared import longest_answer
 
 pytest.importorskip("peft")
 
@@ -30,6 +34,14 @@ def stage(tiny_run, chatpipe, small, tmp_path_factory):
         )
     assert said.code == 0, said.err
     return folder / "run" / "ppo", said.object, tiny_run
+
+
+@pytest.mark.parametrize("data", [[], ["sft.data=[{source: chats.jsonl, use: train}]"]])
+def test_without_conversations_to_measure_an_answer_has_the_usual_limit(tiny_run, data):
+    step = step_of(load_recipe(None, ["ppo.model=chat", *data]).recipe, "ppo")
+    tokenizer = AutoTokenizer.from_pretrained(tiny_run.folder / "sft")
+    assert longest_answer(step, None, tokenizer, 4096) == 512
+    assert longest_answer(step, None, tokenizer, 100) == 50
 
 
 def test_the_saved_policy_is_a_plain_model_that_has_learned(stage):

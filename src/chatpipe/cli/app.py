@@ -121,6 +121,8 @@ def _remedy(number: int | None) -> str:
         return "Make room; the same command keeps what is complete and continues."
     if number in (errno.EACCES, errno.EPERM, errno.EROFS):
         return "Change its permissions, or choose another folder with out= or --out."
+    if number == errno.ENOENT:
+        return "It is gone, or cannot be made there: choose another folder with out= or --out."
     if number in (errno.EEXIST, errno.EISDIR, errno.ENOTDIR):
         return "There is a file where a folder is needed, or a folder where a file is needed: choose another place."
     return "The same command keeps what is complete and continues; CHATPIPE_DEBUG=1 shows the traceback."

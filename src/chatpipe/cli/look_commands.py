@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from chatpipe import console
-from chatpipe.cli.options import Json, Words, flags, tell_apart
+from chatpipe.cli.options import Json, RunWords, flags, tell_apart
 from chatpipe.cli.stage_command import Data
 
 if TYPE_CHECKING:
@@ -18,19 +18,17 @@ SHOW_EPILOG = "Example: chatpipe data show pocket sft --data chats.jsonl --model
 data_app = typer.Typer(help="Look at a stage's data.", no_args_is_help=True)
 
 
-def check(words: Words = None, json: Json = False) -> None:
+def check(words: RunWords = None, json: Json = False) -> None:
     """Check recipe, data and models of all stages without training. Exits with 2 if a check failed."""
     from chatpipe.cli.show import show_checks
-    from chatpipe.errors import ExitCode, UsageError
+    from chatpipe.errors import ExitCode
     from chatpipe.recipe import load_recipe
 
     given = tell_apart(words)
-    if given.recipe is None:
-        raise UsageError("Which recipe?", "Try `chatpipe check pocket`; `chatpipe recipes ls` lists them.")
-    given.check_whole_run()
+    given.check_whole_run("check")
     resolved = load_recipe(given.recipe, given.overrides)
 
-    from chatpipe.run.check_run import check_all
+    from chatpipe.run.try_stages import check_all
 
     checked = check_all(resolved.recipe)
     failed = [one for one in checked if one.status == "failed"]

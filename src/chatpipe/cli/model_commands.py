@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from chatpipe.cli.options import Json, TemplateSettings, tell_apart, template_settings
+from chatpipe.errors import less_memory
 
 if TYPE_CHECKING:
     from chatpipe.ranking.completions import Written
@@ -30,7 +31,7 @@ def chat(
         list[str] | None,
         typer.Option(metavar="TEXT", help="End an answer before this text. Can be given several times."),
     ] = None,
-    max_new_tokens: Annotated[int, typer.Option(min=1, help="The longest answer, in tokens.")] = 256,
+    max_new_tokens: Annotated[int, typer.Option(min=1, help="The longest answer, in tokens.")] = 512,
     system: Annotated[str | None, typer.Option(help="A system message.")] = None,
     seed: Annotated[int, typer.Option(help="The same seed gives the same answers.")] = 0,
     chat_template_kwargs: TemplateSettings = None,
@@ -44,7 +45,8 @@ def chat(
     from chatpipe.generation.chat_loop import chat as talk
 
     params = SamplingParams(max_new_tokens, temperature, top_k, top_p, min_p, tuple(stop or ()))
-    talk(model, params, seed, system, settings)
+    with less_memory("Lower --max-new-tokens, or take a smaller model."):
+        talk(model, params, seed, system, settings)
 
 
 def evaluate(
@@ -74,7 +76,8 @@ def evaluate(
     from chatpipe.training.machine import prepare_process
 
     prepare_process()
-    measurement = evaluate_model(model, data, given.overrides, limit)
+    with less_memory("Lower evaluation.max_new_tokens or evaluation.prompts, leave out long rows, or use a GPU."):
+        measurement = evaluate_model(model, data, given.overrides, limit)
     show_measurement(measurement)
     if json:
         console.json_object(measurement.to_json())
@@ -105,7 +108,7 @@ def sample(
     max_new_tokens: Annotated[
         int | None,
         typer.Option(
-            min=1, help="The longest answer, in tokens; default: 256, or half of the model's context if that is less."
+            min=1, help="The longest answer, in tokens; default: 512, or half of the model's context if that is less."
         ),
     ] = None,
     limit: Annotated[int | None, typer.Option(min=1, help="Answer only the first prompts.")] = None,
@@ -137,7 +140,8 @@ def sample(
     from chatpipe.training.machine import prepare_process
 
     prepare_process()
-    written = make_completions(output, models, asked, sampling, overwrite=fresh, ids=ids)
+    with less_memory("Lower --max-new-tokens, leave out long prompts, or take a smaller model."):
+        written = make_completions(output, models, asked, sampling, overwrite=fresh, ids=ids)
     _show_result(output, written, sampling.k, json)
 
 

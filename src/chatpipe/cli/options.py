@@ -22,6 +22,14 @@ Words = Annotated[
         show_default=False,
     ),
 ]
+RunWords = Annotated[
+    list[str] | None,
+    typer.Argument(
+        metavar="RECIPE [KEY=VALUE ...]",
+        help="A recipe's name or file, then values that replace its own, e.g. ppo.kl_coef=0.1.",
+        show_default=False,
+    ),
+]
 Fresh = Annotated[bool, typer.Option("--fresh", help="Delete what an earlier run left, and start over.")]
 Strict = Annotated[bool, typer.Option("--strict", help="Exit with 1 when a verdict is fail.")]
 Processes = Annotated[int | None, typer.Option("--processes", min=1, help="Processes; default: one per visible GPU.")]
@@ -56,8 +64,15 @@ class Given:
     accelerate_flags: list[str]
     round: int = 1
 
-    def check_whole_run(self) -> None:
-        """Raises `UsageError` where the words name one round, for a command that runs all of them."""
+    def check_whole_run(self, command: str) -> None:
+        """Raises `UsageError` where the words name no recipe or one round, for a command about a whole run."""
+        if self.recipe is None:
+            given = f" The values replace those of a recipe: {' '.join(self.overrides)}." if self.overrides else ""
+            raise UsageError(
+                f"Which recipe?{given}",
+                f"Try `chatpipe {command} pocket`, or `smol-rlhf` for a model of your own; `chatpipe recipes ls` lists "
+                "them.\nA stage alone needs none: chatpipe sft --model FOLDER --data FILE --out DIR [--dry-run].",
+            )
         if self.round != 1:
             raise UsageError(
                 f"round = {self.round} is for one stage alone, such as `chatpipe ppo RECIPE round={self.round}`.",

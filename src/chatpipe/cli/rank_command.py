@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from chatpipe.cli.options import Json
-from chatpipe.errors import Interrupted, UsageError
+from chatpipe.errors import Interrupted, UsageError, less_memory
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -137,7 +137,8 @@ def _rank_by_program(
     with open_store() as store:
         total = len(store.items)
         worlds = worlds_of_answers(file) if is_world(rater) else None
-        with console.progress("rank", total) as bar:
+        remedy = "Rank shorter answers (chatpipe sample --max-new-tokens N), or give a smaller reward model."
+        with less_memory(remedy), console.progress("rank", total) as bar:
             done = rank_with_program(
                 store,
                 rater,

@@ -1,6 +1,6 @@
 """Prints plans and results for people: the dry run, a stage's verdict, and the table at the end of a run."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from itertools import groupby
 from typing import TYPE_CHECKING, Any
 
@@ -24,15 +24,16 @@ def show_plan(
     steps: Sequence[Step],
     how: LaunchOptions,
     json: bool,
-    more: dict[str, Any] | None = None,
+    foresee: Callable[[dict[str, Any]], dict[str, Any]] | None = None,
 ) -> None:
     """Values with their origin, then for each stage parameters, steps, tokens and the command.
 
     The values of the stages come first, and among these those that differ from the default; of everything else only
-    what differs. `more` is what else is known of the last stage.
+    what differs. `foresee` adds what else the plan of the last stage tells.
     """
     plans = [plan_step(step, how) for step in steps]
-    plans[-1].update(more or {})
+    if foresee is not None:
+        plans[-1].update(foresee(plans[-1]))
     rows = resolved.rows()
     if json:
         typed = flatten(resolved.recipe.model_dump(mode="json"))
@@ -127,6 +128,11 @@ def show_measurement(measurement: "Measurement") -> None:
     rows += [("sample", text) for text in metrics.get("samples", [])]
     rows += [("answer", f"{one['question']} -> {one['answer']}") for one in metrics.get("answers", [])]
     console.table(title, ("measured", ""), rows)
+    if metrics.get("eos_share", 1.0) < 1:
+        limit = metrics["longest_answer"]
+        console.note(
+            f"{1 - metrics['eos_share']:.0%} of the answers are cut at {limit} tokens (evaluation.max_new_tokens)"
+        )
 
 
 def _measure(value: Any) -> str:

@@ -3,11 +3,24 @@
 import os.path
 import time
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Annotated
 
 import typer
 
-from chatpipe.cli.options import DryRun, Fresh, Json, Launch, Processes, Strict, Words, flags, how_to_run, tell_apart
+from chatpipe.cli.options import (
+    DryRun,
+    Fresh,
+    Json,
+    Launch,
+    Processes,
+    RunWords,
+    Strict,
+    Words,
+    flags,
+    how_to_run,
+    tell_apart,
+)
 
 Model = Annotated[str | None, typer.Option("--model", help="The model to start from: a folder or a hub id.")]
 Data = Annotated[str | None, typer.Option("--data", help="Files, separated by commas, or pocketworld.")]
@@ -109,17 +122,14 @@ def _run_stage(
         raise UsageError(f"Where should {stage} write to?", "Give a recipe, or a folder with --out.")
     if is_rank():
         check_world(resolved.recipe.processes)
-    foresees = dry_run and STAGES[stage].is_foreseen
-    steps = check_stage(resolved.recipe, stage, given.round, out, fresh, reads_data=not foresees)
+    needs_data = not (dry_run and STAGES[stage].foreseen_without_data)
+    steps = check_stage(resolved.recipe, stage, given.round, out, fresh, reads_data=needs_data)
     how = how_to_run(resolved.recipe, given, fresh)
     if dry_run:
-        more = None
-        if foresees:
-            stage_module(stage)  # the run loads this too, so it counts as its memory
-            from chatpipe.run.forecast import foresee
+        stage_module(stage)  # the run loads this too, so it counts as its memory
+        from chatpipe.run.forecast import foresee
 
-            more = foresee(steps[-1].section, how.processes)
-        show_plan(resolved, steps[-1:], how, json, more)
+        show_plan(resolved, steps[-1:], how, json, partial(foresee, steps[-1], how.processes))
         return
     results: list[StepResult] = []
 
@@ -147,7 +157,7 @@ RUN_EPILOG = "Example: chatpipe run pocket out=runs/mine seed=3"
 
 
 def run(
-    words: Words = None,
+    words: RunWords = None,
     fresh: Fresh = False,
     strict: Strict = False,
     processes: Processes = None,
@@ -158,14 +168,12 @@ def run(
     """Run all stages of a recipe: pretrain, sft, sample and rank, rm, ppo. Done stages are skipped."""
     from chatpipe import console
     from chatpipe.cli.show import show_plan, show_run_table, show_stage, strict_exit
-    from chatpipe.errors import UsageError, WaitingForRankings
+    from chatpipe.errors import WaitingForRankings
     from chatpipe.recipe import load_recipe
     from chatpipe.run.chain import StepResult, check_run, run_recipe
 
     given = tell_apart(words)
-    if given.recipe is None:
-        raise UsageError("Which recipe?", "Try `chatpipe run pocket`; `chatpipe recipes ls` lists them.")
-    given.check_whole_run()
+    given.check_whole_run("run")
     resolved = load_recipe(given.recipe, given.overrides, flags(processes=processes, launch=launch))
     steps = check_run(resolved.recipe, fresh)
     how = how_to_run(resolved.recipe, given, fresh)

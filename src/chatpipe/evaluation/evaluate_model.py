@@ -224,6 +224,7 @@ def _conversations(task: EvalTask, report: Report) -> tuple[int, dict[str, Any]]
     metrics, answers = evaluate_chat(model, tokenizer, rows, prompts, params, task.recipe.seed, oracle=None)
     return len(conversations), {
         **metrics,
+        "longest_answer": params.max_new_tokens,
         "samples": chat_samples(model, tokenizer, prompts[:2], params.max_new_tokens),
         "answers": _examples(prompts, answers),
         "left_out_conversations": len(conversations) - len(fitting),
@@ -244,6 +245,7 @@ def _answers(task: EvalTask, report: Report) -> tuple[int, dict[str, Any]]:
     answers = evaluate_answers(model, tokenizer, asked, params, task.recipe.seed, oracle)
     return len(asked), {
         **answers.metrics(),
+        "longest_answer": params.max_new_tokens,
         "answers": _examples(asked, answers),
         "left_out_prompts": 0 if world else len(prompts) - len(asked),
     }

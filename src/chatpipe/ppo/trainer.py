@@ -23,6 +23,7 @@ from transformers.trainer_utils import TrainOutput
 from chatpipe import console
 from chatpipe.checks import parts_checks
 from chatpipe.checks.gate import refuse
+from chatpipe.data.sequences import Sequences
 from chatpipe.errors import UsageError
 from chatpipe.models.pretrained import save_readable
 from chatpipe.ppo.config import PPOConfig
@@ -169,10 +170,7 @@ class PPOTrainer(PPOGradients):
     def rollout(self, prompts: Sequence[Prompt], seed: int) -> Rollout:
         """One completion to each prompt, read by all models and reward functions."""
         args, started = self.args, time.perf_counter()
-        # On a CPU a decode step is slower in bfloat16, and each of its shapes costs memory (docs/log.md).
-        with nullcontext() if args.device.type == "cpu" else self.accelerator.autocast():
-            ids = [prompt.ids for prompt in prompts]
-            sequences = complete(self.model.policy, ids, args, self.stop_token_id, seed)
+        sequences = self.write([prompt.ids for prompt in prompts], seed)
         completed = time.perf_counter()
         as_reference = nullcontext if self.adapter is None or self.ref_model is not None else self.adapter.off
         with self.accelerator.autocast():
@@ -196,6 +194,12 @@ class PPOTrainer(PPOGradients):
             by_source,
             {"time/rollout": completed - started, "time/score": time.perf_counter() - completed},
         )
+
+    def write(self, prompts: Sequence[Sequence[int]], seed: int) -> Sequences:
+        """One completion of the policy to each prompt (token ids)."""
+        # On a CPU a decode step is slower in bfloat16, and each of its shapes costs memory (docs/log.md).
+        with nullcontext() if self.args.device.type == "cpu" else self.accelerator.autocast():
+            return complete(self.model.policy, prompts, self.args, self.stop_token_id, seed)
 
     def rollout_metrics(self, rollout: Rollout, experience: Experience) -> Metrics:
         """The metrics of a rollout over all ranks; the times are this rank's."""

@@ -33,7 +33,7 @@ from chatpipe.recipe.schema import Data, DataBlock, Recipe
 if TYPE_CHECKING:
     from chatpipe.ranking.sample_answers import Answers, ChatModel
 
-DEFAULT_MAX_NEW_TOKENS = 256
+DEFAULT_MAX_NEW_TOKENS = 512
 NO_IDS: Mapping[str, Id] = {}
 
 
@@ -41,7 +41,7 @@ NO_IDS: Mapping[str, Id] = {}
 class Sampling:
     """How completions are drawn: `k` different ones a prompt, each the best of `best_of` by the reward model `reward`.
 
-    Without `max_new_tokens` a completion has at most 256 tokens, or half of the model's context where that is less.
+    Without `max_new_tokens` a completion has at most 512 tokens, or half of the model's context where that is less.
     """
 
     k: int
@@ -197,11 +197,19 @@ def _sampled_rows(
             f"({', '.join(str(model.context) for model in loaded)} tokens).",
             "Lower max_new_tokens, or give shorter prompts.",
         )
-    params = SamplingParams(longest, sampling.temperature, top_p=sampling.top_p)
+    params, ended = SamplingParams(longest, sampling.temperature, top_p=sampling.top_p), Counter[bool]()
     sampled = sample_answers(
-        loaded, asked, params, k=sampling.k, seed=sampling.seed, best_of=sampling.best_of, score=score
+        loaded, asked, params, k=sampling.k, seed=sampling.seed, best_of=sampling.best_of, score=score, ended=ended
     )
-    return ((_row(answers), answered) for answers, answered in sampled)
+
+    def rows() -> Iterator[tuple[dict[str, Any] | None, float]]:
+        for answers, answered in sampled:
+            yield _row(answers), answered
+        if ended[False]:
+            share = ended[False] / ended.total()
+            console.note(f"sample: {share:.0%} of the answers were cut at {longest} tokens (max_new_tokens)")
+
+    return rows()
 
 
 def _check_readable(model: "ChatModel", prompts: Sequence[Conversation]) -> None:

@@ -4,6 +4,7 @@ The completions of a prompt depend on the prompt, the models, the settings and t
 prompts nor on where an interrupted command continued.
 """
 
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -85,12 +86,14 @@ def sample_answers(
     seed: int,
     best_of: int = 1,
     score: Scorer | None = None,
+    ended: Counter[bool] | None = None,
 ) -> Iterator[tuple[Answers | None, float]]:
     """For each prompt up to `k` different completions that end by themselves and are not empty.
 
     The models share the `k` in turn. With `score`, each completion is the best of `best_of`. A prompt gets fewer than
     `k` if the models write nothing else in `ATTEMPTS` attempts, or nothing that `score` can read; a model without room
-    for the prompt answers nothing. Yields None between the answers, each time with about how many prompts are done.
+    for the prompt answers nothing. `ended` counts how many completions end by themselves (True) and how many are cut
+    (False). Yields None between the answers, each time with about how many prompts are done.
     """
     for start in range(0, len(prompts), CHUNK):
         chunk = [Answers(prompt) for prompt in prompts[start : start + CHUNK]]
@@ -99,7 +102,9 @@ def sample_answers(
                 # Each attempt and each model has random numbers of its own.
                 own_seed = seed + ((attempt * len(models) + place) << 32)
                 share = len(range(place, k, len(models)))
-                _ask(model, chunk, params, share=share, seed=own_seed, best_of=best_of, score=score)
+                ends = _ask(model, chunk, params, share=share, seed=own_seed, best_of=best_of, score=score)
+                if ended is not None:
+                    ended.update(ends)
             yield None, start + len(chunk) * (attempt + 1) / ATTEMPTS
         for answers in chunk:
             yield answers, start + len(chunk)
@@ -114,8 +119,8 @@ def _ask(
     seed: int,
     best_of: int,
     score: Scorer | None,
-) -> None:
-    """Let one model answer each prompt until `share` of its completions are its own."""
+) -> list[bool]:
+    """Let one model answer each prompt until `share` of its completions are its own; returns which end."""
     with_room = [answers for answers in chunk if model.has_room(answers.prompt, params.max_new_tokens)]
     asked = [answers for answers in with_room for _ in range((share - answers.models.count(model.name)) * best_of)]
     ids = [encode_prompt(model.tokenizer, answers.prompt) for answers in asked]
@@ -127,6 +132,7 @@ def _ask(
         if group:
             best = max(group, key=scores.__getitem__)
             asked[best].add(texts[best], model.name)
+    return [completion.ended for completion in done]
 
 
 def _scores(score: Scorer | None, asked: Sequence[Answers], texts: Sequence[str]) -> dict[int, float]:

@@ -20,6 +20,26 @@ from chatpipe.recipe.schema import DataBlock, Recipe, RewardSource
 DEFAULT = "default"
 """The origin of a value that neither the recipe nor the command line gives."""
 MAX_PROBLEMS = 6
+OTHER_NAMES = {
+    **dict.fromkeys(("epochs", "num_epochs", "n_epochs", "train_epochs"), "num_train_epochs"),
+    **dict.fromkeys(("lr", "learningrate"), "learning_rate"),
+    **dict.fromkeys(("micro_batch_size", "train_batch_size", "mini_batch_size"), "per_device_train_batch_size"),
+    **dict.fromkeys(("gradient_accumulation_steps", "global_batch_size", "train_batch_size_total"), "batch_size"),
+    **dict.fromkeys(("max_seq_length", "max_seq_len", "sequence_len", "cutoff_len"), "max_length"),
+    **dict.fromkeys(("max_tokens", "max_completion_length", "max_response_length"), "max_new_tokens"),
+    **dict.fromkeys(("beta", "init_kl_coef", "kl_penalty"), "kl_coef"),
+    **dict.fromkeys(("clip_range", "cliprange_policy", "epsilon"), "cliprange"),
+    **dict.fromkeys(("warmup_ratio", "num_warmup_steps"), "warmup_steps"),
+    **dict.fromkeys(("lora_r", "lora_rank", "rank"), "lora.r"),
+    **dict.fromkeys(("lora_alpha",), "lora.alpha"),
+    **dict.fromkeys(("ppo_epochs", "noptepochs"), "num_ppo_epochs"),
+    **dict.fromkeys(("dataset", "train_file", "data_path", "dataset_name"), "data"),
+    **dict.fromkeys(("model_name_or_path", "base_model", "pretrained"), "model"),
+    **dict.fromkeys(("fp16", "dtype", "torch_dtype"), "bf16"),
+    "stages": "start",
+    **dict.fromkeys(("block_len", "context_length", "seq_len"), "block_size"),
+}
+"""Names that other tools have for a setting, and its name here."""
 MAX_LISTED_KEYS = 16
 SECTIONS = {
     name
@@ -73,9 +93,23 @@ class Resolved:
     def rows(self) -> list[tuple[str, str, str]]:
         """(dotted key, value, origin) of every value, in the order of the schema."""
         return [
-            (key, str(value), self.origins.get(key, DEFAULT))
+            (key, _in_one_line(value), self.origins.get(key, DEFAULT))
             for key, value in flatten(self.recipe.model_dump(mode="json")).items()
         ]
+
+
+def _in_one_line(value: Any) -> str:
+    """A value as it is shown: of a block of data its source, and what it sets."""
+    if not isinstance(value, list):
+        return str(value)
+    usual = {name: field.get_default(call_default_factory=True) for name, field in DataBlock.model_fields.items()}
+    shown = []
+    for item in value:
+        if not isinstance(item, dict) or "source" not in item:
+            return str(value)
+        given = {key: of for key, of in item.items() if key != "source" and of != usual[key]}
+        shown.append(f"{item['source']} {given}" if given else item["source"])
+    return ", ".join(shown)
 
 
 def load_recipe(name: str | None, overrides: Sequence[str] = (), flags: Mapping[str, Any] | None = None) -> Resolved:
@@ -111,6 +145,8 @@ def find_recipe(name: str) -> Path:
     packaged = packaged_recipes()
     if name in packaged:
         return packaged[name]
+    if path.is_file():
+        raise UsageError(f"{name} is no recipe, which ends in .yaml.", f"Is it data? Give it with --data {name}.")
     if path.with_suffix(".yaml").is_file():
         raise UsageError(f"There is no recipe called {name}.", f"Give your file with its ending: {name}.yaml.")
     near = difflib.get_close_matches(name, packaged, n=1)
@@ -224,7 +260,7 @@ def _describe(details: Any, origins: dict[str, str]) -> str:
         *parents, last = keys
         near, known = _nearest_keys(parents, last), _known_keys(parents)
         if near:
-            return f"{where}there is no key {dotted}; did you mean {near[0]}?"
+            return f"{where}there is no key {dotted}; did you mean {' or '.join(near)}?"
         listed = f"; known there: {', '.join(known)}" if len(known) <= MAX_LISTED_KEYS else ""
         return f"{where}there is no key {dotted}{listed}."
     if details["type"] == "value_error":  # of values that do not go together; the message names them
@@ -236,14 +272,21 @@ def _describe(details: Any, origins: dict[str, str]) -> str:
 
 
 def _nearest_keys(parents: Sequence[str], last: str) -> list[str]:
-    """Dotted keys that look like `last`: the same word in another section, then in the same section, then anywhere."""
-    anywhere = {key.rsplit(".", 1)[-1]: key for key in flatten(Recipe().model_dump())}
-    if last in anywhere:
-        return [anywhere[last]]
-    here = difflib.get_close_matches(last, _known_keys(parents), n=1)
+    """Dotted keys that are meant by `last`: another tool's name for a key of the same section, the same word in other
+    sections, then what looks like it in the same section, then anywhere."""
+    known = _known_keys(parents)
+    other = OTHER_NAMES.get(last, "").removeprefix(f"{parents[-1]}." if parents else "")
+    if other.split(".")[0] in known:
+        return [".".join([*parents, other])]
+    keys = list(flatten(Recipe().model_dump()))
+    anywhere = [key for key in keys if last == key.rsplit(".", 1)[-1] or (other and key.endswith(f".{other}"))]
+    if anywhere:
+        return anywhere
+    here = difflib.get_close_matches(last, known, n=1)
     if here:
         return [".".join([*parents, here[0]])]
-    return [anywhere[key] for key in difflib.get_close_matches(last, anywhere, n=1, cutoff=0.8)]
+    words = {key.rsplit(".", 1)[-1]: key for key in keys}
+    return [words[word] for word in difflib.get_close_matches(last, words, n=1, cutoff=0.8)]
 
 
 def _known_keys(parents: Sequence[str]) -> list[str]:

@@ -4,14 +4,18 @@ Where `transformers.TrainingArguments` or TRL has a name for a setting, the sett
 """
 
 import math
-from typing import ClassVar, Literal
+import re
+from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import Field, model_validator
+from pydantic import BeforeValidator, Field, ValidationError, model_validator
 
 from chatpipe.errors import UsageError
 from chatpipe.recipe.architectures import Architecture
 from chatpipe.recipe.ppo_settings import PpoSettings
 from chatpipe.recipe.section import Data, Place, Section
+
+SHORTEST_BLOCK, LONGEST_BLOCK = 16, 2048
+"""Tokens of a training sequence of pretrain, where the recipe does not say."""
 
 
 class TrainingSection(Section):
@@ -138,7 +142,12 @@ class Pretrain(TrainingSection):
     gradient_checkpointing: Literal[True, False, "auto"] = Field(
         False, description="Compute activations again in the backward pass."
     )
-    block_size: int = Field(128, ge=16, description="Tokens per training sequence.")
+    block_size: int = Field(
+        128,
+        ge=16,
+        description="Tokens per training sequence. Default: what a new model reads (architecture.n_positions), at most "
+        "2048; 128 where model is given.",
+    )
     documents: Literal["concatenate", "isolate"] = Field(
         "concatenate",
         description="isolate: a token attends only to its own document; concatenate: to all documents "
@@ -151,6 +160,17 @@ class Pretrain(TrainingSection):
     sample_prompts: list[str] = Field(
         [], description="Texts that samples continue; default: the beginnings of two validation documents."
     )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _blocks_fill_a_new_model(cls, given: Any) -> Any:
+        if not isinstance(given, dict) or given.get("model") or given.get("block_size") is not None:
+            return given
+        try:
+            architecture = Architecture.model_validate(given.get("architecture") or {})
+        except ValidationError:  # reported at its own key
+            return given
+        return {**given, "block_size": max(SHORTEST_BLOCK, min(architecture.n_positions, LONGEST_BLOCK))}
 
     @model_validator(mode="after")
     def _phases_fit_in(self) -> "Pretrain":
@@ -224,7 +244,9 @@ class Sample(Section):
     """Sampling completions that are then ranked."""
 
     data: Data | None = Field(None, description="Source of the prompts.")
-    prompts: int = Field(500, ge=2, description="How many prompts.")
+    prompts: int | None = Field(
+        None, ge=2, description="How many prompts; each round takes others. Default: all, in each round."
+    )
     k: int = Field(4, ge=2, le=9, description="Completions per prompt.")
     temperature: float = Field(1.0, gt=0)
     max_new_tokens: int | None = Field(
@@ -274,13 +296,17 @@ class Rm(TrainingSection):
     )
 
 
+FUNCTION = r"[\w.]+:\w+"
+"""How a function of a module is written."""
+
+
 class RewardSource(Section):
     """One of several rewards: a reward model or a Python function, and its weight."""
 
     model: Place | None = Field(None, description="A reward model.")
     function: str | None = Field(
         None,
-        pattern=r"^[\w.]+:\w+$",
+        pattern=f"^{FUNCTION}$",
         description="module:function, called with prompts and completions (and with ended, if it has that parameter); "
         "returns one number for each completion.",
     )
@@ -293,13 +319,29 @@ class RewardSource(Section):
         return self
 
 
+def _as_rewards(value: Any) -> Any:
+    """A function `module:function` or a model, or a list of these and of rewards: always a list of rewards."""
+    if not isinstance(value, str | list):
+        return value
+    return [
+        {"function" if re.fullmatch(FUNCTION, item) else "model": item} if isinstance(item, str) else item
+        for item in ([value] if isinstance(value, str) else value)
+    ]
+
+
+Rewards = Annotated[
+    list[RewardSource], BeforeValidator(_as_rewards, json_schema_input_type=str | list[str | RewardSource])
+]
+
+
 class Ppo(PpoSettings, TrainingSection):
     """PPO against the reward model. Names and defaults as in TRL's PPOConfig where it has them."""
 
     model: Place | None = Field(None, description="The initial policy, also the reference; default: sft's model.")
     reward_model: Place | None = Field(None, description="Default: rm's model. The value model starts from it too.")
-    reward: list[RewardSource] | None = Field(
-        None, description="Several rewards instead of reward_model; their weighted sum is the reward."
+    reward: Rewards | None = Field(
+        None,
+        description="A function or several rewards instead of reward_model; their weighted sum is the reward.",
     )
     oracle_reward_model: Place | None = Field(
         None,

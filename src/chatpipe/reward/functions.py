@@ -34,7 +34,9 @@ def source_fingerprint(name: str, key: str) -> str:
     module = name.partition(":")[0]
     file = _file_of(module)
     if file is None:
-        raise UsageError(f"{key} = {name} cannot be imported: there is no file of a module {module}.", HINT)
+        without = name.replace(".py:", ":", 1).replace("/", ".")
+        hint = f"Did you mean {without}?" if without != name else HINT
+        raise UsageError(f"{key} = {name} cannot be imported: there is no file of a module {module}.", hint)
     return sha256_of(file)
 
 

@@ -173,7 +173,7 @@ def run_here(step: Step) -> None:
     except Exception as problem:
         if not is_out_of_memory(problem):
             raise
-        raise _out_of_memory(step, problem) from problem
+        raise out_of_memory(step, problem) from problem
     _free_memory()
     if manifest is not None and outcome is not None:
         manifest.metrics, manifest.verdict = outcome.metrics, outcome.verdict
@@ -222,11 +222,16 @@ def _memory(step: Step, parameters: int) -> dict[str, float]:
     return {name: round(size, 2) for name, size in {**parts, "total": sum(parts.values())}.items()}
 
 
-def _out_of_memory(step: Step, problem: BaseException) -> TrainingError:
+def out_of_memory(step: Step, problem: BaseException) -> TrainingError:
     """The error for a step that needs more memory than there is, with the keys that help."""
     what = f"{step.name} needs more memory than there is: {reason_of(problem)}"
+    return TrainingError(what, f"{memory_remedy(step)} What is finished is kept.")
+
+
+def memory_remedy(step: Step) -> str:
+    """The keys with which a step takes less memory."""
     if not step.trains:
-        return TrainingError(what, "Lower sample.max_new_tokens, or use a smaller model.")
+        return step.less_memory
     stage, section = step.stage, step.section
     longest = next(key for key in ("block_size", "response_length", "max_length") if hasattr(section, key))
     ways = [] if section.per_device_train_batch_size == 1 else [f"{stage}.per_device_train_batch_size=1"]
@@ -234,7 +239,7 @@ def _out_of_memory(step: Step, problem: BaseException) -> TrainingError:
     ways += [f"{stage}.bf16=true"] if section.bf16 is False else []
     ways += [f"a smaller {stage}.{longest}"]
     ways += [f"{stage}.lora={{}} (adapters alone)"] if getattr(section, "lora", True) is None else []
-    return TrainingError(what, f"Try, in this order: {', '.join(ways)}. What is finished is kept.")
+    return f"Try, in this order: {', '.join(ways)}."
 
 
 def launch_command(step: Step, how: LaunchOptions) -> list[str]:

@@ -1,11 +1,12 @@
-"""`chatpipe pretrain --dry-run`: the memory and the time that a run would take.
+"""`--dry-run` of a stage: the memory and the time that it would take.
 
-Memory is counted on fake tensors. Time is measured on a few training steps with random tokens and scaled to whole steps
-by FLOPs. Neither the data nor the hub is needed.
+A few steps are taken and timed. sft, rm and ppo take them with the real model on real rows (`try_stages`). pretrain
+needs neither its data nor the hub: it reads random tokens, and is scaled to whole steps by FLOPs; its memory is counted
+on fake tensors.
 """
 
 import tempfile
-import time
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,6 @@ from transformers import (
     PreTrainedModel,
     PrinterCallback,
     ProgressCallback,
-    TrainerCallback,
     TrainerControl,
     TrainerState,
     TrainingArguments,
@@ -33,8 +33,16 @@ from chatpipe.models.properties import evaluation_mode
 from chatpipe.recipe.architectures import flops_per_token
 from chatpipe.recipe.schema import Pretrain
 from chatpipe.run.memory_estimate import blank_model, check_memory, estimate_memory
+from chatpipe.run.try_stages import rehearsed
+from chatpipe.stages.step import Step
 from chatpipe.training.arguments import pretrain_arguments, training_arguments, use_bf16
-from chatpipe.training.machine import begin_peak, peak_flops, peak_memory, prepare_process
+from chatpipe.training.callbacks import StepClock
+from chatpipe.training.machine import (
+    begin_peak,
+    peak_flops,
+    peak_memory,
+    prepare_process,
+)
 from chatpipe.training.pretrain_trainer import PretrainTrainer
 from chatpipe.training.progress import format_duration
 
@@ -68,8 +76,20 @@ class Timing:
         return self.rows * self.length
 
 
-def foresee(section: Pretrain, processes: int) -> dict[str, Any]:
-    """`memory_gib` of each process by part, and `train_seconds` without evaluations and resume points.
+def foresee(step: Step, processes: int, plan: Mapping[str, Any]) -> dict[str, Any]:
+    """`memory_gib` of each process, `train_seconds` without resume points, and `evaluation_seconds`.
+
+    `plan` is that of the step, as `plan_step` gives it. Raises `UsageError` where the model cannot be trained, or the
+    run does not fit into this machine's memory. Nothing is fetched from the hub: what depends on it is `unknown`.
+    """
+    prepare_process()
+    if step.foreseen_without_data:
+        return _of_text(step.section, processes)
+    return rehearsed(step, processes, plan)
+
+
+def _of_text(section: Pretrain, processes: int) -> dict[str, Any]:
+    """The forecast of pretraining: `memory_gib` by part, and `train_seconds` without evaluations and resume points.
 
     Raises `UsageError` where the run does not fit into this machine's memory. Nothing is fetched from the hub: both are
     `unknown` where the model's size depends on a model or tokenizer of the hub.
@@ -80,7 +100,6 @@ def foresee(section: Pretrain, processes: int) -> dict[str, Any]:
     if tokens is None:
         why = "unknown: pretrain.tokenizer.pretrained is not here, and pretrain.architecture.vocab_size is not given"
         return {"memory_gib": why, "train_seconds": "unknown"}
-    prepare_process()
     memory = estimate_memory(section, tokens, processes)
     check_memory(memory, section, processes)
     with console.progress("probing", total=None):
@@ -109,7 +128,7 @@ def probe(section: Pretrain, tokens: int, processes: int) -> Timing:
     spread = section.micro_batches(processes, "pretrain")
     model = blank_model(section, tokens)
     rows, length = _probe_size(section, model, spread["per_device_train_batch_size"])
-    clock = _Clock()
+    clock = _Probing(MAX_SECONDS, ENOUGH_SECONDS, ENOUGH_STEPS)
     with tempfile.TemporaryDirectory() as folder:
         args = _probe_arguments(section, rows, Path(folder))
         vocabulary = model.get_input_embeddings().num_embeddings
@@ -143,49 +162,17 @@ def probe(section: Pretrain, tokens: int, processes: int) -> Timing:
     )
 
 
-class _Clock(TrainerCallback):
-    """Measures forward and backward, and the optimizer, of each step; ends the training after a time.
-
-    The first step warms up or compiles: it counts only if there is no second one.
-    """
-
-    def __init__(self) -> None:
-        self._passes: list[float] = []
-        self._updates: list[float] = []
-        self._began = self._last_lap = 0.0
-
-    def on_train_begin(self, args: Any, state: TrainerState, control: TrainerControl, **_: Any) -> None:
-        """Starts the clock."""
-        self._began = self._last_lap = time.perf_counter()
-
-    def on_pre_optimizer_step(self, args: Any, state: TrainerState, control: TrainerControl, **_: Any) -> None:
-        """Records forward and backward, with the data loading and callbacks before them."""
-        self._passes.append(self._lap(args.device))
+class _Probing(StepClock):
+    """The clock of pretraining's probe: an evaluation after the first step belongs to the peak, not to the time."""
 
     def on_step_end(self, args: Any, state: TrainerState, control: TrainerControl, **_: Any) -> None:
-        """Records the optimizer, and decides whether to stop."""
-        self._updates.append(self._lap(args.device))
-        control.should_evaluate = len(self._updates) == 1  # an evaluation's memory belongs to the peak
-        seconds = self._last_lap - self._began
-        enough = seconds > ENOUGH_SECONDS and len(self._updates) >= ENOUGH_STEPS
-        last = enough or seconds + self._passes[-1] + self._updates[-1] > MAX_SECONDS
-        control.should_training_stop = last or control.should_training_stop
+        """Asks for the evaluation."""
+        super().on_step_end(args, state, control)
+        control.should_evaluate = len(self.tokens) == 1
 
     def on_evaluate(self, args: Any, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         """Leaves the evaluation out of the next step."""
-        self._lap(args.device)
-
-    def medians(self) -> tuple[float, float]:
-        """Median seconds of forward and backward, and of the optimizer."""
-        passes, updates = (sorted(some[1:] or some) for some in (self._passes, self._updates))
-        return passes[len(passes) // 2], updates[len(updates) // 2]
-
-    def _lap(self, device: torch.device) -> float:
-        if device.type == "cuda":
-            torch.cuda.synchronize(device)
-        now = time.perf_counter()
-        seconds, self._last_lap = now - self._last_lap, now
-        return seconds
+        self.lap(args.device)
 
 
 class _Evaluation:

@@ -2,6 +2,7 @@
 
 import difflib
 import importlib.util
+import os
 from collections.abc import Collection, Iterator
 from functools import partial
 from pathlib import Path
@@ -72,6 +73,9 @@ def _folder(step: Step) -> Finding | str:
     for path in (step.folder, *step.folder.parents):
         if path.exists() and not path.is_dir():
             return Finding(f"{path} is a file.", "Choose a folder with out= or --out.")
+    there = next(path for path in (step.folder, *step.folder.absolute().parents) if path.exists())
+    if not os.access(there, os.W_OK):
+        return Finding(f"{there} cannot be written to.", "Choose another folder with out= or --out.")
     check_apart(step)
     return str(step.folder)
 

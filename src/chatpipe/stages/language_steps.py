@@ -22,7 +22,7 @@ class PretrainStep(Step):
     """A base model from raw text: a new one, or one that is trained further."""
 
     stage = command = "pretrain"
-    is_foreseen = True
+    foreseen_without_data = True
     title = "A base model"
     in_rounds = False
 

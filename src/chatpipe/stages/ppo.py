@@ -1,9 +1,10 @@
 """ppo: a better chat model, from prompts and rewards."""
 
+import math
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -17,6 +18,7 @@ from chatpipe.checks.model_checks import policy_is_not_reference
 from chatpipe.data.chat_template import add_chat_template, encode_prompt
 from chatpipe.data.datasets import Conversation, Splits, load_prompts
 from chatpipe.data.rendering import unreadable
+from chatpipe.data.sequences import Sequences
 from chatpipe.data.text_blocks import TrainingText
 from chatpipe.errors import UsageError
 from chatpipe.evaluation.answers import answer_example
@@ -27,24 +29,31 @@ from chatpipe.generation import SamplingParams
 from chatpipe.models.pretrained import load_causal_model, load_tokenizer
 from chatpipe.models.properties import shared_context
 from chatpipe.ppo.config import PPOConfig
+from chatpipe.ppo.model import MAX_TOKENS_ON_CPU
 from chatpipe.ppo.trainer import PPOTrainer
 from chatpipe.recipe.ppo_settings import PpoSettings
 from chatpipe.reward.rewards import Rewards
 from chatpipe.stages.language_steps import PpoStep
 from chatpipe.stages.ppo_rewards import answer_rewards, load_rewards
 from chatpipe.stages.shared import (
+    REHEARSED_STEPS,
+    Rehearsal,
+    Work,
+    affordable_tokens,
     answering,
     check_completes,
     example_prompt,
     keep_adapter,
     longest_answer,
     lora_settings,
+    micro_batch_of,
     oracle_of,
     save_checkpoint,
     stage_arguments,
     stage_texts,
     training_text,
     validation_prompts,
+    with_batches_of,
 )
 from chatpipe.stages.step import Outcome, Step
 from chatpipe.training.arguments import Reading, use_bf16
@@ -94,6 +103,7 @@ def prepare(step: Step) -> Prepared:
     in_bf16 = use_bf16(recipe.ppo.bf16, policy.device)
     reference = None if recipe.ppo.lora else load_causal_model(step.models["model"], frozen=in_bf16, half=in_bf16)
     rewards = load_rewards(step, tokenizer, half=in_bf16)
+    _try_functions(rewards, prompts.train[:FEW])
     scorers = dict(zip([f"ppo.{key}" for key in step.models if key != "model"], rewards.all_models, strict=True))
     context = shared_context(policy, rewards.all_models, tokenizer)
     length = longest_answer(step, recipe.ppo.response_length, tokenizer, context)
@@ -101,25 +111,24 @@ def prepare(step: Step) -> Prepared:
     return Prepared(tokenizer, prompts, policy, reference, rewards, scorers, context, length, episodes)
 
 
-def new_trainer(step: Step, prepared: Prepared) -> PPOTrainer:
-    """The stage's trainer on the prompts that leave room for a completion."""
+def new_trainer(step: Step, prepared: Prepared, cls: type[PPOTrainer] = PPOTrainer, **more: Any) -> PPOTrainer:
+    """The stage's trainer on the prompts that leave room for a completion; `more` are arguments of PPOConfig."""
     section, tokenizer = step.recipe.ppo, prepared.tokenizer
     prompts = _fitting(step, prepared, prepared.prompts.train)
     ids = [encode_prompt(tokenizer, prompt) for prompt in prompts]
-    longest = max(map(len, ids)) + prepared.response_length
     args = stage_arguments(
         step,
         PPOConfig,
-        # The value model is about as large as the policy. Logits are computed in parts.
-        Reading((prepared.policy, prepared.policy), longest, logits=False),
+        _reading(prepared, ids),
         **{
             **{key: getattr(section, key) for key in PPO_KEYS},
             "response_length": prepared.response_length,
             "total_episodes": prepared.total_episodes,
+            **more,
         },
         reward_weights=prepared.rewards.weights,
     )
-    return PPOTrainer(
+    return cls(
         args=args,
         processing_class=tokenizer,
         model=prepared.policy,
@@ -131,6 +140,22 @@ def new_trainer(step: Step, prepared: Prepared) -> PPOTrainer:
         ptx_dataset=_text(step, tokenizer, prepared.context) if section.ptx_coef else None,
         peft_config=lora_settings(section.lora) if section.lora else None,
     )
+
+
+def _try_functions(rewards: Rewards, prompts: list[Conversation]) -> None:
+    """Raises `UsageError` where a reward function fails: here, and not after the first rollout.
+
+    The questions take the place of the answers.
+    """
+    texts = [str(prompt[-1]["content"]) for prompt in prompts]
+    for function in rewards.functions:
+        function([list(prompt) for prompt in prompts], texts, [True] * len(prompts))
+
+
+def _reading(prepared: Prepared, prompts: Sequence[list[int]]) -> Reading:
+    """The value model is about as large as the policy; logits are computed in parts."""
+    longest = max(map(len, prompts)) + prepared.response_length
+    return Reading((prepared.policy, prepared.policy), longest, logits=False)
 
 
 def start_checks(trainer: PPOTrainer) -> Checks:
@@ -196,15 +221,7 @@ def _validation(step: Step, prepared: Prepared) -> PolicyEvaluation:
     found = prepared.prompts.validation
     prompts = validation_prompts(step, tokenizer, found, prepared.context, params.max_new_tokens)
     lengths = [len(encode_prompt(tokenizer, prompt)) for prompt in prompts]
-    most = policy_prompts(
-        prepared.policy.num_parameters(),
-        prepared.total_episodes,
-        section.num_ppo_epochs,
-        sum(lengths) / len(lengths),
-        prepared.response_length,
-        params.max_new_tokens,
-        models=2 if step.round == 1 else 3,
-    )
+    most = _affordable(step, prepared, params, sum(lengths) / len(lengths), prepared.total_episodes)
     prompts = prompts[:most]
     return PolicyEvaluation(
         tokenizer,
@@ -215,6 +232,19 @@ def _validation(step: Step, prepared: Prepared) -> PolicyEvaluation:
         partial(answer_rewards, step, prepared.rewards, tokenizer),
         [encode_prompt(tokenizer, prompt) for prompt in _fitting(step, prepared, prompts)],
         SamplingParams(max_new_tokens=prepared.response_length, temperature=section.temperature),
+    )
+
+
+def _affordable(step: Step, prepared: Prepared, params: SamplingParams, prompt_tokens: float, episodes: int) -> int:
+    """How many prompts of `prompt_tokens` the evaluation of so many episodes may answer (`evaluation.budget`)."""
+    return policy_prompts(
+        prepared.policy.num_parameters(),
+        episodes,
+        step.recipe.ppo.num_ppo_epochs,
+        prompt_tokens,
+        prepared.response_length,
+        params.max_new_tokens,
+        models=2 if step.round == 1 else 3,
     )
 
 
@@ -274,3 +304,79 @@ def _text(step: Step, tokenizer: PreTrainedTokenizerBase, context: int) -> Train
     """Raw text to mix in, an epoch of it in blocks as pretraining reads them."""
     block_size = min(step.recipe.pretrain.block_size, context)
     return training_text(step, stage_texts(step, "ppo.ptx_data"), tokenizer, block_size)
+
+
+# ---- the dry run ----
+
+
+class _MadeUp(PPOTrainer):
+    """A trainer whose completions are made up, each of `length` tokens."""
+
+    length = 1
+
+    def write(self, prompts: Sequence[Sequence[int]], seed: int) -> Sequences:
+        """The tokens of each prompt, again and again."""
+        made = [(list(prompt) * self.length)[: self.length] for prompt in prompts]
+        return Sequences.of(prompts, made, [False] * len(made))
+
+
+def rehearse(step: Step, processes: int, amounts: Mapping[str, Any]) -> Rehearsal:
+    """The stage on a few prompts, for its dry run; `amounts` are those of all."""
+    section, rows = step.recipe.ppo, amounts["prompts"]
+    prepared = prepare(step)
+    prepared = replace(prepared, total_episodes=section.episodes(rows, section.batch_size))
+    enforce(step.stage, prepared.checks(), step.recipe.checks)
+    tokenizer, policy, length = prepared.tokenizer, prepared.policy, prepared.response_length
+    ids = [encode_prompt(tokenizer, prompt) for prompt in _fitting(step, prepared, prepared.prompts.train)]
+    reading, mean = _reading(prepared, ids), sum(map(len, ids)) / len(ids)
+    micro, tokens = micro_batch_of(step, reading, processes), affordable_tokens(step, reading)
+    few = max(1, min(micro, int(tokens / (mean + length))))
+    once = {"num_mini_batches": 1, "num_ppo_epochs": 1, "value_model_warmup_iterations": 0}
+    small = with_batches_of(step, few, **once)
+    as_rehearsed = {"save_strategy": "no", "lr_scheduler_type": "constant", "lr_scheduler_kwargs": None}
+    episodes = few * REHEARSED_STEPS
+    trainer = new_trainer(small, prepared, _MadeUp, total_episodes=episodes, torch_compile=False, **as_rehearsed)
+    trainer.length = max(1, min(length, int(tokens / few - mean)))
+    enforce(step.stage, start_checks(trainer), step.recipe.checks)
+
+    def read() -> int:
+        return len(trainer.rollout(trainer.prompts[:few], seed=0).sequences.ids)
+
+    largest = micro * reading.tokens
+    return Rehearsal(
+        trainer=trainer,
+        model=policy,
+        tokens_of=lambda _: trainer.update.tokens_read,
+        micro_batch=micro,
+        largest=min(largest, MAX_TOKENS_ON_CPU) if policy.device.type == "cpu" else largest,
+        reading=reading,
+        read=read,
+        work=partial(_work, step, prepared, mean, rows / len(prepared.prompts.train)),
+        eos_token_id=tokenizer.eos_token_id,
+        prompts=[prompt.ids for prompt in trainer.prompts[: section.batch_size * section.num_mini_batches]],
+        new_tokens=length,
+    )
+
+
+def _work(step: Step, prepared: Prepared, prompt: float, share: float, answer: float) -> Work:
+    """What the stage computes with `share` times as many prompts as are prepared, for answers of `answer` tokens."""
+    section, recipe = step.recipe.ppo, step.recipe
+    params = answering(step, prepared.tokenizer, prepared.context)
+    rollout = section.batch_size * section.num_mini_batches
+    iterations = math.ceil(prepared.total_episodes / rollout)
+    length, completions = prompt + answer, iterations * rollout
+    most = _affordable(step, prepared, params, prompt, prepared.total_episodes)
+    prompts = min(most, recipe.evaluation.prompts, share * len(prepared.prompts.validation))
+    judged = min(answer, params.max_new_tokens)
+    # A rollout is read by policy, value model, reference and reward models; an answer by the reward models,
+    # those of the KL by policy and reference.
+    scorers = len(prepared.rewards.all_models)
+    validated = 2 * scorers * (prompt + judged) + 2 * length
+    return Work(
+        iterations * section.num_ppo_epochs * section.num_mini_batches,
+        trained=completions * length * section.num_ppo_epochs,
+        read=completions * length,
+        written=completions * answer,
+        validated=prompts * validated / (3 + scorers),
+        answered=prompts * ((2 if step.round == 1 else 3) * judged + answer),
+    )

@@ -6,6 +6,7 @@ from typing import Any
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainingArguments, set_seed
 
+from chatpipe import console
 from chatpipe.checks.by_stage import pretrain_checks, token_checks
 from chatpipe.checks.gate import Checks, enforce
 from chatpipe.data.documents import RawText, check_train_split, sample_texts, validation_documents
@@ -103,6 +104,8 @@ def run(step: Step) -> Outcome | None:
     del prepared, model
     release_memory()
 
+    if step.is_main:
+        console.log_line(f"pretrain: evaluating {len(text.tokens):,} tokens")
     with evaluating:
         # In float32, as before training: the forward pass of the trained model may still compute in bf16.
         model = _load(step, step.folder)

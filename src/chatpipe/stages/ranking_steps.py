@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from chatpipe.checks.gate import Checks, Finding
-from chatpipe.data.datasets import load_rankings
+from chatpipe.data.datasets import load_prompts, load_rankings
 from chatpipe.data.rankings import group_by_answers
 from chatpipe.data.row_files import VALIDATION_SHARE
 from chatpipe.data.sources import check_sources, named_files
@@ -38,11 +38,20 @@ def samples(recipe: Recipe, number: int) -> bool:
     return recipe.rm.data is None or number > 1
 
 
+def prompts_sampled(recipe: Recipe) -> int:
+    """How many prompts a round samples at most: `sample.prompts`, or all that there are."""
+    if recipe.sample.prompts is not None:
+        return recipe.sample.prompts
+    found = load_prompts(recipe.sample.data or [], recipe.worlds, "sample.data")
+    return len(found.train) + len(found.validation)
+
+
 class SampleStep(Step):
     """Samples answers of the newest chat model; a round that reads given rankings has no such step."""
 
     stage = "sample"
     command = "rm"
+    less_memory = "Lower sample.max_new_tokens, leave out long prompts (sample.data), or let a smaller model answer."
     result = COMPLETIONS_FILE
     resume_points = f"{COMPLETIONS_FILE}*"
 
@@ -71,7 +80,12 @@ class SampleStep(Step):
         if key != "sample.data":
             return super().check_data(key, blocks)
         rater, section = self.recipe.rank.rater, self.recipe.sample
-        check_sources(blocks, "rm.data (or sample.data, to have rankings made)")
+        if not blocks:
+            return Finding(
+                "rm.data is not given, and neither is sample.data.",
+                "Give rankings: rm.data=FILE; or prompts whose answers are ranked: sample.data=FILE rank.rater=WHO.",
+            )
+        check_sources(blocks, key)
         if not rater:
             return Finding(
                 "rank.rater is not given: who ranks the answers?",
@@ -83,12 +97,14 @@ class SampleStep(Step):
                     f"sample.data = {block.source}: {rater} cannot score answers to these prompts.",
                     "Set rank.rater: people, a reward model, or module:function; or give rankings with rm.data=FILE.",
                 )
-        return f"{section.prompts} prompts, {section.k} answers each"
+        return f"{section.prompts or 'all'} prompts, {section.k} answers each"
 
     def amounts(self, parameters: int | str) -> dict[str, Any]:
         """The numbers of prompts and of answers, of which there may be fewer."""
-        section = self.recipe.sample
-        return {"prompts": f"up to {section.prompts:,}", "answers": f"up to {section.prompts * section.k:,}"}
+        section, prompts = self.recipe.sample, prompts_sampled(self.recipe)
+        limit = section.max_new_tokens or self.recipe.evaluation.max_new_tokens
+        tokens = f"up to {limit:,} in each" if limit else "as long as answers in sft.data, or up to 512"
+        return {"prompts": f"up to {prompts:,}", "answers": f"up to {prompts * section.k:,}", "tokens": tokens}
 
     def gains(self, metrics: dict[str, Any]) -> list[tuple[str, str, str]]:
         """How many prompts were answered."""
@@ -100,6 +116,7 @@ class RankStep(Step):
 
     stage = "rank"
     command = "rm"
+    less_memory = "Lower sample.max_new_tokens, or give a smaller reward model as rank.rater."
     result = RANKINGS_FILE
     resume_points = STORE_FILE
 
@@ -241,7 +258,8 @@ class RmStep(Step):
         to_be_made = [block for block in blocks if "rm.data" in self.makers and not Path(block.source).exists()]
         there = [block for block in blocks if block not in to_be_made]
         train = load_rankings(there, recipe.worlds, "rm.data").train if there else []
-        made = round((1 - VALIDATION_SHARE) * recipe.sample.prompts * sum(block.weight for block in to_be_made))
+        rows = prompts_sampled(recipe) if to_be_made else 0
+        made = round((1 - VALIDATION_SHARE) * rows * sum(block.weight for block in to_be_made))
         rankings, prompts = len(train) + made, len(group_by_answers(train)) + made
         steps = math.ceil(math.ceil(prompts / recipe.rm.batch_size) * recipe.rm.num_train_epochs)
         return {"rankings": rankings, "steps": steps}

@@ -1,9 +1,10 @@
 """rm: a reward model from rankings."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainingArguments
 
 from chatpipe import console
@@ -27,11 +28,38 @@ from chatpipe.evaluation.pair_accuracy import (
 )
 from chatpipe.evaluation.preference_verdicts import rm_verdict
 from chatpipe.models.pretrained import grow_embeddings, load_reward_model, load_tokenizer, saved_dtype
-from chatpipe.models.properties import longest_sequence, row_length
-from chatpipe.reward.reward_model import centre_rewards, new_reward_model, outside_body, reward_offset
+from chatpipe.models.properties import longest_sequence
+from chatpipe.reward.reward_model import (
+    centre_rewards,
+    new_reward_model,
+    outside_body,
+    reward_offset,
+    score_sequences,
+)
 from chatpipe.reward.reward_trainer import RewardTrainer
-from chatpipe.reward.training_data import EncodedRankings, conversations_to_draw_from, demonstrations, encode_rankings
-from chatpipe.stages.shared import example_prompt, keep_adapter, save_checkpoint, stage_adapter, stage_arguments
+from chatpipe.reward.training_data import (
+    MAX_DEMONSTRATIONS,
+    EncodedRanking,
+    EncodedRankings,
+    conversations_to_draw_from,
+    demonstrations,
+    encode_rankings,
+)
+from chatpipe.stages.shared import (
+    Rehearsal,
+    Work,
+    affordable_tokens,
+    example_prompt,
+    keep_adapter,
+    longest_row,
+    micro_batch_of,
+    rehearsal_arguments,
+    rehearsed_rows,
+    save_checkpoint,
+    stage_adapter,
+    stage_arguments,
+    with_batches_of,
+)
 from chatpipe.stages.step import Outcome, Step
 from chatpipe.training.arguments import Reading
 from chatpipe.training.callbacks import closing_log
@@ -65,7 +93,7 @@ def prepare(step: Step) -> Prepared:
     if tokenizer.pad_token_id in (None, tokenizer.eos_token_id):  # it tells `batch_scores` so
         model.config.get_text_config().eos_token_id = tokenizer.eos_token_id
     grow_embeddings(model, tokenizer)
-    max_length = row_length(recipe.rm.max_length, longest_sequence(model, tokenizer))
+    max_length = longest_row(step, longest_sequence(model, tokenizer))
     train = encode_rankings(tokenizer, rankings.train, max_length)
     return Prepared(tokenizer, model, rankings, train, max_length)
 
@@ -147,21 +175,34 @@ def _train(step: Step, prepared: Prepared) -> tuple[dict[str, Any], Callable[[di
     if step.is_main:  # before training, so that data which cannot be read is reported at once
         conversations = conversations_to_draw_from(recipe.sft.data or [], recipe.worlds)
         centre = demonstrations(tokenizer, conversations, rankings, max_length, recipe.seed)
-    others = outside_body(model)
-    adapter = stage_adapter(step, model, tokenizer, section.lora, whole=others.values(), without=list(others))
-    longest = max(sum(map(len, ranking.sequences)) for ranking in rankings)
-    reading = Reading((model,), longest, logits=False)
-    args = stage_arguments(step, TrainingArguments, reading, num_train_epochs=section.num_train_epochs)
-    trainer = RewardTrainer(model, args, rankings, adapter, processing_class=tokenizer)
+    trainer = _trainer(step, prepared, rankings)
     speed = run_trainer(trainer, model, step.stage, step.folder, max_length, section.max_nonfinite_steps)
     with main_process_first(step.folder):
         if step.is_main:
-            keep_adapter(step, adapter)
+            keep_adapter(step, trainer.adapter)
             model = trainer.trained_model()
             model.to(saved_dtype(step.models["model"])).float()  # centred are the scores that it is saved with
             centre_rewards(model, centre)
             save_checkpoint(step, model, tokenizer, step.models["model"])
     return speed, closing_log(trainer)
+
+
+def _reading(prepared: Prepared) -> Reading:
+    return Reading((prepared.model,), max(_tokens(ranking) for ranking in prepared.train.rankings), logits=False)
+
+
+def _tokens(ranking: EncodedRanking) -> int:
+    return sum(map(len, ranking.sequences))
+
+
+def _trainer(step: Step, prepared: Prepared, rankings: Sequence[EncodedRanking], **more: Any) -> RewardTrainer:
+    """The stage's trainer on `rankings`; `more` are further TrainingArguments."""
+    section, tokenizer, model = step.recipe.rm, prepared.tokenizer, prepared.model
+    others = outside_body(model)
+    adapter = stage_adapter(step, model, tokenizer, section.lora, whole=others.values(), without=list(others))
+    epochs = {"num_train_epochs": section.num_train_epochs}
+    args = stage_arguments(step, TrainingArguments, _reading(prepared), **{**epochs, **more})
+    return RewardTrainer(model, args, rankings, adapter, processing_class=tokenizer)
 
 
 def _example(
@@ -175,3 +216,47 @@ def _example(
     asked = ranking.prompt[-1]["content"]
     answer = f"(asked {asked!r}) {scores[0]:+.2f} for {best!r}, {scores[1]:+.2f} for {worst!r}"
     return {"question": example_prompt(step)[-1]["content"], "answer": answer}
+
+
+# ---- the dry run ----
+
+FEW_ANSWERS = 2
+"""How many answers a rehearsal reads without gradients."""
+
+
+def rehearse(step: Step, processes: int, amounts: Mapping[str, Any]) -> Rehearsal:
+    """The stage on a few rankings, for its dry run; `amounts` are those of all."""
+    prepared = prepare(step)
+    enforce(step.stage, prepared.checks(), step.recipe.checks)
+    fitting = rankings_that_fit(prepared.tokenizer, prepared.rankings.validation, prepared.max_length)
+    _true_order(step, fitting, prepared.max_length)
+    section, rankings, reading = step.recipe.rm, prepared.train.rankings, _reading(prepared)
+    lengths = np.array([_tokens(ranking) for ranking in rankings])
+    micro = micro_batch_of(step, reading, processes)
+    steps = rehearsed_rows(lengths, micro, affordable_tokens(step, reading))
+    few = rankings[0].sequences[:FEW_ANSWERS]
+
+    def read() -> int:
+        score_sequences(prepared.model, few)
+        return sum(map(len, few))
+
+    share = amounts["rankings"] / len(prepared.rankings.train)
+    answer = float(lengths.sum()) / sum(len(ranking.sequences) for ranking in rankings)
+    work = Work(
+        amounts["steps"],
+        trained=share * float(lengths.sum()) * section.num_train_epochs,
+        validated=share * len(fitting) * float(lengths.mean()) + MAX_DEMONSTRATIONS * answer,
+        answered=0,
+    )
+    small = with_batches_of(step, len(steps[0]))
+    return Rehearsal(
+        trainer=_trainer(small, prepared, [rankings[row] for row in sum(steps, [])], **rehearsal_arguments()),
+        model=prepared.model,
+        tokens_of=lambda number: int(lengths[steps[number]].sum()),
+        micro_batch=micro,
+        largest=micro * int(lengths.max()),
+        reading=reading,
+        read=read,
+        work=lambda _: work,
+        eos_token_id=prepared.tokenizer.eos_token_id,
+    )

@@ -52,12 +52,12 @@ def run(step: Step) -> Outcome | None:
 
 
 def _prompts(step: Step) -> tuple[list[Conversation], dict[str, Id]]:
-    """As many prompts as a round samples, and the user's own ids by key.
+    """As many prompts as a round samples, by default all, and the user's own ids by key.
 
     Each round takes those behind the ones of the round before, in a circle.
     """
     prompts, ids = prompts_to_rank(step.data["sample.data"], step.recipe.worlds, "sample.data")
-    count = min(step.recipe.sample.prompts, len(prompts))
+    count = min(step.recipe.sample.prompts or len(prompts), len(prompts))
     first = (step.round - 1) * count
     if first + count > len(prompts) and step.is_main:
         console.note(f"sample: round {step.round} asks prompts of earlier rounds again: there are {len(prompts)}")

@@ -1,10 +1,13 @@
 """sft: a chat model from a base model and conversations."""
 
-from collections.abc import Iterator, Sequence
+import math
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
+import numpy as np
+from datasets import Dataset
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from trl import SFTConfig
 
@@ -12,6 +15,7 @@ from chatpipe import console
 from chatpipe.checks.by_stage import sft_checks
 from chatpipe.checks.gate import Checks, enforce
 from chatpipe.data.chat_rows import Rows, RowsNote, check_enough_rows, rows_of_conversations
+from chatpipe.data.chat_template import encode_prompt
 from chatpipe.data.datasets import Conversation
 from chatpipe.data.packing import training_sequences
 from chatpipe.data.text_blocks import TrainingText
@@ -22,22 +26,32 @@ from chatpipe.evaluation.language_verdicts import sft_verdict
 from chatpipe.generation import SamplingParams
 from chatpipe.models.logprobs import gives_label_logits, label_logits
 from chatpipe.models.pretrained import load_causal_model, load_for_chat, load_tokenizer
-from chatpipe.models.properties import longest_sequence, row_length
+from chatpipe.models.properties import longest_sequence
 from chatpipe.stages.shared import (
+    Rehearsal,
+    Work,
+    affordable_tokens,
     answering,
     check_completes,
     example_prompt,
     keep_adapter,
+    longest_row,
+    micro_batch_of,
     oracle_of,
+    padded,
+    rehearsal_arguments,
+    rehearsed_rows,
     save_checkpoint,
     stage_adapter,
     stage_arguments,
     stage_texts,
     training_text,
     validation_prompts,
+    with_batches_of,
 )
 from chatpipe.stages.step import Outcome, Step
 from chatpipe.training.arguments import Reading
+from chatpipe.training.evaluations import Measure
 from chatpipe.training.machine import release_memory
 from chatpipe.training.ranks import main_process_first
 from chatpipe.training.run_trainer import run_trainer
@@ -45,6 +59,9 @@ from chatpipe.training.sft_trainer import SftTrainer
 
 MAX_CONVERSATIONS = 2000
 """Enough for a precise loss; a tenth of a large file would take longer than training."""
+
+FEW_ROWS, MANY_ROWS = 2, 100
+"""How many conversations a rehearsal reads without gradients, and counts the answers of."""
 
 KEY = "sft.data"
 ROWS = "rows"
@@ -70,7 +87,7 @@ def prepare(step: Step) -> Prepared:
     """Loads the model and makes the rows; every process has the same."""
     tokenizer, model = load_for_chat(step.models["model"], settings=step.recipe.chat_template_kwargs)
     check_completes(step, model)
-    max_length = row_length(step.recipe.sft.max_length, longest_sequence(model))
+    max_length = longest_row(step, longest_sequence(model))
     blocks = step.data[KEY]
     with main_process_first(step.folder):
         rows = rows_of_conversations(step.folder / ROWS, blocks, step.recipe.worlds, tokenizer, max_length, KEY)
@@ -126,19 +143,24 @@ def run(step: Step) -> Outcome | None:
 def _validation(
     step: Step, prepared: Prepared, params: SamplingParams
 ) -> tuple[list[EncodedConversation], list[Conversation]]:
-    """The validation conversations and prompts, as many as the evaluation may cost (`evaluation.budget`)."""
-    section, validation, model = step.recipe.sft, prepared.validation, prepared.model
+    """The validation conversations and prompts, as many as the evaluation may cost."""
+    validation = prepared.validation
     prompts = [conversation[:-1] for conversation in validation.examples()]
-    context = longest_sequence(model)
+    context = longest_sequence(prepared.model)
     prompts = validation_prompts(step, prepared.tokenizer, prompts, context, params.max_new_tokens)
-    parameters, tokens = model.num_parameters(), int(prepared.train.lengths.sum())
-    epochs = section.num_train_epochs
-    steps = section.max_steps if section.max_steps > 0 else epochs * len(prepared.train) / section.batch_size
-    trained = int(steps * section.batch_size * tokens / len(prepared.train))
+    section = step.recipe.sft
+    steps = section.num_train_epochs * len(prepared.train) / section.batch_size
+    most_rows, most_prompts = _affordable(step, prepared, params, section.max_steps if section.max_steps > 0 else steps)
+    return validation.first(most_rows), prompts[:most_prompts]
+
+
+def _affordable(step: Step, prepared: Prepared, params: SamplingParams, steps: float) -> tuple[int, int]:
+    """How many conversations and prompts the evaluation of so many steps may read (`evaluation.budget`)."""
+    section, parameters = step.recipe.sft, prepared.model.num_parameters()
+    trained = int(steps * section.batch_size * prepared.train.lengths.sum() / len(prepared.train))
     evaluations = 2 + (int(steps / section.eval_steps) if section.eval_steps else 0)
-    most = chat_rows(parameters, trained, float(validation.lengths.mean()), evaluations)
-    rows = validation.first(min(most, MAX_CONVERSATIONS))
-    return rows, prompts[: chat_prompts(parameters, trained, params.max_new_tokens)]
+    most = chat_rows(parameters, trained, float(prepared.validation.lengths.mean()), evaluations)
+    return min(most, MAX_CONVERSATIONS), chat_prompts(parameters, trained, params.max_new_tokens)
 
 
 def _train(
@@ -150,39 +172,55 @@ def _train(
 ) -> dict[str, Any]:
     """Trains the model, saves it into the stage's folder and returns the speed."""
     section, tokenizer, model, max_length = step.recipe.sft, prepared.tokenizer, prepared.model, prepared.max_length
-    longest = max_length if section.packing else int(prepared.train.lengths.max())
-    args = stage_arguments(
-        step,
-        SFTConfig,
-        Reading((model,), longest),
-        num_train_epochs=section.num_train_epochs,
-        max_steps=section.max_steps,
-        max_length=max_length,
-        eval_strategy="no" if section.eval_steps is None else "steps",
-        eval_steps=section.eval_steps,
-        dataset_kwargs={"skip_prepare_dataset": True},
-    )
-    text = _raw_text(step, prepared.train)
-    adapter = stage_adapter(step, model, tokenizer, section.lora)
     asked = [[{"role": "user", "content": question}] for question in section.sample_prompts] or list(prompts[:2])
-    trainer = SftTrainer(
-        model,
-        args,
-        training_sequences(prepared.train, text, max_length if section.packing else None),
-        tokenizer,
-        packed=section.packing,
-        adapter=adapter,
-        measure=partial(_measure, tokenizer, rows, asked, params.max_new_tokens),
-        keep_best=section.load_best_model_at_end,
-        label_logits=partial(label_logits, model) if gives_label_logits(model) else None,
-    )
+    sequences = _sequences(step, prepared)
+    trainer = _trainer(step, prepared, sequences, partial(_measure, tokenizer, rows, asked, params.max_new_tokens))
     speed = run_trainer(trainer, model, step.stage, step.folder, max_length, section.max_nonfinite_steps)
     trainer.load_best()
     with main_process_first(step.folder):
         if step.is_main:
-            keep_adapter(step, adapter)
+            keep_adapter(step, trainer.adapter)
             save_checkpoint(step, trainer.trained_model(), tokenizer, step.models["model"])
     return {**speed, **({"best_step": trainer.best_step} if section.load_best_model_at_end else {})}
+
+
+def _sequences(step: Step, prepared: Prepared) -> Dataset:
+    """What an epoch reads: the rows, and the raw text that is mixed in; packed where the recipe says so."""
+    pack_to = prepared.max_length if step.recipe.sft.packing else None
+    return training_sequences(prepared.train, _raw_text(step, prepared.train), pack_to)
+
+
+def _reading(step: Step, prepared: Prepared) -> Reading:
+    longest = prepared.max_length if step.recipe.sft.packing else int(prepared.train.lengths.max())
+    return Reading((prepared.model,), longest)
+
+
+def _trainer(
+    step: Step, prepared: Prepared, sequences: Dataset, measure: Measure | None = None, **more: Any
+) -> SftTrainer:
+    """The stage's trainer on `sequences`; `more` are further arguments of its SFTConfig."""
+    section, tokenizer, model = step.recipe.sft, prepared.tokenizer, prepared.model
+    given = {
+        "num_train_epochs": section.num_train_epochs,
+        "max_steps": section.max_steps,
+        "max_length": prepared.max_length,
+        "eval_strategy": "no" if section.eval_steps is None else "steps",
+        "eval_steps": section.eval_steps,
+        "dataset_kwargs": {"skip_prepare_dataset": True},
+    }
+    args = stage_arguments(step, SFTConfig, _reading(step, prepared), **{**given, **more})
+    adapter = stage_adapter(step, model, tokenizer, section.lora)
+    return SftTrainer(
+        model,
+        args,
+        sequences,
+        tokenizer,
+        packed=section.packing,
+        adapter=adapter,
+        measure=measure,
+        keep_best=section.load_best_model_at_end and measure is not None,
+        label_logits=partial(label_logits, model) if gives_label_logits(model) else None,
+    )
 
 
 def _measure(
@@ -208,3 +246,69 @@ def _raw_text(step: Step, train: Rows) -> TrainingText | None:
     block_size = int(train.lengths.max())
     own = load_tokenizer(step.models["model"])
     return training_text(step, stage_texts(step, "pretrain.data"), own, block_size, samples=count)
+
+
+# ---- the dry run ----
+
+
+def rehearse(step: Step, processes: int, amounts: Mapping[str, Any]) -> Rehearsal:
+    """The stage on a few rows, for its dry run; `amounts` are those of all."""
+    prepared = prepare(step)
+    enforce(step.stage, prepared.checks(), step.recipe.checks)
+    check_enough_rows(prepared.train, prepared.validation, KEY)
+    model, reading = prepared.model, _reading(step, prepared)
+    params = answering(step, prepared.tokenizer, longest_sequence(model))
+    sequences = _sequences(step, prepared)
+    lengths = np.array([len(row["input_ids"]) for row in sequences])
+    micro = micro_batch_of(step, reading, processes)
+    steps = rehearsed_rows(lengths, micro, affordable_tokens(step, reading))
+    small = with_batches_of(step, len(steps[0]))
+    validation, prompts = _validation(step, prepared, params)
+    few = validation[:FEW_ROWS]
+
+    def read() -> int:
+        chat_loss(model, few)
+        return sum(len(row) for row, _ in few)
+
+    pads = step.recipe.sft.packing or not gives_label_logits(model)
+    conversations, read_as = amounts["rows"] * (1 - step.recipe.sft.pretrain_mix), lengths
+    if pads:
+        read_as = padded(lengths, micro)
+    work = _work(step, prepared, params, read_as, conversations / len(prepared.train))
+
+    def tokens_of(number: int) -> int:
+        chosen = lengths[steps[number]]
+        return len(chosen) * int(chosen.max()) if pads else int(chosen.sum())
+
+    return Rehearsal(
+        trainer=_trainer(small, prepared, sequences.select(sum(steps, [])), **rehearsal_arguments()),
+        model=model,
+        tokens_of=tokens_of,
+        micro_batch=micro,
+        largest=micro * int(lengths.max()),
+        reading=reading,
+        read=read,
+        work=lambda _: work,
+        eos_token_id=prepared.tokenizer.eos_token_id,
+        prompts=[encode_prompt(prepared.tokenizer, prompt) for prompt in prompts],
+        new_tokens=params.max_new_tokens,
+    )
+
+
+def _work(step: Step, prepared: Prepared, params: SamplingParams, lengths: np.ndarray, share: float) -> Work:
+    """What the stage computes on `share` times as many rows as are prepared; `lengths` are those of its sequences."""
+    section, validation = step.recipe.sft, prepared.validation
+    steps = section.num_train_epochs * share * len(lengths) / section.batch_size
+    steps = section.max_steps if section.max_steps > 0 else steps
+    most_rows, most_prompts = _affordable(step, prepared, params, steps)
+    rows = min(most_rows, share * len(validation))
+    prompts = min(most_prompts, step.recipe.evaluation.prompts, share * len(validation))
+    # before and after, and twice for the question gain
+    readings = 4 + (int(steps / section.eval_steps) if section.eval_steps else 0)
+    learned = np.mean([sum(mask) for _, mask in validation.first(MANY_ROWS)])
+    return Work(
+        math.ceil(steps),
+        trained=steps * section.batch_size * float(lengths.mean()),
+        validated=(readings * rows + prompts) * float(validation.lengths.mean()),
+        answered=prompts * min(float(learned), params.max_new_tokens),
+    )

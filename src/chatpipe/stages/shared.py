@@ -1,10 +1,13 @@
-"""What the stages that train share: raw text, validation prompts, a trainer's arguments, and the saved folder."""
+"""What the stages that train share: raw text, validation prompts, a trainer's arguments, its rehearsal, the folder."""
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
 from typing import Any, TypeVar
 
+import numpy as np
+import torch
 from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainingArguments, set_seed
 
@@ -21,11 +24,19 @@ from chatpipe.errors import UsageError
 from chatpipe.evaluation.answers import answer_limit
 from chatpipe.generation import SamplingParams
 from chatpipe.generation.ways import Way, way_of
-from chatpipe.models.pretrained import copy_generation_config, copy_tokenizer, load_tokenizer, save_model
+from chatpipe.models.pretrained import (
+    copy_generation_config,
+    copy_tokenizer,
+    load_tokenizer,
+    save_model,
+    training_device,
+)
+from chatpipe.models.properties import row_length
 from chatpipe.recipe.schema import DataBlock, Lora
 from chatpipe.stages.step import Step, with_eval_data
-from chatpipe.training.arguments import Reading, training_arguments
+from chatpipe.training.arguments import Reading, memory_settings, training_arguments, use_bf16
 from chatpipe.training.lora import Adapter, lora_config
+from chatpipe.training.machine import peak_flops
 from chatpipe.training.ranks import main_process_first
 
 EXAMPLE_CANDIDATES = 11
@@ -115,6 +126,16 @@ def validation_prompts(
     return fitting[: step.recipe.evaluation.prompts]
 
 
+def longest_row(step: Step, context: int) -> int:
+    """Tokens of the longest row: `max_length`, at most what the model reads; says so where that is less."""
+    asked = step.section.max_length
+    if asked is not None and asked > context and step.is_main:
+        console.note(
+            f"{step.stage}.max_length = {asked:,}: the model reads {context:,} tokens, so that is the longest row"
+        )
+    return row_length(asked, context)
+
+
 def longest_answer(step: Step, asked: int | None, tokenizer: PreTrainedTokenizerBase, context: int) -> int:
     """The longest answer in tokens: `asked`, else as the validation answers of `sft.data` are long (`answer_limit`)."""
     blocks = step.data.get("sft.data", []) if asked is None else []
@@ -126,6 +147,8 @@ def _validation_conversations(step: Step, blocks: Sequence[DataBlock]) -> Iterat
     """The conversations of `sft.data` that are not trained on, as they are read."""
     # What is trained on whole is not even parsed: it comes first.
     blocks = [block for block in blocks if block.use != "train"]
+    if not blocks:
+        return iter(())
     stream = stream_conversations(blocks, step.recipe.worlds, "sft.data", Report())
     return (conversation for conversation, split in stream if split == "validation")
 
@@ -196,7 +219,10 @@ def stage_adapter(
             "train the model whole."
         )
     set_seed(step.recipe.seed)  # its first weights are drawn at random
-    return Adapter(model, lora_settings(section, without), whole)
+    try:
+        return Adapter(model, lora_settings(section, without), whole)
+    except UsageError as problem:
+        raise UsageError(f"{step.stage}.{problem.message}", problem.hint) from problem
 
 
 def lora_settings(section: Lora, without: Sequence[str] = ()) -> Any:
@@ -208,6 +234,101 @@ def keep_adapter(step: Step, adapter: Adapter | None) -> None:
     """Writes the adapter into STAGE/adapter where the recipe asks for it, before it is merged."""
     if adapter is not None and step.section.lora.keep_adapter:
         adapter.save(step.folder / "adapter", step.models["model"])
+
+
+# ---- the rehearsal, which a dry run times ----
+
+REHEARSED_STEPS, STEP_SECONDS, ASSUMED_SHARE_OF_PEAK = 5, 3.0, 0.5
+"""A rehearsal takes so many steps at most, each of about so many seconds at that share of the device's FLOP/s."""
+
+
+@dataclass(frozen=True)
+class Work:
+    """How much a stage computes, over all processes. All but the optimizer's `steps` are tokens.
+
+    `trained`: read with gradients. `read` and `written`: before the updates of ppo. `validated` and `answered`: read
+    and written by the evaluation.
+    """
+
+    steps: int
+    trained: float
+    validated: float
+    answered: float
+    read: float = 0.0
+    written: float = 0.0
+
+
+@dataclass(frozen=True)
+class Rehearsal:
+    """A stage on a few of its rows, ready to take a few steps.
+
+    `tokens_of`: how many tokens a step has, numbered from 0. The stage's own micro-batch has `micro_batch` rows and
+    `largest` tokens at most; `reading` knows their memory. `read` reads rows without gradients and returns the number
+    of tokens. `prompts` are to be answered in up to `new_tokens` by `model`; a reward model has none. `work` is that of
+    the whole stage, for answers of so many tokens on average.
+    """
+
+    trainer: Any
+    model: PreTrainedModel
+    tokens_of: Callable[[int], int]
+    micro_batch: int
+    largest: int
+    reading: Reading
+    read: Callable[[], int]
+    work: Callable[[float], Work]
+    eos_token_id: int
+    prompts: Sequence[Sequence[int]] = ()
+    new_tokens: int = 0
+
+
+def micro_batch_of(step: Step, reading: Reading, processes: int) -> int:
+    """The rows of a micro-batch in each of `processes`."""
+    _, fitting = memory_settings(step.section, reading, training_device())
+    return step.section.micro_batches(processes, step.stage, fitting)["per_device_train_batch_size"]
+
+
+def affordable_tokens(step: Step, reading: Reading) -> int:
+    """The tokens of a rehearsal's step."""
+    half = use_bf16(step.section.bf16, training_device())
+    peak = peak_flops(torch.bfloat16 if half else torch.float32) or 1e14
+    # forward, backward, and forward again where activations are recomputed
+    return int(STEP_SECONDS * ASSUMED_SHARE_OF_PEAK * peak / sum(8 * m.num_parameters() for m in reading.models))
+
+
+def with_batches_of(step: Step, rows: int, **more: Any) -> Step:
+    """The step with batches of one micro-batch of so many rows; `more` are keys of its section."""
+    small = {"batch_size": rows, "per_device_train_batch_size": rows, **more}
+    section = step.section.model_copy(update=small)
+    return replace(step, recipe=step.recipe.model_copy(update={step.stage: section, "report_to": "none"}))
+
+
+def rehearsed_rows(lengths: Sequence[int] | np.ndarray, micro: int, tokens: int) -> list[list[int]]:
+    """The numbers of the rows of each step of a rehearsal: at most `micro` rows and about `tokens` tokens.
+
+    The second step has the longest rows of these, for the memory; the others any.
+    """
+    order = np.argsort(np.asarray(lengths), kind="stable")
+    short = order[: max(1, int(np.searchsorted(np.asarray(lengths)[order], tokens, side="right")))]
+    rows = max(1, min(micro, int(tokens / np.mean(np.asarray(lengths)[short]))))
+    drawn = np.resize(np.random.default_rng(0).permutation(short), rows * REHEARSED_STEPS).reshape(-1, rows)
+    drawn[1] = np.resize(short[-max(1, min(rows, tokens // int(lengths[short[-1]]))) :], rows)
+    return [step.tolist() for step in drawn]
+
+
+def padded(lengths: np.ndarray, micro: int) -> np.ndarray:
+    """The lengths of rows in a random order, each as long as the longest of its micro-batch."""
+    drawn = np.random.default_rng(0).permutation(lengths)
+    whole = np.resize(drawn, (-(-len(drawn) // micro), micro))
+    return whole.max(1).repeat(micro)
+
+
+def rehearsal_arguments() -> Mapping[str, Any]:
+    """What a rehearsal's trainer has in place of the recipe's: a few steps in the given order, nothing saved."""
+    in_order = {"train_sampling_strategy": "sequential"}
+    never = dict.fromkeys(("save_strategy", "eval_strategy", "logging_strategy"), "no")
+    # a schedule may have more steps than the rehearsal
+    schedule = {"lr_scheduler_type": "constant", "lr_scheduler_kwargs": None}
+    return {**in_order, **never, **schedule, "max_steps": REHEARSED_STEPS}
 
 
 # ---- the saved folder ----

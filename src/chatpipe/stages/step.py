@@ -81,8 +81,10 @@ class Step:
     """The pattern of the files from which an unfinished step goes on."""
     has_evaluation: ClassVar[bool] = False
     """Whether the recipe's section `evaluation` says how the result is measured."""
-    is_foreseen: ClassVar[bool] = False
-    """Whether a dry run of the stage alone forecasts memory and time, for which it needs no data."""
+    less_memory: ClassVar[str] = ""
+    """How a step that trains nothing takes less memory."""
+    foreseen_without_data: ClassVar[bool] = False
+    """Whether a dry run of the stage alone forecasts memory and time without its data."""
     title: ClassVar[str] = ""
     """What the card of the model calls it."""
 

@@ -68,6 +68,12 @@ def memory_settings(section: TrainingSection, reading: Reading | None, device: t
     return recomputes, budget // max(reading.row_bytes(recomputes, half), 1)
 
 
+def recomputes(args: TrainingArguments) -> bool:
+    """Whether arguments ask for gradient checkpointing; newer transformers renamed it."""
+    renamed = getattr(args, "activation_checkpointing", None)
+    return bool(getattr(args, "gradient_checkpointing", False) if renamed is None else renamed)
+
+
 def training_arguments(
     cls: type[Arguments],
     section: TrainingSection,
@@ -84,7 +90,7 @@ def training_arguments(
     `reading` decides what the section leaves to the memory; without it the micro-batch is the whole batch.
     """
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    recomputes, fitting = memory_settings(section, reading, device)
+    wanted, fitting = memory_settings(section, reading, device)
     # Newer transformers renamed it. Always given, since trl's SFTConfig turns it on.
     fields = cls.__dataclass_fields__
     recompute = "activation_checkpointing" if "activation_checkpointing" in fields else "gradient_checkpointing"
@@ -92,7 +98,7 @@ def training_arguments(
         **{
             **{key: getattr(section, key) for key in SHARED_KEYS},
             "learning_rate": section.peak_rate,
-            recompute: recomputes,
+            recompute: wanted,
             "bf16": use_bf16(section.bf16, device),
             "output_dir": str(folder),
             "seed": seed,

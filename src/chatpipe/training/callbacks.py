@@ -181,7 +181,7 @@ class Progress(TrainerCallback):
 
     def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         """Opens the bar."""
-        self._bar = self._stack.enter_context(console.progress(self.stage, state.max_steps))
+        self._bar = self._stack.enter_context(console.progress(self.stage, state.max_steps, lines=False))
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         """Moves it."""
@@ -202,3 +202,57 @@ class Progress(TrainerCallback):
     def close(self) -> None:
         """Removes the bar; also after an error, when Trainer calls no callback any more."""
         self._stack.close()
+
+
+class StepClock(TrainerCallback):
+    """Measures forward and backward, and the optimizer, of each step. It ends the training once a step would end more
+    than `most` seconds after the first began, or after `enough` seconds and `steps` steps; never after a single step.
+
+    The first step warms up or compiles, and does not count. `tokens_of` says how many tokens a step has.
+    """
+
+    def __init__(self, most: float, enough: float, steps: int, tokens_of: Callable[[int], int] = lambda _: 0) -> None:
+        self._most, self._enough, self._steps, self._tokens_of = most, enough, steps, tokens_of
+        self.tokens: list[int] = []
+        self._passes: list[float] = []
+        self._updates: list[float] = []
+        self._began = self._last_lap = 0.0
+
+    def on_train_begin(self, args: Any, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        """Starts the clock."""
+        self._began = self._last_lap = time.perf_counter()
+
+    def on_step_begin(self, args: Any, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        """Leaves out what came before the step, such as the rollout of ppo."""
+        self.lap(args.device)
+
+    def on_pre_optimizer_step(self, args: Any, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        """Records forward and backward."""
+        self._passes.append(self.lap(args.device))
+        self.tokens.append(self._tokens_of(len(self.tokens)))
+
+    def on_step_end(self, args: Any, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        """Records the optimizer, and decides whether to stop."""
+        self._updates.append(self.lap(args.device))
+        seconds = self._last_lap - self._began
+        enough = seconds > self._enough and len(self._updates) >= self._steps
+        enough = enough or seconds + self._passes[-1] + self._updates[-1] > self._most
+        control.should_training_stop = (enough and len(self._updates) > 1) or control.should_training_stop
+
+    def medians(self) -> tuple[float, float]:
+        """Median seconds of forward and backward, and of the optimizer."""
+        passes, updates = (sorted(some[1:] or some) for some in (self._passes, self._updates))
+        return passes[len(passes) // 2], updates[len(updates) // 2]
+
+    def seconds_of_a_token(self) -> float:
+        """Of forward and backward, over all steps that count."""
+        first = 1 if len(self._passes) > 1 else 0
+        return sum(self._passes[first:]) / sum(self.tokens[first:])
+
+    def lap(self, device: torch.device) -> float:
+        """Seconds since the last call, or the beginning."""
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+        now = time.perf_counter()
+        seconds, self._last_lap = now - self._last_lap, now
+        return seconds

@@ -127,13 +127,19 @@ def adapter_of(policy: PreTrainedModel, peft_config: Any) -> Adapter | None:
     return Adapter(policy, None)
 
 
+def _is_linear(layer: nn.Module) -> bool:
+    """Whether a layer multiplies by a matrix; GPT-2 calls such layers Conv1D."""
+    return isinstance(layer, nn.Linear) or type(layer).__name__ == "Conv1D"
+
+
 def _with_adapter(model: PreTrainedModel, peft_config: Any) -> Any:
+    names = sorted({name.rsplit(".", 1)[-1] for name, layer in model.named_modules() if _is_linear(layer)})
     try:
         return import_peft().get_peft_model(model, peft_config)
     except ValueError as problem:  # only the model knows its layers
         raise UsageError(
             f"lora: {problem}",
-            "Set lora.target_modules to the names of linear layers of this model, or to all-linear.",
+            f"Set lora.target_modules to linear layers of this model ({', '.join(names)}), or to all-linear.",
         ) from problem
 
 

@@ -73,7 +73,7 @@ def follow(stage: str, folder: Path) -> Iterator[Callable[[], None]]:
     """Shows the stage's metrics file in a progress bar or a log file; call the yielded function to update it."""
     path = folder / METRICS_FILE
     lines_shown, log = len(read_metrics(path)), LogLines(stage)
-    with console.progress(stage, total=None) as bar:
+    with console.progress(stage, total=None, lines=False) as bar:
 
         def show() -> None:
             nonlocal lines_shown
