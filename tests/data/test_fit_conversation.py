@@ -19,7 +19,7 @@ def tokenizer():
 
 
 def fit_conversation(tokenizer, conversation, max_length):
-    return next(fit_conversations(tokenizer, [conversation], max_length))
+    return next(fit_conversations(tokenizer, [conversation], max_length))[0]
 
 
 def length(tokenizer, messages) -> int:
@@ -47,6 +47,12 @@ def test_of_many_exchanges_as_many_stay_as_fit(tokenizer, kept):
     assert fit_conversation(tokenizer, turns, room) == [encode_conversation(tokenizer, expected)]
     fewer = fit_conversation(tokenizer, turns, room - 1)
     assert fewer == ([encode_conversation(tokenizer, turns[-2 * kept + 2 :])] if kept > 1 else [])
+
+
+def test_the_answers_in_the_rows_are_counted(tokenizer):
+    room = length(tokenizer, TURNS[-4:])
+    whole, cut, none = (next(fit_conversations(tokenizer, [TURNS], size))[1] for size in (1000, room, 2))
+    assert (whole, cut, none) == (3, 2, 0)
 
 
 def test_an_answer_is_never_cut(tokenizer):

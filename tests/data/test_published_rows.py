@@ -385,7 +385,13 @@ def test_answers_in_another_shape_are_no_ranking():
 # ---- turns in other shapes, reasoning and calls beside them ----
 
 
-@pytest.mark.parametrize("fields", [("input", "output"), ("question", "answer"), ("user", "assistant")])
+@pytest.mark.parametrize(
+    "fields",
+    [
+        *(("input", "output"), ("question", "answer"), ("user", "assistant"), ("human", "assistant")),
+        *(("prompt", "response"), ("instruction", "output")),
+    ],
+)
 def test_a_turn_may_hold_a_question_and_its_answer(fields):
     question, answer = fields
     talk = [{question: "Who is Ben?", answer: "A smith."}, {question: "Who is Mara?", answer: "A baker."}]
@@ -393,6 +399,22 @@ def test_a_turn_may_hold_a_question_and_its_answer(fields):
     assert conversation(conversation=[{**talk[0], "weight": 0}, talk[1]])[1] == {**EARLIER[1], "train": False}
     form, found = read({"conversation": [{**talk[0], "model": "x"}]})
     assert unread_fields(found, form) == ["conversation.model"]
+
+
+@pytest.mark.parametrize(
+    ("instruction", "extra", "asked"),
+    [
+        ("Who is she?", "Mara bakes.", "Who is she?\n\nMara bakes."),
+        ("Who is Mara?", "", "Who is Mara?"),
+        ("Who is Mara?", None, "Who is Mara?"),
+        ("", "Who is Mara?", "Who is Mara?"),
+    ],
+)
+def test_a_turn_may_hold_an_instruction_with_its_input(instruction, extra, asked):
+    talk = {"conversation": [{"instruction": instruction, "input": extra, "output": "A baker."}]}
+    assert conversation(**talk) == [{"role": "user", "content": asked}, ASSISTANT]
+    form, found = read(talk)
+    assert unread_fields(found, form) == []
 
 
 def test_a_list_of_texts_is_the_user_s_and_the_assistant_s_by_turns():

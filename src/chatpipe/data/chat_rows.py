@@ -210,12 +210,12 @@ def write_rows(
         while batch := list(islice(left, BATCH)):
             written = [each for each in batch if not note.refuses(tokenizer, each[0])]
             encoded = fit_conversations(tokenizer, [conversation for conversation, _ in written], max_length)
-            for (conversation, split), rows in zip(written, encoded, strict=True):
+            for (conversation, split), (rows, answers) in zip(written, encoded, strict=True):
                 writers[split].add(conversation, rows)
                 note.too_long[split] += not rows
                 note.kept[split] += bool(rows)
                 if rows:
-                    note.answers_left_out += len(_one_answer_each(conversation)) - sum(map(_answers_in, rows))
+                    note.answers_left_out += _learned_in(conversation) - answers
                 note.in_parts += len(rows) > 1
             read += len(batch)
             bar.update(read, "conversations")
@@ -228,9 +228,10 @@ def write_rows(
 
 def fit_conversations(
     tokenizer: PreTrainedTokenizerBase, conversations: Iterable[Conversation], max_length: int
-) -> Iterator[list[Encoded]]:
-    """The rows of each conversation without as many of its oldest exchanges as do not fit; none if the last alone is
-    too long.
+) -> Iterator[tuple[list[Encoded], int]]:
+    """The rows of each conversation, and the number of its answers in them.
+
+    The oldest exchanges are left out until the rest fits; there are no rows if the last exchange alone is too long.
 
     Where each answer is a row of its own, each loses its own oldest exchanges, and those that are too long alone are
     left out. An answer is never cut: it would lose the end-of-turn token, and the model would learn not to stop
@@ -243,16 +244,16 @@ def fit_conversations(
 
 def _fitting(
     tokenizer: PreTrainedTokenizerBase, conversation: Conversation, rows: list[Encoded], max_length: int
-) -> list[Encoded]:
+) -> tuple[list[Encoded], int]:
     while any(len(ids) > max_length for ids, _ in rows):
         if len(rows) > 1:
             parts = _one_answer_each(conversation)
             encoded = encode_conversations(tokenizer, parts)
             fitting = [_fitting(tokenizer, *each, max_length) for each in zip(parts, encoded, strict=True)]
-            return [row for found in fitting for row in found]
+            return [row for found, _ in fitting for row in found], sum(answers for _, answers in fitting)
         conversation = _nearly_fitting(tokenizer, _without_oldest(conversation), max_length)
         rows = encode_conversations(tokenizer, [conversation])[0] if conversation else []
-    return rows
+    return rows, _learned_in(conversation) if rows else 0
 
 
 def _nearly_fitting(tokenizer: PreTrainedTokenizerBase, conversation: Conversation, max_length: int) -> Conversation:
@@ -272,9 +273,9 @@ def _nearly_fitting(tokenizer: PreTrainedTokenizerBase, conversation: Conversati
     return shorter[bisect_left(range(len(shorter) - 1), True, key=fits)]
 
 
-def _answers_in(row: Encoded) -> int:
-    """The number of answers in a row: runs of learned tokens."""
-    return bytes([0, *row[1]]).count(b"\0\1")
+def _learned_in(conversation: Conversation) -> int:
+    """The number of answers to be learned."""
+    return sum(map(_is_learned, conversation))
 
 
 def _one_answer_each(conversation: Conversation) -> list[Conversation]:

@@ -17,6 +17,7 @@ from chatpipe.data.messages import (
     are_turns,
     as_prompt,
     check_media,
+    instruction_of,
     is_trained,
     is_turn,
     json_in,
@@ -377,10 +378,7 @@ def _messages_of(values: dict[str, Any], form: str) -> list[Message]:
 
 def _instruction(values: dict[str, Any]) -> Message:
     """alpaca's question, of `instruction` and `input`."""
-    instruction, extra = text_of(values, "instruction"), values.get("input") or ""
-    if not isinstance(extra, str):
-        raise BadRow("input is not text")
-    return {"role": "user", "content": f"{instruction}\n\n{extra}" if extra else instruction}
+    return {"role": "user", "content": instruction_of(values)}
 
 
 def _messages_in(value: Any) -> Any:

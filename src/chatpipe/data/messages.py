@@ -1,7 +1,7 @@
 """Conversations as lists of messages, read from the shapes in which data sets have them.
 
-Each turn is read by its own fields: {role, content}, {from, value}, or {human, assistant} for two turns in one; a list
-of texts is of the user and the assistant by turns. What a row has beside its turns, a system message and a history,
+Each turn is read by its own fields: {role, content}, {from, value}, or {human, assistant} for two turns in one; in a
+list of texts, user and assistant alternate. What a row has beside its turns, a system message and a history,
 comes before them.
 """
 
@@ -38,16 +38,15 @@ _UNREAD_MARKS = ("loss_scale", "loss_mask", "mask", "masked", "train_detail", "t
 REASONING = ("reasoning_content", "reasoning", "thinking")
 _TEXT_PARTS, _THOUGHT_PARTS = ("text", "input_text", "output_text"), ("thinking", "reasoning")
 _EXCHANGES = (
-    *(("human", "assistant"), ("user", "assistant"), ("input", "output")),
-    *(("question", "answer"), ("prompt", "response"), ("instruction", "output")),
+    *(("instruction", "output", "input"), ("instruction", "output"), ("human", "assistant"), ("user", "assistant")),
+    *(("input", "output"), ("question", "answer"), ("prompt", "response")),
 )
-"""The fields of a question and its answer in one object, as in Capybara."""
+"""The fields of a question and its answer in one object, as in Capybara; alpaca's `input` belongs to the question."""
 _READ_IN_TURNS = (
     *("role", "from", "content", "value", "tool_calls", "function_call", "name", "tool_call_id"),
     *(*_OF_WHOLE, *MARKS, *_UNREAD_MARKS, *REASONING, *MEDIA),
 )
 _NOTHING: tuple[Any, ...] = (None, "", [], {})
-
 _HUMAN, _ASSISTANT = "\n\nHuman:", "\n\nAssistant:"
 
 
@@ -198,6 +197,14 @@ def text_of(values: dict[str, Any], field: str) -> str:
     return text
 
 
+def instruction_of(values: dict[str, Any]) -> str:
+    """alpaca's question, of `instruction` and `input`. Raises `BadRow` where they are no texts."""
+    instruction, extra = text_of(values, "instruction"), values.get("input") or ""
+    if not isinstance(extra, str):
+        raise BadRow("input is not text")
+    return f"{instruction}\n\n{extra}" if extra else instruction
+
+
 def is_turn(value: Any) -> bool:
     """Whether `value` looks like one message."""
     return isinstance(value, dict) and any(
@@ -244,14 +251,12 @@ def _turns_in(item: Any) -> list[Any]:
     exchange = _exchange_in(item)
     if exchange is None or _role_in(item) is not None:
         return [item]
-    question, answer = exchange
-    return [
-        {"role": "user", "content": item[question]},
-        {**item, "role": "assistant", "content": item[answer]},
-    ]
+    question, answer, *more = exchange
+    asked = instruction_of(item) if more and item[question] else item[more[0] if more else question]
+    return [{"role": "user", "content": asked}, {**item, "role": "assistant", "content": item[answer]}]
 
 
-def _exchange_in(item: Any) -> tuple[str, str] | None:
+def _exchange_in(item: Any) -> tuple[str, ...] | None:
     """The fields of a question and its answer in one object; None where it has none."""
     if not isinstance(item, dict):
         return None

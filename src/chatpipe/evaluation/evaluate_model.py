@@ -211,7 +211,7 @@ def _conversations(task: EvalTask, report: Report) -> tuple[int, dict[str, Any]]
     conversations = task.rows("conversations", report)
     readable = [turns for turns in conversations if unreadable(tokenizer, turns) is None]
     max_length = task.max_length("sft.max_length", model)
-    fitting = [rows for rows in fit_conversations(tokenizer, readable, max_length) if rows]
+    fitting = [rows for rows, _ in fit_conversations(tokenizer, readable, max_length) if rows]
     if len(fitting) < 2:
         raise UsageError(
             f"{KEY}: {len(fitting)} of {len(conversations)} conversations fit into {max_length} tokens.",

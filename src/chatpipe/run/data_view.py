@@ -199,7 +199,7 @@ def _conversation(reader: Reader | None, limit: int, conversation: Conversation)
         return _Row({**row, "tokens": 0, "kept_tokens": 0, "parts": [], "left_out": reason}, 0, left_out=True)
     length = max((len(ids) for ids, _ in encode_conversations(reader.tokenizer, [conversation])[0]), default=0)
     too_long = length > limit
-    fitting = next(fit_conversations(reader.tokenizer, [conversation], limit))
+    fitting, _ = next(fit_conversations(reader.tokenizer, [conversation], limit))
     row |= {"tokens": length, "kept_tokens": max((len(ids) for ids, _ in fitting), default=0)}
     row["parts"] = [
         {"text": text, "trained": bool(learn)}

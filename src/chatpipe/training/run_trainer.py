@@ -91,7 +91,7 @@ class SkipNonFinite(Trainer):
 
 
 class CountsRowsOnce(Trainer):
-    """Lets each row of the data set count once in an epoch, on any number of processes.
+    """Counts each row of the data set once in an epoch, on any number of processes.
 
     Where the last batch of an epoch does not fill all processes, accelerate repeats rows from its beginning.
     """
