@@ -27,7 +27,7 @@ from chatpipe.data.messages import (
     with_context,
 )
 from chatpipe.data.ranking_shapes import in_our_fields, ranking_fields
-from chatpipe.data.rankings import Ranking, ranking_of
+from chatpipe.data.rankings import Ranking, is_plain, ranking_of
 from chatpipe.data.row_files import BadRow, BrokenRow, MarkedRow, Row
 from chatpipe.errors import UsageError
 from chatpipe.recipe.loading import RecipeDumper
@@ -78,6 +78,7 @@ _TEXT_OR_LIST_FIELDS = (
     *("preferred_output", "non_preferred_output"),
 )
 
+_PROMPTS_OF_PAIRS = ("prompt", "question", "query", "instruction", "input", "messages", "conversations")
 _LABELS = ("label", "kto_tag")
 _MARKS_OF_ROWS = ("weight", "train", "trainable")
 _READ_IN_ALL = (
@@ -326,10 +327,21 @@ def _in_our_names(values: dict[str, Any], form: str) -> dict[str, Any]:
     if form == "rankings":
         return in_our_fields(values)
     found = {field: _name_in(values, form, field) for field in _OTHER_NAMES.get(form, ())}
-    values = {**values, **{field: values[name] for field, name in found.items() if name is not None}}
+    given, values = values, {**values, **{field: values[name] for field, name in found.items() if name is not None}}
     if form == "pairs" and values.get("prompt") is None:
         values["prompt"] = _prompt_of_pair(values)
+        if values["prompt"] is None and all(is_plain(values.get(field)) for field in ("chosen", "rejected")):
+            _check_no_prompt_beside(given)
     return values
+
+
+def _check_no_prompt_beside(values: dict[str, Any]) -> None:
+    """Raises `BadRow` where another field than the answers may hold the prompt: then these do not begin with it."""
+    filled = Row({name: "-" if value is None else value for name, value in values.items()}, "")
+    unread = (name for name in unread_fields(filled, "pairs") if isinstance(filled.values.get(name), str | list | dict))
+    beside = [*(name for name in _PROMPTS_OF_PAIRS if name in values), *unread]
+    if beside:
+        raise BadRow(f"there is no prompt that is read; fields beside the answers: {', '.join(beside)}")
 
 
 def _prompt_of_pair(values: dict[str, Any]) -> Any:

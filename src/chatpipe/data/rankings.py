@@ -232,7 +232,7 @@ Sides = tuple[list[Message], list[str], list[list[Message]] | None]
 
 def _pair(values: dict[str, Any]) -> Sides:
     """Chosen and rejected answer to one prompt. Raises `BadRow` where one is missing or their prompts differ."""
-    if values.get("prompt") is None and all(_is_plain(values.get(field)) for field in ("chosen", "rejected")):
+    if values.get("prompt") is None and all(is_plain(values.get(field)) for field in ("chosen", "rejected")):
         values = {**values, **_implicit_prompt(values["chosen"], values["rejected"])}
     prompt, chosen = _side(values, "chosen")
     other_prompt, rejected = _side(values, "rejected")
@@ -247,7 +247,8 @@ def _pair(values: dict[str, Any]) -> Sides:
     return shared, [chosen, rejected], turns
 
 
-def _is_plain(text: Any) -> bool:
+def is_plain(text: Any) -> bool:
+    """Whether `text` is a text without a dialogue inside."""
     return isinstance(text, str) and not is_dialogue(text)
 
 
