@@ -49,23 +49,26 @@ def foreign_tokenizer(
 def write_foreign_model(folder: Path, kind: str) -> Path:
     """Writes a model of some `kind` with random weights into `folder`, which is returned.
 
-    `smollm`: as SmolLM2: Llama, bf16, tied, pad == EOS, no row to spare, two ends of generation. `llama`: fp16, neither
-    pad nor BOS, rows beyond the tokenizer. `gpt2`: pad == EOS, float32. `base`: GPT-2 without a chat template.
+    `smollm`: as SmolLM2: Llama, bf16, tied, pad == EOS, no row to spare, two ends of generation; `smollm_untied` has an
+    output head of its own. `llama`: fp16, neither pad nor BOS, rows beyond the tokenizer. `gpt2`: pad == EOS, float32.
+    `base`: GPT-2 without a chat template.
     """
     torch.manual_seed(0)
-    special = {"pad_token": "<|im_end|>", "bos_token": "<|im_start|>"} if kind in ("smollm", "gpt2") else {}
+    special = (
+        {"pad_token": "<|im_end|>", "bos_token": "<|im_start|>"} if kind in ("smollm", "smollm_untied", "gpt2") else {}
+    )
     if kind == "base":
         special = {"eos_token": "<|endoftext|>"}
     tokenizer = foreign_tokenizer(None if kind == "base" else CHATML, **special)
     rows = len(tokenizer)
     ids = {"eos_token_id": tokenizer.eos_token_id, "bos_token_id": tokenizer.bos_token_id}
-    if kind in ("smollm", "llama"):
+    if kind in ("smollm", "smollm_untied", "llama"):
         sizes = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4}
         more = {"num_key_value_heads": 2, "max_position_embeddings": 128, "tie_word_embeddings": kind == "smollm"}
-        pad = tokenizer.eos_token_id if kind == "smollm" else None
-        rows += 0 if kind == "smollm" else 40
+        pad = None if kind == "llama" else tokenizer.eos_token_id
+        rows += 40 if kind == "llama" else 0
         model = LlamaForCausalLM(LlamaConfig(vocab_size=rows, pad_token_id=pad, **sizes, **more, **ids))
-        model.to(torch.bfloat16 if kind == "smollm" else torch.float16)
+        model.to(torch.float16 if kind == "llama" else torch.bfloat16)
     else:
         shape = {"n_positions": 128, "n_embd": 32, "n_layer": 2, "n_head": 4}
         model = GPT2LMHeadModel(GPT2Config(vocab_size=rows, **shape, **ids))

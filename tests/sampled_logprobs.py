@@ -7,6 +7,7 @@ from unittest import mock
 
 from chatpipe.generation import decode_rows
 from chatpipe.generation.decode_rows import DecodeRows
+from chatpipe.models.logprobs import exclude
 
 
 @contextmanager
@@ -19,6 +20,7 @@ def recorded_logprobs() -> Iterator[dict[int, list[float]]]:
     def recording_sample(logits, uniforms, params):
         tokens = sample(logits, uniforms, params)
         scaled = logits.float() / (params.temperature or 1)
+        exclude(scaled, params.excluded)
         newest[:] = scaled.log_softmax(-1).gather(1, tokens[:, None])[:, 0].tolist()
         return tokens
 

@@ -192,7 +192,7 @@ def one_column_further(true):
 
 
 def temperature_1(true):
-    return lambda head, hidden, tokens, temperature, with_entropy: true(head, hidden, tokens, 1.0, with_entropy)
+    return lambda head, hidden, tokens, temperature, *more: true(head, hidden, tokens, 1.0, *more)
 
 
 def one_token_before_the_last(true):

@@ -203,7 +203,7 @@ MUTANTS = [
     Mutant("numbers by the place of the prompt", sampling.random_streams, streams_by_place, "loop"),
     Mutant("numbers not moved with their row", DecodeRows._close_gaps, numbers_stay_behind, "loop"),
     Mutant("keys and values not moved with their row", RowCache.move_rows, lambda true: lambda *_: None, "loop"),
-    Mutant("eos does not end", DecodeRows.__init__, made_with(lambda params, eos: (params, -7)), "loop"),
+    Mutant("eos does not end", DecodeRows.__init__, made_with(lambda params, eos: (params, [-7])), "loop"),
     Mutant("eos cut off", DecodeRows.collect, eos_is_cut_off, "loop"),
     Mutant("one token too many", DecodeRows.__init__, longer_by(1), "loop"),
     Mutant("one token too few", DecodeRows.__init__, longer_by(-1), "loop"),

@@ -25,7 +25,7 @@ def test_completions_to_one_prompt_read_it_once(tiny_model, architecture, prompt
     def completions(shared):
         if not shared:
             monkeypatch.setattr(DecodeRows, "_prefill_each_once", DecodeRows._prefill)
-        decoding = DecodeRows(model, SAMPLED, NEVER, 0, slots=len(order), max_length=24)
+        decoding = DecodeRows(model, SAMPLED, {NEVER}, 0, slots=len(order), max_length=24)
         handle = model.get_decoder().register_forward_pre_hook(
             lambda _, args, given: read.append(len(given["input_ids"])), with_kwargs=True
         )
@@ -44,7 +44,7 @@ def test_completions_to_one_prompt_read_it_once(tiny_model, architecture, prompt
 
 
 def test_the_cache_holds_as_many_rows_as_slots(tiny_model, prompts):
-    decoding = DecodeRows(tiny_model("qwen3"), SAMPLED, NEVER, seed=0, slots=4, max_length=24)
+    decoding = DecodeRows(tiny_model("qwen3"), SAMPLED, [NEVER], seed=0, slots=4, max_length=24)
     for start in range(0, 12, 4):
         decoding.admit([Prompt(prompts[place], place, place) for place in range(start, start + 4)])
         while decoding.rows:

@@ -41,6 +41,10 @@ def shares(logits: Tensor, **params: float) -> Tensor:
         ({"temperature": 2.0, "min_p": 0.7}, torch.tensor([0, 0.4**0.5, 0, 0.25**0.5, 0.2**0.5])),
         ({"top_k": 3, "top_p": 0.9, "min_p": 0.6}, torch.tensor([0, 0.4, 0, 0.25, 0])),
         ({"temperature": 0.5, "top_p": 0.6}, torch.tensor([0, 0.16, 0, 0.0625, 0])),  # of the sharpened: 57 %, 79 %
+        ({"excluded": (range(1, 2), range(4, 2**31))}, torch.tensor([0.05, 0, 0.1, 0.25, 0])),
+        ({"excluded": (range(1, 2),), "temperature": 0.0}, torch.tensor([0, 0, 0, 1.0, 0])),
+        ({"excluded": (range(1, 2),), "top_k": 2, "temperature": 0.5}, torch.tensor([0, 0, 0, 0.0625, 0.04])),
+        ({"excluded": (range(1, 2),), "top_p": 0.7}, torch.tensor([0, 0, 0, 0.25, 0.2])),  # .75 of .6
     ],
 )
 def test_the_shares_are_the_allowed_probabilities(params, expected):

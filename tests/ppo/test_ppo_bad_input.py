@@ -34,7 +34,11 @@ def tokenizer_without_eos():
 @pytest.mark.parametrize(
     "given, message, remedy",
     [
-        (lambda: {"reward_model": smaller_reward_model()}, "reward_model knows 5 tokens, the policy 12", "tokenizer"),
+        (
+            lambda: {"reward_model": smaller_reward_model()},
+            "reward_model knows 5 tokens, the policy can write 12",
+            "tokenizer",
+        ),
         (lambda: {"oracle_reward": smaller_reward_model()}, "reward_model1 knows 5 tokens", "tokenizer"),
         (lambda: {"reward_model": reward_model_of_two_labels()}, "reward_model gives 2 numbers", "num_labels=1"),
         (lambda: {"settings": {"num_ppo_epochs": 0}}, "num_ppo_epochs = 0: ", "num_ppo_epochs"),

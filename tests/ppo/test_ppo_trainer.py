@@ -242,7 +242,7 @@ def test_what_could_only_go_wrong_silently_is_refused(tmp_path):
     for change, message in (
         ({"ref_model": policy}, "model and ref_model are the same object"),
         ({"value_model": reward_model}, "reward_model and value_model are the same object"),
-        ({"reward_model": smaller}, "reward_model knows 5 tokens, the policy 12"),
+        ({"reward_model": smaller}, "reward_model knows 5 tokens, the policy can write 12"),
         ({"train_prompts": []}, "no prompts"),
         ({"processing_class": without_eos}, "no EOS token"),
     ):

@@ -77,7 +77,7 @@ def policy_is_not_reference(
     reference: PreTrainedModel,
     prompts: Sequence[Sequence[int]],
     params: SamplingParams,
-    eos_token_id: int,
+    end_tokens: Sequence[int],
     *,
     as_reference: Context = nullcontext,
     autocast: Context = nullcontext,
@@ -91,7 +91,7 @@ def policy_is_not_reference(
     reading. Mean absolute differences a token are held to the alarms' tolerances: 1e-4 nats, with `bf16` 2e-2, and in
     proportion more for a model of over 8 layers.
     """
-    completions = generate(policy, prompts, params, eos_token_id, seed=0)
+    completions = generate(policy, prompts, params, end_tokens, seed=0)
     sequences = Sequences.of(prompts, [done.ids for done in completions], [done.ended for done in completions])
     depth = policy.config.get_text_config().num_hidden_layers
     tolerance = (RATIO_TOLERANCE_BF16 if bf16 else RATIO_TOLERANCE) * max(1.0, depth / SHALLOW)
@@ -99,12 +99,12 @@ def policy_is_not_reference(
     try:
         with autocast():
             policy.eval()
-            sampled = _logprobs(policy, sequences, params.temperature)
+            sampled = _logprobs(policy, sequences, params)
             with as_reference():
-                kl = _distance(sampled, _logprobs(reference, sequences, params.temperature))
+                kl = _distance(sampled, _logprobs(reference, sequences, params))
             policy.train()
             singly = [sequences.select(torch.tensor([row])) for row in range(len(sequences))]
-            again = torch.cat([_logprobs(policy, one, params.temperature) for one in singly])
+            again = torch.cat([_logprobs(policy, one, params) for one in singly])
     finally:
         policy.train(was_training)
     if not kl <= tolerance:
@@ -122,9 +122,9 @@ def policy_is_not_reference(
     return None
 
 
-def _logprobs(model: PreTrainedModel, sequences: Sequences, temperature: float) -> Tensor:
+def _logprobs(model: PreTrainedModel, sequences: Sequences, params: SamplingParams) -> Tensor:
     """Log-probs of the completion tokens in nats, [N] on the CPU."""
-    return completion_logprobs(model, pad(sequences).to(model.device), temperature).cpu()
+    return completion_logprobs(model, pad(sequences).to(model.device), params.temperature, params.excluded).cpu()
 
 
 def _distance(some: Tensor, others: Tensor) -> float:

@@ -14,7 +14,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from chatpipe.checks.gate import Checks, Finding
 from chatpipe.checks.model_checks import embedding_count, other_vocabulary, token_ids_out_of_range
-from chatpipe.models.properties import leaves_room, longest_sequence
+from chatpipe.models.properties import leaves_room, longest_sequence, unnamed_ids
 from chatpipe.reward.reward_model import reads_left_to_right
 
 Models = Mapping[str, PreTrainedModel]
@@ -25,7 +25,7 @@ def model_checks(models: Models, tokenizer: PreTrainedTokenizerBase, stop_token_
     policy = next(iter(models.values()))
     return {
         "same_model_twice": lambda: _same_model_twice(models),
-        "vocabulary_too_small": lambda: _vocabulary_too_small(models),
+        "vocabulary_too_small": lambda: _vocabulary_too_small(models, tokenizer),
         "not_one_score": lambda: _not_one_score(models),
         "value_model_reads_ahead": lambda: _value_model_reads_ahead(models.get("value_model")),
         "other_vocabulary": lambda: _other_vocabulary(models, tokenizer),
@@ -37,10 +37,9 @@ def prompt_checks(
     prompts: Sequence[Sequence[int]], response_length: int, models: Models, tokenizer: PreTrainedTokenizerBase, key: str
 ) -> Checks:
     """Whether there are prompts (token ids), and all models can read each with its completion. `key` names them."""
-    policy = next(iter(models.values()))
     return {
         "no_prompts": lambda: _no_prompts(prompts, key),
-        "token_ids_out_of_range": lambda: _foreign_tokens(prompts, policy, key),
+        "token_ids_out_of_range": lambda: _foreign_tokens(prompts, models, key),
         "no_room": lambda: _no_room(prompts, response_length, models, tokenizer, key),
     }
 
@@ -67,13 +66,13 @@ def _same_model_twice(models: Models) -> Finding | None:
     return None
 
 
-def _vocabulary_too_small(models: Models) -> Finding | None:
-    """The policy can sample every token that it has an embedding for, and the other models read its completions."""
-    needed = embedding_count(next(iter(models.values())))
+def _vocabulary_too_small(models: Models, tokenizer: PreTrainedTokenizerBase) -> Finding | None:
+    """The policy can sample every token of the tokenizer that it has an embedding for, and the other models read it."""
+    needed = min(embedding_count(next(iter(models.values()))), unnamed_ids(tokenizer)[-1].start)
     for name, model in models.items():
         if embedding_count(model) < needed:
             return Finding(
-                f"{name} knows {embedding_count(model)} tokens, the policy {needed}.",
+                f"{name} knows {embedding_count(model)} tokens, the policy can write {needed}.",
                 "All models must share one tokenizer.",
             )
     return None
@@ -130,9 +129,10 @@ def _no_prompts(prompts: Sequence[Sequence[int]], key: str) -> Finding | None:
     return None
 
 
-def _foreign_tokens(prompts: Sequence[Sequence[int]], policy: PreTrainedModel, key: str) -> Finding | None:
+def _foreign_tokens(prompts: Sequence[Sequence[int]], models: Models, key: str) -> Finding | None:
+    smallest = min(models.values(), key=embedding_count)
     for row, ids in enumerate(prompts):
-        found = token_ids_out_of_range([ids], policy, f"{key}, row {row}") if ids else None
+        found = token_ids_out_of_range([ids], smallest, f"{key}, row {row}") if ids else None
         if found is not None:
             return found
     return None

@@ -9,7 +9,7 @@ policy wrote, its EOS included where it wrote one.
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 import torch
@@ -76,6 +76,11 @@ class Sequences:
             prompt_lengths=self.prompt_lengths[rows],
             ended=self.ended[rows],
         )
+
+    def ended_by(self, token: int) -> "Sequences":
+        """The same with `token` as the last one of each completion that ended, whichever end it had."""
+        last = (self.lengths.cumsum(0) - 1)[self.ended]
+        return replace(self, ids=self.ids.index_fill(0, last, token))
 
     def completions(self) -> list[list[int]]:
         """The token ids of each completion."""

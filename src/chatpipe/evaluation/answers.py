@@ -15,7 +15,7 @@ from chatpipe.data.datasets import Conversation
 from chatpipe.data.intervals import wilson_interval
 from chatpipe.data.worlds import Oracle, Rating
 from chatpipe.generation import Completion, SamplingParams, generate
-from chatpipe.models.properties import longest_sequence
+from chatpipe.models.properties import end_token_ids, longest_sequence
 from chatpipe.training.ranks import over_ranks
 
 EXAMPLE_TOKENS = 40
@@ -112,9 +112,9 @@ def answer_prompts(
 
     def complete(some: Sequence[list[int]]) -> list[Completion]:
         with console.progress("answering", len(some)) as bar:
-            return generate(model, some, params, tokenizer.eos_token_id, seed, on_finished=bar.update)
+            return generate(model, some, params, ends, seed, on_finished=bar.update, tokenizer=tokenizer)
 
-    ids = [encode_prompt(tokenizer, prompt) for prompt in prompts]
+    ids, ends = [encode_prompt(tokenizer, prompt) for prompt in prompts], end_token_ids(model, tokenizer)
     # Equal prompts have random numbers of their own, in the order in which one process meets them.
     completions = over_ranks(ids, complete, same_rank=tuple, model=model)
     return [Answer(decode_answer(tokenizer, done.ids), done.ids, done.ended) for done in completions]
@@ -174,5 +174,6 @@ def complete_example(
 def _greedy(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, ids: list[int]) -> str:
     context = longest_sequence(model)
     params = SamplingParams(max_new_tokens=min(EXAMPLE_TOKENS, context // 2), temperature=0.0)
-    completion = generate(model, [ids[params.max_new_tokens - context :]], params, tokenizer.eos_token_id, seed=0)[0]
+    ids, ends = ids[params.max_new_tokens - context :], end_token_ids(model, tokenizer)
+    completion = generate(model, [ids], params, ends, seed=0, tokenizer=tokenizer)[0]
     return " ".join(decode_answer(tokenizer, completion.ids).split())

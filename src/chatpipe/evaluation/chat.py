@@ -1,6 +1,6 @@
 """How well a chat model predicts and gives answers: the evaluation of fine-tuning."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,6 +18,7 @@ from chatpipe.errors import UsageError
 from chatpipe.evaluation.answers import Answers, answer_prompts, evaluate_answers
 from chatpipe.evaluation.text import rows_at_once
 from chatpipe.generation import SamplingParams
+from chatpipe.models.logprobs import exclude
 from chatpipe.models.properties import evaluation_mode, longest_sequence
 from chatpipe.training.arguments import multiplies_bf16
 from chatpipe.training.machine import is_large
@@ -113,11 +114,15 @@ def swap_answers(rows: Sequence[EncodedConversation]) -> list[EncodedConversatio
 
 
 def answer_nats(
-    model: PreTrainedModel, rows: Sequence[EncodedConversation], temperature: float = 1.0
+    model: PreTrainedModel,
+    rows: Sequence[EncodedConversation],
+    temperature: float = 1.0,
+    excluded: Iterable[range] = (),
 ) -> tuple[np.ndarray, np.ndarray]:
     """For each row the nats of its masked tokens under softmax(logits / temperature), and their number: [rows] both.
 
-    A large model on a CPU that multiplies bfloat16 computes in it, as it was trained: that takes half the time.
+    The `excluded` ids are no part of the softmax. A large model on a CPU that multiplies bfloat16 computes in it, as it
+    was trained: that takes half the time.
     """
 
     def nats_of(some: Sequence[EncodedConversation]) -> list[tuple[float, int]]:
@@ -127,7 +132,7 @@ def answer_nats(
         with console.progress("evaluating", len(some)) as bar:
             for numbers in length_sorted(lengths, rows_at_once(model, longest)):
                 chosen = numbers.tolist()
-                of_rows = _nats_of_batch(model, [some[i] for i in chosen], temperature)
+                of_rows = _nats_of_batch(model, [some[i] for i in chosen], temperature, excluded)
                 for i, result in zip(chosen, of_rows, strict=True):
                     found[i] = result
                 bar.update(done := done + len(chosen))
@@ -141,14 +146,16 @@ def answer_nats(
 
 
 def _nats_of_batch(
-    model: PreTrainedModel, rows: Sequence[EncodedConversation], temperature: float
+    model: PreTrainedModel, rows: Sequence[EncodedConversation], temperature: float, excluded: Iterable[range]
 ) -> list[tuple[float, int]]:
     ids, attention = (cells.to(model.device) for cells in pad_right([ids for ids, _ in rows], PADDING_ID))
     masks, _ = pad_right([mask for _, mask in rows], 0)
     predicted = masks[:, 1:].bool().to(model.device)
     logits = model(input_ids=ids, attention_mask=attention, use_cache=False).logits[:, :-1][predicted]
+    logits = logits.float() / temperature
+    exclude(logits, excluded)
     losses = torch.zeros(predicted.shape, device=model.device)
-    losses[predicted] = F.cross_entropy(logits.float() / temperature, ids[:, 1:][predicted], reduction="none")
+    losses[predicted] = F.cross_entropy(logits, ids[:, 1:][predicted], reduction="none")
     return list(zip(losses.double().sum(1).tolist(), predicted.sum(1).tolist(), strict=True))
 
 

@@ -14,6 +14,7 @@ from chatpipe.data.worlds import Oracle, Rating
 from chatpipe.evaluation.answers import Answer, Answers, answer_metrics, evaluate_answers
 from chatpipe.evaluation.chat import answer_nats
 from chatpipe.generation import Completion, SamplingParams, generate
+from chatpipe.models.properties import end_token_ids
 from chatpipe.training.ranks import over_ranks
 
 Scores = Mapping[str, list[float]]
@@ -89,7 +90,7 @@ def evaluate_policy(
         **after.metrics(),
         **_reward_comparison(scores_after, scores_before),
         "objective/kl": sampled_kl(
-            policy, reference, data.kl_prompts, data.sampling, data.tokenizer.eos_token_id, data.seed
+            policy, reference, data.kl_prompts, data.sampling, end_token_ids(policy, data.tokenizer), data.seed
         ),
         "eos_share_before": answer_metrics(before.answers)["eos_share"],
         "length_before": answer_metrics(before.answers)["answer_length"],
@@ -110,7 +111,7 @@ def sampled_kl(
     reference: PreTrainedModel,
     prompts: Sequence[list[int]],
     params: SamplingParams,
-    eos_token_id: int,
+    end_tokens: Sequence[int],
     seed: int,
 ) -> float:
     """KL(policy, reference) in nats per completion: the mean of sum_t (log pi - log pi_ref) over sampled completions.
@@ -120,14 +121,14 @@ def sampled_kl(
 
     def complete(some: Sequence[list[int]]) -> list[Completion]:
         with console.progress("sampling", len(some)) as bar:
-            return generate(policy, some, params, eos_token_id, seed, on_finished=bar.update)
+            return generate(policy, some, params, end_tokens, seed, on_finished=bar.update)
 
     completions = over_ranks(prompts, complete, same_rank=tuple, model=policy)
     rows = [
         ([*prompt, *done.ids], [0] * len(prompt) + [1] * len(done.ids))
         for prompt, done in zip(prompts, completions, strict=True)
     ]
-    new, old = (answer_nats(model, rows, params.temperature)[0] for model in (policy, reference))
+    new, old = (answer_nats(model, rows, params.temperature, params.excluded)[0] for model in (policy, reference))
     return float((old - new).mean())
 
 

@@ -12,7 +12,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from chatpipe import console
 from chatpipe.data.text_blocks import IGNORED, Masking, ValidationText, isolating
 from chatpipe.generation import SamplingParams, generate
-from chatpipe.models.properties import evaluation_mode, longest_sequence
+from chatpipe.models.properties import end_token_ids, evaluation_mode, longest_sequence
 from chatpipe.training.ranks import over_ranks
 
 MAX_TEXT_BYTES = 500_000
@@ -144,7 +144,7 @@ def continuations(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, pr
     room = context - params.max_new_tokens
     eos = tokenizer.eos_token_id
     encoded = [tokenizer(prompt, add_special_tokens=False)["input_ids"][:room] or [eos] for prompt in prompts]
-    completions = generate(model, encoded, params, eos, seed=0)
+    completions = generate(model, encoded, params, end_token_ids(model, tokenizer), seed=0, tokenizer=tokenizer)
     return [
         tokenizer.decode([*ids, *completion.ids], skip_special_tokens=True)
         for ids, completion in zip(encoded, completions, strict=True)

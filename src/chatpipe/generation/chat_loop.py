@@ -44,18 +44,18 @@ class Conversation:
         `text` alone does not fit in the model's context.
         """
         from chatpipe.generation import stream
-        from chatpipe.models.properties import longest_sequence
+        from chatpipe.models.properties import end_token_ids, longest_sequence
 
         user: Message = {"role": "user", "content": text}
         limit = longest_sequence(self.model)
         prompt_ids = self._fit(user, limit)
         room = min(self.params.max_new_tokens, limit - len(prompt_ids))
         params = dataclasses.replace(self.params, max_new_tokens=room)
-        eos = self.tokenizer.eos_token_id
+        ends = end_token_ids(self.model, self.tokenizer)
         self.seed += 1  # the same question asked again may get another answer
         written = ""
         try:
-            for piece in stream(self.model, self.tokenizer, prompt_ids, params, -1 if eos is None else eos, self.seed):
+            for piece in stream(self.model, self.tokenizer, prompt_ids, params, ends, self.seed):
                 printable = console.printable(piece)
                 if not written and not self.is_base:
                     printable = printable.lstrip()  # the chat template puts a space before an answer

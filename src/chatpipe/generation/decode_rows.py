@@ -27,7 +27,7 @@ def prefill_tokens(model: PreTrainedModel) -> int:
 
 @dataclass
 class Completion:
-    """What the model wrote to one prompt: `ids` with the eos if it came, and whether it ended by itself (`ended`).
+    """What the model wrote to one prompt: `ids` with the end token if it came, and whether it did (`ended`).
 
     With stop strings: one of them ends a completion too, `ids` are the tokens that lie wholly before it, and `text` is
     the text before it to the character (without special tokens).
@@ -137,13 +137,13 @@ class DecodeRows:
         self,
         model: PreTrainedModel,
         params: SamplingParams,
-        eos_token_id: int,
+        end_tokens: Collection[int],
         seed: int,
         slots: int,
         max_length: int,
         bucketed: bool | None = None,
     ) -> None:
-        self.model, self.params, self.eos_token_id, self.seed = model, params, eos_token_id, seed
+        self.model, self.params, self.end_tokens, self.seed = model, params, end_tokens, seed
         self.slots, self.max_length = slots, max_length
         self.rows: list[Row] = []
         self.cache = RowCache(model.config.get_text_config(), slots, max_length)
@@ -227,12 +227,12 @@ class DecodeRows:
     def collect(self, stopped: Collection[int] = ()) -> list[tuple[int, Completion]]:
         """Take out the rows that have finished: pairs of the prompt's place and its completion.
 
-        A row is finished after the eos or `max_new_tokens` tokens, or if its prompt's place is among `stopped`.
+        A row is finished after an end token or `max_new_tokens` tokens, or if its prompt's place is among `stopped`.
         """
         finished = [
             place
             for place, row in enumerate(self.rows)
-            if row.written[-1] == self.eos_token_id
+            if row.written[-1] in self.end_tokens
             or len(row.written) == self.params.max_new_tokens
             or row.prompt.place in stopped
         ]
@@ -240,7 +240,7 @@ class DecodeRows:
             return []
         done = [self.rows[place] for place in finished]
         self._close_gaps(finished)
-        return [(row.prompt.place, Completion(row.written, row.written[-1] == self.eos_token_id)) for row in done]
+        return [(row.prompt.place, Completion(row.written, row.written[-1] in self.end_tokens)) for row in done]
 
     def _close_gaps(self, finished: list[int]) -> None:
         """Move the last rows into the places of the `finished` ones, so that the rows in use are the first ones."""

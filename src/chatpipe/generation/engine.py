@@ -3,7 +3,7 @@
 Prompts wait in a queue and take the slots of finished rows. The rows and their steps are in `decode_rows.py`.
 """
 
-from collections.abc import Callable, Generator, Iterator, Sequence
+from collections.abc import Callable, Collection, Generator, Iterator, Sequence
 from contextlib import closing
 from dataclasses import replace
 from typing import NamedTuple
@@ -17,14 +17,14 @@ from chatpipe.generation.cache import RowCache, quick_on_cpu
 from chatpipe.generation.decode_rows import Completion, DecodeRows, Prompt
 from chatpipe.generation.sampling import SamplingParams, random_streams
 from chatpipe.generation.ways import Way, complete_by_generate, stream_by_generate, way_of
-from chatpipe.models.properties import evaluation_mode, leaves_room, longest_sequence
+from chatpipe.models.properties import evaluation_mode, leaves_room, longest_sequence, unnamed_ids
 
 
 def generate(
     model: PreTrainedModel,
     prompts: Sequence[Sequence[int]],
     params: SamplingParams,
-    eos_token_id: int,
+    eos_token_id: int | Collection[int],
     seed: int,
     slots: int | None = None,
     on_finished: Callable[[int], None] | None = None,
@@ -35,8 +35,9 @@ def generate(
 
     A seed gives a prompt the same tokens whatever the number of `slots` (default: `usual_slots`) and whatever other
     prompts there are. On a GPU there are fewer slots where its free memory holds no more. `on_finished` is called with
-    the number of completions that are finished so far. Stop strings need the `tokenizer`. The model is used in
-    evaluation mode, without gradients, and left as it was.
+    the number of completions that are finished so far. Each of `eos_token_id` ends a completion. With the `tokenizer`
+    ids that it has no token for are never drawn; stop strings need it. The model is used in evaluation mode, without
+    gradients, and left as it was.
 
     A model that the decode engine cannot run is completed by its own `generate`, with the same sampler (`ways`).
 
@@ -48,6 +49,7 @@ def generate(
     if not prompts:
         return []
     check_prompts(model, prompts, params)
+    params, end_tokens = _drawn(params, tokenizer), _end_tokens(eos_token_id)
     waiting = [Prompt(*prompt) for prompt in zip(prompts, range(len(prompts)), random_streams(prompts), strict=True)]
     finders = {i: StopFinder(tokenizer, params.stop) for i in range(len(prompts))} if params.stop else {}
 
@@ -58,29 +60,38 @@ def generate(
     finished: dict[int, Completion] = {}
     with evaluation_mode(model), quick_on_cpu(model):
         slots = slots or usual_slots(model)
-        for place, completion in complete(model, waiting, params, eos_token_id, seed, slots, ends):
+        for place, completion in complete(model, waiting, params, end_tokens, seed, slots, ends):
             finished[place] = finders[place].cut(completion) if finders else completion
             if on_finished:
                 on_finished(len(finished))
     return [finished[place] for place in range(len(prompts))]
 
 
+def _drawn(params: SamplingParams, tokenizer: PreTrainedTokenizerBase | None) -> SamplingParams:
+    """`params` without the ids for which the tokenizer has no token."""
+    return params if tokenizer is None else replace(params, excluded=unnamed_ids(tokenizer))
+
+
+def _end_tokens(eos_token_id: int | Collection[int]) -> frozenset[int]:
+    return frozenset([eos_token_id] if isinstance(eos_token_id, int) else eos_token_id)
+
+
 def _complete(
     model: PreTrainedModel,
     prompts: Sequence[Prompt],
     params: SamplingParams,
-    eos_token_id: int,
+    end_tokens: frozenset[int],
     seed: int,
     slots: int,
     ends: Callable[[int, int], bool],
 ) -> Iterator[tuple[int, Completion]]:
     """Complete `prompts` in the engine: pairs of a prompt's place and its completion, as they finish.
 
-    `ends(place, token)` receives each new token but the eos, and says whether it ends the completion.
+    `ends(place, token)` receives each new token but `end_tokens`, and says whether it ends the completion.
     """
     lengths = [len(prompt.ids) + params.max_new_tokens for prompt in prompts]
     for group in plan_groups(lengths, slots, affordable_positions(model)):
-        rows = DecodeRows(model, params, eos_token_id, seed, group.slots, group.max_length)
+        rows = DecodeRows(model, params, end_tokens, seed, group.slots, group.max_length)
         yield from _run(rows, [prompts[place] for place in group.places], ends)
 
 
@@ -93,7 +104,9 @@ def _run(rows: DecodeRows, prompts: list[Prompt], ends: Callable[[int, int], boo
             rows.admit([waiting.pop() for _ in range(min(free, len(waiting)))])
         places = [row.prompt.place for row in rows.rows]
         tokens = zip(places, rows.step(), strict=True)
-        yield from rows.collect({place for place, token in tokens if token != rows.eos_token_id and ends(place, token)})
+        yield from rows.collect(
+            {place for place, token in tokens if token not in rows.end_tokens and ends(place, token)}
+        )
 
 
 def stream(
@@ -101,14 +114,14 @@ def stream(
     tokenizer: PreTrainedTokenizerFast,
     prompt_ids: Sequence[int],
     params: SamplingParams,
-    eos_token_id: int,
+    eos_token_id: int | Collection[int],
     seed: int,
 ) -> Iterator[str]:
     """Yield the text of the completion to `prompt_ids` in pieces, as the tokens come.
 
     A piece never ends inside a UTF-8 character (bytes wait for the rest of theirs), nor does it show what may become a
-    stop string. Special tokens, the eos among them, give no text. The tokens are those that `generate` samples for a
-    single prompt.
+    stop string. Special tokens and those of `eos_token_id` give no text. The tokens are those that `generate` samples
+    for a single prompt.
 
     Raises UsageError and TrainingError as `generate` does.
     """
@@ -116,13 +129,14 @@ def stream(
     prompt = Prompt(prompt_ids, 0, random_streams([prompt_ids])[0])
     tokens_of = _stream if way_of(model) is Way.ENGINE else stream_by_generate
     finder, shown = StopFinder(tokenizer, params.stop), 0
+    params, end_tokens = _drawn(params, tokenizer), _end_tokens(eos_token_id)
     with (
         evaluation_mode(model),
         quick_on_cpu(model),
-        closing(tokens_of(model, prompt, params, eos_token_id, seed)) as tokens,
+        closing(tokens_of(model, prompt, params, end_tokens, seed)) as tokens,
     ):
         for token in tokens:
-            if token != eos_token_id:
+            if token not in end_tokens:
                 finder.add(token)
             if (safe := finder.safe) > shown:
                 yield finder.text[shown:safe]
@@ -134,10 +148,10 @@ def stream(
 
 
 def _stream(
-    model: PreTrainedModel, prompt: Prompt, params: SamplingParams, eos_token_id: int, seed: int
+    model: PreTrainedModel, prompt: Prompt, params: SamplingParams, end_tokens: frozenset[int], seed: int
 ) -> Generator[int]:
     """The tokens of the completion to `prompt` in the engine, one by one."""
-    rows = DecodeRows(model, params, eos_token_id, seed, 1, len(prompt.ids) + params.max_new_tokens)
+    rows = DecodeRows(model, params, end_tokens, seed, 1, len(prompt.ids) + params.max_new_tokens)
     rows.admit([prompt])
     while rows.rows:
         yield from rows.step()

@@ -17,6 +17,7 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from chatpipe.errors import TrainingError, UsageError
+from chatpipe.models.logprobs import exclude
 
 BROKEN = -1
 """The token that `sample` gives a row whose logits are not finite."""
@@ -30,8 +31,9 @@ class SamplingParams:
     """How completions are drawn. `temperature` 0 is greedy; `top_k` 0, `top_p` 1 and `min_p` 0 leave the full softmax.
 
     Temperature is applied first, then top-k, then top-p, then min-p (as transformers does); a token whose probability
-    is less than `min_p` times that of the likeliest is excluded. A completion ends before the first of the strings in
-    `stop`. Raises UsageError on values that cannot be.
+    is less than `min_p` times that of the likeliest is excluded. The ids `excluded`, which have no text, are no part of
+    the softmax. A completion ends before the first of the strings in `stop`. Raises UsageError on values that cannot
+    be.
     """
 
     max_new_tokens: int
@@ -40,6 +42,7 @@ class SamplingParams:
     top_p: float = 1.0
     min_p: float = 0.0
     stop: tuple[str, ...] = ()
+    excluded: tuple[range, ...] = ()
 
     def __post_init__(self) -> None:
         if isinstance(self.stop, str):
@@ -83,6 +86,9 @@ def sample(logits: Tensor, uniforms: Tensor, params: SamplingParams) -> Tensor:
 
     Returns the tokens [rows] (int64); `BROKEN` for a row with logits that are not finite (-inf alone is).
     """
+    if params.excluded:
+        logits = logits.clone()
+        exclude(logits, params.excluded)
     if params.temperature == 0:
         highest, tokens = logits.max(-1)
         return tokens.masked_fill_(~highest.isfinite(), BROKEN)

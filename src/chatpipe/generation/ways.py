@@ -7,7 +7,7 @@ attention that the model masks by itself (GPT-Neo). Both ways draw tokens with t
 
 import queue
 import threading
-from collections.abc import Callable, Generator, Iterator, Sequence
+from collections.abc import Callable, Collection, Generator, Iterator, Sequence
 from contextlib import contextmanager
 from enum import Enum
 from typing import Any
@@ -147,7 +147,7 @@ def _of_forward(model: PreTrainedModel, row: list[int]) -> Tensor:
 def _of_engine(model: PreTrainedModel, rows: list[list[int]]) -> Tensor:
     """The logits of the engine at the last `STEPS` tokens of each row."""
     longest = len(rows[0])
-    decoding = DecodeRows(model, SamplingParams(STEPS), -1, 0, len(rows), longest + STEPS, bucketed=False)
+    decoding = DecodeRows(model, SamplingParams(STEPS), (), 0, len(rows), longest + STEPS, bucketed=False)
     decoding.admit([Prompt(row[: len(row) - STEPS + 1], place, place) for place, row in enumerate(rows)])
     logits = []
     for step in range(STEPS):
@@ -181,14 +181,14 @@ def complete_by_generate(
     model: PreTrainedModel,
     prompts: Sequence[Prompt],
     params: SamplingParams,
-    eos_token_id: int,
+    end_tokens: Collection[int],
     seed: int,
     slots: int,
     ends: Callable[[int, int], bool],
 ) -> Iterator[tuple[int, Completion]]:
     """Complete `prompts`, at most `slots` at once: pairs of a prompt's place and its completion, the longest first.
 
-    `ends(place, token)` receives each new token but the eos, and says whether it ends the completion.
+    `ends(place, token)` receives each new token but `end_tokens`, and says whether it ends the completion.
     """
     way = way_of(model)
     most = TOKENS_AT_ONCE.get(model.device.type, TOKENS_AT_ONCE["cuda"])
@@ -198,15 +198,15 @@ def complete_by_generate(
         rows = max(1, min(slots, most // (length + params.max_new_tokens)))
         if way is not Way.PADDED:
             rows = min(rows, sum(len(prompt.ids) == length for prompt in waiting)) if way is Way.EQUAL_LENGTHS else 1
-        batch = _Batch(waiting[:rows], params, eos_token_id, seed, ends, model.device)
+        batch = _Batch(waiting[:rows], params, end_tokens, seed, ends, model.device)
         _generate(model, [prompt.ids for prompt in batch.prompts], params.max_new_tokens, batch.draw, batch.done)
         for prompt, ids in zip(batch.prompts, batch.written, strict=True):
-            yield prompt.place, Completion(ids, ids[-1] == eos_token_id)
+            yield prompt.place, Completion(ids, ids[-1] in end_tokens)
         waiting = waiting[rows:]
 
 
 def stream_by_generate(
-    model: PreTrainedModel, prompt: Prompt, params: SamplingParams, eos_token_id: int, seed: int
+    model: PreTrainedModel, prompt: Prompt, params: SamplingParams, end_tokens: Collection[int], seed: int
 ) -> Generator[int]:
     """The tokens of the completion to `prompt`, one by one: `model.generate` runs in a thread of its own."""
     tokens: queue.SimpleQueue[int | BaseException | None] = queue.SimpleQueue()
@@ -218,9 +218,9 @@ def stream_by_generate(
 
     def run() -> None:
         try:
-            for _, completion in complete_by_generate(model, [prompt], params, eos_token_id, seed, 1, ends):
+            for _, completion in complete_by_generate(model, [prompt], params, end_tokens, seed, 1, ends):
                 if completion.ended:
-                    tokens.put(eos_token_id)
+                    tokens.put(completion.ids[-1])
             tokens.put(None)
         except BaseException as problem:  # raised again in the thread that reads
             tokens.put(problem)
@@ -244,12 +244,12 @@ class _Batch:
         self,
         prompts: Sequence[Prompt],
         params: SamplingParams,
-        eos_token_id: int,
+        end_tokens: Collection[int],
         seed: int,
         ends: Callable[[int, int], bool],
         device: torch.device,
     ) -> None:
-        self.prompts, self.params, self.eos_token_id, self.ends = prompts, params, eos_token_id, ends
+        self.prompts, self.params, self.end_tokens, self.ends = prompts, params, end_tokens, ends
         numbers = [uniform_numbers(seed, prompt.stream, params.max_new_tokens) for prompt in prompts]
         self.uniforms = torch.from_numpy(np.stack(numbers)).to(device)
         self.written: list[list[int]] = [[] for _ in prompts]
@@ -266,7 +266,7 @@ class _Batch:
         for row, token in enumerate(tokens):
             if not self.done[row]:
                 self.written[row].append(token)
-                ended = token == self.eos_token_id or self.ends(self.prompts[row].place, token)
+                ended = token in self.end_tokens or self.ends(self.prompts[row].place, token)
                 self.done[row] = ended or step + 1 == self.params.max_new_tokens
         return drawn.clamp(min=0)
 

@@ -2,7 +2,7 @@
 
 import inspect
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, NamedTuple
 from weakref import WeakKeyDictionary
 
@@ -22,14 +22,21 @@ MAX_LOGITS = {"cpu": 2**25, "cuda": 2**28}
 0.5 GB on a CPU, 4 GB on a GPU."""
 
 
-def completion_logprobs(policy: PreTrainedModel, batch: MicroBatch, temperature: float) -> Tensor:
-    """Log-probs of the completion tokens under softmax(logits / temperature), [N], in nats, float32 or wider."""
-    return _read(policy, batch, temperature, with_entropy=False)[0]
+def completion_logprobs(
+    policy: PreTrainedModel, batch: MicroBatch, temperature: float, excluded: Iterable[range] = ()
+) -> Tensor:
+    """Log-probs of the completion tokens under softmax(logits / temperature), [N], in nats, float32 or wider.
+
+    The `excluded` ids are no part of the softmax, as where tokens are drawn (`SamplingParams`).
+    """
+    return _read(policy, batch, temperature, excluded, with_entropy=False)[0]
 
 
-def logprobs_and_entropy(policy: PreTrainedModel, batch: MicroBatch, temperature: float) -> tuple[Tensor, Tensor]:
+def logprobs_and_entropy(
+    policy: PreTrainedModel, batch: MicroBatch, temperature: float, excluded: Iterable[range] = ()
+) -> tuple[Tensor, Tensor]:
     """As `completion_logprobs`, and the entropy of each softmax, [N], in nats, without gradient."""
-    return _read(policy, batch, temperature, with_entropy=True)
+    return _read(policy, batch, temperature, excluded, with_entropy=True)
 
 
 def completion_states(model: PreTrainedModel, batch: MicroBatch) -> Tensor:
@@ -38,7 +45,9 @@ def completion_states(model: PreTrainedModel, batch: MicroBatch) -> Tensor:
     return hidden_states_at(body_of(model), tokens, batch.rows, batch.columns)
 
 
-def _read(policy: PreTrainedModel, batch: MicroBatch, temperature: float, with_entropy: bool) -> tuple[Tensor, Tensor]:
+def _read(
+    policy: PreTrainedModel, batch: MicroBatch, temperature: float, excluded: Iterable[range], with_entropy: bool
+) -> tuple[Tensor, Tensor]:
     """The output head sees the N positions that predict a completion token and no other.
 
     Where their logits are more than `MAX_LOGITS` numbers, it sees them in parts, and the backward pass computes each
@@ -50,10 +59,10 @@ def _read(policy: PreTrainedModel, batch: MicroBatch, temperature: float, with_e
     most = MAX_LOGITS.get(hidden.device.type, MAX_LOGITS["cuda"])
     at_once = max(1, most // policy.config.get_text_config().vocab_size)
     if len(tokens) <= at_once:
-        return token_logprobs(head, hidden, tokens, temperature, with_entropy)
+        return token_logprobs(head, hidden, tokens, temperature, excluded, with_entropy)
     options = {"use_reentrant": False, "preserve_rng_state": False}
     parts = [
-        checkpoint(token_logprobs, head, *part, temperature, with_entropy, **options)
+        checkpoint(token_logprobs, head, *part, temperature, excluded, with_entropy, **options)
         for part in zip(hidden.split(at_once), tokens.split(at_once), strict=True)
     ]
     logprobs, entropy = (torch.cat(kind) for kind in zip(*parts, strict=True))
@@ -61,17 +70,30 @@ def _read(policy: PreTrainedModel, batch: MicroBatch, temperature: float, with_e
 
 
 def token_logprobs(
-    head: Callable[[Tensor], Tensor], hidden: Tensor, tokens: Tensor, temperature: float, with_entropy: bool
+    head: Callable[[Tensor], Tensor],
+    hidden: Tensor,
+    tokens: Tensor,
+    temperature: float,
+    excluded: Iterable[range],
+    with_entropy: bool,
 ) -> tuple[Tensor, Tensor]:
     """Log-probs of `tokens` [N] where the output head sees the states `hidden` [N, d], and entropy [N] (else [0])."""
     # A multiple of rows, for the reason given at MULTIPLE.
     logits = head(pad(hidden, (0, 0, 0, -len(hidden) % MULTIPLE)))[: len(hidden)]
-    logprobs = (logits.to(torch.promote_types(logits.dtype, torch.float32)) / temperature).log_softmax(-1)
+    logits = logits.to(torch.promote_types(logits.dtype, torch.float32)) / temperature
+    exclude(logits, excluded)
+    logprobs = logits.log_softmax(-1)
     entropy = logprobs.new_empty(0)
     if with_entropy:
         with torch.no_grad():
             entropy = -(logprobs.exp() * logprobs).sum(-1)
     return logprobs.gather(-1, tokens[:, None])[:, 0], entropy
+
+
+def exclude(logits: Tensor, ids: Iterable[range]) -> None:
+    """Makes the `ids` impossible: writes the lowest number over their `logits` [n, vocabulary], in place."""
+    for some in ids:
+        logits[:, some.start : some.stop] = torch.finfo(logits.dtype).min  # not -inf: 0 * -inf is no entropy
 
 
 def label_logits(

@@ -1,8 +1,9 @@
-"""Properties of any model in memory: its body, its kinds of layers, how many tokens it reads at once. No torch."""
+"""Properties of any model in memory: its body, its kinds of layers, its tokens, how many it reads at once. No torch."""
 
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
+from weakref import WeakKeyDictionary
 
 from chatpipe.models.model_folder import usable_positions
 
@@ -50,6 +51,38 @@ def shared_context(
 def leaves_room(prompt_tokens: int, new_tokens: int, context: int) -> bool:
     """Whether a prompt of `prompt_tokens` and an answer of `new_tokens` fit into `context` tokens."""
     return prompt_tokens + new_tokens <= context
+
+
+# ---- tokens ----
+
+_NO_END = 2**31
+_unnamed: "WeakKeyDictionary[PreTrainedTokenizerBase, tuple[int, tuple[range, ...]]]" = WeakKeyDictionary()
+
+
+def unnamed_ids(tokenizer: "PreTrainedTokenizerBase") -> tuple[range, ...]:
+    """The ids for which a tokenizer has no token, and so no text; the last range, behind its vocabulary, has no end.
+
+    Many models have rows for them (Qwen, Phi), since an embedding of a round size is fast: these are never sampled.
+    """
+    size = len(tokenizer)
+    if _unnamed.get(tokenizer, (None,))[0] != size:
+        ids = [-1, *sorted(set(tokenizer.get_vocab().values())), _NO_END]
+        gaps = (range(one + 1, other) for one, other in zip(ids, ids[1:], strict=False))
+        _unnamed[tokenizer] = size, tuple(gap for gap in gaps if gap)
+    return _unnamed[tokenizer][1]
+
+
+def end_token_ids(model: "PreTrainedModel", tokenizer: "PreTrainedTokenizerBase") -> list[int]:
+    """The tokens that end an answer: the tokenizer's EOS, then what generation_config.json names besides.
+
+    Llama 3 ends with `<|eot_id|>` or `<|end_of_text|>`, gpt-oss with `<|return|>` or `<|call|>`. Of those in
+    generation_config.json only control tokens of the tokenizer count: another tokenizer has a word there.
+    """
+    control = {*tokenizer.all_special_ids, *tokenizer.added_tokens_decoder}
+    named = getattr(getattr(model, "generation_config", None), "eos_token_id", None)
+    others = [named] if isinstance(named, int) else named or []
+    ids = [tokenizer.eos_token_id, *(token for token in others if token in control)]
+    return list(dict.fromkeys(token for token in ids if token is not None))
 
 
 def layer_types(config: "PreTrainedConfig") -> set[str]:

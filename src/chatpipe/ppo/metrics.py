@@ -189,6 +189,16 @@ VALUE_MODEL_WARMUP, VALUE_MODEL_WINDOW = 8, 12
 then be better on average."""
 
 
+def over_budget(kl: float, iteration: int, args: PPOConfig) -> str | None:
+    """Why training ends where the KL of a rollout, after so many finished iterations, is above `kl_budget`."""
+    if args.kl_budget is None or not kl > args.kl_budget:
+        return None
+    return (
+        f"Training ended after {iteration} of {args.num_iterations} iterations: {kl:.2f} nats of KL are above the "
+        f"budget of {args.kl_budget:g}"
+    )
+
+
 def alarms(history: History, value_model_warmup_iterations: int = 0, bf16: bool = False) -> dict[str, str]:
     """The alarms that hold after the newest iteration, by name, each with its sentence."""
     found = {

@@ -11,6 +11,7 @@ from transformers import AutoModelForSequenceClassification, PreTrainedModel
 from chatpipe import console
 from chatpipe.data.sequences import MicroBatch, Sequences, equal_tokens, length_sorted, pad
 from chatpipe.errors import UsageError
+from chatpipe.generation import SamplingParams
 from chatpipe.models.logprobs import completion_logprobs, completion_states, logprobs_and_entropy, output_head
 from chatpipe.models.pretrained import fuse_gelu, give_score_class
 from chatpipe.models.properties import body_of
@@ -37,9 +38,17 @@ class Outputs(NamedTuple):
 class PolicyAndValueModel(nn.Module):
     """A causal language model, and a sequence classification model whose score at each position is the value."""
 
-    def __init__(self, policy: PreTrainedModel, value_model: PreTrainedModel, temperature: float) -> None:
+    def __init__(
+        self,
+        policy: PreTrainedModel,
+        value_model: PreTrainedModel,
+        temperature: float,
+        excluded: tuple[range, ...] = (),
+    ) -> None:
+        """`temperature` and `excluded` ids as in the `SamplingParams` of the rollout: one distribution is both."""
         super().__init__()
-        self.policy, self.value_model, self.temperature = policy, value_model, temperature
+        self.policy, self.value_model = policy, value_model
+        self.temperature, self.excluded = temperature, excluded
 
     def forward(
         self, input_ids: Tensor, attention_mask: Tensor, position_ids: Tensor, rows: Tensor, columns: Tensor
@@ -48,11 +57,19 @@ class PolicyAndValueModel(nn.Module):
         batch = MicroBatch(input_ids, attention_mask, position_ids, rows, columns)
         (logprobs, entropy), (values,) = side_by_side(
             [
-                (self.policy, lambda: logprobs_and_entropy(self.policy, batch, self.temperature)),
+                (self.policy, lambda: logprobs_and_entropy(self.policy, batch, self.temperature, self.excluded)),
                 (self.value_model, lambda: (completion_values(self.value_model, batch),)),
             ]
         )
         return Outputs(logprobs, entropy, values)
+
+    def sampling(self, max_new_tokens: int) -> SamplingParams:
+        """How completions are drawn: from the policy's softmax over all tokens that the tokenizer has.
+
+        The ids that it has no token for are no part of the log-probs either. Top-k, top-p or a minimum length would
+        sample from another policy than the one that is trained.
+        """
+        return SamplingParams(max_new_tokens, self.temperature, excluded=self.excluded)
 
     def activation_checkpointing_enable(self, **kwargs: Any) -> None:
         """What Trainer calls for `gradient_checkpointing`."""
@@ -79,7 +96,7 @@ def text_loss(policy: PreTrainedModel, rows: Sequence[Sequence[int]], device: to
     """-sum log pi(token | tokens before it in its row), in nats, with gradient; a row's first token is given.
 
     `rows` are token ids, at least two each. The sum is over sum(len(row) - 1) tokens. The temperature is 1: the loss is
-    that of the model as a language model, not of the policy that samples.
+    that of the model as a language model with all its ids, not of the policy that samples.
     """
     sequences = Sequences.of([row[:1] for row in rows], [row[1:] for row in rows], [False] * len(rows))
     return -completion_logprobs(policy, pad(sequences).to(device), temperature=1.0).sum()

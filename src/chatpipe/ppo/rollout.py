@@ -10,7 +10,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from chatpipe.data.chat_template import decode_answer
 from chatpipe.data.sequences import Sequences, flat_index, pad
-from chatpipe.generation import SamplingParams, generate
+from chatpipe.generation import generate
 from chatpipe.models.logprobs import completion_logprobs
 from chatpipe.models.side_by_side import Reading, side_by_side
 from chatpipe.ppo.config import PPOConfig
@@ -22,14 +22,14 @@ from chatpipe.reward.rewards import Content
 
 
 def complete(
-    policy: PreTrainedModel, prompts: Sequence[Sequence[int]], args: PPOConfig, stop_token_id: int, seed: int
+    trained: PolicyAndValueModel,
+    prompts: Sequence[Sequence[int]],
+    response_length: int,
+    end_tokens: Sequence[int],
+    seed: int,
 ) -> Sequences:
-    """One completion to each prompt (token ids), sampled from the policy's full softmax.
-
-    Top-k, top-p or a minimum length would sample from another policy than the one that is trained.
-    """
-    params = SamplingParams(max_new_tokens=args.response_length, temperature=args.temperature)
-    completions = generate(policy, prompts, params, stop_token_id, seed)
+    """One completion to each prompt (token ids), which ends at one of `end_tokens`."""
+    completions = generate(trained.policy, prompts, trained.sampling(response_length), end_tokens, seed)
     return Sequences.of(prompts, [each.ids for each in completions], [each.ended for each in completions])
 
 
@@ -48,6 +48,7 @@ def read_with_all_models(
     trained: PolicyAndValueModel,
     ref_model: PreTrainedModel,
     reward_models: Sequence[PreTrainedModel],
+    stop_token_id: int,
     micro_batch_size: int,
     device: torch.device,
     as_reference: Callable[[], AbstractContextManager[object]] = nullcontext,
@@ -55,16 +56,21 @@ def read_with_all_models(
     """The readings of all sequences, on the CPU; at most about `micro_batch_size` of the longest are read at once.
 
     The log-probs come from the forward pass that training uses, not from generation, whose kernels round differently:
-    so the first ratio is 1. `as_reference` is entered while `ref_model` reads: with LoRA it turns the adapter off.
+    so the first ratio is 1. Reward models know one end of an answer: they read `stop_token_id` in place of any other,
+    whose score was never trained, so that no end pays more than another. `as_reference` is entered while `ref_model`
+    reads: with LoRA it turns the adapter off.
     """
     readers = [trained.policy, trained.value_model, ref_model, *reward_models]
     chunks, parts = micro_batch_rows(readers, sequences.lengths, micro_batch_size), []
+    answered = sequences.ended_by(stop_token_id)
     for rows in chunks:
         batch = pad(sequences.select(rows)).to(device)
-        of_policy = _reading(completion_logprobs, trained.policy, batch, trained.temperature)
-        of_reference = _reading(completion_logprobs, ref_model, batch, trained.temperature)
+        answers = pad(answered.select(rows)).input_ids.to(device)
+        how = (batch, trained.temperature, trained.excluded)
+        of_policy = _reading(completion_logprobs, trained.policy, *how)
+        of_reference = _reading(completion_logprobs, ref_model, *how)
         others = [_reading(completion_values, trained.value_model, batch)]
-        others += [_reading(batch_scores, model, batch.input_ids, batch.attention_mask) for model in reward_models]
+        others += [_reading(batch_scores, model, answers, batch.attention_mask) for model in reward_models]
         if ref_model is trained.policy:
             (logprobs,), (values,), *of_rewards = side_by_side([of_policy, *others])
             with as_reference():

@@ -26,6 +26,7 @@ from chatpipe.checks.gate import refuse
 from chatpipe.data.sequences import Sequences
 from chatpipe.errors import UsageError
 from chatpipe.models.pretrained import save_readable
+from chatpipe.models.properties import end_token_ids, unnamed_ids
 from chatpipe.ppo.config import PPOConfig
 from chatpipe.ppo.experience import (
     EVALUATION,
@@ -40,7 +41,7 @@ from chatpipe.ppo.experience import (
 )
 from chatpipe.ppo.gradient import PPOGradients
 from chatpipe.ppo.maths import adapted_coefficient
-from chatpipe.ppo.metrics import Metrics, UpdateStatistics, alarms, rollout_metrics
+from chatpipe.ppo.metrics import Metrics, UpdateStatistics, alarms, over_budget, rollout_metrics
 from chatpipe.ppo.model import PolicyAndValueModel, prepare_models
 from chatpipe.ppo.rollout import advantages, complete, completion_rows, minibatches, read_with_all_models, shown_texts
 from chatpipe.reward.rewards import RewardFunction, Rewards
@@ -88,8 +89,9 @@ class PPOTrainer(PPOGradients):
         model = model if adapter is None else adapter.model
         given = {"model": model, "ref_model": ref_model, **scorers, "value_model": value_model}
         models = {name: each for name, each in given.items() if each is not None}
-        self.stop_token_id = processing_class.eos_token_id if args.stop_token_id is None else args.stop_token_id
-        refuse(parts_checks.model_checks(models, processing_class, self.stop_token_id))
+        stop = processing_class.eos_token_id if args.stop_token_id is None else args.stop_token_id
+        self.end_tokens = [stop] if args.stop_token_id is not None else end_token_ids(model, processing_class)
+        refuse(parts_checks.model_checks(models, processing_class, stop))
         self.prompts = [Prompt(ids) for ids in train_prompts or []]
         self.prompts += read_prompts(train_dataset if train_dataset is not None else [], processing_class)
         self.eval_prompts = {} if eval_dataset is None else read_eval_prompts(eval_dataset, processing_class)
@@ -103,11 +105,10 @@ class PPOTrainer(PPOGradients):
         value_model, self.ref_model, self.adapter = prepare_models(
             model, ref_model, value_model, self.rewards, args, adapter, peft_config
         )
-        trained = {"model": model, "value_model": value_model}
-        refuse({"trained_in_half": lambda: parts_checks.trained_in_half(trained)})
+        refuse({"trained_in_half": lambda: parts_checks.trained_in_half({"model": model, "value_model": value_model})})
         self.reward_model, self.ptx_dataset = reward_model, ptx_dataset
         super().__init__(
-            model=PolicyAndValueModel(model, value_model, args.temperature),
+            model=PolicyAndValueModel(model, value_model, args.temperature, unnamed_ids(processing_class)),
             args=args,
             processing_class=processing_class,
             eval_dataset=eval_dataset,
@@ -179,6 +180,7 @@ class PPOTrainer(PPOGradients):
                 self.model,
                 self.model.policy if self.ref_model is None else self.ref_model,
                 self.rewards.all_models,
+                self.end_tokens[0],
                 args.per_device_train_batch_size,
                 args.device,
                 as_reference,
@@ -199,7 +201,7 @@ class PPOTrainer(PPOGradients):
         """One completion of the policy to each prompt (token ids)."""
         # On a CPU a decode step is slower in bfloat16, and each of its shapes costs memory (docs/log.md).
         with nullcontext() if self.args.device.type == "cpu" else self.accelerator.autocast():
-            return complete(self.model.policy, prompts, self.args, self.stop_token_id, seed)
+            return complete(self.model, prompts, self.args.response_length, self.end_tokens, seed)
 
     def rollout_metrics(self, rollout: Rollout, experience: Experience) -> Metrics:
         """The metrics of a rollout over all ranks; the times are this rank's."""
@@ -211,13 +213,9 @@ class PPOTrainer(PPOGradients):
 
         All ranks find the same.
         """
-        kl, budget = self.metrics["objective/kl"], self.args.kl_budget
-        if budget is None or not kl > budget:
+        self.budget_note = over_budget(self.metrics["objective/kl"], self.iteration, self.args)
+        if self.budget_note is None:
             return False
-        self.budget_note = (
-            f"Training ended after {self.iteration} of {self.args.num_iterations} iterations: {kl:.2f} nats of KL are "
-            f"above the budget of {budget:g}"
-        )
         self.control.should_training_stop = True
         self.log({**self.metrics, "episode": self.iteration * self.args.rollout_size})
         return True
@@ -283,9 +281,9 @@ class PPOTrainer(PPOGradients):
         """A metric for each alarm that holds; an alarm that was never raised before is printed."""
         history = [line for line in self.state.log_history if "val/ratio_first" in line] + [now]
         found = alarms(history, self.args.value_model_warmup_iterations, self.args.bf16 or self.args.fp16)
-        iteration = math.ceil(self.state.global_step / self.args.steps_per_iteration)
         for name, sentence in found.items():
             if name not in self.alarms:
+                iteration = math.ceil(self.state.global_step / self.args.steps_per_iteration)
                 self.alarms[name] = f"Iteration {iteration}: {sentence}"
                 if self.is_world_process_zero():
                     console.warn(self.alarms[name])
@@ -330,8 +328,7 @@ class PPOTrainer(PPOGradients):
         A row has `query`, `model response` and `score`, its reward. With `sampling` it is one batch of
         `per_device_eval_batch_size` prompts for each process.
         """
-        prompts = [prompt for some in self.eval_prompts.values() for prompt in some]
-        ranks = self.args.world_size
+        prompts, ranks = [prompt for some in self.eval_prompts.values() for prompt in some], self.args.world_size
         prompts = prompts[: self.args.eval_batch_size * ranks if sampling else None]
         if not prompts:
             return []
@@ -359,10 +356,7 @@ class PPOTrainer(PPOGradients):
         return self.model.policy if self.adapter is None else self.adapter.merged()
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
-        """Writes the policy, in the dtype in which it was given, and the tokenizer.
-
-        The folder opens with `AutoModelForCausalLM`.
-        """
+        """Writes the policy, in its own dtype, and the tokenizer: a folder that opens with `AutoModelForCausalLM`."""
         folder = Path(output_dir or self.args.output_dir)
         if self.is_world_process_zero():
             save_readable(self.trained_policy(), folder, self.saved_dtype)
@@ -372,8 +366,7 @@ class PPOTrainer(PPOGradients):
         self, model_name: str | None = None, dataset_name: str | None = None, tags: Any = None, **more: Any
     ) -> None:
         """Writes Trainer's draft of a model card, `README.md` in `output_dir`; TRL's names of arguments."""
-        tags = [tags] if isinstance(tags, str) else list(tags or ())
-        tags = [*tags, "chatpipe", "ppo"]
+        tags = [*([tags] if isinstance(tags, str) else tags or ()), "chatpipe", "ppo"]
         super().create_model_card(model_name=model_name, tags=tags, **{"dataset": dataset_name, **more})
 
     def is_between_iterations(self, state: TrainerState) -> bool:

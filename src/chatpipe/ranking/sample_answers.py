@@ -18,7 +18,7 @@ from chatpipe.data.rendering import unreadable
 from chatpipe.errors import UsageError
 from chatpipe.generation import SamplingParams, generate
 from chatpipe.models.pretrained import load_causal_model, load_tokenizer
-from chatpipe.models.properties import leaves_room, longest_sequence
+from chatpipe.models.properties import end_token_ids, leaves_room, longest_sequence
 from chatpipe.ranking.raters import Scorer
 
 ATTEMPTS = 4
@@ -124,7 +124,8 @@ def _ask(
     with_room = [answers for answers in chunk if model.has_room(answers.prompt, params.max_new_tokens)]
     asked = [answers for answers in with_room for _ in range((share - answers.models.count(model.name)) * best_of)]
     ids = [encode_prompt(model.tokenizer, answers.prompt) for answers in asked]
-    done = generate(model.model, ids, params, model.tokenizer.eos_token_id, seed)
+    ends = end_token_ids(model.model, model.tokenizer)
+    done = generate(model.model, ids, params, ends, seed, tokenizer=model.tokenizer)
     texts = [decode_answer(model.tokenizer, completion.ids) if completion.ended else "" for completion in done]
     scores = _scores(score, asked, texts)
     for first in range(0, len(asked), best_of):

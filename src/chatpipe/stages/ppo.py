@@ -27,7 +27,7 @@ from chatpipe.evaluation.policy import PolicyEvaluation, evaluate_policy
 from chatpipe.evaluation.preference_verdicts import ppo_verdict
 from chatpipe.generation import SamplingParams
 from chatpipe.models.pretrained import load_causal_model, load_tokenizer
-from chatpipe.models.properties import shared_context
+from chatpipe.models.properties import shared_context, unnamed_ids
 from chatpipe.ppo.config import PPOConfig
 from chatpipe.ppo.model import MAX_TOKENS_ON_CPU
 from chatpipe.ppo.trainer import PPOTrainer
@@ -162,14 +162,14 @@ def start_checks(trainer: PPOTrainer) -> Checks:
     """What only ppo's models together show, as its trainer has put them together."""
     args, adapter = trainer.args, trainer.adapter
     policy = trainer.model.policy
-    params = SamplingParams(max_new_tokens=min(START_TOKENS, args.response_length), temperature=args.temperature)
+    params = trainer.model.sampling(min(START_TOKENS, args.response_length))
     return {
         "policy_is_not_reference": lambda: policy_is_not_reference(
             policy,
             policy if trainer.ref_model is None else trainer.ref_model,
             [prompt.ids for prompt in trainer.prompts[:FEW]],
             params,
-            trainer.processing_class.eos_token_id,
+            trainer.end_tokens,
             as_reference=nullcontext if adapter is None or trainer.ref_model is not None else adapter.off,
             autocast=trainer.accelerator.autocast,
             bf16=args.bf16 or args.fp16,
@@ -231,7 +231,7 @@ def _validation(step: Step, prepared: Prepared) -> PolicyEvaluation:
         oracle_of(step),
         partial(answer_rewards, step, prepared.rewards, tokenizer),
         [encode_prompt(tokenizer, prompt) for prompt in _fitting(step, prepared, prompts)],
-        SamplingParams(max_new_tokens=prepared.response_length, temperature=section.temperature),
+        SamplingParams(prepared.response_length, section.temperature, excluded=unnamed_ids(tokenizer)),
     )
 
 
