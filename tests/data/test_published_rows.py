@@ -459,11 +459,9 @@ def test_fields_of_messages_that_nothing_reads_are_named():
 @pytest.mark.parametrize(
     ("values", "key", "columns"),
     [
-        (
-            {"qid": 1, "question": "a", "date": "b", "response_j": "c", "response_k": "d"},
-            "rm.data",
-            {"prompt": "question", "chosen": "response_j", "rejected": "response_k"},
-        ),
+        # which answer is the better one is not guessed
+        ({"qid": 1, "question": "a", "date": "b", "response_j": "c", "response_k": "d"}, "rm.data", None),
+        ({"prompt": "a", "output_1": "c", "output_2": "d", "preference": 2}, "rm.data", None),
         (
             {"trajectory": [HUMAN], "task": "x", "chosen": "c", "rejected": "d"},
             "rm.data",

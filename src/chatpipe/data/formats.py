@@ -159,10 +159,8 @@ def _alike(names: Sequence[str], turns: Sequence[str], wanted: Sequence[str]) ->
         take(field, next((name for word in _WORDS[field] for name in left if word in name.lower()), None))
     answers = [name for name in left if any(word in name.lower() for word in _WORDS["answer"])]
     missing = [field for field in reversed(wanted) if field not in found]
-    if {"chosen", "rejected"} <= set(missing) and len(answers) == 2:  # the better one comes first
-        take("chosen", answers[0])
-        take("rejected", answers[1])
-    elif missing == ["prompt"]:
+    # Which of two answers is the better one is never guessed: the reverse would be learned without an error.
+    if missing == ["prompt"]:
         take("prompt", next((name for name in turns if name in left), None))
     elif "chosen" not in wanted and len(missing) == len(left) and not answers:
         for field, name in zip(missing, list(left), strict=True):
