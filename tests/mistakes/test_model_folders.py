@@ -189,13 +189,6 @@ KINDS = [
         {"model": "reward"},
     ),
     Mistake(
-        "a reward model as the body of one",
-        RM,
-        "model, rm.model -> chatpipe pretrain, chatpipe sft",
-        PAIRS,
-        {"model": "reward"},
-    ),
-    Mistake(
         "a causal model as reward model",
         PPO,
         "model, judge, ppo.reward_model -> chatpipe rm",
