@@ -382,6 +382,15 @@ def test_answers_in_another_shape_are_no_ranking():
     assert format_of(Row({"prompt": "Who?", "completions": ["a", "b"], "labels": [True, False]}, "x")) == "prompts"
 
 
+def test_a_first_row_without_answers_is_left_out_and_decides_no_format(write):
+    rated = [{"response": "A baker.", "overall_score": 4}, {"response": "No idea.", "overall_score": 1}]
+    rows = [{"instruction": f"Who is {i}?", "completions": rated if i else []} for i in range(200)]
+    report = Report()
+    read = [*stream_rows("rankings", [DataBlock(source=write("a.jsonl", rows))], {}, "rm.data", report)]
+    assert len(read) == 199
+    assert report.sources[0].skipped.reasons.total() == 1
+
+
 # ---- turns in other shapes, reasoning and calls beside them ----
 
 

@@ -1,5 +1,7 @@
 """Embeddings with more rows than the tokenizer has tokens (Qwen, Phi): PPO is the same as without them."""
 
+from math import isfinite
+
 import parts
 import pytest
 import tiny
@@ -86,6 +88,8 @@ def test_start_check_and_kl_leave_the_rows_out_too(trainers):
 def test_a_reward_model_needs_no_more_rows_than_the_tokenizer_has_tokens(tmp_path):
     ppo = parts.trainer(tmp_path, model=padded(tiny.policy()), reward_model=tiny.random_reward_model())
     ppo.train()
+    assert all(isfinite(line["objective/scores"]) for line in tiny.logged_iterations(ppo))
+    assert ppo.state.global_step == ppo.state.max_steps
 
 
 def test_ids_without_a_token_may_lie_between_others():

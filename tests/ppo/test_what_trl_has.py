@@ -250,7 +250,9 @@ def test_a_pad_token_that_one_tokenizer_alone_has_does_not_matter(tmp_path, adde
         "reward_model": AutoModelForSequenceClassification.from_pretrained(tmp_path / "reward"),
     }
     processing_class = tokenizers["processing_class"]
-    parts.trainer(tmp_path / "out", {"total_episodes": 16}, processing_class=processing_class, **models).train()
+    ppo = parts.trainer(tmp_path / "out", {"total_episodes": 16}, processing_class=processing_class, **models)
+    ppo.train()
+    assert ppo.state.global_step == 4  # two minibatches in each of two epochs
 
 
 @pytest.mark.parametrize("with_lora", [False, True])

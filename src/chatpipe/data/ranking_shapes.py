@@ -88,9 +88,9 @@ def _rated_prompt(row: Row | BrokenRow) -> str | None:
 
 
 def _are_answers(value: Any) -> bool:
-    """Whether `value` is a list of objects with a text, which a csv has as JSON."""
+    """Whether `value` is a list of objects with a text, which a csv has as JSON. It may be empty."""
     texts = {*_ANSWER_TEXTS}
-    return isinstance(value, list) and bool(value) and all(isinstance(a, dict) and texts & a.keys() for a in value)
+    return isinstance(value, list) and all(isinstance(a, dict) and texts & a.keys() for a in value)
 
 
 def _scored(answers: Any) -> dict[str, Any]:

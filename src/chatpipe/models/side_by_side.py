@@ -42,15 +42,15 @@ def side_by_side(readings: Sequence[Reading]) -> list[tuple[Tensor, ...]]:
 def _is_possible(models: Sequence[PreTrainedModel]) -> bool:
     if len(models) < 2 or torch.compiler.is_compiling() or torch.get_num_threads() < 2 or distributed.is_initialized():
         return False
+    if not all(model.device.type == "cpu" and model.num_parameters() <= LARGEST for model in models):
+        return False
     # A forward pass writes into its modules and into its configuration; a backward pass into gradients.
     parts = [
         {id(part) for module in model.modules() for part in (module, getattr(module, "config", module))}
         | {id(parameter) for parameter in model.parameters()}
         for model in models
     ]
-    return all(model.device.type == "cpu" and model.num_parameters() <= LARGEST for model in models) and len(
-        set().union(*parts)
-    ) == sum(map(len, parts))
+    return len(set().union(*parts)) == sum(map(len, parts))
 
 
 class _SideBySide(torch.autograd.Function):
