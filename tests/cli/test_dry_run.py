@@ -296,7 +296,7 @@ def test_parameters_that_are_in_no_safetensors_file_are_unknown(chatpipe, chats,
     (chat_model / "model.safetensors").unlink()
     plan = rehearse(chatpipe, "sft", "--model", chat_model, "--data", chats, "--out", "tuned")
     assert plan["parameters"] == "unknown"
-    assert plan["train_seconds"] > 0
+    assert isinstance(plan["train_seconds"], float)
 
 
 def test_the_plan_of_a_stage_with_a_folder_of_its_own_names_that_folder(chatpipe, chats, chat_model):

@@ -110,7 +110,7 @@ def _of_text(section: Pretrain, processes: int) -> dict[str, Any]:
     seconds = timing.seconds_per_step * section.max_steps
     return {
         "memory_gib": memory.in_gib(),
-        "train_seconds": round(seconds, 1),
+        "train_seconds": round(seconds, 3),
         "train_time": format_duration(seconds),
         "tokens_per_second": round(section.batch_size * section.block_size / timing.seconds_per_step, 1),
         "probed_with": _probed_with(timing),

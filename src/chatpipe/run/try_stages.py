@@ -226,9 +226,9 @@ def _forecast(
     parts = {name: size for name, size in counted.items() if name != "total"}
     lines: dict[str, Any] = {
         "memory_gib": {**parts, "rest": round(total - sum(parts.values()), 2), "total": round(total, 2)},
-        "train_seconds": round(seconds, 1),
+        "train_seconds": round(seconds, 3),
         "train_time": format_duration(seconds),
-        "evaluation_seconds": round(evaluating, 1),
+        "evaluation_seconds": round(evaluating, 3),
         "evaluation_time": format_duration(evaluating),
         "tokens_per_second": round(work.trained / seconds, 1),
         "micro_batch": rehearsal.micro_batch,
