@@ -134,7 +134,8 @@ def give_score_class(config: PreTrainedConfig) -> bool:
     own["__module__"] = causal.__module__  # transformers initialises classes of other modules in another way
     name = causal.__name__.replace("ForCausalLM", "ForSequenceClassification")
     scores = type(name, (GenericForSequenceClassification, parents[0]), own)
-    AutoModelForSequenceClassification.register(type(config), scores, exist_ok=True)
+    # `register` of transformers 5.17 passes over configurations of its own.
+    MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING._extra_content[type(config)] = scores
     return False
 
 
