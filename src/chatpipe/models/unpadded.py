@@ -201,21 +201,16 @@ def _runs(lengths: Tensor) -> list[Run]:
     return runs
 
 
-class _Spread(torch.autograd.Function):
-    """[T, ...] -> [size, ...], values[i] at places[i] and 0 elsewhere. The places differ: no gradients are added up."""
-
-    @staticmethod
-    def forward(ctx: Any, values: Tensor, places: Tensor, size: int) -> Tensor:
-        ctx.save_for_backward(places)
-        return values.new_zeros(size, *values.shape[1:]).index_copy_(0, places, values)
-
-    @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:
-        return gradient.index_select(0, *ctx.saved_tensors), None, None
+def _spread(values: Tensor, places: Tensor, size: int) -> Tensor:
+    """[T, ...] -> [size, ...], values[i] at places[i] and 0 elsewhere."""
+    return values.new_zeros(size, *values.shape[1:]).index_copy_(0, places, values)
 
 
 class _Collect(torch.autograd.Function):
-    """[size, ...] -> [T, ...], spread[places[i]]: the reverse of `_Spread`."""
+    """[size, ...] -> [T, ...], spread[places[i]]: the reverse of `_spread`.
+
+    The places differ: no gradients are added up, which is what torch's own backward of `index_select` does, slowly.
+    """
 
     @staticmethod
     def forward(ctx: Any, spread: Tensor, places: Tensor) -> Tensor:
@@ -256,7 +251,7 @@ def _attend(
     def in_rows(states: Tensor, run: Run) -> Tensor:
         """[1, heads, T, d] -> [rows, heads, columns, d]"""
         tokens = states[0].transpose(0, 1)[run.tokens].to(dtype)
-        spread = _Spread.apply(tokens, run.cells, run.rows * run.columns)
+        spread = _spread(tokens, run.cells, run.rows * run.columns)
         return spread.unflatten(0, (run.rows, run.columns)).transpose(1, 2)
 
     parts = []
