@@ -11,8 +11,8 @@ from http.cookies import SimpleCookie
 import pytest
 from transformers.utils import logging
 
+from chatpipe.ranking.server import own_address
 from chatpipe.ranking.store import Store
-from chatpipe.ranking.web.server import own_address
 
 
 @pytest.fixture
@@ -176,7 +176,7 @@ def test_a_store_of_another_file_is_refused(chatpipe, completions, work, monkeyp
 @pytest.mark.parametrize("missing", ["starlette", "uvicorn"])
 def test_without_the_extra_it_names_what_to_install(refused, completions, monkeypatch, missing):
     for name in list(sys.modules):
-        if name.startswith("chatpipe.ranking.web"):
+        if name in ("chatpipe.ranking.server", "chatpipe.ranking.security"):
             monkeypatch.delitem(sys.modules, name)
         elif name.partition(".")[0] == missing:
             monkeypatch.setitem(sys.modules, name, None)

@@ -217,7 +217,7 @@ def test_a_reward_model_of_nan_is_refused_and_the_store_keeps_nothing(reward_mod
     for part in (model, tokenizer):
         part.save_pretrained(tmp_path / "nan")
     weights = load_file(tmp_path / "nan" / "model.safetensors")
-    weights["score.weight"].fill_(math.nan)
+    weights["score.weight"].fill_(3e38)
     save_file(weights, tmp_path / "nan" / "model.safetensors", metadata={"format": "pt"})
     with pytest.raises(UsageError, match="--rater = .*nan gives NaN or infinity"):
         in_store(items(2), str(tmp_path / "nan"))

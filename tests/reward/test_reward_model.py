@@ -15,10 +15,9 @@ from transformers import (
 
 from chatpipe.data.sequences import pad_right
 from chatpipe.errors import TrainingError, UsageError
-from chatpipe.models.model_folder import COUNT_FROM_PADDING, positions_of
 from chatpipe.models.new_model import train_tokenizer
 from chatpipe.models.pretrained import load_reward_model, prepare_model
-from chatpipe.models.properties import longest_sequence
+from chatpipe.models.properties import COUNT_FROM_PADDING, longest_sequence, positions_of
 from chatpipe.reward.reward_model import batch_scores, centre_rewards, new_reward_model, score_sequences
 
 KINDS = ("gpt2", "llama", "qwen3")

@@ -189,8 +189,8 @@ def _in_terminal(store: "Store", names: "Sequence[str]") -> None:
 def _check_page(host: str, is_team: bool) -> None:
     """Raises `UsageError` if the page cannot be served, as far as that is known before the port is opened."""
     try:
-        import chatpipe.ranking.web.server  # noqa: F401
-        from chatpipe.ranking.web.security import is_loopback
+        import chatpipe.ranking.server  # noqa: F401
+        from chatpipe.ranking.security import is_loopback
     except ModuleNotFoundError as problem:
         package = (problem.name or "").partition(".")[0]
         if package not in ("starlette", "uvicorn"):
@@ -208,7 +208,7 @@ def _check_page(host: str, is_team: bool) -> None:
 
 def _in_browser(host: str, port: int) -> "Callable[[Store, Sequence[str]], None]":
     """A function that serves the page; the port is opened here, before anything is written."""
-    from chatpipe.ranking.web import server
+    from chatpipe.ranking import server
 
     opened = server.open_socket(host, port)
     return lambda store, names: server.serve_annotators(store, names, opened, host)

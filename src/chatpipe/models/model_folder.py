@@ -1,20 +1,21 @@
-"""What the folder of a model or a tokenizer holds, read from its json files and the headers of weights. No torch."""
+"""What the folder of a model or a tokenizer holds, by its json files and the headers of weights. No torch."""
 
 import importlib.util
-import json
-import math
-import re
-from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+import shutil
+from collections.abc import Mapping, Sequence
 from importlib import metadata
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
-
-from safetensors import SafetensorError, safe_open
-from tokenizers import Tokenizer
+from typing import Any, Literal
 
 from chatpipe.errors import UsageError
-from chatpipe.recipe.schema import Pretrain
+from chatpipe.models.weight_files import (
+    FETCH_AGAIN,
+    GIVE_COMPLETE,
+    check_no_pointer,
+    check_weights,
+    quantised,
+    read_object,
+)
 
 Kind = Literal["causal", "reward", "masked"]
 
@@ -25,36 +26,16 @@ _KIND_OF_SUFFIX: tuple[tuple[str, Kind], ...] = (
     ("ForCausalLM", "causal"),
     ("ForConditionalGeneration", "causal"),
 )
-INDEX = "model.safetensors.index.json"
 TOKENIZER_FILES = (
     *("tokenizer*", "*.model", "vocab*", "tekken*", "merges.txt", "added_tokens.json", "special_tokens_map.json"),
     *("*.tiktoken", "chat_template*", "additional_chat_templates/*"),
 )
 """Patterns of the files of a tokenizer and its chat template."""
 _VOCABULARIES = ("tokenizer.json", "tokenizer.model", "vocab.*", "*.model", "tekken*", "*.tiktoken")
-_LFS_POINTER = b"version https://git-lfs"
 _LABELS_BY_DEFAULT = 2
 """The number of labels that transformers assumes for a config.json without labels."""
-
-_POSITIONS = ("max_position_embeddings", "n_positions", "max_seq_len")
-"""What families call the length of their table of positions: most, GPT-2, MPT."""
-
-COUNT_FROM_PADDING = (
-    "camembert",
-    "data2vec-text",
-    "esm",
-    "ibert",
-    "longformer",
-    "luke",
-    "mpnet",
-    "roberta",
-    "roberta-prelayernorm",
-    "xlm-roberta",
-    "xlm-roberta-xl",
-    "xmod",
-)
-"""Model types like RoBERTa: their first token has the position after the padding token's id."""
-
+_NESTED = ("*/config.json", "snapshots/*/config.json")
+"""Where a folder without config.json may hold models: resume points, the cache of the hub."""
 _NAME_OF_KIND = {"causal": "causal language model", "reward": "reward model", "masked": "masked language model"}
 
 
@@ -93,161 +74,15 @@ def check_model(
             f"{key} = {name} has no tokenizer.",
             "Put the one it was trained with into the folder (tokenizer.save_pretrained).",
         )
+    if reads_text:
+        _check_tokenizer_files(folder)
+        check_rows(folder, f"{key} = {name}")
     return kind
 
 
 def has_tokenizer(folder: Path) -> bool:
     """Whether `folder` holds the vocabulary of a tokenizer, in any of the forms that transformers reads."""
     return any(path for pattern in _VOCABULARIES for path in folder.glob(pattern))
-
-
-def positions_of(folder: Path) -> int | None:
-    """How many tokens the model in `folder` reads at once by its config.json; None where that sets no limit."""
-    return usable_positions(json.loads((folder / "config.json").read_text(encoding="utf-8")))
-
-
-def usable_positions(config: Mapping[str, Any]) -> int | None:
-    """How many tokens a model of such a config.json reads at once; None where it has no table of positions."""
-    text = {**config, **(config.get("text_config") or {})}
-    positions = next((text[name] for name in _POSITIONS if text.get(name) is not None), None)
-    if not isinstance(positions, int) or positions <= 0:  # -1 in XLNet, which has no table
-        return None
-    before_first = text.get("pad_token_id")
-    unused = (1 if before_first is None else before_first) + 1 if text.get("model_type") in COUNT_FROM_PADDING else 0
-    return positions - unused
-
-
-def check_block_size(block_size: int, positions: int | None) -> None:
-    """Raises `UsageError` where the model that pretraining continues from cannot read so many tokens at once."""
-    if positions is not None and block_size > positions:
-        raise UsageError(
-            f"pretrain.block_size = {block_size}, but the model reads {positions} tokens at most.",
-            "Lower it, or continue from a model with more positions.",
-        )
-
-
-# ---- weights: their names, shapes and dtypes, from the headers of safetensors ----
-
-
-class Weight(NamedTuple):
-    """A weight as the header of a safetensors file describes it. `dtype` as there: F32, BF16, F16."""
-
-    shape: Sequence[int]
-    dtype: str
-
-
-_WRAPPERS = {
-    "_orig_mod.": ("a compiled model (torch.compile)", "model._orig_mod.save_pretrained"),
-    "_fsdp_wrapped_module.": ("a model that FSDP wraps", "accelerate's unwrap_model"),
-    "_checkpoint_wrapped_module.": ("a model with wrapped activation checkpoints", "accelerate's unwrap_model"),
-    "module.": ("a model that DDP or DataParallel wraps", "model.module.save_pretrained"),
-    "base_model.model.": ("a model with a PEFT adapter", "model.merge_and_unload().save_pretrained"),
-}
-"""What stands before the names of weights that were saved with a wrapper: what that was, and how to save without."""
-
-_LAYER = re.compile(r"(?:^|.*?\.)(?:layers|layer|h|blocks|block)\.(\d+)\.")
-_COUNTS_OF_LAYERS = ("num_hidden_layers", "n_layer", "n_layers", "num_layers")
-
-
-def check_weights(folder: Path, name: str) -> None:
-    """Raises `UsageError` where the weights in `folder`, called `name`, are missing, damaged or not its config.json's.
-
-    Reads the headers of safetensors, in one file or several; of a pickle it only checks that it exists.
-    """
-    files = [path for path in sorted(folder.glob("*.safetensors")) if not path.name.startswith("adapter_")]
-    pickles = sorted(folder.glob("pytorch_model*.bin"))
-    if not files and not pickles:
-        raise UsageError(f"{name} is not a complete model folder: it has no weights.", "Give a complete one.")
-    for path in pickles:
-        _check_no_pointer(path)
-    weights = {weight for path in files for weight in weights_in(path)}
-    if (folder / INDEX).is_file():
-        _check_index(folder, name)
-    _check_no_wrapper(weights, name)
-    if files and (folder / "config.json").is_file():
-        _check_layers(weights, json.loads((folder / "config.json").read_text(encoding="utf-8")), name)
-
-
-def weights_in(path: Path) -> dict[str, Weight]:
-    """The weights in a safetensors file by name. Raises `UsageError` for an incomplete file."""
-    try:
-        with safe_open(path, framework="np") as file:
-            slices = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118
-            return {name: Weight(found.get_shape(), found.get_dtype()) for name, found in slices.items()}
-    except (SafetensorError, OSError) as problem:
-        _check_no_pointer(path)
-        raise UsageError(
-            f"{path} is not a complete safetensors file.", "It is cut off or damaged: fetch or make the folder again."
-        ) from problem
-
-
-def parameters_in(path: Path) -> int:
-    """How many numbers a safetensors file holds. Raises `UsageError` for an incomplete file."""
-    return sum(math.prod(weight.shape) for weight in weights_in(path).values())
-
-
-def _check_no_pointer(path: Path) -> None:
-    """Git LFS leaves such a file where it has not fetched the real one."""
-    with path.open("rb") as file:
-        if file.read(len(_LFS_POINTER)) == _LFS_POINTER:
-            raise UsageError(
-                f"{path} is a pointer of Git LFS, not the weights.", "Run `git lfs pull` in the folder to fetch them."
-            )
-
-
-def missing_of(name: str, count: int, first: str) -> str:
-    """The beginning of an error: how many weights of `name` are missing, and which is the first."""
-    return f"{count} weights of {name} are missing ({first}, ...)" if count > 1 else f"{name} lacks the weight {first}"
-
-
-def _check_no_wrapper(weights: Iterable[str], name: str) -> None:
-    for wrapper, (what, instead) in _WRAPPERS.items():
-        inside = wrapper.startswith("_")
-        wrapped = sorted(weight for weight in weights if wrapper in weight and (inside or weight.startswith(wrapper)))
-        if wrapped:
-            raise UsageError(
-                f"{missing_of(name, len(wrapped), wrapped[0].replace(wrapper, ''))}; its files have {wrapped[0]}: they "
-                f"were saved from {what}.",
-                f"Save it again with {instead}, or take {wrapper} out of the names.",
-            )
-
-
-def _check_layers(weights: Iterable[str], config: Mapping[str, Any], name: str) -> None:
-    """Finds decoder layers without any weight. What else may be missing shows when the model is loaded."""
-    if "text_config" in config:  # several towers, each with layers of its own
-        return
-    layers = next((config[key] for key in _COUNTS_OF_LAYERS if isinstance(config.get(key), int)), None)
-    held: dict[str, Counter[int]] = {}
-    for weight in weights:
-        match = _LAYER.match(weight)
-        if match:
-            held.setdefault(weight[: match.start(1)], Counter())[int(match[1])] += 1
-    if layers is None or not held:
-        return
-    place, counts = max(held.items(), key=lambda item: item[1].total())
-    missing = [number for number in range(layers) if number not in counts]
-    if missing:
-        raise UsageError(
-            f"{missing_of(name, len(missing) * max(counts.values()), f'{place}{missing[0]}')}: its config.json has "
-            f"{layers} layers, its weights {layers - len(missing)} of them.",
-            "Fetch or make the folder again, or give the config.json that belongs to these weights.",
-        )
-
-
-def _check_index(folder: Path, name: str) -> None:
-    try:
-        index = json.loads((folder / INDEX).read_text(encoding="utf-8"))
-        files = set(index["weight_map"].values())
-    except (ValueError, KeyError, TypeError, AttributeError) as problem:
-        raise UsageError(
-            f"{folder / INDEX} is not an index of weights.", "Fetch or make the folder again."
-        ) from problem
-    missing = sorted(file for file in files if not (folder / file).is_file())
-    if missing:
-        raise UsageError(
-            f"{name} is not a complete model folder: {missing[0]}, one of {len(files)} files of weights, is missing.",
-            "Fetch or make the folder again.",
-        )
 
 
 # ---- the kind of model, and those that cannot be used ----
@@ -257,25 +92,20 @@ def model_kind(folder: str, key: str) -> Kind:
     """What kind of model `folder` holds; raises `UsageError` naming `key` if it holds none that can be used."""
     path, named = Path(folder).expanduser(), f"{key} = {folder}"
     if not path.is_dir():
-        raise UsageError(f"{named}: there is no such folder.", "Give a model folder or a hub id.")
+        what = "is a file, not a folder" if path.is_file() else "there is no such folder"
+        raise UsageError(f"{named}: {what}.", "Give a model folder or a hub id.")
     if (path / "adapter_config.json").is_file():  # transformers would load the adapter's base model in its place
         raise UsageError(
             f"{named} holds a PEFT adapter, not a model.",
             "Merge it into its base model (peft's merge_and_unload, then save_pretrained), and give that folder.",
         )
-    config_file = path / "config.json"
-    try:
-        config = json.loads(config_file.read_text(encoding="utf-8"))
-    except FileNotFoundError as problem:
+    if not (path / "config.json").is_file():
+        inside = sorted(found.parent for pattern in _NESTED for found in path.glob(pattern))
         raise UsageError(
             f"{named} is not a model folder: it has no config.json.",
-            "Give a folder that save_pretrained or a chatpipe stage wrote.",
-        ) from problem
-    except ValueError as problem:
-        raise UsageError(
-            f"{config_file} is not JSON ({problem}).", "The folder is damaged; make it again."
-        ) from problem
-    config = config if isinstance(config, dict) else {}
+            f"Give {inside[-1]}, which has one." if inside else GIVE_COMPLETE,
+        )
+    config = read_object(path / "config.json")
     check_config(config, named)
     return kind_of_architectures(config.get("architectures"), named)
 
@@ -286,6 +116,8 @@ def check_config(config: Mapping[str, Any], named: str) -> None:
     That is one that needs Python code of its own or a newer transformers, that is quantised, or an encoder-decoder.
     """
     architecture, model_type = _first_architecture(config), config.get("model_type")
+    if any(name.startswith("AutoModel") for name in config.get("auto_map") or ()) and not _has_class(architecture):
+        raise needs_own_code(named, f" ({architecture}, auto_map in its config.json)")
     if isinstance(model_type, str) and model_type and not _transformers_has(model_type, architecture):
         if config.get("auto_map"):
             raise needs_own_code(named, f" ({architecture}, auto_map in its config.json)")
@@ -294,14 +126,11 @@ def check_config(config: Mapping[str, Any], named: str) -> None:
             f"{metadata.version('transformers')} does not have.",
             "Install a newer transformers, or give another model.",
         )
-    quantised = config.get("quantization_config") or (config.get("text_config") or {}).get("quantization_config")
-    if quantised:
-        method = quantised.get("quant_method") if isinstance(quantised, dict) else None
-        raise UsageError(
-            f"{named} is quantised ({method or 'quantization_config in its config.json'}); chatpipe reads and trains "
-            "bfloat16, float16 and float32 alone.",
-            "Give the model that it was made from, before quantisation.",
-        )
+    for part in (config, config.get("text_config") or {}):
+        for key in ("quantization_config", "compression_config"):
+            if part.get(key):
+                method = part[key].get("quant_method") if isinstance(part[key], dict) else None
+                raise quantised(named, method or f"{key} in its config.json")
     if config.get("is_encoder_decoder"):
         raise UsageError(
             f"{named} is an encoder-decoder model ({architecture}); chatpipe trains decoders.",
@@ -326,8 +155,10 @@ def _transformers_has(model_type: str, architecture: str) -> bool:
     """Whether the installed transformers has such a model; looks at names, imports no model and no torch."""
     spec = importlib.util.find_spec("transformers")
     [place] = spec.submodule_search_locations if spec and spec.submodule_search_locations else ["."]
-    if Path(place, "models", model_type.replace("-", "_")).is_dir():
-        return True
+    return Path(place, "models", model_type.replace("-", "_")).is_dir() or _has_class(architecture)
+
+
+def _has_class(architecture: str) -> bool:
     import transformers
 
     return architecture in dir(transformers)
@@ -335,7 +166,12 @@ def _transformers_has(model_type: str, architecture: str) -> bool:
 
 def kind_of_architectures(architectures: Sequence[str] | None, named: str) -> Kind:
     """What kind of model a configuration's `architectures` mean; raises `UsageError` if it is none that we know."""
-    first = str((architectures or ["none"])[0])
+    if not architectures:
+        raise UsageError(
+            f"{named}: its config.json names no `architectures`, so it does not say what kind of model it is.",
+            "Write the name of its class there, such as LlamaForCausalLM, or save the model again.",
+        )
+    first = str(architectures[0])
     for suffix, kind in _KIND_OF_SUFFIX:
         if first.endswith(suffix):
             return kind
@@ -346,7 +182,7 @@ def kind_of_architectures(architectures: Sequence[str] | None, named: str) -> Ki
 
 
 def _check_one_label(folder: Path, name: str, key: str) -> None:
-    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    config = read_object(folder / "config.json")
     labels = len(config.get("id2label") or ()) or config.get("num_labels", _LABELS_BY_DEFAULT)
     if labels != 1:
         raise UsageError(f"{key} = {name} gives {labels} numbers for an answer; a reward is one.", _remedy("reward"))
@@ -362,35 +198,83 @@ def _remedy(wanted: Kind) -> str:
 
 def check_tokenizer(name: str, key: str) -> None:
     """Raises `UsageError` naming `key` unless `name` is a folder with a tokenizer, or a hub id."""
-    if looks_like_path(name) and not has_tokenizer(Path(name).expanduser()):
+    if not looks_like_path(name):
+        return
+    if not has_tokenizer(Path(name).expanduser()):
         raise UsageError(
             f"{key} = {name} is not the folder of a tokenizer: it has no tokenizer.json.",
-            "Give a folder that save_pretrained or a chatpipe stage wrote, or a hub id such as gpt2.",
+            GIVE_COMPLETE,
+        )
+    _check_tokenizer_files(Path(name).expanduser())
+
+
+def _check_tokenizer_files(folder: Path) -> None:
+    """Raises `UsageError` that names a file of the tokenizer which is empty, no JSON, or a pointer of Git LFS."""
+    for path in sorted({path for pattern in TOKENIZER_FILES for path in folder.glob(pattern) if path.is_file()}):
+        check_no_pointer(path)
+        if path.suffix == ".json":
+            read_object(path)
+        elif path.match("*.model") and not path.stat().st_size:
+            raise UsageError(f"{path} is empty.", FETCH_AGAIN)
+
+
+def _rows_of_embedding(folder: Path) -> int | None:
+    """How many tokens the model in `folder` has an embedding for, by its config.json; None where that does not say."""
+    config = read_object(folder / "config.json") if (folder / "config.json").is_file() else {}
+    rows = {**config, **(config.get("text_config") or {})}.get("vocab_size")
+    return rows if isinstance(rows, int) else None
+
+
+def check_rows(folder: Path, name: str) -> None:
+    """Raises `UsageError` where tokens of tokenizer.json that occur in text have no embedding.
+
+    Other control tokens may have none, as the image token of Gemma 3 1B.
+    """
+    rows, file = _rows_of_embedding(folder), folder / "tokenizer.json"
+    if rows is None or not file.is_file():
+        return
+    content, occurring = read_object(file), _template_and_eos(folder)
+    words = (content.get("model") or {}).get("vocab") or ()
+    ids = dict(words if isinstance(words, dict) else {word: number for number, (word, _) in enumerate(words)})
+    for token in content.get("added_tokens") or ():
+        if token.get("special") and token["content"] not in occurring:
+            ids.pop(token["content"], None)
+        else:
+            ids[token["content"]] = token["id"]
+    beyond = sorted(word for word, number in ids.items() if number >= rows)
+    if beyond:
+        raise UsageError(
+            f"{name}: its embedding has {rows} rows, so none for {len(beyond)} tokens of its tokenizer, "
+            f"{beyond[0]!r} among them.",
+            "Give the tokenizer that it was trained with, or call model.resize_token_embeddings(len(tokenizer)) and "
+            "save it again.",
         )
 
 
-def expected_vocabulary(section: Pretrain) -> int | None:
-    """Rows of a new model's embedding; None where `tokenizer.pretrained` is on the hub.
-
-    For a tokenizer that is not trained yet it is the most that it may have: a bpe of enough text reaches it. Raises
-    `UsageError` for a damaged tokenizer.
-    """
-    if section.architecture.vocab_size is not None:
-        return section.architecture.vocab_size
-    is_masked = section.objective == "masked"
-    if section.tokenizer.pretrained is None:
-        return section.tokenizer.vocab_size + is_masked
-    file = Path(section.tokenizer.pretrained).expanduser() / "tokenizer.json"
-    if not file.is_file():
-        return None
-    try:
-        entries: int = Tokenizer.from_file(str(file)).get_vocab_size()
-        return entries + (is_masked and not _has_mask(file.with_name("tokenizer_config.json")))
-    except Exception as problem:  # what `tokenizers` raises is nothing more specific
-        raise UsageError(
-            f"{file.parent} holds no tokenizer that can be read ({problem}).", "Give the folder of a complete one."
-        ) from problem
+def _template_and_eos(folder: Path) -> str:
+    """The text of the chat template and the EOS token."""
+    file, template = folder / "tokenizer_config.json", folder / "chat_template.jinja"
+    settings = read_object(file) if file.is_file() else {}
+    text = template.read_text(encoding="utf-8") if template.is_file() else settings.get("chat_template")
+    return f"{text} {settings.get('eos_token')}"
 
 
-def _has_mask(config: Path) -> bool:
-    return config.is_file() and json.loads(config.read_text(encoding="utf-8")).get("mask_token") is not None
+def copy_tokenizer(start: str, folder: Path) -> None:
+    """Copies the files of the tokenizer at `start`, a folder or a hub id, into `folder`; others of its kind go."""
+    source = folder_of(start, TOKENIZER_FILES)
+    for pattern in TOKENIZER_FILES:
+        for path in folder.glob(pattern):
+            path.unlink()
+        for path in source.glob(pattern):
+            target = folder / path.relative_to(source)
+            target.parent.mkdir(exist_ok=True)
+            shutil.copyfile(path, target)
+
+
+def folder_of(model: str, patterns: tuple[str, ...]) -> Path:
+    """The folder of a model; of a hub id the folder in the cache that has its files of these names."""
+    if looks_like_path(model):
+        return Path(model).expanduser()
+    from huggingface_hub import snapshot_download
+
+    return Path(snapshot_download(model, allow_patterns=list(patterns)))

@@ -10,7 +10,7 @@ import json
 import math
 import shutil
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
@@ -47,12 +47,13 @@ from chatpipe.models.model_folder import (
     TOKENIZER_FILES,
     Kind,
     check_config,
+    check_rows,
+    folder_of,
     kind_of_architectures,
     looks_like_path,
-    missing_of,
     needs_own_code,
-    weights_in,
 )
+from chatpipe.models.weight_files import missing_of, weights_in
 from chatpipe.recipe.architectures import ROWS_OF_EMBEDDINGS
 
 Model = TypeVar("Model", bound=PreTrainedModel)
@@ -79,21 +80,27 @@ def load_for_chat(
     """
     tokenizer, loaded = load_tokenizer(model), load_causal_model(model, frozen)
     add_chat_template(tokenizer, settings)
-    grow_embeddings(loaded, tokenizer)
+    match_embeddings(loaded, tokenizer)
     return tokenizer, loaded
 
 
-def grow_embeddings(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
-    """Gives a model rows for tokens that came with chatpipe's chat template, where it has too few; a multiple of 64."""
-    rows = model.get_input_embeddings().num_embeddings
-    if len(tokenizer) <= rows:
+def match_embeddings(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
+    """Gives a model rows for the tokens of chatpipe's own chat template, where it has too few; a multiple of 64.
+
+    A pad token that has no row then is unset, since padded cells are read too.
+    """
+    rows, ids = model.get_input_embeddings().num_embeddings, tokenizer.get_vocab()
+    if all(ids.get(token, 0) < rows for token in ROLE_TOKENS):
+        if tokenizer.pad_token_id is not None and tokenizer.pad_token_id >= rows:
+            tokenizer.pad_token = None
         return
     set_seed(0)  # the new rows are drawn at random
     with _quiet():
         model.resize_token_embeddings(len(tokenizer), pad_to_multiple_of=ROWS_OF_EMBEDDINGS)
+    more = model.get_input_embeddings().num_embeddings
     console.note(
         f"the model has no chat template, so it gets chatpipe's: {', '.join(ROLE_TOKENS)} are new tokens, and its "
-        f"embedding grows from {rows:,} to {model.get_input_embeddings().num_embeddings:,} rows, the new ones untrained"
+        f"embedding grows from {rows:,} to {more:,} rows, the new ones untrained"
     )
 
 
@@ -187,17 +194,18 @@ def missing_weights(kind: type[PreTrainedModel], model: str | Path) -> list[str]
 
     Reads names and shapes only: the weights go to the meta device.
     """
-    with _quiet():
-        _, report = _load(kind, model, device_map="meta", output_loading_info=True)
+    _, report = _load_with_report(kind, model, device_map="meta")
     return sorted(report["missing_keys"])
 
 
 def load_tokenizer(model: str | Path) -> PreTrainedTokenizerBase:
-    """The tokenizer of a model. Raises `UsageError` where there is none.
+    """The tokenizer of a model. Raises `UsageError` where there is none, or where its words have no embedding.
 
     Its chat template has the settings (`chat_template_kwargs`) with which chatpipe made the model.
     """
     tokenizer: PreTrainedTokenizerBase = _load(AutoTokenizer, model)
+    if not looks_like_path(str(model)):  # a folder is checked before anything is loaded
+        check_rows(folder_of(str(model), (*TOKENIZER_FILES, "config.json")), str(model))
     manifest = manifest_of_model(str(model))
     known = {} if manifest is None else manifest.settings
     settings = {key.removeprefix(f"{KWARGS}."): value for key, value in known.items() if key.startswith(f"{KWARGS}.")}
@@ -221,16 +229,47 @@ def load_model(
     """A model of the class that `auto` picks, on the CPU; with `new_head` what is behind its body may be missing.
 
     `config` replaces the model's own. Raises `UsageError` where weights are missing, which transformers would draw at
-    random, and where the model is of a kind that cannot be used.
+    random, where they are no finite numbers, and where the model is of a kind that cannot be used.
     """
-    check_config(load_config(model).to_dict(), str(model))
-    with _quiet():
-        changed = {} if config is None else {"config": config}
-        loaded, report = _load(auto, model, dtype=dtype, output_loading_info=True, **changed)
+    loaded, report = _load_with_report(auto, model, dtype=dtype, **({} if config is None else {"config": config}))
     missing = sorted(report["missing_keys"])
     if new_head:  # BERT's body has a part that only heads read
         body = f"{loaded.base_model_prefix}."
         missing = [name for name in missing if name.startswith(body) and not name.startswith(f"{body}pooler.")]
+    _refuse_missing(model, missing, report)
+    for name, weight in loaded.named_parameters():
+        if weight.numel() and not torch.stack(weight.aminmax()).isfinite().all():  # one pass, and no second tensor
+            raise UsageError(
+                f"The weight {name} of {model} has numbers that are not finite.",
+                "It was saved after its training had failed, or damaged: give an earlier one.",
+            )
+    return loaded
+
+
+def _load_with_report(auto: Any, model: str | Path, **options: Any) -> tuple[Any, dict[str, Any]]:
+    """A model, and transformers' report on missing and unexpected weights.
+
+    Raises `UsageError` for weights of other shapes and a model of a kind that cannot be used.
+    """
+    check_config(load_config(model).to_dict(), str(model))
+    with _quiet():
+        loaded, report = _load(auto, model, output_loading_info=True, ignore_mismatched_sizes=True, **options)
+    for name, found, expected in sorted(report["mismatched_keys"]):
+        raise UsageError(
+            f"The weight {name} of {model} has the shape {_shape(found)}, but its config.json makes it "
+            f"{_shape(expected)}.",
+            "Its config.json belongs to weights of other sizes: fetch or make the folder again.",
+        )
+    return loaded, report
+
+
+def check_output_head(model: str) -> None:
+    """Raises `UsageError` where a causal language model is not whole, also for a stage that reads its body alone."""
+    _, report = _load_with_report(AutoModelForCausalLM, model, device_map="meta")
+    _refuse_missing(model, sorted(report["missing_keys"]), report)
+
+
+def _refuse_missing(model: str | Path, missing: Sequence[str], report: Mapping[str, Any]) -> None:
     if missing:
         unknown = sorted(report["unexpected_keys"])
         others = f"; its files have {len(unknown)} that it does not know ({unknown[0]}, ...)" if unknown else ""
@@ -238,7 +277,10 @@ def load_model(
             f"{missing_of(str(model), len(missing), missing[0])}{others}.",
             "Its config.json belongs to other weights, or they were not saved whole: make the folder again.",
         )
-    return loaded
+
+
+def _shape(size: Sequence[int]) -> str:
+    return " x ".join(map(str, size))
 
 
 def model_kind_of_hub(model: str) -> Kind:
@@ -249,8 +291,6 @@ def model_kind_of_hub(model: str) -> Kind:
 _TRUE_REASONS = (
     ("does not recognize this architecture", "Install a newer transformers, or give another model."),
     ("Unrecognized configuration class", "Models of its kind cannot be used there: give another."),
-    ("size mismatch", "Its config.json belongs to weights of other sizes: make the folder again."),
-    ("mismatched", "Its config.json belongs to weights of other sizes: make the folder again."),
     ("pip install", "Install what it names, or give another model."),
     ("No module named", "Install what it names, or give another model."),
 )
@@ -339,18 +379,6 @@ def saved_dtype(model: str) -> torch.dtype:
     return found or load_config(model).get_text_config().dtype or torch.float32
 
 
-def copy_tokenizer(start: str, folder: Path) -> None:
-    """Copies the files of the tokenizer at `start`, a folder or a hub id, into `folder`; others of its kind go."""
-    source = folder_of(start, TOKENIZER_FILES)
-    for pattern in TOKENIZER_FILES:
-        for path in folder.glob(pattern):
-            path.unlink()
-        for path in source.glob(pattern):
-            target = folder / path.relative_to(source)
-            target.parent.mkdir(exist_ok=True)
-            shutil.copyfile(path, target)
-
-
 def copy_generation_config(start: str, folder: Path, eos_token_id: int) -> bool:
     """Copies generation_config.json from `start` into `folder`; returns whether there is one.
 
@@ -369,12 +397,3 @@ def copy_generation_config(start: str, folder: Path, eos_token_id: int) -> bool:
         target.write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")
         console.note(f"generation stops at token {eos_token_id} too, which ends an answer (generation_config.json)")
     return True
-
-
-def folder_of(model: str, patterns: tuple[str, ...]) -> Path:
-    """The folder of a model; of a hub id the folder in the cache that has its files of these names."""
-    if looks_like_path(model):
-        return Path(model).expanduser()
-    from huggingface_hub import snapshot_download
-
-    return Path(snapshot_download(model, allow_patterns=list(patterns)))

@@ -1,11 +1,13 @@
-"""Properties of any model in memory: its body, its kinds of layers, its tokens, how many it reads at once. No torch."""
+"""Properties of any model: its body, its kinds of layers, its tokens, how many it reads at once. No torch."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from typing import TYPE_CHECKING
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 from weakref import WeakKeyDictionary
 
-from chatpipe.models.model_folder import usable_positions
+from chatpipe.errors import UsageError
+from chatpipe.models.weight_files import read_object
 
 if TYPE_CHECKING:
     from torch import nn
@@ -13,6 +15,50 @@ if TYPE_CHECKING:
 
 UNLIMITED = 2**31
 """The length of a model that has no table of positions."""
+
+_POSITIONS = ("max_position_embeddings", "n_positions", "max_seq_len")
+"""What families call the length of their table of positions: most, GPT-2, MPT."""
+
+COUNT_FROM_PADDING = (
+    "camembert",
+    "data2vec-text",
+    "esm",
+    "ibert",
+    "longformer",
+    "luke",
+    "mpnet",
+    "roberta",
+    "roberta-prelayernorm",
+    "xlm-roberta",
+    "xlm-roberta-xl",
+    "xmod",
+)
+"""Model types like RoBERTa: their first token has the position after the padding token's id."""
+
+
+def positions_of(folder: Path) -> int | None:
+    """How many tokens the model in `folder` reads at once by its config.json; None where that sets no limit."""
+    return usable_positions(read_object(folder / "config.json"))
+
+
+def usable_positions(config: Mapping[str, Any]) -> int | None:
+    """How many tokens a model of such a config.json reads at once; None where it has no table of positions."""
+    text = {**config, **(config.get("text_config") or {})}
+    positions = next((text[name] for name in _POSITIONS if text.get(name) is not None), None)
+    if not isinstance(positions, int) or positions <= 0:  # -1 in XLNet, which has no table
+        return None
+    before_first = text.get("pad_token_id")
+    unused = (1 if before_first is None else before_first) + 1 if text.get("model_type") in COUNT_FROM_PADDING else 0
+    return positions - unused
+
+
+def check_block_size(block_size: int, positions: int | None) -> None:
+    """Raises `UsageError` where the model that pretraining continues from cannot read so many tokens at once."""
+    if positions is not None and block_size > positions:
+        raise UsageError(
+            f"pretrain.block_size = {block_size}, but the model reads {positions} tokens at most.",
+            "Lower it, or continue from a model with more positions.",
+        )
 
 
 def longest_sequence(

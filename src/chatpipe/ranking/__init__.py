@@ -1,1 +1,1 @@
-"""Ranking: completions to rank, people and programs who rank them, the store of rankings, export and statistics."""
+"""Ranking: completions, the page and programs that rank them, the store of rankings, export and statistics."""

@@ -27,13 +27,14 @@ from chatpipe import console
 from chatpipe.data.text_blocks import Masking
 from chatpipe.evaluation.text import rows_at_once
 from chatpipe.generation import SamplingParams, generate
-from chatpipe.models.model_folder import expected_vocabulary, looks_like_path
+from chatpipe.models.model_folder import looks_like_path
 from chatpipe.models.pretrained import training_device
 from chatpipe.models.properties import evaluation_mode
 from chatpipe.recipe.architectures import flops_per_token
 from chatpipe.recipe.schema import Pretrain
 from chatpipe.run.memory_estimate import blank_model, check_memory, estimate_memory
 from chatpipe.run.try_stages import rehearsed
+from chatpipe.stages.language_steps import expected_vocabulary
 from chatpipe.stages.step import Step
 from chatpipe.training.arguments import pretrain_arguments, training_arguments, use_bf16
 from chatpipe.training.callbacks import StepClock

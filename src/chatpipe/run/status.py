@@ -15,7 +15,7 @@ from chatpipe.data.durable import replace_text
 from chatpipe.data.sources import data_fingerprints
 from chatpipe.errors import UsageError
 from chatpipe.models.manifest import Manifest, checkpoint_id, read_manifest
-from chatpipe.models.model_folder import check_weights
+from chatpipe.models.weight_files import check_weights
 from chatpipe.recipe.loading import flatten
 from chatpipe.reward.functions import source_fingerprint
 from chatpipe.run.folder import STARTED, is_foreign

@@ -9,8 +9,8 @@ from pathlib import Path
 
 from chatpipe.checks.gate import Check, Checks, Finding, refuse
 from chatpipe.data.worlds import world_named
-from chatpipe.models.model_folder import check_model, check_tokenizer, positions_of
-from chatpipe.models.properties import leaves_room
+from chatpipe.models.model_folder import check_model, check_tokenizer
+from chatpipe.models.properties import leaves_room, positions_of
 from chatpipe.recipe.schema import Recipe
 from chatpipe.reward.functions import check_function
 from chatpipe.run.folder import check_apart

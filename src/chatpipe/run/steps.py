@@ -13,9 +13,10 @@ from pathlib import Path
 from typing import Any
 
 from chatpipe.errors import UsageError
-from chatpipe.models.model_folder import check_tokenizer, expected_vocabulary, parameters_in
+from chatpipe.models.model_folder import check_tokenizer
+from chatpipe.models.weight_files import parameters_in
 from chatpipe.recipe.schema import Recipe
-from chatpipe.stages.language_steps import PpoStep, PretrainStep, SftStep
+from chatpipe.stages.language_steps import PpoStep, PretrainStep, SftStep, expected_vocabulary
 from chatpipe.stages.ranking_steps import RankStep, RmStep, SampleStep, samples
 from chatpipe.stages.step import Step, folder_of
 

@@ -3,15 +3,21 @@
 import math
 from collections.abc import Mapping
 from functools import cached_property
+from pathlib import Path
 from typing import Any
+
+from tokenizers import Tokenizer
 
 from chatpipe.checks.gate import Checks, Finding
 from chatpipe.data.datasets import load_prompts, stream_conversations
 from chatpipe.data.sources import Report
+from chatpipe.errors import UsageError
 from chatpipe.evaluation.verdict import started_from
-from chatpipe.models.model_folder import Kind, check_block_size, expected_vocabulary
+from chatpipe.models.model_folder import Kind
+from chatpipe.models.properties import check_block_size
+from chatpipe.models.weight_files import read_object
 from chatpipe.recipe.architectures import flops_per_token
-from chatpipe.recipe.schema import DataBlock
+from chatpipe.recipe.schema import DataBlock, Pretrain
 from chatpipe.stages.step import Made, Step, answers_measured, chat_model, percent, with_eval_data
 
 CHINCHILLA_TOKENS = 20
@@ -223,3 +229,30 @@ class PpoStep(Step):
             rates = percent(metrics["win_rate_over_first_before"]), percent(metrics["win_rate_over_first"])
             rows.append(("win rate over the policy of the first round's start", *rates))
         return [*rows, (f"KL to {before}, nats an answer", "0.0", f"{metrics['objective/kl']:.1f}")]
+
+
+def expected_vocabulary(section: Pretrain) -> int | None:
+    """Rows of a new model's embedding; None where `tokenizer.pretrained` is on the hub.
+
+    For a tokenizer that is not trained yet it is the most that it may have: a bpe of enough text reaches it. Raises
+    `UsageError` for a damaged tokenizer.
+    """
+    if section.architecture.vocab_size is not None:
+        return section.architecture.vocab_size
+    is_masked = section.objective == "masked"
+    if section.tokenizer.pretrained is None:
+        return section.tokenizer.vocab_size + is_masked
+    file = Path(section.tokenizer.pretrained).expanduser() / "tokenizer.json"
+    if not file.is_file():
+        return None
+    try:
+        entries: int = Tokenizer.from_file(str(file)).get_vocab_size()
+        return entries + (is_masked and not _has_mask(file.with_name("tokenizer_config.json")))
+    except Exception as problem:  # what `tokenizers` raises is nothing more specific
+        raise UsageError(
+            f"{file.parent} holds no tokenizer that can be read ({problem}).", "Give the folder of a complete one."
+        ) from problem
+
+
+def _has_mask(config: Path) -> bool:
+    return config.is_file() and read_object(config).get("mask_token") is not None

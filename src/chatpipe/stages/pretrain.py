@@ -18,10 +18,9 @@ from chatpipe.evaluation.baselines import trigram_bits_per_byte, unigram_nats
 from chatpipe.evaluation.budget import Stopwatch, text_blocks
 from chatpipe.evaluation.language_verdicts import masked_verdict, pretrain_verdict
 from chatpipe.evaluation.text import MAX_TEXT_BYTES, continuations, evaluate_text, first_words
-from chatpipe.models.model_folder import check_block_size
 from chatpipe.models.new_model import new_model, tokenizer_of_text
 from chatpipe.models.pretrained import load_causal_model, load_masked_model, load_tokenizer
-from chatpipe.models.properties import longest_sequence
+from chatpipe.models.properties import check_block_size, longest_sequence
 from chatpipe.stages.shared import (
     TOKENS,
     check_completes,

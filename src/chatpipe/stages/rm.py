@@ -27,12 +27,13 @@ from chatpipe.evaluation.pair_accuracy import (
     rankings_that_fit,
 )
 from chatpipe.evaluation.preference_verdicts import rm_verdict
-from chatpipe.models.pretrained import grow_embeddings, load_reward_model, load_tokenizer, saved_dtype
+from chatpipe.models.pretrained import load_reward_model, load_tokenizer, match_embeddings, saved_dtype
 from chatpipe.models.properties import longest_sequence
 from chatpipe.reward.reward_model import (
     centre_rewards,
     new_reward_model,
     outside_body,
+    reads_left_to_right,
     reward_offset,
     score_sequences,
 )
@@ -90,9 +91,12 @@ def prepare(step: Step) -> Prepared:
     tokenizer = load_tokenizer(step.models["model"])
     add_chat_template(tokenizer, recipe.chat_template_kwargs)
     model = new_reward_model(step.models["model"], padding_id(tokenizer), recipe.seed)
+    match_embeddings(model, tokenizer)  # may unset the pad token
     if tokenizer.pad_token_id in (None, tokenizer.eos_token_id):  # it tells `batch_scores` so
-        model.config.get_text_config().eos_token_id = tokenizer.eos_token_id
-    grow_embeddings(model, tokenizer)
+        config = model.config.get_text_config()
+        config.eos_token_id = tokenizer.eos_token_id
+        if reads_left_to_right(model):
+            config.pad_token_id = padding_id(tokenizer)
     max_length = longest_row(step, longest_sequence(model, tokenizer))
     train = encode_rankings(tokenizer, rankings.train, max_length)
     return Prepared(tokenizer, model, rankings, train, max_length)

@@ -13,9 +13,9 @@ from typing import Any
 import pytest
 
 from chatpipe.ranking.items import read_items
+from chatpipe.ranking.server import make_app, make_server, open_socket
 from chatpipe.ranking.session import Session
 from chatpipe.ranking.store import Store
-from chatpipe.ranking.web.server import make_app, make_server, open_socket
 
 TOKENS = {"ann": "token-of-ann-0123456789", "ben": "token-of-ben-0123456789"}
 COOKIE = "chatpipe-rank-test"

@@ -5,8 +5,8 @@ import socket
 
 import pytest
 
-from chatpipe.ranking.web import security
-from chatpipe.ranking.web.security import is_loopback
+from chatpipe.ranking import security
+from chatpipe.ranking.security import is_loopback
 
 TOKEN = "token-of-ann-0123456789"
 COOKIE = f"chatpipe-rank-test={TOKEN}"

@@ -5,8 +5,8 @@ import socket
 import pytest
 
 from chatpipe.errors import UsageError
-from chatpipe.ranking.web.security import secret_beside, token_for
-from chatpipe.ranking.web.server import open_socket
+from chatpipe.ranking.security import secret_beside, token_for
+from chatpipe.ranking.server import open_socket
 
 
 def answer(*ranks, **more):

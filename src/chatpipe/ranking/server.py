@@ -38,9 +38,9 @@ from chatpipe.errors import UsageError
 from chatpipe.ranking.database import StoreError
 from chatpipe.ranking.history import StoreConflict
 from chatpipe.ranking.items import BadAnswer
+from chatpipe.ranking.security import Gate, is_every_address, secret_beside, token_for
 from chatpipe.ranking.session import Session, StaleTask, View
 from chatpipe.ranking.store import Store
-from chatpipe.ranking.web.security import Gate, is_every_address, secret_beside, token_for
 
 STATIC = Path(__file__).parent / "static"
 MEDIA_TYPES = {".html": "text/html", ".css": "text/css", ".js": "text/javascript", ".svg": "image/svg+xml"}
