@@ -43,3 +43,9 @@ def test_oracle_comparison_leaves_small_talk_out_of_right_answers():
     assert metrics["oracle_change_low"] < 0.75 < metrics["oracle_change_high"]
     assert metrics["right_before"] == pytest.approx(1 / 3)
     assert 0 <= metrics["right_change_low"] <= 1 / 3 <= metrics["right_change_high"] <= 1
+
+
+def test_one_answer_of_48_that_no_longer_stops_is_noise_and_six_are_not():
+    before = [True] * 48
+    assert mean_change([True] * 47 + [False], before).high == 0
+    assert mean_change([True] * 42 + [False] * 6, before).high < 0

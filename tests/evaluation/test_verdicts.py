@@ -36,6 +36,7 @@ PPO = {
     "objective/kl": 8.0,
     "eos_share": 0.99,
     "eos_share_before": 0.97,
+    "eos_change_high": -0.001,
     "length_before": 10.0,
     "length_after": 12.0,
 }
@@ -136,6 +137,7 @@ CASES = [
     (ppo_verdict, PPO_REAL, {"objective/kl": math.nan}, "fail"),
     (ppo_verdict, PPO_ORACLE, {"eos_share": 0.951}, "pass"),
     (ppo_verdict, PPO_ORACLE, {"eos_share": 0.949}, "warn"),
+    (ppo_verdict, PPO_ORACLE, {"eos_share": 0.949, "eos_change_high": 0.0}, "pass"),
     (ppo_verdict, PPO_ORACLE, {"length_after": 20.0}, "pass"),
     (ppo_verdict, PPO_ORACLE, {"length_after": 20.1}, "warn"),
     (ppo_verdict, PPO_ORACLE, {"length_after": 4.9}, "warn"),

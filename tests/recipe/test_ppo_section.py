@@ -140,6 +140,7 @@ GOOD = {
     "objective/kl": 3.0,
     "eos_share": 1.0,
     "eos_share_before": 1.0,
+    "eos_change_high": 0.0,
     "length_before": 10.0,
     "length_after": 10.0,
     "reward_score": 1.0,

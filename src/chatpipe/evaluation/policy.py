@@ -76,7 +76,8 @@ def evaluate_policy(
 ) -> dict[str, Any]:
     """The answers of `policy` compared with those of `reference`, and the KL between them.
 
-    - the metrics of the policy's `Answers`; `eos_share_before`, `length_before`, `length_after`.
+    - the metrics of the policy's `Answers`; `eos_share_before`, `eos_change_high` (the upper end of the change's
+      interval), `length_before`, `length_after`.
     - for each NAME of `score`: `NAME_score`, `NAME_score_before`, the interval of the change `NAME_change_low` and
       `_high`, and `NAME_win_rate`.
     - `objective/kl`: nats per completion (`sampled_kl`).
@@ -93,6 +94,7 @@ def evaluate_policy(
             policy, reference, data.kl_prompts, data.sampling, end_token_ids(policy, data.tokenizer), data.seed
         ),
         "eos_share_before": answer_metrics(before.answers)["eos_share"],
+        "eos_change_high": mean_change(*([answer.ended for answer in some.answers] for some in (after, before))).high,
         "length_before": answer_metrics(before.answers)["answer_length"],
         "length_after": answer_metrics(after.answers)["answer_length"],
     }

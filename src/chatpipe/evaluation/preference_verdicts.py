@@ -18,7 +18,7 @@ MAX_KL = 15.0
 """Nats per answer (lm-human-preferences keeps 6). Far from the answers of its training a reward model guesses."""
 FAILING_KL = 3 * MAX_KL
 EOS_NOISE = 0.02
-"""The share of answers that stop may fall so far: 1 to 2 standard errors of a share near 1 in 200 answers."""
+"""The share of answers that stop may fall so far, and by what its interval leaves to chance: 1 of 48 is 2.1 %."""
 MAX_LENGTH_DRIFT = 2.0
 """Twice or half the length before: length is what misleads reward models most (arXiv 2409.17407)."""
 
@@ -59,8 +59,8 @@ def rm_verdict(metrics: Mapping[str, Any]) -> Verdict:
 def ppo_verdict(metrics: Mapping[str, Any]) -> Verdict:
     """Whether the answers to validation prompts are better than those of the model that ppo started from.
 
-    Reads `objective/kl` (nats per answer), `eos_share`, `eos_share_before`, `length_before` and `length_after`
-    (tokens); with an oracle (`oracle_score` is there) `win_rate`, `win_rate_low`, `win_rate_high`, `oracle_score`,
+    Reads `objective/kl` (nats per answer), `eos_share`, `eos_share_before`, `eos_change_high`, `length_before` and
+    `length_after` (tokens); with an oracle (`oracle_score` is there) `win_rate`, `win_rate_low`, `win_rate_high`, `oracle_score`,
     `oracle_score_before`, `oracle_change_high`, `right`, `right_before` and `right_change_high`; with
     `ppo.oracle_reward_model` `oracle_reward_score`, `oracle_reward_score_before`, `oracle_reward_change_low`, `_high`;
     with neither the same of the rewards that it trained on, `reward_score` and so on, and `reward_sources` (model or
@@ -186,9 +186,9 @@ def _drift_reasons(metrics: Mapping[str, Any]) -> list[Reason]:
             otherwise="warn" if kl <= FAILING_KL else "fail",
         ),
         reason(
-            share >= share_before - EOS_NOISE,
+            share >= share_before - EOS_NOISE or metrics["eos_change_high"] >= 0,
             f"{share:.1%} of answers stop by themselves; before ppo {share_before:.1%}, "
-            f"and it may not fall by more than {EOS_NOISE:.0%}",
+            f"and it may fall by {EOS_NOISE:.0%} or by noise",
             "raise ppo.missing_eos_penalty or ppo.response_length",
             otherwise="warn" if share >= FAILING_EOS_SHARE else "fail",
         ),
