@@ -4,7 +4,9 @@ from functools import cache
 
 import torch
 from tokenizers import Tokenizer, models
-from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerFast
+from transformers import AutoConfig, PreTrainedModel, PreTrainedTokenizerFast
+
+from chatpipe.models.pretrained import causal_class
 
 VOCABULARY = 97
 EOS = 2
@@ -33,6 +35,9 @@ LATENT = {
     "n_routed_experts": 4, "n_group": 1, "topk_group": 1, "num_experts_per_tok": 2, "moe_intermediate_size": 16,
     "first_k_dense_replace": 1,
 }  # fmt: skip
+SECTIONS = {"rope_parameters": {"rope_theta": 10000.0, "rope_type": "default", "mrope_section": [2, 1, 1]}}
+QWEN_VISION = {"depth": 1, "hidden_size": 16, "embed_dim": 16, "num_heads": 2, "out_hidden_size": 32,
+               "intermediate_size": 16}  # fmt: skip
 VISION = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
 
 FAMILIES = {
@@ -114,6 +119,11 @@ FAMILIES = {
                         "block_size": 16},
     "nemotron_h": HEADS | {"layers_block_type": ["mamba", "attention"], "mamba_num_heads": 4, "mamba_head_dim": 16,
                            "ssm_state_size": 8, "n_groups": 1, "chunk_size": 16, "use_mamba_kernels": False},
+    "qwen2_vl": {"text_config": GROUPED | SECTIONS, "vision_config": QWEN_VISION | {"hidden_size": 32}},
+    "qwen2_5_vl": {"text_config": GROUPED | SECTIONS, "vision_config": QWEN_VISION},
+    "qwen3_vl": {"text_config": HEADS | SECTIONS, "vision_config": QWEN_VISION | {"deepstack_visual_indexes": [0]}},
+    "mistral3": {"text_config": GROUPED | {"model_type": "mistral"}, "vision_config": VISION},
+    "smolvlm": {"text_config": GROUPED | {"model_type": "llama"}, "vision_config": VISION},
     "gemma3": {"text_config": HEADS | MIXED, "vision_config": VISION, "bos_token_id": 0, "eos_token_id": EOS},
 }  # fmt: skip
 
@@ -122,7 +132,8 @@ FAMILIES = {
 def tiny_model(family: str) -> PreTrainedModel:
     """Not to be changed. The matrices are wide enough that the next token depends on the tokens before it."""
     torch.manual_seed(0)
-    model = AutoModelForCausalLM.from_config(AutoConfig.for_model(family, **FAMILIES[family])).eval()
+    config = AutoConfig.for_model(family, **FAMILIES[family])
+    model = causal_class(config).from_config(config).eval()
     with torch.no_grad():
         for weights in model.parameters():
             if weights.ndim > 1 and weights.std() < 0.06:

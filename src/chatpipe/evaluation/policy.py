@@ -94,7 +94,7 @@ def evaluate_policy(
             policy, reference, data.kl_prompts, data.sampling, end_token_ids(policy, data.tokenizer), data.seed
         ),
         "eos_share_before": answer_metrics(before.answers)["eos_share"],
-        "eos_change_high": mean_change(*([answer.ended for answer in some.answers] for some in (after, before))).high,
+        "eos_change_high": mean_change(_ended(after), _ended(before), data.seed).high,
         "length_before": answer_metrics(before.answers)["answer_length"],
         "length_after": answer_metrics(after.answers)["answer_length"],
     }
@@ -106,6 +106,10 @@ def evaluate_policy(
             wins = win_rate(data.worth(answers), worth_of_first, data.seed)
             metrics |= {name: wins.rate, f"{name}_low": wins.low, f"{name}_high": wins.high}
     return metrics
+
+
+def _ended(answers: Answers) -> list[bool]:
+    return [answer.ended for answer in answers.answers]
 
 
 def sampled_kl(

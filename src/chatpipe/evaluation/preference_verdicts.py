@@ -60,8 +60,8 @@ def ppo_verdict(metrics: Mapping[str, Any]) -> Verdict:
     """Whether the answers to validation prompts are better than those of the model that ppo started from.
 
     Reads `objective/kl` (nats per answer), `eos_share`, `eos_share_before`, `eos_change_high`, `length_before` and
-    `length_after` (tokens); with an oracle (`oracle_score` is there) `win_rate`, `win_rate_low`, `win_rate_high`, `oracle_score`,
-    `oracle_score_before`, `oracle_change_high`, `right`, `right_before` and `right_change_high`; with
+    `length_after` (tokens); with an oracle (`oracle_score` is there) `win_rate`, `win_rate_low`, `win_rate_high`,
+    `oracle_score`, `oracle_score_before`, `oracle_change_high`, `right`, `right_before` and `right_change_high`; with
     `ppo.oracle_reward_model` `oracle_reward_score`, `oracle_reward_score_before`, `oracle_reward_change_low`, `_high`;
     with neither the same of the rewards that it trained on, `reward_score` and so on, and `reward_sources` (model or
     function, for each). Training's `alarms` (sentences by name) are repeated, and `kl_budget_note` if it ended early.

@@ -1,12 +1,14 @@
 """What the folder of a model or a tokenizer holds, by its json files and the headers of weights. No torch."""
 
 import importlib.util
+import json
 import shutil
 from collections.abc import Mapping, Sequence
 from importlib import metadata
 from pathlib import Path
 from typing import Any, Literal
 
+from chatpipe import console
 from chatpipe.errors import UsageError
 from chatpipe.models.weight_files import (
     FETCH_AGAIN,
@@ -28,9 +30,9 @@ _KIND_OF_SUFFIX: tuple[tuple[str, Kind], ...] = (
 )
 TOKENIZER_FILES = (
     *("tokenizer*", "*.model", "vocab*", "tekken*", "merges.txt", "added_tokens.json", "special_tokens_map.json"),
-    *("*.tiktoken", "chat_template*", "additional_chat_templates/*"),
+    *("*.tiktoken", "chat_template*", "additional_chat_templates/*", "*processor_config.json"),
 )
-"""Patterns of the files of a tokenizer and its chat template."""
+"""Patterns of the files of a tokenizer, its chat template, and what prepares images for the model."""
 _VOCABULARIES = ("tokenizer.json", "tokenizer.model", "vocab.*", "*.model", "tekken*", "*.tiktoken")
 _LABELS_BY_DEFAULT = 2
 """The number of labels that transformers assumes for a config.json without labels."""
@@ -269,6 +271,26 @@ def copy_tokenizer(start: str, folder: Path) -> None:
             target = folder / path.relative_to(source)
             target.parent.mkdir(exist_ok=True)
             shutil.copyfile(path, target)
+
+
+def copy_generation_config(start: str, folder: Path, eos_token_id: int) -> bool:
+    """Copies generation_config.json from `start` into `folder`; returns whether there is one.
+
+    Only where generation would not stop at `eos_token_id`, which ends the answers that were trained, that is added.
+    """
+    path = folder_of(start, ("generation_config.json",)) / "generation_config.json"
+    if not path.is_file():
+        return False
+    target = folder / path.name
+    shutil.copyfile(path, target)
+    settings = json.loads(path.read_text(encoding="utf-8"))
+    ends = settings.get("eos_token_id")
+    ends = ends if isinstance(ends, list) else [] if ends is None else [ends]
+    if eos_token_id not in ends:
+        settings["eos_token_id"] = [eos_token_id, *ends] if ends else eos_token_id
+        target.write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")
+        console.note(f"generation stops at token {eos_token_id} too, which ends an answer (generation_config.json)")
+    return True
 
 
 def folder_of(model: str, patterns: tuple[str, ...]) -> Path:

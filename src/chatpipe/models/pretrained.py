@@ -6,9 +6,8 @@ folder is never run, nor is anybody asked whether it may.
 """
 
 import copy
-import json
 import math
-import shutil
+import re
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -20,6 +19,7 @@ from torch import nn
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
+    AutoModelForImageTextToText,
     AutoModelForMaskedLM,
     AutoModelForSequenceClassification,
     AutoTokenizer,
@@ -29,9 +29,14 @@ from transformers import (
     set_seed,
 )
 from transformers.activations import NewGELUActivation
+from transformers.conversion_mapping import (
+    get_checkpoint_conversion_mapping,
+    register_checkpoint_conversion_mapping,
+)
 from transformers.modeling_layers import GenericForSequenceClassification
 from transformers.models.auto.modeling_auto import (
     MODEL_FOR_CAUSAL_LM_MAPPING,
+    MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING,
     MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING,
 )
 from transformers.utils import logging
@@ -68,7 +73,7 @@ def load_causal_model(model: str | Path, frozen: bool = False, half: bool = Fals
     `frozen` models are never trained: their weights are bfloat16 on a GPU, otherwise float32. With `half` they are
     bfloat16 on a CPU too, for a model that reads and writes nothing. Raises `UsageError` where there is no such model.
     """
-    return prepare_model(load_model(AutoModelForCausalLM, model, _dtype(frozen, half)), frozen)
+    return prepare_model(load_model(causal_class(load_config(model)), model, _dtype(frozen, half)), frozen)
 
 
 def load_for_chat(
@@ -125,6 +130,17 @@ def load_reward_model(model: str | Path, frozen: bool = False, half: bool = Fals
     return prepare_model(loaded, frozen)
 
 
+def causal_class(config: PreTrainedConfig) -> Any:
+    """The class of transformers that picks a causal language model for `config`.
+
+    A model of images and text (Qwen-VL, Mistral 3) is one where it reads text alone.
+    """
+    with_images = (
+        type(config) in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING and type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING
+    )
+    return AutoModelForImageTextToText if with_images else AutoModelForCausalLM
+
+
 def give_score_class(config: PreTrainedConfig) -> bool:
     """Lets `AutoModelForSequenceClassification` make models with this configuration; False where transformers cannot.
 
@@ -133,14 +149,17 @@ def give_score_class(config: PreTrainedConfig) -> bool:
     """
     if type(config) in MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING:
         return not getattr(MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING[type(config)], "made_by_chatpipe", False)
-    if type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING:
+    causal = causal_class(config)._model_mapping.get(type(config), None)
+    if causal is None:
         return True  # transformers says what is wrong
-    causal = MODEL_FOR_CAUSAL_LM_MAPPING[type(config)]
     parents = [parent for parent in causal.__mro__[1:] if issubclass(parent, PreTrainedModel)]
     own = {"base_model_prefix": causal.base_model_prefix, "made_by_chatpipe": True}
     own["__module__"] = causal.__module__  # transformers initialises classes of other modules in another way
-    name = causal.__name__.replace("ForCausalLM", "ForSequenceClassification")
+    name = re.sub("For(CausalLM|ConditionalGeneration)$", "ForSequenceClassification", causal.__name__)
     scores = type(name, (GenericForSequenceClassification, parents[0]), own)
+    renamed = get_checkpoint_conversion_mapping(causal.__name__)
+    if renamed is not None:  # the files of Qwen2-VL have other names of weights than the model
+        register_checkpoint_conversion_mapping(name, renamed, overwrite=True)
     # `register` of transformers 5.17 passes over configurations of its own.
     MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING._extra_content[type(config)] = scores
     return False
@@ -265,7 +284,7 @@ def _load_with_report(auto: Any, model: str | Path, **options: Any) -> tuple[Any
 
 def check_output_head(model: str) -> None:
     """Raises `UsageError` where a causal language model is not whole, also for a stage that reads its body alone."""
-    _, report = _load_with_report(AutoModelForCausalLM, model, device_map="meta")
+    _, report = _load_with_report(causal_class(load_config(model)), model, device_map="meta")
     _refuse_missing(model, sorted(report["missing_keys"]), report)
 
 
@@ -377,23 +396,3 @@ def saved_dtype(model: str) -> torch.dtype:
     named = {"F32": torch.float32, "BF16": torch.bfloat16, "F16": torch.float16}
     found = next((named[dtype] for dtype, _ in sizes.most_common() if dtype in named), None)
     return found or load_config(model).get_text_config().dtype or torch.float32
-
-
-def copy_generation_config(start: str, folder: Path, eos_token_id: int) -> bool:
-    """Copies generation_config.json from `start` into `folder`; returns whether there is one.
-
-    Only where generation would not stop at `eos_token_id`, which ends the answers that were trained, that is added.
-    """
-    path = folder_of(start, ("generation_config.json",)) / "generation_config.json"
-    if not path.is_file():
-        return False
-    target = folder / path.name
-    shutil.copyfile(path, target)
-    settings = json.loads(path.read_text(encoding="utf-8"))
-    ends = settings.get("eos_token_id")
-    ends = ends if isinstance(ends, list) else [] if ends is None else [ends]
-    if eos_token_id not in ends:
-        settings["eos_token_id"] = [eos_token_id, *ends] if ends else eos_token_id
-        target.write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")
-        console.note(f"generation stops at token {eos_token_id} too, which ends an answer (generation_config.json)")
-    return True

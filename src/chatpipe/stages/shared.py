@@ -24,9 +24,8 @@ from chatpipe.errors import UsageError
 from chatpipe.evaluation.answers import answer_limit
 from chatpipe.generation import SamplingParams
 from chatpipe.generation.ways import Way, way_of
-from chatpipe.models.model_folder import copy_tokenizer
+from chatpipe.models.model_folder import copy_generation_config, copy_tokenizer
 from chatpipe.models.pretrained import (
-    copy_generation_config,
     load_tokenizer,
     save_model,
     training_device,
