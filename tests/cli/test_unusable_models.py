@@ -264,7 +264,7 @@ COMMANDS = {
     "sft": "sft --model model --data chats.jsonl --out out",
     "sft dry": "sft --model model --data chats.jsonl --out out --dry-run",
     "rm": "rm --model model --data pairs.jsonl --out out",
-    "ppo": "ppo --model model --data chats.jsonl --out out ppo.reward=[{function:mine:score}]",
+    "ppo": "ppo --model model --data chats.jsonl --out out --reward mine:score",
     "run": "run recipe.yaml",
 }
 
@@ -302,8 +302,7 @@ def test_files_of_a_model_that_cannot_be_used_are_refused_by_what_they_say(name,
 def test_each_command_says_why_before_it_begins(name, command, laid_out, chatpipe):
     spoil, reason = VARIANTS[name]
     spoil(laid_out / "model")
-    words = COMMANDS[command].replace("function:", "function: ")
-    said = chatpipe(*(words.split(" ", 7) if command == "ppo" else words.split()))
+    said = chatpipe(*COMMANDS[command].split())
     error = said.err[said.err.index("error: ") :]
     assert said.code == 2
     assert reason in error

@@ -23,6 +23,7 @@ from stub_models import write_stub_model
         ("ppo.missing_eos=drop", "ppo.missing_eos"),
         ("ppo.target_kl=0", "ppo.target_kl"),
         ("ppo.reward=[]", "at least one"),
+        ("ppo.reward_model=mine:score", "ppo.reward=mine:score"),
         ("ppo.reward=[{model: a, function: 'm:f'}]", "ppo.reward.0: a reward is either a model or a function"),
         ("ppo.reward=[{function: nothing}]", "ppo.reward.0.function"),
         ("ppo.reward=[{model: a, wieght: 2}]", "did you mean ppo.reward.0.weight"),

@@ -1,6 +1,7 @@
 """`chatpipe pretrain | sft | rm | ppo`: one stage, of a recipe or of its own."""
 
 import os.path
+import re
 import time
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -27,7 +28,9 @@ Data = Annotated[str | None, typer.Option("--data", help="Files, separated by co
 Out = Annotated[
     str | None, typer.Option("--out", metavar="DIR", help="Output folder; default: inside the run's folder.")
 ]
-Reward = Annotated[str | None, typer.Option("--reward", metavar="MODEL", help="The reward model.")]
+Reward = Annotated[
+    str | None, typer.Option("--reward", metavar="MODEL", help="The reward model, or a function: module:function.")
+]
 
 EPILOGS = {
     "pretrain": "Example: chatpipe pretrain --data corpus.txt --out base",
@@ -73,7 +76,10 @@ def ppo(
     json: Json = False,
 ) -> None:
     """Improve a chat model with PPO against a reward model."""
-    given = flags(ppo__model=model, ppo__reward_model=reward, ppo__data=data, processes=processes, launch=launch)
+    from chatpipe.recipe.stage_sections import FUNCTION
+
+    key = "ppo__reward" if reward is not None and re.fullmatch(FUNCTION, reward) else "ppo__reward_model"
+    given = flags(**{"ppo__model": model, key: reward, "ppo__data": data}, processes=processes, launch=launch)
     _run_stage("ppo", words, given, out, fresh, strict, dry_run, json)
 
 

@@ -360,6 +360,8 @@ class Ppo(PpoSettings, TrainingSection):
     def _fits_together(self) -> "Ppo":
         if self.reward is not None and (self.reward_model is not None or not self.reward):
             raise ValueError("reward lists all rewards, at least one; reward_model is then left out")
+        if self.reward_model is not None and re.fullmatch(FUNCTION, self.reward_model):
+            raise ValueError(f"reward_model is a model; give a function as ppo.reward={self.reward_model}")
         contradiction = self.contradiction(self.batch_size)
         if contradiction is not None:
             raise ValueError(contradiction)
