@@ -3,9 +3,17 @@ import math
 import pytest
 import torch
 from pydantic import ValidationError
-from transformers import GPT2Config, GPT2LMHeadModel, Trainer, TrainingArguments
+from transformers import (
+    GPT2Config,
+    GPT2LMHeadModel,
+    OpenAIGPTConfig,
+    OpenAIGPTLMHeadModel,
+    Trainer,
+    TrainingArguments,
+)
 from trl import SFTConfig
 
+from chatpipe.errors import UsageError
 from chatpipe.recipe.schema import Pretrain, Sft
 from chatpipe.training.arguments import Reading, training_arguments
 
@@ -79,6 +87,16 @@ def test_memory_decides_micro_batch_and_checkpointing_where_the_recipe_does_not(
     two = Reading((model, model), 64)  # their gradients and optimizer states take memory too
     assert decided(40 * plain, two) == (False, 8)
     assert decided(4 * plain - 1, two) == (True, 1)
+
+
+def test_a_model_without_gradient_checkpointing_gets_smaller_micro_batches(tmp_path, monkeypatch):
+    monkeypatch.setattr("chatpipe.training.arguments.MICRO_BATCH_BYTES_ON_CPU", 1)
+    model = OpenAIGPTLMHeadModel(OpenAIGPTConfig(n_layer=2, n_embd=16, n_head=2, n_positions=64, vocab_size=100))
+    reading = Reading((model,), 64)
+    args = training_arguments(SFTConfig, Sft(batch_size=8), "sft", tmp_path, 0, 1, reading=reading)
+    assert (args.gradient_checkpointing, args.per_device_train_batch_size) == (False, 1)
+    with pytest.raises(UsageError, match="sft.gradient_checkpointing = true, but OpenAIGPTLMHeadModel has no"):
+        training_arguments(SFTConfig, Sft(gradient_checkpointing=True), "sft", tmp_path, 0, 1, reading=reading)
 
 
 def test_a_warm_up_may_be_a_share_of_the_steps(tmp_path):

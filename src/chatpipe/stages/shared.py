@@ -282,7 +282,7 @@ class Rehearsal:
 
 def micro_batch_of(step: Step, reading: Reading, processes: int) -> int:
     """The rows of a micro-batch in each of `processes`."""
-    _, fitting = memory_settings(step.section, reading, training_device())
+    _, fitting = memory_settings(step.section, step.stage, reading, training_device())
     return step.section.micro_batches(processes, step.stage, fitting)["per_device_train_batch_size"]
 
 

@@ -7,6 +7,7 @@ from typing import Any, TypeVar
 import torch
 from transformers import PreTrainedModel, TrainingArguments
 
+from chatpipe.errors import UsageError
 from chatpipe.recipe.schema import Pretrain, TrainingSection
 
 Arguments = TypeVar("Arguments", bound=TrainingArguments)
@@ -54,17 +55,28 @@ class Reading:
         return kept + of_a_layer * recomputes + LOGIT_BYTES * config.vocab_size * self.logits
 
 
-def memory_settings(section: TrainingSection, reading: Reading | None, device: torch.device) -> tuple[bool, int | None]:
-    """Whether to use gradient checkpointing, and how many rows fit into a micro-batch (None where that is unknown)."""
+def memory_settings(
+    section: TrainingSection, stage: str, reading: Reading | None, device: torch.device
+) -> tuple[bool, int | None]:
+    """Whether to use gradient checkpointing, and how many rows fit into a micro-batch (None where that is unknown).
+
+    Raises `UsageError` where it is asked for and a model has none (GPT-1, CTRL).
+    """
     asked = section.gradient_checkpointing
     if reading is None:
         return asked is True, None
+    without = [type(model).__name__ for model in reading.models if not model.supports_gradient_checkpointing]
+    if without and asked is True:
+        raise UsageError(
+            f"{stage}.gradient_checkpointing = true, but {without[0]} has no gradient checkpointing.",
+            f"Leave it out; lower {stage}.per_device_train_batch_size where memory is short.",
+        )
     if device.type == "cuda":
         budget = int(torch.cuda.mem_get_info(device)[1] * MICRO_BATCH_SHARE_OF_GPU)
     else:
         budget = MICRO_BATCH_BYTES_ON_CPU // len(reading.models)
     half = use_bf16(section.bf16, device)
-    recomputes = reading.row_bytes(False, half) > budget if asked == "auto" else asked
+    recomputes = not without and reading.row_bytes(False, half) > budget if asked == "auto" else asked
     return recomputes, budget // max(reading.row_bytes(recomputes, half), 1)
 
 
@@ -90,7 +102,7 @@ def training_arguments(
     `reading` decides what the section leaves to the memory; without it the micro-batch is the whole batch.
     """
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    wanted, fitting = memory_settings(section, reading, device)
+    wanted, fitting = memory_settings(section, stage, reading, device)
     # Newer transformers renamed it. Always given, since trl's SFTConfig turns it on.
     fields = cls.__dataclass_fields__
     recompute = "activation_checkpointing" if "activation_checkpointing" in fields else "gradient_checkpointing"
