@@ -126,6 +126,7 @@ def test_a_metrics_file_is_read_up_to_where_it_was_cut_off(tmp_path):
 def test_the_words_next_to_the_bar():
     assert progress_words({"loss": 2.34567, "tokens_per_second": 12345.6}) == "loss 2.346  12,346 tokens/s"
     assert progress_words({"objective/scores": 1.5, "objective/kl": 3.25, "loss": 1.0}) == "score 1.50  kl 3.2"
+    assert progress_words({"objective/scores": 1.5, "objective/kl": -0.01}) == "score 1.50  kl 0.0"
     assert progress_words({"learning_rate": 1.0}) == ""
 
 

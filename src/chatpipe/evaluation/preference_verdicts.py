@@ -181,7 +181,7 @@ def _drift_reasons(metrics: Mapping[str, Any]) -> list[Reason]:
     return [
         reason(
             kl <= MAX_KL,
-            f"{kl:.1f} nats of KL from {started_from(metrics)}; at most {MAX_KL:.0f} are expected",
+            f"{kl:z.1f} nats of KL from {started_from(metrics)}; at most {MAX_KL:.0f} are expected",
             "raise ppo.kl_coef, or lower ppo.learning_rate or ppo.total_episodes",
             otherwise="warn" if kl <= FAILING_KL else "fail",
         ),

@@ -228,7 +228,7 @@ class PpoStep(Step):
         if "win_rate_over_first" in metrics:
             rates = percent(metrics["win_rate_over_first_before"]), percent(metrics["win_rate_over_first"])
             rows.append(("win rate over the policy of the first round's start", *rates))
-        return [*rows, (f"KL to {before}, nats an answer", "0.0", f"{metrics['objective/kl']:.1f}")]
+        return [*rows, (f"KL to {before}, nats an answer", "0.0", f"{metrics['objective/kl']:z.1f}")]
 
 
 def expected_vocabulary(section: Pretrain) -> int | None:

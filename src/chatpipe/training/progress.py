@@ -29,7 +29,7 @@ def progress_words(logs: dict[str, Any]) -> str:
     """The text of a progress bar."""
     words = []
     if "objective/scores" in logs:
-        words.append(f"score {logs['objective/scores']:.2f}  kl {logs['objective/kl']:.1f}")
+        words.append(f"score {logs['objective/scores']:.2f}  kl {logs['objective/kl']:z.1f}")
     elif "loss" in logs:
         words.append(f"loss {logs['loss']:.3f}")
     if "tokens_per_second" in logs:
