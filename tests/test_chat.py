@@ -22,7 +22,8 @@ from chatpipe.generation.chat_loop import Conversation, chat
 from chatpipe.models.manifest import Manifest, write_manifest
 from chatpipe.models.new_model import train_tokenizer
 
-GREEDY = SamplingParams(max_new_tokens=20, temperature=0)
+GIVEN = {"max_new_tokens": 20, "temperature": 0}
+GREEDY = SamplingParams(**GIVEN)
 ANSWER = "\x1bYe\u202es\nNo!"  # no byte comes twice; raw, as the model writes it
 
 
@@ -62,7 +63,7 @@ def pipe(monkeypatch: pytest.MonkeyPatch, text: str) -> None:
 
 def test_a_pipe_gets_one_answer_a_line_and_nothing_else(monkeypatch, capsys, folder):
     pipe(monkeypatch, "hello\n\nhow are you?\n/quit\nnever read\n")
-    chat(folder, GREEDY, seed=0)
+    chat(folder, GIVEN, seed=0)
     out, err = capsys.readouterr()
     assert out == "Yes No!\nYes No!\n"
     assert err == ""
@@ -113,9 +114,29 @@ def test_options_that_cannot_be_are_refused(monkeypatch, chatpipe, folder, optio
     assert message in said.err
 
 
+@pytest.mark.parametrize(
+    "settings", [{"do_sample": False}, {"do_sample": True, "temperature": 0.01}, {"temperature": 1, "min_p": 0.5}]
+)
+def test_a_model_answers_as_its_generation_config_says_unless_told_otherwise(monkeypatch, chatpipe, tmp_path, settings):
+    folder = save_model(tmp_path / "model", ANSWER)
+    file = tmp_path / "model" / "generation_config.json"
+    file.write_text(json.dumps({**settings, "repetition_penalty": 1.05}))
+    pipe(monkeypatch, "hello\n")
+    said = chatpipe("chat", folder)
+    assert said.out == "Yes No!\n"
+    assert "repetition_penalty" in said.err
+    pipe(monkeypatch, "hello\n")
+    assert chatpipe("chat", folder, "--temperature", 9, "--min-p", 0, "--max-new-tokens", 9).out != "Yes No!\n"
+    file.write_text('{"temperature": "high"}')
+    pipe(monkeypatch, "hello\n")
+    refused = chatpipe("chat", folder)
+    assert refused.code == 2
+    assert f"{file}: temperature is 'high'" in refused.err
+
+
 def test_reset_forgets(monkeypatch, capsys, folder):
     pipe(monkeypatch, "hello\n/reset\n")
-    chat(folder, GREEDY, seed=0)
+    chat(folder, GIVEN, seed=0)
     out, err = capsys.readouterr()
     assert out == "Yes No!\n"
     assert "forgotten" in err
@@ -124,7 +145,7 @@ def test_reset_forgets(monkeypatch, capsys, folder):
 def test_a_base_model_completes_text_and_reports_it_once(monkeypatch, capsys, tmp_path):
     base = save_model(tmp_path, " Tuesday", has_template=False)
     pipe(monkeypatch, "Which day?\nAnd now?\n")
-    chat(base, GREEDY, seed=0)
+    chat(base, GIVEN, seed=0)
     out, err = capsys.readouterr()
     assert out == " Tuesday\n Tuesday\n"
     assert err.count("no chat template") == 1
@@ -133,7 +154,7 @@ def test_a_base_model_completes_text_and_reports_it_once(monkeypatch, capsys, tm
 def test_input_that_is_not_utf8_is_refused(monkeypatch, folder):
     monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(b"caf\xe9\n"), encoding="utf-8"))
     with pytest.raises(UsageError, match="UTF-8"):
-        chat(folder, GREEDY, seed=0)
+        chat(folder, GIVEN, seed=0)
 
 
 def test_turns_are_remembered_without_control_characters(folder):
@@ -183,8 +204,7 @@ class Terminal:
     def __init__(self, folder: str) -> None:
         code = (
             "import sys; from chatpipe.generation.chat_loop import chat;"
-            "from chatpipe.generation import SamplingParams;"
-            "chat(sys.argv[1], SamplingParams(10**6, temperature=0), seed=0)"
+            "chat(sys.argv[1], {'max_new_tokens': 10**6, 'temperature': 0}, seed=0)"
         )
         self.screen, inside = pty.openpty()
         environment = os.environ | {"OMP_NUM_THREADS": "1", "TERM": "dumb"}

@@ -17,36 +17,41 @@ EVAL_EPILOG = "Example: chatpipe eval runs/pocket/sft --data chats.jsonl evaluat
 def chat(
     model: Annotated[str, typer.Argument(help="A model folder or a hub id.")],
     temperature: Annotated[
-        float, typer.Option(min=0.0, help="Sampling temperature; 0 always takes the likeliest token.")
-    ] = 0.7,
-    top_k: Annotated[int, typer.Option(min=0, help="Sample from the k likeliest tokens; 0 means all.")] = 0,
+        float | None, typer.Option(min=0.0, help="Sampling temperature; 0 always takes the likeliest token.")
+    ] = None,
+    top_k: Annotated[int | None, typer.Option(min=0, help="Sample from the k likeliest tokens; 0 means all.")] = None,
     top_p: Annotated[
-        float, typer.Option(min=0.0, max=1.0, help="Sample from the likeliest tokens whose probabilities add up to p.")
-    ] = 1.0,
+        float | None,
+        typer.Option(min=0.0, max=1.0, help="Sample from the likeliest tokens whose probabilities add up to p."),
+    ] = None,
     min_p: Annotated[
-        float,
+        float | None,
         typer.Option(min=0.0, max=1.0, help="Leave out tokens that are less than p times as likely as the likeliest."),
-    ] = 0.0,
+    ] = None,
     stop: Annotated[
         list[str] | None,
         typer.Option(metavar="TEXT", help="End an answer before this text. Can be given several times."),
     ] = None,
-    max_new_tokens: Annotated[int, typer.Option(min=1, help="The longest answer, in tokens.")] = 512,
+    max_new_tokens: Annotated[int | None, typer.Option(min=1, help="The longest answer, in tokens.")] = None,
     system: Annotated[str | None, typer.Option(help="A system message.")] = None,
     seed: Annotated[int, typer.Option(help="The same seed gives the same answers.")] = 0,
     chat_template_kwargs: TemplateSettings = None,
 ) -> None:
-    """Talk to a model. Ctrl-C stops an answer, /reset forgets the conversation, /quit ends."""
+    """Talk to a model. Ctrl-C stops an answer, /reset forgets the conversation, /quit ends.
+
+    It answers as the model's generation_config.json says, unless an option says otherwise; without either at a
+    temperature of 0.7, and with 512 tokens at most.
+    """
     from chatpipe.models.model_folder import check_model
 
     settings = template_settings(chat_template_kwargs)
     check_model(model, "causal", "MODEL")
-    from chatpipe.generation import SamplingParams
     from chatpipe.generation.chat_loop import chat as talk
 
-    params = SamplingParams(max_new_tokens, temperature, top_k, top_p, min_p, tuple(stop or ()))
+    options = {"max_new_tokens": max_new_tokens, "temperature": temperature, "top_k": top_k, "top_p": top_p}
+    given = {name: value for name, value in {**options, "min_p": min_p, "stop": stop}.items() if value is not None}
     with less_memory("Lower --max-new-tokens, or take a smaller model."):
-        talk(model, params, seed, system, settings)
+        talk(model, given, seed, system, settings)
 
 
 def evaluate(

@@ -92,16 +92,53 @@ class Conversation:
         return encode_prompt(self.tokenizer, [*self.system, *messages])
 
 
+DEFAULTS: Mapping[str, int | float] = {
+    "max_new_tokens": 512,
+    "temperature": 0.7,
+    "top_k": 0,
+    "top_p": 1.0,
+    "min_p": 0.0,
+}
+_UNREAD = ("repetition_penalty", "no_repeat_ngram_size", "typical_p", "num_beams", "penalty_alpha")
+_OFF = (None, 0, 1, 1.0)
+
+
+def chat_params(model: str, given: Mapping[str, Any]) -> "SamplingParams":
+    """How answers are drawn: as `given`, else as the model's generation_config.json says, else by `DEFAULTS`.
+
+    Raises `UsageError` for a file that cannot be read, and for values that cannot be.
+    """
+    from chatpipe.generation import SamplingParams
+    from chatpipe.models.model_folder import folder_of
+    from chatpipe.models.weight_files import read_object
+
+    file = folder_of(model, ("generation_config.json",)) / "generation_config.json"
+    found = read_object(file) if file.is_file() else {}
+    own = {name: found[name] for name in DEFAULTS if found.get(name) is not None and name not in given}
+    if found.get("do_sample") is False and "temperature" not in given:
+        own["temperature"] = 0.0
+    wrong = next((name for name, value in own.items() if type(value) not in (int, float)), None)
+    if wrong is not None:
+        raise UsageError(
+            f"{file}: {wrong} is {own[wrong]!r}, not a number.", f"Mend it, or give --{wrong.replace('_', '-')}."
+        )
+    unread = [name for name in _UNREAD if found.get(name) not in _OFF]
+    if unread:
+        console.note(f"{file.name} asks for {', '.join(unread)}, which chatpipe does not apply")
+    return SamplingParams(**{**DEFAULTS, **own, **given})
+
+
 def chat(
     model_folder: str,
-    params: "SamplingParams",
+    given: Mapping[str, Any],
     seed: int,
     system: str | None = None,
     settings: Mapping[str, Any] | None = None,
 ) -> None:
     """Talk to the model in `model_folder` (or of that hub id) until the input ends.
 
-    `settings` are those of its chat template (`chat_template_kwargs`).
+    `given` are fields of SamplingParams (`chat_params`), `settings` those of its chat template
+    (`chat_template_kwargs`).
 
     On a terminal, answers are streamed as they are written and Ctrl-C stops one. Otherwise each line of stdin is a
     message, and its answer one line on stdout (line breaks become spaces).
@@ -117,6 +154,7 @@ def chat(
 
     logging.disable_progress_bar()
     tokenizer = load_tokenizer(model_folder)
+    params = chat_params(model_folder, given)
     if tokenizer.chat_template is not None:
         stop_at_end_of_turn(tokenizer, settings)
     model = load_causal_model(model_folder, frozen=True)
