@@ -5,10 +5,20 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from chatpipe.data.formats import check_use, recognise, to_conversation, to_prompt, to_ranking, usable
+from chatpipe.data.formats import (
+    check_use,
+    columns_for,
+    format_of,
+    recognise,
+    to_conversation,
+    to_prompt,
+    to_ranking,
+    unread_fields,
+    usable,
+)
 from chatpipe.data.messages import as_prompt, check_messages
 from chatpipe.data.rankings import Ranking, group_by_answers
-from chatpipe.data.row_files import BadRow, Row
+from chatpipe.data.row_files import BadRow, MarkedRow, Row
 from chatpipe.errors import UsageError
 
 USER = {"role": "user", "content": "Who is Mara?"}
@@ -232,7 +242,7 @@ def test_a_ranking_keeps_ties_its_annotator_and_its_round():
 
 NO_ROUND, NO_NAME = "round is not a whole number from 0 to 1,000,000", "annotator is not text"
 WRONG = [
-    *(("round", value, NO_ROUND) for value in ("1", 1.0, True, [1], -1, 10**30)),
+    *(("round", value, NO_ROUND) for value in ("one", 1.0, True, [1], -1, 10**30)),
     *(("annotator", value, NO_NAME) for value in (7, 1.5, False, ["ann"], {"name": "ann"})),
 ]
 
@@ -363,7 +373,7 @@ def test_a_conversation_that_cannot_be_used_has_a_reason(messages, reason):
         ({"responses": ["a", "b", "c"], "ranks": [1, 1, 4]}, "ranks are no order"),
         ({"responses": ["a", "b"], "ranks": [-1, 1]}, "ranks are no order"),
         ({"responses": ["a", "b"], "ranks": [1, 2], "weight": 0}, "weight is not a number above 0"),
-        ({"responses": ["a", "b"], "ranks": [1, 2], "weight": "2"}, "weight is not a number above 0"),
+        ({"responses": ["a", "b"], "ranks": [1, 2], "weight": "two"}, "weight is not a number above 0"),
         ({"responses": ["a", "b"], "ranks": [1, 2], "weight": 1e39}, "weight is not a number above 0"),  # of float32
         ({"responses": ["a", "b"], "ranks": [1, 2], "weight": 10**400}, "weight is not a number above 0"),
         ({"responses": ["a", "b"], "ranks": [1, 2], "margin": -1e39}, "margin is not a number"),
@@ -456,7 +466,6 @@ def test_turns_that_cannot_be_have_a_reason(turns, reason):
         ("\n\nHuman: a\n\nAssistant: x", "\n\nHuman: b\n\nAssistant: y", "different prompts"),
         ("\n\nHuman: a\n\nAssistant: x", "\n\nHuman: a\n\nAssistant: ", "an answer is empty"),
         ("\n\nHuman: a\n\nAssistant: x", "\n\nHuman: a", "does not end with an Assistant turn"),
-        ("Human: a\n\nAssistant: x", "\n\nHuman: a\n\nAssistant: y", "does not begin with a Human turn"),
         ("\n\nHuman: a\n\nAssistant: x", 3, "neither texts nor messages"),
         ("\n\nHuman: \n\nAssistant: x", "\n\nHuman: \n\nAssistant: y", "a message is empty"),
     ],
@@ -520,3 +529,100 @@ def test_any_row_is_read_or_left_out(values, form):
 def test_fields_of_the_wrong_kind_make_a_bad_row(values, form):
     with pytest.raises(BadRow, match="is not"):
         to_conversation(Row(values, "x"), form)
+
+
+SAID = {"role": "assistant", "content": "Done."}
+ASKING = {"role": "assistant", "content": "", "tool_calls": [{"function": {"name": "f", "arguments": "{}"}}]}
+
+
+@pytest.mark.parametrize(
+    ("chosen", "reason"),
+    [
+        (ASKING, "an answer has tool_calls"),
+        ({"role": "assistant", "content": "big", "reasoning_content": "small?"}, "an answer has reasoning_content"),
+    ],
+)
+def test_answers_of_a_pair_with_more_than_text_are_left_out(chosen, reason):
+    pair = row(prompt="Who?", chosen=[chosen], rejected=[{"role": "assistant", "content": "old"}])
+    with pytest.raises(BadRow, match=reason):
+        to_ranking(pair, "pairs")
+
+
+def test_a_field_beside_the_prompt_of_a_pair_is_named_as_not_read():
+    pair = row(prompt="Translate:", input="rot", chosen="red", rejected="blue")
+    assert unread_fields(pair, "pairs") == ["input"]
+
+
+@pytest.mark.parametrize("begin", ["Human: ", "\n\nHuman: "])
+@pytest.mark.parametrize("gap", ["\n\n", "\r\n\r\n"])
+def test_dialogues_of_pairs_may_begin_at_once_and_end_lines_as_windows_does(begin, gap):
+    texts = (f"{begin}red 0{gap}Assistant: the big {animal}" for animal in ("dog", "cat"))
+    ranking = to_ranking(row(**dict(zip(("chosen", "rejected"), texts, strict=True))), "pairs")
+    assert ranking.prompt == [{"role": "user", "content": "red 0"}]
+    assert ranking.responses == ["the big dog", "the big cat"]
+
+
+@pytest.mark.parametrize(
+    ("function", "arguments"),
+    [
+        ({"name": "f", "arguments": '{"unit": null, "n": 0}'}, {"unit": None, "n": 0}),
+        ({"name": "f", "parameters": {"a": 1}}, {"a": 1}),
+        ({"name": "f"}, {}),
+    ],
+)
+@pytest.mark.parametrize("beside", [{}, {"tool_calls": []}])
+def test_arguments_of_a_call_are_kept(function, arguments, beside):
+    call = {"role": "assistant", "content": None, "function_call": function, **beside}
+    result = {"role": "tool", "content": "1"}
+    question = {"role": "user", "content": "Q"}
+    _, message, *_ = to_conversation(row(messages=[question, call, result, SAID]), "messages")
+    assert message["tool_calls"][0]["function"]["arguments"] == arguments
+
+
+def test_two_system_fields_that_differ_are_one_too_many():
+    values = {"system": "One.", "system_prompt": "Two.", "instruction": "Q", "output": "A"}
+    with pytest.raises(BadRow, match="two system messages"):
+        to_conversation(row(**values), "alpaca")
+    same = to_conversation(row(**{**values, "system_prompt": "One."}), "alpaca")
+    assert same[0] == {"role": "system", "content": "One."}
+
+
+@pytest.mark.parametrize(
+    ("label", "learned"), [(1, True), (0, False), ("0", False), (1.0, True), (True, True), ("no", None)]
+)
+def test_labels_of_unpaired_preferences_may_be_numbers(label, learned):
+    values = row(prompt="Q", completion="A", label=label)
+    if learned is False:
+        with pytest.raises(MarkedRow, match="its label is false"):
+            to_conversation(values, "prompt_completion")
+    else:
+        assert to_conversation(values, "prompt_completion")[-1]["content"] == "A"
+    assert unread_fields(values, "prompt_completion") == ([] if learned is not None else ["label"])
+
+
+@pytest.mark.parametrize(
+    ("winner", "ranks"),
+    [("katie-7b", [1, 2]), ("x", [2, 1]), ("Tie", [1, 1]), ("tie (bothbad)", [1, 1]), ("MODEL_B", [2, 1])],
+)
+def test_a_winner_is_a_side_a_model_or_a_tie(winner, ranks):
+    battle = row(prompt="q", response_a="a", response_b="b", winner=winner, model_a="katie-7b", model_b="x")
+    assert to_ranking(battle, "rankings").ranks == ranks
+
+
+def test_numbers_of_a_csv_are_read():
+    ranking = to_ranking(row(prompt="Q", chosen="a", rejected="b", weight="2", round="1", margin=""), "pairs")
+    assert (ranking.weight, ranking.round, ranking.margin) == (2.0, 1, 0.0)
+
+
+def test_ids_that_pandas_made_floats_are_kept():
+    assert to_ranking(row(prompt="Q", chosen="a", rejected="b", id=9.0), "pairs").id == 9
+
+
+def test_a_field_that_is_null_in_the_first_row_decides_nothing():
+    assert format_of(row(messages=None, instruction="Q", output="A")) == "alpaca"
+    assert format_of(row(prompt="Q", completion=None)) == "prompt_completion"
+
+
+@pytest.mark.parametrize("field", ["answers", "completions"])
+def test_no_columns_are_named_that_would_read_answers_as_turns(field):
+    assert columns_for({"question": "q", field: ["a", "b"]}, "sft.data") is None

@@ -181,7 +181,9 @@ def test_layers_without_weights_are_counted(folder, place):
     assert "4 layers" in told
     change_config(model, num_hidden_layers=2)
     assert f"2 weights of rm.model = {model}" in problem_of(check_model, model, "causal", "rm.model")
-    write_weights(model, *(f"{place}{layer}.q.weight" for layer in range(3)))  # one for another purpose behind them
+    write_weights(model, *(f"{place}{layer}.q.weight" for layer in range(3)))
+    assert "3 layers, its config.json has 2" in problem_of(check_model, model, "causal", "rm.model")
+    change_config(model, num_nextn_predict_layers=1)  # one for another purpose behind them
     check_model(model, "causal", "rm.model")
 
 

@@ -8,7 +8,7 @@ import pytest
 from safetensors.torch import load_file, save_file
 
 from chatpipe.data.durable import file_lock
-from chatpipe.data.messages import normalised
+from chatpipe.data.rankings import normalised
 from chatpipe.models.pretrained import load_tokenizer
 from chatpipe.ranking.completions import Sampling, join_shares, sample_share
 from chatpipe.ranking.raters import model_scorer

@@ -8,8 +8,7 @@ from transformers import PreTrainedTokenizerBase
 from chatpipe.checks.gate import Finding
 from chatpipe.data.chat_template import encode_prompt
 from chatpipe.data.datasets import Conversation
-from chatpipe.data.messages import normalised
-from chatpipe.data.rankings import Ranking
+from chatpipe.data.rankings import Ranking, normalised
 from chatpipe.data.row_files import BadRow
 from chatpipe.errors import UsageError
 from chatpipe.models.properties import leaves_room

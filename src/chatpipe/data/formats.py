@@ -13,10 +13,12 @@ from chatpipe.data.messages import (
     MEDIA,
     REASONING,
     SYSTEM_FIELDS,
+    YES_OR_NO,
     answered,
     are_turns,
     as_prompt,
     check_media,
+    first_of,
     instruction_of,
     is_trained,
     is_turn,
@@ -81,16 +83,8 @@ _TEXT_OR_LIST_FIELDS = (
 _PROMPTS_OF_PAIRS = ("prompt", "question", "query", "instruction", "input", "messages", "conversations")
 _LABELS = ("label", "kto_tag")
 _MARKS_OF_ROWS = ("weight", "train", "trainable")
-_READ_IN_ALL = (
-    *SYSTEM_FIELDS,
-    *MEDIA,
-    *_MARKS_OF_ROWS,
-    "history",
-    "tools",
-    "functions",
-    "chat_template_kwargs",
-    *IDS,
-)
+_OF_WHOLE = ("history", "tools", "functions", "chat_template_kwargs")
+_READ_IN_ALL = (*SYSTEM_FIELDS, *MEDIA, *_MARKS_OF_ROWS, *_OF_WHOLE, *IDS)
 _OF_EXPORTS = ("kind", "all_bad", "group_id", "models", "made")
 """Fields of our own files that are for people."""
 _READ_WITH: Mapping[str, tuple[str, ...]] = {
@@ -101,13 +95,21 @@ _READ_WITH: Mapping[str, tuple[str, ...]] = {
 
 
 def format_of(row: Row) -> str | None:
-    """The format of the file whose first row is `row`; None where no format has these fields."""
-    if ranking_fields(row.values) is not None:
+    """The format of the file whose first row is `row`; None where no format has these fields.
+
+    A null field counts only where the others are no answered format.
+    """
+    filled = _format_of({name: value for name, value in row.values.items() if value is not None})
+    return filled if filled in _ANSWERED else _format_of(row.values)
+
+
+def _format_of(values: Mapping[str, Any]) -> str | None:
+    if ranking_fields(values) is not None:
         return "rankings"
-    for name, fields in _FIELDS_OF_FORMAT:
-        if all(_name_in(row.values, name, field) is not None for field in fields):
-            return name
-    return None
+    fitting = (
+        name for name, fields in _FIELDS_OF_FORMAT if all(_name_in(values, name, field) is not None for field in fields)
+    )
+    return next(fitting, None)
 
 
 def recognise(row: Row, key: str) -> str:
@@ -130,7 +132,8 @@ def columns_for(values: Mapping[str, Any], key: str) -> str | None:
     what = _what_of(key)
     names = [name for name, value in values.items() if isinstance(value, str | list) and value and not _is_id(name)]
     turns = [name for name in names if are_turns(json_in(values[name]))]
-    texts = [name for name in names if isinstance(values[name], list) and name not in turns]  # by turns, as UltraChat
+    lists = [name for name in names if isinstance(values[name], list) and name not in turns]
+    texts = [name for name in lists if not any(word in name.lower() for word in _WORDS["answer"])]  # as UltraChat
     talks = ([{"messages": name} for name in found] for found in (turns, texts))
     before, behind = ([], []) if what == "rankings" else talks
     for columns in (*before, _alike(names, turns, _WANTED[what]), *behind):
@@ -257,7 +260,9 @@ def unread_fields(row: Row, form: str) -> list[str]:
     fields = (*dict(_FIELDS_OF_FORMAT)[form], *_OTHER_NAMES.get(form, {}))
     read = {_name_in(row.values, form, field) for field in fields}
     read |= {*_READ_IN_ALL, *_READ_WITH.get(form, ())}
-    read |= {field for field in _LABELS if _label(row.values.get(field)) is not None}
+    if form == "pairs" and first_of(row.values, ("prompt", *_OTHER_NAMES["pairs"]["prompt"])) is not None:
+        read -= {"instruction", "input", "messages", "conversations"}
+    read |= {field for field in _LABELS if _label(row.values, field) is not None}
     if form == "rankings":
         read.update(ranking_fields(row.values) or ())
     unread = [field for field, value in row.values.items() if field not in read and value not in (None, "", [], {})]
@@ -337,7 +342,7 @@ def _check_no_prompt_beside(values: dict[str, Any]) -> None:
     """Raises `BadRow` where another field than the answers may hold the prompt: then these do not begin with it."""
     filled = Row({name: "-" if value is None else value for name, value in values.items()}, "")
     unread = (name for name in unread_fields(filled, "pairs") if isinstance(filled.values.get(name), str | list | dict))
-    beside = [*(name for name in _PROMPTS_OF_PAIRS if name in values), *unread]
+    beside = dict.fromkeys([*(name for name in _PROMPTS_OF_PAIRS if name in values), *unread])
     if beside:
         raise BadRow(f"there is no prompt that is read; fields beside the answers: {', '.join(beside)}")
 
@@ -345,7 +350,7 @@ def _check_no_prompt_beside(values: dict[str, Any]) -> None:
 def _prompt_of_pair(values: dict[str, Any]) -> Any:
     """The prompt of a pair whose prompt is an instruction or turns; None where the answers hold it."""
     if isinstance(values.get("instruction"), str):
-        return [_instruction(values)]
+        return [{"role": "user", "content": instruction_of(values)}]
     asked = json_in(values.get("input"))
     if isinstance(asked, dict):  # OpenAI's preferences
         asked = asked.get("messages")
@@ -356,15 +361,16 @@ def _prompt_of_pair(values: dict[str, Any]) -> Any:
 
 def _check_marks(values: dict[str, Any]) -> None:
     """Raises `MarkedRow` for a row not to be learned: with weight 0, or a rejected answer of unpaired preferences."""
-    if any(_label(values.get(field)) is False for field in _LABELS):
+    if any(_label(values, field) is False for field in _LABELS):
         raise MarkedRow("its label is false: an answer that was rejected")
     if not is_trained(values, "a row", _MARKS_OF_ROWS):
         raise MarkedRow("it is marked as not to be trained")
 
 
-def _label(value: Any) -> bool | None:
-    """A label of unpaired preferences; None for one of another kind, such as a class."""
-    return {"true": True, "false": False}.get(str(value).strip().lower())
+def _label(values: Mapping[str, Any], field: str) -> bool | None:
+    """A label of unpaired preferences, 0 or 1 beside a prompt and a completion alone; None for others, as a class."""
+    said = str(values.get(field)).strip().lower()
+    return YES_OR_NO.get(said) if said in ("true", "false") or {"prompt", "completion"} <= values.keys() else None
 
 
 def _messages_of(values: dict[str, Any], form: str) -> list[Message]:
@@ -374,7 +380,8 @@ def _messages_of(values: dict[str, Any], form: str) -> list[Message]:
     if form == "sharegpt":
         return with_context(values, values.get("conversations"))
     if form == "alpaca":
-        return with_context(values, [_instruction(values), _answer(text_of(values, "output"), values)])
+        instruction: Message = {"role": "user", "content": instruction_of(values)}
+        return with_context(values, [instruction, _answer(text_of(values, "output"), values)])
     if form == "question_answer":
         asked = as_prompt(text_of(values, "question"))
         return with_context(values, [*asked, _answer(text_of(values, "answer"), values)])
@@ -384,11 +391,6 @@ def _messages_of(values: dict[str, Any], form: str) -> list[Message]:
     if not isinstance(completion, list) or not completion:
         raise BadRow("completion is neither text nor messages")
     return with_context(values, [*prompt, *completion])
-
-
-def _instruction(values: dict[str, Any]) -> Message:
-    """alpaca's question, of `instruction` and `input`."""
-    return {"role": "user", "content": instruction_of(values)}
 
 
 def _messages_in(value: Any) -> Any:

@@ -6,7 +6,7 @@ comes before them.
 """
 
 import json
-import unicodedata
+import re
 from collections.abc import Mapping, Sequence
 from itertools import pairwise
 from typing import Any
@@ -33,7 +33,7 @@ MEDIA = (
 SYSTEM_FIELDS = ("system", "system_prompt", "system_message", "system_instruction")
 MARKS = ("weight", "train", "training", "trainable", "learn", "loss")
 """A message of the assistant with one of these fields at 0 or false is read and not trained."""
-_YES_OR_NO = {"1": True, "1.0": True, "true": True, "0": False, "0.0": False, "false": False}
+YES_OR_NO = {"1": True, "1.0": True, "true": True, "0": False, "0.0": False, "false": False}
 _UNREAD_MARKS = ("loss_scale", "loss_mask", "mask", "masked", "train_detail", "training_detail")
 REASONING = ("reasoning_content", "reasoning", "thinking")
 _TEXT_PARTS, _THOUGHT_PARTS = ("text", "input_text", "output_text"), ("thinking", "reasoning")
@@ -127,7 +127,7 @@ def message_of(turn: Any) -> Message:
     check_media(turn, "a message")
     role = _role_in(turn)
     content, thought = _text_and_thought(first_of(turn, ("content", "value")))
-    calls = _calls_in(first_of(turn, ("tool_calls", "function_call")))
+    calls = _calls_in(turn.get("tool_calls") or turn.get("function_call"))
     if role in _CALL_ROLES:
         role, content, calls = "assistant", "", _calls_in(content)
     if calls and content is None:
@@ -168,7 +168,7 @@ def is_trained(values: dict[str, Any], name: str, fields: Sequence[str] = MARKS)
         mark = values.get(field)
         if mark is None or mark != mark:  # NaN is what pandas writes for a missing mark
             continue
-        found = _YES_OR_NO.get(str(mark).strip().lower())
+        found = YES_OR_NO.get(str(mark).strip().lower())
         if found is None:
             raise BadRow(f"{name} has {field}: {str(mark)[:20]}; 1 is trained, 0 is not")
         trained = trained and found
@@ -183,8 +183,10 @@ def reasoning_in(values: Mapping[str, Any]) -> Message:
 
 def system_message(values: dict[str, Any]) -> list[Message]:
     """The system message that a row has in a field of its own; none where it is missing or empty."""
-    field = next((field for field in SYSTEM_FIELDS if values.get(field)), None)
-    return [] if field is None else [{"role": "system", "content": text_of(values, field)}]
+    texts = {text_of(values, field).strip(): field for field in SYSTEM_FIELDS if values.get(field)}
+    if len(texts) > 1:
+        raise BadRow("the row has two system messages")
+    return [{"role": "system", "content": text_of(values, field)} for field in texts.values()]
 
 
 def text_of(values: dict[str, Any], field: str) -> str:
@@ -232,6 +234,7 @@ Id = str | int
 def id_of(values: dict[str, Any]) -> Id | None:
     """The id that a row has of its user's own; None where it has none."""
     found = first_of(values, IDS)
+    found = int(found) if isinstance(found, float) and found.is_integer() else found  # pandas makes such of numbers
     return found if isinstance(found, Id) and not isinstance(found, bool) and found != "" else None
 
 
@@ -239,11 +242,6 @@ def prompt_key(messages: Sequence[Message]) -> str:
     """The text that identifies a prompt: equal prompts have equal keys."""
     said = [[message["role"], message["content"], *message.get("tool_calls", ())] for message in messages]
     return json.dumps(said, ensure_ascii=False)
-
-
-def normalised(text: str) -> str:
-    """Two texts are the same if these are equal: case, white space and forms of a letter do not count."""
-    return " ".join(unicodedata.normalize("NFKC", text).casefold().split())
 
 
 def _turns_in(item: Any) -> list[Any]:
@@ -337,7 +335,8 @@ def _calls_in(value: Any) -> list[dict[str, Any]]:
     for call in [value] if isinstance(value, dict) else value or []:
         function = call.get("function", call) if isinstance(call, dict) else None
         function = function if isinstance(function, dict) else {}
-        arguments = _parsed(function.get("arguments", {}))
+        arguments = first_of(function, ("arguments", "parameters"))
+        arguments = json_in(arguments) if isinstance(arguments, str) else _without_nulls(arguments or {})
         if not isinstance(function.get("name"), str) or not isinstance(arguments, dict):
             raise BadRow("a call of a tool is not {name, arguments}")
         id = {"id": call["id"]} if isinstance(call.get("id"), str) else {}
@@ -371,17 +370,15 @@ def _without_nulls(value: Any) -> Any:
 
 def is_dialogue(text: str) -> bool:
     """Whether a text is a dialogue in hh-rlhf's form."""
-    if text.startswith(_HUMAN):
-        return True
-    before, found, behind = text.rpartition("Assistant:")
-    begins_a_line = "\n" in before[len(before.rstrip()) :]
-    return bool(found) and begins_a_line and not behind.strip() and text.lstrip().startswith("Human:")
+    text = text.replace("\r\n", "\n")
+    answers = _ASSISTANT in text or re.search(r"\n\s*Assistant:\s*$", text) is not None
+    return text.startswith(_HUMAN) or (answers and text.lstrip().startswith("Human:"))
 
 
 def dialogue_turns(text: str) -> list[Message]:
     """The turns of a dialogue; the last one is empty where the text ends with `Assistant:`."""
     turns: list[Message] = []
-    for part in f"\n\n{text.strip()}".split(_HUMAN)[1:]:
+    for part in f"\n\n{text.strip()}".replace("\r\n", "\n").split(_HUMAN)[1:]:
         question, *answers = part.split(_ASSISTANT)
         turns.append({"role": "user", "content": question.strip()})
         turns.extend({"role": "assistant", "content": answer.strip()} for answer in answers)

@@ -8,6 +8,7 @@
 
 import json
 import math
+import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from itertools import groupby, zip_longest
 from typing import Any
@@ -26,6 +27,7 @@ _TWO_ANSWERS = (
     ("response_a", "response_b"),
     ("human_ref_A", "human_ref_B"),
 )
+_TIE = re.compile(r"(?<![a-z])(tie|tied|both|bothbad)(?![a-z])")
 _WINNERS = {"model_a": [1, 2], "a": [1, 2], "model_b": [2, 1], "b": [2, 1]}
 
 
@@ -155,8 +157,9 @@ def _by_winner(values: Mapping[str, Any]) -> list[int]:
     winner = values["winner"]
     if not isinstance(winner, str):
         raise BadRow("winner is not text")
-    tie = "tie" in winner or "both" in winner
-    ranks = [1, 1] if tie else _WINNERS.get(winner.strip().lower())
+    name = winner.strip().lower()
+    models = {str(values.get(f"model_{side}")).strip().lower(): _WINNERS[side] for side in "ab"}
+    ranks = models.get(name) or _WINNERS.get(name) or ([1, 1] if _TIE.search(name) else None)
     if ranks is None:
         raise BadRow(f"winner is {winner[:20]!r}: model_a, model_b or tie is expected")
     return ranks

@@ -5,7 +5,9 @@ Pairs come in five shapes: texts with a `prompt`; texts that hold the dialogue, 
 or what follows `prompt`; sharegpt.
 """
 
+import json
 import re
+import unicodedata
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -104,6 +106,11 @@ def ranking_of(row: Row, form: str) -> Ranking:
     return _ranking(row.values)
 
 
+def normalised(text: str) -> str:
+    """Two texts are the same if these are equal: case, white space and forms of a letter do not count."""
+    return " ".join(unicodedata.normalize("NFKC", text).casefold().split())
+
+
 def group_by_answers(rankings: Sequence[Ranking]) -> list[list[Ranking]]:
     """`rankings` grouped by prompt and set of responses, in the order of the first of each group.
 
@@ -194,7 +201,8 @@ def _is_order(ranks: list[int]) -> bool:
 
 def _of_ranking(values: dict[str, Any]) -> dict[str, Any]:
     """The optional fields of a ranking: annotator, round, weight and margin."""
-    weight = values.get("weight")
+    values = {**values, **{field: _number_in(values.get(field)) for field in ("weight", "round", "margin")}}
+    weight = values["weight"]
     if weight is not None and (not _is_number(weight) or weight <= 0):
         raise (MarkedRow if weight == 0 else BadRow)("weight is not a number above 0")
     annotator = values.get("annotator")
@@ -207,6 +215,14 @@ def _of_ranking(values: dict[str, Any]) -> dict[str, Any]:
         "margin": _margin(values),
         "id": id_of(values),
     }
+
+
+def _number_in(value: Any) -> Any:
+    """The number that a csv cell has as text, None where it is empty; any other value unchanged."""
+    try:
+        return json.loads(value) if isinstance(value, str) and value.strip() else None if value == "" else value
+    except ValueError:
+        return value
 
 
 def _margin(values: dict[str, Any]) -> float:
@@ -283,6 +299,9 @@ def _conversational(values: dict[str, Any], messages: list[Any], prompt: Any) ->
     if messages and is_turn(messages[0]) and message_of(messages[0])["role"] == "assistant" and prompt is not None:
         messages = [*as_prompt(prompt), *messages]
     whole = answered(with_context(values, messages))
+    unread = next((field for field in ("tool_calls", "reasoning_content") if whole[-1].get(field)), None)
+    if unread is not None:
+        raise BadRow(f"an answer has {unread}; rankings and pairs compare texts alone")
     return whole[:-1], whole[-1]["content"]
 
 

@@ -2,6 +2,7 @@
 
 import importlib.util
 import json
+import re
 import shutil
 from collections.abc import Mapping, Sequence
 from importlib import metadata
@@ -36,6 +37,7 @@ TOKENIZER_FILES = (
 _VOCABULARIES = ("tokenizer.json", "tokenizer.model", "vocab.*", "*.model", "tekken*", "*.tiktoken")
 _LABELS_BY_DEFAULT = 2
 """The number of labels that transformers assumes for a config.json without labels."""
+_HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?")
 _NESTED = ("*/config.json", "snapshots/*/config.json")
 """Where a folder without config.json may hold models: resume points, the cache of the hub."""
 _NAME_OF_KIND = {"causal": "causal language model", "reward": "reward model", "masked": "masked language model"}
@@ -60,6 +62,8 @@ def check_model(
     the model; None for a hub id, which is checked when it is loaded.
     """
     if not looks_like_path(name):
+        if not _HUB_ID.fullmatch(name):
+            raise UsageError(f"{key} = {name} is neither a folder nor a hub id.", GIVE_COMPLETE)
         return None
     kind = model_kind(name, key)
     if wanted is not None and kind not in (wanted, *others):
@@ -71,6 +75,7 @@ def check_model(
     if kind == "reward":
         _check_one_label(folder, name, key)
     check_weights(folder, f"{key} = {name}")
+    _check_generation_config(folder)
     if reads_text and not has_tokenizer(folder):
         raise UsageError(
             f"{key} = {name} has no tokenizer.",
@@ -218,13 +223,35 @@ def _check_tokenizer_files(folder: Path) -> None:
             read_object(path)
         elif path.match("*.model") and not path.stat().st_size:
             raise UsageError(f"{path} is empty.", FETCH_AGAIN)
+        elif path.suffix == ".jinja":
+            _check_utf8(path)
+
+
+def _check_utf8(path: Path) -> None:
+    try:
+        path.read_text(encoding="utf-8")
+    except UnicodeDecodeError as problem:
+        raise UsageError(f"{path} is not UTF-8 ({problem}).", FETCH_AGAIN) from problem
+
+
+def _check_generation_config(folder: Path) -> None:
+    """Raises `UsageError` for a generation_config.json that is no JSON object, or whose ends are no numbers."""
+    file = folder / "generation_config.json"
+    ends = read_object(file).get("eos_token_id") if file.is_file() else None
+    if not all(type(end) is int for end in (ends if isinstance(ends, list) else [] if ends is None else [ends])):
+        raise UsageError(f"{file}: eos_token_id is {ends!r}, not the number of a token, or several.", "Mend it.")
 
 
 def _rows_of_embedding(folder: Path) -> int | None:
     """How many tokens the model in `folder` has an embedding for, by its config.json; None where that does not say."""
-    config = read_object(folder / "config.json") if (folder / "config.json").is_file() else {}
-    rows = {**config, **(config.get("text_config") or {})}.get("vocab_size")
+    rows = _of_text(folder).get("vocab_size")
     return rows if isinstance(rows, int) else None
+
+
+def _of_text(folder: Path) -> dict[str, Any]:
+    """The config.json in `folder`, with the settings of its text model where it has several; empty without one."""
+    config = read_object(folder / "config.json") if (folder / "config.json").is_file() else {}
+    return {**config, **(config.get("text_config") or {})}
 
 
 def check_rows(folder: Path, name: str) -> None:
@@ -233,7 +260,15 @@ def check_rows(folder: Path, name: str) -> None:
     Other control tokens may have none, as the image token of Gemma 3 1B.
     """
     rows, file = _rows_of_embedding(folder), folder / "tokenizer.json"
-    if rows is None or not file.is_file():
+    if rows is None:
+        return
+    padding = _of_text(folder).get("pad_token_id")
+    if isinstance(padding, int) and padding >= rows:
+        raise UsageError(
+            f"{name}: pad_token_id = {padding} in its config.json, but its embedding has {rows} rows.",
+            "Write the number of a token there, or null.",
+        )
+    if not file.is_file():
         return
     content, occurring = read_object(file), _template_and_eos(folder)
     words = (content.get("model") or {}).get("vocab") or ()

@@ -129,7 +129,7 @@ def _check_no_wrapper(weights: Iterable[str], name: str) -> None:
 
 
 def _check_layers(weights: Iterable[str], config: Mapping[str, Any], name: str) -> None:
-    """Finds decoder layers without any weight. What else may be missing shows when the model is loaded."""
+    """Finds decoder layers without any weight, or without a place. What else is missing shows when it is loaded."""
     if "text_config" in config:  # several towers, each with layers of its own
         return
     layers = next((config[key] for key in _COUNTS_OF_LAYERS if isinstance(config.get(key), int)), None)
@@ -147,6 +147,12 @@ def _check_layers(weights: Iterable[str], config: Mapping[str, Any], name: str) 
             f"{missing_of(name, len(missing) * max(counts.values()), f'{place}{missing[0]}')}: its config.json has "
             f"{layers} layers, its weights {layers - len(missing)} of them.",
             "Fetch or make it again, or give the config.json that belongs to these weights.",
+        )
+    predicting = config.get("num_nextn_predict_layers") or 0  # DeepSeek's, which predict later tokens
+    if max(counts) >= layers + predicting:
+        raise UsageError(
+            f"{name}: its weights have {max(counts) + 1} layers, its config.json has {layers}.",
+            "Give the config.json that belongs to these weights.",
         )
 
 

@@ -13,7 +13,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from chatpipe.data.chat_template import decode_answer, encode_prompt, stop_at_end_of_turn
 from chatpipe.data.datasets import Conversation
-from chatpipe.data.messages import normalised
+from chatpipe.data.rankings import normalised
 from chatpipe.data.rendering import unreadable
 from chatpipe.errors import UsageError
 from chatpipe.generation import SamplingParams, generate
