@@ -38,7 +38,6 @@ def test_answers_cut():
         "10",
         "32",
         "sft.max_length",
-        "n_positions",
     )
 
 

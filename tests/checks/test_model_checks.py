@@ -108,7 +108,8 @@ def test_new_score_head(saved):
     weights = load_file(saved / "model.safetensors")
     del weights["score.weight"]
     save_file(weights, saved / "model.safetensors", metadata={"format": "pt"})
-    assert names(rewards.new_score_head({KEY: load_reward_model(saved)}), KEY, saved, "score.weight", "chatpipe rm")
+    headless = {KEY: load_reward_model(saved, new_head=True)}
+    assert names(rewards.new_score_head(headless), KEY, saved, "score.weight", "chatpipe rm")
 
 
 def measured(folder, stage, **metrics):

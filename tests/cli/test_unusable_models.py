@@ -93,6 +93,10 @@ def sharded(missing):
     return spoil
 
 
+def as_shard(folder):
+    (folder / WEIGHTS).rename(folder / "model-00001-of-00002.safetensors")
+
+
 def as_pickle(content=None):
     def spoil(folder):
         weights = load_file(folder / WEIGHTS)
@@ -162,14 +166,14 @@ VARIANTS = {
     "of FSDP": (renamed(lambda name: name.replace("layers.0.", "layers.0._fsdp_wrapped_module.")), "_fsdp_wrapped"),
     "with an adapter": (renamed("base_model.model.{}".format), "base_model.model."),
     "of lightning": (renamed("state_dict.model.{}".format), "state_dict."),
-    "without a layer": (dropped("layers.1."), "layers"),
+    "without a layer": (dropped("layers.1."), "its config.json has 2 layers"),
     "without an embedding": (dropped("embed_tokens"), "embed_tokens"),
     "without an output head": (dropped("lm_head"), "lm_head.weight"),
     "without a norm": (dropped("model.norm"), "model.norm.weight"),
     "of other shapes": (changed_weights(transposed), "gate_proj"),
     "of a wider model": (configured(hidden_size=64), "its config.json makes it"),
     "of a smaller vocabulary": (configured(vocab_size=100), "100 rows"),
-    "of fewer layers than the config": (configured(num_hidden_layers=4), "layers"),
+    "of fewer layers than the config": (configured(num_hidden_layers=4), "its config.json has 4 layers"),
     "of more layers than the config": (configured(num_hidden_layers=1), "2 layers, its config.json has 1"),
     "a generation config that breaks off": (written("generation_config.json", "{"), "generation_config.json"),
     "a generation config that is a list": (written("generation_config.json", "[]"), "generation_config.json"),
@@ -233,9 +237,12 @@ VARIANTS = {
     "a config.json that is binary": (written("config.json", b"\xff\xfe\x00"), "config.json"),
     "numbers that are words": (configured(num_hidden_layers="two"), "num_hidden_layers"),
     "heads that do not divide": (configured(num_attention_heads=5, num_key_value_heads=5), "attention heads"),
-    "without a tokenizer": (without("tokenizer.json", "tokenizer_config.json"), "tokenizer"),
+    "without a tokenizer": (without("tokenizer.json", "tokenizer_config.json"), "has no tokenizer"),
     "a tokenizer that breaks off": (written("tokenizer.json", '{"version": "1.0", '), "tokenizer"),
-    "an empty tokenizer": (written("tokenizer.json", ""), "tokenizer"),
+    "an empty tokenizer": (written("tokenizer.json", ""), "tokenizer.json is not JSON"),
+    "a vocabulary of another form": (written("tokenizer.json", '{"model": "words"}'), "values of other kinds"),
+    "a text config that is a word": (configured(text_config="llama"), "values of other kinds"),
+    "shards without their index": (as_shard, "model.safetensors.index.json"),
     "a tokenizer of Git LFS": (written("tokenizer.json", LFS), "git lfs pull"),
     "a damaged tokenizer_config": (written("tokenizer_config.json", "{"), "tokenizer"),
     "a tokenizer of its own code": (
@@ -260,7 +267,7 @@ SEEN_WHEN_LOADED = {
     "of lightning",
     "a tokenizer of its own code",
 }
-"""What no header and no json file shows. All else is refused before torch is imported."""
+"""What is found when a model is loaded. All else is refused by its headers and json files."""
 
 COMMANDS = {
     "chat": "chat model",
@@ -312,7 +319,7 @@ def test_each_command_says_why_before_it_begins(name, command, laid_out, chatpip
     assert said.code == 2
     assert reason in error
     assert len(error.splitlines()) <= 8
-    assert not (laid_out / "out" / "model.safetensors").exists()
+    assert not [*laid_out.glob("out/**/*.safetensors"), *laid_out.glob("answers.jsonl")]
 
 
 @pytest.mark.parametrize("name", ["without a norm", "compiled", "not finite"])

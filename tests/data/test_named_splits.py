@@ -106,3 +106,12 @@ def test_a_block_may_say_what_it_is_for(tmp_path):
     assert found["validation"] == {"b"}
     with pytest.raises(ValueError, match="use is for files"):
         DataBlock(source="pocketworld", use="train")
+
+
+def test_rows_of_eval_data_that_cannot_be_used_name_their_key(tmp_path):
+    write_splits(tmp_path, mine=60)
+    (tmp_path / "held.jsonl").write_text('{"prompt": "Who?"}\n' * 5)
+    given = [f"sft.data={tmp_path}/mine.jsonl", f"sft.eval_data={tmp_path}/held.jsonl"]
+    check = step_checks(step_of(load_recipe(None, given).recipe, "sft"))["sft.data"]
+    with pytest.raises(UsageError, match=r"^sft.eval_data: .*held.jsonl is prompts"):
+        check()

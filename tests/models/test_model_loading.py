@@ -1,6 +1,7 @@
 import io
 import json
 import sys
+from functools import partial
 
 import pytest
 import torch
@@ -81,7 +82,8 @@ def test_a_body_without_all_its_weights_makes_no_reward_model(folder):
     weights = load_file(folder / "model.safetensors")
     del weights["transformer.h.0.ln_1.bias"]
     save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
-    for load in (load_reward_model, lambda model: new_reward_model(str(model), 0, seed=0)):
+    load_body = partial(load_reward_model, new_head=True)
+    for load in (load_body, lambda model: new_reward_model(str(model), 0, seed=0)):
         assert f"{folder} lacks the weight transformer.h.0.ln_1.bias" in problem_of(load, folder)
 
 

@@ -103,6 +103,16 @@ def test_only_a_model_without_a_chat_template_gets_ours_and_rows_in_steps_of_64(
     assert rows - 64 < len(tokenizer) <= rows
 
 
+def test_generation_settings_that_do_not_go_together_are_kept(chatpipe, work):
+    """transformers refuses to save a temperature without sampling, as Vicuna has it."""
+    model = write_foreign_model(work / "model", "smollm")
+    settings = {"temperature": 0.9, "top_p": 0.6, "eos_token_id": 0, "pad_token_id": 2}
+    (model / "generation_config.json").write_text(json.dumps(settings))
+    write_rows(work)
+    done(chatpipe("sft", "--model", model, "--data", "chats.jsonl", "--out", "sft", *SFT, *FEW))
+    assert json.loads((work / "sft" / "generation_config.json").read_text()) == {**settings, "eos_token_id": [2, 0]}
+
+
 def test_an_end_that_generation_does_not_know_is_added_to_its_others(chatpipe, work):
     model = write_foreign_model(work / "model", "smollm")
     (model / "generation_config.json").write_text(json.dumps({**GENERATION, "eos_token_id": 0}))

@@ -130,7 +130,7 @@ def test_gpt2_s_tokenizer_is_used_as_it_is(pretrain, corpus, tmp_path):
 def test_a_tokenizer_that_cannot_be_used_is_refused(pretrain, corpus, tmp_path):
     key = "pretrain.tokenizer.pretrained"
     told = refused(pretrain(corpus, f"{key}={tmp_path}"))
-    assert f"{key} = {tmp_path} is not the folder of a tokenizer: it has no tokenizer.json." in told
+    assert f"{key} = {tmp_path} is not the folder of a tokenizer: it has no tokenizer." in told
     PreTrainedTokenizerFast(tokenizer_object=Tokenizer(models.BPE())).save_pretrained(tmp_path / "endless")
     told = refused(pretrain(corpus, f"{key}={tmp_path / 'endless'}"))
     assert "endless has no end-of-text token." in told

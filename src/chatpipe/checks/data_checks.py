@@ -63,7 +63,7 @@ def answers_cut(cut: int, rows: int, max_length: int, key: str, name: str) -> Fi
         return None
     return Finding(
         f"{key}: {cut} of {rows} {name} are longer than {max_length} tokens.",
-        f"Raise {key.split('.')[0]}.max_length (as far as the model's n_positions), or use shorter {name}.",
+        f"Raise {key.split('.')[0]}.max_length (as far as the model reads), or use shorter {name}.",
     )
 
 

@@ -33,7 +33,7 @@ def embeddings_too_few(tokenizer: PreTrainedTokenizerBase, models: Mapping[str, 
         if len(tokenizer) > entries:
             return Finding(
                 f"{key}: the tokenizer has {len(tokenizer):,} entries, the model's vocabulary {entries:,}.",
-                "Use the model's own tokenizer, or resize its embeddings (chatpipe sft does).",
+                "Use the model's own tokenizer, or resize its embeddings (model.resize_token_embeddings).",
             )
     return None
 

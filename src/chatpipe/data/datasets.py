@@ -35,6 +35,7 @@ from chatpipe.data.text_files import kind_of
 from chatpipe.data.worlds import Worlds, is_world, world_named, worlds_read
 from chatpipe.errors import UsageError
 from chatpipe.recipe.schema import DataBlock
+from chatpipe.recipe.section import EvalBlock
 
 Item = TypeVar("Item")
 Conversation = list[Message]
@@ -149,8 +150,8 @@ def check_rows(what: What, blocks: Sequence[DataBlock] | None, key: str) -> Repo
         if is_world(block.source):
             _check_world_has(what, key)
         elif not is_hub(block):
-            report.sources.append(SourceReport(key, block.source))
-            for placed in _read(what, block, key, report.sources[-1]):
+            report.sources.append(SourceReport(key_of(block, key), block.source))
+            for placed in _read(what, block, key_of(block, key), report.sources[-1]):
                 counts[placed.split] += placed.times
     if not worlds_read(blocks) and not any(map(is_hub, blocks)):
         _check_enough(counts["train"], counts["validation"], blocks, key)
@@ -190,9 +191,14 @@ def _items_of_blocks(
             _check_world_has(what, key)
             yield from _of_world(what, block, worlds)
         else:
-            source = SourceReport(key, block.source)
+            source = SourceReport(key_of(block, key), block.source)
             report.sources.append(source)
-            yield from _read(what, block, key, source)
+            yield from _read(what, block, key_of(block, key), source)
+
+
+def key_of(block: DataBlock, key: str) -> str:
+    """The recipe key under which `block` was given: `key`, or eval_data of the same section."""
+    return f"{key.partition('.')[0]}.eval_data" if isinstance(block, EvalBlock) else key
 
 
 def _read(what: What, block: DataBlock, key: str, source: SourceReport) -> Iterator[_Placed[Any]]:

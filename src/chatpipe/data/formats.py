@@ -344,7 +344,7 @@ def _check_no_prompt_beside(values: dict[str, Any]) -> None:
     unread = (name for name in unread_fields(filled, "pairs") if isinstance(filled.values.get(name), str | list | dict))
     beside = dict.fromkeys([*(name for name in _PROMPTS_OF_PAIRS if name in values), *unread])
     if beside:
-        raise BadRow(f"there is no prompt that is read; fields beside the answers: {', '.join(beside)}")
+        raise BadRow(f"there is no known field of a prompt; other fields: {', '.join(beside)}")
 
 
 def _prompt_of_pair(values: dict[str, Any]) -> Any:

@@ -29,14 +29,14 @@ from chatpipe.evaluation.pair_accuracy import evaluate_ranker, is_ordered, ranki
 from chatpipe.evaluation.text import MAX_TEXT_BYTES, continuations, evaluate_text, first_words
 from chatpipe.generation import SamplingParams
 from chatpipe.models.manifest import manifest_of_model
-from chatpipe.models.model_folder import Kind, looks_like_path, model_kind
+from chatpipe.models.model_folder import Kind, kind_of_architectures, looks_like_path, model_kind
 from chatpipe.models.pretrained import (
     load_causal_model,
+    load_config,
     load_for_chat,
     load_masked_model,
     load_reward_model,
     load_tokenizer,
-    model_kind_of_hub,
 )
 from chatpipe.models.properties import UNLIMITED, longest_sequence
 from chatpipe.recipe.loading import load_recipe
@@ -108,7 +108,7 @@ def evaluate_model(model: str, data: str, overrides: Sequence[str], limit: int |
     """
     blocks = TypeAdapter(Data).validate_python(data)
     check_sources(blocks, KEY)
-    kind = model_kind(model, "MODEL") if looks_like_path(model) else model_kind_of_hub(model)
+    kind = _kind_of(model)
     form = format_of_sources(blocks, KEY)
     known = remembered_settings(model)
     task = EvalTask(model, blocks, settings_of(overrides, known), known, limit)
@@ -122,6 +122,12 @@ def evaluate_model(model: str, data: str, overrides: Sequence[str], limit: int |
     }[measured]
     rows, metrics = measure(task, report)
     return Measurement(model, kind, data, form, measured, rows, metrics, report.skipped)
+
+
+def _kind_of(model: str) -> Kind:
+    if looks_like_path(model):
+        return model_kind(model, "MODEL")
+    return kind_of_architectures(load_config(model).architectures, f"MODEL = {model}")
 
 
 def _what(task: EvalTask, kind: Kind, form: str) -> str:

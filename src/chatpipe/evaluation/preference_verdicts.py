@@ -18,7 +18,7 @@ MAX_KL = 15.0
 """Nats per answer (lm-human-preferences keeps 6). Far from the answers of its training a reward model guesses."""
 FAILING_KL = 3 * MAX_KL
 EOS_NOISE = 0.02
-"""The share of answers that stop may fall so far, and by what its interval leaves to chance: 1 of 48 is 2.1 %."""
+"""The share of answers that stop may fall by this much, or further where the interval of the change reaches 0."""
 MAX_LENGTH_DRIFT = 2.0
 """Twice or half the length before: length is what misleads reward models most (arXiv 2409.17407)."""
 

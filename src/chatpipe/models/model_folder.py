@@ -65,6 +65,15 @@ def check_model(
         if not _HUB_ID.fullmatch(name):
             raise UsageError(f"{key} = {name} is neither a folder nor a hub id.", GIVE_COMPLETE)
         return None
+    try:
+        return _check_folder(name, wanted, key, others, reads_text)
+    except (AttributeError, TypeError, KeyError, ValueError) as problem:
+        raise UsageError(
+            f"{key} = {name}: a json file in it has values of other kinds ({problem!r}).", FETCH_AGAIN
+        ) from problem
+
+
+def _check_folder(name: str, wanted: Kind | None, key: str, others: Sequence[Kind], reads_text: bool) -> Kind:
     kind = model_kind(name, key)
     if wanted is not None and kind not in (wanted, *others):
         raise UsageError(
@@ -209,7 +218,7 @@ def check_tokenizer(name: str, key: str) -> None:
         return
     if not has_tokenizer(Path(name).expanduser()):
         raise UsageError(
-            f"{key} = {name} is not the folder of a tokenizer: it has no tokenizer.json.",
+            f"{key} = {name} is not the folder of a tokenizer: it has no tokenizer.",
             GIVE_COMPLETE,
         )
     _check_tokenizer_files(Path(name).expanduser())
@@ -318,7 +327,7 @@ def copy_generation_config(start: str, folder: Path, eos_token_id: int) -> bool:
         return False
     target = folder / path.name
     shutil.copyfile(path, target)
-    settings = json.loads(path.read_text(encoding="utf-8"))
+    settings = read_object(path)
     ends = settings.get("eos_token_id")
     ends = ends if isinstance(ends, list) else [] if ends is None else [ends]
     if eos_token_id not in ends:

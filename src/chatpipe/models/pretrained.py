@@ -46,18 +46,17 @@ from chatpipe.data.chat_template import ROLE_TOKENS, add_chat_template
 from chatpipe.data.durable import share
 from chatpipe.data.rendering import KWARGS
 from chatpipe.data.sources import hub_is_offline
-from chatpipe.errors import UsageError, reason_of
+from chatpipe.errors import UsageError, is_out_of_memory, reason_of
 from chatpipe.models.manifest import manifest_of_model
 from chatpipe.models.model_folder import (
     TOKENIZER_FILES,
-    Kind,
     check_config,
     check_rows,
     folder_of,
-    kind_of_architectures,
     looks_like_path,
     needs_own_code,
 )
+from chatpipe.models.properties import freeze_other_towers
 from chatpipe.models.weight_files import missing_of, weights_in
 from chatpipe.recipe.architectures import ROWS_OF_EMBEDDINGS
 
@@ -71,7 +70,7 @@ def load_causal_model(model: str | Path, frozen: bool = False, half: bool = Fals
     """A causal language model from a folder or a hub id, as `prepare_model` places it.
 
     `frozen` models are never trained: their weights are bfloat16 on a GPU, otherwise float32. With `half` they are
-    bfloat16 on a CPU too, for a model that reads and writes nothing. Raises `UsageError` where there is no such model.
+    bfloat16 on a CPU too, for a model that only reads. Raises `UsageError` where there is no such model.
     """
     return prepare_model(load_model(causal_class(load_config(model)), model, _dtype(frozen, half)), frozen)
 
@@ -114,13 +113,18 @@ def load_masked_model(model: str | Path, frozen: bool = False) -> PreTrainedMode
     return prepare_model(load_model(AutoModelForMaskedLM, model, _dtype(frozen)), frozen)
 
 
-def load_reward_model(model: str | Path, frozen: bool = False, half: bool = False) -> PreTrainedModel:
+def load_reward_model(
+    model: str | Path, frozen: bool = False, half: bool = False, new_head: bool = False
+) -> PreTrainedModel:
     """A sequence classification model from a folder or a hub id, otherwise as `load_causal_model`.
 
-    Also raises `UsageError` where the offset that centres its scores is not a finite number.
+    Also raises `UsageError` where it gives more than one number, where the offset that centres its scores is not a
+    finite number and, unless a `new_head` may be drawn, where it has no head.
     """
     give_score_class(load_config(model))
-    loaded = load_model(AutoModelForSequenceClassification, model, _dtype(frozen, half), new_head=True)
+    loaded = load_model(AutoModelForSequenceClassification, model, _dtype(frozen, half), new_head=new_head)
+    if loaded.config.num_labels != 1:
+        raise UsageError(f"{model} gives {loaded.config.num_labels} numbers for an answer; a reward is one.")
     offset = getattr(loaded.config, "chatpipe_reward_offset", 0.0)
     if not isinstance(offset, int | float) or not math.isfinite(offset):
         raise UsageError(
@@ -213,12 +217,11 @@ def missing_weights(kind: type[PreTrainedModel], model: str | Path) -> list[str]
 
     Reads names and shapes only: the weights go to the meta device.
     """
-    _, report = _load_with_report(kind, model, device_map="meta")
-    return sorted(report["missing_keys"])
+    return sorted(_load_with_report(kind, model, device_map="meta")[1]["missing_keys"])
 
 
 def load_tokenizer(model: str | Path) -> PreTrainedTokenizerBase:
-    """The tokenizer of a model. Raises `UsageError` where there is none, or where its words have no embedding.
+    """The tokenizer of a model. Raises `UsageError` where there is none; of a hub id where words have no embedding.
 
     Its chat template has the settings (`chat_template_kwargs`) with which chatpipe made the model.
     """
@@ -262,6 +265,7 @@ def load_model(
                 f"The weight {name} of {model} has numbers that are not finite.",
                 "It was saved after its training had failed, or damaged: give an earlier one.",
             )
+    freeze_other_towers(loaded)
     return loaded
 
 
@@ -273,16 +277,16 @@ def _load_with_report(auto: Any, model: str | Path, **options: Any) -> tuple[Any
     check_config(load_config(model).to_dict(), str(model))
     with _quiet():
         loaded, report = _load(auto, model, output_loading_info=True, ignore_mismatched_sizes=True, **options)
-    for name, found, expected in sorted(report["mismatched_keys"]):
+    for name, *shapes in sorted(report["mismatched_keys"]):
+        found, expected = (" x ".join(map(str, shape)) for shape in shapes)
         raise UsageError(
-            f"The weight {name} of {model} has the shape {_shape(found)}, but its config.json makes it "
-            f"{_shape(expected)}.",
+            f"The weight {name} of {model} has the shape {found}, but its config.json makes it {expected}.",
             "Its config.json belongs to weights of other sizes: fetch or make the folder again.",
         )
     return loaded, report
 
 
-def check_output_head(model: str) -> None:
+def check_whole_model(model: str) -> None:
     """Raises `UsageError` where a causal language model is not whole, also for a stage that reads its body alone."""
     _, report = _load_with_report(causal_class(load_config(model)), model, device_map="meta")
     _refuse_missing(model, sorted(report["missing_keys"]), report)
@@ -298,15 +302,6 @@ def _refuse_missing(model: str | Path, missing: Sequence[str], report: Mapping[s
         )
 
 
-def _shape(size: Sequence[int]) -> str:
-    return " x ".join(map(str, size))
-
-
-def model_kind_of_hub(model: str) -> Kind:
-    """The kind of a hub model. Raises `UsageError` for a kind that we do not know, or a model that cannot be loaded."""
-    return kind_of_architectures(load_config(model).architectures, f"MODEL = {model}")
-
-
 _TRUE_REASONS = (
     ("does not recognize this architecture", "Install a newer transformers, or give another model."),
     ("Unrecognized configuration class", "Models of its kind cannot be used there: give another."),
@@ -317,15 +312,18 @@ _TRUE_REASONS = (
 
 
 def _load(auto: Any, model: str | Path, **options: Any) -> Any:
+    folder = Path(model).expanduser()
     try:
         # Without this transformers would ask on the terminal whether code of the folder may run.
-        return auto.from_pretrained(model, trust_remote_code=False, **options)
+        return auto.from_pretrained(folder if folder.is_dir() else model, trust_remote_code=False, **options)
     except Exception as problem:  # damaged files raise anything: SafetensorError, UnpicklingError, bare Exception
+        if is_out_of_memory(problem):
+            raise
         if "trust_remote_code" in str(problem):
             raise needs_own_code(str(model)) from problem
         reason = reason_of(problem)
         remedy = next((remedy for part, remedy in _TRUE_REASONS if part in str(problem)), None)
-        if Path(model).expanduser().is_dir():
+        if folder.is_dir():
             raise UsageError(
                 f"{model} cannot be loaded: {reason}",
                 remedy or "The folder is damaged or incomplete: make it again, or give another.",

@@ -61,6 +61,15 @@ def check_block_size(block_size: int, positions: int | None) -> None:
         )
 
 
+def freeze_other_towers(model: "PreTrainedModel") -> None:
+    """Freezes what text never reaches in a model of images and text: DDP waits for gradients of all that is trained."""
+    body = body_of(model)
+    text = body.get_decoder() if model.config.get_text_config() is not model.config else body
+    if text is not body:
+        for tower in body.children():
+            tower.requires_grad_(tower is text)
+
+
 def longest_sequence(
     model: "PreTrainedModel | PreTrainedConfig",
     tokenizer: "PreTrainedTokenizerBase | None" = None,

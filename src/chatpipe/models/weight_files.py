@@ -39,7 +39,7 @@ _WRAPPERS = {
     "module.": ("a model that DDP or DataParallel wraps", "model.module.save_pretrained"),
     "base_model.model.": ("a model with a PEFT adapter", "model.merge_and_unload().save_pretrained"),
 }
-"""What stands before the names of weights that were saved with a wrapper: what that was, and how to save without."""
+"""Prefixes of the names of weights that were saved with a wrapper: what that was, and how to save without."""
 
 _LAYER = re.compile(r"(?:^|.*?\.)(?:layers|layer|h|blocks|block)\.(\d+)\.")
 _COUNTS_OF_LAYERS = ("num_hidden_layers", "n_layer", "n_layers", "num_layers")
@@ -64,8 +64,15 @@ def check_weights(folder: Path, name: str) -> None:
         if not (zipfile.is_zipfile(path) or _begins_with(path, _OLD_PICKLE)):
             raise UsageError(f"{path} is not a complete file of weights.", FETCH_AGAIN)
     weights = {weight: found for path in files for weight, found in weights_in(path).items()}
-    if (folder / INDEX).is_file():
-        _check_index(folder, name)
+    indexes = [folder / index for index in (INDEX, "pytorch_model.bin.index.json") if (folder / index).is_file()]
+    for index in indexes:
+        _check_index(index, name)
+    names = [path.name for path in (*files, *pickles)]
+    if not indexes and not {"model.safetensors", "pytorch_model.bin"} & {*names}:
+        raise UsageError(
+            f"{name} is not a complete model folder: it has {names[0]}, but no {INDEX} that names all files.",
+            FETCH_AGAIN,
+        )
     _check_no_wrapper(weights, name)
     _check_dtypes(folder, weights, name)
     if files and (folder / "config.json").is_file():
@@ -130,7 +137,7 @@ def _check_no_wrapper(weights: Iterable[str], name: str) -> None:
 
 def _check_layers(weights: Iterable[str], config: Mapping[str, Any], name: str) -> None:
     """Finds decoder layers without any weight, or without a place. What else is missing shows when it is loaded."""
-    if "text_config" in config:  # several towers, each with layers of its own
+    if config.keys() & {"text_config", "vision_config"}:  # several towers, each with layers of its own
         return
     layers = next((config[key] for key in _COUNTS_OF_LAYERS if isinstance(config.get(key), int)), None)
     held: dict[str, Counter[int]] = {}
@@ -156,12 +163,12 @@ def _check_layers(weights: Iterable[str], config: Mapping[str, Any], name: str) 
         )
 
 
-def _check_index(folder: Path, name: str) -> None:
-    places = read_object(folder / INDEX).get("weight_map")
+def _check_index(index: Path, name: str) -> None:
+    places = read_object(index).get("weight_map")
     if not isinstance(places, dict):
-        raise UsageError(f"{folder / INDEX} is not an index of weights.", FETCH_AGAIN)
+        raise UsageError(f"{index} is not an index of weights.", FETCH_AGAIN)
     files = {str(file) for file in places.values()}
-    missing = sorted(file for file in files if not (folder / file).is_file())
+    missing = sorted(file for file in files if not (index.parent / file).is_file())
     if missing:
         raise UsageError(
             f"{name} is not a complete model folder: {missing[0]}, one of {len(files)} files of weights, is missing.",
@@ -173,7 +180,9 @@ def read_object(path: Path) -> dict[str, Any]:
     """The JSON object in a file of a model folder. Raises `UsageError` that names the file where it holds none."""
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
-    except (ValueError, OSError) as problem:
+    except OSError as problem:
+        raise UsageError(f"{path} cannot be read: {problem.strerror}.") from problem
+    except (ValueError, RecursionError) as problem:
         raise UsageError(f"{path} is not JSON ({problem}).", FETCH_AGAIN) from problem
     if not isinstance(content, dict):
         raise UsageError(f"{path} holds no JSON object.", FETCH_AGAIN)

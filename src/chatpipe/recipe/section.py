@@ -103,6 +103,10 @@ class DataBlock(Section):
         return self
 
 
+class EvalBlock(DataBlock):
+    """A source of `eval_data`, which errors about its rows name in place of `data`."""
+
+
 def _as_blocks(value: Any) -> Any:
     """A path, a comma-separated list of paths, or a list of paths and blocks: always a list of blocks.
 

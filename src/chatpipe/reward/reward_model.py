@@ -25,7 +25,7 @@ from chatpipe import console
 from chatpipe.data.sequences import PADDING_ID, equal_tokens, length_sorted, pad_right
 from chatpipe.errors import TrainingError
 from chatpipe.models.model_folder import kind_of_architectures
-from chatpipe.models.pretrained import check_output_head, give_score_class, load_config, load_model, prepare_model
+from chatpipe.models.pretrained import check_whole_model, give_score_class, load_config, load_model, prepare_model
 from chatpipe.models.properties import body_of, evaluation_mode
 from chatpipe.models.unpadded import Rows, hidden_states_at, reads_unpadded
 
@@ -43,7 +43,7 @@ def new_reward_model(body_folder: str, pad_token_id: int, seed: int) -> PreTrain
     _turn_off_dropout(config)
     kind = kind_of_architectures(config.architectures, body_folder)
     if kind == "causal":
-        check_output_head(body_folder)
+        check_whole_model(body_folder)
     has_head = kind == "reward"
     model = load_model(AutoModelForSequenceClassification, body_folder, torch.float32, config, new_head=not has_head)
     if reads_left_to_right(model) or model.config.pad_token_id is None:  # positions of encoders depend on their own

@@ -49,7 +49,7 @@ def _load_reward_model(step: Step, key: str, tokenizer: PreTrainedTokenizerBase,
     """It reads the policy's token ids: both must have the same tokenizer (trl #1674, #1979)."""
     folder = step.models[key]
     refuse({"other_vocabulary": lambda: other_vocabulary(f"ppo.{key}", folder, tokenizer)})
-    return load_reward_model(folder, frozen=True, half=half)
+    return load_reward_model(folder, frozen=True, half=half, new_head=True)  # checks.new_score_head refuses it
 
 
 def _oracle(step: Step) -> RewardFunction | None:

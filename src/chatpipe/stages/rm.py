@@ -92,7 +92,7 @@ def prepare(step: Step) -> Prepared:
     add_chat_template(tokenizer, recipe.chat_template_kwargs)
     model = new_reward_model(step.models["model"], padding_id(tokenizer), recipe.seed)
     match_embeddings(model, tokenizer)  # may unset the pad token
-    if tokenizer.pad_token_id in (None, tokenizer.eos_token_id):  # it tells `batch_scores` so
+    if tokenizer.pad_token_id in (None, tokenizer.eos_token_id):  # `batch_scores` then reads the score before EOS
         config = model.config.get_text_config()
         config.eos_token_id = tokenizer.eos_token_id
         if reads_left_to_right(model):

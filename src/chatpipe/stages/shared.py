@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 import numpy as np
 import torch
 from torch import nn
-from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainingArguments, set_seed
+from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase, TrainingArguments, set_seed
 
 from chatpipe import console
 from chatpipe.checks.data_checks import prompts_with_room
@@ -26,6 +26,7 @@ from chatpipe.generation import SamplingParams
 from chatpipe.generation.ways import Way, way_of
 from chatpipe.models.model_folder import copy_generation_config, copy_tokenizer
 from chatpipe.models.pretrained import (
+    causal_class,
     load_tokenizer,
     save_model,
     training_device,
@@ -341,13 +342,14 @@ def save_checkpoint(
     The result stays what the model at `start` was: the dtype, the special tokens, the tokenizer's files and
     generation_config.json are those. Without `start` they are those of `model` and `tokenizer`.
     """
-    generation = getattr(model, "generation_config", None)
-    if generation is not None:
-        generation.eos_token_id = _ends(generation.eos_token_id, tokenizer.eos_token_id)
     if start is None:
         model.config.pad_token_id = tokenizer.pad_token_id
-        if generation is not None:
-            generation.pad_token_id = tokenizer.pad_token_id
+    generation = getattr(model, "generation_config", None)
+    if generation is not None:  # transformers refuses to save others' settings that do not go together
+        padding = tokenizer.pad_token_id if start is None else generation.pad_token_id
+        ends = _ends(generation.eos_token_id, tokenizer.eos_token_id)
+        kept = {"bos_token_id": generation.bos_token_id, "eos_token_id": ends, "pad_token_id": padding}
+        model.generation_config = GenerationConfig(**kept)
     save_model(model, step.folder, start)
     if start is None or load_tokenizer(start).chat_template is None:
         tokenizer.save_pretrained(step.folder)
@@ -368,4 +370,5 @@ def _ends(before: int | list[int] | None, eos_token_id: int) -> int | list[int]:
 def _auto_class(model: PreTrainedModel) -> str:
     """The class of transformers that opens the folder again."""
     kinds = ("ForSequenceClassification", "ForMaskedLM")
-    return f"AutoModel{next((kind for kind in kinds if type(model).__name__.endswith(kind)), 'ForCausalLM')}"
+    kind = next((kind for kind in kinds if type(model).__name__.endswith(kind)), None)
+    return f"AutoModel{kind}" if kind else str(causal_class(model.config).__name__)

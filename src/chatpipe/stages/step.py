@@ -21,6 +21,7 @@ from chatpipe.data.worlds import worlds_read
 from chatpipe.models.model_folder import Kind
 from chatpipe.recipe.loading import flatten
 from chatpipe.recipe.schema import TRAINING_STAGES, DataBlock, Recipe
+from chatpipe.recipe.section import EvalBlock
 
 # What the rows of each key are read as; the other keys name raw text.
 WHAT_OF_KEY: Mapping[str, What] = {"sft.data": "conversations", "rm.data": "rankings", "ppo.data": "prompts"}
@@ -41,7 +42,7 @@ def with_eval_data(blocks: list[DataBlock], eval_data: list[DataBlock] | None) -
         return blocks
     return [
         *(block.model_copy(update={"use": "train"}) for block in blocks),
-        *(block.model_copy(update={"use": "validation"}) for block in eval_data),
+        *(EvalBlock.model_construct(**{**dict(block), "use": "validation"}) for block in eval_data),
     ]
 
 
