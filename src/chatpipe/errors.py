@@ -35,7 +35,7 @@ class ChatpipeError(Exception):
 
 
 class UsageError(ChatpipeError):
-    """The command, the recipe, the data or the model folder is wrong (exit 2). Nothing has been written."""
+    """The command, the recipe, the data or the model folder is wrong (exit 2). The stage has written nothing."""
 
     exit_code = ExitCode.USAGE
 

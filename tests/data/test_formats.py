@@ -422,7 +422,7 @@ def test_texts_without_a_prompt_are_left_out(chosen, rejected, reason):
 def test_texts_are_not_taken_apart_where_another_field_may_hold_the_prompt(beside):
     values = row(chosen="The capital is Paris.", rejected="The capital is Rome.", **beside)
     for convert in (to_ranking, to_prompt, to_conversation):
-        with pytest.raises(BadRow, match="there is no prompt"):
+        with pytest.raises(BadRow, match="there is no known field of a prompt"):
             convert(values, "pairs")
 
 

@@ -87,7 +87,7 @@ GOLDEN = {
     "conversations longer than the model reads": """
         error: sft would go wrong without any error, so it stops before its first step.
         checks.answers_cut: sft.data: 56 of 56 conversations are longer than 64 tokens.
-          Raise sft.max_length (as far as the model's n_positions), or use shorter conversations.
+          Raise sft.max_length (as far as the model reads), or use shorter conversations.
         checks.nothing_to_learn: sft.data: no row is left to train on.
           Look at the rows: answers are missing, all the same, all tied, or cut away.
         To train anyway, turn this check off: checks.answers_cut=false (likewise for the others).

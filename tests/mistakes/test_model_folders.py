@@ -205,7 +205,7 @@ KINDS = [
     Mistake(
         "a folder that is no tokenizer",
         "chatpipe pretrain --data a.txt --out base pretrain.tokenizer.pretrained=words",
-        "words, pretrain.tokenizer.pretrained, tokenizer.json -> save_pretrained, gpt2",
+        "words, pretrain.tokenizer.pretrained, tokenizer -> save_pretrained, gpt2",
         {"a.txt": "A line of text.\n", "words/": ""},
     ),
     Mistake(
@@ -268,7 +268,7 @@ MODELS = [
     Mistake(
         "conversations longer than the model reads",
         SFT,
-        "model, checks.answers_cut, sft.data, 56, 64, sft.max_length, n_positions, "
+        "model, checks.answers_cut, sft.data, 56, 64, sft.max_length, "
         "checks.nothing_to_learn -> checks.answers_cut=false",
         {"chats.jsonl": jsonl({"question": f"{i} " * 90, "answer": "Yes."} for i in range(60))},
         {"model": "chat"},
@@ -348,7 +348,7 @@ PAIRED = [
     Mistake(
         "answers longer than the model reads",
         f"{RM} rm.max_length=64",
-        "model, rm.max_length, 64, checks.answers_cut, rm.data, 52, n_positions, checks.nothing_to_learn, "
+        "model, rm.max_length, 64, checks.answers_cut, rm.data, 52, checks.nothing_to_learn, "
         "max_length -> checks.answers_cut=false",
         {
             "pairs.jsonl": jsonl(

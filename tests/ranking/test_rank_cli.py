@@ -104,6 +104,8 @@ def test_ctrl_c_in_the_terminal_keeps_what_was_ranked(chatpipe, completions, mon
         (["--annotators", "", "--annotator", "ann"], "--annotator is one person, --annotators are several"),
         (["--terminal", "--annotators", "ann,ben"], "--terminal is for one person"),
         (["--terminal", "--temperature", 1], "--temperature is the noise of a --rater"),
+        (["--terminal", "--port", 80], "--host and --port are those of the page"),
+        (["--rater", "m:f", "--host", "0.0.0.0"], "--host and --port are those of the page"),
         (["--rater", "pocketworld", "--terminal"], "--rater is a program"),
         (["--rater", "no/such/model"], "no/such/model"),
         (["--host", "0.0.0.0"], "each of them needs an address"),

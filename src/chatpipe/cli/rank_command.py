@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from chatpipe.ranking.store import Store
 
 EPILOG = "Example: chatpipe rank completions.jsonl"
+LOCAL, PORT = "127.0.0.1", 8642
 
 
 def rank(
@@ -39,12 +40,18 @@ def rank(
         float, typer.Option(min=0.0, max=1.0, help="The share of items that are shown twice, to measure consistency.")
     ] = 0.05,
     seed: Annotated[
-        int, typer.Option(help="Seed of the order of items and answers; an existing store keeps its own.")
+        int,
+        typer.Option(help="Seed of the order, which an existing store keeps, and of a --rater's noise."),
     ] = 0,
     host: Annotated[
-        str, typer.Option(help="The address to serve the page on; any other than localhost needs --annotators.")
-    ] = "127.0.0.1",
-    port: Annotated[int, typer.Option(min=0, max=65535, help="The port of the page; 0 takes a free one.")] = 8642,
+        str | None,
+        typer.Option(
+            help="The address to serve the page on; default: 127.0.0.1, any other than localhost needs --annotators."
+        ),
+    ] = None,
+    port: Annotated[
+        int | None, typer.Option(min=0, max=65535, help="The port of the page; default: 8642, 0 takes a free one.")
+    ] = None,
     temperature: Annotated[
         float | None, typer.Option(min=0.0, help="Noise of the --rater; default: 0.3 for pocketworld, 0 for others.")
     ] = None,
@@ -61,6 +68,7 @@ def rank(
         return Store.create_or_open(path, items, seed, overlap, repeats)
 
     _check_options(rater, terminal, annotator, annotators, temperature)
+    _check_page_options(host, port, has_page=rater is None and not terminal)
     if rater is not None:
         if annotator is not None:
             check_name(annotator)
@@ -72,9 +80,9 @@ def rank(
     if terminal:
         check_input()
     else:
-        _check_page(host, is_team=annotators is not None)
+        _check_page(host or LOCAL, is_team=annotators is not None)
     items = read_items(file)
-    front = _in_terminal if terminal else _in_browser(host, port)
+    front = _in_terminal if terminal else _in_browser(host or LOCAL, PORT if port is None else port)
     _rank_by_people(lambda: open_store(items), front, names, json)
 
 
@@ -89,6 +97,11 @@ def _check_options(
     if annotators is not None and (annotator is not None or terminal):
         what = "--terminal is for one person" if terminal else "--annotator is one person"
         raise UsageError(f"{what}, --annotators are several.", "Give one of them.")
+
+
+def _check_page_options(host: str | None, port: int | None, has_page: bool) -> None:
+    if not has_page and (host is not None or port is not None):
+        raise UsageError("--host and --port are those of the page, and none is served here.", "Leave them out.")
 
 
 def _names(annotator: str | None, annotators: str | None) -> list[str]:

@@ -31,9 +31,11 @@ _KIND_OF_SUFFIX: tuple[tuple[str, Kind], ...] = (
 )
 TOKENIZER_FILES = (
     *("tokenizer*", "*.model", "vocab*", "tekken*", "merges.txt", "added_tokens.json", "special_tokens_map.json"),
-    *("*.tiktoken", "chat_template*", "additional_chat_templates/*", "*processor_config.json"),
+    *("*.tiktoken", "chat_template*", "additional_chat_templates/*"),
 )
-"""Patterns of the files of a tokenizer, its chat template, and what prepares images for the model."""
+"""Patterns of the files of a tokenizer and its chat template."""
+PROCESSOR_FILES = ("*processor_config.json",)
+"""Patterns of the files that say how images are prepared for a model."""
 _VOCABULARIES = ("tokenizer.json", "tokenizer.model", "vocab.*", "*.model", "tekken*", "*.tiktoken")
 _LABELS_BY_DEFAULT = 2
 """The number of labels that transformers assumes for a config.json without labels."""
@@ -305,10 +307,10 @@ def _template_and_eos(folder: Path) -> str:
     return f"{text} {settings.get('eos_token')}"
 
 
-def copy_tokenizer(start: str, folder: Path) -> None:
-    """Copies the files of the tokenizer at `start`, a folder or a hub id, into `folder`; others of its kind go."""
-    source = folder_of(start, TOKENIZER_FILES)
-    for pattern in TOKENIZER_FILES:
+def copy_files(start: str, folder: Path, patterns: tuple[str, ...]) -> None:
+    """Copies the files of these patterns at `start`, a folder or a hub id, into `folder`; others of their kind go."""
+    source = folder_of(start, patterns)
+    for pattern in patterns:
         for path in folder.glob(pattern):
             path.unlink()
         for path in source.glob(pattern):

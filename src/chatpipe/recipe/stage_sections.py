@@ -197,7 +197,7 @@ class Lora(Section):
     target_modules: str | list[str] = Field(
         "all-linear", description="Layers that get an adapter, as in peft.LoraConfig."
     )
-    keep_adapter: bool = Field(False, description="Save the adapter too, in STAGE/adapter beside the merged model.")
+    keep_adapter: bool = Field(False, description="Save the adapter too, in STAGE/adapter next to the merged model.")
 
 
 class Sft(TrainingSection):

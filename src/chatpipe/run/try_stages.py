@@ -161,7 +161,7 @@ class Speeds:
 
 
 def rehearsed(step: Step, processes: int, plan: Mapping[str, Any]) -> dict[str, Any]:
-    """What a dry run says of a stage's memory and time, from a few steps of the real model on real rows.
+    """The memory and time of a stage that a dry run forecasts, from a few steps of the real model on real rows.
 
     `plan` is that of the step. Raises `UsageError` where the model cannot be trained. Nothing is fetched from the hub:
     what depends on it, or on what the run makes first, is `unknown`.
@@ -250,7 +250,7 @@ class _Rehearsing(StepClock):
     standing = peak = largest = 0
 
     def on_step_begin(self, args: Any, state: TrainerState, control: TrainerControl, **_: Any) -> None:
-        """Measures what stands, with the first step's optimizer."""
+        """Measures what is allocated, with the first step's optimizer."""
         if len(self.tokens) == 1:
             give_back_freed_memory()
             self.standing = used_memory(args.device)

@@ -24,7 +24,7 @@ from chatpipe.errors import UsageError
 from chatpipe.evaluation.answers import answer_limit
 from chatpipe.generation import SamplingParams
 from chatpipe.generation.ways import Way, way_of
-from chatpipe.models.model_folder import copy_generation_config, copy_tokenizer
+from chatpipe.models.model_folder import PROCESSOR_FILES, TOKENIZER_FILES, copy_files, copy_generation_config
 from chatpipe.models.pretrained import (
     causal_class,
     load_tokenizer,
@@ -354,8 +354,9 @@ def save_checkpoint(
     if start is None or load_tokenizer(start).chat_template is None:
         tokenizer.save_pretrained(step.folder)
     else:
-        copy_tokenizer(start, step.folder)
+        copy_files(start, step.folder, TOKENIZER_FILES)
     if start is not None:
+        copy_files(start, step.folder, PROCESSOR_FILES)
         copy_generation_config(start, step.folder, tokenizer.eos_token_id)
     card = CARD.format(stage=step.stage, title=step.title, auto=_auto_class(model), folder=step.folder.name)
     (step.folder / "README.md").write_text(card, encoding="utf-8")
