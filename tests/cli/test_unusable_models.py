@@ -276,7 +276,7 @@ COMMANDS = {
     "sft": "sft --model model --data chats.jsonl --out out",
     "sft dry": "sft --model model --data chats.jsonl --out out --dry-run",
     "rm": "rm --model model --data pairs.jsonl --out out",
-    "ppo": "ppo --model model --data chats.jsonl --out out --reward mine:score",
+    "ppo": "ppo --model model --data chats.jsonl --out out --reward zeros:score",
     "run": "run recipe.yaml",
 }
 
@@ -291,7 +291,7 @@ def laid_out(work, good_model, monkeypatch):
     monkeypatch.setattr(sys, "path", list(sys.path))
     monkeypatch.setattr(sys, "stdin", io.StringIO("hello\n"))
     write_rows(work)
-    (work / "mine.py").write_text("def score(prompts, completions):\n    return [0.0] * len(completions)\n")
+    (work / "zeros.py").write_text("def score(prompts, completions):\n    return [0.0] * len(completions)\n")
     (work / "recipe.yaml").write_text(
         "out: out\nsft: {model: model, data: chats.jsonl}\nrm: {data: pairs.jsonl}\nppo: {data: chats.jsonl}\n"
     )

@@ -16,6 +16,15 @@ if TYPE_CHECKING:
 
 EPILOG = "Example: chatpipe rank completions.jsonl"
 LOCAL, PORT = "127.0.0.1", 8642
+Host = Annotated[
+    str | None,
+    typer.Option(
+        help=f"The address to serve the page on; default: {LOCAL}, any other than localhost needs --annotators."
+    ),
+]
+Port = Annotated[
+    int | None, typer.Option(min=0, max=65535, help=f"The port of the page; default: {PORT}, 0 takes a free one.")
+]
 
 
 def rank(
@@ -43,15 +52,8 @@ def rank(
         int,
         typer.Option(help="Seed of the order, which an existing store keeps, and of a --rater's noise."),
     ] = 0,
-    host: Annotated[
-        str | None,
-        typer.Option(
-            help="The address to serve the page on; default: 127.0.0.1, any other than localhost needs --annotators."
-        ),
-    ] = None,
-    port: Annotated[
-        int | None, typer.Option(min=0, max=65535, help="The port of the page; default: 8642, 0 takes a free one.")
-    ] = None,
+    host: Host = None,
+    port: Port = None,
     temperature: Annotated[
         float | None, typer.Option(min=0.0, help="Noise of the --rater; default: 0.3 for pocketworld, 0 for others.")
     ] = None,
