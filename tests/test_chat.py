@@ -132,6 +132,9 @@ def test_a_model_answers_as_its_generation_config_says_unless_told_otherwise(mon
     refused = chatpipe("chat", folder)
     assert refused.code == 2
     assert f"{file}: temperature is 'high'" in refused.err
+    file.write_text('{"top_p": 1.5}')
+    pipe(monkeypatch, "hello\n")
+    assert f"{file}: top_p is 1.5" in chatpipe("chat", folder).err
 
 
 def test_reset_forgets(monkeypatch, capsys, folder):

@@ -609,6 +609,13 @@ def test_a_winner_is_a_side_a_model_or_a_tie(winner, ranks):
     assert to_ranking(battle, "rankings").ranks == ranks
 
 
+@pytest.mark.parametrize("names", [{}, {"model_a": "same", "model_b": "same"}])
+@pytest.mark.parametrize("winner", ["none", "same"])
+def test_a_winner_that_is_neither_side_decides_nothing(names, winner):
+    with pytest.raises(BadRow, match="model_a, model_b or tie"):
+        to_ranking(row(prompt="q", response_a="a", response_b="b", winner=winner, **names), "rankings")
+
+
 def test_numbers_of_a_csv_are_read():
     ranking = to_ranking(row(prompt="Q", chosen="a", rejected="b", weight="2", round="1", margin=""), "pairs")
     assert (ranking.weight, ranking.round, ranking.margin) == (2.0, 1, 0.0)

@@ -11,6 +11,7 @@ from trl import SFTConfig
 
 from chatpipe.data.sequences import Sequences, pad
 from chatpipe.models.logprobs import completion_logprobs
+from chatpipe.models.pretrained import load_causal_model
 from chatpipe.ppo.config import PPOConfig
 from chatpipe.ppo.trainer import PPOTrainer
 from chatpipe.reward.reward_model import new_reward_model, score_sequences
@@ -66,6 +67,17 @@ def test_sft(family, tmp_path):
     trainer.remove_callback(PrinterCallback)
     trainer.train()
     assert moved(model, tiny_model(family)) > 4
+
+
+@pytest.mark.parametrize("family", ["qwen2_vl", "mistral3", "smolvlm", "gemma3"])
+def test_what_text_never_reaches_is_frozen(family, tmp_path):
+    """DDP waits for gradients of all that is trained."""
+    tiny_model(family).save_pretrained(tmp_path)
+    model = load_causal_model(tmp_path)
+    model(input_ids=torch.tensor([PROMPTS[0]]), labels=torch.tensor([PROMPTS[0]])).loss.backward()
+    trained = {name for name, weights in model.named_parameters() if weights.requires_grad}
+    assert trained == {name for name, weights in model.named_parameters() if weights.grad is not None}
+    assert 0 < len(trained) < len(list(model.parameters()))
 
 
 @pytest.mark.parametrize("family", sorted(FAMILIES.keys() - NO_SCORES))

@@ -6,7 +6,6 @@ comes before them.
 """
 
 import json
-import re
 from collections.abc import Mapping, Sequence
 from itertools import pairwise
 from typing import Any
@@ -336,7 +335,8 @@ def _calls_in(value: Any) -> list[dict[str, Any]]:
         function = call.get("function", call) if isinstance(call, dict) else None
         function = function if isinstance(function, dict) else {}
         arguments = first_of(function, ("arguments", "parameters"))
-        arguments = json_in(arguments) if isinstance(arguments, str) else _without_nulls(arguments or {})
+        arguments = {} if arguments is None else arguments
+        arguments = json_in(arguments) if isinstance(arguments, str) else _without_nulls(arguments)
         if not isinstance(function.get("name"), str) or not isinstance(arguments, dict):
             raise BadRow("a call of a tool is not {name, arguments}")
         id = {"id": call["id"]} if isinstance(call.get("id"), str) else {}
@@ -370,9 +370,12 @@ def _without_nulls(value: Any) -> Any:
 
 def is_dialogue(text: str) -> bool:
     """Whether a text is a dialogue in hh-rlhf's form."""
+    if not text.lstrip().startswith("Human:"):
+        return False
     text = text.replace("\r\n", "\n")
-    answers = _ASSISTANT in text or re.search(r"\n\s*Assistant:\s*$", text) is not None
-    return text.startswith(_HUMAN) or (answers and text.lstrip().startswith("Human:"))
+    before, found, behind = text.rpartition("Assistant:")
+    ends = bool(found) and not behind.strip() and "\n" in before[len(before.rstrip()) :]
+    return ends or _ASSISTANT in text or text.startswith(_HUMAN)
 
 
 def dialogue_turns(text: str) -> list[Message]:

@@ -158,8 +158,10 @@ def _by_winner(values: Mapping[str, Any]) -> list[int]:
     if not isinstance(winner, str):
         raise BadRow("winner is not text")
     name = winner.strip().lower()
-    models = {str(values.get(f"model_{side}")).strip().lower(): _WINNERS[side] for side in "ab"}
-    ranks = models.get(name) or _WINNERS.get(name) or ([1, 1] if _TIE.search(name) else None)
+    models = [str(values.get(f"model_{side}") or "").strip().lower() for side in "ab"]
+    if models.count(name) == 1 and name:
+        return _WINNERS["ab"[models.index(name)]]
+    ranks = _WINNERS.get(name) or ([1, 1] if _TIE.search(name) else None)
     if ranks is None:
         raise BadRow(f"winner is {winner[:20]!r}: model_a, model_b or tie is expected")
     return ranks

@@ -100,7 +100,7 @@ DEFAULTS: Mapping[str, int | float] = {
     "min_p": 0.0,
 }
 _UNREAD = ("repetition_penalty", "no_repeat_ngram_size", "typical_p", "num_beams", "penalty_alpha")
-_OFF = (None, 0, 1, 1.0)
+_OFF = (None, 0, 1)
 
 
 def chat_params(model: str, given: Mapping[str, Any]) -> "SamplingParams":
@@ -125,7 +125,11 @@ def chat_params(model: str, given: Mapping[str, Any]) -> "SamplingParams":
     unread = [name for name in _UNREAD if found.get(name) not in _OFF]
     if unread:
         console.note(f"{file.name} asks for {', '.join(unread)}, which chatpipe does not apply")
-    return SamplingParams(**{**DEFAULTS, **own, **given})
+    try:
+        params = SamplingParams(**{**DEFAULTS, **own})
+    except UsageError as problem:
+        raise UsageError(f"{file}: {problem.message}", problem.hint) from problem
+    return dataclasses.replace(params, **given)
 
 
 def chat(

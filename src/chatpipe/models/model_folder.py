@@ -93,7 +93,6 @@ def _check_folder(name: str, wanted: Kind | None, key: str, others: Sequence[Kin
             "Put the one it was trained with into the folder (tokenizer.save_pretrained).",
         )
     if reads_text:
-        _check_tokenizer_files(folder)
         check_rows(folder, f"{key} = {name}")
     return kind
 
@@ -223,19 +222,24 @@ def check_tokenizer(name: str, key: str) -> None:
             f"{key} = {name} is not the folder of a tokenizer: it has no tokenizer.",
             GIVE_COMPLETE,
         )
-    _check_tokenizer_files(Path(name).expanduser())
+    _tokenizer_objects(Path(name).expanduser())
 
 
-def _check_tokenizer_files(folder: Path) -> None:
-    """Raises `UsageError` that names a file of the tokenizer which is empty, no JSON, or a pointer of Git LFS."""
+def _tokenizer_objects(folder: Path) -> dict[str, dict[str, Any]]:
+    """The JSON objects in the files of a tokenizer, by the names of the files.
+
+    Raises `UsageError` that names a file which is empty, no JSON, not UTF-8, or a pointer of Git LFS.
+    """
+    objects = {}
     for path in sorted({path for pattern in TOKENIZER_FILES for path in folder.glob(pattern) if path.is_file()}):
         check_no_pointer(path)
         if path.suffix == ".json":
-            read_object(path)
+            objects[path.name] = read_object(path)
         elif path.match("*.model") and not path.stat().st_size:
             raise UsageError(f"{path} is empty.", FETCH_AGAIN)
         elif path.suffix == ".jinja":
             _check_utf8(path)
+    return objects
 
 
 def _check_utf8(path: Path) -> None:
@@ -253,35 +257,23 @@ def _check_generation_config(folder: Path) -> None:
         raise UsageError(f"{file}: eos_token_id is {ends!r}, not the number of a token, or several.", "Mend it.")
 
 
-def _rows_of_embedding(folder: Path) -> int | None:
-    """How many tokens the model in `folder` has an embedding for, by its config.json; None where that does not say."""
-    rows = _of_text(folder).get("vocab_size")
-    return rows if isinstance(rows, int) else None
-
-
-def _of_text(folder: Path) -> dict[str, Any]:
-    """The config.json in `folder`, with the settings of its text model where it has several; empty without one."""
-    config = read_object(folder / "config.json") if (folder / "config.json").is_file() else {}
-    return {**config, **(config.get("text_config") or {})}
-
-
 def check_rows(folder: Path, name: str) -> None:
-    """Raises `UsageError` where tokens of tokenizer.json that occur in text have no embedding.
+    """Raises `UsageError` for damaged files of the tokenizer, and where tokens that occur in text have no embedding.
 
     Other control tokens may have none, as the image token of Gemma 3 1B.
     """
-    rows, file = _rows_of_embedding(folder), folder / "tokenizer.json"
-    if rows is None:
+    objects = _tokenizer_objects(folder)
+    config = read_object(folder / "config.json") if (folder / "config.json").is_file() else {}
+    config |= config.get("text_config") or {}
+    rows, padding = config.get("vocab_size"), config.get("pad_token_id")
+    if not isinstance(rows, int):
         return
-    padding = _of_text(folder).get("pad_token_id")
     if isinstance(padding, int) and padding >= rows:
         raise UsageError(
             f"{name}: pad_token_id = {padding} in its config.json, but its embedding has {rows} rows.",
             "Write the number of a token there, or null.",
         )
-    if not file.is_file():
-        return
-    content, occurring = read_object(file), _template_and_eos(folder)
+    content, occurring = objects.get("tokenizer.json", {}), _template_and_eos(folder, objects)
     words = (content.get("model") or {}).get("vocab") or ()
     ids = dict(words if isinstance(words, dict) else {word: number for number, (word, _) in enumerate(words)})
     for token in content.get("added_tokens") or ():
@@ -299,10 +291,9 @@ def check_rows(folder: Path, name: str) -> None:
         )
 
 
-def _template_and_eos(folder: Path) -> str:
-    """The text of the chat template and the EOS token."""
-    file, template = folder / "tokenizer_config.json", folder / "chat_template.jinja"
-    settings = read_object(file) if file.is_file() else {}
+def _template_and_eos(folder: Path, objects: Mapping[str, dict[str, Any]]) -> str:
+    """The text of the chat template and the EOS token; `objects` are those of the tokenizer's files."""
+    settings, template = objects.get("tokenizer_config.json", {}), folder / "chat_template.jinja"
     text = template.read_text(encoding="utf-8") if template.is_file() else settings.get("chat_template")
     return f"{text} {settings.get('eos_token')}"
 

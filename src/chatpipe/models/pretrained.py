@@ -124,7 +124,8 @@ def load_reward_model(
     give_score_class(load_config(model))
     loaded = load_model(AutoModelForSequenceClassification, model, _dtype(frozen, half), new_head=new_head)
     if loaded.config.num_labels != 1:
-        raise UsageError(f"{model} gives {loaded.config.num_labels} numbers for an answer; a reward is one.")
+        what = f"{model} gives {loaded.config.num_labels} numbers for an answer; a reward is one."
+        raise UsageError(what, "Give a sequence classification model with one label.")
     offset = getattr(loaded.config, "chatpipe_reward_offset", 0.0)
     if not isinstance(offset, int | float) or not math.isfinite(offset):
         raise UsageError(
